@@ -1,0 +1,193 @@
+"""Waveforms in and out: what is read, what is refused and why, and what stays the same."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from tts_kit import audio
+from tts_kit.problem import Problem
+
+RATE = 24_000
+
+
+def tone(seconds: float, rate: int = RATE, frequency: float = 220.0, amplitude: float = 0.3) -> np.ndarray:
+    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("suffix", "subtype", "rate", "channels"), [
+    (".wav", "PCM_16", 24_000, 1), (".wav", "PCM_24", 44_100, 2), (".wav", "FLOAT", 48_000, 1),
+    (".flac", "PCM_24", 44_100, 2), (".mp3", "MPEG_LAYER_III", 44_100, 1), (".ogg", "VORBIS", 16_000, 2),
+])
+def test_reads_what_people_have(tmp_path, suffix, subtype, rate, channels):
+    """Guards against wrong pitch, length or level from another rate, another width or a second channel."""
+    path = tmp_path / f"clip{suffix}"
+    soundfile.write(path, np.stack([tone(1.0, rate)] * channels, axis=1), rate, subtype=subtype)
+    samples = audio.read(path, RATE)
+    assert samples.dtype == np.float32 and samples.ndim == 1
+    assert abs(len(samples) - RATE) <= 2
+    assert audio.probe(path) == (rate, channels, 1.0)
+    middle = samples[RATE // 4:3 * RATE // 4]
+    assert np.abs(np.fft.rfft(middle)).argmax() * 2 == pytest.approx(220, abs=2)
+    assert middle.max() == pytest.approx(0.3, abs=0.02)
+
+
+def test_stereo_is_mixed_not_picked(tmp_path):
+    """Guards against taking one channel, which loses a speaker recorded on the other."""
+    path = tmp_path / "right.wav"
+    soundfile.write(path, np.stack([np.zeros(RATE), tone(1.0)], axis=1), RATE)
+    assert np.abs(audio.read(path, RATE)).max() == pytest.approx(0.15, abs=0.01)
+
+
+def test_resampling_does_not_fold(tmp_path):
+    """Guards against decimation without a filter: 20 kHz would come back as a whistle at 4 kHz."""
+    path = tmp_path / "high.wav"
+    soundfile.write(path, tone(1.0, 48_000, 20_000) + tone(1.0, 48_000, 100, 0.05), 48_000)
+    spectrum = np.abs(np.fft.rfft(audio.read(path, RATE)))
+    assert spectrum[3_900:4_100].max() < 0.01 * spectrum[100]
+
+
+def write_float(path, samples, rate=RATE):
+    soundfile.write(path, np.asarray(samples, dtype=np.float32), rate, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda path: None, ["missing", "Put it there"]),
+    (lambda path: path.write_bytes(b""), ["empty (0 bytes)", "Copy it again"]),
+    (lambda path: path.write_bytes(b"this is no sound" * 100), ["cannot be read as audio", "export it"]),
+    (lambda path: path.mkdir(), ["missing"]),
+    (lambda path: write_float(path, []), ["zero length", "Record it again"]),
+    (lambda path: write_float(path, [0.1, np.nan] * RATE), ["not numbers (NaN", "Export it again"]),
+    (lambda path: write_float(path, [0.1, np.inf] * RATE), ["not numbers (NaN", "Export it again"]),
+    (lambda path: write_float(path, tone(1.0, amplitude=0.0009)), ["silent", "-60 dBFS", "Record it again"]),
+    (lambda path: write_float(path, tone(1.0, 8_000), 8_000),
+     ["8 kHz telephone audio has nothing above 4 kHz", "wanted 16 kHz or more", "original recording"]),
+])
+def test_bad_files_are_refused_by_name(tmp_path, make, said):
+    """Guards against a broken file becoming a training clip, and against an error that does not say what to do."""
+    path = tmp_path / "clip.wav"
+    make(path)
+    with pytest.raises(Problem) as caught:
+        audio.read(path, RATE)
+    for words in (str(path), *said):
+        assert words in str(caught.value)
+
+
+def test_a_truncated_file_is_refused():
+    """Guards against training the end of a sentence on a clip whose copy stopped half-way."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 10 * RATE), RATE, format="MP3")
+    with pytest.raises(Problem, match="ends after"):
+        audio.read(buffer.getvalue()[:len(buffer.getvalue()) // 3], RATE)
+
+
+def test_a_long_file_is_refused_unread(tmp_path, monkeypatch):
+    """Guards against decoding hours of sound only to say that it is too long."""
+    path = tmp_path / "lecture.wav"
+    size = 3 * 3600 * RATE * 2
+    with path.open("wb") as file:
+        file.write(b"RIFF" + struct.pack("<I", 36 + size))
+        file.write(b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, RATE * 2, 2, 16))
+        file.write(b"data" + struct.pack("<I", size))
+        file.truncate(44 + size)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(Problem) as caught:
+        audio.read(path, RATE, max_seconds=30)
+    assert str(caught.value) == f"{path} lasts 10800.0 s; the limit is 30 s. Split it or raise max_seconds."
+
+
+def test_bytes_read_like_a_file(tmp_path):
+    """Guards against a second reading path for embedded audio, and errors that cannot name it."""
+    path = tmp_path / "clip.flac"
+    soundfile.write(path, tone(1.0), RATE)
+    assert np.array_equal(audio.read(path.read_bytes(), RATE), audio.read(path, RATE))
+    with pytest.raises(Problem, match="row 3 of owner/voices cannot be read"):
+        audio.read(b"nothing", RATE, name="row 3 of owner/voices")
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_writing_clips_instead_of_wrapping(tmp_path, suffix):
+    """Guards against a loud sample wrapping round to the other sign, which is heard as a crack."""
+    path = tmp_path / f"loud{suffix}"
+    samples = tone(0.5, amplitude=2.0)
+    audio.write(path, samples, RATE)
+    stored, rate = soundfile.read(path)
+    assert rate == RATE and soundfile.info(path).subtype == "PCM_16"
+    assert np.abs(stored - np.clip(samples, -1, 1)).max() < 1e-4
+
+
+def test_failed_writing_keeps_the_old_file(tmp_path):
+    """Guards against losing a good file to samples that are not numbers, or to a format nobody asked for."""
+    path = tmp_path / "clip.wav"
+    audio.write(path, tone(0.5), RATE)
+    before = path.read_bytes()
+    with pytest.raises(Problem, match="NaN"):
+        audio.write(path, np.array([0.1, np.nan], dtype=np.float32), RATE)
+    with pytest.raises(Problem, match=".wav or .flac"):
+        audio.write(tmp_path / "clip.mp3", tone(0.5), RATE)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["clip.wav"]
+
+
+@pytest.mark.parametrize(("rate", "stored"), [(24_000, 24_000), (20_000, 22_050), (96_000, 48_000)])
+def test_compressed_plays_for_its_length(rate, stored):
+    """Guards against MP3 refused for an odd rate, played at the wrong speed because of it, or past full scale."""
+    content, mime = audio.compressed(tone(1.0, rate, amplitude=2.0), rate)
+    assert mime == "audio/mpeg" and len(content) < 30_000 and audio.probe(content)[0] == stored
+    played = audio.read(content, RATE)
+    assert len(played) == pytest.approx(RATE, abs=200) and np.abs(played).max() < 1.5
+
+
+def test_loudness_of_short_and_silent_clips():
+    """Guards against pyloudnorm refusing a clip under 0.4 s, and against minus infinity becoming a huge gain."""
+    assert audio.loudness(tone(0.1), RATE) == pytest.approx(audio.loudness(tone(2.0), RATE), abs=0.5)
+    for silence in (np.zeros(RATE, dtype=np.float32), np.zeros(0, dtype=np.float32)):
+        assert audio.loudness(silence, RATE) == -np.inf
+        assert np.array_equal(audio.level(silence, RATE), silence)
+
+
+def test_level_reaches_target_and_guards_the_peak():
+    """Guards against clips of different loudness, and against levelling that clips a peak."""
+    assert audio.loudness(audio.level(tone(2.0, amplitude=0.02), RATE), RATE) == pytest.approx(-20, abs=0.1)
+    click = tone(2.0, amplitude=0.01)
+    click[RATE] = 0.5
+    assert np.abs(audio.level(click, RATE)).max() == pytest.approx(10 ** (-1 / 20), abs=1e-4)
+
+
+def test_trim_keeps_a_lead_and_a_fixed_tail():
+    """Guards against clips that end at different distances from the voice: the model would never learn to stop."""
+    hiss = np.random.default_rng(0).normal(0, 0.0005, 10 * RATE).astype(np.float32)
+    for before, after in ((2.0, 3.0), (0.04, 0.1), (0.0, 0.0)):
+        samples = np.concatenate([np.zeros(round(before * RATE)), tone(1.0), np.zeros(round(after * RATE))])
+        trimmed = audio.trim(samples + hiss[:len(samples)], RATE)
+        assert len(trimmed) / RATE == pytest.approx(min(before, 0.1) + 1.0 + 0.25, abs=0.041)
+    assert not trimmed[-RATE // 5:].any()
+    word = np.concatenate([np.zeros(10 * RATE), tone(0.4), np.zeros(10 * RATE)])
+    assert len(audio.trim(word, RATE)) / RATE == pytest.approx(0.75, abs=0.041), "a word in long silence"
+
+
+def test_trim_in_a_noisy_room():
+    """Guards against a threshold under the room's own noise, which would cut nothing."""
+    noise = np.random.default_rng(0).normal(0, 0.003, 3 * RATE).astype(np.float32)
+    noise[RATE:2 * RATE] += tone(1.0)
+    assert len(audio.trim(noise, RATE)) / RATE == pytest.approx(1.35, abs=0.05)
+
+
+def test_player_carries_its_sound_and_escapes_its_label():
+    """Guards against a player that points at a file which is not there tomorrow, and against markup in a label."""
+    page = audio.play(tone(0.5), RATE, label="<b>a & b</b>")._repr_html_()
+    assert "data:audio/mpeg;base64," in page and "&lt;b&gt;a &amp; b&lt;/b&gt;" in page and "<b>" not in page
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 2.0])
+def test_spectrogram_has_its_size_and_shows_the_pitch(seconds):
+    """Guards against an upside-down picture, and against a crash on an empty or tiny clip."""
+    from matplotlib.image import imread
+
+    picture = imread(io.BytesIO(audio.spectrogram_png(tone(seconds, frequency=3_000), RATE, width=120, height=64)))
+    assert picture.shape[:2] == (64, 120)
+    if seconds == 2.0:
+        brightest = 63 - picture[:, 60, :3].sum(axis=1).argmax()
+        mel = [np.log10(1 + frequency / 700) for frequency in (3_000, 12_000)]
+        assert brightest == pytest.approx(64 * mel[0] / mel[1], abs=2)

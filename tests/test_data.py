@@ -1,0 +1,593 @@
+"""From recordings to utterances: what is read, what is refused and how it is said, and what is held out."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+
+from tts_kit import audio, data
+from tts_kit.data import source, table, utterance
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+
+RATE = 24_000
+ROOT = Path(data.__file__).parents[2]
+
+
+def voice(number: int, seconds: float = 1.0, rate: int = RATE, amplitude: float = 0.2) -> np.ndarray:
+    """A clip unlike that of any other number."""
+    return amplitude * np.sin(2 * np.pi * (150 + 7 * number) * np.arange(round(seconds * rate)) / rate)
+
+
+def write_clips(folder: Path, count: int = 8, recordings: int = 1) -> list[dict]:
+    """`count` good clips and the rows that name them."""
+    (folder / "clips").mkdir(parents=True)
+    rows = []
+    for number in range(1, count + 1):
+        name = f"clips/tape{chr(65 + number % recordings)}_{number:03d}.wav"
+        soundfile.write(folder / name, voice(number), RATE)
+        rows.append({"file_name": name, "text": f"Sentence number {number}"})
+    return rows
+
+
+def write_csv(folder: Path, rows: list[dict], delimiter: str = ",", name: str = "metadata.csv") -> Path:
+    lines = [delimiter.join(rows[0]), *(delimiter.join(str(cell) for cell in row.values()) for row in rows)]
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / name
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run("voice", tmp_path / "runs")
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A folder of eight good clips."""
+    folder = tmp_path / "recordings"
+    write_csv(folder, write_clips(folder))
+    return folder
+
+
+def refusal(folder: Path, run: Run, recipe: Recipe | None = None) -> str:
+    """What `prepare` says when it refuses; the source is unchanged and nothing was written."""
+    before = contents(folder)
+    with pytest.raises(Problem) as caught:
+        data.prepare(str(folder), run, recipe or Recipe())
+    assert contents(folder) == before
+    assert not run.folder.exists() or not list(run.folder.iterdir())
+    return str(caught.value)
+
+
+def contents(folder: Path) -> dict:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# what comes out
+
+
+def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
+    """Guards against clips stored as they came: another rate, two channels, long silences, wandering loudness."""
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder)
+    quiet = np.concatenate([np.zeros(44_100), voice(2, 1.0, 44_100, 0.02), np.zeros(88_200)])
+    soundfile.write(folder / rows[1]["file_name"], np.stack([quiet, quiet], axis=1), 44_100, subtype="PCM_24")
+    write_csv(folder, rows)
+    utterances = data.prepare(folder, run, Recipe())
+    assert "8 clips, 0.2 minutes, 1 speaker (unnamed); held out: 2 clips from 1 recording" in capsys.readouterr().out
+    second = utterances[1]
+    assert (second.id, second.row, second.file) == ("00002-tapeA-002", 2, "clips/tapeA_002.wav")
+    assert (second.text, second.original_text) == ("Sentence number 2.", "Sentence number 2")
+    assert (second.source, second.speaker, second.recording) == ("0", "", "tapeA")
+    assert soundfile.info(second.audio).samplerate == RATE and soundfile.info(second.audio).channels == 1
+    assert second.seconds == pytest.approx(1.35, abs=0.05) == soundfile.info(second.audio).duration
+    loud = [audio.loudness(audio.read(each.audio, RATE), RATE) for each in utterances]
+    assert np.median(loud) == pytest.approx(-20, abs=0.3)
+    assert loud[0] - loud[1] == pytest.approx(20, abs=0.5), "one gain for the voice, not one for each clip"
+    assert data.read(run.data) == utterances
+
+
+def test_loud_peaks_stay_below_full_scale(tmp_path, run):
+    """Guards against one gain for the voice that clips its loudest clip."""
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder)
+    for number, row in enumerate(rows[1:]):
+        soundfile.write(folder / row["file_name"], voice(number, amplitude=0.01), RATE, subtype="FLOAT")
+    write_csv(folder, rows)
+    first = data.prepare(folder, run, Recipe())[0]
+    assert 0.85 < np.abs(audio.read(first.audio, RATE)).max() <= 10 ** (-1 / 20) + 1e-3
+
+
+@pytest.mark.parametrize("text", [
+    'clips/a1.wav,"Hello, ""you"", said she"', 'clips/a1.wav|Hello, "you", said she',
+    'clips/a1.wav|"Hello, ""you"", said she"', '"clips/a1.wav","Hello, ""you"", said she"',
+])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_tables_with_commas_and_bars(tmp_path, text, ending, mark):
+    """Guards against a byte-order mark in the first column's name, lost quotation marks and cut texts."""
+    delimiter = "|" if "|" in text else ","
+    path = tmp_path / "metadata.csv"
+    path.write_bytes(f"{mark}file_name{delimiter}text{ending}{ending}{text}{ending}".encode())
+    rows = list(table.rows(path))
+    assert [(row.number, row.file, row.text) for row in rows] == [(1, "clips/a1.wav", 'Hello, "you", said she')]
+
+
+@pytest.mark.parametrize("opening", ['"Hello," he said', '"Never closed', 'Inch: 3" wide', '"Two\nb.wav|rows"'])
+def test_bars_without_quoting_lose_no_rows(tmp_path, opening):
+    """Guards against a quotation mark in an unquoted | table swallowing the rows that follow."""
+    path = tmp_path / "metadata.csv"
+    path.write_text(f"file_name|text\na.wav|{opening}\nc.wav|Last")
+    found = [f"{row.file}|{row.text}" for row in table.rows(path)]
+    assert "\n".join(found) == f"a.wav|{opening}\nc.wav|Last"
+
+
+def test_json_lines(tmp_path, run):
+    """Guards against JSON lines read by other rules than CSV, and numbers as speakers becoming something else."""
+    folder = tmp_path / "recordings"
+    rows = [{"audio": row["file_name"], "text": row["text"], "speaker_id": 7} for row in write_clips(folder)]
+    path = folder / "clips.jsonl"
+    path.write_text("\n".join(json.dumps({**row, "text": "Wide\u2028line"}, ensure_ascii=False) for row in rows))
+    utterances = data.prepare(path, run, Recipe())
+    assert {(each.source, each.speaker, each.text) for each in utterances} == {("7", "7", "Wide line.")}
+    assert data.read(run.data) == utterances
+
+
+@pytest.mark.parametrize("kind", ["one split", "splits", "parquet"])
+def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeypatch):
+    """Guards against needing torchcodec, and against a dataset whose extra columns are refused or silently dropped."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder, 6)
+    made = datasets.Dataset.from_list([
+        {"audio": {"bytes": (folder / row["file_name"]).read_bytes(), "path": f"x_{number}.wav"}, "text": row["text"],
+         "speaker_id": 3, "mood": "calm"} for number, row in enumerate(rows)])
+    made = made.cast_column("audio", datasets.Audio(decode=False))
+    if kind == "parquet":
+        (tmp_path / "set").mkdir()
+        made.to_parquet(tmp_path / "set" / "train.parquet")
+    else:
+        decoding = made.cast_column("audio", datasets.Audio())
+        (decoding if kind == "one split" else datasets.DatasetDict(train=decoding)).save_to_disk(tmp_path / "set")
+    utterances = data.prepare(tmp_path / "set", run, Recipe())
+    assert "ignored: mood" in capsys.readouterr().out
+    assert [(each.id, each.source, each.recording) for each in utterances][0] == ("00001-x-0", "3", "x")
+    assert len(utterances) == 6 and data.prepare(tmp_path / "set", run, Recipe()) == utterances
+    with pytest.raises(Problem, match="split test. could not be opened"):
+        data.prepare(f"{tmp_path / 'set'}:test", Run("other", tmp_path / "runs"), Recipe())
+
+
+def test_a_dataset_cannot_name_files_elsewhere(tmp_path, run):
+    """Guards against a downloaded dataset that takes a private file of this machine for training."""
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder, 6)
+    datasets.Dataset.from_list([{"audio": str(folder / row["file_name"]), "text": row["text"]} for row in rows]
+                               ).save_to_disk(tmp_path / "set")
+    said = refusal(tmp_path / "set", run)
+    assert "row 1" in said and "tapeA_001.wav" in said and "inside the dataset" in said
+
+
+def test_a_dataset_without_text_says_which_columns_it_has(tmp_path, run):
+    """Guards against a bare KeyError where a column is named otherwise."""
+    datasets.Dataset.from_list([{"audio": "a.wav", "sentence": "Hi"}]).save_to_disk(tmp_path / "set")
+    said = refusal(tmp_path / "set", run)
+    assert "columns audio, sentence; text is missing" in said and "rename_column" in said
+
+
+# rows that cannot be used
+
+
+def write_float(path, samples, rate=RATE):
+    soundfile.write(path, np.asarray(samples, dtype=np.float32), rate, subtype="FLOAT")
+
+
+BAD_CLIPS = {
+    "missing": (lambda path: path.unlink(), ["is missing", "Put it there"]),
+    "unreadable": (lambda path: path.write_bytes(b"no sound" * 99), ["cannot be read as audio", "export it again"]),
+    "no bytes": (lambda path: path.write_bytes(b""), ["is empty", "Copy it again"]),
+    "zero length": (lambda path: write_float(path, []), ["zero length", "Record it again"]),
+    "silent": (lambda path: write_float(path, np.zeros(RATE)), ["is silent", "-60 dBFS", "Record it again"]),
+    "NaN": (lambda path: write_float(path, [0.1, np.nan] * RATE), ["NaN", "Export it again"]),
+    "8 kHz": (lambda path: write_float(path, voice(3, 1.0, 8_000), 8_000),
+              ["8 kHz telephone audio has nothing above 4 kHz", "16 kHz or more", "Use the original"]),
+    "long": (lambda path: write_float(path, voice(3, 31.2)),
+             ["lasts 31.2 s; the limit is 30 s. Split it or raise max_seconds."]),
+    "short": (lambda path: write_float(path, voice(3, 0.4)), ["0.40 s", "the limit is 0.5 s or more", "Join it"]),
+    "a click": (lambda path: write_float(path, [0.0] * RATE + [0.5] * 99 + [0.0] * RATE),
+                ["the limit is 0.5 s or more"]),
+    "same content": (lambda path: path.write_bytes((path.parent / "tapeA_001.wav").read_bytes()),
+                     ["sounds exactly like clips/tapeA_001.wav of row 1", "Remove one"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CLIPS)
+def test_bad_clips_are_refused_with_row_and_remedy(tmp_path, run, kind):
+    """Guards against a broken clip in training, and against an error that does not say where it is and what to do."""
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder)
+    write_csv(folder, rows)
+    spoil, said = BAD_CLIPS[kind]
+    spoil(folder / rows[2]["file_name"])
+    message = refusal(folder, run)
+    for words in ("1 of 8 clips", "metadata.csv row 3: clips/tapeA_003.wav", "--skip-bad", *said):
+        assert words in message
+
+
+BAD_CELLS = {
+    "empty text": ({"text": " "}, ["clips/tapeA_003.wav: the text is empty", "Write what is said"]),
+    "wordless text": ({"text": "..."}, ["no letter and no digit"]),
+    "long text": ({"text": "word " * 130}, ["650 characters; the limit is 600", "raise max_characters"]),
+    "control character": ({"text": "be\x07ll"}, ["U+0007", "position 3", "Remove it"]),
+    "no file name": ({"file_name": ""}, ["no file name", "Fill it in"]),
+    "same file": ({"file_name": "clips/../clips/tapeA_001.wav"}, ["is clips/tapeA_001.wav of row 1", "Remove one"]),
+    "parent folder": ({"file_name": "../../secret.wav"}, ["leads outside", "Copy the file there"]),
+    "absolute path": ({"file_name": "/etc/passwd"}, ["'/etc/passwd' leads outside", "Copy the file there"]),
+    "link": ({"file_name": "clips/link.wav"}, ["leads outside", "Copy the file there"]),
+    "loop": ({"file_name": "clips/loop.wav"}, ["is missing"]),
+    "nul": ({"file_name": "clips/a\0.wav"}, ["leads outside"]),
+    "endless name": ({"file_name": "x" * 5000}, ["is missing"]),
+    "unquoted comma": ({"text": "Hello, you"}, ["3 cells; the header names 2 columns", "double quotes"]),
+    "huge cell": ({"text": "x" * 120_000}, ["120000 characters; the limit is 100000"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CELLS)
+def test_bad_cells_are_refused_with_row_and_remedy(tmp_path, run, kind):
+    """Guards against bad texts and paths that lead out of the folder, and errors that do not say which row."""
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder)
+    soundfile.write(tmp_path / "secret.wav", voice(99), RATE)
+    (folder / "clips" / "link.wav").symlink_to(tmp_path / "secret.wav")
+    (folder / "clips" / "loop.wav").symlink_to(folder / "clips" / "loop.wav")
+    cells, said = BAD_CELLS[kind]
+    rows[2] = {**rows[2], **cells}
+    write_csv(folder, rows)
+    message = refusal(folder, run)
+    for words in ("1 of 8 clips", "metadata.csv row 3: ", *said):
+        assert words in message
+
+
+def test_all_problems_are_reported_at_once(tmp_path, run):
+    """Guards against fixing forty clips one error at a time."""
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder, 30)
+    write_csv(folder, rows)
+    for row in rows[4:]:
+        (folder / row["file_name"]).unlink()
+    lines = refusal(folder, run).splitlines()
+    assert lines[0].startswith("26 of 30 clips") and lines[-2] == "... and 6 more."
+    assert [line.split(":")[0] for line in lines[1:-2]] == [f"metadata.csv row {number}" for number in range(5, 25)]
+
+
+def test_bad_clips_can_be_left_out(tmp_path, run, capsys):
+    """Guards against clips that vanish without a word, and against good ones that vanish with them."""
+    folder = tmp_path / "recordings"
+    rows = write_clips(folder)
+    write_csv(folder, rows)
+    (folder / rows[2]["file_name"]).unlink()
+    utterances = data.prepare(folder, run, Recipe(), skip_bad=True)
+    assert [each.row for each in utterances] == [1, 2, 4, 5, 6, 7, 8]
+    rejected = [json.loads(line) for line in (run.data / "rejected.jsonl").read_text().splitlines()]
+    assert [(each["row"], each["file"]) for each in rejected] == [(3, "clips/tapeA_003.wav")]
+    assert "is missing" in rejected[0]["reason"] and "1 of 8 clips were left out" in capsys.readouterr().out
+
+
+def test_too_few_clips(tmp_path, run):
+    """Guards against judging a voice by sentences that it was trained on."""
+    folder = tmp_path / "recordings"
+    write_csv(folder, write_clips(folder, 5))
+    said = refusal(folder, run)
+    assert "5 usable clips; the least is 6" in said and "Add more clips" in said
+
+
+# tables that cannot be used
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("filename,text\na.wav,Hi\n", ["'filename' (did you mean 'file_name'?)", "Accepted: file_name"]),
+    ("file_name,text,mood\na.wav,Hi,calm\n", ["unknown columns: 'mood'", "remove"]),
+    ("LJ001-0001|Printing in the only sense|Printing\n", ["unknown columns: 'LJ001-0001'", "first line"]),
+    ("file_name,text,text\na.wav,Hi,Ho\n", ["'text' twice"]),
+    ("file_name,text,source,speaker_id\na.wav,Hi,1,1\n", ["both 'source' and 'speaker_id'"]),
+    ("file_name,source\na.wav,1\n", ["wanted at least file_name and text"]),
+    ("", ["wanted at least file_name and text"]), ("file_name,text\n\n", ["no rows"]),
+    ('file_name,text\na.wav,Hi\nb.wav,"open\nc.wav,Ho\n', ["line 3 is not well-formed CSV", "double quote"]),
+    ("file_name,text\na.wav,caf\xe9\n".encode("latin-1"), ["line 2 is not UTF-8 (byte 0xE9)", "CSV UTF-8"]),
+])
+def test_bad_tables_are_refused(tmp_path, run, content, said):
+    """Guards against a column that is silently not used, and against texts garbled by another encoding."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    (folder / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = refusal(folder, run)
+    for words in ("metadata.csv", *said):
+        assert words in message
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("{", "not JSON"), ("[1]", "not an object"), ('{"file_name": "a.wav", "text": ["x"]}', "not an object"),
+    ('{"text": "x"}', "no file name"), ('{"file_name": "../a.wav", "text": "x"}', "leads outside"),
+    ("[" * 100_000, "not JSON"),
+])
+def test_bad_json_lines_are_named(tmp_path, line, said):
+    """Guards against one broken line hiding the others, or stopping with a traceback."""
+    path = tmp_path / "clips.jsonl"
+    path.write_text('{"file_name": "good.wav", "text": "Hi"}\n' + line + "\n")
+    assert [said in row.problem for row in table.rows(path)] == [False, True]
+    path.write_text('{"file_name": "good.wav", "text": "Hi"}\n{"file_name": "a.wav", "text": "x", "txt": "y"}\n')
+    with pytest.raises(Problem, match="clips.jsonl row 2 has unknown columns: 'txt' .did you mean 'text'"):
+        list(table.rows(path))
+
+
+def test_too_many_rows(tmp_path, monkeypatch):
+    """Guards against a table that fills the memory."""
+    monkeypatch.setattr(table, "MOST_ROWS", 3)
+    write_csv(tmp_path, [{"file_name": "a.wav", "text": "x"}] * 4)
+    with pytest.raises(Problem, match="more than 3 rows"):
+        list(table.rows(tmp_path / "metadata.csv"))
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("nowhere", "no such file or folder"), ("empty", "has no metadata.csv"), ("notes.txt", "neither .csv nor .jsonl"),
+])
+def test_sources_that_are_none(tmp_path, name, said):
+    """Guards against a mistyped folder being looked for on the hub."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(Problem, match=said) as caught:
+        list(source.rows(str(tmp_path / name)))
+    assert str(tmp_path / name) in str(caught.value)
+
+
+# speakers
+
+
+def test_several_speakers_need_a_choice(tmp_path, run, capsys):
+    """Guards against a voice trained on two people, and a held-out clip of the wrong one."""
+    folder = tmp_path / "recordings"
+    rows = [{**row, "source": "bob" if number % 3 else "anna"} for number, row in enumerate(write_clips(folder, 24))]
+    write_csv(folder, rows)
+    said = refusal(folder, run)
+    assert "2 speakers: bob (16 clips, 0.3 minutes), anna (8 clips, 0.1 minutes)" in said and "--speaker NAME" in said
+    assert "Did you mean 'anna'?" in refusal(folder, run, Recipe(speaker="ana"))
+    utterances = data.prepare(folder, run, Recipe(speaker="bob"))
+    assert len(utterances) == 16 and {(each.speaker, each.source) for each in utterances} == {("bob", "1")}
+    said = capsys.readouterr().out
+    assert "8 clips of other speakers" in said and "16 clips, 0.3 minutes, 1 speaker (bob)" in said
+
+
+def test_rows_without_speaker_among_rows_with(tmp_path, run):
+    """Guards against a nameless clip of another person slipping into the voice."""
+    folder = tmp_path / "recordings"
+    rows = [{**row, "source": "" if number == 2 else "anna"} for number, row in enumerate(write_clips(folder))]
+    write_csv(folder, rows)
+    said = refusal(folder, run)
+    assert "metadata.csv row 3: clips/tapeA_003.wav names no speaker" in said and "Fill in its source" in said
+
+
+def test_a_speaker_asked_of_a_table_without_any(good, run):
+    """Guards against a mistyped --speaker that changes nothing."""
+    assert "names no speakers; --speaker asks for 'anna'" in refusal(good, run, Recipe(speaker="anna"))
+
+
+# the split
+
+
+def make_utterances(names: list[str], recording: str = "") -> list[data.Utterance]:
+    return [data.Utterance(id=f"{row:05d}", audio=Path("x.flac"), text="x.", original_text="x", source="0", speaker="",
+                           recording=recording or utterance.recording_of(name), split="", seconds=1.0, row=row,
+                           file=name)
+            for row, name in enumerate(names, 1)]
+
+
+def neighbours(utterances):
+    """Pairs of clips that follow each other in one recording, by the number in the name."""
+    ordered = sorted(utterances, key=lambda each: (each.recording, int(each.file.split("_")[1])))
+    return [(one, other) for one, other in zip(ordered, ordered[1:]) if one.recording == other.recording]
+
+
+@pytest.mark.parametrize("sizes", [[6], [50], [3, 3], [30, 30, 1], [50, 50, 1, 1], [5, 1]])
+def test_no_training_clip_is_beside_a_held_out_one(sizes):
+    """Guards against a score that is good because the neighbouring clip was learned, whatever order the table has."""
+    names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
+    order = np.random.default_rng(1).permutation(len(names))
+    for seed in range(30):
+        utterances = data.split(make_utterances([names[place] for place in order]), 0.1, seed)
+        for one, other in neighbours(utterances):
+            assert {one.split, other.split} != {"train", "held_out"}
+        count = {mark: sum(each.split == mark for each in utterances) for mark in ("train", "held_out", "gap")}
+        assert count["held_out"] >= 2 and count["train"] >= 1 and count["gap"] <= 2
+        assert count["held_out"] <= max(2, 0.15 * len(names))
+
+
+@pytest.mark.parametrize(("sizes", "held"), [([1] * 40, {4}), ([10] * 10, {10}), ([4, 4, 4], {4}), ([20] * 3, {20}),
+                                             ([9, 30, 30, 30, 1], {9, 10})])
+def test_whole_recordings_are_held_out(sizes, held):
+    """Guards against cutting a recording in two where there are enough, and against holding out far more than asked."""
+    names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
+    for seed in range(10):
+        utterances = data.split(make_utterances(names), 0.1, seed)
+        marks = {}
+        for each in utterances:
+            marks.setdefault(each.recording, set()).add(each.split)
+        assert all(len(found) == 1 and "gap" not in found for found in marks.values())
+        assert sum(each.split == "held_out" for each in utterances) in held
+
+
+@pytest.mark.parametrize("sizes", [[50], [5] * 20])
+def test_the_seed_decides_the_split(sizes):
+    """Guards against a split that changes between two calls, or that no seed can change."""
+    names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
+    splits = [[each.split for each in data.split(make_utterances(names), 0.1, seed)] for seed in (1, 1, 2, 3, 4)]
+    assert splits[0] == splits[1] and len(set(map(tuple, splits))) >= 3
+
+
+def test_a_named_recording_keeps_the_order_of_the_table():
+    """Guards against sorting unnumbered names, whose neighbours are known only from the table."""
+    names = [f"take{number % 7}b" for number in range(30)]
+    utterances = data.split(make_utterances(names, recording="sitting"), 0.1, 5)
+    marks = [each.split for each in utterances]
+    first = marks.index("held_out")
+    assert marks[first:first + 3] == ["held_out"] * 3 and marks.count("held_out") == 3
+
+
+def test_a_share_that_leaves_nothing_is_refused():
+    """Guards against training on no clip at all."""
+    with pytest.raises(Problem, match="held_out 0.95 leaves none of 6 clips"):
+        data.split(make_utterances([f"tape_{number}" for number in range(6)]), 0.95, 1)
+
+
+@pytest.mark.parametrize(("file", "recording"), [
+    ("LJ001-0001.wav", "LJ001"), ("clip_007.flac", "clip"), ("intro.wav", "intro"), ("tape2/001.wav", "tape2"),
+    ("001.wav", "recording"), ("tape2/a_1.wav", "tape2/a"), ("1034_121119_000005_000001.wav", "1034_121119_000005"),
+])
+def test_recording_of(file, recording):
+    """Guards against every clip counting as a recording of its own, which would put neighbours on both sides."""
+    assert utterance.recording_of(file) == recording
+
+
+# what is on disk
+
+
+def test_the_same_source_is_used_again(good, run, capsys):
+    """Guards against redoing an hour of work, and against redoing it while another stage reads it."""
+    first = data.prepare(good, run, Recipe())
+    before = {path: path.stat().st_mtime_ns for path in run.data.rglob("*")}
+    assert data.prepare(f"{good}/", run, Recipe(steps=7)) == first
+    assert "used again" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.data.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda folder: {"recipe": Recipe(max_seconds=20)}, "made with max_seconds 30.0, not 20"),
+    (lambda folder: {"skip_bad": True}, "made with skip_bad False, not True"),
+    (lambda folder: soundfile.write(folder / "clips/tapeA_001.wav", voice(50), RATE), "changed since"),
+    (lambda folder: write_csv(folder, [{"file_name": "x.wav", "text": "New"}]), "changed since"),
+    (lambda folder: {"source_name": folder / "metadata.csv"}, "made from"),
+])
+def test_other_data_is_not_overwritten(good, run, change, said):
+    """Guards against an adapter whose data folder silently became that of another source."""
+    data.prepare(good, run, Recipe())
+    before = contents(run.data)
+    arguments = {"source_name": good, "run": run, "recipe": Recipe()}
+    changed = change(good)
+    with pytest.raises(Problem, match=said) as caught:
+        data.prepare(**arguments | (changed if isinstance(changed, dict) else {}))
+    assert "choose another run name" in str(caught.value) and f"delete {run.data}" in str(caught.value)
+    assert contents(run.data) == before
+
+
+def test_data_of_unknown_origin_is_not_overwritten(good, run):
+    """Guards against deleting what somebody put there by hand."""
+    run.data.mkdir(parents=True)
+    (run.data / "mine.txt").write_text("keep")
+    with pytest.raises(Problem, match="source.json is missing"):
+        data.prepare(good, run, Recipe())
+    assert contents(run.data) == {Path("mine.txt"): b"keep"}
+
+
+def test_missing_manifest_says_which_verb_makes_it(run):
+    """Guards against a later stage that fails with a path and no way forward."""
+    with pytest.raises(Problem, match=r"python -m tts_kit data SOURCE --run voice"):
+        data.read(run.data)
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda row: {**row, "audio": "../../secret.flac"}, "leads outside"),
+    (lambda row: {**row, "audio": "/etc/passwd"}, "leads outside"),
+    (lambda row: {**row, "audio": "clips/gone.flac"}, "is missing"),
+    (lambda row: {**row, "mood": "calm"}, "no utterance of this version"),
+    (lambda row: {"id": row["id"]}, "no utterance of this version"), (lambda row: [1], "no utterance of this version"),
+])
+def test_a_manifest_is_not_trusted(good, run, spoil, said):
+    """Guards against a manifest from elsewhere that names files outside, or clips that are not there."""
+    data.prepare(good, run, Recipe())
+    path = run.data / "manifest.jsonl"
+    lines = path.read_text().splitlines()
+    lines[3] = json.dumps(spoil(json.loads(lines[3])))
+    path.write_text("\n".join(lines))
+    with pytest.raises(Problem, match=said) as caught:
+        data.read(run.data)
+    assert "manifest.jsonl line 4" in str(caught.value) and "python -m tts_kit data" in str(caught.value)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from tts_kit import data
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+name, root, source = sys.argv[1:]
+run = Run(name, root)
+if source:
+    data.prepare(source, run, Recipe())
+else:
+    data.write(run.data, data.read(run.data) * 20)
+"""
+
+
+@pytest.mark.parametrize("rewrite", [False, True])
+def test_a_full_disk_loses_nothing(good, run, rewrite):
+    """Guards against half a data folder, or half a manifest over a whole one, when the kernel refuses to write."""
+    utterances = data.prepare(good, run, Recipe())
+    other = run if rewrite else Run("second", run.folder.parent)
+    before = contents(run.folder.parent)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, other.name, run.folder.parent, "" if rewrite else good],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert "Problem" in done.stderr and "the disk is full" in done.stderr and done.returncode == 1
+    assert contents(run.folder.parent) == before and data.read(run.data) == utterances
+    assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data"}
+    assert len(data.prepare(good, other, Recipe())) == 8
+
+
+KILLED = """
+import os, signal, sys
+from tts_kit import audio, data
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+write, written = audio.write, []
+def write_three(path, samples, rate):
+    if len(written) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(write(path, samples, rate))
+audio.write = write_three
+data.prepare(sys.argv[2], Run("voice", sys.argv[1]), Recipe())
+"""
+
+
+def test_a_killed_run_leaves_no_data_folder(good, run):
+    """Guards against a folder with half of the clips that the next stage takes for whole."""
+    done = subprocess.run([sys.executable, "-c", KILLED, run.folder.parent, good], capture_output=True, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL and len(list(run.folder.rglob("*.flac"))) == 3
+    assert not run.data.exists()
+    assert len(data.prepare(good, run, Recipe())) == 8
+
+
+def test_ids_are_unique_safe_and_stable(tmp_path, run):
+    """Guards against two clips of one name overwriting each other, and names that no disk takes."""
+    folder = tmp_path / "recordings"
+    rows = []
+    names = ["a/Ünï cödé 1.wav", "b/Ünï cödé 1.wav", "c/-x.wav", "d/漢字.wav", f"e/{'y' * 90}.wav", "f/z.wav"]
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True)
+        soundfile.write(folder / name, voice(number), RATE)
+        rows.append({"file_name": name, "text": "Hello"})
+    write_csv(folder, rows)
+    ids = [each.id for each in data.prepare(folder, run, Recipe())]
+    assert ids[:4] == ["00001-n-c-d-1", "00002-n-c-d-1", "00003-x", "00004"] and len(set(ids)) == 6
+    assert all(len(each) < 80 and each.isascii() for each in ids)
+
+
+def test_utterances_cannot_change():
+    """Guards against a stage that marks clips behind the manifest's back."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_utterances(["a_1"])[0].split = "train"

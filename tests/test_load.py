@@ -1,0 +1,135 @@
+"""Loading a base: the embedding tie that transformers loses, and checkpoints that are not what they say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CsmForConditionalGeneration
+
+from tts_kit import checkpoint, runtime
+from tts_kit.model import load
+from tts_kit.pretrain import shape
+from tts_kit.problem import Problem
+
+CPU = runtime.choose("cpu")
+
+
+def copy_with(toy: str, folder: Path, change) -> str:
+    """The toy with its weights changed on disk."""
+    shutil.copytree(toy, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: weight.clone() for name, weight in weights.items()}
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def tables(model):
+    return model.backbone_model.embed_tokens.embed_audio_tokens.weight, model.depth_decoder.model.embed_tokens.weight
+
+
+def test_audio_tables_are_one_after_load_and_after_save_and_reload(base, toy, tmp_path):
+    """Mistake: transformers 5.0 to 5.20 leave the backbone's audio table random, and every prediction is noise."""
+    saved = load_file(Path(toy) / "model.safetensors")
+    assert load.BACKBONE_TABLE not in saved, "the toy must be saved as transformers saves it, with one table"
+    backbone, depth = tables(base.model)
+    assert backbone is depth
+    assert torch.equal(depth, saved[load.DEPTH_TABLE])
+    base.model.codec_model = base.codec.model
+    again = load.base(str(shape.save(base.model, tmp_path / "again")), CPU)
+    assert torch.equal(tables(again.model)[0], depth) and tables(again.model)[0] is tables(again.model)[1]
+
+
+def test_the_other_table_alone_is_enough(toy, tmp_path):
+    """Mistake: only one direction of the tie is repaired."""
+    def swap(weights):
+        weights[load.BACKBONE_TABLE] = weights.pop(load.DEPTH_TABLE)
+
+    model = load.base(copy_with(toy, tmp_path / "swapped", swap), CPU).model
+    assert tables(model)[0] is tables(model)[1]
+    assert torch.equal(tables(model)[0], load_file(Path(toy) / "model.safetensors")[load.DEPTH_TABLE])
+
+
+def test_a_checkpoint_without_any_audio_table_is_refused(toy, tmp_path):
+    """Mistake: a random table is accepted in silence."""
+    folder = copy_with(toy, tmp_path / "none", lambda weights: weights.pop(load.DEPTH_TABLE))
+    with pytest.raises(Problem, match="no audio embeddings.*Download"):
+        load.base(folder, CPU)
+
+
+def test_tables_that_differ_are_refused(toy, tmp_path):
+    """Mistake: a checkpoint saved after a broken load goes on with its random table."""
+    def differ(weights):
+        weights[load.BACKBONE_TABLE] = weights[load.DEPTH_TABLE] + 1
+
+    with pytest.raises(Problem, match="they differ.*original checkpoint"):
+        load.base(copy_with(toy, tmp_path / "differ", differ), CPU)
+
+
+def test_a_base_without_depth_decoder_is_refused(toy, tmp_path):
+    """Mistake: a random depth decoder is tuned for hours."""
+    def cut(weights):
+        for name in [name for name in weights if name.startswith("depth_decoder.model.layers")]:
+            del weights[name]
+
+    with pytest.raises(Problem, match="lacks the depth decoder.*depth_decoder.model.layers"):
+        load.base(copy_with(toy, tmp_path / "cut", cut), CPU)
+
+
+def test_a_codec_with_a_hole_is_refused(toy, tmp_path):
+    """Mistake: a random layer in the codec turns every clip into noise codes."""
+    def cut(weights):
+        del weights["codec_model.encoder.layers.0.conv.weight"]
+
+    with pytest.raises(Problem, match="lacks 1 of the codec's weights"):
+        load.base(copy_with(toy, tmp_path / "cut", cut), CPU)
+
+
+def test_another_architecture_is_named(toy, tmp_path):
+    """Mistake: a Llama folder fails somewhere deep inside with a missing attribute."""
+    shutil.copytree(toy, tmp_path / "llama")
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(Problem, match="'llama' model; this kit fine-tunes CSM"):
+        load.base(str(tmp_path / "llama"), CPU)
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "nowhere", "runs/../../etc"])
+def test_a_base_that_is_not_there(name):
+    """Mistake: a page of hub traceback instead of what was looked for and what to do."""
+    with pytest.raises(Problem, match="(?s)" + name + ".*(could not be read|was found neither)"):
+        load.base(name, CPU)
+
+
+def test_pickled_weights_are_not_opened(toy, tmp_path):
+    """Mistake: a checkpoint with pytorch_model.bin runs code when it is loaded."""
+    shutil.copytree(toy, tmp_path / "pickle")
+    weights = load_file(tmp_path / "pickle" / "model.safetensors")
+    (tmp_path / "pickle" / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pickle" / "pytorch_model.bin")
+    with pytest.raises(Problem, match="safetensors"):
+        load.base(str(tmp_path / "pickle"), CPU)
+
+
+def test_codec_stays_in_float32_beside_a_16_bit_network(toy):
+    """Mistake: loading in bf16 rounds the codec's weights, and the codes change."""
+    half = load.base(toy, runtime.Runtime("cpu", torch.bfloat16, "sdpa", ""))
+    assert half.model.dtype == torch.bfloat16
+    assert {weight.dtype for weight in half.codec.model.parameters()} == {torch.float32}
+    assert half.codec.fingerprint() == load.base(toy, CPU).codec.fingerprint()
+    assert half.fingerprint() == load.base(toy, CPU).fingerprint()
+
+
+def test_unsloth_without_a_gpu_is_refused_with_the_way_out():
+    """Mistake: `import unsloth` raises NotImplementedError at the user."""
+    with pytest.raises(Problem, match="needs an NVIDIA GPU.*'plain' runs everywhere"):
+        load.choose_engine("unsloth", CPU)
+    assert load.choose_engine("auto", CPU)[0] == "plain"
+
+
+def test_the_toy_is_read_by_plain_transformers(toy):
+    """Mistake: a folder only the kit can read."""
+    with checkpoint.opening(toy):
+        assert CsmForConditionalGeneration.from_pretrained(toy).config.num_codebooks == 4

@@ -1,0 +1,131 @@
+"""The kit's loss and gradients against transformers' own forward, in float32."""
+
+import pytest
+import torch
+from conftest import make_clip
+
+from tts_kit import runtime
+from tts_kit.model import load, lora, loss
+from tts_kit.tuning import batches
+
+CLIPS = [make_clip("a", 9, "One."), make_clip("b", 5, "Another one?"), make_clip("c", 12, "A third, longer one.")]
+
+
+def everything(examples):
+    return [torch.ones(example.scored_frames, dtype=torch.bool) for example in examples]
+
+
+def stock_loss(model, example):
+    """Transformers' forward on one clip, from embeddings and three-dimensional labels."""
+    embeds = torch.where(example.is_frame[:, None], model.backbone_model.embed_tokens(example.codes[None])[0],
+                         model.embed_text_tokens(example.ids))
+    return model(inputs_embeds=embeds[None], labels=example.labels[None], use_cache=False)
+
+
+def kit_means(model, batch):
+    sums = loss.sums(model, batch)
+    return sums.backbone / sums.frames, sums.depth / sums.depth_frames / (len(sums.by_codebook) - 1)
+
+
+def test_loss_from_sound_is_the_loss_from_codes(base, stock, toy):
+    """Mistake: codes, template or labels made beforehand differ from what transformers makes of the same sound."""
+    import numpy as np
+    from transformers import AutoProcessor
+
+    wave = np.random.default_rng(1).normal(0, 0.1, 1920 * 6).astype(np.float32)
+    chat = [{"role": "0", "content": [{"type": "text", "text": "Hi."}, {"type": "audio", "path": wave}]}]
+    inputs = AutoProcessor.from_pretrained(toy).apply_chat_template(chat, tokenize=True, return_dict=True,
+                                                                    processor_kwargs={"output_labels": True})
+    theirs = stock(**inputs, use_cache=False)
+    from tts_kit.tokens.prompt import Turn
+    example = base.writer.write("clip", [Turn("Hi.", "0", base.codec.encode([wave])[0])])
+    backbone, depth = kit_means(base.model, batches.collate([example], everything([example]), packing=True))
+    torch.testing.assert_close(backbone, theirs.backbone_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(depth, theirs.depth_decoder_loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_loss_and_gradients_equal_transformers(base, toy, packing):
+    """Mistake: hidden state off by one, wrong head or table offset, depth weighed 31 times, clips that see each other."""
+    ours = lora.attach(base.model, 4, 8.0)
+    other = load.base(toy, runtime.choose("cpu"))
+    theirs = lora.attach(other.model, 4, 8.0)
+    for mine, their in zip(ours.parameters(), theirs.parameters()):
+        if mine.requires_grad:
+            mine.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(mine.numel()))
+            their.data.copy_(mine.data)
+    examples = [batches.write(clip, base.writer) for clip in CLIPS]
+    backbone, depth = kit_means(lora.bare(ours), batches.collate(examples, everything(examples), packing))
+    (backbone + depth).backward()
+
+    frames = sum(example.scored_frames for example in examples)
+    outputs = [(stock_loss(lora.bare(theirs), example), example.scored_frames / frames) for example in examples]
+    wanted_backbone = sum(out.backbone_loss * share for out, share in outputs)
+    wanted_depth = sum(out.depth_decoder_loss * share for out, share in outputs)
+    (wanted_backbone + wanted_depth).backward()
+
+    torch.testing.assert_close(backbone, wanted_backbone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(depth, wanted_depth, rtol=1e-5, atol=1e-6)
+    compared = 0
+    for (name, mine), their in zip(ours.named_parameters(), theirs.parameters()):
+        if mine.requires_grad:
+            torch.testing.assert_close(mine.grad, their.grad, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+            compared += mine.grad.abs().max() > 0
+    assert compared == 2 * 4 * 7  # A and B of seven projections in two layers of two parts
+
+
+def test_packed_clips_do_not_see_each_other(base):
+    """Mistake: a cache or a full mask in the packed row lets a clip attend to its neighbour."""
+    first, second = (batches.write(clip, base.writer) for clip in CLIPS[:2])
+    changed = batches.write(make_clip("z", 9, "One."), base.writer)
+    assert len(changed) == len(first)
+
+    def second_loss(neighbour):
+        mask = [torch.zeros(neighbour.scored_frames, dtype=torch.bool), torch.ones(second.scored_frames, dtype=torch.bool)]
+        batch = batches.collate([neighbour, second], mask, packing=True)
+        keep = slice(neighbour.scored_frames, None)
+        batch |= {"predictors": batch["predictors"][keep], "targets": batch["targets"][keep],
+                  "depth_rows": torch.arange(second.scored_frames)}
+        return kit_means(base.model, batch)
+
+    assert [value.item() for value in second_loss(first)] == pytest.approx(
+        [value.item() for value in second_loss(changed)], rel=1e-6)
+
+
+def test_depth_loss_counts_only_the_chosen_frames(base):
+    """Mistake: the sampled depth loss is divided by all frames and so weighs less at a smaller ratio."""
+    example = batches.write(CLIPS[0], base.writer)
+    mask = torch.zeros(example.scored_frames, dtype=torch.bool)
+    mask[[2, 5]] = True
+    chosen = loss.sums(base.model, batches.collate([example], [mask], packing=True))
+    whole = batches.collate([example], everything([example]), packing=True)
+    hidden = base.model.backbone_model(inputs_embeds=loss.embed(base.model, whole), position_ids=whole["positions"],
+                                       use_cache=False).last_hidden_state[0]
+    logits = loss.depth_logits(base.model, hidden[whole["predictors"]], whole["targets"])[:, [2, 5]]
+    wanted = torch.nn.functional.cross_entropy(logits.transpose(0, 1).flatten(0, 1),
+                                               whole["targets"][[2, 5], 1:].flatten(), reduction="sum")
+    assert chosen.depth_frames == 2
+    torch.testing.assert_close(chosen.depth, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 32])
+def test_any_number_of_depth_frames(base, frames):
+    """Mistake: transformers 5.17 takes the positions of one frame for those of a pack when as many frames as codebooks come."""
+    codes = make_clip("a", frames).codes.long()
+    states = torch.randn(frames, 32, generator=torch.Generator().manual_seed(0))
+    together = loss.depth_logits(base.model, states, codes)
+    inputs = torch.nn.functional.pad(codes[:1], (1, 0))[:, :-1]
+    first = base.model.depth_decoder(input_ids=inputs, backbone_last_hidden_state=states[:1], use_cache=False).logits[0]
+    torch.testing.assert_close(together[:, 0], first, rtol=1e-5, atol=1e-6)
+
+
+def test_no_cache_is_built_in_training(base, monkeypatch):
+    """Mistake: use_cache left at the config's default builds key-value caches in every step and breaks packing."""
+    from transformers import cache_utils
+
+    made = []
+    real = cache_utils.DynamicCache.__init__
+    monkeypatch.setattr(cache_utils.DynamicCache, "__init__", lambda *a, **k: (made.append(1), real(*a, **k))[1])
+    example = batches.write(CLIPS[0], base.writer)
+    loss.sums(base.model, batches.collate([example], everything([example]), packing=True))
+    assert not made

@@ -1,0 +1,397 @@
+"""The listening page: what its file holds, and how it behaves in a real browser."""
+
+import base64
+import html
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tts_kit import audio
+from tts_kit.comparison import page
+from tts_kit.problem import Problem
+
+RATE = 24_000
+SECONDS = {None: 0.8, 1: 1.6, 2: 1.1}
+ARMS = ["real", "codec", "base", "clone", "tuned", "tuned+clone"]
+HOSTILE = '<img src=x onerror="window.hurt=1">\u2028"\'</script><!--<script>window.hurt=1//'
+TEXTS = ["The lamps along the river went out.", HOSTILE, "Where are the keys?"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
+
+
+def voice(seconds: float, amplitude: float = 0.2) -> np.ndarray:
+    """Something with harmonics, syllables and breath, (samples,)."""
+    at = np.arange(int(seconds * RATE)) / RATE
+    tone = sum(np.sin(2 * np.pi * k * (130 * at + 3 * np.sin(4 * at))) / k for k in range(1, 30))
+    breath = np.random.default_rng(0).standard_normal(len(at))
+    return (amplitude * (tone + 0.2 * breath) * (0.55 + 0.45 * np.sin(20 * at)) / 2).astype(np.float32)
+
+
+def row(folder, arm="base", sentence=1, seed=1, **changes) -> dict:
+    """A row of scores.jsonl and its clip on disk."""
+    file = f"clips/{arm}/{sentence:03}-{seed}.flac"
+    audio.write(folder / file, voice(SECONDS[seed]), RATE)
+    return {"arm": arm, "sentence": sentence, "text": TEXTS[sentence - 1], "seed": seed, "file": file,
+            "seconds": SECONDS[seed], "stopped": None, "wall_seconds": 0.5, "takes": 1} | changes
+
+
+def written(rows, folder, facts=None) -> str:
+    return page.write(rows, folder, "A page", "Nothing was judged.", facts or {"machine": "a desk"}).read_text()
+
+
+def embedded(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def clips_of(text: str) -> list[dict]:
+    return [clip for sentence in embedded(text)["sentences"] for clip in sentence["clips"]]
+
+
+@pytest.mark.parametrize("file", ["../secret.flac", "clips/../../secret.flac", "/etc/passwd", "clips/link.flac",
+                                  "a\0b"])
+def test_files_stay_inside_the_folder(tmp_path, file):
+    """Mistake: joining the row's file to the folder unchecked, so that a page carries any file of the machine."""
+    audio.write(tmp_path / "secret.flac", voice(0.5), RATE)
+    folder = tmp_path / "comparison"
+    good = row(folder)
+    (folder / "clips/link.flac").symlink_to(tmp_path / "secret.flac")
+    with pytest.raises(Problem, match="row 2.*outside"):
+        page.write([good, good | {"seed": 2, "file": file}], folder, "", "", {})
+    assert not (folder / "index.html").exists()
+
+
+@pytest.mark.parametrize("change", [{"arm": None}, {"text": ""}, {"sentence": "3"}, {"sentence": True}, {"file": 7},
+                                    {"seed": [1]}, {"stopped": "no"}])
+def test_broken_rows_are_named(tmp_path, change):
+    """Mistake: a KeyError or a silent guess where a row lacks a field or holds another type."""
+    good = row(tmp_path)
+    with pytest.raises(Problem, match=f"row 2: {next(iter(change))} is"):
+        page.write([good, good | {"seed": 2} | change], tmp_path, "", "", {})
+
+
+def test_no_clip_is_hidden_by_another(tmp_path):
+    """Mistake: two rows for one cell, of which the page shows the last as if it were the only one."""
+    rows = [row(tmp_path), row(tmp_path, seed=2), row(tmp_path)]
+    with pytest.raises(Problem, match="rows 1 and 3"):
+        page.write(rows, tmp_path, "", "", {})
+    with pytest.raises(Problem, match="no rows"):
+        page.write([], tmp_path, "", "", {})
+
+
+def test_arms_have_their_order_and_columns_are_found(tmp_path):
+    """Mistakes: columns in order of appearance; truth values, NaN and the seed taken for measures."""
+    first = row(tmp_path, "other", wer=0.25, heard="text", similarity=float("nan"), flag=True, vast=10 ** 400)
+    rows = [first, row(tmp_path, "tuned+clone"), row(tmp_path, "real", seed=None, similarity=0.5),
+            row(tmp_path, "codec", seed=None)]
+    data = embedded(written(rows, tmp_path))
+    assert [arm["name"] for arm in data["arms"]] == ["real", "codec", "tuned+clone", "other"]
+    assert all(arm["meaning"] for arm in data["arms"][:3])
+    assert data["columns"] == ["seconds", "wall_seconds", "takes", "wer", "similarity"]
+    assert data["sentences"][0]["clips"][0]["figures"] == [SECONDS[1], 0.5, 1, 0.25, None]
+
+
+def test_missing_and_silent_clips_do_not_stop_the_page(tmp_path, capsys):
+    """Mistake: one lost file among hundreds, and no page at all; or a page that names folders of this machine."""
+    rows = [row(tmp_path), row(tmp_path, seed=2), row(tmp_path, "tuned"), row(tmp_path, "clone")]
+    (tmp_path / rows[1]["file"]).unlink()
+    audio.write(tmp_path / rows[2]["file"], np.zeros(RATE, np.float32), RATE)
+    (tmp_path / rows[3]["file"]).write_bytes(b"not audio")
+    text = written(rows, tmp_path)
+    there, missing, silent, broken = clips_of(text)
+    assert there["sound"] and missing["problem"] == "missing"
+    assert "silent" in silent["problem"] and "cannot be read" in broken["problem"]
+    assert "3 of 4 clips" in capsys.readouterr().out and str(tmp_path) not in text
+
+
+def test_clips_are_equally_loud_mp3(tmp_path):
+    """Mistake: embedding the clips as they are, so that the louder arm sounds better."""
+    rows = [row(tmp_path), row(tmp_path, "tuned")]
+    audio.write(tmp_path / rows[0]["file"], voice(1.5, amplitude=0.01), RATE)
+    audio.write(tmp_path / rows[1]["file"], voice(1.5, amplitude=0.4), RATE)
+    levels = []
+    for clip in clips_of(written(rows, tmp_path)):
+        kind, content = clip["sound"].split(";base64,")
+        assert kind == "data:audio/mpeg" and clip["picture"].startswith("data:image/png;base64,iVBOR")
+        levels.append(audio.loudness(audio.read(base64.b64decode(content), RATE), RATE))
+    assert abs(levels[0] - levels[1]) < 0.5
+
+
+def test_a_whole_comparison_stays_small(tmp_path):
+    """Mistake: WAV or large pictures inside the page: 20 sentences x 6 arms x 4 s must stay under 15 MB."""
+    rows = [row(tmp_path, arm) for arm in ARMS]
+    for each in rows:
+        audio.write(tmp_path / each["file"], voice(4), RATE)
+    clips = clips_of(written(rows, tmp_path))
+    assert 20 * len(json.dumps(clips)) < 15_000_000 and len(clips) == 6
+
+
+def test_page_is_replaced_whole_and_needs_no_network(tmp_path):
+    """Mistakes: writing into the old page while somebody reads it; a font, script or style from elsewhere."""
+    (tmp_path / "index.html").write_text("the old page")
+    os.link(tmp_path / "index.html", tmp_path / "reader")
+    text = written([row(tmp_path)], tmp_path)
+    assert (tmp_path / "reader").read_text() == "the old page"
+    markup = re.sub(r"base64,[\w+/=]+", "", text)
+    assert not re.search(r"https?:|//[a-z]|@import|@font-face|<link|\b(src|href)=", markup)
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', text)[1])
+    assert policy.startswith("default-src 'none'; media-src data:; img-src data:;") and "unsafe" not in policy
+
+
+def test_hostile_text_never_becomes_markup(tmp_path):
+    """Mistake: a text from the data that ends the script element, or a fact that is pasted as HTML."""
+    rows = [row(tmp_path, sentence=2, text=HOSTILE + "\ud800")]
+    text = page.write(rows, tmp_path, HOSTILE, HOSTILE, {HOSTILE: {HOSTILE: None}}).read_text()
+    assert text.count("<script") == text.count("</script>") == 2 and "<img" not in text and "\u2028" not in text
+    assert embedded(text)["sentences"][0]["text"] == HOSTILE + "\ud800"
+
+
+class Browser:
+    """Chromium without a window, driven through its DevTools pipe, so that no driver and no package is needed."""
+
+    def __init__(self, binary: str, profile):
+        # Chromium reads commands from descriptor 3 and answers on 4
+        self.process = subprocess.Popen(
+            ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", binary, "--headless", "--no-sandbox",
+             "--disable-gpu", "--mute-audio", "--no-first-run", "--remote-debugging-pipe",
+             f"--user-data-dir={profile}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        self.unread, self.calls, self.events, self.session = b"", 0, [], {}
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters) -> dict:
+        self.calls += 1
+        message = {"id": self.calls, "method": method, "params": parameters} | self.session
+        self.process.stdin.write(json.dumps(message).encode() + b"\0")
+        while (answer := self.receive()).get("id") != self.calls:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def receive(self) -> dict:
+        while b"\0" not in self.unread:
+            assert select.select([self.process.stdout], [], [], 30)[0], "the browser says nothing for 30 s"
+            self.unread += (read := self.process.stdout.read(1 << 20))
+            assert read, "the browser went away"
+        message, self.unread = self.unread.split(b"\0", 1)
+        return json.loads(message)
+
+    def run(self, script: str):
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, script: str) -> None:
+        end = time.monotonic() + 10
+        while not self.run(script):
+            assert time.monotonic() < end, f"never became true: {script}"
+            time.sleep(0.02)
+
+    def open(self, path) -> None:
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        self.wait(f"location.href === {json.dumps(path.as_uri())} && document.readyState === 'complete'")
+
+    def look(self, width: int, height: int, scheme: str = "light") -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                  mobile=width < 500)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def press(self, key: str, shift: bool = False) -> None:
+        common = {"key": key, "code": key, "modifiers": 8 * shift, "windowsVirtualKeyCode": KEYS.get(key, ord(key[0]))}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **common | ({"text": key} if len(key) == 1 else {}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def click(self, selector: str, across: float = 0.5) -> None:
+        x, y = self.run(f"""(() => {{ const seen = document.querySelector({json.dumps(selector)});
+            seen.scrollIntoView({{block: "center"}}); const box = seen.getBoundingClientRect();
+            return [box.left + {across} * box.width, box.top + box.height / 2]; }})()""")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def complaints(self) -> list:
+        return [event for event in self.events if event["method"] == "Runtime.exceptionThrown"
+                or event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] in ("error", "warning")]
+
+    def close(self) -> None:
+        self.session = {}
+        self.process.stdin.write(b'{"id": 0, "method": "Browser.close"}\0')
+        self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not binary:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH; apt-get install chromium")
+    browser = Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Three sentences, one of them hostile, in seven arms; the spoken ones with two seeds; one clip is missing."""
+    folder = tmp_path_factory.mktemp("comparison")
+    rows = [row(folder, arm, sentence, seed, wer=sentence / 10, stopped=seed != 2 if seed else None)
+            for sentence in (1, 2, 3) for arm in ARMS
+            for seed in ((None,) if arm in ("real", "codec") else (1, 2) if sentence == 1 else (1,))]
+    rows.append(row(folder, "base", 3, 2) | {"arm": f"arm {HOSTILE}", HOSTILE: 7, "__proto__": 3, "constructor": 4})
+    next(each for each in rows if each["arm"] == "clone" and each["sentence"] == 3)["file"] = "clips/nowhere.flac"
+    return page.write(rows, folder, f"Title {HOSTILE}", f"Sentence {HOSTILE}", {f"fact {HOSTILE}": HOSTILE})
+
+
+@pytest.fixture
+def browser(chromium, site):
+    """The page freshly opened; no test may leave an error in the console or a request to a network."""
+    chromium.look(1280, 800)
+    chromium.open(site)
+    yield chromium
+    assert chromium.complaints() == []
+    asked = {event["params"]["request"]["url"] for event in chromium.events
+             if event["method"] == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} <= {site.as_uri()}
+
+
+def test_every_cell_is_there(browser):
+    """Mistake: a sentence, an arm or an absent clip that leaves no cell, so that columns no longer line up."""
+    assert browser.run("[...document.querySelectorAll('.names th')].map(e => e.textContent)")[:7] == ["sentence", *ARMS]
+    assert browser.run("[...document.querySelectorAll('tbody tr')].map(e => e.cells.length)") == [8, 8, 8]
+    assert browser.run("document.querySelectorAll('.play').length") == 3 * 6 - 1 + 1
+    absent = browser.run("[...document.querySelectorAll('.absence')].map(e => e.textContent)")
+    assert absent == ["no clip", "no clip", "missing"]
+    assert "the ceiling" in browser.run("document.querySelector('.meanings').innerText")
+    totals = browser.run("""[...document.querySelectorAll("tfoot tr")].map(
+        row => [...row.cells].slice(0, 7).map(cell => cell.lastChild.data))""")
+    assert ["ran to the limit", "–", "–", "1 of 4", "1 of 4", "1 of 4", "1 of 4"] in totals
+    assert ["mean wer", *["0.20"] * 2, *["0.17"] * 4] in totals
+
+
+def test_play_decodes_and_only_one_plays(browser):
+    """Mistake: a button that turns into a pause sign while no sound is decoded, or two clips at once."""
+    browser.click("tbody tr:nth-child(1) td:nth-child(2) .play")
+    browser.wait("player.readyState >= 2 && player.currentTime > 0.05")
+    assert browser.run("player.error === null && Math.abs(player.duration - 0.8) < 0.15")
+    assert browser.run("document.querySelector('.playing').style.getPropertyValue('--progress') > 0")
+    browser.click("tbody tr:nth-child(1) td:nth-child(4) .play")
+    browser.wait("document.querySelector('.playing')?.cellIndex === 3 && player.currentTime > 0.05")
+    assert browser.run("['audio', '.playing'].map(each => document.querySelectorAll(each).length)") == [1, 1]
+    assert browser.run("document.querySelector('.playing .play').ariaLabel").startswith("Pause base, sentence 1")
+    browser.click(".playing .play")
+    browser.wait("player.paused && !document.querySelector('.playing')")
+
+
+def test_click_on_the_spectrogram_seeks(browser):
+    """Mistake: seeking before the length is known, which starts every clip at zero."""
+    browser.click("tbody tr:nth-child(3) td:nth-child(2) .picture", across=0.75)
+    browser.wait("player.currentTime > 0.55")
+    browser.wait("player.ended && !document.querySelector('.playing')")
+
+
+def test_seed_switch_changes_the_clip(browser):
+    """Mistake: a pressed seed button over the old clip."""
+    browser.click("tbody tr:nth-child(1) td:nth-child(6) .play")
+    browser.wait("Math.abs(player.duration - 1.6) < 0.15 && player.currentTime > 0")
+    assert browser.run("document.querySelectorAll('tr:nth-child(1) .warning').length") == 0
+    browser.click("tbody tr:nth-child(1) .seeds button:nth-of-type(2)")
+    browser.wait("Math.abs(player.duration - 1.1) < 0.15 && player.currentTime > 0")
+    assert browser.run("document.querySelectorAll('tr:nth-child(1) .warning').length") == 4
+    pressed = "[...document.querySelectorAll('tbody .seeds button')].map(e => e.ariaPressed)"
+    assert browser.run(pressed) == ["false", "true"]
+
+
+def test_filter_and_sort(browser):
+    """Mistakes: rows that stay when no word matches; a hidden row that goes on sounding; numbers sorted as text."""
+    numbers = "[...document.querySelectorAll('tbody tr:not([hidden]) .number')].map(e => e.textContent).join()"
+    browser.click("tbody tr:nth-child(1) td:nth-child(2) .play")
+    browser.click("#filter")
+    browser.call("Input.insertText", text="KEYS the")
+    assert browser.run(numbers) == "3" and "1 of 3" in browser.run("document.querySelector('#count').textContent")
+    browser.wait("player.paused")
+    browser.call("Input.insertText", text="zzz")
+    assert browser.run(numbers) == "" and browser.run("!document.querySelector('#nothing').hidden")
+    browser.press("Escape")
+    assert browser.run(numbers) == "1,2,3"
+    browser.click("#direction")
+    assert browser.run(numbers) == "3,2,1"
+    browser.run("column.value = page.columns.indexOf('seconds'); arm.value = 4; applySort()")
+    assert browser.run(numbers) == "2,3,1"
+
+
+def test_keyboard(browser):
+    """Mistake: a page that only a mouse can use."""
+    focused = """(cell => cell && [cell.parentElement.rowIndex - 1, cell.cellIndex])(
+        document.activeElement.closest("td"))"""
+    browser.run("document.querySelector('#direction').focus()")
+    for _ in range(9):
+        if browser.run(focused) != [1, 1]:
+            browser.press("Tab")
+    assert browser.run(focused) == [1, 1]
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp", "ArrowUp"):
+        browser.press(key)
+    assert browser.run(focused) == [1, 4]
+    browser.press("2")
+    browser.press(" ")
+    browser.wait("player.currentTime > 0 && Math.abs(player.duration - 1.1) < 0.15")
+    browser.press("ArrowRight", shift=True)
+    browser.wait("player.currentTime > 0.5")
+    browser.press(" ")
+    browser.wait("player.paused")
+    browser.press("/")
+    assert browser.run("document.activeElement.id") == "filter"
+    assert browser.run("[...document.querySelectorAll('button')].every(e => e.textContent || e.ariaLabel)")
+
+
+def test_hostile_text_stays_text(browser):
+    """Mistake: innerHTML somewhere between the data and the page."""
+    assert browser.run("document.querySelectorAll('tbody th p')[1].textContent") == HOSTILE
+    assert browser.run("[document.querySelector('h1').textContent, document.title]") == [f"Title {HOSTILE}"] * 2
+    assert browser.run("[...document.querySelectorAll('.facts dd')].map(e => e.textContent)") == [HOSTILE]
+    assert browser.run("document.querySelectorAll('.names th')[7].textContent") == f"arm {HOSTILE}"
+    assert browser.run("[document.images.length, document.scripts.length]") == [0, 2]
+    assert browser.run("typeof window.hurt") == "undefined"
+
+
+def test_policy_stops_what_escaping_missed(browser):
+    """Mistake: a policy that lets an injected handler run or a picture call home."""
+    broken = browser.run("""new Promise(done => {
+        const seen = new Set();
+        document.addEventListener("securitypolicyviolation", event => {
+            seen.add(event.effectiveDirective);
+            if (seen.size === 3) done([...seen].sort().join());
+        });
+        document.body.insertAdjacentHTML("beforeend", '<p onclick="window.hurt=1" style="color:red">');
+        new Image().src = "http://127.0.0.1:9/";
+    })""")
+    assert broken == "img-src,script-src-attr,style-src-attr"
+    browser.events.clear()
+
+
+@pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
+def test_it_fits(browser, width, height):
+    """Mistake: a page that must be pushed sideways on a laptop or a phone, or whose header scrolls away."""
+    browser.run("document.querySelectorAll('tr > :nth-child(8)').forEach(e => e.remove())")
+    browser.run("grid.style.setProperty('--arms', 6)")
+    browser.look(width, height)
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    browser.run("document.querySelectorAll('.sentence')[1].lastElementChild.scrollIntoView({block: 'start'})")
+    tops = "[...document.querySelectorAll('th')].map(each => each.getBoundingClientRect()).filter(box => box.width)"
+    assert browser.run(f"scrollY > 300 && {tops}.some(box => Math.abs(box.top) < 1)")
+
+
+def test_dark_is_dark(browser):
+    """Mistake: a white page at night, or ink that stays dark on dark paper."""
+    shades = "['backgroundColor', 'color'].map(name => +getComputedStyle(document.body)[name].match(/\\d+/)[0])"
+    paper, ink = browser.run(shades)
+    browser.look(1280, 800, "dark")
+    dark_paper, dark_ink = browser.run(shades)
+    assert paper > ink + 150 and dark_ink > dark_paper + 150

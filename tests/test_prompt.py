@@ -1,0 +1,68 @@
+"""The sequence CSM reads, against transformers' own processor and against labels written out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_clip
+from transformers import AutoProcessor
+
+from tts_kit.problem import Problem
+from tts_kit.tokens.prompt import UNSCORED, Turn
+from tts_kit.tuning import batches
+
+
+def test_ids_are_those_of_the_processor(base, toy):
+    """Mistake: another template (a space after the speaker, no begin token, no end frame) than the base was trained on."""
+    processor = AutoProcessor.from_pretrained(toy)
+    wave = np.random.default_rng(0).normal(0, 0.1, 5000).astype(np.float32)
+    chat = [{"role": "3", "content": [{"type": "text", "text": "Ça va?"}, {"type": "audio", "path": wave}]},
+            {"role": "3", "content": [{"type": "text", "text": "Yes."}]}]
+    wanted = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
+    codes = base.codec.encode([wave])[0]
+    example = base.writer.write("clip", [Turn("Ça va?", "3", codes), Turn("Yes.", "3")])
+    assert example.ids.tolist() == wanted.tolist()
+
+
+def test_special_tokens_in_a_text_stay_letters(base):
+    """Mistake: a transcript that spells <|AUDIO|> puts a phantom frame into the sequence."""
+    example = base.writer.write("clip", [Turn("say <|AUDIO|> and <|audio_eos|>", "0")])
+    assert base.physics.audio_id not in example.ids
+    assert base.physics.audio_end_id not in example.ids
+    assert base.writer.tokenizer.decode(example.ids[1:-1]) == "[0]say <|AUDIO|> and <|audio_eos|>"
+
+
+def test_labels_of_two_clips_by_hand(base):
+    """Mistake: labels shifted by one, the end frame left out, or text, padding or a neighbour clip scored."""
+    first = make_clip("a", frames=2, text="A.")
+    second = make_clip("b", frames=1, text="B.")
+    one, other = (batches.write(clip, base.writer) for clip in (first, second))
+    (a0, a1), (b0,) = first.codes.tolist(), second.codes.tolist()
+    no, end = [UNSCORED] * 4, [0] * 4
+    # <bos> [ 0 ] A . <eos> frame frame end
+    assert one.labels.tolist() == [no] * 7 + [a0, a1, end]
+    assert other.labels.tolist() == [no] * 7 + [b0, end]
+    whole = [torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)]
+    packed = batches.collate([one, other], whole, packing=True)
+    padded = batches.collate([one, other], whole, packing=False)
+    for batch, width in ((packed, 10), (padded, 10)):
+        assert batch["targets"].tolist() == [a0, a1, end, b0, end]
+        # the end of the text predicts the first frame, the last frame predicts the end
+        assert batch["predictors"].tolist() == [6, 7, 8, width + 6, width + 7]
+        assert batch["depth_rows"].tolist() == [0, 1, 2, 3, 4]
+    assert packed["positions"].tolist() == [[*range(10), *range(9)]]
+    assert padded["ids"].shape == (2, 10)
+
+
+def test_context_is_heard_and_not_scored(base):
+    """Mistake: the loss also trains on the reference clip, whose codes are the answer's neighbours."""
+    heard, target = make_clip("a", 3), make_clip("b", 2)
+    joined = batches.join(batches.write(heard, base.writer, scored=False), batches.write(target, base.writer))
+    batch = batches.collate([joined], [torch.ones(3, dtype=torch.bool)], packing=True)
+    assert batch["targets"].tolist() == [*target.codes.tolist(), [0] * 4]
+    assert batch["codes"][0, batch["is_frame"][0]].tolist()[:3] == heard.codes.tolist()
+
+
+def test_a_sequence_longer_than_the_model_is_refused(base):
+    """Mistake: a clip beyond the model's positions is cut or trained with positions never seen."""
+    with pytest.raises(Problem, match=r"long clip: 5\d\d positions.*holds 512.*shorter"):
+        base.writer.write("long clip", [Turn("Hi.", "0", make_clip("a", 520).codes)])

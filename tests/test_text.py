@@ -1,0 +1,112 @@
+"""One normalisation for training and speaking, and chunks that lose nothing."""
+
+import random
+import unicodedata
+
+import pytest
+
+from tts_kit import text
+from tts_kit.problem import Problem
+
+ALPHABET = list("abcXYZ019 .!?,;:-'\"()\n\t") + ["’", "“", "—", "–", "…", "\u00a0", "\u2009", "\u2028", "é", "e\u0301",
+            "\u0301", "ß", "。", "漢", "字", "Mr.", "J.", "e.g.", "3.5", "हि", "\u1fef", "\u037e"]
+
+
+def random_texts(count: int = 400):
+    draw = random.Random(7)
+    for _ in range(count):
+        yield "".join(draw.choices(ALPHABET, k=draw.randint(1, 300))) + draw.choice(["", "a"])
+
+
+def speakable(texts):
+    return [each for each in texts if any(character.isalnum() for character in each)]
+
+
+@pytest.mark.parametrize(("given", "wanted"), [
+    ("Hello", "Hello."), ("Room 12", "Room 12."), ("Really?", "Really?"), ('He said "no"', 'He said "no"'),
+    ("  two\tlines\r\nof\u00a0text\u2028here ", "two lines of text here."),
+    ("“Don’t” — she said… 10–20", '"Don\'t" - she said... 10-20.'), ("cafe\u0301", "café."), ("हिन्दी", "हिन्दी."),
+    ("It costs 3 €.", "It costs 3 €."),
+])
+def test_normalise(given, wanted):
+    """Guards against one sentence being written two ways, so that training and speaking see different tokens."""
+    assert text.normalise(given) == wanted
+
+
+def test_normalise_is_idempotent():
+    """Guards against text that changes when it is normalised again, once in data and once when spoken."""
+    for given in speakable(random_texts()):
+        once = text.normalise(given)
+        assert text.normalise(once) == once == unicodedata.normalize("NFC", once)
+        assert "  " not in once and once == once.strip()
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("", ["empty", "at least one word"]), (" \n\u00a0", ["empty"]), ("...?!", ["no letter and no digit"]),
+    ("ab\x00c", ["U+0000", "position 3"]), ("a\x1b[0m", ["U+001B", "position 2"]), ("a\x1cb", ["U+001C"]),
+    ("zero\u200bwidth", ["U+200B", "ZERO WIDTH SPACE", "position 5"]), ("\ufeffabc", ["U+FEFF", "position 1"]),
+    ("\u202eabc", ["U+202E", "RIGHT-TO-LEFT OVERRIDE"]), ("caf\ufffd", ["U+FFFD", "REPLACEMENT"]),
+    ("lone \ud800", ["U+D800"]), ("\ue000abc", ["U+E000"]),
+])
+def test_what_cannot_be_spoken_is_refused(given, said):
+    """Guards against invisible characters becoming tokens, and against an error that does not say which or where."""
+    with pytest.raises(Problem) as caught:
+        text.normalise(given)
+    for words in said:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [1, 30, 200])
+def test_chunks_lose_nothing_and_fit(limit):
+    """Guards against a lost or doubled word at a cut, and against a chunk over the limit."""
+    for given in speakable(random_texts(150)):
+        chunks = text.sentences(given, limit)
+        assert "".join("".join(chunks).split()) == "".join(text.normalise(given).split())
+        for chunk in chunks:
+            assert any(character.isalnum() for character in chunk)
+            assert len(chunk) <= limit or limit < 200  # dots and dashes may pass a small limit, words may not
+
+
+def test_chunks_of_words_fit_any_limit():
+    """Guards against a chunk longer than the model's budget."""
+    draw = random.Random(3)
+    for limit in (10, 37, 200):
+        words = ["".join(draw.choices("abcdef", k=draw.randint(1, 30))) + draw.choice(["", "", ",", ".", "; "])
+                 for _ in range(200)]
+        assert max(map(len, text.sentences(" ".join(words), limit))) <= limit
+
+
+@pytest.mark.parametrize("given", [
+    "Mr. Smith met Dr. Jones in St. Albans.", "J. R. R. Tolkien wrote it.", "It cost 3.5 pounds, e.g. less than that.",
+    "At 5 p.m. they left.", "Apples, pears etc. were sold.",
+])
+def test_a_full_stop_inside_a_sentence_is_no_end(given):
+    """Guards against a pause and a falling voice after Mr. or in the middle of a number."""
+    assert text._split_sentences(given) == [given]
+
+
+def test_chunks_are_whole_sentences():
+    """Guards against cutting inside a sentence that fits, and against one chunk for every short answer."""
+    story = 'No. I will not! "Why?" she asked. So do I. Then we went home.'
+    assert text._split_sentences(story) == [
+        "No.", "I will not!", '"Why?"', "she asked.", "So do I.", "Then we went home."]
+    assert text.sentences(story, 200) == [story]
+    assert text.sentences(story, 35) == ['No. I will not! "Why?" she asked.', "So do I. Then we went home."]
+
+
+def test_a_long_sentence_is_cut_at_its_punctuation():
+    """Guards against a cut in mid-phrase where a semicolon or comma stands near, and against a tiny last piece."""
+    assert text.sentences("the first half of it stands here, with a comma; the second half stands over there", 50) == [
+        "the first half of it stands here, with a comma;", "the second half stands over there."]
+    assert text.sentences("one two three, four five six seven eight", 30) == [
+        "one two three,", "four five six seven eight."]
+    for opening in ("", "Well, "):
+        pieces = text.sentences(opening + "word " * 41, 200)
+        assert len(pieces) == 2 and min(map(len, pieces)) > 90
+    assert text.sentences("漢" * 25 + "。" + "字" * 10, 30) == ["漢" * 25 + "。", "字" * 10 + "."]
+
+
+def test_budget_grows_with_the_text():
+    """Guards against stopping a slow reader early, and against a run-away voice talking for minutes."""
+    assert text.budget_seconds("Hi.") == pytest.approx(2.4, abs=0.1)
+    assert 20 < text.budget_seconds("x" * 150) < 30

@@ -1,0 +1,254 @@
+"""Training from codes to an adapter folder: what a step optimises, and what survives interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_clip
+from safetensors.torch import load_file, save
+from test_generate import spread_logits
+
+from tts_kit import runtime
+from tts_kit.model import generate, lora
+from tts_kit.model.generate import Sampling
+from tts_kit.pretrain import shape
+from tts_kit.problem import Problem
+from tts_kit.run import Run, read_rows, write_bytes, write_json, write_rows
+from tts_kit.tokens import cache, codec
+from tts_kit.tokens.prompt import Turn
+from tts_kit.tuning import trainer, watch
+
+CPU = runtime.choose("cpu")
+TOY_CODEC = codec.Codec(shape.untrained("toy").codec_model, None).fingerprint()
+TEXTS = ("Hello.", "A longer sentence, said slowly.", "Why?", "Four words are here.")
+
+
+def with_codes(run: Run, clips, codec="") -> Run:
+    """A run that holds these clips as if they had been tokenized."""
+    write_json(run.codes / "codec.json", {"codec": codec or TOY_CODEC})
+    rows = []
+    for number, clip in enumerate(clips):
+        key = f"{number:032x}"
+        label = {"key": key, "frames": str(len(clip.codes)), "codebooks": str(clip.codes.shape[1])}
+        write_bytes(cache.entry(run.codes, key), save({"codes": clip.codes}, metadata=label))
+        rows.append({"id": clip.id, "text": clip.text, "source": clip.source, "recording": clip.recording,
+                     "split": clip.split, "key": key})
+    write_rows(run.codes / "index.jsonl", rows)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Twelve clips of different lengths, two of them held out."""
+    clips = [make_clip(f"clip{number}", 5 + number, TEXTS[number % 4], "held_out" if number < 2 else "train")
+             for number in range(12)]
+    return with_codes(Run("one", tmp_path), clips)
+
+
+def adapter(folder) -> dict:
+    return load_file(Path(folder) / lora.WEIGHTS)
+
+
+def same(one: dict, other: dict, **tolerance) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+
+
+def test_logged_loss_is_the_sum_of_both_named_parts(recipe, run):
+    """Mistake: Trainer scales the depth loss by 31, or divides once more by the accumulation steps."""
+    _, made = trainer.prepare(recipe.but(accumulation=2, depth_weight=0.5), run, CPU)
+    made.train()
+    rows = [row for row in made.state.log_history if "loss" in row]
+    assert len(rows) == recipe.steps
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["backbone_loss"] + 0.5 * row["depth_loss"], rel=1e-5)
+        assert 3.3 < row["backbone_loss"] < 3.8 and 3.3 < row["depth_loss"] < 3.8  # ln 35 = 3.56, untrained
+
+
+def test_four_micro_batches_are_one_big_batch(recipe, run):
+    """Mistake: a mean of means; clips of unequal length make the accumulated gradient another one."""
+    big = recipe.but(tokens_per_batch=100_000, accumulation=1, steps=1, depth_ratio=0.5, learning_rate=0.1)
+    _, whole = trainer.prepare(big, run, CPU)
+    order = [item for batch in whole.train_dataset.plan for item in batch]
+    _, parts = trainer.prepare(big.but(accumulation=4), run, CPU)
+    parts.train_dataset.plan = [order[:1], order[1:2], order[2:6], order[6:]]
+    gradients = []
+    for made in (whole, parts):
+        captured = {}
+        made.create_optimizer()
+        step = made.optimizer.step
+
+        def keep(*args, made=made, captured=captured, step=step, **kwargs):
+            captured.update({name: weight.grad.clone() for name, weight in made.model.named_parameters()
+                             if weight.grad is not None})
+            return step(*args, **kwargs)
+
+        made.args.max_grad_norm = 0.0
+        made.optimizer.step = keep
+        made.train()
+        gradients.append(captured)
+    assert len(gradients[0]) == 56
+    same(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+    losses = [made.state.log_history[0]["loss"] for made in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_checkpointing_gives_the_same_adapter(recipe, run, tmp_path):
+    """Mistake: gradient checkpointing with LoRA crashes on a leaf written in place, or silently trains nothing."""
+    plain = trainer.fit(recipe, run, CPU)
+    other = with_codes(Run("two", tmp_path), cache.read(run.codes))
+    saving = trainer.fit(recipe.but(checkpointing=True), other, CPU)
+    same(adapter(plain), adapter(saving), rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_is_the_mean_over_all_held_out_frames(recipe, run, base):
+    """Mistake: held-out losses averaged over batches of unequal size, or measured only after training began."""
+    _, made = trainer.prepare(recipe, run, CPU)
+    alone = made.evaluate()
+    _, small = trainer.prepare(recipe.but(tokens_per_batch=10), run, CPU)
+    assert small.evaluate()["eval_backbone_loss"] == pytest.approx(alone["eval_backbone_loss"], rel=1e-6)
+    assert small.evaluate()["eval_depth_loss"] == pytest.approx(alone["eval_depth_loss"], rel=1e-6)
+    trainer.fit(recipe, run, CPU)
+    steps = [row["step"] for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
+    assert steps == [0, 2, 4]
+
+
+def test_one_clip_is_learnt_until_its_codes_come_back(recipe, run, tmp_path):
+    """Mistake: anything between labels, heads and generation that does not fit: then a clip cannot be reproduced."""
+    clip = make_clip("only", 6, "Remember me.")
+    held = [make_clip(f"held{number}", 4, split="held_out") for number in range(2)]
+    with_codes(run, [clip, *held])
+    base, made = trainer.prepare(recipe.but(rank=16, alpha=32, steps=200, learning_rate=0.01, evaluate_every=1000,
+                                            save_every=1000), run, CPU)
+    spread_logits(base)
+    made.train()
+    made.model.eval()
+    prompt = base.writer.write("again", [Turn(clip.text, clip.source)])
+    take, = generate.takes(base.model, base.physics, [prompt], Sampling(0, 0), [0], [20])
+    assert take.stopped
+    assert take.codes.tolist() == clip.codes.tolist()
+
+
+def test_killed_training_resumes_to_the_same_weights(recipe, run, tmp_path):
+    """Mistake: after SIGKILL the order of clips, the optimizer or the schedule starts anew, or a half checkpoint is read."""
+    recipe = recipe.but(steps=30, save_every=3, evaluate_every=15, depth_ratio=0.25)
+    whole = with_codes(Run("whole", tmp_path), cache.read(run.codes))
+    trainer.fit(recipe, whole, CPU)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    script = ("import sys, torch; torch.set_num_threads(1)\n"
+              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import trainer\n"
+              "trainer.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'))\n")
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while trainer.last_whole_checkpoint(run.training) is None and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    last = trainer.last_whole_checkpoint(run.training)
+    broken = run.training / "checkpoint-29"
+    broken.mkdir()  # as a kill in the middle of saving leaves it
+    (broken / "trainer_state.json").write_text("{")
+    trainer.fit(recipe, run, CPU)
+    assert not (run.adapter / "checkpoint").exists() and last is not None
+    same(adapter(run.adapter), adapter(whole.adapter))
+    kept, wanted = (read_rows(one.training / watch.RECORD) for one in (run, whole))
+    assert [row["step"] for row in kept] == [row["step"] for row in wanted]
+
+
+def test_a_clip_without_a_finite_loss_stops_the_run_by_name(recipe, run):
+    """Mistake: one broken clip turns every weight into NaN and the run goes on for hours."""
+    clips = cache.read(run.codes)
+    poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
+    with_codes(run, [*clips, poisoned])
+    base, made = trainer.prepare(recipe.but(steps=20), run, CPU)
+    tilde = base.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
+    base.model.embed_text_tokens.weight.data[tilde] = float("nan")
+    with pytest.raises(Problem, match=r"step \d+: the loss is not a finite number; clip poisoned\. Listen"):
+        made.train()
+    assert all(torch.isfinite(weight).all() for name, weight in made.model.named_parameters() if "lora_" in name)
+
+
+def test_another_recipe_in_the_same_run_is_refused(recipe, run):
+    """Mistake: a run goes on with other values than it began with, or is overwritten."""
+    trainer.fit(recipe, run, CPU)
+    before = adapter(run.adapter)
+    with pytest.raises(Problem, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4\. Choose"):
+        trainer.fit(recipe.but(rank=8, steps=9), run, CPU)
+    same(adapter(run.adapter), before)
+
+
+def test_a_finished_run_is_not_trained_again(recipe, run, capsys):
+    """Mistake: running a notebook again throws an hour of training away."""
+    trainer.fit(recipe, run, CPU)
+    stamp = (run.adapter / lora.WEIGHTS).stat().st_mtime_ns
+    trainer.fit(recipe, run, CPU)
+    assert "already trained" in capsys.readouterr().out
+    assert (run.adapter / lora.WEIGHTS).stat().st_mtime_ns == stamp
+
+
+def test_samples_plot_and_metrics_are_there(recipe, run):
+    """Mistake: a training of which nothing can be seen or heard."""
+    trainer.fit(recipe.but(sample_every=2, sample_texts=("One.", "Two?")), run, CPU)
+    heard = sorted(str(path.relative_to(run.training)) for path in run.training.glob("samples/*/*.wav"))
+    assert heard == [f"samples/step-{step:06d}/{number}.wav" for step in (0, 2, 4) for number in (1, 2)]
+    assert (run.training / "losses.png").read_bytes().startswith(b"\x89PNG")
+    belongs = json.loads((run.adapter / lora.VOICE).read_text())
+    assert belongs["metrics"]["adapter_moved"].keys() == {"backbone", "depth"}
+    assert belongs["metrics"]["after"]["eval_loss"] < belongs["metrics"]["before"]["eval_loss"]
+    assert belongs["speaker"] == "0" and len(belongs["base_fingerprint"]) == 16
+    assert not list(run.adapter.glob("*.bin")) and not list(run.adapter.glob("README.md"))
+
+
+def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(recipe, run, tmp_path):
+    """Mistake: a full disk leaves half a checkpoint that is taken for a whole one."""
+    recipe = recipe.but(steps=6)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    script = ("import resource, sys, torch; torch.set_num_threads(1)\n"
+              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import trainer\n"
+              "from transformers import TrainerCallback\n"
+              "class Full(TrainerCallback):\n"
+              "    def on_step_end(self, args, state, control, **_):\n"
+              "        if state.global_step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+              "trainer.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'), [Full()])\n")
+    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
+                         capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert out.returncode != 0
+    assert "the disk is full" in out.stderr and "run the same command again" in out.stderr
+    assert trainer.last_whole_checkpoint(run.training).name == "checkpoint-2"
+    assert trainer.fit(recipe, run, CPU) == run.adapter
+
+
+def test_trl_progress_callback_plugs_in(recipe, run):
+    """Mistake: trl is asked for in requirements.txt and nothing of it works with this trainer."""
+    from trl import RichProgressCallback
+
+    assert trainer.fit(recipe, run, CPU, callbacks=[RichProgressCallback()]) == run.adapter
+
+
+def test_codes_of_another_codec_are_refused(recipe, run):
+    """Mistake: codes of one codec are trained into a model that speaks through another."""
+    with_codes(run, cache.read(run.codes), codec="another")
+    with pytest.raises(Problem, match="made by another codec.*tokenize.*--base"):
+        trainer.prepare(recipe, run, CPU)
+
+
+def test_codes_that_are_missing_or_damaged_are_named(recipe, run, tmp_path):
+    """Mistake: a truncated cache entry ends in a traceback of safetensors, or a foreign one is trained on."""
+    with pytest.raises(Problem, match="holds no codes.*tokenize"):
+        trainer.prepare(recipe, Run("empty", tmp_path), CPU)
+    entries = sorted(run.codes.glob("entries/*"))
+    whole = entries[3].read_bytes()
+    for content, complaint in ((whole[:40], "cannot be read"), (entries[4].read_bytes(), "holds something else")):
+        entries[3].write_bytes(content)
+        with pytest.raises(Problem, match=rf"{entries[3].name} \(clip clip3\) {complaint}.*tokenize.*again"):
+            trainer.prepare(recipe, run, CPU)

@@ -1,0 +1,194 @@
+"""The verbs: python -m tts_kit doctor | data | tokenize | train | speak | compare | demo."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from tts_kit import recipe as recipes
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+
+DATA = ("speaker", "seed", "max_seconds", "max_characters", "held_out")
+BASE = ("base", "revision")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; a Problem is printed as one message, without a traceback."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.verb(options) or 0
+    except Problem as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m tts_kit", description=__doc__)
+    verbs = top.add_subparsers(required=True, metavar="verb")
+    everything = tuple(field.name for field in dataclasses.fields(Recipe))
+
+    verb = _verb(verbs, "doctor", doctor, "is this machine ready? what to do where it is not", run=False)
+    _recipe_options(verb, BASE[:1])
+
+    verb = _verb(verbs, "data", data, "clips with transcripts -> checked, levelled, split utterances")
+    verb.add_argument("source", help="folder with metadata.csv, a .jsonl file, or a hub dataset (owner/name)")
+    verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
+    _recipe_options(verb, DATA)
+
+    _recipe_options(_verb(verbs, "tokenize", tokenize, "utterances -> codes, made once"), BASE)
+
+    verb = _verb(verbs, "train", train, "codes -> adapter")
+    verb.add_argument("--dry-run", action="store_true", help="count what would be trained, and load no weights")
+    verb.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
+    _recipe_options(verb, tuple(name for name in everything if name not in DATA or name == "seed"))
+
+    verb = _verb(verbs, "speak", speak, "text -> speech")
+    verb.add_argument("text")
+    verb.add_argument("--adapter", help="adapter folder; default: the run's")
+    verb.add_argument("--untuned", action="store_true", help="speak with the base alone")
+    verb.add_argument("--reference", help="a clip to clone")
+    verb.add_argument("--reference-text", help="what is said in that clip")
+    verb.add_argument("--retries", type=int, default=0, help="tries again for a sentence that does not end by itself")
+    verb.add_argument("--out", default="speech.wav", help="file to write, .wav or .flac")
+    verb.add_argument("--seed", type=int, default=0)
+    _recipe_options(verb, BASE)
+
+    verb = _verb(verbs, "compare", compare, "held-out sentences in every arm -> a page to listen to")
+    _comparison_options(verb, 10, [1, 2, 3])
+    _recipe_options(verb, BASE)
+
+    verb = _verb(verbs, "demo", demo, "the whole story on the bundled voice", default="demo")
+    verb.add_argument("--source", help="other clips than the bundled voice")
+    _comparison_options(verb, 4, [1, 2])
+    _recipe_options(verb, everything)
+    return top
+
+
+def doctor(options) -> int:
+    from tts_kit import doctor as surgery
+
+    checks = surgery.examine(options.base or Recipe.base)
+    print(surgery.report(checks))
+    return int(any(check.state == "fail" for check in checks))
+
+
+def data(options) -> None:
+    from tts_kit import data as room
+
+    run = Run(options.run)
+    room.prepare(options.source, run, _recipe(options, run), options.skip_bad)
+
+
+def tokenize(options) -> None:
+    from tts_kit import tokens
+
+    run = Run(options.run)
+    tokens.encode(_recipe(options, run), run, _runtime(options))
+
+
+def train(options) -> None:
+    from tts_kit.tuning import trainer
+
+    run = Run(options.run)
+    recipe = _recipe(options, run)
+    if not options.dry_run:
+        trainer.fit(recipe, run, _runtime(options))
+        return
+    plan = trainer.rehearse(recipe, run, _runtime(options))
+    print(json.dumps(plan) if options.json else "\n".join(f"{name}: {value}" for name, value in plan.items()))
+
+
+def speak(options) -> None:
+    from tts_kit.speech import speak as room
+
+    if bool(options.reference) != bool(options.reference_text):
+        raise Problem("a reference is a clip and what is said in it: give --reference FILE and --reference-text TEXT, or "
+                      "neither.")
+    run = Run(options.run)
+    recipe = _recipe(options, run)
+    adapter = options.adapter or (run.adapter if run.adapter.exists() and not options.untuned else None)
+    voice = room.load_voice(_runtime(options), adapter, options.base or ("" if adapter else recipe.base), recipe.revision)
+    reference = room.Reference(options.reference, options.reference_text) if options.reference else None
+    speech = room.speak(options.text, voice, reference, not options.untuned, options.seed, options.retries, options.out)
+    ended = "ended by itself" if speech.stopped else "ran to its limit; try --retries 2 or another --seed"
+    print(f"{options.out}: {speech.seconds:.1f} s in {speech.wall_seconds:.1f} s, {speech.takes} takes, {ended}.")
+
+
+def compare(options) -> None:
+    from tts_kit.comparison import arms
+    from tts_kit.speech import speak as room
+
+    run = Run(options.run)
+    recipe = _recipe(options, run)
+    voice = room.load_voice(_runtime(options), run.adapter, recipe.base, recipe.revision)
+    _show(arms.compare(run, voice, options.sentences, options.seeds))
+
+
+def demo(options) -> None:
+    from tts_kit import story
+
+    run, runtime = Run(options.run), _runtime(options)
+    given, word = _given(options), ""
+    if not (options.base or (run.folder / "recipe.json").exists()):
+        base, word = story.base_for_a_laptop(run)
+        given = story.SMALL | {"base": base} | given
+    recipe = recipes.recall(run.folder, **given)
+    _show(story.tell(options.source or story.VOICE, recipe, run, runtime, options.sentences, options.seeds))
+    print(word)
+
+
+def _verb(verbs, name: str, function, explanation: str, run: bool = True, default: str = "voice") -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=explanation, description=explanation)
+    verb.set_defaults(verb=function)
+    if run:
+        verb.add_argument("--run", default=default, help=f"name of the run; its folder is runs/NAME (default {default})")
+        verb.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    return verb
+
+
+def _comparison_options(verb: argparse.ArgumentParser, sentences: int, seeds: list[int]) -> None:
+    verb.add_argument("--sentences", type=int, default=sentences, help=f"how many held-out sentences (default {sentences})")
+    verb.add_argument("--seeds", type=int, nargs="+", default=seeds, help="takes of each sentence, by seed")
+
+
+def _recipe_options(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
+    """Options out of the recipe's fields; one that is not given keeps what the run remembers, or the default."""
+    explanations = recipes.explanations()
+    group = verb.add_argument_group("recipe")
+    for field in dataclasses.fields(Recipe):
+        if field.name in names and not any(field.name == action.dest for action in verb._actions):
+            kind = type(field.default)
+            how = {"action": argparse.BooleanOptionalAction} if kind is bool else (
+                {"nargs": "+"} if kind is tuple else {"type": kind})
+            group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=None,
+                               help=f"{explanations[field.name]} (default: {field.default})".replace("%", "%%"), **how)
+
+
+def _given(options) -> dict:
+    """The recipe's fields that were given on the command line."""
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    values = {name: getattr(options, name, None) for name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None}
+
+
+def _recipe(options, run: Run) -> Recipe:
+    return recipes.recall(run.folder, **_given(options))
+
+
+def _runtime(options):
+    from tts_kit import runtime
+
+    return runtime.choose(options.device)
+
+
+def _show(page) -> None:
+    print(f"Open {page.resolve().as_uri()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

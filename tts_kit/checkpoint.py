@@ -1,0 +1,69 @@
+"""Opening a base checkpoint, from the hub or a folder: quietly, from safetensors only, with errors for people."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoTokenizer, CsmConfig
+from transformers.utils import logging
+
+from tts_kit.problem import Problem
+
+
+def config(base: str, revision: str = "") -> CsmConfig:
+    """The configuration of a CSM checkpoint; anything else is refused."""
+    with opening(base):
+        found = AutoConfig.from_pretrained(base, revision=revision or None)
+    if not isinstance(found, CsmConfig):
+        raise Problem(f"{base} is a {found.model_type!r} model; this kit fine-tunes CSM (model_type 'csm', with a backbone "
+                      "and a depth decoder). Give sesame/csm-1b, unsloth/csm-1b or a folder of such a model.")
+    return found
+
+
+def tokenizer(base: str, revision: str = ""):
+    with opening(base):
+        return AutoTokenizer.from_pretrained(base, revision=revision or None)
+
+
+def weights(kind, base: str, revision: str = "", **options) -> tuple:
+    """A model of class `kind` and the report of what was missing; pickled weights are never opened."""
+    with opening(base):
+        return kind.from_pretrained(base, revision=revision or None, use_safetensors=True, output_loading_info=True,
+                                    **options)
+
+
+def exact_revision(found: CsmConfig, asked: str) -> str:
+    """The commit that the hub served, or what was asked for when the base is a folder."""
+    return getattr(found, "_commit_hash", None) or asked
+
+
+@contextlib.contextmanager
+def opening(base: str) -> Iterator[None]:
+    """Silence the loader's tables and turn its errors into sentences."""
+    with _quiet():
+        try:
+            yield
+        except GatedRepoError as error:
+            raise Problem(f"{base} is gated and this machine has no access. Accept its terms on its hub page and run "
+                          "`hf auth login` (on Colab: the HF_TOKEN secret), or use the open mirror unsloth/csm-1b.") from error
+        except (RepositoryNotFoundError, HFValidationError) as error:
+            raise Problem(f"{base} was found neither as a folder nor on the hub. Check the spelling.") from error
+        except (OSError, ValueError) as error:
+            where = "the folder" if Path(base).is_dir() else "the hub or its cache"
+            first = str(error).strip().splitlines()[0]
+            raise Problem(f"{base} could not be read from {where}: {first} Wanted: config.json, model.safetensors and the "
+                          "tokenizer files of a CSM checkpoint. Offline, give a folder that holds them.") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    loudness, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(loudness)
+        if bars:
+            logging.enable_progress_bar()

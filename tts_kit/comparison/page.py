@@ -1,0 +1,166 @@
+"""The listening page: sentences in rows, arms in columns, one HTML file that needs nothing else."""
+
+import base64
+import hashlib
+import html
+import json
+import string
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from tts_kit import audio, run
+from tts_kit.problem import Problem
+
+ARMS = {
+    "real": "The recording itself.",
+    "codec": "The recording through the codec and back: the ceiling, which no spoken arm can pass.",
+    "base": "The model as downloaded.",
+    "clone": "The base model with a reference clip of the voice.",
+    "tuned": "The fine-tuned model.",
+    "tuned+clone": "The fine-tuned model with the reference clip.",
+}
+"""What each arm is, in the order of the columns; arms not named here come after these."""
+
+MEASURES = ("seconds", "wall_seconds", "takes")
+NOT_MEASURES = ("sentence", "seed")
+WANTED = {"arm": (str,), "sentence": (int,), "text": (str,), "file": (str,), "seed": (int, type(None)),
+          "stopped": (bool, type(None))}
+LARGEST = 1e15  # beyond it the browser rounds
+RATE = 24_000  # one rate for every arm, so that only the voice differs
+PICTURE = (256, 64)
+
+
+def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts: dict) -> Path:
+    """Write folder/index.html from the rows of scores.jsonl, whose files lie in `folder`; returns its path."""
+    folder = Path(folder)
+    if not rows:
+        raise Problem(f"{folder / 'scores.jsonl'} has no rows; a page wants at least one clip. "
+                      "Run the comparison first.")
+    paths = [_path(row, number, folder) for number, row in enumerate(rows, 1)]
+    _refuse_twins(rows, folder)
+    columns = _columns(rows)
+    clips = [_clip(row, path, columns)
+             for row, path in zip(rows, tqdm(paths, desc="listening page", unit="clip", leave=False))]
+    if lost := [row["file"] for row, clip in zip(rows, clips) if "problem" in clip]:
+        print(f"{len(lost)} of {len(rows)} clips cannot be played and are marked so on the page, first {lost[0]!r}.")
+    data = {"arms": _arms(rows), "columns": columns, "sentences": _sentences(rows, clips)}
+    page = folder / "index.html"
+    run.write_text(page, _filled(data, title, sentence, facts))
+    return page
+
+
+def _path(row: dict, number: int, folder: Path) -> Path:
+    """Where the row's clip lies, once the row is known to be whole and to stay inside the folder."""
+    where = f"{folder / 'scores.jsonl'} row {number}"
+    for name, kinds in WANTED.items():
+        if type(row.get(name)) not in kinds or row.get(name) == "":
+            wanted = " or ".join({str: "some text", int: "a whole number", bool: "true or false"}.get(kind, "null")
+                                 for kind in kinds)
+            raise Problem(f"{where}: {name} is {row.get(name)!r}; wanted {wanted}. Run the comparison again, or repair "
+                          "the row.")
+    path = folder / row["file"]
+    try:
+        inside = ".." not in path.relative_to(folder).parts and path.resolve().is_relative_to(folder.resolve())
+    except ValueError:  # an absolute path, or a name with a null byte
+        inside = False
+    if not inside:
+        raise Problem(f"{where}: the file {row['file']!r} lies outside {folder}; only clips inside it go onto the "
+                      "page. Copy the clip there and name it from there.")
+    return path
+
+
+def _refuse_twins(rows: list[dict], folder: Path) -> None:
+    """Two rows for one place on the page would hide one of them."""
+    seen = {}
+    for number, row in enumerate(rows, 1):
+        place = (row["sentence"], row["text"], row["arm"], row.get("seed"))
+        if place in seen:
+            raise Problem(f"{folder / 'scores.jsonl'} rows {seen[place]} and {number} are both sentence {place[0]}, "
+                          f"arm {place[2]!r}, seed {place[3]}; each may stand there once. Remove one of them.")
+        seen[place] = number
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    """Names of everything numeric in the rows: the known measures first, then as they appear."""
+    found = {name for row in rows for name, value in row.items() if _number(value) is not None}
+    appearing = dict.fromkeys([*MEASURES, *(name for row in rows for name in row)])
+    return [name for name in appearing if name in found and name not in NOT_MEASURES]
+
+
+def _number(value) -> float | int | None:
+    """The value if it is a number that a page can show; JSON knows no NaN."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if numeric and abs(value) < LARGEST else None
+
+
+def _arms(rows: list[dict]) -> list[dict]:
+    names = dict.fromkeys(row["arm"] for row in rows)
+    order = [*(name for name in ARMS if name in names), *(name for name in names if name not in ARMS)]
+    return [{"name": name, "meaning": ARMS.get(name, "")} for name in order]
+
+
+def _sentences(rows: list[dict], clips: list[dict]) -> list[dict]:
+    """Clips gathered by sentence, ordered by number."""
+    gathered = {}
+    for row, clip in zip(rows, clips):
+        gathered.setdefault((row["sentence"], row["text"]), []).append(clip)
+    return [{"number": number, "text": text, "clips": gathered[number, text]} for number, text in sorted(gathered)]
+
+
+def _clip(row: dict, path: Path, columns: list[str]) -> dict:
+    """One clip with its figures, and either its sound and picture or the reason why it has none."""
+    # a browser would round a long seed, so it travels as text
+    seed = None if row.get("seed") is None else str(row["seed"])
+    clip = {"arm": row["arm"], "seed": seed, "stopped": row.get("stopped"),
+            "figures": [_number(row.get(name)) for name in columns]}
+    if not path.is_file():
+        return clip | {"problem": "missing"}
+    try:
+        samples = audio.level(audio.read(path, RATE), RATE)
+    except Problem as problem:  # the page may travel, and the names of this machine's folders stay at home
+        return clip | {"problem": str(problem).replace(str(path), row["file"])}
+    sound, kind = audio.compressed(samples, RATE)
+    picture = audio.spectrogram_png(samples, RATE, *PICTURE)
+    return clip | {"sound": _uri(sound, kind), "picture": _uri(picture, "image/png")}
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _filled(data: dict, title: str, sentence: str, facts: dict) -> str:
+    """The page's text; the policy lets these two texts run and style, and nothing reach a network."""
+    style, script = _beside("page.css"), _beside("listening.js") + _beside("page.js")
+    policy = (f"default-src 'none'; media-src data:; img-src data:; style-src {_digest(style)}; "
+              f"script-src {_digest(script)}; base-uri 'none'; form-action 'none'")
+    listed = "\n".join(f"<div><dt>{_escaped(name)}</dt><dd dir=\"auto\">{_escaped(_plain(value))}</dd></div>"
+                       for name, value in facts.items())
+    # ASCII JSON without "<" can neither end its script element nor hold U+2028 or half a surrogate pair
+    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return string.Template(_beside("page.html")).substitute(
+        policy=policy, title=_escaped(title), sentence=_escaped(sentence), facts=listed, style=style, data=embedded,
+        script=script)
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(str(text)).encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def _plain(value) -> str:
+    """A fact as a person writes it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

@@ -1,0 +1,150 @@
+"""A source becomes a run's data folder: read, checked, levelled, split, and written as a whole or not at all."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from tqdm.auto import tqdm
+
+from tts_kit import audio
+from tts_kit.data import checks, source, speakers, utterance
+from tts_kit.data.checks import Checked
+from tts_kit.data.table import Row
+from tts_kit.data.utterance import GAP, HELD_OUT, RATE, Utterance
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run, write_json, write_rows, writing_folder
+
+ORIGIN = "source.json"
+REJECTED = "rejected.jsonl"
+SETTINGS = ("speaker", "seed", "max_seconds", "max_characters", "held_out")
+SHOWN = 20
+
+
+def prepare(source_name: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False) -> list[Utterance]:
+    """Make `run.data` out of a source, or use it again if it was made from the same; the utterances, split."""
+    rows = list(source.rows(str(source_name)))
+    origin = _origin(str(source_name), rows, recipe, skip_bad)
+    if not _made_before(run.data, origin):
+        _make(rows, run.data, recipe, origin, skip_bad)
+    utterances = utterance.read(run.data)
+    print(summary(utterances))
+    return utterances
+
+
+def summary(utterances: Sequence[Utterance]) -> str:
+    """One line: clips, minutes, speaker, and what is held out."""
+    minutes = sum(each.seconds for each in utterances) / 60
+    held = [each for each in utterances if each.split == HELD_OUT]
+    recordings = len({each.recording for each in held})
+    gaps = sum(each.split == GAP for each in utterances)
+    return (f"{len(utterances)} clips, {minutes:.1f} minutes, 1 speaker ({utterances[0].speaker or 'unnamed'}); "
+            f"held out: {len(held)} clips from {recordings} recording{'s' * (recordings != 1)}"
+            + f"; {gaps} beside them unused" * (gaps > 0))
+
+
+def _origin(name: str, rows: list[Row], recipe: Recipe, skip_bad: bool) -> dict:
+    """What the data folder is made of; another table, file or setting makes another origin."""
+    fingerprint = hashlib.sha256()
+    for row in rows:
+        stamp = row.sound.stamp() if row.sound else ""
+        seen = (row.number, row.file, row.text, row.speaker, row.recording, row.problem, stamp)
+        fingerprint.update(repr(seen).encode())
+    settings = {field: getattr(recipe, field) for field in SETTINGS}
+    return {"source": source.identity(name), "settings": {**settings, "skip_bad": skip_bad},
+            "fingerprint": fingerprint.hexdigest()}
+
+
+def _made_before(folder: Path, origin: dict) -> bool:
+    """Whether `folder` holds the data of this very origin; data of another one is never overwritten."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        differences = _differences(found, origin)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        differences = [f"its {ORIGIN} is missing or unreadable"]
+    if differences:
+        raise Problem(f"{folder} already holds other data ({'; '.join(differences)}). It was left as it is: choose "
+                      f"another run name, or delete {folder} to make it again.")
+    print(f"{folder} was already made from {origin['source']}; it is used again.")
+    return True
+
+
+def _differences(found: dict, origin: dict) -> list[str]:
+    if found["source"] != origin["source"]:
+        return [f"made from {found['source']}, not {origin['source']}"]
+    before, now = found["settings"], origin["settings"]
+    changed = [f"made with {name} {before.get(name)!r}, not {now[name]!r}"
+               for name in now if before.get(name) != now[name]]
+    if not changed and found["fingerprint"] != origin["fingerprint"]:
+        return ["the table or its audio has changed since"]
+    return changed
+
+
+def _make(rows: list[Row], folder: Path, recipe: Recipe, origin: dict, skip_bad: bool) -> None:
+    speaker, digits = speakers.choose(rows, recipe.speaker)
+    own = speakers.of(rows, speaker)
+    if len(own) < len(rows):
+        print(f"{len(rows) - len(own)} clips of other speakers are left out.")
+    checked, rejected = _check(own, recipe, speaker)
+    if rejected and not skip_bad:
+        raise Problem(_report(rejected, len(own)))
+    drafts = utterance.split(_drafts(checked, speaker, digits), recipe.held_out, recipe.seed)
+    with writing_folder(folder) as beside:
+        utterance.write(beside, _write_clips(checked, drafts, beside))
+        write_json(beside / ORIGIN, origin)
+        if rejected:
+            write_rows(beside / REJECTED, ({"row": row.number, "file": row.file, "reason": reason}
+                                           for row, reason in rejected))
+    if rejected:
+        print(f"{len(rejected)} of {len(own)} clips were left out; {folder / REJECTED} says why.")
+
+
+def _check(rows: list[Row], recipe: Recipe, speaker: str) -> tuple[list[Checked], list[tuple[Row, str]]]:
+    """The rows that can be used, and the others with the reason."""
+    checker, checked, rejected = checks.Checker(recipe, speaker), [], []
+    for row in tqdm(rows, desc="checking clips", unit="clip"):
+        try:
+            checked.append(checker.check(row))
+        except Problem as problem:
+            rejected.append((row, str(problem)))
+    return checked, rejected
+
+
+def _report(rejected: list[tuple[Row, str]], total: int) -> str:
+    lines = [f"{row.table} row {row.number}: {reason}" for row, reason in rejected[:SHOWN]]
+    if len(rejected) > SHOWN:
+        lines.append(f"... and {len(rejected) - SHOWN} more.")
+    return "\n".join([f"{len(rejected)} of {total} clips cannot be used; nothing was written.", *lines,
+                      "Repair them, or leave them out with --skip-bad (skip_bad=True)."])
+
+
+def _drafts(checked: list[Checked], speaker: str, digits: str) -> list[Utterance]:
+    """Utterances whose clips are not written yet."""
+    one_folder = len({PurePosixPath(each.row.file).parent for each in checked}) == 1
+    drafts = []
+    for row, said in ((each.row, each.text) for each in checked):
+        path = PurePosixPath(row.file)
+        told = utterance.recording_of(path.name if one_folder else row.file)
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:60]
+        name = f"{row.number:05d}-{stem}" if stem else f"{row.number:05d}"
+        drafts.append(Utterance(id=name, audio=Path("clips", f"{name}.flac"), text=said,
+                                original_text=" ".join(row.text.split()), source=digits, speaker=speaker,
+                                recording=row.recording or told, split="", seconds=0.0, row=row.number, file=row.file))
+    return drafts
+
+
+def _write_clips(checked: list[Checked], drafts: list[Utterance], folder: Path) -> list[Utterance]:
+    """The utterances with their clips in `folder`, all louder or softer by one factor: quiet clips stay the quieter."""
+    factor = audio.gain(statistics.median(each.loudness for each in checked))
+    finished = []
+    for each, draft in zip(tqdm(checked, desc="writing clips", unit="clip"), drafts):
+        samples = checks.voice(each.row, factor)
+        audio.write(folder / draft.audio, samples, RATE)
+        finished.append(dataclasses.replace(draft, audio=folder / draft.audio, seconds=round(len(samples) / RATE, 3)))
+    return finished

@@ -1,0 +1,114 @@
+"""The base model: from the hub or a folder, its embedding tie repaired, its codec in float32, by a chosen engine."""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+from transformers import CsmForConditionalGeneration
+
+from tts_kit import checkpoint
+from tts_kit.physics import Physics
+from tts_kit.problem import Problem
+from tts_kit.runtime import Runtime
+from tts_kit.tokens import codec
+from tts_kit.tokens.prompt import Writer
+
+BACKBONE_TABLE = "backbone_model.embed_tokens.embed_audio_tokens.weight"
+DEPTH_TABLE = "depth_decoder.model.embed_tokens.weight"
+
+
+@dataclass
+class Base:
+    """A loaded model with everything that belongs to it."""
+    model: torch.nn.Module
+    codec: codec.Codec
+    writer: Writer
+    physics: Physics
+    runtime: Runtime
+    name: str
+    revision: str
+    engine: str
+
+    def fingerprint(self) -> str:
+        """Names the weights an adapter was trained for; a hub mirror of the same weights has the same name."""
+        head = self.model.lm_head.weight.detach().to("cpu", torch.bfloat16).contiguous()
+        return hashlib.sha256(head.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
+def base(name: str, runtime: Runtime, revision: str = "", engine: str = "plain") -> Base:
+    """Load a CSM on the device and in the dtype of `runtime`, frozen."""
+    config = checkpoint.config(name, revision)
+    loader = _with_unsloth if engine == "unsloth" else _with_transformers
+    model = loader(name, revision, runtime)
+    physics = Physics.of(config)
+    sound = codec.load(name, revision, runtime.device)
+    model.codec_model = None  # kept beside the model in float32, where no training mode, cast or adapter reaches it
+    model.requires_grad_(False).eval()
+    writer = Writer(checkpoint.tokenizer(name, revision), physics)
+    return Base(model, sound, writer, physics, runtime, name, checkpoint.exact_revision(config, revision), engine)
+
+
+def without_weights(name: str, revision: str = "") -> CsmForConditionalGeneration:
+    """The same network on the meta device: for counting, at no cost."""
+    config = checkpoint.config(name, revision)
+    with torch.device("meta"):
+        return CsmForConditionalGeneration(config)
+
+
+def choose_engine(asked: str, runtime: Runtime) -> tuple[str, str]:
+    """The engine and the reason for it."""
+    installed = importlib.util.find_spec("unsloth") is not None
+    if asked == "unsloth":
+        if not installed or runtime.device != "cuda":
+            missing = "unsloth is not installed" if not installed else f"the device is {runtime.device}"
+            raise Problem(f"engine 'unsloth' was asked for, but {missing}. It needs an NVIDIA GPU and "
+                          "`pip install -r requirements-gpu.txt -c constraints.txt`; engine 'plain' runs everywhere.")
+        return "unsloth", "asked for"
+    if asked == "plain":
+        return "plain", "asked for"
+    return "plain", ("it is proven equal to transformers" + (", unsloth is used when asked for" if installed else ""))
+
+
+def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> None:
+    """Make backbone and depth decoder share one audio table, or refuse the checkpoint.
+
+    transformers 5.0 to 5.20 save the shared table once and load the other copy at random.
+    """
+    if odd := sorted(missing - {BACKBONE_TABLE, DEPTH_TABLE}):
+        part = "the depth decoder" if all(key.startswith("depth_decoder.") for key in odd) else "weights"
+        raise Problem(f"{name} lacks {part}: {len(odd)} tensors, among them {odd[0]}. A model with random parts cannot be "
+                      "tuned; download the whole checkpoint again.")
+    if {BACKBONE_TABLE, DEPTH_TABLE} <= missing:
+        raise Problem(f"{name} has no audio embeddings ({BACKBONE_TABLE}). Download the whole checkpoint again.")
+    if not model.config.tie_codebooks_embeddings:
+        return
+    backbone, depth = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens
+    if BACKBONE_TABLE in missing:
+        backbone.weight = depth.weight
+    elif DEPTH_TABLE in missing or torch.equal(backbone.weight, depth.weight):
+        depth.weight = backbone.weight
+    else:
+        raise Problem(f"{name} says its two audio tables are one (tie_codebooks_embeddings), but they differ: it was saved "
+                      "after a broken load. Use the original checkpoint.")
+
+
+def _with_transformers(name: str, revision: str, runtime: Runtime) -> CsmForConditionalGeneration:
+    model, report = checkpoint.weights(CsmForConditionalGeneration, name, revision, dtype=runtime.dtype,
+                                       attn_implementation=runtime.attention)
+    if report["mismatched_keys"]:
+        raise Problem(f"{name}: config.json and the weights disagree about {sorted(report['mismatched_keys'])[0]}. "
+                      "Download the whole checkpoint again.")
+    tie(model, {key for key in report["missing_keys"] if not key.startswith("codec_model.")}, name)
+    return model.to(runtime.device)
+
+
+def _with_unsloth(name: str, revision: str, runtime: Runtime) -> CsmForConditionalGeneration:
+    from unsloth import FastModel
+
+    with checkpoint.opening(name):
+        model, _ = FastModel.from_pretrained(name, revision=revision or None, auto_model=CsmForConditionalGeneration,
+                                             dtype=runtime.dtype, load_in_4bit=False, full_finetuning=False)
+    # unsloth does not report what was missing; a random backbone table shows as a difference and is refused
+    tie(model, set(), name)
+    return model

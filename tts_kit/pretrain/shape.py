@@ -1,0 +1,98 @@
+"""An untrained CSM of a chosen size, as a folder that plain `CsmForConditionalGeneration.from_pretrained` loads."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CsmConfig, CsmForConditionalGeneration, CsmProcessor, EncodecFeatureExtractor, PreTrainedTokenizerFast,
+)
+
+from tts_kit.run import writing_folder
+
+SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>", "<|finetune_right_pad_id|>")
+CHAT = ("{% for turn in messages %}<|begin_of_text|>[{{ turn.role }}]{{ turn.content[0].text }}<|end_of_text|>"
+        "{% if turn.content | length > 1 %}<|AUDIO|><|audio_eos|>{% endif %}{% endfor %}")
+
+SHAPES = {
+    # two layers of everything: for proofs, not for ears
+    "toy": dict(
+        num_codebooks=4, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
+        depth=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                   num_key_value_heads=1, head_dim=8),
+        codec=dict(sampling_rate=24000, num_filters=4, hidden_size=16, codebook_dim=8, codebook_size=32,
+                   vector_quantization_hidden_dimension=8, num_hidden_layers=1, num_attention_heads=2,
+                   num_key_value_heads=2, head_dim=8, intermediate_size=32, upsample_groups=16),
+    ),
+    # the size that is trained from scratch on a laptop
+    "tiny": dict(
+        num_codebooks=8, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
+        depth=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+                   num_key_value_heads=4, head_dim=48),
+        codec=dict(sampling_rate=16000, num_filters=32, hidden_size=256, codebook_dim=64, codebook_size=512,
+                   vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
+                   num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
+                   upsampling_ratios=[20, 32], sliding_window=100),
+    ),
+    # the real thing's sizes, with random weights
+    "csm-1b": dict(text_vocab_size=128256, depth={}, codec={}),
+}
+
+
+def config(shape: str) -> CsmConfig:
+    """The configuration of a shape, with the ids of the byte tokenizer."""
+    sizes = {"text_vocab_size": 256 + len(SPECIAL), **SHAPES[shape]}
+    depth, codec = sizes.pop("depth"), {"model_type": "mimi", **sizes.pop("codec")}
+    codec.setdefault("codebook_size", 2048)
+    codec["num_quantizers"] = sizes.get("num_codebooks", 32)
+    words = codec["codebook_size"] + 3
+    depth |= dict(num_codebooks=codec["num_quantizers"], backbone_hidden_size=sizes.get("hidden_size", 2048),
+                  vocab_size=words, max_position_embeddings=codec["num_quantizers"] + 1)
+    begin, end, audio, audio_end, _ = range(256, 256 + len(SPECIAL))
+    return CsmConfig(**sizes, vocab_size=words, depth_decoder_config=depth, codec_config=codec, bos_token_id=begin,
+                     pad_token_id=end, audio_token_id=audio, audio_eos_token_id=audio_end,
+                     codebook_pad_token_id=words - 1, codebook_eos_token_id=0)
+
+
+def untrained(shape: str, seed: int = 0) -> CsmForConditionalGeneration:
+    """A CSM with random weights, its audio embeddings tied and its codec's codebooks filled."""
+    torch.manual_seed(seed)
+    model = CsmForConditionalGeneration(config(shape))
+    # transformers 5.0 to 5.20 leave the two tables apart
+    model.backbone_model.embed_tokens.embed_audio_tokens.weight = model.depth_decoder.model.embed_tokens.weight
+    quantizer = model.codec_model.quantizer
+    for part in (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer):
+        for layer in part.layers:
+            layer.codebook.embed_sum.normal_()  # transformers starts them at zero, where every code is 0
+    sampling = dict(do_sample=True, temperature=0.9, top_k=50)
+    model.generation_config.update(**sampling, max_new_tokens=125)
+    model.depth_decoder.generation_config.update(**sampling)
+    return model
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, so that no text is unknown; the special tokens are named as in CSM."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[1],
+                                   pad_token=SPECIAL[1])
+
+
+def save(model: CsmForConditionalGeneration, folder: Path) -> Path:
+    """Weights, configuration, tokenizer and processor, as the hub has them."""
+    rate = model.config.codec_config.sampling_rate
+    processor = CsmProcessor(EncodecFeatureExtractor(sampling_rate=rate), byte_tokenizer(), chat_template=CHAT)
+    with writing_folder(folder) as beside:
+        model.save_pretrained(beside)
+        processor.save_pretrained(beside)
+    return Path(folder)
+
+
+def build(shape: str, folder: Path, seed: int = 0) -> Path:
+    """An untrained checkpoint on disk."""
+    return save(untrained(shape, seed), folder)

@@ -1,0 +1,140 @@
+"""Everything a run can be told, in one frozen object whose defaults stand only here."""
+
+import ast
+import dataclasses
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tts_kit.problem import Problem
+from tts_kit.run import write_text
+
+TARGETS = ("both", "backbone", "depth")
+ENGINES = ("auto", "plain", "unsloth")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    base: str = "sesame/csm-1b"
+    """Model to start from: a hub id (sesame/csm-1b, unsloth/csm-1b) or a folder."""
+    revision: str = ""
+    """Hub revision of the base, empty for the newest."""
+    speaker: str = ""
+    """Which speaker of the data to learn, empty when there is only one."""
+    seed: int = 3407
+    """Seed of the split, of the order of clips and of the sampled depth frames."""
+
+    max_seconds: float = 30.0
+    """Longest clip accepted."""
+    max_characters: int = 600
+    """Longest transcript accepted."""
+    held_out: float = 0.1
+    """Share of the clips kept for evaluation, whole recordings where there are several."""
+
+    rank: int = 32
+    """LoRA rank: how much the adapter can say."""
+    alpha: float = 32.0
+    """LoRA alpha; alpha / rank scales the adapter."""
+    targets: str = "both"
+    """Which part learns: both, backbone or depth."""
+
+    steps: int = 200
+    """Optimizer steps."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up before the linear decay."""
+    weight_decay: float = 0.001
+    """AdamW weight decay."""
+    tokens_per_batch: int = 1400
+    """Positions (text and frames) in one micro-batch; about eight clips of ten seconds."""
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+    packing: bool = True
+    """Lay clips end to end in one row instead of padding them side by side."""
+    context_share: float = 0.0
+    """Share of training clips that are preceded by another clip of the voice, which is heard but not scored."""
+    depth_ratio: float = 1 / 16
+    """Share of frames that train the depth decoder, drawn afresh each step."""
+    depth_weight: float = 1.0
+    """Weight of the depth loss beside the backbone loss."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, less memory."""
+    engine: str = "auto"
+    """plain (transformers and PEFT), unsloth, or auto."""
+
+    evaluate_every: int = 50
+    """Steps between evaluations on held-out clips; the first is before any training."""
+    sample_every: int = 100
+    """Steps between spoken samples of sample_texts; 0 for none."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    sample_texts: tuple[str, ...] = ("The quick brown fox jumps over the lazy dog.", "Where did you leave the keys?")
+    """Sentences spoken with fixed seeds during training."""
+
+    temperature: float = 0.9
+    """Sampling temperature of codebook 0; 0 is greedy."""
+    depth_temperature: float = 0.9
+    """Sampling temperature of the other codebooks; 0 is greedy."""
+    top_k: int = 50
+    """Candidates kept when sampling."""
+
+    def __post_init__(self):
+        positive = ("max_seconds", "max_characters", "rank", "alpha", "learning_rate", "tokens_per_batch",
+                    "accumulation", "depth_ratio", "top_k", "steps", "evaluate_every", "save_every")
+        for name in positive:
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("warmup_steps", "sample_every", "weight_decay", "depth_weight", "temperature", "depth_temperature"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.depth_ratio <= 1, "depth_ratio", self.depth_ratio, "at most 1")
+        _require(0 < self.held_out < 1, "held_out", self.held_out, "between 0 and 1")
+        _require(0 <= self.context_share <= 1, "context_share", self.context_share, "between 0 and 1")
+        _require(self.targets in TARGETS, "targets", self.targets, f"one of {', '.join(TARGETS)}")
+        _require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
+
+    def but(self, **changes) -> "Recipe":
+        """The same recipe with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def differences(self, other: "Recipe") -> dict[str, tuple]:
+        """Fields that differ, with both values."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def read(path: Path) -> Recipe:
+    """A recipe saved by `to_json`."""
+    try:
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise Problem(f"{path} cannot be read as a recipe ({error}). Restore it, or choose another run name.") from error
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    if strange := sorted(set(saved) - known):
+        raise Problem(f"{path} has fields this version does not know: {', '.join(strange)}. "
+                      "It was written by another version of the kit; use that one, or remove the fields.")
+    saved["sample_texts"] = tuple(saved.get("sample_texts", Recipe.sample_texts))
+    return Recipe(**saved)
+
+
+def recall(folder: Path, **given) -> Recipe:
+    """The recipe a run has had so far, changed by what is given now, and remembered for its next stage."""
+    path = Path(folder) / "recipe.json"
+    recipe = (read(path) if path.exists() else Recipe()).but(**given)
+    write_text(path, recipe.to_json())
+    return recipe
+
+
+def explanations() -> dict[str, str]:
+    """What each field means: the docstring that follows it."""
+    body = ast.parse(inspect.getsource(Recipe)).body[0].body
+    return {field.target.id: text.value.value for field, text in zip(body, body[1:])
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
+
+
+def _require(holds: bool, name: str, seen, wanted: str) -> None:
+    if not holds:
+        raise Problem(f"recipe: {name} is {seen!r}; it must be {wanted}.")

@@ -1,0 +1,178 @@
+"""Text -> speech: base, clone, fine-tune and both are one function with different arguments."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tts_kit import audio, text
+from tts_kit import recipe as recipes
+from tts_kit.model import generate, load, lora
+from tts_kit.model.generate import Sampling
+from tts_kit.problem import Problem
+from tts_kit.runtime import Runtime
+from tts_kit.tokens.prompt import Turn
+
+PAUSE_SECONDS = 0.15
+BATCH = 8
+RETRY_STEP = 7919
+"""Added to the seed of a take that never ended, for the next try."""
+
+
+@dataclass
+class Voice:
+    """A loaded base, with an adapter or without, ready to speak."""
+    base: load.Base
+    model: object
+    """The base's network, wrapped by PEFT if there is an adapter."""
+    speaker: str = "0"
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.model is not self.base.model
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A clip of the voice to be cloned and its exact transcript."""
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One sentence to be said, by one arm, with one seed."""
+    text: str
+    seed: int = 0
+    reference: Reference | None = None
+    tuned: bool = True
+
+
+@dataclass
+class Speech:
+    samples: np.ndarray
+    """(samples,) float32"""
+    rate: int
+    stopped: bool
+    """Whether every sentence ended by itself."""
+    takes: int
+    """Generations spent, retries included."""
+    wall_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+    def save(self, path: str | Path) -> Path:
+        audio.write(Path(path), self.samples, self.rate)
+        return Path(path)
+
+
+def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = "", revision: str = "") -> Voice:
+    """A voice from an adapter folder, or the base alone; `base` overrides the base that the adapter names."""
+    if adapter is None:
+        loaded = load.base(base, runtime, revision)
+        return Voice(loaded, loaded.model)
+    belongs = lora.read_voice(Path(adapter))
+    recipe = recipes.read(Path(adapter) / "recipe.json")
+    loaded = load.base(base or belongs["base"], runtime, revision or ("" if base else belongs["revision"]))
+    return Voice(loaded, lora.load(loaded, Path(adapter)), belongs["speaker"],
+                 Sampling(recipe.temperature, recipe.depth_temperature, recipe.top_k))
+
+
+def speak(words: str, voice: Voice, reference: Reference | None = None, tuned: bool = True, seed: int = 0,
+          retries: int = 0, file: str | Path | None = None) -> Speech:
+    """Say a text of any length, sentence by sentence; without a reference the first sentence becomes that of the rest."""
+    chunks = text.sentences(text.normalise(words))
+    lines = [Line(chunk, seed + number, reference, tuned) for number, chunk in enumerate(chunks)]
+    context = _context(voice, reference) if reference else None
+    first = _say(voice, lines[:1], [context], retries)
+    if context is None and len(lines) > 1:
+        context = Turn(lines[0].text, voice.speaker, first[0].codes, scored=False)
+    rest = _say(voice, lines[1:], [context] * (len(lines) - 1), retries)
+    speech = _join(voice, first + rest)
+    if file is not None:
+        speech.save(file)
+    return speech
+
+
+def say(lines: Sequence[Line], voice: Voice, retries: int = 0) -> Iterator[tuple[int, Speech]]:
+    """Say many independent sentences in batches, each as one piece; gives (place in lines, speech) as they are done."""
+    lines = [replace(line, text=text.normalise(line.text)) for line in lines]
+    contexts = {reference: _context(voice, reference) for reference in {line.reference for line in lines} - {None}}
+    with tqdm(total=len(lines), desc="speaking", unit="clip", disable=len(lines) < 4) as bar:
+        for tuned in (False, True):
+            # sentences of like length share a batch, which lasts as long as its longest
+            order = sorted((index for index, line in enumerate(lines) if line.tuned is tuned),
+                           key=lambda index: len(lines[index].text))
+            for start in range(0, len(order), BATCH):
+                batch = order[start:start + BATCH]
+                said = _say(voice, [lines[index] for index in batch],
+                            [contexts.get(lines[index].reference) for index in batch], retries)
+                yield from ((index, _join(voice, [one])) for index, one in zip(batch, said))
+                bar.update(len(batch))
+
+
+@dataclass
+class _Said:
+    codes: object
+    stopped: bool
+    takes: int
+    wall_seconds: float
+
+
+def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[Turn | None], retries: int) -> list[_Said]:
+    """Generate one batch; a line that ran to its limit is tried again with another seed as often as allowed."""
+    if not lines:
+        return []
+    said = _generate(voice, lines, contexts)
+    again = [number for number, one in enumerate(said) if not one.stopped]
+    if again and retries:
+        other = [replace(lines[number], seed=lines[number].seed + RETRY_STEP) for number in again]
+        for number, one in zip(again, _say(voice, other, [contexts[number] for number in again], retries - 1)):
+            before = said[number]
+            said[number] = replace(one, takes=one.takes + before.takes,
+                                   wall_seconds=one.wall_seconds + before.wall_seconds)
+    return said
+
+
+def _generate(voice: Voice, lines: Sequence[Line], contexts: Sequence[Turn | None]) -> list[_Said]:
+    base, start = voice.base, time.monotonic()
+    prompts = [base.writer.write(line.text[:40], [*([context] if context else []), Turn(line.text, voice.speaker)])
+               for line, context in zip(lines, contexts)]
+    limits = [_limit(voice, line, len(prompt)) for line, prompt in zip(lines, prompts)]
+    with lora.speaking(voice.model, lines[0].tuned):
+        takes = generate.takes(base.model, base.physics, prompts, voice.sampling, [line.seed for line in lines], limits)
+    share = (time.monotonic() - start) / len(lines)
+    return [_Said(take.codes, take.stopped, 1, share) for take in takes]
+
+
+def _limit(voice: Voice, line: Line, prompt: int) -> int:
+    """Most frames for a line: a slow reading of its text, within what the model holds."""
+    physics = voice.base.physics
+    room = physics.longest - prompt
+    if room < physics.frame_rate:
+        raise Problem(f"{line.text[:60]!r} and its reference take {prompt} of the model's {physics.longest} positions; less "
+                      "than a second is left for speech. Use a shorter reference.")
+    return min(round(text.budget_seconds(line.text) * physics.frame_rate), room)
+
+
+def _context(voice: Voice, reference: Reference) -> Turn:
+    wave = audio.read(reference.path, voice.base.physics.sample_rate)
+    return Turn(text.normalise(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
+
+
+def _join(voice: Voice, said: Sequence[_Said]) -> Speech:
+    """Sentences one after the other with a short pause."""
+    rate = voice.base.physics.sample_rate
+    pause = np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
+    pieces = [pause]
+    for one in said:
+        wave = voice.base.codec.decode([one.codes])[0] if len(one.codes) else pause[:0]
+        pieces += [wave, pause]
+    return Speech(np.concatenate(pieces[1:-1]), rate, all(one.stopped for one in said), sum(one.takes for one in said),
+                  sum(one.wall_seconds for one in said))

@@ -1,0 +1,40 @@
+"""The whole story in one call: data, codes, adapter, comparison; each stage goes on where it stopped."""
+
+from pathlib import Path
+
+from tts_kit import data, tokens
+from tts_kit.comparison import arms
+from tts_kit.pretrain import shape
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+from tts_kit.runtime import Runtime
+from tts_kit.speech import speak
+from tts_kit.tuning import trainer
+
+SAMPLES = Path(__file__).parent.parent / "sample_data"
+VOICE = SAMPLES / "voice"
+BUNDLED = SAMPLES / "tiny-csm"
+SMALL = dict(rank=8, alpha=16, steps=40, learning_rate=5e-4, tokens_per_batch=1400, evaluate_every=20, save_every=20,
+             sample_every=20)
+"""Recipe fields for a laptop."""
+
+
+def tell(source: str | Path, recipe: Recipe, run: Run, runtime: Runtime, sentences: int = 10,
+         seeds: tuple[int, ...] = (1, 2, 3)) -> Path:
+    """From clips with transcripts to a page to listen to; returns the page."""
+    data.prepare(source, run, recipe)
+    tokens.encode(recipe, run, runtime)
+    adapter = trainer.fit(recipe, run, runtime)
+    voice = speak.load_voice(runtime, adapter, recipe.base, recipe.revision)
+    return arms.compare(run, voice, sentences, seeds)
+
+
+def base_for_a_laptop(run: Run) -> tuple[str, str]:
+    """The bundled model or, while there is none, an untrained one of its size; and a word on what to expect of it."""
+    if BUNDLED.is_dir():
+        return str(BUNDLED), "The base is the bundled tiny-csm."
+    folder = run.folder / "untrained-csm"
+    if not folder.exists():
+        shape.build("tiny", folder)
+    return str(folder), ("The base is an untrained model of laptop size: every stage is real, but all it can say is noise. "
+                         "For speech give a trained base, for example --base sesame/csm-1b on a GPU.")

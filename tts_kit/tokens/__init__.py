@@ -1,0 +1,17 @@
+"""Utterances become codes, once; training never touches sound again."""
+
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+from tts_kit.runtime import Runtime
+
+
+def encode(recipe: Recipe, run: Run, runtime: Runtime) -> dict[str, int]:
+    """Encode a run's data into its codes folder; returns how many clips were kept, encoded and repaired."""
+    from tts_kit.data import utterance
+    from tts_kit.tokens import cache, codec
+
+    utterances = utterance.read(run.data)
+    counts = cache.fill(utterances, run.codes, codec.load(recipe.base, recipe.revision, runtime.device))
+    print(f"{len(utterances)} clips: {counts['encoded']} encoded, {counts['kept']} already there"
+          + (f", {counts['damaged']} of the encoded replaced damaged entries" if counts["damaged"] else "") + ".")
+    return counts

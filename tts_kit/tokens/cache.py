@@ -1,0 +1,125 @@
+"""Codes on disk: one small file a clip, named by what it was made of, so that a rerun encodes only what is missing."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from tqdm.auto import tqdm
+
+from tts_kit import audio
+from tts_kit.data.utterance import Utterance
+from tts_kit.problem import Problem
+from tts_kit.run import read_rows, write_bytes, write_json, write_rows
+from tts_kit.tokens.codec import Codec
+
+FORMAT = "1"
+SECONDS_PER_BATCH = 120.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An utterance whose sound has become codes."""
+    id: str
+    text: str
+    source: str
+    recording: str
+    split: str
+    codes: torch.Tensor
+    """(frames, codebooks) int16"""
+
+
+class Damaged(Exception):
+    """A cache entry that is not what its name says."""
+
+
+def fill(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
+    """Encode what is missing and write the index; returns how many entries were kept, encoded and found damaged."""
+    fingerprint = codec.fingerprint()
+    keys = [key(utterance.audio, fingerprint) for utterance in utterances]
+    counts = {"kept": 0, "encoded": 0, "damaged": 0}
+    missing = []
+    for utterance, name in zip(utterances, keys):
+        state = _state(entry(folder, name), name, codec)
+        counts["kept" if state == "whole" else "encoded"] += 1
+        counts["damaged"] += state == "damaged"
+        if state != "whole":
+            missing.append((utterance, name))
+    _encode(missing, folder, codec, fingerprint)
+    write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.physics)})
+    write_rows(folder / "index.jsonl", ({"id": u.id, "text": u.text, "source": u.source, "recording": u.recording,
+                                         "split": u.split, "key": name} for u, name in zip(utterances, keys)))
+    return counts
+
+
+def read(folder: Path) -> list[Clip]:
+    """The clips of a run, every entry checked."""
+    if not (folder / "index.jsonl").is_file():
+        raise Problem(f"{folder} holds no codes. Run `python -m tts_kit tokenize` with this run's name first.")
+    clips = []
+    for row in read_rows(folder / "index.jsonl"):
+        path = entry(folder, row.pop("key"))
+        try:
+            clips.append(Clip(**row, codes=open_entry(path, path.stem)))
+        except Damaged as error:
+            raise Problem(f"{path} (clip {row['id']}) {error}. Run `python -m tts_kit tokenize` again: "
+                          "it encodes only what is missing or damaged.") from error
+    return clips
+
+
+def made_by(folder: Path) -> str:
+    """The fingerprint of the codec that made a folder's codes."""
+    return json.loads((folder / "codec.json").read_text(encoding="utf-8"))["codec"]
+
+
+def key(clip: Path, fingerprint: str) -> str:
+    """A name for the codes of this very file by this very codec."""
+    return hashlib.sha256(f"{FORMAT} {fingerprint} ".encode() + clip.read_bytes()).hexdigest()[:32]
+
+
+def entry(folder: Path, name: str) -> Path:
+    return Path(folder) / "entries" / f"{name}.safetensors"
+
+
+def open_entry(path: Path, name: str) -> torch.Tensor:
+    """Codes (frames, codebooks) of one entry; raises Damaged when they are not the ones the name stands for."""
+    try:
+        with safe_open(path, "pt") as file:
+            label, codes = file.metadata() or {}, file.get_tensor("codes")
+    except FileNotFoundError as error:
+        raise Damaged("is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise Damaged(f"cannot be read ({error})") from error
+    if label.get("key") != name or codes.dtype != torch.int16 or list(codes.shape) != [
+            int(label.get("frames", -1)), int(label.get("codebooks", -1))]:
+        raise Damaged("holds something else than its name says")
+    return codes
+
+
+def _state(path: Path, name: str, codec: Codec) -> str:
+    if not path.exists():
+        return "missing"
+    try:
+        codes = open_entry(path, name)
+    except Damaged:
+        return "damaged"
+    inside = codes.numel() and 0 <= codes.min() and codes.max() < codec.physics.codebook_size
+    return "whole" if inside and codes.shape[1] == codec.physics.codebooks else "damaged"
+
+
+def _encode(missing: list[tuple[Utterance, str]], folder: Path, codec: Codec, fingerprint: str) -> None:
+    """Longest clips first, so that a batch holds clips of like length and memory is tried at once."""
+    missing = sorted(missing, key=lambda pair: -pair[0].seconds)
+    with tqdm(total=len(missing), desc="encoding", unit="clip", disable=not missing) as bar:
+        while missing:
+            count = max(1, int(SECONDS_PER_BATCH / max(missing[0][0].seconds, 0.1)))
+            batch, missing = missing[:count], missing[count:]
+            waves = [audio.read(utterance.audio, codec.physics.sample_rate) for utterance, _ in batch]
+            for codes, (_, name) in zip(codec.encode(waves), batch):
+                label = {"key": name, "codec": fingerprint, "frames": str(codes.shape[0]),
+                         "codebooks": str(codes.shape[1])}
+                write_bytes(entry(folder, name), save({"codes": codes}, metadata=label))
+            bar.update(len(batch))

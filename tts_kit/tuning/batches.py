@@ -1,0 +1,163 @@
+"""Clips -> every micro-batch of the run, decided before the first step, so that a run can be resumed at any of them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from tts_kit.recipe import Recipe
+from tts_kit.tokens.cache import Clip
+from tts_kit.tokens.prompt import UNSCORED, Example, Turn, Writer
+
+Item = tuple[int, int | None]
+"""A clip, and the clip heard before it if any."""
+
+
+class Steps(torch.utils.data.Dataset):
+    """Micro-batch `i` of the run, a pure function of clips, recipe and `i`."""
+
+    def __init__(self, clips: Sequence[Clip], writer: Writer, recipe: Recipe):
+        self.recipe, self.speaker = recipe, clips[0].source
+        self.heard = [write(clip, writer, scored=False) for clip in clips]
+        self.scored = [write(clip, writer) for clip in clips]
+        self.plan, self.passes = plan(self.scored, writer.physics.longest, recipe)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> dict:
+        step, part = divmod(index, self.recipe.accumulation)
+        first = step * self.recipe.accumulation
+        micro_batches = [[self.example(item) for item in items]
+                         for items in self.plan[first:first + self.recipe.accumulation]]
+        chosen = sample_depth(sum(micro_batches, []), self.recipe.depth_ratio, self.recipe.seed + step)
+        before = sum(len(examples) for examples in micro_batches[:part])
+        mine = micro_batches[part]
+        batch = collate(mine, chosen[before:before + len(mine)], self.recipe.packing)
+        return batch | {"frames_in_step": sum(len(mask) for mask in chosen),
+                        "depth_in_step": sum(int(mask.sum()) for mask in chosen)}
+
+    def example(self, item: Item) -> Example:
+        clip, context = item
+        return self.scored[clip] if context is None else join(self.heard[context], self.scored[clip])
+
+
+def write(clip: Clip, writer: Writer, scored: bool = True) -> Example:
+    """A clip as a training sequence of one turn."""
+    return writer.write(clip.id, [Turn(clip.text, clip.source, clip.codes, scored)])
+
+
+def join(context: Example, target: Example) -> Example:
+    """Two turns in one sequence."""
+    return Example(target.name, *(torch.cat([getattr(context, column), getattr(target, column)])
+                                  for column in ("ids", "codes", "is_frame", "labels")))
+
+
+def plan(examples: Sequence[Example], longest: int, recipe: Recipe) -> tuple[list[list[Item]], float]:
+    """Items of every micro-batch of the run, and how many times the data is passed."""
+    wanted = recipe.steps * recipe.accumulation
+    batches, epoch = [], 0
+    while len(batches) < wanted:
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        batches += _one_pass(examples, longest, recipe, generator)
+        epoch += 1
+    return batches[:wanted], epoch * wanted / len(batches) if batches else 0.0
+
+
+def sample_depth(examples: Sequence[Example], ratio: float, seed: int) -> list[torch.Tensor]:
+    """For each example a mask over its scored frames: those that train the depth decoder this time.
+
+    The end frame always does, as in transformers; of the others a share, drawn over all the examples together.
+    """
+    masks = [torch.zeros(example.scored_frames, dtype=torch.bool) for example in examples]
+    flat = torch.cat(masks)
+    ends = torch.tensor([len(mask) for mask in masks]).cumsum(0) - 1
+    flat[ends] = True
+    others = (~flat).nonzero()[:, 0]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+    flat[others[order[:math.ceil(len(others) * ratio)]]] = True
+    return list(flat.split([len(mask) for mask in masks]))
+
+
+def collate(examples: Sequence[Example], depth: Sequence[torch.Tensor], packing: bool) -> dict:
+    """Examples -> tensors: ids, codes, is_frame, positions (rows, positions, ...), and which frames are scored.
+
+    Packed clips are told apart by positions that begin anew; padding needs no mask, because attention looks back only.
+    """
+    lay = _end_to_end if packing else _side_by_side
+    predictors = (lay([_before_scored(example) for example in examples], False)).flatten().nonzero()[:, 0]
+    labels = torch.cat([example.labels for example in examples])
+    return {
+        "ids": lay([example.ids for example in examples], 0),
+        "codes": lay([example.codes for example in examples], 0),
+        "is_frame": lay([example.is_frame for example in examples], False),
+        "positions": _positions([len(example) for example in examples], packing),
+        "predictors": predictors,
+        "targets": labels[labels[:, 0] != UNSCORED],
+        "depth_rows": torch.cat(list(depth)).nonzero()[:, 0],
+        "names": [example.name for example in examples],
+    }
+
+
+def for_evaluation(examples: Sequence[Example], recipe: Recipe) -> list[dict]:
+    """Held-out clips in batches under the token budget, every frame scored by both losses."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
+    groups = _under_budget([(index, None) for index in order], [len(example) for example in examples], recipe)
+    batches = [[examples[index] for index, _ in group] for group in groups]
+    return [collate(batch, sample_depth(batch, 1.0, 0), recipe.packing) for batch in batches]
+
+
+def _one_pass(examples: Sequence[Example], longest: int, recipe: Recipe, generator: torch.Generator) -> list[list[Item]]:
+    """All clips once, in a new order, neighbours in length together."""
+    lengths = [len(example) for example in examples]
+    # a little noise on the length mixes the company a clip keeps from pass to pass
+    noise = 1 + 0.2 * torch.rand(len(examples), generator=generator)
+    order = sorted(range(len(examples)), key=lambda index: lengths[index] * noise[index].item())
+    items = [(index, _context(index, lengths, longest, recipe, generator)) for index in order]
+    batches = _under_budget(items, lengths, recipe)
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator)]
+
+
+def _context(index: int, lengths: list[int], longest: int, recipe: Recipe, generator: torch.Generator) -> int | None:
+    """Another clip to be heard first, in a share of the cases."""
+    if len(lengths) < 2 or torch.rand(1, generator=generator).item() >= recipe.context_share:
+        return None
+    other = int(torch.randint(len(lengths) - 1, (1,), generator=generator))
+    other += other >= index
+    return other if lengths[other] + lengths[index] <= longest else None
+
+
+def _under_budget(items: Sequence[Item], lengths: Sequence[int], recipe: Recipe) -> list[list[Item]]:
+    """Fill batches in order; a clip longer than the budget travels alone."""
+    batches, sizes = [[]], []
+    for item in items:
+        size = lengths[item[0]] + (0 if item[1] is None else lengths[item[1]])
+        grown = [*sizes, size]
+        cost = sum(grown) if recipe.packing else max(grown) * len(grown)
+        if sizes and cost > recipe.tokens_per_batch:
+            batches.append([])
+            grown = [size]
+        batches[-1].append(item)
+        sizes = grown
+    return batches
+
+
+def _before_scored(example: Example) -> torch.Tensor:
+    """(positions,) true where the next position is a scored frame."""
+    return torch.cat([example.labels[1:, 0] != UNSCORED, torch.zeros(1, dtype=torch.bool)])
+
+
+def _positions(lengths: Sequence[int], packing: bool) -> torch.Tensor:
+    """Places in the clip; padding just counts on, so that transformers does not take it for another clip."""
+    if packing:
+        return torch.cat([torch.arange(length) for length in lengths])[None]
+    return torch.arange(max(lengths)).repeat(len(lengths), 1)
+
+
+def _end_to_end(columns: Sequence[torch.Tensor], _fill) -> torch.Tensor:
+    return torch.cat(list(columns))[None]
+
+
+def _side_by_side(columns: Sequence[torch.Tensor], fill) -> torch.Tensor:
+    return pad_sequence(list(columns), batch_first=True, padding_value=fill)
