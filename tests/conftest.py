@@ -4,14 +4,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from tts_kit import runtime  # noqa: E402
-from tts_kit.model import load  # noqa: E402
-from tts_kit.pretrain import shape  # noqa: E402
-from tts_kit.recipe import Recipe  # noqa: E402
-from tts_kit.tokens.cache import Clip  # noqa: E402
+from tts_kit import runtime
+from tts_kit.model import load
+from tts_kit.pretrain import shape
+from tts_kit.recipe import Recipe
+from tts_kit.tokens.cache import Clip
 
 torch.set_num_threads(1)
 

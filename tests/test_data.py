@@ -1,6 +1,7 @@
 """From recordings to utterances: what is read, what is refused and how it is said, and what is held out."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 
 from tts_kit import audio, data
-from tts_kit.data import source, table, utterance
+from tts_kit.data import sources, table, utterance
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
@@ -159,7 +160,7 @@ def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeyp
         (decoding if kind == "one split" else datasets.DatasetDict(train=decoding)).save_to_disk(tmp_path / "set")
     utterances = data.prepare(tmp_path / "set", run, Recipe())
     assert "ignored: mood" in capsys.readouterr().out
-    assert [(each.id, each.source, each.recording) for each in utterances][0] == ("00001-x-0", "3", "x")
+    assert (utterances[0].id, utterances[0].source, utterances[0].recording) == ("00001-x-0", "3", "x")
     assert len(utterances) == 6 and data.prepare(tmp_path / "set", run, Recipe()) == utterances
     with pytest.raises(Problem, match="split test. could not be opened"):
         data.prepare(f"{tmp_path / 'set'}:test", Run("other", tmp_path / "runs"), Recipe())
@@ -173,6 +174,27 @@ def test_a_dataset_cannot_name_files_elsewhere(tmp_path, run):
                                ).save_to_disk(tmp_path / "set")
     said = refusal(tmp_path / "set", run)
     assert "row 1" in said and "tapeA_001.wav" in said and "inside the dataset" in said
+
+
+def test_a_hub_dataset(tmp_path, run, monkeypatch):
+    """Guards against a split that is not asked for, and cached audio of a hub dataset that is refused as foreign."""
+    cache = tmp_path / "cache"
+    rows = [{"audio": str(cache / row["file_name"]), "text": row["text"]} for row in write_clips(cache, 6)]
+    asked = []
+
+    def load_from_hub(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets, "load_dataset", load_from_hub)
+    assert len(data.prepare("owner/voices:clean", run, Recipe())) == 6
+    assert asked == [("owner/voices", "clean")]
+    with pytest.raises(Problem, match="made from owner/voices:clean, not owner/voices:train"):
+        data.prepare("owner/voices", run, Recipe())
+    (cache / "clips" / "tapeA_002.wav").unlink()
+    with pytest.raises(Problem, match="owner/voices:clean row 2: tapeA_002.wav is missing"):
+        data.prepare("owner/voices:clean", Run("other", tmp_path / "runs"), Recipe())
 
 
 def test_a_dataset_without_text_says_which_columns_it_has(tmp_path, run):
@@ -343,7 +365,7 @@ def test_sources_that_are_none(tmp_path, name, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(Problem, match=said) as caught:
-        list(source.rows(str(tmp_path / name)))
+        list(sources.rows(str(tmp_path / name)))
     assert str(tmp_path / name) in str(caught.value)
 
 
@@ -391,7 +413,7 @@ def make_utterances(names: list[str], recording: str = "") -> list[data.Utteranc
 def neighbours(utterances):
     """Pairs of clips that follow each other in one recording, by the number in the name."""
     ordered = sorted(utterances, key=lambda each: (each.recording, int(each.file.split("_")[1])))
-    return [(one, other) for one, other in zip(ordered, ordered[1:]) if one.recording == other.recording]
+    return [(one, other) for one, other in itertools.pairwise(ordered) if one.recording == other.recording]
 
 
 @pytest.mark.parametrize("sizes", [[6], [50], [3, 3], [30, 30, 1], [50, 50, 1, 1], [5, 1]])
@@ -471,13 +493,13 @@ def test_the_same_source_is_used_again(good, run, capsys):
     (lambda folder: {"skip_bad": True}, "made with skip_bad False, not True"),
     (lambda folder: soundfile.write(folder / "clips/tapeA_001.wav", voice(50), RATE), "changed since"),
     (lambda folder: write_csv(folder, [{"file_name": "x.wav", "text": "New"}]), "changed since"),
-    (lambda folder: {"source_name": folder / "metadata.csv"}, "made from"),
+    (lambda folder: {"source": folder / "metadata.csv"}, "made from"),
 ])
 def test_other_data_is_not_overwritten(good, run, change, said):
     """Guards against an adapter whose data folder silently became that of another source."""
     data.prepare(good, run, Recipe())
     before = contents(run.data)
-    arguments = {"source_name": good, "run": run, "recipe": Recipe()}
+    arguments = {"source": good, "run": run, "recipe": Recipe()}
     changed = change(good)
     with pytest.raises(Problem, match=said) as caught:
         data.prepare(**arguments | (changed if isinstance(changed, dict) else {}))
@@ -542,10 +564,10 @@ def test_a_full_disk_loses_nothing(good, run, rewrite):
     other = run if rewrite else Run("second", run.folder.parent)
     before = contents(run.folder.parent)
     done = subprocess.run([sys.executable, "-c", FULL_DISK, other.name, run.folder.parent, "" if rewrite else good],
-                          capture_output=True, text=True, cwd=ROOT)
+                          capture_output=True, text=True, cwd=ROOT, check=False)
     assert "Problem" in done.stderr and "the disk is full" in done.stderr and done.returncode == 1
     assert contents(run.folder.parent) == before and data.read(run.data) == utterances
-    assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data"}
+    assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data", "recipe.json"}
     assert len(data.prepare(good, other, Recipe())) == 8
 
 
@@ -566,7 +588,8 @@ data.prepare(sys.argv[2], Run("voice", sys.argv[1]), Recipe())
 
 def test_a_killed_run_leaves_no_data_folder(good, run):
     """Guards against a folder with half of the clips that the next stage takes for whole."""
-    done = subprocess.run([sys.executable, "-c", KILLED, run.folder.parent, good], capture_output=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", KILLED, run.folder.parent, good], capture_output=True, cwd=ROOT,
+                          check=False)
     assert done.returncode == -signal.SIGKILL and len(list(run.folder.rglob("*.flac"))) == 3
     assert not run.data.exists()
     assert len(data.prepare(good, run, Recipe())) == 8

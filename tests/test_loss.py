@@ -110,7 +110,7 @@ def test_depth_loss_counts_only_the_chosen_frames(base):
 
 @pytest.mark.parametrize("frames", [1, 3, 4, 5, 32])
 def test_any_number_of_depth_frames(base, frames):
-    """Mistake: transformers 5.17 takes the positions of one frame for those of a pack when as many frames as codebooks come."""
+    """Mistake: transformers 5.17 fails on a pack of as many frames as there are codebooks."""
     codes = make_clip("a", frames).codes.long()
     states = torch.randn(frames, 32, generator=torch.Generator().manual_seed(0))
     together = loss.depth_logits(base.model, states, codes)

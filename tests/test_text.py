@@ -8,7 +8,7 @@ import pytest
 from tts_kit import text
 from tts_kit.problem import Problem
 
-ALPHABET = list("abcXYZ019 .!?,;:-'\"()\n\t") + ["’", "“", "—", "–", "…", "\u00a0", "\u2009", "\u2028", "é", "e\u0301",
+ALPHABET = [*"abcXYZ019 .!?,;:-'\"()\n\t", "’", "“", "—", "–", "…", "\u00a0", "\u2009", "\u2028", "é", "e\u0301",
             "\u0301", "ß", "。", "漢", "字", "Mr.", "J.", "e.g.", "3.5", "हि", "\u1fef", "\u037e"]
 
 

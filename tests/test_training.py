@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from test_generate import spread_logits
 
 from tts_kit import runtime
-from tts_kit.model import generate, lora
+from tts_kit.model import generate, lora, loss
 from tts_kit.model.generate import Sampling
 from tts_kit.pretrain import shape
 from tts_kit.problem import Problem
@@ -252,3 +252,22 @@ def test_codes_that_are_missing_or_damaged_are_named(recipe, run, tmp_path):
         entries[3].write_bytes(content)
         with pytest.raises(Problem, match=rf"{entries[3].name} \(clip clip3\) {complaint}.*tokenize.*again"):
             trainer.prepare(recipe, run, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(recipe, run, dtype):
+    """Mistake: 16-bit norms or cross-entropy, an adapter rounded at every step, or a dtype clash in the first batch."""
+    exact = trainer.prepare(recipe, run, CPU)[1]
+    wanted = exact.evaluate()
+    # without a GPU there is no loss scaler for float16; everything else of its path runs here
+    half = runtime.Runtime("cpu", dtype, "sdpa", "")
+    base, made = trainer.prepare(recipe, run, half)
+    seen = made.evaluate()
+    for name in ("eval_backbone_loss", "eval_depth_loss"):
+        assert seen[name] == pytest.approx(wanted[name], rel=5e-3)
+    assert {weight.dtype for weight in made.model.parameters() if weight.requires_grad} == {torch.float32}
+    with made._arithmetic():
+        batch = made.train_dataset[0]
+        assert loss.sums(base.model, batch).depth.dtype == torch.float32
+        normed = base.model.backbone_model.norm(torch.full((1, 32), 300.0, dtype=dtype))
+    assert torch.isfinite(normed).all()  # 300 squared is no float16

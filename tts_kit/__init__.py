@@ -1,1 +1,28 @@
-"""tts_kit: teach a token-based text-to-speech model one new voice, and know whether it worked."""
+"""tts_kit: teach a token-based text-to-speech model one new voice, and know whether it worked.
+
+The rooms, from the ground up; each imports only from those before it:
+
+    problem.py     the one error meant for people: seen, wanted, what to do
+    run.py         a run's folders; writing that is whole or not at all
+    physics.py     rates, codebooks and ids, read from the checkpoint
+    recipe.py      everything a run can be told, with its defaults
+    runtime.py     device, dtype and the reason
+    checkpoint.py  opening a base: quietly, safetensors only, errors for people
+    audio.py       the only room that knows waves
+    text.py        one normalisation for training and speaking
+    data/          clips with transcripts -> utterances
+    tokens/        utterances -> codes -> the sequence CSM reads
+    model/         the base, the adapter, the loss, the generation loop
+    tuning/        codes -> adapter
+    speech/        adapter -> audio
+    comparison/    every arm, and the page to listen to
+    pretrain/      untrained models of any size
+    story.py       the stages in one call
+    doctor/        what would stop a run on this machine, and what to do
+    __main__.py    the verbs
+"""
+
+import warnings
+
+# tqdm says this in every notebook without ipywidgets; its text bar is as good
+warnings.filterwarnings("ignore", message="IProgress not found")

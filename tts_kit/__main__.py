@@ -132,14 +132,12 @@ def compare(options) -> None:
 def demo(options) -> None:
     from tts_kit import story
 
-    run, runtime = Run(options.run), _runtime(options)
-    given, word = _given(options), ""
-    if not (options.base or (run.folder / "recipe.json").exists()):
-        base, word = story.base_for_a_laptop(run)
-        given = story.SMALL | {"base": base} | given
-    recipe = recipes.recall(run.folder, **given)
-    _show(story.tell(options.source or story.VOICE, recipe, run, runtime, options.sentences, options.seeds))
-    print(word)
+    run = Run(options.run)
+    given = _given(options)
+    if not run.data.exists():
+        given = ({} if options.base else story.SMALL) | {"base": story.choose_base(options.base or "", run)} | given
+    recipe = recipes.recall(run, **given)
+    _show(story.tell(options.source or story.VOICE, recipe, run, _runtime(options), options.sentences, options.seeds))
 
 
 def _verb(verbs, name: str, function, explanation: str, run: bool = True, default: str = "voice") -> argparse.ArgumentParser:
@@ -177,7 +175,7 @@ def _given(options) -> dict:
 
 
 def _recipe(options, run: Run) -> Recipe:
-    return recipes.recall(run.folder, **_given(options))
+    return recipes.recall(run, **_given(options))
 
 
 def _runtime(options):

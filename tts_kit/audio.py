@@ -132,8 +132,8 @@ def play(samples: np.ndarray, rate: int, label: str = ""):
 
 
 def spectrogram_png(samples: np.ndarray, rate: int, width: int = 400, height: int = 96) -> bytes:
-    """(samples,) as a PNG of width x height: time to the right, mel frequency upwards, 80 dB from black to bright."""
-    from matplotlib.image import imsave
+    """(samples,) as a grey PNG of width x height: time to the right, mel frequency upwards, 80 dB from black to white."""
+    from PIL import Image
 
     window = 1024
     padded = np.pad(samples.astype(np.float64), (window // 2, window))
@@ -141,9 +141,10 @@ def spectrogram_png(samples: np.ndarray, rate: int, width: int = 400, height: in
     frames = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
     power = _mel_filters(height, window, rate) @ (np.abs(np.fft.rfft(frames, axis=1)) ** 2).T
     decibels = 10 * np.log10(power + 1e-10)
-    buffer = io.BytesIO()
     top = max(decibels.max(), -20.0)
-    imsave(buffer, decibels, cmap="magma", vmin=top - 80, vmax=top, origin="lower", format="png")
+    grey = np.clip((decibels - top + 80) / 80 * 255, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grey[::-1]).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 

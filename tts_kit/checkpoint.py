@@ -41,12 +41,12 @@ def exact_revision(found: CsmConfig, asked: str) -> str:
 @contextlib.contextmanager
 def opening(base: str) -> Iterator[None]:
     """Silence the loader's tables and turn its errors into sentences."""
-    with _quiet():
+    with quiet():
         try:
             yield
         except GatedRepoError as error:
-            raise Problem(f"{base} is gated and this machine has no access. Accept its terms on its hub page and run "
-                          "`hf auth login` (on Colab: the HF_TOKEN secret), or use the open mirror unsloth/csm-1b.") from error
+            raise Problem(f"{base} is gated and this machine has no access. Accept its terms on its hub page and run `hf "
+                          "auth login` (on Colab: the HF_TOKEN secret), or use the open mirror unsloth/csm-1b.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             raise Problem(f"{base} was found neither as a folder nor on the hub. Check the spelling.") from error
         except (OSError, ValueError) as error:
@@ -57,7 +57,8 @@ def opening(base: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Transformers without its tables, bars and warnings about ids that CSM has on purpose."""
     loudness, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -3,13 +3,15 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from tts_kit.problem import Problem
-from tts_kit.run import write_text
+from tts_kit.run import Run, write_text
 
+FILE = "recipe.json"
 TARGETS = ("both", "backbone", "depth")
 ENGINES = ("auto", "plain", "unsloth")
 
@@ -120,18 +122,21 @@ def read(path: Path) -> Recipe:
     return Recipe(**saved)
 
 
-def recall(folder: Path, **given) -> Recipe:
-    """The recipe a run has had so far, changed by what is given now, and remembered for its next stage."""
-    path = Path(folder) / "recipe.json"
-    recipe = (read(path) if path.exists() else Recipe()).but(**given)
-    write_text(path, recipe.to_json())
-    return recipe
+def recall(run: Run, **given) -> Recipe:
+    """The recipe a run has had so far, changed by what is given now."""
+    saved = [path for path in (run.training / FILE, run.folder / FILE) if path.exists()]
+    return (read(saved[0]) if saved else Recipe()).but(**given)
+
+
+def remember(run: Run, recipe: Recipe) -> None:
+    """Keep the recipe of a finished stage for the stages after it."""
+    write_text(run.folder / FILE, recipe.to_json())
 
 
 def explanations() -> dict[str, str]:
     """What each field means: the docstring that follows it."""
     body = ast.parse(inspect.getsource(Recipe)).body[0].body
-    return {field.target.id: text.value.value for field, text in zip(body, body[1:])
+    return {field.target.id: text.value.value for field, text in itertools.pairwise(body)
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
 
 

@@ -53,7 +53,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -65,7 +65,10 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
 def read_rows(path: Path) -> list[dict]:
     """Rows of a JSON-lines file; a broken line is named."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    # split, not splitlines: a text may hold U+2028, which is no end of a row
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -79,6 +82,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """A folder filled beside `path` and moved there when the block ends well; what stood there is replaced then."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*"):  # of a write that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = beside.with_name(beside.name + ".old")
     try:

@@ -29,12 +29,16 @@ def tell(source: str | Path, recipe: Recipe, run: Run, runtime: Runtime, sentenc
     return arms.compare(run, voice, sentences, seeds)
 
 
-def base_for_a_laptop(run: Run) -> tuple[str, str]:
-    """The bundled model or, while there is none, an untrained one of its size; and a word on what to expect of it."""
+def choose_base(name: str, run: Run) -> str:
+    """The base asked for; without a name the bundled model or, while there is none, an untrained one of its size."""
+    if name:
+        return name
     if BUNDLED.is_dir():
-        return str(BUNDLED), "The base is the bundled tiny-csm."
+        print("The base is the bundled tiny-csm.")
+        return str(BUNDLED)
     folder = run.folder / "untrained-csm"
     if not folder.exists():
         shape.build("tiny", folder)
-    return str(folder), ("The base is an untrained model of laptop size: every stage is real, but all it can say is noise. "
-                         "For speech give a trained base, for example --base sesame/csm-1b on a GPU.")
+    print("The base is an untrained model of laptop size: every stage is real, but all it can say is noise. For speech "
+          "give a trained base, for example unsloth/csm-1b on a GPU.")
+    return str(folder)

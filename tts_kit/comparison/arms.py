@@ -36,7 +36,9 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
         done[row["file"]] = row
         write_rows(run.comparison / SCORES, sorted(done.values(), key=lambda row: (row["sentence"], row["file"])))
     rows = read_rows(run.comparison / SCORES)
-    facts = settings | {"seeds": list(seeds), "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
+    print(summary(rows))
+    shown = {name: value for name, value in settings.items() if name != "sentences"}
+    facts = shown | {"seeds": list(seeds), "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
                         "versions": runtime.versions()}
     return page.write(rows, run.comparison, f"tts_kit: {run.name}", summary(rows), facts)
 

@@ -18,6 +18,7 @@ class Cell:
     dataset: object
     index: int
     roots: tuple[str, ...]
+    """Folders in which its files may lie."""
     version: str
 
     def content(self) -> Path | bytes:
@@ -38,6 +39,7 @@ class Cell:
 def rows(name: str, split: str) -> Iterator[Row]:
     """The rows of a hub dataset or a folder of one; columns that are not needed are named once and left alone."""
     import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     dataset = _load(datasets, name, split)
     _check_columns(name, dataset.column_names)
@@ -50,7 +52,8 @@ def rows(name: str, split: str) -> Iterator[Row]:
                       "datasets.Audio, with bytes or paths.") from error
     paths = sounds.flatten().select_columns("audio.path")
     cells = dataset.select_columns([column for column in ("text", *OPTIONAL) if column in dataset.column_names])
-    roots, version = _roots(datasets, name), _version(dataset, name)
+    homes = (name,) if os.path.isdir(name) else (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    roots, version = tuple(os.path.realpath(home) for home in homes), _version(dataset, name)
     for index, (cell, path) in enumerate(zip(cells, paths)):
         file = os.path.basename(path["audio.path"] or "") or f"clip_{index + 1:06d}"
         speaker = plain(cell.get("source")) or plain(cell.get("speaker_id"))
@@ -80,12 +83,6 @@ def _check_columns(name: str, columns: list[str]) -> None:
                       "dataset.rename_column and save the dataset with save_to_disk.")
     if extra := [column for column in columns if column not in WANTED + OPTIONAL]:
         print(f"{name}: columns that are not needed were ignored: {', '.join(extra)}.")
-
-
-def _roots(datasets, name: str) -> tuple[str, ...]:
-    """Folders in which the dataset's files may lie."""
-    found = (name,) if os.path.isdir(name) else (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_CACHE)
-    return tuple(os.path.realpath(root) for root in found)
 
 
 def _version(dataset, name: str) -> str:

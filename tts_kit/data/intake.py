@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 from tts_kit import audio
-from tts_kit.data import checks, source, speakers, utterance
+from tts_kit import recipe as recipes
+from tts_kit.data import checks, sources, speakers, utterance
 from tts_kit.data.checks import Checked
 from tts_kit.data.table import Row
 from tts_kit.data.utterance import GAP, HELD_OUT, RATE, Utterance
@@ -25,14 +26,15 @@ SETTINGS = ("speaker", "seed", "max_seconds", "max_characters", "held_out")
 SHOWN = 20
 
 
-def prepare(source_name: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False) -> list[Utterance]:
+def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False) -> list[Utterance]:
     """Make `run.data` out of a source, or use it again if it was made from the same; the utterances, split."""
-    rows = list(source.rows(str(source_name)))
-    origin = _origin(str(source_name), rows, recipe, skip_bad)
+    rows = list(sources.rows(str(source)))
+    origin = _origin(str(source), rows, recipe, skip_bad)
     if not _made_before(run.data, origin):
         _make(rows, run.data, recipe, origin, skip_bad)
     utterances = utterance.read(run.data)
     print(summary(utterances))
+    recipes.remember(run, recipe)
     return utterances
 
 
@@ -55,7 +57,7 @@ def _origin(name: str, rows: list[Row], recipe: Recipe, skip_bad: bool) -> dict:
         seen = (row.number, row.file, row.text, row.speaker, row.recording, row.problem, stamp)
         fingerprint.update(repr(seen).encode())
     settings = {field: getattr(recipe, field) for field in SETTINGS}
-    return {"source": source.identity(name), "settings": {**settings, "skip_bad": skip_bad},
+    return {"source": sources.identity(name), "settings": {**settings, "skip_bad": skip_bad},
             "fingerprint": fingerprint.hexdigest()}
 
 

@@ -73,7 +73,7 @@ def rows(path: Path) -> Iterator[Row]:
         raise Problem(f"{path.name} has no rows. Wanted one for each clip, with file_name and text.")
 
 
-def plain(value) -> str:
+def plain(value: object) -> str:
     """A cell as text; nothing is an empty one."""
     return "" if value is None else str(value).strip()
 

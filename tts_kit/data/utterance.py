@@ -113,7 +113,7 @@ def _whole_recordings(recordings: dict[str, list[Utterance]], wanted: int, chanc
     # what fits the share comes first; a recording up to a third of all clips is taken only when too little is held out
     for name in sorted(names, key=lambda name: len(recordings[name]) > 1.5 * wanted):
         size = len(held) + len(recordings[name])
-        if len(held) < wanted and (size <= 1.5 * wanted or len(held) < wanted / 2 and size <= total / 3):
+        if len(held) < wanted and (size <= 1.5 * wanted or (len(held) < wanted / 2 and size <= total / 3)):
             held += recordings[name]
     enough = len(held) >= max(FEWEST_HELD_OUT, wanted / 2)
     return {each.id: HELD_OUT for each in held} if enough else {}

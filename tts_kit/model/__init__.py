@@ -1,0 +1,1 @@
+"""The network: loading it, its adapter, its loss, its generation loop."""

@@ -1,0 +1,1 @@
+"""How a base model comes to be; today an untrained one of any size."""

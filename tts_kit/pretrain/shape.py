@@ -5,9 +5,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    CsmConfig, CsmForConditionalGeneration, CsmProcessor, EncodecFeatureExtractor, PreTrainedTokenizerFast,
+    CsmConfig,
+    CsmForConditionalGeneration,
+    CsmProcessor,
+    EncodecFeatureExtractor,
+    PreTrainedTokenizerFast,
 )
 
+from tts_kit import checkpoint
 from tts_kit.run import writing_folder
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>", "<|finetune_right_pad_id|>")
@@ -59,7 +64,8 @@ def config(shape: str) -> CsmConfig:
 def untrained(shape: str, seed: int = 0) -> CsmForConditionalGeneration:
     """A CSM with random weights, its audio embeddings tied and its codec's codebooks filled."""
     torch.manual_seed(seed)
-    model = CsmForConditionalGeneration(config(shape))
+    with checkpoint.quiet():
+        model = CsmForConditionalGeneration(config(shape))
     # transformers 5.0 to 5.20 leave the two tables apart
     model.backbone_model.embed_tokens.embed_audio_tokens.weight = model.depth_decoder.model.embed_tokens.weight
     quantizer = model.codec_model.quantizer
@@ -87,7 +93,7 @@ def save(model: CsmForConditionalGeneration, folder: Path) -> Path:
     """Weights, configuration, tokenizer and processor, as the hub has them."""
     rate = model.config.codec_config.sampling_rate
     processor = CsmProcessor(EncodecFeatureExtractor(sampling_rate=rate), byte_tokenizer(), chat_template=CHAT)
-    with writing_folder(folder) as beside:
+    with checkpoint.quiet(), writing_folder(folder) as beside:
         model.save_pretrained(beside)
         processor.save_pretrained(beside)
     return Path(folder)

@@ -86,13 +86,13 @@ def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = 
 
 def speak(words: str, voice: Voice, reference: Reference | None = None, tuned: bool = True, seed: int = 0,
           retries: int = 0, file: str | Path | None = None) -> Speech:
-    """Say a text of any length, sentence by sentence; without a reference the first sentence becomes that of the rest."""
+    """Say a text of any length in sentences; without a reference the first becomes that of the rest, if it can."""
     chunks = text.sentences(text.normalise(words))
     lines = [Line(chunk, seed + number, reference, tuned) for number, chunk in enumerate(chunks)]
     context = _context(voice, reference) if reference else None
     first = _say(voice, lines[:1], [context], retries)
-    if context is None and len(lines) > 1:
-        context = Turn(lines[0].text, voice.speaker, first[0].codes, scored=False)
+    if context is None:
+        context = _own_context(voice, lines, first[0])
     rest = _say(voice, lines[1:], [context] * (len(lines) - 1), retries)
     speech = _join(voice, first + rest)
     if file is not None:
@@ -164,6 +164,16 @@ def _limit(voice: Voice, line: Line, prompt: int) -> int:
 def _context(voice: Voice, reference: Reference) -> Turn:
     wave = audio.read(reference.path, voice.base.physics.sample_rate)
     return Turn(text.normalise(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
+
+
+def _own_context(voice: Voice, lines: Sequence[Line], said: _Said) -> Turn | None:
+    """The first sentence as reference of the others, unless it ran away or leaves them no room."""
+    context = Turn(lines[0].text, voice.speaker, said.codes, scored=False)
+    writer, physics = voice.base.writer, voice.base.physics
+    longest = max((len(writer.text_ids(line.text, voice.speaker)) + text.budget_seconds(line.text) * physics.frame_rate
+                   for line in lines[1:]), default=0)
+    used = len(writer.text_ids(context.text, context.speaker)) + len(said.codes) + 1
+    return context if said.stopped and used + longest <= physics.longest else None
 
 
 def _join(voice: Voice, said: Sequence[_Said]) -> Speech:

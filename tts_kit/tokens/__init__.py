@@ -1,5 +1,6 @@
 """Utterances become codes, once; training never touches sound again."""
 
+from tts_kit import recipe as recipes
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
 from tts_kit.runtime import Runtime
@@ -14,4 +15,5 @@ def encode(recipe: Recipe, run: Run, runtime: Runtime) -> dict[str, int]:
     counts = cache.fill(utterances, run.codes, codec.load(recipe.base, recipe.revision, runtime.device))
     print(f"{len(utterances)} clips: {counts['encoded']} encoded, {counts['kept']} already there"
           + (f", {counts['damaged']} of the encoded replaced damaged entries" if counts["damaged"] else "") + ".")
+    recipes.remember(run, recipe)
     return counts

@@ -88,7 +88,8 @@ def open_entry(path: Path, name: str) -> torch.Tensor:
     """Codes (frames, codebooks) of one entry; raises Damaged when they are not the ones the name stands for."""
     try:
         with safe_open(path, "pt") as file:
-            label, codes = file.metadata() or {}, file.get_tensor("codes")
+            # a copy, because what safetensors gives is the mapped file itself, and dies with it
+            label, codes = file.metadata() or {}, file.get_tensor("codes").clone()
     except FileNotFoundError as error:
         raise Damaged("is missing") from error
     except (SafetensorError, OSError) as error:
@@ -106,7 +107,7 @@ def _state(path: Path, name: str, codec: Codec) -> str:
         codes = open_entry(path, name)
     except Damaged:
         return "damaged"
-    inside = codes.numel() and 0 <= codes.min() and codes.max() < codec.physics.codebook_size
+    inside = codes.numel() and codes.min() >= 0 and codes.max() < codec.physics.codebook_size
     return "whole" if inside and codes.shape[1] == codec.physics.codebooks else "damaged"
 
 

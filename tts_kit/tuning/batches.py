@@ -1,5 +1,6 @@
 """Clips -> every micro-batch of the run, decided before the first step, so that a run can be resumed at any of them."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ class Steps(torch.utils.data.Dataset):
         first = step * self.recipe.accumulation
         micro_batches = [[self.example(item) for item in items]
                          for items in self.plan[first:first + self.recipe.accumulation]]
-        chosen = sample_depth(sum(micro_batches, []), self.recipe.depth_ratio, self.recipe.seed + step)
+        chosen = sample_depth([*itertools.chain(*micro_batches)], self.recipe.depth_ratio, self.recipe.seed + step)
         before = sum(len(examples) for examples in micro_batches[:part])
         mine = micro_batches[part]
         batch = collate(mine, chosen[before:before + len(mine)], self.recipe.packing)

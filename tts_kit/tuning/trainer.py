@@ -74,7 +74,8 @@ class CsmTrainer(transformers.Trainer):
             self._parts.clear()
         super().log(logs, start_time)
         # to Trainer the run is one epoch; a person wants to know how often the clips were heard
-        self.state.log_history[-1]["epoch"] = round(self.train_dataset.passes * self.state.global_step / self.args.max_steps, 3)
+        share = self.state.global_step / self.args.max_steps
+        self.state.log_history[-1]["epoch"] = round(self.train_dataset.passes * share, 3)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter alone, as safetensors; Trainer would also pickle its arguments."""
@@ -156,7 +157,7 @@ def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
         warmup_steps=recipe.warmup_steps, weight_decay=recipe.weight_decay, lr_scheduler_type="linear",
         optim="adamw_torch_fused" if runtime.device != "mps" else "adamw_torch", seed=recipe.seed,
         # bf16 runs under our own autocast; float16 also needs Trainer's loss scaler
-        fp16=runtime.dtype == torch.float16, use_cpu=runtime.device == "cpu",
+        fp16=runtime.dtype == torch.float16 and runtime.device == "cuda", use_cpu=runtime.device == "cpu",
         gradient_checkpointing=recipe.checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps", eval_steps=recipe.evaluate_every, save_steps=recipe.save_every, save_total_limit=2,
         logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
@@ -165,7 +166,7 @@ def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
 
 def claim(recipe: Recipe, run: Run) -> None:
     """Write the recipe into the run, or make sure that the one standing there is the same."""
-    path = run.training / "recipe.json"
+    path = run.training / recipes.FILE
     if not path.exists():
         return write_text(path, recipe.to_json())
     if different := recipe.differences(recipes.read(path)):
@@ -199,8 +200,9 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, seco
         still = ", ".join(part for part, largest in movement.items() if not largest)
         raise Problem(f"after {recipe.steps} steps the adapter of {still} has not moved at all. Raise --learning-rate or "
                       "--steps, or lower --warmup-steps.")
-    metrics = {"before": before, "after": after, "adapter_moved": movement, "seconds_since_start_or_resume": round(seconds, 1),
-               "steps": recipe.steps, "passes": round(trainer.train_dataset.passes, 2),
+    metrics = {"before": before, "after": after, "adapter_moved": movement,
+               "seconds_since_start_or_resume": round(seconds, 1), "steps": recipe.steps,
+               "passes": round(trainer.train_dataset.passes, 2),
                "machine": runtimes.machine(), "versions": runtimes.versions()}
     voice = {"speaker": trainer.train_dataset.speaker, "run": run.name, "metrics": metrics}
     lora.save(trainer.model, run.adapter, base, recipe.to_json(), voice)

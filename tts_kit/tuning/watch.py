@@ -1,9 +1,10 @@
 """Watching a training: a progress bar, the record and plot of both losses, and samples to hear."""
 
 import io
+from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from tts_kit import audio, text
 from tts_kit.model import generate, lora
@@ -87,7 +88,7 @@ class Samples(TrainerCallback):
             audio.write(self.folder / f"step-{step:06d}" / f"{number}.wav", wave, base.physics.sample_rate)
 
 
-def first_and_last_evaluation(trainer) -> tuple[dict, dict]:
+def first_and_last_evaluation(trainer: Trainer) -> tuple[dict, dict]:
     """Held-out losses of the base and of the finished adapter; the first is remembered over interruptions."""
     rows = [row for row in trainer.state.log_history if "eval_loss" in row]
     if rows[-1]["step"] != trainer.state.max_steps:
@@ -97,7 +98,7 @@ def first_and_last_evaluation(trainer) -> tuple[dict, dict]:
     return tuple({name: row[name] for name in keep} for row in (rows[0], rows[-1]))
 
 
-def plot(path):
+def plot(path: Path):
     """Both losses of a training, learnt and held out, as a matplotlib figure."""
     from matplotlib.figure import Figure
 

@@ -1,0 +1,70 @@
+"""CSM-1B's real shape with random weights on the CPU: saved, loaded, one training step, three frames, inside 20 GB.
+
+Not part of `make test`: it wants 20 GB of memory, 4 GB of disk and some minutes. Run it with `make test-full`.
+"""
+
+import json
+import subprocess
+import sys
+
+from tts_kit import runtime
+from tts_kit.recipe import Recipe
+
+BUILD = """
+import sys, torch
+from tts_kit.pretrain import shape
+torch.set_default_dtype(torch.bfloat16)
+shape.save(shape.untrained("csm-1b"), sys.argv[1])
+"""
+
+STORY = """
+import json, resource, sys, time, torch
+from tts_kit import recipe as recipes, runtime
+from tts_kit.model import generate, load, lora
+from tts_kit.run import Run
+from tts_kit.tokens.prompt import Turn
+from tts_kit.tuning import trainer
+recipe, run = recipes.read(sys.argv[1]), Run("full", sys.argv[2])
+figures, start = {}, time.monotonic()
+base, made = trainer.prepare(recipe, run, runtime.choose("cpu"))
+figures["load_seconds"] = time.monotonic() - start
+start = time.monotonic()
+made.args.eval_strategy = "no"
+made.train()
+figures["step_seconds"] = time.monotonic() - start
+figures["trainable"] = sum(count["trainable"] for count in lora.census(made.model).values())
+figures["losses"] = {name: made.state.log_history[0][name] for name in ("backbone_loss", "depth_loss")}
+start = time.monotonic()
+prompt = base.writer.write("three frames", [Turn("Hello.", "0")])
+take, = generate.takes(base.model, base.physics, [prompt], generate.Sampling(), [0], [3])
+figures["frames"] = list(take.codes.shape)
+figures["wave_samples"] = len(base.codec.decode([take.codes])[0])
+figures["three_frames_seconds"] = time.monotonic() - start
+figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+print(json.dumps(figures))
+"""
+
+
+def test_the_real_shape_trains_and_speaks(tmp_path):
+    """Mistake: something that only works at toy size: memory, a head's layout, a rope, 32 codebooks, 2048 positions."""
+    from conftest import make_clip
+    from test_training import with_codes
+
+    from tts_kit.run import Run
+    from tts_kit.tokens import codec
+
+    folder = tmp_path / "csm-1b"
+    subprocess.run([sys.executable, "-c", BUILD, str(folder)], check=True)
+    fingerprint = codec.load(str(folder)).fingerprint()
+    clips = [make_clip(f"clip{number}", 32, split="held_out" if number > 1 else "train", books=32) for number in range(4)]
+    with_codes(Run("full", tmp_path), clips, fingerprint)
+    recipe = Recipe(base=str(folder), steps=1, warmup_steps=0, sample_every=0, depth_ratio=1.0, tokens_per_batch=100)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    out = subprocess.run([sys.executable, "-c", STORY, str(tmp_path / "recipe.json"), str(tmp_path)], check=True,
+                         stdout=subprocess.PIPE, text=True)
+    figures = json.loads(out.stdout.splitlines()[-1])
+    print(json.dumps(figures | {"machine": runtime.machine(), "versions": runtime.versions()}, indent=2))
+    assert figures["trainable"] == 26_935_296
+    assert figures["frames"] == [3, 32] and figures["wave_samples"] == 3 * 1920
+    assert 6 < figures["losses"]["backbone_loss"] < 10 and 6 < figures["losses"]["depth_loss"] < 10  # ln 2051 = 7.6
+    assert figures["peak_gb"] < 20

@@ -1,0 +1,100 @@
+"""The four notebooks: their conventions, and their execution in order by changing values only."""
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tts_kit import story
+
+FOLDER = story.SAMPLES.parent / "notebooks"
+NAMES = ["01_data", "02_tokenize", "03_finetune", "04_clone_vs_finetune"]
+
+
+def cells(name: str, kind: str = "code") -> list:
+    return [cell for cell in json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+            if cell["cell_type"] == kind]
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def plain(cell) -> str:
+    """Python without the notebook's own magics."""
+    return re.sub(r"(?m)^(\s*)[!%].*$", r"\1pass", source(cell))
+
+
+def test_there_are_exactly_these_notebooks():
+    """Mistake: a copy or a stray left beside the four."""
+    assert sorted(path.stem for path in FOLDER.iterdir() if not path.name.startswith(".")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_conventions(name):
+    """Mistake: outputs in git, logic in cells, a bootstrap that differs, or a parameter that is no literal."""
+    code = cells(name)
+    assert len(code) <= 12
+    for cell in code:
+        assert not cell["outputs"] and cell["execution_count"] is None
+        assert len(source(cell).splitlines()) <= 12, source(cell)
+        kinds = {type(node) for node in ast.walk(ast.parse(plain(cell)))}
+        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.Try}
+    assert source(code[0]) == source(cells(NAMES[0])[0])
+    assert code[1]["metadata"]["tags"] == ["parameters"]
+    for line, node in zip(source(code[1]).splitlines(), ast.parse(source(code[1])).body, strict=True):
+        ast.literal_eval(node.value)
+        assert "# @param" in line
+    assert "widgets" not in json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"]
+    assert all(cell["cell_type"] == "markdown" for cell in json.loads(
+        (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"][:1])
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_each_leads_to_the_next(name):
+    """Mistake: a link to a notebook that was renamed."""
+    links = re.findall(r"\((\d\d_\w+\.ipynb)\)", source(cells(name, "markdown")[-1]))
+    assert links == [f"{NAMES[NAMES.index(name) + 1]}.ipynb"]
+
+
+def executed(name: str, folder: Path, **values) -> nbformat.NotebookNode:
+    """Run a notebook with other values in its parameters cell, in a kernel of its own."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    for variable, value in values.items():
+        parameters.source, count = re.subn(rf"(?m)^{variable} = .*$", f"{variable} = {value!r}".replace("\\", "/"),
+                                           parameters.source)
+        assert count == 1, variable
+    return NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+def texts(notebook) -> str:
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "\n".join(output.get("text", "") + str(output.get("data", {}).get("text/html", "")) for output in outputs)
+
+
+def pictures(notebook) -> int:
+    return sum("image/png" in output.get("data", {}) for cell in notebook.cells if cell.cell_type == "code"
+               for output in cell.outputs)
+
+
+def test_the_four_run_in_order_each_alone(toy, tmp_path):
+    """Mistake: a notebook that needs another one's variables, or a cell that fails, shows nothing or plays nothing."""
+    for room in ("tts_kit", "sample_data"):
+        (tmp_path / room).symlink_to(FOLDER.parent / room)
+    shutil.copytree(FOLDER, tmp_path / "notebooks")
+    here = tmp_path / "notebooks"
+    first = executed("01_data", here)
+    assert "54 clips" in texts(first) and texts(first).count("<audio") == 3 and pictures(first) == 1
+    second = executed("02_tokenize", here, BASE_MODEL=toy)
+    assert "54 encoded" in texts(second) and texts(second).count("<audio") == 4 and pictures(second) == 1
+    third = executed("03_finetune", here, STEPS=4, CHECK_EVERY=2)
+    assert "Held-out loss" in texts(third) and texts(third).count("<audio") == 3 and pictures(third) == 1
+    fourth = executed("04_clone_vs_finetune", here, SENTENCES=1, SEEDS=[1])
+    assert "Sentences that ended by themselves" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
+    assert (tmp_path / "runs" / "emma" / "comparison" / "index.html").is_file()

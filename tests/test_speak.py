@@ -1,0 +1,125 @@
+"""Speaking: four arms from one loaded model, long text, limits, retries, files."""
+
+import numpy as np
+import pytest
+import soundfile
+from test_generate import spread_logits
+from test_lora import shake
+from test_tokens import tone
+
+from tts_kit import audio
+from tts_kit.model import lora
+from tts_kit.model.generate import Sampling
+from tts_kit.problem import Problem
+from tts_kit.speech import speak
+from tts_kit.speech.speak import Line, Reference, Voice
+
+
+@pytest.fixture
+def voice(base):
+    """A tuned toy that says something definite."""
+    spread_logits(base)
+    model = lora.attach(base.model, 4, 8.0)
+    shake(model)
+    return Voice(base, model, "0", Sampling(0.9, 0.9, 8))
+
+
+@pytest.fixture
+def reference(tmp_path):
+    audio.write(tmp_path / "reference.wav", tone(1.0), 24_000)
+    return Reference(tmp_path / "reference.wav", "This is the reference.")
+
+
+def test_four_arms_are_four_different_voices_of_one_model(voice, reference):
+    """Mistake: the adapter stays on for the base arm, or the reference is not heard."""
+    arms = {(tuned, bool(given)): speak.speak("Hello.", voice, given, tuned, seed=3).samples
+            for tuned in (False, True) for given in (None, reference)}
+    names = list(arms)
+    for number, one in enumerate(names):
+        for other in names[number + 1:]:
+            assert len(arms[one]) != len(arms[other]) or np.abs(arms[one] - arms[other]).max() > 1e-3, (one, other)
+
+
+def test_the_adapter_is_on_again_after_the_base_spoke(voice):
+    """Mistake: one base clip switches the adapter off for all that follow."""
+    before = speak.speak("Hello.", voice, seed=3).samples
+    speak.speak("Hello.", voice, tuned=False, seed=3)
+    np.testing.assert_array_equal(speak.speak("Hello.", voice, seed=3).samples, before)
+
+
+def test_speech_is_float_audio_at_the_models_rate_and_a_file(voice, tmp_path):
+    """Mistake: integers, another rate, or a file that says something else than what was returned."""
+    speech = speak.speak("Hello.", voice, file=tmp_path / "hello.wav")
+    samples, rate = soundfile.read(tmp_path / "hello.wav", dtype="float32")
+    assert speech.samples.dtype == np.float32 and rate == speech.rate == 24_000
+    np.testing.assert_allclose(samples, speech.samples.clip(-1, 1), atol=1e-4)
+    assert speech.seconds == len(samples) / rate > 0
+
+
+def test_the_limit_follows_the_text(voice):
+    """Mistake: a fixed ten seconds cuts long sentences and lets short ones babble."""
+    short = speak.speak("No.", voice)
+    long = speak.speak("This is a sentence of rather more words than the other one has.", voice)
+    assert not short.stopped and not long.stopped
+    assert short.seconds < 3.5 < long.seconds < 13
+
+
+def test_long_text_is_said_in_sentences_with_pauses(voice):
+    """Mistake: long text is cut at the model's positions, or sentences are lost or glued."""
+    text = " ".join(f"This is sentence number {word}, which is here to fill the page a little." for word in
+                    ("one", "two", "three", "four", "five", "six"))
+    speech = speak.speak(text, voice, seed=1)
+    from tts_kit.text import normalise, sentences
+    assert speech.takes == len(sentences(normalise(text))) > 1
+    assert speech.seconds > 0.1 * speech.takes
+
+
+def test_retries_are_counted_and_only_for_takes_that_ran_on(voice):
+    """Mistake: a second try replaces a good take, or the tries are hidden from the count."""
+    voice.base.model.lm_head.weight.data.zero_()
+    voice.base.model.depth_decoder.codebooks_head.weight.data.zero_()
+    voice.sampling = Sampling(0, 0)
+    assert speak.speak("It ends at once.", voice, retries=3).takes == 1
+    spread_logits(voice.base)
+    assert speak.speak("No end.", voice, retries=2).takes == 3
+
+
+def test_many_lines_come_back_in_their_places(voice, reference):
+    """Mistake: batching by length returns clips under the wrong sentence, arm or seed."""
+    lines = [Line(text, seed, given, tuned) for text in ("One.", "A longer second line.") for seed in (1, 2)
+             for given in (None, reference) for tuned in (False, True)]
+    said = dict(speak.say(lines, voice))
+    assert sorted(said) == list(range(len(lines)))
+    for place in (0, 5, 10, 15):
+        line = lines[place]
+        alone = speak.speak(line.text, voice, line.reference, line.tuned, line.seed)
+        assert alone.samples.shape == said[place].samples.shape
+        np.testing.assert_allclose(alone.samples, said[place].samples, atol=1e-4)
+
+
+def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voice):
+    """Mistake: the voice changes from sentence to sentence, or a runaway first take spoils all that follow."""
+    said = speak._Said(voice.base.codec.encode([tone(0.5)])[0], True, 1, 0.0)
+    lines = [Line("The first."), Line("The second.")]
+    context = speak._own_context(voice, lines, said)
+    assert context.text == "The first." and not context.scored and context.codes is said.codes
+    said.stopped = False
+    assert speak._own_context(voice, lines, said) is None
+    said.stopped = True
+    assert speak._own_context(voice, [Line("a" * 200), Line("b" * 400)], said) is None
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "empty"), (" \n", "empty"), ("a\x00b", r"U\+0000"), ("...", "no letter"),
+])
+def test_text_that_cannot_be_said(voice, text, message):
+    """Mistake: empty or broken text is sent to the model, which answers with noise."""
+    with pytest.raises(Problem, match=message):
+        speak.speak(text, voice)
+
+
+def test_a_reference_that_leaves_no_room(voice, tmp_path):
+    """Mistake: a reference of half a minute fills the model and the sentence comes out empty."""
+    audio.write(tmp_path / "long.wav", tone(40.0), 24_000)
+    with pytest.raises(Problem, match="shorter"):
+        speak.speak("Hello.", voice, Reference(tmp_path / "long.wav", "Long."))

@@ -1,0 +1,144 @@
+"""Sound to codes: exact whatever the batch, cached by content, whole after a kill."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tts_kit import audio, data, runtime, tokens
+from tts_kit.data.utterance import Utterance
+from tts_kit.problem import Problem
+from tts_kit.run import Run, read_rows
+from tts_kit.tokens import cache
+
+
+def tone(seconds: float, seed: int = 0, rate: int = 24_000) -> np.ndarray:
+    """Something with energy everywhere, different for every seed."""
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate)).astype(np.float32)
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Five clips on disk and their utterances."""
+    utterances = []
+    for number in range(5):
+        path = tmp_path / f"{number}.flac"
+        audio.write(path, tone(0.3 + 0.17 * number, number), 24_000)
+        utterances.append(Utterance(id=f"clip{number}", audio=path, text="Hello.", original_text="Hello", source="0",
+                                    speaker="", recording="one", split="train", seconds=0.3 + 0.17 * number, row=number,
+                                    file=path.name))
+    return utterances
+
+
+def test_batched_codes_are_those_of_one_by_one(base):
+    """Mistake: padding inside a batch changes the codes of the shorter clips (a partial last frame does)."""
+    waves = [tone(seconds, number) for number, seconds in enumerate((0.31, 1.0, 0.08, 0.555, 2.0))]
+    together = base.codec.encode(waves)
+    for wave, codes in zip(waves, together):
+        assert codes.shape == (-(-len(wave) // base.physics.frame_samples), 4)
+        assert torch.equal(codes, base.codec.encode([wave])[0])
+    assert len(torch.cat(together).unique()) > 10
+
+
+def test_codes_are_those_of_transformers(base):
+    """Mistake: another rate, channel order or number of codebooks than the model was trained with."""
+    wave = tone(0.8)
+    wanted = base.codec.model.encode(torch.from_numpy(wave)[None, None]).audio_codes[0].T
+    assert torch.equal(base.codec.encode([wave])[0].long(), wanted)
+
+
+def test_codes_do_not_change_under_autocast(base):
+    """Mistake: a training's 16-bit autocast reaches the codec and gives other codes."""
+    wave = tone(1.0)
+    wanted = base.codec.encode([wave])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(base.codec.encode([wave])[0], wanted)
+
+
+def test_decoding_in_a_batch_and_by_levels(base):
+    """Mistake: a neighbour in the batch leaks into a clip, or `levels` keeps other codebooks than the first."""
+    codes = base.codec.encode([tone(0.4, 1), tone(1.2, 2)])
+    together = base.codec.decode(codes)
+    for clip, wave in zip(codes, together):
+        assert len(wave) == len(clip) * base.physics.frame_samples
+        np.testing.assert_allclose(wave, base.codec.decode([clip])[0], atol=1e-5)
+    first = codes[0].clone()
+    first[:, 2:] = 7
+    np.testing.assert_allclose(base.codec.decode([first], levels=2)[0], base.codec.decode(codes[:1], levels=2)[0], atol=1e-6)
+    assert np.abs(base.codec.decode([first])[0] - together[0]).max() > 1e-5
+
+
+def test_a_second_run_encodes_nothing_and_a_new_clip_only_itself(base, sounds, tmp_path):
+    """Mistake: everything is encoded again each time, or a changed clip is not."""
+    folder = tmp_path / "codes"
+    assert cache.fill(sounds, folder, base.codec) == {"kept": 0, "encoded": 5, "damaged": 0}
+    before = {clip.id: clip.codes for clip in cache.read(folder)}
+    assert cache.fill(sounds, folder, base.codec) == {"kept": 5, "encoded": 0, "damaged": 0}
+    audio.write(sounds[2].audio, tone(0.5, 99), 24_000)
+    assert cache.fill(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 0}
+    after = {clip.id: clip.codes for clip in cache.read(folder)}
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["clip2"]
+
+
+def test_another_codec_makes_other_entries(base, sounds, tmp_path):
+    """Mistake: codes of one base are taken for those of another."""
+    cache.fill(sounds, tmp_path / "codes", base.codec)
+    next(base.codec.model.parameters()).data.add_(0.5)
+    assert cache.fill(sounds, tmp_path / "codes", base.codec)["encoded"] == 5
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "out of range"])
+def test_damaged_entries_are_found_and_made_again(base, sounds, tmp_path, damage):
+    """Mistake: half a file, or another clip's codes under this name, is trained on."""
+    from safetensors.torch import save
+
+    folder = tmp_path / "codes"
+    cache.fill(sounds, folder, base.codec)
+    wanted = [clip.codes for clip in cache.read(folder)]
+    one, other = (cache.entry(folder, cache.key(each.audio, base.codec.fingerprint())) for each in sounds[:2])
+    broken = torch.full((4, 4), 77, dtype=torch.int16)
+    content = {"truncated": one.read_bytes()[:-9], "foreign": other.read_bytes(), "empty": b"", "out of range": save(
+        {"codes": broken}, metadata={"key": one.stem, "frames": "4", "codebooks": "4"})}[damage]
+    one.write_bytes(content)
+    assert cache.fill(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 1}
+    assert all(torch.equal(clip.codes, codes) for clip, codes in zip(cache.read(folder), wanted))
+
+
+def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
+    """Mistake: a killed run leaves half entries, or begins again from nothing."""
+    for number in range(40):
+        audio.write(tmp_path / "in" / f"take{number:02d}.wav", tone(4.0, number), 24_000)
+    rows = "".join(f"take{number:02d}.wav,Some words here.\n" for number in range(40))
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,text\n" + rows)
+    from tts_kit.recipe import Recipe
+    run, recipe = Run("one", tmp_path), Recipe(base=toy)
+    data.prepare(tmp_path / "in", run, recipe)
+    script = ("import sys, torch; torch.set_num_threads(1)\n"
+              "from tts_kit import runtime, tokens; from tts_kit.recipe import Recipe; from tts_kit.run import Run\n"
+              "tokens.encode(Recipe(base=sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'))\n")
+    process = subprocess.Popen([sys.executable, "-c", script, toy, str(tmp_path)], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while len(list(run.codes.glob("entries/*.safetensors"))) < 5 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    made = len(list(run.codes.glob("entries/*.safetensors")))
+    counts = tokens.encode(recipe, run, runtime.choose("cpu"))
+    assert counts == {"kept": made, "encoded": 40 - made, "damaged": 0} and made >= 5
+    assert len(cache.read(run.codes)) == len(read_rows(run.data / "manifest.jsonl")) == 40
+
+
+def test_codes_without_data_say_which_verb_is_missing(toy, tmp_path):
+    """Mistake: a traceback about a missing manifest."""
+    from tts_kit.recipe import Recipe
+
+    with pytest.raises(Problem, match="python -m tts_kit data"):
+        tokens.encode(Recipe(base=toy), Run("none", tmp_path), runtime.choose("cpu"))
+    shutil.rmtree(tmp_path / "none", ignore_errors=True)
