@@ -52,6 +52,8 @@ def test_depth_frames_are_drawn_afresh_and_the_end_always(base, recipe):
     assert share[others].mean().item() == pytest.approx(1 / 4, abs=0.02)
     assert share[others].min() > 0.1
     assert torch.equal(draws[3], torch.cat(batches.sample_depth(examples, 1 / 4, 3)))
+    alone = Steps([make_clip("only", 40)], base.writer, recipe.but(steps=9, depth_ratio=1 / 4))
+    assert len({tuple(alone[step]["depth_rows"].tolist()) for step in range(9)}) == 9
 
 
 def test_accumulated_micro_batches_are_parts_of_one_step(base, recipe):

@@ -7,10 +7,12 @@ import sys
 
 import pytest
 import soundfile
+from test_generate import spread_logits
 
 from tts_kit import __main__ as verbs
 from tts_kit import data, runtime, story
 from tts_kit.comparison import arms
+from tts_kit.pretrain import shape
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows
@@ -20,9 +22,12 @@ CPU = runtime.choose("cpu")
 
 
 @pytest.fixture(scope="module")
-def told(toy, tmp_path_factory):
-    """The whole story told once on twelve clips of the bundled voice."""
+def told(tmp_path_factory):
+    """The whole story told once on fifteen clips of the bundled voice, by a toy whose speech depends on what it hears."""
     root = tmp_path_factory.mktemp("runs")
+    model = shape.untrained("toy")
+    spread_logits(model)
+    base = str(shape.save(model, root / "base"))
     source = root / "source"
     source.mkdir()
     rows = (story.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
@@ -30,7 +35,7 @@ def told(toy, tmp_path_factory):
     for row in some:
         shutil.copy(story.VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    recipe = Recipe(base=toy, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
+    recipe = Recipe(base=base, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
                     evaluate_every=3, save_every=3, sample_every=0)
     run = Run("told", root)
     page = story.tell(source, recipe, run, CPU, sentences=2, seeds=(1, 2))
@@ -48,6 +53,14 @@ def test_every_arm_sentence_and_seed_is_there(told):
         if row["arm"] in arms.SPOKEN:
             assert isinstance(row["stopped"], bool) and row["wall_seconds"] > 0 and row["takes"] == 1
     assert page == run.comparison / "index.html" and "tuned+clone" in page.read_text(encoding="utf-8")
+
+
+def test_the_arms_are_what_they_are_called(told):
+    """Mistake: base hears the reference, or tuned speaks without its adapter: two columns of the same clips."""
+    run, _, _, _ = told
+    rows = read_rows(run.comparison / arms.SCORES)
+    clips = {(row["sentence"], row["seed"], row["arm"]): (run.comparison / row["file"]).read_bytes() for row in rows}
+    assert len(set(clips.values())) == len(clips)
 
 
 def test_held_out_sentences_are_compared_and_the_reference_is_not_one(told):

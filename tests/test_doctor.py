@@ -2,6 +2,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tts_kit import doctor
+from tts_kit import doctor, runtime
+from tts_kit.doctor import base_model, machine, packages
 
-KIT = Path(doctor.__file__).parents[1]
+KIT = Path(doctor.__file__).parents[2]
 GB = 10**9
 
 
@@ -47,7 +49,8 @@ def hub():
 
 def ask(expression: str, home: Path, **environment: str):
     """A doctor's answer from a fresh process, because the hub's client reads the environment once."""
-    program = f"import json; from tts_kit import doctor; print(json.dumps({expression}, default=vars))"
+    program = ("import json; from tts_kit import doctor; from tts_kit.doctor import base_model; "
+               f"print(json.dumps({expression}, default=vars))")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     asked = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=KIT, timeout=60,
                            env=clean | {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1"} | environment, check=False)
@@ -68,7 +71,7 @@ def checkpoint(folder: Path, weights: int = 8) -> Path:
 def test_the_hub_is_asked_and_each_answer_understood(hub, tmp_path):
     """A gated or absent model found out only after the data is prepared, or a busy hub taken for a missing model."""
     names = ("open", "gated", "gated-with-token", "absent", "forbidden", "without-config", "busy")
-    answers = ask(f"[doctor.on_hub('org/' + name) for name in {names}]", tmp_path, HF_ENDPOINT=hub)
+    answers = ask(f"[base_model.on_hub('org/' + name) for name in {names}]", tmp_path, HF_ENDPOINT=hub)
     seen = dict(zip(names, answers))
     assert {name: answer["state"] for name, answer in seen.items()} == {
         "open": "ok", "gated": "fail", "gated-with-token": "fail", "absent": "fail", "forbidden": "fail",
@@ -81,8 +84,8 @@ def test_the_hub_is_asked_and_each_answer_understood(hub, tmp_path):
 
 def test_a_hub_that_hangs_costs_no_more_than_the_timeout(hub, tmp_path):
     """A doctor that waits for minutes behind a firewall, or dies of the client's own error class."""
-    started = "[__import__('time').monotonic(), doctor.on_hub('org/hangs', timeout=0.3), __import__('time').monotonic()]"
-    before, answer, after = ask(started, tmp_path, HF_ENDPOINT=hub)
+    now = "__import__('time').monotonic()"
+    before, answer, after = ask(f"[{now}, base_model.on_hub('org/hangs', timeout=0.3), {now}]", tmp_path, HF_ENDPOINT=hub)
     assert answer["state"] == "warn" and "not reached" in answer["seen"] and "give a folder" in answer["do"]
     assert after - before < 2.5
 
@@ -93,7 +96,7 @@ def test_offline_is_a_warning_and_a_whole_cache_is_enough(tmp_path):
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("a" * 40, encoding="utf-8")
     snapshot = checkpoint(cache / "snapshots" / ("a" * 40))
-    asked = "[doctor.on_hub('org/cached'), doctor.on_hub('org/other')]"
+    asked = "[base_model.on_hub('org/cached'), base_model.on_hub('org/other')]"
     cached, other = ask(asked, tmp_path, HF_HUB_OFFLINE="1")
     assert cached["state"] == "ok" and "in the cache" in cached["seen"]
     assert other["state"] == "warn" and "HF_HUB_OFFLINE" in other["do"]
@@ -103,32 +106,32 @@ def test_offline_is_a_warning_and_a_whole_cache_is_enough(tmp_path):
 
 def test_the_token_is_never_shown(tmp_path):
     """A token printed into a notebook that is then shared."""
-    found = ask("doctor.token()", tmp_path, HF_TOKEN="hf_secretsecretsecret")
+    found = ask("base_model.token()", tmp_path, HF_TOKEN="hf_secretsecretsecret")
     assert found["state"] == "ok" and found["seen"] == "present"
-    assert "none" in ask("doctor.token()", tmp_path)["seen"]
+    assert "none" in ask("base_model.token()", tmp_path)["seen"]
 
 
 @pytest.mark.parametrize("base", ["./no-such-folder", "/no/such/folder", "~/nowhere", "a/b/c", "two words/model"])
 def test_a_path_that_is_no_folder_is_not_looked_up_as_a_model(base):
     """A misspelt path answered by advice about hub accounts, or by a traceback of the client."""
-    answer = doctor.on_hub(base)
+    answer = base_model.on_hub(base)
     assert answer.state == "fail" and base in answer.seen and "no folder" in answer.seen
 
 
 def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
     """A copy that lacks a shard, weights or tokenizer, found out only when the model is loaded."""
     folder = checkpoint(tmp_path / "model")
-    assert doctor.folder_of_model(folder).state == "ok"
+    assert base_model.in_folder(folder).state == "ok"
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    answer = doctor.folder_of_model(folder)
+    answer = base_model.in_folder(folder)
     assert answer.state == "fail" and "lacks model.safetensors" in answer.seen and ".bin" in answer.do
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     (folder / "model-1-of-2.safetensors").touch()
-    assert "lacks model-2-of-2.safetensors" in doctor.folder_of_model(folder).seen
+    assert "lacks model-2-of-2.safetensors" in base_model.in_folder(folder).seen
     (folder / "model.safetensors.index.json").write_text("{cut", encoding="utf-8")
-    assert "readable model.safetensors.index.json" in doctor.folder_of_model(folder).seen
-    assert doctor.folder_of_model(tmp_path).seen.endswith("lacks config.json, model.safetensors, tokenizer.json")
+    assert "readable model.safetensors.index.json" in base_model.in_folder(folder).seen
+    assert base_model.in_folder(tmp_path).seen.endswith("lacks config.json, model.safetensors, tokenizer.json")
 
 
 @pytest.mark.parametrize("name, version, state, words", [
@@ -136,7 +139,8 @@ def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
     ("transformers", "4.52.4", "fail", "never learns to stop"),
     ("transformers", "4.53.0", "warn", "tested with transformers 5"),
     ("transformers", "4.57.1", "warn", "tested with transformers 5"),
-    ("transformers", "5.0.0", "ok", "repaired at load"),
+    ("transformers", "5.0.0", "warn", "asks for 5.17"),
+    ("transformers", "5.16.2", "warn", "asks for 5.17"),
     ("transformers", "5.17.0", "ok", "repaired at load"),
     ("transformers", "5.20.1", "ok", "repaired at load"),
     ("transformers", "5.21.0rc1", "ok", "5.21.0rc1"),
@@ -144,16 +148,29 @@ def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
     ("peft", "0.18.1", "warn", "0.19.1"),
     ("peft", "0.19.1", "ok", "0.19.1"),
     ("torch", "2.4.1+cu121", "fail", "below 2.5"),
+    ("torch", "2.5.0", "warn", "asks for 2.9"),
+    ("torch", "2.8.0+cu128", "warn", "asks for 2.9"),
+    ("torch", "2.9.0", "ok", "2.9.0"),
     ("torch", "2.13.0+cpu", "ok", "2.13.0+cpu"),
     ("accelerate", "0.34.2", "fail", "needs 1.1"),
+    ("accelerate", "1.9.0", "warn", "asks for 1.10"),
+    ("accelerate", "1.10.0", "ok", "1.10.0"),
     ("datasets", "4.1.0", "ok", "4.1.0"),
     ("soundfile", None, "fail", "not installed"),
 ])
 def test_versions_known_to_be_bad(name, version, state, words):
     """0.9 sorted above 0.18 as text, a boundary off by one, or a version refused that the kit repairs."""
-    answer = doctor.package(name, version)
+    answer = packages.package(name, version)
     assert answer.state == state and words in answer.seen
     assert bool(answer.do) == (state != "ok")
+
+
+@pytest.mark.parametrize("name", sorted({rule[0] for rule in packages.RULES}))
+def test_versions_are_accepted_from_where_the_requirements_begin(name):
+    """A doctor that is content with versions which the requirements no longer ask for, or refuses what they do."""
+    wanted = re.search(rf"^{name}>=(\S+)", (KIT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert [rule[2] for rule in packages.RULES if rule[0] == name and rule[3] != "ok"][-1] == wanted
+    assert packages.package(name, wanted).state == "ok"
 
 
 @pytest.mark.parametrize("torch, torchvision, requirements, system, state", [
@@ -171,15 +188,17 @@ def test_versions_known_to_be_bad(name, version, state, words):
 ])
 def test_a_torchvision_for_another_torch(torch, torchvision, requirements, system, state):
     """The 'torchvision::nms does not exist' that stops transformers, or a false alarm over a pair that works."""
-    answer = doctor.vision(torch, torchvision, requirements, system)
+    answer = packages.vision(torch, torchvision, requirements, system)
     assert answer.state == state
     assert ("pip uninstall torchvision" in answer.do) == (state == "fail")
 
 
-@pytest.mark.parametrize("version, state", [((3, 9, 18), "fail"), ((3, 10, 0), "ok"), ((3, 13, 9), "ok"), ((3, 14, 0), "warn")])
+@pytest.mark.parametrize("version, state", [
+    ((3, 9, 18), "fail"), ((3, 10, 0), "ok"), ((3, 13, 9), "ok"), ((3, 14, 0), "warn"),
+])
 def test_python_versions(version, state):
     """3.10 compared as a decimal, which is below 3.9."""
-    assert doctor.python(version).state == state
+    assert packages.python(version).state == state
 
 
 @pytest.mark.parametrize("total, free, small, state", [
@@ -188,24 +207,24 @@ def test_python_versions(version, state):
 ])
 def test_gpu_memory(total, free, small, state):
     """A card too small or held by another notebook, found out by a crash; or a tiny model refused on a small card."""
-    assert doctor.gpu("a card", total * GB, None if free is None else free * GB, small).state == state
+    assert machine.gpu("a card", total * GB, None if free is None else free * GB, small).state == state
 
 
 def test_a_machine_without_a_gpu():
     """Days of CSM-1B on a CPU begun without a word, or a warning on the laptop that runs the tiny model."""
-    assert "GPU" in doctor.device("cpu", "why.", small=False, driver=False, colab=False).do
-    assert "Change runtime type" in doctor.device("cpu", "why.", small=False, driver=False, colab=True).do
-    assert doctor.device("cpu", "why.", small=True, driver=False, colab=False).state == "ok"
-    assert "torch build for CUDA" in doctor.device("cpu", "why.", small=True, driver=True, colab=False).do
-    assert doctor.ram(4 * GB, small=False).state == "warn" and doctor.ram(4 * GB, small=True).state == "ok"
-    assert doctor.unsloth("2026.10.7", "cpu").state == "warn" and doctor.unsloth("2026.10.7", "cuda").state == "ok"
+    assert "GPU" in machine.device("cpu", "why.", small=False, driver=False, colab=False).do
+    assert "Change runtime type" in machine.device("cpu", "why.", small=False, driver=False, colab=True).do
+    assert machine.device("cpu", "why.", small=True, driver=False, colab=False).state == "ok"
+    assert "torch build for CUDA" in machine.device("cpu", "why.", small=True, driver=True, colab=False).do
+    assert machine.ram(4 * GB, small=False).state == "warn" and machine.ram(4 * GB, small=True).state == "ok"
+    assert packages.unsloth("2026.10.7", "cpu").state == "warn" and packages.unsloth("2026.10.7", "cuda").state == "ok"
 
 
 def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
     """A crash on the first run, whose folder is not there, or a full disk found out at the first checkpoint."""
     folder = tmp_path / "not" / "yet"
-    assert doctor.disk(folder, "disk", 1, "x").state == "ok"
-    short = doctor.disk(folder, "disk", 1e18, "everything")
+    assert machine.disk(folder, "disk", 1, "x").state == "ok"
+    short = machine.disk(folder, "disk", 1e18, "everything")
     assert short.state == "warn" and "for everything" in short.seen and "HF_HOME" in short.do
     assert not folder.exists()
 
@@ -229,7 +248,7 @@ def test_a_tiny_model_in_a_folder_asks_nothing_special(tmp_path):
     checks = {check.name: check for check in doctor.examine(str(tiny), tmp_path / "runs")}
     assert checks["base model"].state == checks["memory"].state == "ok"
     assert "disk for models" not in checks
-    kind = doctor.importlib.import_module("tts_kit.runtime").choose().device
+    kind = runtime.choose().device
     if kind == "cpu":
         assert checks["device"].state in ("ok", "warn") and "CSM-1B needs" not in checks["device"].seen
         large = {check.name: check for check in doctor.examine(str(big), tmp_path / "runs")}
