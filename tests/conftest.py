@@ -45,8 +45,9 @@ def stock(toy):
     return model.eval()
 
 
-def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "train", books: int = 4) -> Clip:
+def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "train", books: int = 4,
+              speaker: str = "") -> Clip:
     """A clip with random codes, the same for the same name."""
     generator = torch.Generator().manual_seed(sum(name.encode()) * 1000 + frames)
     codes = torch.randint(0, 32, (frames, books), generator=generator, dtype=torch.int16)
-    return Clip(name, text, "0", name, split, codes)
+    return Clip(name, text, "0", speaker, name, split, codes)

@@ -77,6 +77,16 @@ def test_context_comes_from_another_clip_and_is_never_scored(base, recipe):
     assert len(example) == len(plan.scored[clip]) + len(plan.heard[context])
 
 
+def test_context_is_of_the_same_speaker(base, recipe):
+    """Mistake: with several speakers in the data a voice is cloned from somebody else's clip."""
+    clips = [make_clip(f"clip{number}", 6, speaker="ab"[number % 2]) for number in range(10)] + [
+        make_clip("lonely", 6, speaker="c")]
+    plan = Steps(clips, base.writer, recipe.but(steps=60, context_share=1.0, tokens_per_batch=300))
+    items = [item for batch in plan.plan for item in batch]
+    assert all(clips[clip].speaker == clips[context].speaker for clip, context in items if context is not None)
+    assert {clips[clip].id for clip, context in items if context is None} == {"lonely"}
+
+
 def test_a_clip_longer_than_the_budget_travels_alone(base, recipe):
     """Mistake: an endless loop or an empty batch when one clip is larger than the budget."""
     plan = Steps([*CLIPS[:3], make_clip("long", 200)], base.writer, recipe.but(steps=8))

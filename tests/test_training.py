@@ -37,8 +37,8 @@ def with_codes(run: Run, clips, codec="") -> Run:
         key = f"{number:032x}"
         label = {"key": key, "frames": str(len(clip.codes)), "codebooks": str(clip.codes.shape[1])}
         write_bytes(cache.entry(run.codes, key), save({"codes": clip.codes}, metadata=label))
-        rows.append({"id": clip.id, "text": clip.text, "source": clip.source, "recording": clip.recording,
-                     "split": clip.split, "key": key})
+        rows.append({"id": clip.id, "text": clip.text, "source": clip.source, "speaker": clip.speaker,
+                     "recording": clip.recording, "split": clip.split, "key": key})
     write_rows(run.codes / "index.jsonl", rows)
     return run
 

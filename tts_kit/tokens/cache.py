@@ -26,6 +26,9 @@ class Clip:
     id: str
     text: str
     source: str
+    """The speaker id that CSM reads."""
+    speaker: str
+    """The speaker's name; a clip is only ever context for one of the same name."""
     recording: str
     split: str
     codes: torch.Tensor
@@ -50,8 +53,9 @@ def fill(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, i
             missing.append((utterance, name))
     _encode(missing, folder, codec, fingerprint)
     write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.physics)})
-    write_rows(folder / "index.jsonl", ({"id": u.id, "text": u.text, "source": u.source, "recording": u.recording,
-                                         "split": u.split, "key": name} for u, name in zip(utterances, keys)))
+    write_rows(folder / "index.jsonl", (
+        {"id": each.id, "text": each.text, "source": each.source, "speaker": each.speaker, "recording": each.recording,
+         "split": each.split, "key": name} for each, name in zip(utterances, keys)))
     return counts
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ class Steps(torch.utils.data.Dataset):
         self.recipe, self.speaker = recipe, clips[0].source
         self.heard = [write(clip, writer, scored=False) for clip in clips]
         self.scored = [write(clip, writer) for clip in clips]
-        self.plan, self.passes = plan(self.scored, writer.physics.longest, recipe)
+        self.plan, self.passes = plan(self.scored, [clip.speaker for clip in clips], writer.physics.longest, recipe)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -55,13 +56,18 @@ def join(context: Example, target: Example) -> Example:
                                   for column in ("ids", "codes", "is_frame", "labels")))
 
 
-def plan(examples: Sequence[Example], longest: int, recipe: Recipe) -> tuple[list[list[Item]], float]:
+def plan(examples: Sequence[Example], speakers: Sequence[str], longest: int,
+         recipe: Recipe) -> tuple[list[list[Item]], float]:
     """Items of every micro-batch of the run, and how many times the data is passed."""
+    said_by = defaultdict(list)
+    for index, speaker in enumerate(speakers):
+        said_by[speaker].append(index)
+    companions = [said_by[speaker] for speaker in speakers]
     wanted = recipe.steps * recipe.accumulation
     batches, epoch = [], 0
     while len(batches) < wanted:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-        batches += _one_pass(examples, longest, recipe, generator)
+        batches += _one_pass(examples, companions, longest, recipe, generator)
         epoch += 1
     return batches[:wanted], epoch * wanted / len(batches) if batches else 0.0
 
@@ -109,23 +115,25 @@ def for_evaluation(examples: Sequence[Example], recipe: Recipe) -> list[dict]:
     return [collate(batch, sample_depth(batch, 1.0, 0), recipe.packing) for batch in batches]
 
 
-def _one_pass(examples: Sequence[Example], longest: int, recipe: Recipe, generator: torch.Generator) -> list[list[Item]]:
+def _one_pass(examples: Sequence[Example], companions: Sequence[list[int]], longest: int, recipe: Recipe,
+              generator: torch.Generator) -> list[list[Item]]:
     """All clips once, in a new order, neighbours in length together."""
     lengths = [len(example) for example in examples]
     # a little noise on the length mixes the company a clip keeps from pass to pass
     noise = 1 + 0.2 * torch.rand(len(examples), generator=generator)
     order = sorted(range(len(examples)), key=lambda index: lengths[index] * noise[index].item())
-    items = [(index, _context(index, lengths, longest, recipe, generator)) for index in order]
+    items = [(index, _context(index, companions[index], lengths, longest, recipe, generator)) for index in order]
     batches = _under_budget(items, lengths, recipe)
     return [batches[index] for index in torch.randperm(len(batches), generator=generator)]
 
 
-def _context(index: int, lengths: list[int], longest: int, recipe: Recipe, generator: torch.Generator) -> int | None:
-    """Another clip to be heard first, in a share of the cases."""
-    if len(lengths) < 2 or torch.rand(1, generator=generator).item() >= recipe.context_share:
+def _context(index: int, companions: list[int], lengths: list[int], longest: int, recipe: Recipe,
+             generator: torch.Generator) -> int | None:
+    """Another clip of the same speaker to be heard first, in a share of the cases."""
+    if len(companions) < 2 or torch.rand(1, generator=generator).item() >= recipe.context_share:
         return None
-    other = int(torch.randint(len(lengths) - 1, (1,), generator=generator))
-    other += other >= index
+    place = int(torch.randint(len(companions) - 1, (1,), generator=generator))
+    other = companions[place + (place >= companions.index(index))]
     return other if lengths[other] + lengths[index] <= longest else None
 
 
