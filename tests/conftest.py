@@ -22,10 +22,24 @@ def toy(tmp_path_factory):
     return str(shape.build("toy", tmp_path_factory.mktemp("models") / "toy"))
 
 
+@pytest.fixture(scope="session")
+def loud(tmp_path_factory):
+    """The folder of a toy whose every code depends on all it heard."""
+    model = shape.untrained("toy")
+    spread_logits(model)
+    return str(shape.save(model, tmp_path_factory.mktemp("models") / "loud"))
+
+
 @pytest.fixture
 def base(toy):
     """The toy, freshly loaded on the CPU."""
     return load.base(toy, runtime.choose("cpu"))
+
+
+@pytest.fixture
+def loud_base(loud):
+    """The loud toy, freshly loaded on the CPU."""
+    return load.base(loud, runtime.choose("cpu"))
 
 
 @pytest.fixture
@@ -51,3 +65,13 @@ def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "
     generator = torch.Generator().manual_seed(sum(name.encode()) * 1000 + frames)
     codes = torch.randint(0, 32, (frames, books), generator=generator, dtype=torch.int16)
     return Clip(name, text, "0", speaker, name, split, codes)
+
+
+def spread_logits(*models):
+    """Untrained weights are near zero and repeat one code; larger ones make the codes depend on everything."""
+    for holder in models:
+        model = getattr(holder, "model", holder)
+        generator = torch.Generator().manual_seed(5)
+        for name, weight in sorted(model.named_parameters()):
+            if "codec" not in name and "lora_" not in name and weight.dim() > 1 and "embed_audio_tokens" not in name:
+                weight.data.normal_(0, 0.25, generator=generator)

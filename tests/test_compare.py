@@ -1,5 +1,6 @@
 """Sentences in every arm, resumable, on one page; and the whole story by verbs."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,12 +8,10 @@ import sys
 
 import pytest
 import soundfile
-from test_generate import spread_logits
 
 from tts_kit import __main__ as verbs
 from tts_kit import data, runtime, story
 from tts_kit.comparison import arms
-from tts_kit.pretrain import shape
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows
@@ -22,12 +21,9 @@ CPU = runtime.choose("cpu")
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def told(loud, tmp_path_factory):
     """The whole story told once on fifteen clips of the bundled voice, by a toy whose speech depends on what it hears."""
     root = tmp_path_factory.mktemp("runs")
-    model = shape.untrained("toy")
-    spread_logits(model)
-    base = str(shape.save(model, root / "base"))
     source = root / "source"
     source.mkdir()
     rows = (story.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
@@ -35,7 +31,7 @@ def told(tmp_path_factory):
     for row in some:
         shutil.copy(story.VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    recipe = Recipe(base=base, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
+    recipe = Recipe(base=loud, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
                     evaluate_every=3, save_every=3, sample_every=0)
     run = Run("told", root)
     page = story.tell(source, recipe, run, CPU, sentences=2, seeds=(1, 2))
@@ -70,6 +66,25 @@ def test_held_out_sentences_are_compared_and_the_reference_is_not_one(told):
     held_out = {each.text for each in utterances if each.split == "held_out"}
     assert {row["text"] for row in read_rows(run.comparison / arms.SCORES)} <= held_out
     assert arms.pick_reference(utterances).text not in held_out
+    only_held_out_fits = [dataclasses.replace(each, seconds=6.0 if each.split == "held_out" else 1.0)
+                          for each in utterances]
+    assert arms.pick_reference(only_held_out_fits).text not in held_out
+
+
+def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
+    """Mistake: more sentences or seeds mean to begin anew; or nothing at all is compared, with a traceback."""
+    run, _, _, _ = told
+    voice = speak.load_voice(CPU, run.adapter)
+    copy = Run("copy", tmp_path)
+    shutil.copytree(run.data, copy.data)
+    shutil.copytree(run.adapter, copy.adapter)
+    for sentences, seeds in ((1, (1, 1)), (2, (2,))):
+        page = arms.compare(copy, voice, sentences, seeds)
+    spoken = [(row["sentence"], row["seed"]) for row in read_rows(copy.comparison / arms.SCORES) if row["arm"] == "base"]
+    assert spoken == [(1, 1), (1, 2), (2, 2)]
+    assert "<dd dir=\"auto\">1, 2</dd>" in page.read_text(encoding="utf-8")
+    with pytest.raises(Problem, match="leave nothing to compare"):
+        arms.compare(copy, voice, 0, (1,))
 
 
 def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
@@ -143,6 +158,7 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
     (("train", "--rank", "0"), "rank is 0; it must be a number above 0"),
     (("speak", "Hi.", "--reference", "a.wav"), "give --reference FILE and --reference-text TEXT"),
     (("compare", "--run", "none", "--base", "nowhere"), "is not an adapter of this kit"),
+    (("speak", "Hi.", "--run", "typo"), "is not an adapter of this kit"),
 ])
 def test_a_verb_that_cannot_go_on_says_one_thing_and_fails(workplace, arguments, message):
     """Mistake: a traceback, or exit status 0, for what a person can put right."""
@@ -153,7 +169,6 @@ def test_a_verb_that_cannot_go_on_says_one_thing_and_fails(workplace, arguments,
 
 def test_every_recipe_field_is_an_option_of_some_verb_with_its_explanation():
     """Mistake: a field that can only be changed by editing code, or an option that explains nothing."""
-    import dataclasses
     actions = {action.dest: action for sub in verbs.parser()._subparsers._group_actions[0].choices.values()
                for action in sub._actions}
     for field in dataclasses.fields(Recipe):

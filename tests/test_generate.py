@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_clip
+from conftest import make_clip, spread_logits
 
 from tts_kit.model import generate
 from tts_kit.model.generate import Sampling
@@ -39,16 +39,6 @@ def test_greedy_codes_equal_transformers_for_one_and_for_a_batch(base, stock):
         assert len(wanted) == 12 and len(wanted.unique()) > 3
         assert alone.codes.tolist() == wanted.tolist()
         assert batched.codes.tolist() == wanted.tolist()
-
-
-def spread_logits(*models):
-    """Untrained weights are near zero and repeat one code; larger ones make the codes depend on everything."""
-    for holder in models:
-        model = getattr(holder, "model", holder)
-        generator = torch.Generator().manual_seed(5)
-        for name, weight in sorted(model.named_parameters()):
-            if "codec" not in name and "lora_" not in name and weight.dim() > 1 and "embed_audio_tokens" not in name:
-                weight.data.normal_(0, 0.25, generator=generator)
 
 
 def test_stops_at_the_end_frame_and_leaves_it_out(base):

@@ -119,7 +119,30 @@ def test_codec_stays_in_float32_beside_a_16_bit_network(toy):
     assert half.model.dtype == torch.bfloat16
     assert {weight.dtype for weight in half.codec.model.parameters()} == {torch.float32}
     assert half.codec.fingerprint() == load.base(toy, CPU).codec.fingerprint()
-    assert half.fingerprint() == load.base(toy, CPU).fingerprint()
+
+
+def test_the_fingerprint_is_that_of_the_weights_in_every_precision(toy, tmp_path):
+    """Mistake: an adapter trained in bf16 is refused on a float16 card; or one for other weights is accepted."""
+    names = {load.base(toy, runtime.Runtime("cpu", dtype, "sdpa", "")).fingerprint
+             for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    assert len(names) == 1
+    name = "depth_decoder.model.layers.0.mlp.up_proj.weight"
+    other = copy_with(toy, tmp_path / "other", lambda weights: weights.update({name: -weights[name]}))
+    assert load.base(other, CPU).fingerprint not in names
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another shape"])
+def test_damaged_weights_are_named(toy, tmp_path, damage):
+    """Mistake: half a download ends in a traceback of safetensors or of torch."""
+    def widen(weights):
+        weights["lm_head.weight"] = torch.zeros(7, 7)
+
+    folder = copy_with(toy, tmp_path / "damaged", widen if damage == "another shape" else lambda weights: None)
+    if damage == "truncated":
+        file = Path(folder) / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(Problem, match="damaged could not be read"):
+        load.base(folder, CPU)
 
 
 def test_unsloth_without_a_gpu_is_refused_with_the_way_out():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,8 @@ from tts_kit.run import Run, read_rows, write_rows, write_text, writing_folder
     ({"depth_ratio": 1.5}, "depth_ratio is 1.5; it must be at most 1"),
     ({"targets": "codec"}, "targets is 'codec'; it must be one of both, backbone, depth"),
     ({"held_out": 1.0}, "held_out is 1.0; it must be between 0 and 1"), ({"temperature": -1}, "temperature is -1"),
-    ({"engine": "fast"}, "engine is 'fast'"), ({"steps": 0}, "steps is 0"),
+    ({"engine": "fast"}, "engine is 'fast'"), ({"steps": 0}, "steps is 0"), ({"steps": 1.5}, "it must be of type int"),
+    ({"sample_texts": "One."}, "of type tuple"), ({"sample_texts": ()}, "a tuple of sentences"),
 ])
 def test_values_that_make_no_sense_are_named(change, message):
     """Mistake: found out after the first epoch, as a NaN or a division by zero."""
@@ -103,7 +105,38 @@ def test_a_row_may_hold_any_letter(tmp_path):
 
 def test_leftovers_of_a_killed_write_are_cleared(tmp_path):
     """Mistake: every kill leaves a hidden copy of the data for ever."""
-    (tmp_path / ".out.killed").mkdir()
+    (tmp_path / ".out.new.killed").mkdir()
     with writing_folder(tmp_path / "out"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path):
+    """Mistake: the old folder is set aside, the kill comes, and the next write clears it away."""
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "a").write_text("old")
+    with pytest.raises(RuntimeError), writing_folder(tmp_path / "out"):
+        raise RuntimeError
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_refused_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+    """Mistake: both copies are gone when the disk fails at the last moment."""
+    with writing_folder(tmp_path / "out") as beside:
+        (beside / "a").write_text("old")
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, target: real(self, target) if ".new." not in self.name else (
+        _ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input"), writing_folder(tmp_path / "out") as beside:
+        (beside / "a").write_text("new")
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    """Mistake: a traceback of FileExistsError or PermissionError."""
+    (tmp_path / "file").write_text("here")
+    for place in (tmp_path / "file" / "inside" / "x.txt", Path("/proc/none/x.txt")):
+        with pytest.raises(Problem, match="could not be written: .*Choose a place"):
+            write_text(place, "text")
+    with pytest.raises(Problem, match="could not be written"), writing_folder(tmp_path / "file" / "inside" / "out"):
+        pass

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import soundfile
-from test_generate import spread_logits
 from test_lora import shake
 from test_tokens import tone
 
@@ -16,12 +15,11 @@ from tts_kit.speech.speak import Line, Reference, Voice
 
 
 @pytest.fixture
-def voice(base):
+def voice(loud_base):
     """A tuned toy that says something definite."""
-    spread_logits(base)
-    model = lora.attach(base.model, 4, 8.0)
+    model = lora.attach(loud_base.model, 4, 8.0)
     shake(model)
-    return Voice(base, model, "0", Sampling(0.9, 0.9, 8))
+    return Voice(loud_base, model, "0", Sampling(0.9, 0.9, 8))
 
 
 @pytest.fixture
@@ -74,14 +72,36 @@ def test_long_text_is_said_in_sentences_with_pauses(voice):
     assert speech.seconds > 0.1 * speech.takes
 
 
-def test_retries_are_counted_and_only_for_takes_that_ran_on(voice):
-    """Mistake: a second try replaces a good take, or the tries are hidden from the count."""
+def test_a_failed_take_is_tried_again_and_counted(voice):
+    """Mistake: the tries are hidden, or a take that says nothing at all counts as a success."""
+    voice.sampling = Sampling(0, 0)
+    assert speak.speak("No end.", voice, retries=2).takes == 3
     voice.base.model.lm_head.weight.data.zero_()
     voice.base.model.depth_decoder.codebooks_head.weight.data.zero_()
-    voice.sampling = Sampling(0, 0)
-    assert speak.speak("It ends at once.", voice, retries=3).takes == 1
-    spread_logits(voice.base)
-    assert speak.speak("No end.", voice, retries=2).takes == 3
+    empty = speak.speak("It ends at once.", voice, retries=1)
+    assert empty.takes == 2 and not empty.stopped and empty.seconds == 0
+
+
+def test_long_text_is_batched(voice, monkeypatch):
+    """Mistake: a chapter becomes one batch of a hundred sentences, and memory ends."""
+    sizes = []
+    real = speak.generate.takes
+    monkeypatch.setattr(speak.generate, "takes", lambda *a: (sizes.append(len(a[2])), real(*a))[1])
+    speak.speak("What? " * 60 + "This is one sentence. " * 80, voice)
+    assert max(sizes) <= speak.BATCH and sum(sizes) > speak.BATCH
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_speaking(voice, tmp_path, monkeypatch):
+    """Mistake: minutes of speech are lost because of the file's name."""
+    monkeypatch.setattr(speak, "_say", None)
+    with pytest.raises(Problem, match="ends in '.xyz'"):
+        speak.speak("Hello.", voice, file=tmp_path / "hello.xyz")
+
+
+def test_a_reference_that_is_not_there(voice, tmp_path):
+    """Mistake: told to take a row out of a table that the reference never stood in."""
+    with pytest.raises(Problem, match="the reference .*none.wav is no file"):
+        speak.speak("Hello.", voice, Reference(tmp_path / "none.wav", "Hello."))
 
 
 def test_many_lines_come_back_in_their_places(voice, reference):

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_clip
+from conftest import make_clip, spread_logits
 from safetensors.torch import load_file, save
-from test_generate import spread_logits
 
 from tts_kit import runtime
 from tts_kit.model import generate, lora, loss
@@ -51,6 +50,10 @@ def run(tmp_path):
     return with_codes(Run("one", tmp_path), clips)
 
 
+def prepared(recipe, run, arithmetic=CPU):
+    return trainer.prepare(recipe, run, cache.of_run(run), arithmetic)
+
+
 def adapter(folder) -> dict:
     return load_file(Path(folder) / lora.WEIGHTS)
 
@@ -63,7 +66,7 @@ def same(one: dict, other: dict, **tolerance) -> None:
 
 def test_logged_loss_is_the_sum_of_both_named_parts(recipe, run):
     """Mistake: Trainer scales the depth loss by 31, or divides once more by the accumulation steps."""
-    _, made = trainer.prepare(recipe.but(accumulation=2, depth_weight=0.5), run, CPU)
+    _, made = prepared(recipe.but(accumulation=2, depth_weight=0.5), run)
     made.train()
     rows = [row for row in made.state.log_history if "loss" in row]
     assert len(rows) == recipe.steps
@@ -75,9 +78,9 @@ def test_logged_loss_is_the_sum_of_both_named_parts(recipe, run):
 def test_four_micro_batches_are_one_big_batch(recipe, run):
     """Mistake: a mean of means; clips of unequal length make the accumulated gradient another one."""
     big = recipe.but(tokens_per_batch=100_000, accumulation=1, steps=1, depth_ratio=0.5, learning_rate=0.1)
-    _, whole = trainer.prepare(big, run, CPU)
+    _, whole = prepared(big, run)
     order = [item for batch in whole.train_dataset.plan for item in batch]
-    _, parts = trainer.prepare(big.but(accumulation=4), run, CPU)
+    _, parts = prepared(big.but(accumulation=4), run)
     parts.train_dataset.plan = [order[:1], order[1:2], order[2:6], order[6:]]
     gradients = []
     for made in (whole, parts):
@@ -100,24 +103,34 @@ def test_four_micro_batches_are_one_big_batch(recipe, run):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_checkpointing_gives_the_same_adapter(recipe, run, tmp_path):
-    """Mistake: gradient checkpointing with LoRA crashes on a leaf written in place, or silently trains nothing."""
-    plain = trainer.fit(recipe, run, CPU)
-    other = with_codes(Run("two", tmp_path), cache.read(run.codes))
-    saving = trainer.fit(recipe.but(checkpointing=True), other, CPU)
-    same(adapter(plain), adapter(saving), rtol=1e-4, atol=1e-6)
+def test_checkpointing_computes_again_and_gives_the_same_adapter(recipe, run, tmp_path):
+    """Mistake: gradient checkpointing with LoRA crashes on a leaf written in place, trains nothing, or is never on."""
+    calls, made = {}, {}
+    for name, checkpointing in (("plain", False), ("saving", True)):
+        base, trained = prepared(recipe.but(checkpointing=checkpointing, evaluate_every=1000), run)
+        calls[name] = 0
+        for part in (base.model.backbone_model, base.model.depth_decoder.model):
+            part.layers[0].mlp.register_forward_pre_hook(
+                lambda module, _, name=name: calls.update({name: calls[name] + module.training}))
+        trained.train()
+        made[name] = {key: weight.detach() for key, weight in trained.model.named_parameters() if weight.requires_grad}
+    same(made["plain"], made["saving"], rtol=1e-4, atol=1e-6)
+    assert calls == {"plain": 2 * recipe.steps, "saving": 4 * recipe.steps}
 
 
 def test_evaluation_is_the_mean_over_all_held_out_frames(recipe, run, base):
     """Mistake: held-out losses averaged over batches of unequal size, or measured only after training began."""
-    _, made = trainer.prepare(recipe, run, CPU)
+    _, made = prepared(recipe, run)
     alone = made.evaluate()
-    _, small = trainer.prepare(recipe.but(tokens_per_batch=10), run, CPU)
+    _, small = prepared(recipe.but(tokens_per_batch=10), run)
     assert small.evaluate()["eval_backbone_loss"] == pytest.approx(alone["eval_backbone_loss"], rel=1e-6)
     assert small.evaluate()["eval_depth_loss"] == pytest.approx(alone["eval_depth_loss"], rel=1e-6)
     trainer.fit(recipe, run, CPU)
-    steps = [row["step"] for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
-    assert steps == [0, 2, 4]
+    rows = [row for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    metrics = json.loads((run.adapter / lora.VOICE).read_text())["metrics"]
+    assert [metrics[when]["eval_loss"] for when in ("before", "after")] == [rows[0]["eval_loss"], rows[2]["eval_loss"]]
+    assert rows[0]["eval_loss"] == pytest.approx(alone["eval_loss"])
 
 
 def test_one_clip_is_learnt_until_its_codes_come_back(recipe, run, tmp_path):
@@ -125,8 +138,8 @@ def test_one_clip_is_learnt_until_its_codes_come_back(recipe, run, tmp_path):
     clip = make_clip("only", 6, "Remember me.")
     held = [make_clip(f"held{number}", 4, split="held_out") for number in range(2)]
     with_codes(run, [clip, *held])
-    base, made = trainer.prepare(recipe.but(rank=16, alpha=32, steps=200, learning_rate=0.01, evaluate_every=1000,
-                                            save_every=1000), run, CPU)
+    base, made = prepared(recipe.but(rank=16, alpha=32, steps=200, learning_rate=0.01, evaluate_every=1000,
+                                            save_every=1000), run)
     spread_logits(base)
     made.train()
     made.model.eval()
@@ -170,7 +183,7 @@ def test_a_clip_without_a_finite_loss_stops_the_run_by_name(recipe, run):
     clips = cache.read(run.codes)
     poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
     with_codes(run, [*clips, poisoned])
-    base, made = trainer.prepare(recipe.but(steps=20), run, CPU)
+    base, made = prepared(recipe.but(steps=20), run)
     tilde = base.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
     base.model.embed_text_tokens.weight.data[tilde] = float("nan")
     with pytest.raises(Problem, match=r"step \d+: the loss is not a finite number; clip poisoned\. Listen"):
@@ -185,6 +198,49 @@ def test_another_recipe_in_the_same_run_is_refused(recipe, run):
     with pytest.raises(Problem, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4\. Choose"):
         trainer.fit(recipe.but(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
+
+
+def test_a_run_that_has_learnt_nothing_takes_another_recipe(recipe, run, toy):
+    """Mistake: a misspelt base or a batch too large for the card blocks the run's name for ever."""
+    with pytest.raises(Problem, match="no/such"):
+        trainer.fit(recipe.but(base="no/such"), run, CPU)
+    assert trainer.fit(recipe, run, CPU) == run.adapter
+
+
+@pytest.mark.parametrize("trained_by_then", ["finished", "stopped"])
+def test_a_run_is_bound_to_its_codes(recipe, run, trained_by_then):
+    """Mistake: an adapter of old clips is called trained, or a resume goes on with other clips."""
+    trainer.fit(recipe, run, CPU)
+    if trained_by_then == "stopped":
+        (run.adapter / lora.VOICE).unlink()
+    with_codes(run, [*cache.read(run.codes), make_clip("new", 9)])
+    with pytest.raises(Problem, match="trained on other codes.*another run name"):
+        trainer.fit(recipe, run, CPU)
+
+
+def test_codes_older_than_the_data_are_refused(recipe, run):
+    """Mistake: new data is prepared, the codes are forgotten, and the old clips are trained on."""
+    write_rows(run.data / "manifest.jsonl", [{"id": "another", "text": "Words.", "split": "train"}])
+    with pytest.raises(Problem, match="made from other data than .*tokenize"):
+        trainer.fit(recipe, run, CPU)
+
+
+def test_micro_batches_are_never_dropped(recipe, run, monkeypatch):
+    """Mistake: with two GPUs in sight Trainer loads two items at once, and one of them is thrown away."""
+    with pytest.raises(ValueError, match="too many values"):
+        trainer._only([{}, {}])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Problem, match="WORLD_SIZE is 2"):
+        trainer.arguments(recipe, run, CPU)
+
+
+def test_a_sample_that_ends_at_once_is_no_crash(recipe, run):
+    """Mistake: the codec is asked to decode nothing, and the training ends in its traceback at the same step each time."""
+    base, _ = prepared(recipe.but(sample_every=2), run)
+    base.model.lm_head.weight.data.zero_()
+    base.model.depth_decoder.codebooks_head.weight.data.zero_()
+    watch.Samples(base, recipe.but(sample_every=2, temperature=0.0, depth_temperature=0.0), run, "0").speak(2)
+    assert (run.training / "samples" / "step-000002" / "1.wav").is_file()
 
 
 def test_a_finished_run_is_not_trained_again(recipe, run, capsys):
@@ -239,35 +295,40 @@ def test_codes_of_another_codec_are_refused(recipe, run):
     """Mistake: codes of one codec are trained into a model that speaks through another."""
     with_codes(run, cache.read(run.codes), codec="another")
     with pytest.raises(Problem, match="made by another codec.*tokenize.*--base"):
-        trainer.prepare(recipe, run, CPU)
+        prepared(recipe, run)
 
 
 def test_codes_that_are_missing_or_damaged_are_named(recipe, run, tmp_path):
     """Mistake: a truncated cache entry ends in a traceback of safetensors, or a foreign one is trained on."""
     with pytest.raises(Problem, match="holds no codes.*tokenize"):
-        trainer.prepare(recipe, Run("empty", tmp_path), CPU)
+        trainer.fit(recipe, Run("empty", tmp_path), CPU)
     entries = sorted(run.codes.glob("entries/*"))
     whole = entries[3].read_bytes()
     for content, complaint in ((whole[:40], "cannot be read"), (entries[4].read_bytes(), "holds something else")):
         entries[3].write_bytes(content)
         with pytest.raises(Problem, match=rf"{entries[3].name} \(clip clip3\) {complaint}.*tokenize.*again"):
-            trainer.prepare(recipe, run, CPU)
+            prepared(recipe, run)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(recipe, run, dtype):
     """Mistake: 16-bit norms or cross-entropy, an adapter rounded at every step, or a dtype clash in the first batch."""
-    exact = trainer.prepare(recipe, run, CPU)[1]
+    exact = prepared(recipe, run)[1]
     wanted = exact.evaluate()
     # without a GPU there is no loss scaler for float16; everything else of its path runs here
     half = runtime.Runtime("cpu", dtype, "sdpa", "")
-    base, made = trainer.prepare(recipe, run, half)
+    base, made = prepared(recipe, run, half)
     seen = made.evaluate()
     for name in ("eval_backbone_loss", "eval_depth_loss"):
         assert seen[name] == pytest.approx(wanted[name], rel=5e-3)
     assert {weight.dtype for weight in made.model.parameters() if weight.requires_grad} == {torch.float32}
     with made._arithmetic():
-        batch = made.train_dataset[0]
-        assert loss.sums(base.model, batch).depth.dtype == torch.float32
+        sums = loss.sums(base.model, made.train_dataset[0])
+        assert sums.depth.dtype == sums.backbone.dtype == torch.float32
+        assert base.model.backbone_model.layers[0].mlp.up_proj(torch.ones(1, 32)).dtype == dtype
         normed = base.model.backbone_model.norm(torch.full((1, 32), 300.0, dtype=dtype))
     assert torch.isfinite(normed).all()  # 300 squared is no float16
+    made.train()
+    assert all(lora.moved(made.model).values())
+    watch.Samples(base, recipe.but(sample_every=1, sample_texts=("One.",)), run, "0").speak(9)
+    assert (run.training / "samples" / "step-000009" / "1.wav").is_file()

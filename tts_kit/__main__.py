@@ -4,14 +4,16 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from tts_kit import recipe as recipes
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
 
-DATA = ("speaker", "seed", "max_seconds", "max_characters", "held_out")
+DATA = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 BASE = ("base", "revision")
+SAMPLING = ("temperature", "depth_temperature", "top_k")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "train", train, "codes -> adapter")
     verb.add_argument("--dry-run", action="store_true", help="count what would be trained, and load no weights")
     verb.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
-    _recipe_options(verb, tuple(name for name in everything if name not in DATA or name == "seed"))
+    _recipe_options(verb, tuple(name for name in everything if name not in DATA))
 
     verb = _verb(verbs, "speak", speak, "text -> speech")
     verb.add_argument("text")
@@ -53,14 +55,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--untuned", action="store_true", help="speak with the base alone")
     verb.add_argument("--reference", help="a clip to clone")
     verb.add_argument("--reference-text", help="what is said in that clip")
-    verb.add_argument("--retries", type=int, default=0, help="tries again for a sentence that does not end by itself")
+    verb.add_argument("--retries", type=_count, default=0, help="tries again for a sentence that does not end by itself")
     verb.add_argument("--out", default="speech.wav", help="file to write, .wav or .flac")
-    verb.add_argument("--seed", type=int, default=0)
-    _recipe_options(verb, BASE)
+    verb.add_argument("--seed", type=_count, default=0, help="another seed is another take (default 0)")
+    _recipe_options(verb, BASE + SAMPLING)
 
     verb = _verb(verbs, "compare", compare, "held-out sentences in every arm -> a page to listen to")
     _comparison_options(verb, 10, [1, 2, 3])
-    _recipe_options(verb, BASE)
+    _recipe_options(verb, BASE + SAMPLING)
 
     verb = _verb(verbs, "demo", demo, "the whole story on the bundled voice", default="demo")
     verb.add_argument("--source", help="other clips than the bundled voice")
@@ -110,9 +112,7 @@ def speak(options) -> None:
         raise Problem("a reference is a clip and what is said in it: give --reference FILE and --reference-text TEXT, or "
                       "neither.")
     run = Run(options.run)
-    recipe = _recipe(options, run)
-    adapter = options.adapter or (run.adapter if run.adapter.exists() and not options.untuned else None)
-    voice = room.load_voice(_runtime(options), adapter, options.base or ("" if adapter else recipe.base), recipe.revision)
+    voice = _voice(options, run, options.adapter or run.adapter, may_be_base=options.untuned)
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None
     speech = room.speak(options.text, voice, reference, not options.untuned, options.seed, options.retries, options.out)
     ended = "ended by itself" if speech.stopped else "ran to its limit; try --retries 2 or another --seed"
@@ -121,12 +121,9 @@ def speak(options) -> None:
 
 def compare(options) -> None:
     from tts_kit.comparison import arms
-    from tts_kit.speech import speak as room
 
     run = Run(options.run)
-    recipe = _recipe(options, run)
-    voice = room.load_voice(_runtime(options), run.adapter, recipe.base, recipe.revision)
-    _show(arms.compare(run, voice, options.sentences, options.seeds))
+    _show(arms.compare(run, _voice(options, run, run.adapter), options.sentences, options.seeds))
 
 
 def demo(options) -> None:
@@ -140,7 +137,8 @@ def demo(options) -> None:
     _show(story.tell(options.source or story.VOICE, recipe, run, _runtime(options), options.sentences, options.seeds))
 
 
-def _verb(verbs, name: str, function, explanation: str, run: bool = True, default: str = "voice") -> argparse.ArgumentParser:
+def _verb(verbs, name: str, function, explanation: str, run: bool = True,
+          default: str = "voice") -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=explanation, description=explanation)
     verb.set_defaults(verb=function)
     if run:
@@ -150,8 +148,10 @@ def _verb(verbs, name: str, function, explanation: str, run: bool = True, defaul
 
 
 def _comparison_options(verb: argparse.ArgumentParser, sentences: int, seeds: list[int]) -> None:
-    verb.add_argument("--sentences", type=int, default=sentences, help=f"how many held-out sentences (default {sentences})")
-    verb.add_argument("--seeds", type=int, nargs="+", default=seeds, help="takes of each sentence, by seed")
+    verb.add_argument("--sentences", type=_count, default=sentences,
+                      help=f"how many held-out sentences (default {sentences})")
+    verb.add_argument("--seeds", type=_count, nargs="+", default=seeds,
+                      help=f"takes of each sentence, by seed (default {' '.join(map(str, seeds))})")
 
 
 def _recipe_options(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
@@ -182,6 +182,28 @@ def _runtime(options):
     from tts_kit import runtime
 
     return runtime.choose(options.device)
+
+
+def _voice(options, run: Run, adapter, may_be_base: bool = False):
+    """The adapter's voice, sampled as it was told in training or as it is told now; or the base alone."""
+    from tts_kit.speech import speak as room
+
+    base, revision = options.base or "", options.revision or ""
+    if may_be_base and not Path(adapter).exists():
+        recipe = _recipe(options, run)
+        adapter, base, revision = None, recipe.base, recipe.revision
+    voice = room.load_voice(_runtime(options), adapter, base, revision)
+    told = {name: value for name, value in _given(options).items() if name in SAMPLING}
+    voice.sampling = dataclasses.replace(voice.sampling, **told)
+    return voice
+
+
+def _count(text: str) -> int:
+    """A whole number from 0 that fits where seeds go."""
+    number = int(text)
+    if not 0 <= number < 2**62:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**62")
+    return number
 
 
 def _show(page) -> None:

@@ -55,13 +55,19 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return samples if rate == wanted else soxr.resample(samples, rate, wanted, quality="HQ")
 
 
-def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
-    """(samples,) to a 16-bit WAV or FLAC, by the suffix of `path`; whole or not at all."""
+def check_name(path: str | Path) -> str:
+    """The format that the suffix of `path` asks for."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise Problem(f"{path} ends in {suffix!r}; audio is written as {' or '.join(FORMATS)}. Choose one of these.")
+    return FORMATS[suffix]
+
+
+def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
+    """(samples,) to a 16-bit WAV or FLAC, by the suffix of `path`; whole or not at all."""
+    kind = check_name(path)
     buffer = io.BytesIO()
-    soundfile.write(buffer, _clipped(samples, path), rate, format=FORMATS[suffix], subtype="PCM_16")
+    soundfile.write(buffer, _clipped(samples, path), rate, format=kind, subtype="PCM_16")
     run.write_bytes(path, buffer.getvalue())
 
 

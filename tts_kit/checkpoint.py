@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, CsmConfig
 from transformers.utils import logging
 
@@ -49,7 +50,7 @@ def opening(base: str) -> Iterator[None]:
                           "auth login` (on Colab: the HF_TOKEN secret), or use the open mirror unsloth/csm-1b.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             raise Problem(f"{base} was found neither as a folder nor on the hub. Check the spelling.") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             where = "the folder" if Path(base).is_dir() else "the hub or its cache"
             first = str(error).strip().splitlines()[0]
             raise Problem(f"{base} could not be read from {where}: {first} Wanted: config.json, model.safetensors and the "

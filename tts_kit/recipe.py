@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tts_kit.problem import Problem
-from tts_kit.run import Run, write_text
+from tts_kit.run import Run, read_json, write_text
 
 FILE = "recipe.json"
 TARGETS = ("both", "backbone", "depth")
@@ -24,8 +24,10 @@ class Recipe:
     """Hub revision of the base, empty for the newest."""
     speaker: str = ""
     """Which speaker of the data to learn, empty when there is only one."""
+    split_seed: int = 3407
+    """Seed of the choice of held-out recordings."""
     seed: int = 3407
-    """Seed of the split, of the order of clips and of the sampled depth frames."""
+    """Seed of the adapter's start, of the order of clips and of the sampled depth frames."""
 
     max_seconds: float = 30.0
     """Longest clip accepted."""
@@ -83,6 +85,12 @@ class Recipe:
     """Candidates kept when sampling."""
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            number = kind is float and isinstance(value, int) and not isinstance(value, bool)
+            _require(type(value) is kind or number, field.name, value, f"of type {kind.__name__}")
+        texts = self.sample_texts
+        _require(texts and all(isinstance(each, str) for each in texts), "sample_texts", texts, "a tuple of sentences")
         positive = ("max_seconds", "max_characters", "rank", "alpha", "learning_rate", "tokens_per_batch",
                     "accumulation", "depth_ratio", "top_k", "steps", "evaluate_every", "save_every")
         for name in positive:
@@ -110,10 +118,7 @@ class Recipe:
 
 def read(path: Path) -> Recipe:
     """A recipe saved by `to_json`."""
-    try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise Problem(f"{path} cannot be read as a recipe ({error}). Restore it, or choose another run name.") from error
+    saved = read_json(path, "Restore it, or choose another run name.")
     known = {field.name for field in dataclasses.fields(Recipe)}
     if strange := sorted(set(saved) - known):
         raise Problem(f"{path} has fields this version does not know: {', '.join(strange)}. "

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from tts_kit.problem import Problem
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -34,7 +36,7 @@ class Run:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
-    with saying_when_full(path):
+    with explaining_refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -77,39 +79,64 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+def read_json(path: Path, remedy: str) -> dict:
+    """One JSON object from a file; a file that is none is named, with what to do."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Problem(f"{path} cannot be read as JSON ({error}). {remedy}") from error
+    if not isinstance(value, dict):
+        raise Problem(f"{path} holds no JSON object. {remedy}")
+    return value
+
+
 @contextlib.contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """A folder filled beside `path` and moved there when the block ends well; what stood there is replaced then."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*"):  # of a write that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    old = beside.with_name(beside.name + ".old")
+    with explaining_refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(path)
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
+    old = path.with_name(f".{path.name}.old")
     try:
-        with saying_when_full(path):
+        with explaining_refusals(path):
             yield beside
         beside.chmod(0o755)
         if path.exists():
             path.rename(old)
         beside.rename(path)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Put back what a kill between two renames left aside, and remove what it left unfinished."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (old, *path.parent.glob(f".{path.name}.new.*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def saying_when_full(path: Path) -> Iterator[None]:
-    """Turn the kernel's refusal to write into a sentence that says what is safe and what to do."""
+def explaining_refusals(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a sentence that says what is safe and what to do."""
     try:
         yield
-    except Exception as error:
-        # safetensors reports an OSError as its own class, with the number only in the text
-        full = getattr(error, "errno", None) in FULL or any(f"os error {number})" in str(error) for number in FULL)
-        if not full:
-            raise
-        free = shutil.disk_usage(Path(path).parent if Path(path).parent.exists() else Path.cwd()).free
-        raise Problem(f"{path} could not be written: the disk is full ({free / 1e9:.1f} GB free). What was there before "
-                      "is untouched. Free some space and run the same command again.") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # safetensors and torch report an OSError as a class of their own, with the number or the words only in the text
+        full = getattr(error, "errno", None) in FULL or any(
+            f"os error {number})" in str(error) or os.strerror(number) in str(error) for number in FULL)
+        if full:
+            free = shutil.disk_usage(next(folder for folder in Path(path).absolute().parents if folder.exists())).free
+            raise Problem(f"{path} could not be written: the disk is full ({free / 1e9:.1f} GB free). What was there "
+                          "before is untouched. Free some space and run the same command again.") from error
+        if isinstance(error, OSError) and error.errno:
+            raise Problem(f"{path} could not be written: {os.strerror(error.errno)} ({error.filename or path}). Choose a "
+                          "place where this user may write, or move what stands in the way.") from error
+        raise

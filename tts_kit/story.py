@@ -25,7 +25,7 @@ def tell(source: str | Path, recipe: Recipe, run: Run, runtime: Runtime, sentenc
     data.prepare(source, run, recipe)
     tokens.encode(recipe, run, runtime)
     adapter = trainer.fit(recipe, run, runtime)
-    voice = speak.load_voice(runtime, adapter, recipe.base, recipe.revision)
+    voice = speak.load_voice(runtime, adapter, recipe.base)
     return arms.compare(run, voice, sentences, seeds)
 
 

@@ -1,7 +1,6 @@
 """The same sentences said in every way there is: real, codec ceiling, base, clone, tuned, tuned + clone."""
 
 import datetime
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tts_kit.data import utterance
 from tts_kit.data.utterance import HELD_OUT, TRAIN, Utterance
 from tts_kit.model import lora
 from tts_kit.problem import Problem
-from tts_kit.run import Run, read_rows, write_json, write_rows
+from tts_kit.run import Run, read_json, read_rows, write_json, write_rows
 from tts_kit.speech import speak
 from tts_kit.speech.speak import Line, Reference, Voice
 
@@ -26,6 +25,9 @@ SCORES = "scores.jsonl"
 
 def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = (1, 2, 3)) -> Path:
     """Speak held-out sentences in all arms and write clips, scores.jsonl and index.html; goes on where it stopped."""
+    if sentences < 1 or not seeds:
+        raise Problem(f"{sentences} sentences and {len(seeds)} seeds leave nothing to compare. Ask for at least one each.")
+    seeds = list(dict.fromkeys(seeds))
     utterances = utterance.read(run.data)
     held_out = [each for each in utterances if each.split == HELD_OUT][:sentences]
     reference = pick_reference(utterances)
@@ -38,13 +40,16 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
     rows = read_rows(run.comparison / SCORES)
     print(summary(rows))
     shown = {name: value for name, value in settings.items() if name != "sentences"}
-    facts = shown | {"seeds": list(seeds), "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
+    # the page may travel, and the names of this machine's folders stay at home
+    shown |= {name: Path(shown[name]).name for name in ("base", "adapter") if Path(shown[name]).exists()}
+    heard = sorted({row["seed"] for row in rows} - {None})
+    facts = shown | {"seeds": heard, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
                         "versions": runtime.versions()}
     return page.write(rows, run.comparison, f"tts_kit: {run.name}", summary(rows), facts)
 
 
 def summary(rows: Sequence[dict]) -> str:
-    """What can be said without a judge: which arms end their sentences by themselves, and at what pace."""
+    """What can be said without a judge: how many sentences each arm ended by itself."""
     parts = []
     for arm in SPOKEN:
         mine = [row for row in rows if row["arm"] == arm]
@@ -64,7 +69,7 @@ def pick_reference(utterances: Sequence[Utterance]) -> Reference:
 def _settings(run: Run, voice: Voice, held_out: Sequence[Utterance], reference: Reference) -> dict:
     """What makes clips comparable with each other; a folder holds clips of one such setting only."""
     sampling = voice.sampling
-    return {"base": voice.base.name, "base weights": voice.base.fingerprint(),
+    return {"base": voice.base.name, "base weights": voice.base.fingerprint,
             "adapter": str(run.adapter) if voice.is_tuned else "none",
             "adapter weights": lora.fingerprint(voice.model) if voice.is_tuned else "none",
             "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
@@ -75,8 +80,10 @@ def _settings(run: Run, voice: Voice, held_out: Sequence[Utterance], reference: 
 def _claim(folder: Path, settings: dict) -> None:
     path = folder / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [name for name in settings if before.get(name) != settings[name]]:
+        before = read_json(path, f"Move {folder} away, and compare again.")
+        shorter = min(len(before.get("sentences", [])), len(settings["sentences"]))
+        cut = [each | {"sentences": each.get("sentences", [])[:shorter]} for each in (before, settings)]
+        if changed := [name for name in settings if cut[0].get(name) != cut[1][name]]:
             raise Problem(f"{folder} already holds a comparison with another {', another '.join(changed)}. Move that folder "
                           "away, or compare in another run.")
     write_json(path, settings)

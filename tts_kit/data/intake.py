@@ -22,7 +22,7 @@ from tts_kit.run import Run, write_json, write_rows, writing_folder
 
 ORIGIN = "source.json"
 REJECTED = "rejected.jsonl"
-SETTINGS = ("speaker", "seed", "max_seconds", "max_characters", "held_out")
+SETTINGS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 SHOWN = 20
 
 
@@ -96,7 +96,7 @@ def _make(rows: list[Row], folder: Path, recipe: Recipe, origin: dict, skip_bad:
     checked, rejected = _check(own, recipe, speaker)
     if rejected and not skip_bad:
         raise Problem(_report(rejected, len(own)))
-    drafts = utterance.split(_drafts(checked, speaker, digits), recipe.held_out, recipe.seed)
+    drafts = utterance.split(_drafts(checked, speaker, digits), recipe.held_out, recipe.split_seed)
     with writing_folder(folder) as beside:
         utterance.write(beside, _write_clips(checked, drafts, beside))
         write_json(beside / ORIGIN, origin)

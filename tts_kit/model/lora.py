@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from tts_kit.model.load import Base
 from tts_kit.problem import Problem
-from tts_kit.run import writing_folder
+from tts_kit.run import read_json, writing_folder
 
 PARTS = {"backbone": r"backbone_model", "depth": r"depth_decoder\.model", "codec": r"codec_model"}
 # anchored: the usual list of names would also put dead adapters on the frozen codec
 PROJECTIONS = r"\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 WEIGHTS, CONFIG, VOICE = "adapter_model.safetensors", "adapter_config.json", "voice.json"
+RESTORE = "Restore the folder from a copy, or train again in another run."
 
 
 def pattern(targets: str) -> str:
@@ -104,7 +105,7 @@ def save(model: PeftModel, folder: Path, base: Base, recipe_json: str, voice: di
     """PEFT files, the recipe, and what the adapter belongs to, as one folder."""
     model.peft_config["default"].base_model_name_or_path = base.name
     model.peft_config["default"].revision = base.revision or None
-    belongs = {"base": base.name, "revision": base.revision, "base_fingerprint": base.fingerprint(),
+    belongs = {"base": base.name, "revision": base.revision, "base_fingerprint": base.fingerprint,
                "codebooks": base.physics.codebooks, **voice}
     with writing_folder(folder) as beside:
         model.save_pretrained(beside, save_embedding_layers=False)
@@ -120,26 +121,29 @@ def read_voice(folder: Path) -> dict:
         if not (folder / name).is_file():
             raise Problem(f"{folder} is not an adapter of this kit: {name} is missing. Wanted: the folder that "
                           "`python -m tts_kit train` wrote, usually runs/NAME/adapter.")
-    return json.loads((folder / VOICE).read_text(encoding="utf-8"))
+    belongs = read_json(folder / VOICE, RESTORE)
+    if lacking := [name for name in ("base", "revision", "base_fingerprint", "speaker") if name not in belongs]:
+        raise Problem(f"{folder / VOICE} does not say {' and '.join(lacking)}. {RESTORE}")
+    read_json(folder / CONFIG, RESTORE)
+    return belongs
 
 
 def load(base: Base, folder: Path) -> PeftModel:
     """The base with a saved adapter; refuses an adapter that was trained for other weights."""
     folder, belongs = Path(folder), read_voice(folder)
-    if belongs["base_fingerprint"] != base.fingerprint():
+    if belongs["base_fingerprint"] != base.fingerprint:
         raise Problem(f"{folder} was trained for {belongs['base']} (weights {belongs['base_fingerprint']}), but {base.name} "
-                      f"is loaded (weights {base.fingerprint()}). Load it with --base {belongs['base']}.")
+                      f"is loaded (weights {base.fingerprint}). Load it with --base {belongs['base']}.")
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             saved = set(file.keys())
     except SafetensorError as error:
-        raise Problem(f"{folder / WEIGHTS} is damaged ({error}). Train again, or restore the file from a copy.") from error
+        raise Problem(f"{folder / WEIGHTS} is damaged ({error}). {RESTORE}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of keys; they are compared below
         model = PeftModel.from_pretrained(base.model, folder)
     if different := saved ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)):
-        raise Problem(f"{folder / WEIGHTS} and its {CONFIG} disagree about {sorted(different)[0]}. Restore both from the "
-                      "same training.")
+        raise Problem(f"{folder / WEIGHTS} and its {CONFIG} disagree about {sorted(different)[0]}. {RESTORE}")
     return model.eval().requires_grad_(False)
 
 

@@ -18,8 +18,10 @@ from tts_kit.tokens.prompt import Turn
 
 PAUSE_SECONDS = 0.15
 BATCH = 8
+FEWEST_FRAMES = 2
+"""A take that ends before has said nothing, and counts as failed."""
 RETRY_STEP = 7919
-"""Added to the seed of a take that never ended, for the next try."""
+"""Added to the seed of a failed take, for the next try."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Speech:
     """(samples,) float32"""
     rate: int
     stopped: bool
-    """Whether every sentence ended by itself."""
+    """Whether every sentence was said and ended by itself."""
     takes: int
     """Generations spent, retries included."""
     wall_seconds: float
@@ -78,8 +80,14 @@ def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = 
         loaded = load.base(base, runtime, revision)
         return Voice(loaded, loaded.model)
     belongs = lora.read_voice(Path(adapter))
-    recipe = recipes.read(Path(adapter) / "recipe.json")
-    loaded = load.base(base or belongs["base"], runtime, revision or ("" if base else belongs["revision"]))
+    recipe = recipes.read(Path(adapter) / recipes.FILE)
+    if base in ("", belongs["base"]):
+        base, revision = belongs["base"], revision or belongs["revision"]
+    try:
+        loaded = load.base(base, runtime, revision)
+    except Problem as problem:
+        raise Problem(f"{adapter} needs the base it was trained for, {base}. {problem} If it lies elsewhere now, give "
+                      "--base PLACE.") from problem
     return Voice(loaded, lora.load(loaded, Path(adapter)), belongs["speaker"],
                  Sampling(recipe.temperature, recipe.depth_temperature, recipe.top_k))
 
@@ -87,14 +95,19 @@ def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = 
 def speak(words: str, voice: Voice, reference: Reference | None = None, tuned: bool = True, seed: int = 0,
           retries: int = 0, file: str | Path | None = None) -> Speech:
     """Say a text of any length in sentences; without a reference the first becomes that of the rest, if it can."""
+    if file is not None:
+        audio.check_name(file)
     chunks = text.sentences(text.normalise(words))
     lines = [Line(chunk, seed + number, reference, tuned) for number, chunk in enumerate(chunks)]
     context = _context(voice, reference) if reference else None
-    first = _say(voice, lines[:1], [context], retries)
+    said = _say(voice, lines[:1], [context], retries)
     if context is None:
-        context = _own_context(voice, lines, first[0])
-    rest = _say(voice, lines[1:], [context] * (len(lines) - 1), retries)
-    speech = _join(voice, first + rest)
+        context = _own_context(voice, lines, said[0])
+    rest = lines[1:]
+    for start in tqdm(range(0, len(rest), BATCH), desc="speaking", unit="batch", disable=len(rest) < 2):
+        batch = rest[start:start + BATCH]
+        said += _say(voice, batch, [context] * len(batch), retries)
+    speech = _join(voice, said)
     if file is not None:
         speech.save(file)
     return speech
@@ -126,12 +139,12 @@ class _Said:
 
 
 def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[Turn | None], retries: int) -> list[_Said]:
-    """Generate one batch; a line that ran to its limit is tried again with another seed as often as allowed."""
+    """Generate one batch; a line that failed is tried again with another seed as often as allowed."""
     if not lines:
         return []
     said = _generate(voice, lines, contexts)
     again = [number for number, one in enumerate(said) if not one.stopped]
-    if again and retries:
+    if again and retries > 0:
         other = [replace(lines[number], seed=lines[number].seed + RETRY_STEP) for number in again]
         for number, one in zip(again, _say(voice, other, [contexts[number] for number in again], retries - 1)):
             before = said[number]
@@ -148,7 +161,7 @@ def _generate(voice: Voice, lines: Sequence[Line], contexts: Sequence[Turn | Non
     with lora.speaking(voice.model, lines[0].tuned):
         takes = generate.takes(base.model, base.physics, prompts, voice.sampling, [line.seed for line in lines], limits)
     share = (time.monotonic() - start) / len(lines)
-    return [_Said(take.codes, take.stopped, 1, share) for take in takes]
+    return [_Said(take.codes, take.stopped and len(take.codes) >= FEWEST_FRAMES, 1, share) for take in takes]
 
 
 def _limit(voice: Voice, line: Line, prompt: int) -> int:
@@ -162,12 +175,15 @@ def _limit(voice: Voice, line: Line, prompt: int) -> int:
 
 
 def _context(voice: Voice, reference: Reference) -> Turn:
+    if not Path(reference.path).is_file():
+        raise Problem(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and its "
+                      "exact words.")
     wave = audio.read(reference.path, voice.base.physics.sample_rate)
     return Turn(text.normalise(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
 
 
 def _own_context(voice: Voice, lines: Sequence[Line], said: _Said) -> Turn | None:
-    """The first sentence as reference of the others, unless it ran away or leaves them no room."""
+    """The first sentence as reference of the others, unless it failed or leaves them no room."""
     context = Turn(lines[0].text, voice.speaker, said.codes, scored=False)
     writer, physics = voice.base.writer, voice.base.physics
     longest = max((len(writer.text_ids(line.text, voice.speaker)) + text.budget_seconds(line.text) * physics.frame_rate
@@ -182,7 +198,6 @@ def _join(voice: Voice, said: Sequence[_Said]) -> Speech:
     pause = np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
     pieces = [pause]
     for one in said:
-        wave = voice.base.codec.decode([one.codes])[0] if len(one.codes) else pause[:0]
-        pieces += [wave, pause]
+        pieces += [voice.base.codec.decode([one.codes])[0], pause]
     return Speech(np.concatenate(pieces[1:-1]), rate, all(one.stopped for one in said), sum(one.takes for one in said),
                   sum(one.wall_seconds for one in said))

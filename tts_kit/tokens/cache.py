@@ -1,7 +1,6 @@
 """Codes on disk: one small file a clip, named by what it was made of, so that a rerun encodes only what is missing."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from tts_kit import audio
+from tts_kit.data import utterance
 from tts_kit.data.utterance import Utterance
 from tts_kit.problem import Problem
-from tts_kit.run import read_rows, write_bytes, write_json, write_rows
+from tts_kit.run import Run, read_json, read_rows, write_bytes, write_json, write_rows
 from tts_kit.tokens.codec import Codec
 
 FORMAT = "1"
@@ -42,15 +42,15 @@ class Damaged(Exception):
 def fill(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
     """Encode what is missing and write the index; returns how many entries were kept, encoded and found damaged."""
     fingerprint = codec.fingerprint()
-    keys = [key(utterance.audio, fingerprint) for utterance in utterances]
+    keys = [key(each.audio, fingerprint) for each in utterances]
     counts = {"kept": 0, "encoded": 0, "damaged": 0}
     missing = []
-    for utterance, name in zip(utterances, keys):
+    for each, name in zip(utterances, keys):
         state = _state(entry(folder, name), name, codec)
         counts["kept" if state == "whole" else "encoded"] += 1
         counts["damaged"] += state == "damaged"
         if state != "whole":
-            missing.append((utterance, name))
+            missing.append((each, name))
     _encode(missing, folder, codec, fingerprint)
     write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.physics)})
     write_rows(folder / "index.jsonl", (
@@ -74,9 +74,25 @@ def read(folder: Path) -> list[Clip]:
     return clips
 
 
+def of_run(run: Run) -> list[Clip]:
+    """The clips of a run, provided that they are those of its data."""
+    clips = read(run.codes)
+    manifest = run.data / utterance.MANIFEST
+    said = [(row["id"], row["text"], row["split"]) for row in read_rows(manifest)] if manifest.exists() else None
+    if said is not None and said != [(clip.id, clip.text, clip.split) for clip in clips]:
+        raise Problem(f"{run.codes} was made from other data than {run.data} holds now. Run `python -m tts_kit tokenize` "
+                      "again: it encodes only what is missing.")
+    return clips
+
+
+def digest(folder: Path) -> str:
+    """Names all the codes of a run and what is said in them."""
+    return hashlib.sha256((folder / "index.jsonl").read_bytes()).hexdigest()[:16]
+
+
 def made_by(folder: Path) -> str:
     """The fingerprint of the codec that made a folder's codes."""
-    return json.loads((folder / "codec.json").read_text(encoding="utf-8"))["codec"]
+    return read_json(folder / "codec.json", "Run `python -m tts_kit tokenize` again.").get("codec", "")
 
 
 def key(clip: Path, fingerprint: str) -> str:
@@ -122,7 +138,7 @@ def _encode(missing: list[tuple[Utterance, str]], folder: Path, codec: Codec, fi
         while missing:
             count = max(1, int(SECONDS_PER_BATCH / max(missing[0][0].seconds, 0.1)))
             batch, missing = missing[:count], missing[count:]
-            waves = [audio.read(utterance.audio, codec.physics.sample_rate) for utterance, _ in batch]
+            waves = [audio.read(each.audio, codec.physics.sample_rate) for each, _ in batch]
             for codes, (_, name) in zip(codec.encode(waves), batch):
                 label = {"key": name, "codec": fingerprint, "frames": str(codes.shape[0]),
                          "codebooks": str(codes.shape[1])}

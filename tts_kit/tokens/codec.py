@@ -49,6 +49,8 @@ class Codec:
     def decode(self, codes: Sequence[torch.Tensor], levels: int | None = None) -> list[np.ndarray]:
         """Codes (frames, codebooks) -> waves; `levels` keeps only the first so many codebooks, to hear what they carry."""
         counts = [len(clip) for clip in codes]
+        if not max(counts, default=0):
+            return [np.zeros(0, dtype=np.float32) for _ in codes]
         batch = torch.zeros(len(codes), max(counts), self.physics.codebooks, dtype=torch.long)
         for row, clip in zip(batch, codes):
             row[:len(clip)] = clip

@@ -1,6 +1,7 @@
 """Codes -> adapter: transformers' Trainer with our own loss, and `fit`, which runs it from wherever it stopped."""
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from tts_kit import runtime as runtimes
 from tts_kit.model import load, lora, loss
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
-from tts_kit.run import Run, saying_when_full, write_text
+from tts_kit.run import Run, explaining_refusals, write_text
 from tts_kit.runtime import Runtime
 from tts_kit.tokens import cache
+from tts_kit.tokens.cache import Clip
 from tts_kit.tuning import batches, watch
 
+CODES = "codes.sha256"
 WHOLE = "whole"
 """A file that marks a checkpoint as completely written."""
 
@@ -83,7 +86,7 @@ class CsmTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with saying_when_full(folder):
+        with explaining_refusals(folder):
             super()._save_checkpoint(model, trial)
             write_text(folder / WHOLE, "")
 
@@ -108,17 +111,20 @@ class CsmTrainer(transformers.Trainer):
                 guilty.append(name)
         return (f"step {self.state.global_step + 1}: the loss is not a finite number; clip "
                 f"{', '.join(guilty) or 'by clip it is finite, together they are not: ' + ', '.join(inputs['names'])}. "
-                "Listen to it and check its text, leave it out, or lower --learning-rate. Nothing was saved after the "
-                f"last checkpoint in {self.args.output_dir}; the same command goes on from there.")
+                "Listen to it, check its text and leave it out of the data, or lower --learning-rate; with a new run name "
+                f"where {self.args.output_dir} holds a checkpoint already.")
 
 
 def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train the adapter of a run, or go on where it stopped; returns the adapter folder."""
-    claim(recipe, run)
+    clips = cache.of_run(run)
+    refuse_other_claims(recipe, run)
     if (run.adapter / lora.VOICE).exists():
         print(f"{run.adapter} is already trained with this recipe. To train again choose another run name.")
         return run.adapter
-    base, trainer = prepare(recipe, run, runtime, callbacks)
+    base, trainer = prepare(recipe, run, clips, runtime, callbacks)
+    write_text(run.training / recipes.FILE, recipe.to_json())
+    write_text(run.training / CODES, cache.digest(run.codes))
     last = last_whole_checkpoint(run.training)
     print(f"Going on from {last.name}." if last else "Starting from the base model.")
     start = time.monotonic()
@@ -127,9 +133,9 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
     return _finish(trainer, base, recipe, run, time.monotonic() - start)
 
 
-def prepare(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback] = ()) -> tuple:
+def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
+            callbacks: Sequence[TrainerCallback] = ()) -> tuple[load.Base, CsmTrainer]:
     """The base with a fresh adapter, and a trainer over the run's codes."""
-    clips = cache.read(run.codes)
     engine, why = load.choose_engine(recipe.engine, runtime)
     print(f"{runtime.why} Engine: {engine} ({why}).")
     base = load.base(recipe.base, runtime, recipe.revision, engine)
@@ -151,7 +157,10 @@ def prepare(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[Trai
 
 def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
     """The recipe in the words of transformers' Trainer."""
-    return TrainingArguments(
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise Problem(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: several processes were started, but a run is trained by "
+                      "one. Start `python -m tts_kit train` without a launcher.")
+    made = TrainingArguments(
         output_dir=str(run.training), max_steps=recipe.steps, per_device_train_batch_size=1,
         gradient_accumulation_steps=recipe.accumulation, learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup_steps, weight_decay=recipe.weight_decay, lr_scheduler_type="linear",
@@ -162,17 +171,23 @@ def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
         eval_strategy="steps", eval_steps=recipe.evaluate_every, save_steps=recipe.save_every, save_total_limit=2,
         logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
         remove_unused_columns=False, dataloader_pin_memory=runtime.device == "cuda")
+    # with several GPUs in sight Trainer would ask for as many micro-batches at once and split them
+    assert made.device is not None
+    made._n_gpu = min(made._n_gpu, 1)
+    return made
 
 
-def claim(recipe: Recipe, run: Run) -> None:
-    """Write the recipe into the run, or make sure that the one standing there is the same."""
-    path = run.training / recipes.FILE
-    if not path.exists():
-        return write_text(path, recipe.to_json())
-    if different := recipe.differences(recipes.read(path)):
+def refuse_other_claims(recipe: Recipe, run: Run) -> None:
+    """A run that has learnt something goes on with the same recipe and codes, or not at all."""
+    if not (last_whole_checkpoint(run.training) or (run.adapter / lora.VOICE).exists()):
+        return
+    if different := recipe.differences(recipes.read(run.training / recipes.FILE)):
         listed = "; ".join(f"{name} is {now!r}, there it is {then!r}" for name, (now, then) in different.items())
-        raise Problem(f"{path} already holds another recipe: {listed}. Choose another run name, or give the same values "
-                      "to go on with this one.")
+        raise Problem(f"{run.training / recipes.FILE} already holds another recipe: {listed}. Choose another run name, or "
+                      "give the same values to go on with this one.")
+    if (run.training / CODES).read_text(encoding="utf-8") != cache.digest(run.codes):
+        raise Problem(f"{run.training} was trained on other codes than {run.codes} holds now. Choose another run name for "
+                      "the new codes.")
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -183,7 +198,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def rehearse(recipe: Recipe, run: Run, runtime: Runtime) -> dict:
     """What a training would be, without loading any weight: counts from the meta device, clips from the codes."""
-    clips = cache.read(run.codes)
+    clips = cache.of_run(run)
     engine, _ = load.choose_engine(recipe.engine, runtime)
     model = lora.attach(load.without_weights(recipe.base, recipe.revision), recipe.rank, recipe.alpha, recipe.targets)
     counts = lora.census(model)
@@ -198,8 +213,8 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, seco
     movement = lora.moved(trainer.model)
     if not all(movement.values()):
         still = ", ".join(part for part, largest in movement.items() if not largest)
-        raise Problem(f"after {recipe.steps} steps the adapter of {still} has not moved at all. Raise --learning-rate or "
-                      "--steps, or lower --warmup-steps.")
+        raise Problem(f"after {recipe.steps} steps the adapter of {still} has not moved at all. Train again under another "
+                      "run name with a higher --learning-rate, more --steps or fewer --warmup-steps.")
     metrics = {"before": before, "after": after, "adapter_moved": movement,
                "seconds_since_start_or_resume": round(seconds, 1), "steps": recipe.steps,
                "passes": round(trainer.train_dataset.passes, 2),
@@ -208,9 +223,13 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, seco
     lora.save(trainer.model, run.adapter, base, recipe.to_json(), voice)
     print(f"Held-out loss: backbone {before['eval_backbone_loss']:.3f} -> {after['eval_backbone_loss']:.3f}, depth "
           f"{before['eval_depth_loss']:.3f} -> {after['eval_depth_loss']:.3f}. Adapter: {run.adapter}")
+    if after["eval_loss"] > before["eval_loss"]:
+        print("On held-out clips the adapter is worse than the base: it has learnt the training clips by heart. Try fewer "
+              "steps, a lower learning rate or more data.")
     return run.adapter
 
 
 def _only(items: list[dict]) -> dict:
-    """The dataset's items are micro-batches already."""
-    return items[0]
+    """The dataset's items are micro-batches already, and come one by one."""
+    item, = items
+    return item
