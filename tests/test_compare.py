@@ -76,8 +76,8 @@ def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
     run, _, _, _ = told
     voice = speak.load_voice(CPU, run.adapter)
     copy = Run("copy", tmp_path)
-    shutil.copytree(run.data, copy.data)
-    shutil.copytree(run.adapter, copy.adapter)
+    for stage in ("data", "codes", "adapter"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
     for sentences, seeds in ((1, (1, 1)), (2, (2,))):
         page = arms.compare(copy, voice, sentences, seeds)
     spoken = [(row["sentence"], row["seed"]) for row in read_rows(copy.comparison / arms.SCORES) if row["arm"] == "base"]
@@ -152,19 +152,39 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("train", "--run", "none"), "holds no codes"),
+    (("train", "--run", "none"), "holds neither data nor codes"),
     (("tokenize", "--run", "../etc"), "run name '../etc'"),
     (("data", "no-such-folder"), "no-such-folder"),
     (("train", "--rank", "0"), "rank is 0; it must be a number above 0"),
+    (("speak", "Hi.", "--run", "none", "--untuned", "--base", "tpy"), "tpy is no folder here, and no hub id"),
     (("speak", "Hi.", "--reference", "a.wav"), "give --reference FILE and --reference-text TEXT"),
-    (("compare", "--run", "none", "--base", "nowhere"), "is not an adapter of this kit"),
-    (("speak", "Hi.", "--run", "typo"), "is not an adapter of this kit"),
+    (("compare", "--run", "none", "--base", "nowhere"), "nothing was trained there yet"),
+    (("speak", "Hi.", "--run", "typo"), "nothing was trained there yet"),
 ])
 def test_a_verb_that_cannot_go_on_says_one_thing_and_fails(workplace, arguments, message):
     """Mistake: a traceback, or exit status 0, for what a person can put right."""
     out = verb(workplace, *arguments)
     assert out.returncode == 1
     assert message in out.stderr and "Traceback" not in out.stderr
+
+
+def test_without_a_verb_the_verbs_are_shown(capsys):
+    """Mistake: "the following arguments are required: verb", and no word of which there are."""
+    assert verbs.main([]) == 2
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("doctor", "data", "tokenize", "train", "speak", "compare", "demo"))
+
+
+def test_an_adapter_of_other_clips_is_not_judged_by_these(told, tmp_path):
+    """Mistake: data is made anew with other held-out clips, and the old adapter is judged on what it has learnt."""
+    run, _, _, _ = told
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    index = copy.codes / "index.jsonl"
+    index.write_text(index.read_text().replace('"train"', '"held_out"', 1))
+    with pytest.raises(Problem, match="was trained on other clips"):
+        arms.compare(copy, speak.load_voice(CPU, copy.adapter), 1, (1,))
 
 
 def test_every_recipe_field_is_an_option_of_some_verb_with_its_explanation():

@@ -83,7 +83,8 @@ def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
     soundfile.write(folder / rows[1]["file_name"], np.stack([quiet, quiet], axis=1), 44_100, subtype="PCM_24")
     write_csv(folder, rows)
     utterances = data.prepare(folder, run, Recipe())
-    assert "8 clips, 0.2 minutes, 1 speaker (unnamed); held out: 2 clips from 1 recording" in capsys.readouterr().out
+    said = "8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to learn from; held out: 2 clips from 1 recording; 2 beside them"
+    assert said in capsys.readouterr().out
     second = utterances[1]
     assert (second.id, second.row, second.file) == ("00002-tapeA-002", 2, "clips/tapeA_002.wav")
     assert (second.text, second.original_text) == ("Sentence number 2.", "Sentence number 2")
@@ -316,7 +317,9 @@ def test_too_few_clips(tmp_path, run):
 @pytest.mark.parametrize(("content", "said"), [
     ("filename,text\na.wav,Hi\n", ["'filename' (did you mean 'file_name'?)", "Accepted: file_name"]),
     ("file_name,text,mood\na.wav,Hi,calm\n", ["unknown columns: 'mood'", "remove"]),
-    ("LJ001-0001|Printing in the only sense|Printing\n", ["unknown columns: 'LJ001-0001'", "first line"]),
+    ("LJ001-0001|Printing in the only sense|Printing\n", ["begins with 'LJ001-0001", "names no column", "first line"]),
+    ("file_name;text\na.wav;Hi\n", ["separated by ';'", "wanted , or |"]),
+    ("file_name,sentence\na.wav,Hi\n", ["'sentence' (did you mean 'text'?)"]),
     ("file_name,text,text\na.wav,Hi,Ho\n", ["'text' twice"]),
     ("file_name,text,source,speaker_id\na.wav,Hi,1,1\n", ["both 'source' and 'speaker_id'"]),
     ("file_name,source\na.wav,1\n", ["wanted at least file_name and text"]),

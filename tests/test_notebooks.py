@@ -96,5 +96,5 @@ def test_the_four_run_in_order_each_alone(toy, tmp_path):
     third = executed("03_finetune", here, STEPS=4, CHECK_EVERY=2)
     assert "Held-out loss" in texts(third) and texts(third).count("<audio") == 3 and pictures(third) == 1
     fourth = executed("04_clone_vs_finetune", here, SENTENCES=1, SEEDS=[1])
-    assert "Sentences that ended by themselves" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
+    assert "Takes that ended by themselves" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
     assert (tmp_path / "runs" / "emma" / "comparison" / "index.html").is_file()

@@ -195,7 +195,7 @@ def test_another_recipe_in_the_same_run_is_refused(recipe, run):
     """Mistake: a run goes on with other values than it began with, or is overwritten."""
     trainer.fit(recipe, run, CPU)
     before = adapter(run.adapter)
-    with pytest.raises(Problem, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4\. Choose"):
+    with pytest.raises(Problem, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4\. Give the same"):
         trainer.fit(recipe.but(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
 
@@ -300,7 +300,7 @@ def test_codes_of_another_codec_are_refused(recipe, run):
 
 def test_codes_that_are_missing_or_damaged_are_named(recipe, run, tmp_path):
     """Mistake: a truncated cache entry ends in a traceback of safetensors, or a foreign one is trained on."""
-    with pytest.raises(Problem, match="holds no codes.*tokenize"):
+    with pytest.raises(Problem, match="neither data nor codes. Begin with .*data SOURCE --run empty"):
         trainer.fit(recipe, Run("empty", tmp_path), CPU)
     entries = sorted(run.codes.glob("entries/*"))
     whole = entries[3].read_bytes()

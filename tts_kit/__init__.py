@@ -22,7 +22,11 @@ The rooms, from the ground up; each imports only from those before it:
     __main__.py    the verbs
 """
 
+import os
+import sys
 import warnings
 
 # tqdm says this in every notebook without ipywidgets; its text bar is as good
 warnings.filterwarnings("ignore", message="IProgress not found")
+if not sys.stderr.isatty():  # a log or a notebook keeps every state of a bar: fewer of them
+    os.environ.setdefault("TQDM_MININTERVAL", "1" if "ipykernel" in sys.modules else "10")

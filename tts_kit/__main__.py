@@ -13,12 +13,17 @@ from tts_kit.run import Run
 
 DATA = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 BASE = ("base", "revision")
+CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES}
 SAMPLING = ("temperature", "depth_temperature", "top_k")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; a Problem is printed as one message, without a traceback."""
-    options = parser().parse_args(arguments)
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.verb is None:
+        top.print_help()
+        return 2
     try:
         return options.verb(options) or 0
     except Problem as problem:
@@ -31,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tts_kit", description=__doc__)
-    verbs = top.add_subparsers(required=True, metavar="verb")
+    top.set_defaults(verb=None)
+    verbs = top.add_subparsers(metavar="verb")
     everything = tuple(field.name for field in dataclasses.fields(Recipe))
 
     verb = _verb(verbs, "doctor", doctor, "is this machine ready? what to do where it is not", run=False)
@@ -50,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _recipe_options(verb, tuple(name for name in everything if name not in DATA))
 
     verb = _verb(verbs, "speak", speak, "text -> speech")
-    verb.add_argument("text")
+    verb.add_argument("text", help="what to say, of any length")
     verb.add_argument("--adapter", help="adapter folder; default: the run's")
     verb.add_argument("--untuned", action="store_true", help="speak with the base alone")
     verb.add_argument("--reference", help="a clip to clone")
@@ -80,24 +86,26 @@ def doctor(options) -> int:
 
 
 def data(options) -> None:
+    run = Run(options.run)
+    recipe = _recipe(options, run)
     from tts_kit import data as room
 
-    run = Run(options.run)
-    room.prepare(options.source, run, _recipe(options, run), options.skip_bad)
+    room.prepare(options.source, run, recipe, options.skip_bad)
 
 
 def tokenize(options) -> None:
+    run = Run(options.run)
+    recipe = _recipe(options, run)
     from tts_kit import tokens
 
-    run = Run(options.run)
-    tokens.encode(_recipe(options, run), run, _runtime(options))
+    tokens.encode(recipe, run, _runtime(options))
 
 
 def train(options) -> None:
-    from tts_kit.tuning import trainer
-
     run = Run(options.run)
     recipe = _recipe(options, run)
+    from tts_kit.tuning import trainer
+
     if not options.dry_run:
         trainer.fit(recipe, run, _runtime(options))
         return
@@ -116,7 +124,8 @@ def speak(options) -> None:
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None
     speech = room.speak(options.text, voice, reference, not options.untuned, options.seed, options.retries, options.out)
     ended = "ended by itself" if speech.stopped else "ran to its limit; try --retries 2 or another --seed"
-    print(f"{options.out}: {speech.seconds:.1f} s in {speech.wall_seconds:.1f} s, {speech.takes} takes, {ended}.")
+    takes = f"{speech.takes} take{'s' * (speech.takes != 1)}"
+    print(f"{options.out}: {speech.seconds:.1f} s in {speech.wall_seconds:.1f} s, {takes}, {ended}.")
 
 
 def compare(options) -> None:
@@ -143,7 +152,7 @@ def _verb(verbs, name: str, function, explanation: str, run: bool = True,
     verb.set_defaults(verb=function)
     if run:
         verb.add_argument("--run", default=default, help=f"name of the run; its folder is runs/NAME (default {default})")
-        verb.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+        verb.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where to compute")
     return verb
 
 
@@ -157,14 +166,14 @@ def _comparison_options(verb: argparse.ArgumentParser, sentences: int, seeds: li
 def _recipe_options(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
     """Options out of the recipe's fields; one that is not given keeps what the run remembers, or the default."""
     explanations = recipes.explanations()
-    group = verb.add_argument_group("recipe")
+    group = verb.add_argument_group("recipe", "What is not given stays as the run remembers it.")
     for field in dataclasses.fields(Recipe):
         if field.name in names and not any(field.name == action.dest for action in verb._actions):
             kind = type(field.default)
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else (
-                {"nargs": "+"} if kind is tuple else {"type": kind})
+                {"nargs": "+"} if kind is tuple else {"type": kind, "choices": CHOICES.get(field.name)})
             group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=None,
-                               help=f"{explanations[field.name]} (default: {field.default})".replace("%", "%%"), **how)
+                               help=f"{explanations[field.name]} (at first {field.default})".replace("%", "%%"), **how)
 
 
 def _given(options) -> dict:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, CsmConfig
 from transformers.utils import logging
@@ -14,6 +15,8 @@ from tts_kit.problem import Problem
 
 def config(base: str, revision: str = "") -> CsmConfig:
     """The configuration of a CSM checkpoint; anything else is refused."""
+    if "/" not in base and not Path(base).is_dir():
+        raise Problem(f"{base} is no folder here, and no hub id, which has the form owner/name. Check the spelling.")
     with opening(base):
         found = AutoConfig.from_pretrained(base, revision=revision or None)
     if not isinstance(found, CsmConfig):
@@ -61,11 +64,14 @@ def opening(base: str) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Transformers without its tables, bars and warnings about ids that CSM has on purpose."""
     loudness, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(loudness)
+        hub_logging.set_verbosity(hub)
         if bars:
             logging.enable_progress_bar()

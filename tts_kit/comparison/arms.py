@@ -15,6 +15,7 @@ from tts_kit.problem import Problem
 from tts_kit.run import Run, read_json, read_rows, write_json, write_rows
 from tts_kit.speech import speak
 from tts_kit.speech.speak import Line, Reference, Voice
+from tts_kit.tokens import cache
 
 SPOKEN = {"base": (False, False), "clone": (False, True), "tuned": (True, False), "tuned+clone": (True, True)}
 """Spoken arms: (with the adapter, with the reference)."""
@@ -29,14 +30,20 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
         raise Problem(f"{sentences} sentences and {len(seeds)} seeds leave nothing to compare. Ask for at least one each.")
     seeds = list(dict.fromkeys(seeds))
     utterances = utterance.read(run.data)
-    held_out = [each for each in utterances if each.split == HELD_OUT][:sentences]
+    held_out = [each for each in utterances if each.split == HELD_OUT]
+    if len(held_out) < sentences:
+        print(f"{sentences} sentences were asked for; {len(held_out)} are held out, and those are compared.")
+    held_out = held_out[:sentences]
     reference = pick_reference(utterances)
+    if voice.is_tuned and lora.read_voice(run.adapter).get("codes") != cache.digest(run.codes):
+        raise Problem(f"{run.adapter} was trained on other clips than {run.codes} holds now; what is held out now may have "
+                      "been learnt then. Train again in a new run.")
     settings = _settings(run, voice, held_out, reference)
     _claim(run.comparison, settings)
     done = {row["file"]: row for row in _finished(run.comparison)}
     for row in _missing(run.comparison, voice, held_out, seeds, reference, set(done)):
         done[row["file"]] = row
-        write_rows(run.comparison / SCORES, sorted(done.values(), key=lambda row: (row["sentence"], row["file"])))
+        write_rows(run.comparison / SCORES, sorted(done.values(), key=_place))
     rows = read_rows(run.comparison / SCORES)
     print(summary(rows))
     shown = {name: value for name, value in settings.items() if name != "sentences"}
@@ -55,7 +62,7 @@ def summary(rows: Sequence[dict]) -> str:
         mine = [row for row in rows if row["arm"] == arm]
         if mine:
             parts.append(f"{arm} {sum(row['stopped'] for row in mine)} of {len(mine)}")
-    return (f"Sentences that ended by themselves: {', '.join(parts)}. Which arm sounds most like the voice has not been "
+    return (f"Takes that ended by themselves: {', '.join(parts)}. Which arm sounds most like the voice has not been "
             "measured here: listen.")
 
 
@@ -87,6 +94,10 @@ def _claim(folder: Path, settings: dict) -> None:
             raise Problem(f"{folder} already holds a comparison with another {', another '.join(changed)}. Move that folder "
                           "away, or compare in another run.")
     write_json(path, settings)
+
+
+def _place(row: dict) -> tuple:
+    return row["sentence"], (*GIVEN, *SPOKEN).index(row["arm"]), row["seed"] or 0
 
 
 def _finished(folder: Path) -> list[dict]:

@@ -33,7 +33,7 @@ def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False
     if not _made_before(run.data, origin):
         _make(rows, run.data, recipe, origin, skip_bad)
     utterances = utterance.read(run.data)
-    print(summary(utterances))
+    print(f"{summary(utterances)}. In {run.data}.")
     recipes.remember(run, recipe)
     return utterances
 
@@ -45,8 +45,9 @@ def summary(utterances: Sequence[Utterance]) -> str:
     recordings = len({each.recording for each in held})
     gaps = sum(each.split == GAP for each in utterances)
     return (f"{len(utterances)} clips, {minutes:.1f} minutes, 1 speaker ({utterances[0].speaker or 'unnamed'}); "
+            f"{len(utterances) - len(held) - gaps} to learn from; "
             f"held out: {len(held)} clips from {recordings} recording{'s' * (recordings != 1)}"
-            + f"; {gaps} beside them unused" * (gaps > 0))
+            + f"; {gaps} beside them unused, as they may be neighbours cut from one take" * (gaps > 0))
 
 
 def _origin(name: str, rows: list[Row], recipe: Recipe, skip_bad: bool) -> dict:

@@ -13,6 +13,8 @@ from tts_kit.data import utterance
 from tts_kit.problem import Problem
 
 COLUMNS = ("file_name", "audio", "text", "source", "speaker_id", "recording")
+OTHER_NAMES = {"sentence": "text", "transcript": "text", "transcription": "text", "speaker": "source", "path": "file_name",
+               "file": "file_name", "session": "recording"}
 MOST_ROWS = 1_000_000
 MOST_BYTES = 1 << 30
 LONGEST_CELL = 100_000
@@ -109,6 +111,11 @@ def _row(path: Path, number: int, record: dict | str) -> Row:
 
 def _check_columns(table: str, columns: Sequence[str]) -> None:
     """Refuse columns nobody reads, and a table without those that everybody needs."""
+    if len(columns) == 1 and (other := next((mark for mark in (";", "\t") if mark in columns[0]), None)):
+        raise Problem(f"{table} is separated by {other!r}; wanted , or | between the columns. Save it as comma-separated.")
+    if columns and not set(columns) & {*COLUMNS, *OTHER_NAMES, "filename"}:
+        raise Problem(f"{table} begins with {', '.join(columns)[:60]!r}, which names no column. Put a first line above it: "
+                      "file_name,text (and source, recording if there are any), in the order of the cells.")
     if strange := [name for name in columns if name not in COLUMNS]:
         named = [f"{name[:40]!r}{_nearest(name)}" for name in strange]
         raise Problem(f"{table} has unknown columns: {', '.join(named)}. Accepted: file_name or audio, text, source or "
@@ -124,7 +131,7 @@ def _check_columns(table: str, columns: Sequence[str]) -> None:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, COLUMNS, 1)
+    near = [OTHER_NAMES[name.lower()]] if name.lower() in OTHER_NAMES else difflib.get_close_matches(name, COLUMNS, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

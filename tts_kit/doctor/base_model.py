@@ -30,6 +30,8 @@ def in_folder(folder: Path) -> Check:
 
 def on_hub(base: str, timeout: float = 5.0) -> Check:
     """Whether the hub would hand out `base` to this machine: the question that downloading it asks first."""
+    if "/" not in base:
+        return Check("base model", "fail", f"{base} is no folder here, and no hub id (owner/name)", "Check the spelling.")
     try:
         hub, errors = importlib.import_module("huggingface_hub"), importlib.import_module("huggingface_hub.errors")
     except ImportError:

@@ -57,9 +57,9 @@ def census(model: torch.nn.Module) -> dict[str, dict[str, int]]:
 
 def describe(counts: dict[str, dict[str, int]]) -> str:
     """The census as a small table."""
-    lines = [f"{'part':<10}{'adapted modules':>16}{'trainable':>14}{'of parameters':>16}"]
+    lines = [f"{'part':<10}{'adapted modules':>16}{'trainable':>14}{'base parameters':>17}"]
     for part, count in counts.items():
-        lines.append(f"{part:<10}{count['modules']:>16,}{count['trainable']:>14,}{count['parameters']:>16,}")
+        lines.append(f"{part:<10}{count['modules']:>16,}{count['trainable']:>14,}{count['parameters']:>17,}")
     return "\n".join(lines)
 
 
@@ -117,6 +117,9 @@ def save(model: PeftModel, folder: Path, base: Base, recipe_json: str, voice: di
 def read_voice(folder: Path) -> dict:
     """What an adapter folder says of itself; the folder is checked before any weight is loaded."""
     folder = Path(folder)
+    if not folder.exists():
+        raise Problem(f"{folder} does not exist: nothing was trained there yet. `python -m tts_kit train --run NAME` makes "
+                      "it; to speak with the base alone give --untuned.")
     for name in (WEIGHTS, CONFIG, VOICE):
         if not (folder / name).is_file():
             raise Problem(f"{folder} is not an adapter of this kit: {name} is missing. Wanted: the folder that "

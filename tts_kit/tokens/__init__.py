@@ -13,7 +13,7 @@ def encode(recipe: Recipe, run: Run, runtime: Runtime) -> dict[str, int]:
 
     utterances = utterance.read(run.data)
     counts = cache.fill(utterances, run.codes, codec.load(recipe.base, recipe.revision, runtime.device))
-    print(f"{len(utterances)} clips: {counts['encoded']} encoded, {counts['kept']} already there"
-          + (f", {counts['damaged']} of the encoded replaced damaged entries" if counts["damaged"] else "") + ".")
+    repaired = f", {counts['damaged']} of the encoded replaced damaged entries" * (counts["damaged"] > 0)
+    print(f"{len(utterances)} clips: {counts['encoded']} encoded, {counts['kept']} already there{repaired}. In {run.codes}.")
     recipes.remember(run, recipe)
     return counts

@@ -62,7 +62,7 @@ def fill(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, i
 def read(folder: Path) -> list[Clip]:
     """The clips of a run, every entry checked."""
     if not (folder / "index.jsonl").is_file():
-        raise Problem(f"{folder} holds no codes. Run `python -m tts_kit tokenize` with this run's name first.")
+        raise Problem(f"{folder} holds no codes. Run `python -m tts_kit tokenize --run {folder.parent.name}` first.")
     clips = []
     for row in read_rows(folder / "index.jsonl"):
         path = entry(folder, row.pop("key"))
@@ -76,8 +76,11 @@ def read(folder: Path) -> list[Clip]:
 
 def of_run(run: Run) -> list[Clip]:
     """The clips of a run, provided that they are those of its data."""
-    clips = read(run.codes)
     manifest = run.data / utterance.MANIFEST
+    if not manifest.exists() and not run.codes.exists():
+        raise Problem(f"{run.folder} holds neither data nor codes. Begin with `python -m tts_kit data SOURCE --run "
+                      f"{run.name}`, then `python -m tts_kit tokenize --run {run.name}`.")
+    clips = read(run.codes)
     said = [(row["id"], row["text"], row["split"]) for row in read_rows(manifest)] if manifest.exists() else None
     if said is not None and said != [(clip.id, clip.text, clip.split) for clip in clips]:
         raise Problem(f"{run.codes} was made from other data than {run.data} holds now. Run `python -m tts_kit tokenize` "

@@ -11,6 +11,7 @@ import transformers
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from tts_kit import checkpoint
 from tts_kit import recipe as recipes
 from tts_kit import runtime as runtimes
 from tts_kit.model import load, lora, loss
@@ -120,16 +121,19 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
     clips = cache.of_run(run)
     refuse_other_claims(recipe, run)
     if (run.adapter / lora.VOICE).exists():
-        print(f"{run.adapter} is already trained with this recipe. To train again choose another run name.")
+        print(f"{run.adapter} is already trained with this recipe. To train again choose another run name, or delete it "
+              f"and {run.training}.")
         return run.adapter
-    base, trainer = prepare(recipe, run, clips, runtime, callbacks)
+    progress = watch.Progress()
+    base, trainer = prepare(recipe, run, clips, runtime, [progress, *callbacks])
     write_text(run.training / recipes.FILE, recipe.to_json())
     write_text(run.training / CODES, cache.digest(run.codes))
     last = last_whole_checkpoint(run.training)
     print(f"Going on from {last.name}." if last else "Starting from the base model.")
     start = time.monotonic()
     trainer.args.eval_on_start = last is None
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with checkpoint.quiet(), contextlib.closing(progress):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     return _finish(trainer, base, recipe, run, time.monotonic() - start)
 
 
@@ -148,7 +152,7 @@ def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
     held_out = [batches.write(clip, base.writer) for clip in clips if clip.split == "held_out"]
     print(f"{len(steps.scored)} clips to learn from, {len(held_out)} held out; {recipe.steps} steps pass the data "
           f"{steps.passes:.1f} times.")
-    watchers = [watch.Progress(), watch.Record(run), watch.Samples(base, recipe, run, steps.speaker), *callbacks]
+    watchers = [watch.Record(run), watch.Samples(base, recipe, run, steps.speaker), *callbacks]
     trainer = CsmTrainer(model, arguments(recipe, run, runtime), steps, batches.for_evaluation(held_out, recipe),
                          runtime, callbacks=watchers)
     trainer.remove_callback(PrinterCallback)
@@ -183,11 +187,12 @@ def refuse_other_claims(recipe: Recipe, run: Run) -> None:
         return
     if different := recipe.differences(recipes.read(run.training / recipes.FILE)):
         listed = "; ".join(f"{name} is {now!r}, there it is {then!r}" for name, (now, then) in different.items())
-        raise Problem(f"{run.training / recipes.FILE} already holds another recipe: {listed}. Choose another run name, or "
-                      "give the same values to go on with this one.")
+        raise Problem(f"{run.training / recipes.FILE} already holds another recipe: {listed}. Give the same values to "
+                      f"go on with this one, choose another run name, or delete {run.training} and {run.adapter} to begin "
+                      "anew.")
     if (run.training / CODES).read_text(encoding="utf-8") != cache.digest(run.codes):
         raise Problem(f"{run.training} was trained on other codes than {run.codes} holds now. Choose another run name for "
-                      "the new codes.")
+                      f"the new codes, or delete {run.training} and {run.adapter}.")
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -219,7 +224,8 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, seco
                "seconds_since_start_or_resume": round(seconds, 1), "steps": recipe.steps,
                "passes": round(trainer.train_dataset.passes, 2),
                "machine": runtimes.machine(), "versions": runtimes.versions()}
-    voice = {"speaker": trainer.train_dataset.speaker, "run": run.name, "metrics": metrics}
+    voice = {"speaker": trainer.train_dataset.speaker, "run": run.name,
+             "codes": cache.digest(run.codes), "metrics": metrics}
     lora.save(trainer.model, run.adapter, base, recipe.to_json(), voice)
     print(f"Held-out loss: backbone {before['eval_backbone_loss']:.3f} -> {after['eval_backbone_loss']:.3f}, depth "
           f"{before['eval_depth_loss']:.3f} -> {after['eval_depth_loss']:.3f}. Adapter: {run.adapter}")

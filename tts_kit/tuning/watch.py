@@ -35,8 +35,10 @@ class Progress(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_train_end(self, args, state, control, **_):
-        self.bar.close()
+    def close(self) -> None:
+        """Also after an interruption, so that what is printed next has a line of its own."""
+        if self.bar:
+            self.bar.close()
 
 
 class Record(TrainerCallback):
@@ -101,6 +103,7 @@ def first_and_last_evaluation(trainer: Trainer) -> tuple[dict, dict]:
 def plot(path: Path):
     """Both losses of a training, learnt and held out, as a matplotlib figure."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = read_rows(path)
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -112,6 +115,7 @@ def plot(path: Path):
             axis.plot(*zip(*held_out), color="#b3402a", marker="o", markersize=4, label="held out")
             axis.axhline(held_out[0][1], color="#b3402a", linestyle=":", linewidth=1, label="base model")
         axis.set(title=f"{part} loss", xlabel="step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     return figure
