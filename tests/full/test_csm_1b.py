@@ -22,11 +22,12 @@ import json, resource, sys, time, torch
 from tts_kit import recipe as recipes, runtime
 from tts_kit.model import generate, load, lora
 from tts_kit.run import Run
+from tts_kit.tokens import cache
 from tts_kit.tokens.prompt import Turn
 from tts_kit.tuning import trainer
 recipe, run = recipes.read(sys.argv[1]), Run("full", sys.argv[2])
 figures, start = {}, time.monotonic()
-base, made = trainer.prepare(recipe, run, runtime.choose("cpu"))
+base, made = trainer.prepare(recipe, run, cache.of_run(run), runtime.choose("cpu"))
 figures["load_seconds"] = time.monotonic() - start
 start = time.monotonic()
 made.args.eval_strategy = "no"
