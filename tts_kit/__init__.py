@@ -26,6 +26,8 @@ import os
 import sys
 import warnings
 
+# OpenMP's threads wait by spinning: on a machine that also does something else a step then takes up to 60 times as long
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # tqdm says this in every notebook without ipywidgets; its text bar is as good
 warnings.filterwarnings("ignore", message="IProgress not found")
 if not sys.stderr.isatty():  # a log or a notebook keeps every state of a bar: fewer of them

@@ -41,7 +41,7 @@ def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts
     _refuse_twins(rows, folder)
     columns = _columns(rows)
     clips = [_clip(row, path, columns)
-             for row, path in zip(rows, tqdm(paths, desc="listening page", unit="clip", leave=False))]
+             for row, path in zip(rows, tqdm(paths, desc="listening page", unit="clip"))]
     if lost := [row["file"] for row, clip in zip(rows, clips) if "problem" in clip]:
         print(f"{len(lost)} of {len(rows)} clips cannot be played and are marked so on the page, first {lost[0]!r}.")
     data = {"arms": _arms(rows), "columns": columns, "sentences": _sentences(rows, clips)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from peft import PeftModel
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
@@ -82,8 +83,9 @@ class CsmTrainer(transformers.Trainer):
         self.state.log_history[-1]["epoch"] = round(self.train_dataset.passes * share, 3)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The adapter alone, as safetensors; Trainer would also pickle its arguments."""
-        self.model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+        """What is trained, as safetensors: the adapter, or a whole model; Trainer would also pickle its arguments."""
+        options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(output_dir or self.args.output_dir, **options)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
