@@ -16,7 +16,7 @@ The rooms, from the ground up; each imports only from those before it:
     tuning/        codes -> adapter
     speech/        adapter -> audio
     comparison/    every arm, and the page to listen to
-    pretrain/      untrained models of any size
+    pretrain/      how a small model is made from nothing: speech, codec, network
     story.py       the stages in one call
     doctor/        what would stop a run on this machine, and what to do
     __main__.py    the verbs

