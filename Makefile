@@ -5,10 +5,15 @@ BIN := $(VENV)/bin
 RUN ?= demo
 MODEL ?=
 
-.PHONY: demo test test-full test-latest lint
+.PHONY: demo gallery judges test test-full test-latest lint
 
-demo: $(VENV)/demo.done
+demo: $(VENV)/judges.done
 	$(BIN)/python -m tts_kit demo --run $(RUN) $(if $(MODEL),--base $(MODEL))
+
+gallery: $(VENV)/dev.done
+	$(BIN)/python -m nbconvert --execute --to html --output-dir runs/gallery notebooks/0*.ipynb
+
+judges: $(VENV)/judges.done
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest tests
@@ -20,7 +25,8 @@ test-latest:
 	$(PYTHON) -m venv .venv-latest
 	grep -v -e '^transformers' -e '^peft' constraints.txt > .venv-latest/constraints.txt
 	.venv-latest/bin/pip install -q --upgrade transformers peft -r requirements.txt -r requirements-dev.txt \
-		-c .venv-latest/constraints.txt
+		-r requirements-judges.txt -c .venv-latest/constraints.txt
+	.venv-latest/bin/pip install -q --no-deps -r requirements-judges-alone.txt
 	.venv-latest/bin/python -m pytest tests
 
 lint: $(VENV)/dev.done
@@ -31,6 +37,11 @@ $(VENV)/demo.done: requirements.txt constraints.txt
 	$(BIN)/pip install -q -r requirements.txt -c constraints.txt
 	touch $@
 
-$(VENV)/dev.done: $(VENV)/demo.done requirements-dev.txt
+$(VENV)/judges.done: $(VENV)/demo.done requirements-judges.txt requirements-judges-alone.txt
+	$(BIN)/pip install -q -r requirements-judges.txt -c constraints.txt
+	$(BIN)/pip install -q --no-deps -r requirements-judges-alone.txt
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/judges.done requirements-dev.txt
 	$(BIN)/pip install -q -r requirements-dev.txt -c constraints.txt
 	touch $@

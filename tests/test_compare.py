@@ -27,7 +27,7 @@ def told(loud, tmp_path_factory):
     source = root / "source"
     source.mkdir()
     rows = (story.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    some = [row for row in rows[1:] if row.split(",")[0].split("_")[0] in ("session1", "session2", "session3")][:15]
+    some = [*rows[1:7], *rows[8:14], *rows[15:18]]  # of three recordings, the last the shortest
     for row in some:
         shutil.copy(story.VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
@@ -93,13 +93,15 @@ def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
     before = {row["file"]: (run.comparison / row["file"]).stat().st_mtime_ns
               for row in read_rows(run.comparison / arms.SCORES)}
     lost = "clips/tuned/002-1.flac"
-    content = (run.comparison / lost).read_bytes()
+    content = soundfile.read(run.comparison / lost, dtype="int16")[0].astype(int)
     (run.comparison / lost).unlink()
     voice = speak.load_voice(CPU, run.adapter, recipe.base)
     arms.compare(run, voice, 2, (1, 2))
     after = {name: (run.comparison / name).stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == [lost]
-    assert (run.comparison / lost).read_bytes() == content  # same seed, same clip
+    again = soundfile.read(run.comparison / lost, dtype="int16")[0]
+    # same seed, same codes; decoded in another batch, a sample may round to its neighbour
+    assert again.shape == content.shape and abs(again - content).max() <= 1
 
 
 def test_a_comparison_with_other_settings_is_not_mixed_in(told):

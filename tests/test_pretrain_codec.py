@@ -99,6 +99,37 @@ def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
     assert codec_evaluation.read(tmp_path / "codec")["perplexity"] == found["perplexity"]
 
 
+def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
+    """Mistake: the codes that were learnt are drawn anew, or pass unquantized for the first steps."""
+    training, parts = trained
+    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {})
+    again = Training(waves, SMALL.but(begin_with=str(tmp_path / "codec"), learning_rate=1e-6), CPU)
+    before = [book.embed.clone() for book in quantizer.codebooks(again.codec)]
+    first = again.step()
+    assert again.quantizing and "commitment" in first
+    assert first["spectra"].item() < 1.3 * np.mean([each["spectra"].item() for each in parts[-5:]])
+    kept = [(was - book.embed).abs().max(1).values < 0.3 * was.std() for was, book in
+            zip(before, quantizer.codebooks(again.codec))]
+    assert torch.cat(kept).float().mean() > 0.9
+
+
+def test_a_decoder_is_trained_without_changing_a_code(trained, waves, tmp_path):
+    """Mistake: a language model was trained on codes that this codec no longer makes, or no longer says in that way."""
+    training, _ = trained
+    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {})
+    recipe = SMALL.but(begin_with=str(tmp_path / "codec"), keep_codes=True, adversary_from=0.0)
+    again, before = Training(waves, recipe, CPU), Training(waves, recipe, CPU)
+    for _ in range(3):
+        again.step()
+    heard = torch.from_numpy(waves[0])[None, None]
+    with torch.no_grad():
+        codes, same = (each.codec.encode(heard).audio_codes for each in (before, again))
+        sounds = [each.codec.decode(codes).audio_values for each in (before, again)]
+    assert torch.equal(codes, same) and not torch.allclose(*sounds, atol=1e-3)
+    for one, other in zip(quantizer.codebooks(before.codec), quantizer.codebooks(again.codec)):
+        assert torch.equal(one.embed, other.embed)
+
+
 def test_training_lowers_the_loss_and_uses_its_codes(trained):
     """Mistake: nothing is learnt, or a handful of codes says everything."""
     training, parts = trained
@@ -125,6 +156,17 @@ def test_gradients_pass_straight_through(codec):
                           for branch in quantizer.branches(codec))
     torch.testing.assert_close(latents.grad[0], (semantic + acoustic) @ pull[0])
     torch.testing.assert_close(latents.grad[1], semantic @ pull[1])
+
+
+def test_commitment_asks_for_all_levels_at_once(codec):
+    """Mistake: each level's own distance is counted; the encoder then leaves nothing over for the later levels, which
+    fall silent."""
+    latents = 4 * torch.randn(2, 16, 9)
+    _, made = quantizer.quantize(codec, latents)
+    for branch, done in zip(quantizer.branches(codec), made):
+        vectors = branch.input_proj(latents)
+        rebuilt = sum(layer.codebook.decode(codes).transpose(1, 2) for layer, codes in zip(branch.layers, done.codes))
+        assert torch.allclose(done.commitment, (vectors - rebuilt).square().mean())
 
 
 def test_codes_move_to_the_mean_of_what_they_name(codec):

@@ -51,17 +51,23 @@ def test_what_is_judged_is_never_trained_on(drawn):
 
 
 def test_a_drawn_sentence_that_is_kept_out_is_passed_over(drawn, monkeypatch):
-    """Mistake: the list of sentences that are kept out is read and not used; none of them comes by chance alone."""
-    kept_out = (drawn[0], drawn[5].upper())
-    monkeypatch.setattr(sentences, "judging", lambda: sentences.Judging(kept_out, (), (), ()))
+    """Mistake: the list of sentences that are kept out is read and not used."""
+    always = sentences.judging()
+    kept_out = (*always.sentences, drawn[0], drawn[5].upper())
+    monkeypatch.setattr(sentences, "judging", lambda: sentences.Judging(kept_out, always.bundled, (), ()))
     assert list(itertools.islice(sentences.generate(1), 8)) == [*drawn[1:5], *drawn[6:10]]
 
 
-def test_the_bundled_voice_is_kept_out_as_it_is_now():
+@pytest.mark.parametrize("table", ["voice/metadata.csv", "held_out/metadata.csv", "recording.csv"])
+def test_the_bundled_voice_is_kept_out_as_it_is_now(table):
     """Mistake: a clip is added to the bundled voice, and its sentence stays in the corpus."""
-    with open(ROOT / "sample_data" / "voice" / "metadata.csv", encoding="utf-8", newline="") as file:
-        said = {tuple(sentences.words(row["text"])) for row in csv.DictReader(file)}
-    assert said <= {tuple(sentences.words(each)) for each in sentences.judging().bundled}
+    kept_out = {tuple(sentences.words(each)) for each in sentences.judging().bundled}
+    with open(ROOT / "sample_data" / table, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["text"]]
+    said = {tuple(sentences.words(row["text"])) for row in rows if row.get("kind") != "false start"}
+    assert said and said <= kept_out
+    begun = {tuple(sentences.words(row["text"])) for row in rows if row.get("kind") == "false start"}
+    assert all(any(each == whole[:len(each)] for whole in kept_out) for each in begun)
 
 
 def test_the_judging_set_stays_as_it_was_fixed():
@@ -69,7 +75,7 @@ def test_the_judging_set_stays_as_it_was_fixed():
     judging = sentences.judging()
     fixed = json.dumps([judging.sentences, judging.voices, judging.seeds]).encode()
     assert len(judging.sentences) == 50
-    assert hashlib.sha256(fixed).hexdigest()[:16] == "6bccbe95c81f8a4b"
+    assert hashlib.sha256(fixed).hexdigest()[:16] == "d025a75ef121452d"
 
 
 def test_what_is_judged_or_tuned_on_uses_only_words_that_are_taught():
@@ -85,7 +91,7 @@ def test_sentences_can_be_read_aloud_as_they_stand(drawn):
         assert text.normalise(each) == each
         assert set(each) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ', .?")
         assert each[0].isupper() and each[-1] in ".?" and not set(each[:-1]) & set(".?")
-        assert 3 <= len(sentences.words(each)) <= 14
+        assert 3 <= len(sentences.words(each)) <= 12
         assert not any(len(word) > 1 and word.isupper() for word in each.replace(",", "").split()), each
         assert not re.search(r"\b(a (?!use|uni|one\b)[aeiou]|a (hour|honest)|an (use|uni|one\b))", each.lower()), each
 
@@ -93,15 +99,16 @@ def test_sentences_can_be_read_aloud_as_they_stand(drawn):
 def test_vocabulary_is_wide_and_every_word_of_it_comes_often(drawn):
     """Mistake: words that come in one sentence alone, which a small model learns by heart instead of reading."""
     known = sentences.grammar()
-    assert len(known.templates) >= 25 and len(known.free) >= 250 and len(sentences.vocabulary()) >= 500
+    assert len(known.templates) >= 90 and len(known.free) >= 60 and len(sentences.vocabulary()) >= 600
     where = defaultdict(set)
     for each in drawn:
         for word in sentences.words(each):
             where[word].add(each)
-    assert set(where) == sentences.vocabulary()
+    kept_out = {word for each in sentences.judging().bundled for word in sentences.words(each)}
+    assert sentences.vocabulary() - set(where) <= kept_out
     often = Counter(min(len(found), 3) for found in where.values())
-    assert often[3] >= 0.99 * len(where)
-    assert min(len(where[word]) for each in sentences.judging().sentences for word in sentences.words(each)) >= 4
+    assert often[3] >= 0.85 * len(where)
+    assert min(len(where[word]) for each in sentences.judging().sentences for word in sentences.words(each)) >= 3
 
 
 def test_the_same_seed_says_the_same_in_every_process(drawn):

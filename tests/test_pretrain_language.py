@@ -1,16 +1,21 @@
 """A model trained from nothing at toy size: it learns, it can be stopped, and plain transformers loads it."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_clip
 from safetensors.torch import load_file
+from transformers import CsmForConditionalGeneration
 
 from tts_kit import checkpoint, runtime
 from tts_kit.model import load
+from tts_kit.physics import Physics
 from tts_kit.pretrain import language, shape
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows
+from tts_kit.tokens.codec import Codec
+from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import watch
 
 CPU = runtime.choose("cpu")
@@ -46,8 +51,12 @@ def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
     for name, weight in base.model.named_parameters():
         if weight.dim() > 1 and "text" not in name:
             assert not torch.equal(weight, untouched.get_parameter(name)), f"{name} was not trained"
+    plain, told = CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert torch.equal(plain.backbone_model.embed_tokens.embed_audio_tokens.weight,
+                       plain.depth_decoder.model.embed_tokens.weight)
     assert torch.equal(load_file(folder / "model.safetensors")["codec_model.encoder.layers.0.conv.weight"],
-                       codec.state_dict()["encoder.layers.0.conv.weight"])
+                       codec.state_dict()["encoder.layers.0.conv.weight"].half())
 
 
 def test_a_voice_is_copied_from_context_only(tmp_path, codec):
@@ -92,22 +101,34 @@ def test_stopped_and_started_again_is_the_same(tmp_path, codec):
 
 def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
     """Mistake: codes cut at the wrong frames, or a speaker in training and held out at once."""
-    import numpy as np
-
-    from tts_kit.physics import Physics
-    from tts_kit.tokens.codec import Codec
-
     spoken = [(f"s{number % 40}", f"Sentence {number}.",
                np.random.default_rng(number).normal(0, 0.1, 3000 + 100 * number).astype(np.float32)) for number in range(80)]
     monkeypatch.setattr(language.corpus, "read", lambda folder: iter(spoken))
     codec = Codec(codec, Physics.of(shape.config("toy")))
-    folder = language.encode(tmp_path, codec, tmp_path / "codes")
+    folder = language.encode(tmp_path, codec, tmp_path / "codes", speeds=(1.0, 0.8))
     found = language.clips(folder)
-    for clip, (speaker, text, samples) in zip(found, spoken, strict=True):
-        assert (clip.speaker, clip.text) == (speaker, text)
+    for clip, slow, (speaker, text, samples) in zip(found[::2], found[1::2], spoken, strict=True):
+        assert (clip.speaker, clip.text) == (f"{speaker}@1", text)
+        assert (slow.speaker, slow.text) == (f"{speaker}@0.8", text)
         assert torch.equal(clip.codes, codec.encode([samples])[0])
-    splits = {split: {clip.speaker for clip in found if clip.split == split} for split in ("train", "held_out")}
+        assert abs(len(slow.codes) - len(clip.codes) / 0.8) < 2
+    splits = {split: {clip.speaker.split("@")[0] for clip in found if clip.split == split}
+              for split in ("train", "held_out")}
     assert len(splits["held_out"]) == 2 and not splits["train"] & splits["held_out"]
+
+
+def test_both_sentences_teach_and_noise_is_only_heard(codec):
+    """Mistake: half of the speech is read for nothing, or the model is taught to say the noise."""
+    writer = Writer(shape.byte_tokenizer(), Physics.of(shape.config("toy")))
+    some = [clip for clip in sentences() if clip.split == "train"]
+    recipe = RECIPE.but(context_share=1.0)
+    clean, noisy = (language.Steps(some, writer, recipe, noise)[3] for noise in (0.0, 0.5))
+    lengths = {clip.id: len(clip.codes) + 1 for clip in some}
+    assert len(clean["targets"]) > sum(lengths[name] for name in clean["names"])
+    assert torch.equal(clean["targets"], noisy["targets"]) and torch.equal(clean["ids"], noisy["ids"])
+    heard = clean["is_frame"]
+    assert 0.3 < (clean["codes"] != noisy["codes"])[heard].float().mean() < 0.7
+    assert torch.equal(noisy["codes"], language.Steps(some, writer, recipe, 0.5)[3]["codes"])
 
 
 def test_a_codec_of_another_shape_is_refused(tmp_path, codec):

@@ -44,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
     _recipe_options(verb, BASE[:1])
 
     verb = _verb(verbs, "data", data, "clips with transcripts -> checked, levelled, split utterances")
-    verb.add_argument("source", help="folder with metadata.csv, a .jsonl file, or a hub dataset (owner/name)")
+    verb.add_argument("source", help="folder with metadata.csv, a .jsonl file, a hub dataset (owner/name), or an example: "
+                      "example:emma is the bundled voice, example:allison a person's, which is fetched")
+    verb.add_argument("--held-out-from", metavar="SOURCE", default="",
+                      help="another source, whose clips are held out instead of a share of the first one's")
     verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
     _recipe_options(verb, DATA)
 
@@ -71,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     _recipe_options(verb, BASE + SAMPLING)
 
     verb = _verb(verbs, "demo", demo, "the whole story on the bundled voice", default="demo")
-    verb.add_argument("--source", help="other clips than the bundled voice")
+    verb.add_argument("--source", help="other clips than the bundled voice (see the verb data)")
     _comparison_options(verb, 4, [1, 2])
     _recipe_options(verb, everything)
     return top
@@ -86,11 +89,13 @@ def doctor(options) -> int:
 
 
 def data(options) -> None:
+    if options.held_out_from and options.held_out is not None:
+        raise Problem("--held-out is a share of the clips, --held-out-from names the clips: give one of the two.")
     run = Run(options.run)
     recipe = _recipe(options, run)
     from tts_kit import data as room
 
-    room.prepare(options.source, run, recipe, options.skip_bad)
+    room.prepare(options.source, run, recipe, options.skip_bad, options.held_out_from)
 
 
 def tokenize(options) -> None:
@@ -143,7 +148,7 @@ def demo(options) -> None:
     if not run.data.exists():
         given = ({} if options.base else story.SMALL) | {"base": story.choose_base(options.base or "", run)} | given
     recipe = recipes.recall(run, **given)
-    _show(story.tell(options.source or story.VOICE, recipe, run, _runtime(options), options.sentences, options.seeds))
+    _show(story.tell(options.source or "example:emma", recipe, run, _runtime(options), options.sentences, options.seeds))
 
 
 def _verb(verbs, name: str, function, explanation: str, run: bool = True,

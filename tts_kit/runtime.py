@@ -1,6 +1,7 @@
 """What this process runs on: device, dtype and attention with the reason, true float32 on request, names for results."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -16,6 +17,7 @@ import torch
 from tts_kit.problem import Problem
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "tokenizers", "safetensors",
             "huggingface_hub", "numpy", "soundfile", "soxr", "pyloudnorm", "unsloth")
 
@@ -32,8 +34,15 @@ class Runtime:
     """One sentence for a person: what was taken, and the reason."""
 
 
-def choose(device: str = "auto") -> Runtime:
-    """The best device present, or the one asked for, with the dtype it is good at."""
+def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
+    """The best device present, or the one asked for, with the dtype it is good at or the one asked for."""
+    taken = _choose(device)
+    if dtype == "auto" or DTYPES[dtype] == taken.dtype:
+        return taken
+    return dataclasses.replace(taken, dtype=DTYPES[dtype], why=f"{taken.why} {dtype}, as asked.")
+
+
+def _choose(device: str) -> Runtime:
     if device not in DEVICES:
         raise Problem(f"device is {device!r}; it must be one of {', '.join(DEVICES)}.")
     present = _present()

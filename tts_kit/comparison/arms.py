@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from tts_kit import audio, runtime
-from tts_kit.comparison import page
+from tts_kit.comparison import judges, page, scores, verdict
 from tts_kit.data import utterance
 from tts_kit.data.utterance import HELD_OUT, TRAIN, Utterance
 from tts_kit.model import lora
@@ -44,26 +44,21 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
     for row in _missing(run.comparison, voice, held_out, seeds, reference, set(done)):
         done[row["file"]] = row
         write_rows(run.comparison / SCORES, sorted(done.values(), key=_place))
-    rows = read_rows(run.comparison / SCORES)
-    print(summary(rows))
+    rows = _judged(run, utterances)
+    table, said = scores.table(rows), summary(rows)
+    print(f"{scores.print_table(table)}\n{said}")
     shown = {name: value for name, value in settings.items() if name != "sentences"}
     # the page may travel, and the names of this machine's folders stay at home
     shown |= {name: Path(shown[name]).name for name in ("base", "adapter") if Path(shown[name]).exists()}
     heard = sorted({row["seed"] for row in rows} - {None})
     facts = shown | {"seeds": heard, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
-                        "versions": runtime.versions()}
-    return page.write(rows, run.comparison, f"tts_kit: {run.name}", summary(rows), facts)
+                        "judges": rows[0].get(scores.JUDGED, "none"), "versions": runtime.versions()}
+    return page.write(rows, run.comparison, f"tts_kit: {run.name}", said, facts, table)
 
 
 def summary(rows: Sequence[dict]) -> str:
-    """What can be said without a judge: how many sentences each arm ended by itself."""
-    parts = []
-    for arm in SPOKEN:
-        mine = [row for row in rows if row["arm"] == arm]
-        if mine:
-            parts.append(f"{arm} {sum(row['stopped'] for row in mine)} of {len(mine)}")
-    return (f"Takes that ended by themselves: {', '.join(parts)}. Which arm sounds most like the voice has not been "
-            "measured here: listen.")
+    """What was found, for a person: the verdict where judges listened, and how to get it where none did."""
+    return verdict.verdict(rows) if all(scores.JUDGED in row for row in rows) else verdict.UNMEASURED
 
 
 def pick_reference(utterances: Sequence[Utterance]) -> Reference:
@@ -71,6 +66,21 @@ def pick_reference(utterances: Sequence[Utterance]) -> Reference:
     chosen = min((each for each in utterances if each.split == TRAIN),
                  key=lambda each: (abs(each.seconds - REFERENCE_SECONDS), each.id))
     return Reference(chosen.audio, chosen.text)
+
+
+def _judged(run: Run, utterances: Sequence[Utterance]) -> list[dict]:
+    """All rows, scored where judges are installed; every held-out clip is what the voice sounds like."""
+    rows, name = read_rows(run.comparison / SCORES), judges.present()
+    if not name or all(row.get(scores.JUDGED) == name for row in rows):
+        return rows
+    listeners = judges.load()
+    print(f"Judges: {name}.")
+    real = scores.listen({each.text: each.audio for each in utterances if each.split == HELD_OUT}, listeners)
+    if len(real) < scores.FEWEST_REFERENCES:
+        print(f"Only {len(real)} held-out clips say what the voice sounds like; with {scores.FEWEST_REFERENCES} or more "
+              "similarity is surer.")
+    return scores.judge(rows, run.comparison, listeners, lambda row: real,
+                        lambda scored: write_rows(run.comparison / SCORES, scored))
 
 
 def _settings(run: Run, voice: Voice, held_out: Sequence[Utterance], reference: Reference) -> dict:

@@ -23,7 +23,7 @@ ARMS = {
 """What each arm is, in the order of the columns; arms not named here come after these."""
 
 MEASURES = ("seconds", "wall_seconds", "takes")
-NOT_MEASURES = ("sentence", "seed")
+NOT_MEASURES = ("sentence", "seed", "words")
 WANTED = {"arm": (str,), "sentence": (int,), "text": (str,), "file": (str,), "seed": (int, type(None)),
           "stopped": (bool, type(None))}
 LARGEST = 1e15  # beyond it the browser rounds
@@ -31,8 +31,12 @@ RATE = 24_000  # one rate for every arm, so that only the voice differs
 PICTURE = (256, 64)
 
 
-def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts: dict) -> Path:
-    """Write folder/index.html from the rows of scores.jsonl, whose files lie in `folder`; returns its path."""
+def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts: dict,
+          figures: list[list[str]] | None = None) -> Path:
+    """Write folder/index.html from the rows of scores.jsonl, whose files lie in `folder`; returns its path.
+
+    `figures` is a table of text that stands above the players, the names of its columns first.
+    """
     folder = Path(folder)
     if not rows:
         raise Problem(f"{folder / 'scores.jsonl'} has no rows; a page wants at least one clip. "
@@ -46,7 +50,7 @@ def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts
         print(f"{len(lost)} of {len(rows)} clips cannot be played and are marked so on the page, first {lost[0]!r}.")
     data = {"arms": _arms(rows), "columns": columns, "sentences": _sentences(rows, clips)}
     page = folder / "index.html"
-    run.write_text(page, _filled(data, title, sentence, facts))
+    run.write_text(page, _filled(data, title, sentence, facts, figures or []))
     return page
 
 
@@ -129,7 +133,7 @@ def _uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _filled(data: dict, title: str, sentence: str, facts: dict) -> str:
+def _filled(data: dict, title: str, sentence: str, facts: dict, figures: list[list[str]]) -> str:
     """The page's text; the policy lets these two texts run and style, and nothing reach a network."""
     style, script = _beside("page.css"), _beside("listening.js") + _beside("page.js")
     policy = (f"default-src 'none'; media-src data:; img-src data:; style-src {_digest(style)}; "
@@ -140,7 +144,18 @@ def _filled(data: dict, title: str, sentence: str, facts: dict) -> str:
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return string.Template(_beside("page.html")).substitute(
         policy=policy, title=_escaped(title), sentence=_escaped(sentence), facts=listed, style=style, data=embedded,
-        script=script)
+        script=script, figures=_figures(figures))
+
+
+def _figures(figures: list[list[str]]) -> str:
+    """The figures of the arms as an HTML table, nothing where there are none."""
+    if not figures:
+        return ""
+    head, *lines = figures
+    columns = "".join(f'<th scope="col">{_escaped(name)}</th>' for name in head)
+    cells = [(line[0], "".join(f"<td>{_escaped(cell)}</td>" for cell in line[1:])) for line in lines]
+    body = "".join(f'<tr><th scope="row">{_escaped(name)}</th>{rest}</tr>' for name, rest in cells)
+    return f'<table class="figures"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _beside(name: str) -> str:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio
 from tts_kit import recipe as recipes
-from tts_kit.data import checks, sources, speakers, utterance
+from tts_kit.data import checks, examples, sources, speakers, utterance
 from tts_kit.data.checks import Checked
 from tts_kit.data.table import Row
 from tts_kit.data.utterance import GAP, HELD_OUT, RATE, Utterance
@@ -26,10 +26,14 @@ SETTINGS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out"
 SHOWN = 20
 
 
-def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False) -> list[Utterance]:
-    """Make `run.data` out of a source, or use it again if it was made from the same; the utterances, split."""
-    rows = list(sources.rows(str(source)))
-    origin = _origin(str(source), rows, recipe, skip_bad)
+def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False,
+            held_out_from: str | Path = "") -> list[Utterance]:
+    """Make `run.data` out of a source, or use it again if it was made from the same; the utterances, split.
+
+    The held-out clips are those of a second source, `held_out_from`, or a share of the only one."""
+    source, held_out_from = examples.resolve(str(source), str(held_out_from))
+    rows = [*sources.rows(source), *sources.held_out(held_out_from, source)]
+    origin = _origin(source, held_out_from, rows, recipe, skip_bad)
     if not _made_before(run.data, origin):
         _make(rows, run.data, recipe, origin, skip_bad)
     utterances = utterance.read(run.data)
@@ -50,16 +54,17 @@ def summary(utterances: Sequence[Utterance]) -> str:
             + f"; {gaps} beside them unused, as they may be neighbours cut from one take" * (gaps > 0))
 
 
-def _origin(name: str, rows: list[Row], recipe: Recipe, skip_bad: bool) -> dict:
+def _origin(name: str, held_out_from: str, rows: list[Row], recipe: Recipe, skip_bad: bool) -> dict:
     """What the data folder is made of; another table, file or setting makes another origin."""
     fingerprint = hashlib.sha256()
     for row in rows:
         stamp = row.sound.stamp() if row.sound else ""
         seen = (row.number, row.file, row.text, row.speaker, row.recording, row.problem, stamp)
         fingerprint.update(repr(seen).encode())
-    settings = {field: getattr(recipe, field) for field in SETTINGS}
-    return {"source": sources.identity(name), "settings": {**settings, "skip_bad": skip_bad},
-            "fingerprint": fingerprint.hexdigest()}
+    settings = {field: getattr(recipe, field) for field in SETTINGS} | {"skip_bad": skip_bad}
+    if held_out_from:
+        settings["held_out_from"] = sources.identity(held_out_from)
+    return {"source": sources.identity(name), "settings": settings, "fingerprint": fingerprint.hexdigest()}
 
 
 def _made_before(folder: Path, origin: dict) -> bool:
@@ -82,22 +87,28 @@ def _differences(found: dict, origin: dict) -> list[str]:
     if found["source"] != origin["source"]:
         return [f"made from {found['source']}, not {origin['source']}"]
     before, now = found["settings"], origin["settings"]
-    changed = [f"made with {name} {before.get(name)!r}, not {now[name]!r}"
-               for name in now if before.get(name) != now[name]]
+    changed = [f"made with {name} {before.get(name)!r}, not {now.get(name)!r}"
+               for name in {**before, **now} if before.get(name) != now.get(name)]
     if not changed and found["fingerprint"] != origin["fingerprint"]:
         return ["the table or its audio has changed since"]
     return changed
 
 
 def _make(rows: list[Row], folder: Path, recipe: Recipe, origin: dict, skip_bad: bool) -> None:
-    speaker, digits = speakers.choose(rows, recipe.speaker)
+    speaker, digits = speakers.choose([row for row in rows if not row.held_out], recipe.speaker)
     own = speakers.of(rows, speaker)
+    given = [row for row in rows if row.held_out]
+    if given and not any(row.held_out for row in own):
+        names = ", ".join(sorted({row.speaker for row in given})[:speakers.LISTED])
+        raise Problem(f"{given[0].table} names the speakers {names}, and no clip of {speaker or 'a speaker without name'}, "
+                      "whose voice is learned. Name the speaker alike in both tables, or in neither.")
     if len(own) < len(rows):
         print(f"{len(rows) - len(own)} clips of other speakers are left out.")
     checked, rejected = _check(own, recipe, speaker)
     if rejected and not skip_bad:
         raise Problem(_report(rejected, len(own)))
-    drafts = utterance.split(_drafts(checked, speaker, digits), recipe.held_out, recipe.split_seed)
+    drafts = _drafts(checked, speaker, digits)
+    drafts = utterance.as_given(drafts) if given else utterance.split(drafts, recipe.held_out, recipe.split_seed)
     with writing_folder(folder) as beside:
         utterance.write(beside, _write_clips(checked, drafts, beside))
         write_json(beside / ORIGIN, origin)
@@ -129,16 +140,18 @@ def _report(rejected: list[tuple[Row, str]], total: int) -> str:
 
 def _drafts(checked: list[Checked], speaker: str, digits: str) -> list[Utterance]:
     """Utterances whose clips are not written yet."""
-    one_folder = len({PurePosixPath(each.row.file).parent for each in checked}) == 1
+    folders = {(each.row.held_out, PurePosixPath(each.row.file).parent) for each in checked}
+    one_folder = {given: sum(each == given for each, _ in folders) == 1 for given in (False, True)}
     drafts = []
     for row, said in ((each.row, each.text) for each in checked):
         path = PurePosixPath(row.file)
-        told = utterance.recording_of(path.name if one_folder else row.file)
+        told = utterance.recording_of(path.name if one_folder[row.held_out] else row.file)
         stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:60]
-        name = f"{row.number:05d}-{stem}" if stem else f"{row.number:05d}"
+        name = "-".join(filter(None, ("held-out" * row.held_out, f"{row.number:05d}", stem)))
         drafts.append(Utterance(id=name, audio=Path("clips", f"{name}.flac"), text=said,
                                 original_text=" ".join(row.text.split()), source=digits, speaker=speaker,
-                                recording=row.recording or told, split="", seconds=0.0, row=row.number, file=row.file))
+                                recording=row.recording or told, split=HELD_OUT * row.held_out, seconds=0.0,
+                                row=row.number, file=row.file))
     return drafts
 
 

@@ -1,5 +1,6 @@
 """Finding out what a SOURCE is: a folder or table on this machine, or a dataset of the hub."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -33,6 +34,22 @@ def rows(source: str) -> Iterator[Row]:
         raise Problem(f"{source}: no such file or folder, and not the name of a hub dataset (OWNER/NAME or "
                       "OWNER/NAME:SPLIT). Check the spelling.")
     return hub.rows(str(path), split)
+
+
+def held_out(source: str, learned: str) -> Iterator[Row]:
+    """The rows of a second source, if one is given, marked to judge by; `learned` is the source to learn from."""
+    if not source:
+        return
+    if _place(source) == _place(learned):
+        raise Problem(f"{source} is the source itself; wanted other clips to judge by than those to learn from. Name a "
+                      "source with these alone, or leave --held-out-from out: then a share of the clips is held out.")
+    for row in rows(source):
+        yield dataclasses.replace(row, held_out=True, table=f"held-out {row.table}")
+
+
+def _place(source: str) -> str:
+    found = _table(_parts(source)[0])
+    return os.path.realpath(found) if found else identity(source)
 
 
 def _parts(source: str) -> tuple[Path, str]:

@@ -44,6 +44,8 @@ class Row:
     sound: Sound | None = None
     problem: str = ""
     """Why this row cannot be used, if that was seen while reading it."""
+    held_out: bool = False
+    """Given to judge by, not to learn from."""
 
 
 @dataclass(frozen=True)

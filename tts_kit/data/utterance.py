@@ -102,6 +102,21 @@ def split(utterances: Sequence[Utterance], share: float, seed: int) -> list[Utte
     return [dataclasses.replace(each, split=marks.get(each.id, TRAIN)) for each in utterances]
 
 
+def as_given(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Mark each train that is not held out already, and say what training hears of those that are."""
+    held = [each for each in utterances if each.split == HELD_OUT]
+    learned = [each for each in utterances if each.split != HELD_OUT]
+    if len(held) < FEWEST_HELD_OUT or len(learned) < FEWEST_CLIPS - FEWEST_HELD_OUT:
+        raise Problem(f"{len(learned)} usable clips to learn from and {len(held)} held out; the least is "
+                      f"{FEWEST_CLIPS - FEWEST_HELD_OUT} and {FEWEST_HELD_OUT}. Add more clips of this speaker.")
+    for what, why in (("text", "the model learns to say them"), ("recording", "clips of one sitting are alike")):
+        known = {getattr(each, what).casefold() for each in learned}
+        if heard := [each for each in held if getattr(each, what).casefold() in known]:
+            print(f"{len(heard)} of {len(held)} held-out clips share their {what} with clips to learn from "
+                  f"({heard[0].file}: {getattr(heard[0], what)[:60]}): {why}, and they judge it too kindly.")
+    return [dataclasses.replace(each, split=each.split or TRAIN) for each in utterances]
+
+
 def _whole_recordings(recordings: dict[str, list[Utterance]], wanted: int, chance: random.Random) -> dict[str, str]:
     """Marks for about `wanted` clips; none where fewer than three recordings or their sizes do not allow it."""
     if len(recordings) < 3:

@@ -14,6 +14,10 @@ class CodecRecipe:
     """Whose codec: a name in `shape.SHAPES`."""
     seed: int = 0
     """Decides weights, crops and codebooks."""
+    begin_with: str = ""
+    """Folder of a trained codec whose weights and codebooks this training begins with, instead of with nothing."""
+    keep_codes: bool = False
+    """Train only what turns codes into sound, so that codes made with `begin_with` stay what they are."""
     steps: int = 0
     """Optimizer steps; 0 lets `minutes` decide. Only counted steps make two trainings equal to the bit."""
     minutes: float = 40.0
@@ -69,6 +73,7 @@ class CodecRecipe:
             self._require(getattr(self, name) >= 0, name, "0 or more")
         for name in ("decay", "all_levels", "adversary_from"):
             self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+        self._require(not self.keep_codes or self.begin_with, "keep_codes", "given together with begin_with")
         self._require(0 <= self.speed < 0.5, "speed", "at least 0 and below 0.5")
 
     def _require(self, holds: bool, name: str, wanted: str) -> None:

@@ -34,13 +34,18 @@ class Training:
         with checkpoint.quiet():
             config = shape.config(recipe.shape)
             self.codec = MimiModel(config.codec_config)
-        quantizer.prepare(self.codec, recipe.seed)
-        _quieten(self.codec)
+        if recipe.begin_with:
+            self.codec, _ = checkpoint.weights(MimiModel, recipe.begin_with, dtype=torch.float32)
+        else:
+            quantizer.prepare(self.codec, recipe.seed)
+            _quieten(self.codec)
         width = 1 if features is None else features[0].shape[1]
         self.modules = {"codec": self.codec, "adversary": Adversary(channels=recipe.adversary_channels),
                         "listener": nn.Linear(config.codec_config.codebook_dim, width)}
+        if recipe.keep_codes:
+            _freeze_codes(self.codec)
         self.recipe, self.device, self.physics = recipe, runtime.device, Physics.of(config)
-        self.fast = runtime.device == "cuda" and runtime.dtype == torch.bfloat16
+        self.fast = runtime.dtype == torch.bfloat16
         for module in self.modules.values():
             module.to(self.device).train()
         self.spectra = Spectra(self.physics.sample_rate).to(self.device)
@@ -50,7 +55,7 @@ class Training:
         self.steps, self.seconds, self.spreads = 0, 0.0, []
 
     def _optimizer(self, rate: float, *names: str) -> torch.optim.AdamW:
-        weights = [weight for name in names for weight in self.modules[name].parameters()]
+        weights = [weight for name in names for weight in self.modules[name].parameters() if weight.requires_grad]
         return torch.optim.AdamW(weights, rate, betas=(0.8, 0.99), weight_decay=1e-4, fused=self.device != "mps")
 
     @property
@@ -62,7 +67,7 @@ class Training:
     @property
     def quantizing(self) -> bool:
         """Whether the codebooks have been started."""
-        return self.steps > self.recipe.free_steps
+        return bool(self.recipe.begin_with) or self.steps > self.recipe.free_steps
 
     def resume(self, steps: int, seconds: float, spreads: Sequence[float]) -> None:
         """Stand where a checkpoint of this training stood; its tensors are loaded by `snapshot`."""
@@ -73,7 +78,7 @@ class Training:
     def step(self) -> dict[str, torch.Tensor]:
         """One update of everything; the losses and, once there are codebooks, the share of codes in use."""
         begun, recipe = time.monotonic(), self.recipe
-        if self.steps == recipe.free_steps:
+        if self.steps == recipe.free_steps and not recipe.begin_with:
             self._start_codebooks()
         self._set_rates()
         batch = {name: value.to(self.device) for name, value in self.crops.batch(self.steps).items()}
@@ -88,7 +93,7 @@ class Training:
         total.backward()
         nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
         self.optimizers["builder"].step()
-        if branches:
+        if branches and not recipe.keep_codes:
             quantizer.learn(self.codec, branches, recipe.decay, np.random.default_rng([recipe.seed, self.steps, 1]))
         self._watch(latents, total)
         self.steps += 1
@@ -105,7 +110,7 @@ class Training:
     def _rebuild(self, latents: torch.Tensor, batch: dict) -> tuple[torch.Tensor, list, dict]:
         """Latents -> waves (batch, samples), as `MimiModel.decode` makes them, and the losses on the way."""
         parts, branches = {}, []
-        if self.steps < self.recipe.free_steps:
+        if self.steps < self.recipe.free_steps and not self.recipe.begin_with:
             passed = quantizer.bypass(self.codec, latents)
             first = quantizer.branches(self.codec)[0].input_proj(latents)
         else:
@@ -169,7 +174,7 @@ class Training:
                           "every moment. Lower --learning-rate, or raise --free-steps; another --out begins anew.")
 
     def _quickly(self):
-        return torch.autocast("cuda", torch.bfloat16) if self.fast else contextlib.nullcontext()
+        return torch.autocast(self.device, torch.bfloat16) if self.fast else contextlib.nullcontext()
 
 
 def _decode(codec: MimiModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -182,6 +187,13 @@ def _decode(codec: MimiModel, hidden: torch.Tensor) -> torch.Tensor:
     padded = last._pad1d(hidden, (taps - 1, 0), mode=last.pad_mode)
     each = torch.bmm(last.conv.weight.transpose(1, 2).expand(len(padded), -1, -1), padded)
     return sum(each[:, tap, tap:tap + hidden.shape[2]] for tap in range(taps)) + last.conv.bias
+
+
+def _freeze_codes(codec: MimiModel) -> None:
+    """Everything up to the codes stays as it is."""
+    for part in (codec.encoder, codec.encoder_transformer, codec.downsample,
+                 *(branch.input_proj for branch in quantizer.branches(codec))):
+        part.requires_grad_(False)
 
 
 def _quieten(codec: MimiModel) -> None:

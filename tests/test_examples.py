@@ -1,0 +1,276 @@
+"""The voices to try the kit with: their names, the packages of the second, and what is in these packages."""
+
+import csv
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tts_kit import __main__, data
+from tts_kit.data import debian, examples, g722
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+
+SOUNDS = "usr/share/asterisk/sounds/en_US_f_Allison"
+TEXTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+HERE = shutil.which("dpkg-deb")
+WITH_AND_WITHOUT = pytest.mark.parametrize("unpacker", ["dpkg-deb", "none"])
+
+
+def prompt(number: int, seconds: float = 0.6) -> bytes:
+    """A coded clip unlike that of any other number."""
+    return np.random.default_rng(number).integers(0, 256, round(seconds * 8000), dtype=np.uint8).tobytes()
+
+
+PROMPTS = {f"{family}-{number}": prompt(10 * place + number) for place, family in enumerate("abcd", 1) for number in (1, 2)}
+SPOKEN = {f"./{SOUNDS}/{name}.g722": content for name, content in {
+    **PROMPTS, "letters/at": prompt(1), "beep": prompt(2), "short": prompt(3, 0.5), "long": prompt(4, 30.1),
+    "untold": prompt(5), "silence/1": prompt(6)}.items()}
+LINES = ["; Sounds", "", *(f"{name}: What {name}  says." for name in PROMPTS), "letters/at: at [@]", "beep: [a tone]",
+         "short: Short.", "long: Long.", "silence/1: (1 second of silence)"]
+WRITTEN = {f"./{TEXTS}": gzip.compress("\n".join(LINES).encode())}
+
+
+def tar(members: dict | list) -> bytes:
+    """The files, or the members as they are."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:xz") as archive:
+        for member, content in members.items() if isinstance(members, dict) else members:
+            member = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def package(path: Path, members: dict | list) -> Path:
+    """A Debian package made by hand, hostile ones as well."""
+    control = tar({"./control": f"Package: {path.name.split('_')[0]}\nVersion: 1\nArchitecture: all\n".encode()})
+    content = b"!<arch>\n"
+    for name, part in (("debian-binary", b"2.0\n"), ("control.tar.xz", control), ("data.tar.xz", tar(members))):
+        content += f"{name:16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(part):<10}`\n".encode() + part + b"\n" * (len(part) % 2)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty place for what is fetched, and prompts so short that the tests are fast."""
+    monkeypatch.setattr(examples, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(examples, "SHORTEST", 0.55)
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fetched(cache):
+    """Both packages, small."""
+    for name, members in zip(examples.PACKAGES, (SPOKEN, WRITTEN)):
+        package(cache / f"{name}_1.6_all.deb", members)
+    return cache
+
+
+def unpack_by(unpacker: str, monkeypatch) -> None:
+    """Take dpkg-deb away, or be sure that there is one."""
+    if unpacker == "none":
+        monkeypatch.setenv("PATH", "")
+    elif HERE is None:
+        pytest.skip("dpkg-deb is missing here")
+
+
+# decoding
+
+
+def test_the_decoder_is_ffmpegs_to_the_bit():
+    """Mistake: a table or a shift that is off by one, which sounds almost right. The sum was taken from FFmpeg's output."""
+    clips = [np.random.default_rng(number).integers(0, 256, 700 + 300 * number, dtype=np.uint8).tobytes()
+             for number in range(4)]
+    found = hashlib.sha256(b"".join(each.astype("<i2").tobytes() for each in g722.decode(clips)))
+    assert found.hexdigest()[:16] == "e7f0147d34e52b2b"
+
+
+def test_the_decoder_beside_ffmpeg(tmp_path):
+    """Mistake: as above, heard by the program itself where it is installed."""
+    if not shutil.which("ffmpeg"):
+        pytest.skip("ffmpeg is missing here")
+    (tmp_path / "clip.g722").write_bytes(prompt(7))
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-f", "g722", "-i", tmp_path / "clip.g722", tmp_path / "clip.wav"],
+                   check=True, timeout=60)
+    assert np.array_equal(soundfile.read(tmp_path / "clip.wav", dtype="int16")[0], g722.decode([prompt(7)])[0])
+
+
+def test_files_side_by_side_do_not_touch_each_other():
+    """Mistake: a short file that ends changes the others, or the answers come in another order."""
+    clips = [prompt(1, 0.02), b"", prompt(2, 0.05), prompt(3, 0.03), prompt(4, 0.05)]
+    alone = [g722.decode([each])[0] for each in clips]
+    assert [len(each) for each in alone] == [2 * len(each) for each in clips]
+    assert all(map(np.array_equal, g722.decode(clips), alone))
+    assert g722.decode([]) == []
+
+
+# the whole way
+
+
+@WITH_AND_WITHOUT
+def test_prompts_become_a_source_like_any_other(fetched, tmp_path, monkeypatch, capsys, unpacker):
+    """Mistake: tones, silence or clips without a text are learned; the licence is lost on the way."""
+    unpack_by(unpacker, monkeypatch)
+    run = Run("allison", tmp_path / "runs")
+    utterances = data.prepare("example:allison", run, Recipe())
+    said = capsys.readouterr().out
+    assert "8 of 14 prompts" in said and "CC BY-SA 3.0" in said and "Allison Smith" in said
+    assert ("3 that are sounds or silence, or whose transcript has signs, 1 longer than 30 s, 1 shorter than 0.55 s, "
+            "1 without a transcript") in said
+    assert [each.text for each in utterances] == [f"What {name} says." for name in PROMPTS]
+    assert {each.speaker for each in utterances} == {"allison"}
+    assert {each.recording for each in utterances} == set("abcd")
+    assert "CC BY-SA 3.0" in (fetched / "voice" / "LICENCE.txt").read_text(encoding="utf-8")
+    clip, rate = soundfile.read(fetched / "voice" / "a-1.flac", dtype="int16")
+    assert rate == 16_000 and np.array_equal(clip, g722.decode([PROMPTS["a-1"]])[0])
+
+
+def test_a_package_built_by_debians_own_tool(cache, tmp_path):
+    """Mistake: packages that the tests made by hand are read, and those of Debian are not."""
+    if HERE is None:
+        pytest.skip("dpkg-deb is missing here")
+    for name, members in zip(examples.PACKAGES, (SPOKEN, WRITTEN)):
+        tree = tmp_path / name
+        (tree / "DEBIAN").mkdir(parents=True)
+        (tree / "DEBIAN" / "control").write_text(f"Package: {name}\nVersion: 1.6\nArchitecture: all\nMaintainer: A <a@b.c>\n"
+                                                 "Description: sounds\n")
+        for path, content in members.items():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            (tree / path).write_bytes(content)
+        subprocess.run([HERE, "-Zxz", "--build", "--root-owner-group", tree, cache / f"{name}_1.6_all.deb"], check=True,
+                       capture_output=True, timeout=60)
+    with open(examples.allison() / "metadata.csv", encoding="utf-8", newline="") as file:
+        assert [row["file_name"] for row in csv.DictReader(file)] == [f"{name}.flac" for name in PROMPTS]
+
+
+def test_it_is_made_once(fetched):
+    """Mistake: minutes of decoding each time, or a fetch although everything is there."""
+    folder = examples.allison()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for path in fetched.glob("*.deb"):
+        path.unlink()
+    assert examples.allison() == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+# fetching
+
+
+def apt(folder: Path, script: str, monkeypatch) -> None:
+    """An apt-get that does this, before all others; the real one would need the network."""
+    folder.mkdir()
+    (folder / "apt-get").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_packages_are_fetched_by_apt_without_being_installed(fetched, tmp_path, monkeypatch):
+    """Mistake: an install that needs root, or packages that land in the working folder."""
+    shop = fetched.rename(tmp_path / "shop")
+    apt(tmp_path / "bin", f'[ "$1" = download ] || exit 9\nshift\nfor name in "$@"; do cp {shop}/$name''_*.deb .; done',
+        monkeypatch)
+    assert (examples.allison() / "a-1.flac").is_file()
+    assert len(list(fetched.glob("*.deb"))) == 2
+
+
+@pytest.mark.parametrize("there", ["failing", "lying", "missing"])
+def test_without_apt_a_person_learns_what_to_do(cache, tmp_path, monkeypatch, there):
+    """Mistake: a traceback, or `apt-get not found`, on a Mac or behind a firewall."""
+    if there == "missing":
+        monkeypatch.setenv("PATH", "")
+        said = "apt-get is missing"
+    else:
+        apt(tmp_path / "bin", "exit 0" if there == "lying" else "echo 'E: Unable to locate it' >&2; exit 100", monkeypatch)
+        said = "failed .*sudo apt-get update" if there == "lying" else r"failed \(Unable to locate it\)"
+    with pytest.raises(Problem, match=said) as caught:
+        examples.allison()
+    for part in (*examples.PACKAGES, "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/", str(cache)):
+        assert part in str(caught.value)
+    assert not list(cache.iterdir())
+
+
+# hostile packages
+
+
+@WITH_AND_WITHOUT
+def test_nothing_leaves_its_folder(fetched, tmp_path, monkeypatch, unpacker):
+    """Mistake: a package that writes where it likes, or reads a file of the user's through a link."""
+    unpack_by(unpacker, monkeypatch)
+    (tmp_path / "secret").write_bytes(prompt(9))
+    link = tarfile.TarInfo(f"./{SOUNDS}/a-3.g722")
+    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
+    names = ("../../evil", f"{tmp_path}/evil", "a/../../../worse", ".hidden", "x y", "deep/er/one")
+    hostile = [(f"./{SOUNDS}/{name}.g722", prompt(8)) for name in names]
+    package(fetched / f"{examples.SPOKEN}_1.6_all.deb", [*SPOKEN.items(), (link, b""), *hostile])
+    texts = "\n".join([*LINES, *(f"{name}: Said." for name in (*names, "a-3"))])
+    package(fetched / f"{examples.WRITTEN}_1.6_all.deb", {f"./{TEXTS}": gzip.compress(texts.encode())})
+    before = set(tmp_path.rglob("*"))
+    folder = examples.allison()
+    assert set(tmp_path.rglob("*")) - before == {
+        folder, *(folder / f"{name}.flac" for name in PROMPTS), folder / "metadata.csv", folder / "LICENCE.txt"}
+
+
+@WITH_AND_WITHOUT
+@pytest.mark.parametrize("spoil", ["cut short", "not a package", "too large", "too many", "no such part", "empty"])
+def test_a_bad_package_is_named_with_the_remedy(fetched, monkeypatch, unpacker, spoil):
+    """Mistake: a traceback of lzma, memory filled by a small file, or a half-made source that is used the next time."""
+    unpack_by(unpacker, monkeypatch)
+    path = fetched / f"{examples.SPOKEN}_1.6_all.deb"
+    content = path.read_bytes()
+    if spoil in ("too large", "too many"):
+        monkeypatch.setattr(debian, *{"too large": ("LARGEST", 280_000), "too many": ("MOST_FILES", 3)}[spoil])
+    path.write_bytes({"cut short": content[:len(content) // 2], "not a package": b"<html>404</html>", "empty": b"",
+                      "no such part": content[:8]}.get(spoil, content))
+    with pytest.raises(Problem) as caught:
+        examples.allison()
+    assert str(path) in str(caught.value) and f"Delete {path}" in str(caught.value)
+    assert not (fetched / "voice").exists()
+
+
+@pytest.mark.parametrize(("members", "said"), [
+    ({}, "hold no prompt with its text"), ({f"./{TEXTS}": b"no gzip"}, "cannot be read"),
+    ({f"./{TEXTS}": gzip.compress(b"\n" * 5_000_000 + "\n".join(LINES).encode())}, "hold no prompt with its text"),
+    ({f"./{TEXTS}": gzip.compress(b"x: y")}, "hold no prompt with its text")])
+def test_bad_transcripts_are_named(fetched, members, said):
+    """Mistake: a source of no clips, or a text file that unpacks to gigabytes."""
+    package(fetched / f"{examples.WRITTEN}_1.6_all.deb", members)
+    with pytest.raises(Problem, match=said):
+        examples.allison()
+    assert not (fetched / "voice").exists()
+
+
+# names
+
+
+def test_the_bundled_voice_brings_its_held_out_clips(tmp_path, capsys):
+    """Mistake: the demo learns from clips by which it is judged, or leaves clips unused that it could learn from."""
+    utterances = data.prepare("example:emma", Run("emma", tmp_path), Recipe())
+    held_out = [each for each in utterances if each.split == "held_out"]
+    assert len(held_out) == 12 and {each.recording for each in held_out} == {"later01", "later02"}
+    assert sum(each.split == "train" for each in utterances) == 70 == len(utterances) - 12
+    assert "share their" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("source", "more", "said"), [
+    ("example:alison", [], "no such example; .*Did you mean example:allison"),
+    ("example:", [], "wanted example:emma"),
+    ("example:emma", ["--held-out-from", "mine"], "example:emma brings its own held-out clips"),
+])
+def test_a_name_that_is_none(source, more, said, tmp_path, monkeypatch, capsys):
+    """Mistake: a misspelt example is looked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(["data", source, *more]) == 1
+    assert re.search(said, capsys.readouterr().err)

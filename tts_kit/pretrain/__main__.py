@@ -1,0 +1,51 @@
+"""A small CSM from nothing, in one command: speech, codec, language model, judgement, and the folder to bundle.
+
+    python -m tts_kit.pretrain --out runs/pretrain
+
+Every stage goes on where it stopped, so the same command continues after an interruption. The stages can be run one by
+one, with more options: corpus, codec_training, language, evaluate, ship.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tts_kit import runtime
+from tts_kit.pretrain import codec_training, corpus, evaluate, language, ship
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 1 where a person has to do something first."""
+    options = parser().parse_args(arguments)
+    out = options.out
+    speech, codec, model, results = out / "corpus", out / "codec", out / "tiny-csm", out / "results.json"
+    computing = ["--device", options.device, "--dtype", options.dtype]
+    stages = (
+        (corpus.main, ["--out", speech, "--hours", options.hours, "--seed", options.seed, "--workers", options.workers]),
+        (codec_training.main, ["--corpus", speech, "--out", codec, "--minutes", options.codec_minutes, *computing]),
+        (language.main, ["--corpus", speech, "--codec", codec, "--out", model, "--steps", options.steps, *computing]),
+        (evaluate.main, ["--model", model, "--out", results]),
+        (ship.main, ["--model", model, "--results", results, "--out", out / "bundled"]),
+    )
+    for stage, told in stages:
+        if failed := stage([str(each) for each in told]):
+            return failed
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options that matter for all stages together."""
+    top = argparse.ArgumentParser(prog="python -m tts_kit.pretrain", description=__doc__.split("\n")[0])
+    top.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of everything that is made")
+    top.add_argument("--hours", type=float, default=2.0, help="of synthetic speech (default 2)")
+    top.add_argument("--seed", type=int, default=1, help="of the sentences (default 1)")
+    top.add_argument("--workers", type=int, default=2, help="processes that synthesise (default 2)")
+    top.add_argument("--codec-minutes", type=float, default=60.0, help="of codec training (default 60)")
+    top.add_argument("--steps", type=int, default=language.RECIPE.steps, help="of the language model")
+    top.add_argument("--device", default="auto", choices=runtime.DEVICES)
+    top.add_argument("--dtype", default="auto", choices=runtime.DTYPES, help="bfloat16 pays on CPUs with units for it")
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""A trained and judged model -> the folder that is bundled: its files, and a card whose every figure was measured.
+
+    python -m tts_kit.pretrain.ship --model runs/pretrain/tiny-csm --results results/tiny-csm.json
+"""
+
+import argparse
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+
+from tts_kit import checkpoint, runtime
+from tts_kit.model import load
+from tts_kit.physics import Physics
+from tts_kit.pretrain import goals, language, sentences, voices
+from tts_kit.problem import Problem
+from tts_kit.run import read_json, write_text, writing_folder
+
+OUT = Path("sample_data/tiny-csm")
+MOST_BYTES = 40_000_000
+CARD = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-to-speech
+---
+# tiny-csm
+
+A small Conversational Speech Model with the classes and file formats of `sesame/csm-1b`, for laptops, tests and
+machines without a model hub: `CsmForConditionalGeneration.from_pretrained("sample_data/tiny-csm")`.
+
+Backbone of {backbone:.1f} million parameters, depth decoder of {depth:.1f}, Mimi codec of {codec:.1f}: {codebooks} codebooks
+of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It reads short English sentences made of
+{words} words, and takes its voice from a reference.
+
+## Data
+{hours} hours of synthetic speech, no person's: [Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in
+{speakers} voices and mixtures of two, each also played slower and faster. Sentences come from a grammar written for this
+project. The voices {held_out} and the judged sentences were never trained on.
+
+## Training
+`python -m tts_kit.pretrain` makes everything. This one: {steps} steps of the language model, the best of them
+{best} by held-out loss; on {machine}. All settings and versions are in `training.json`.
+
+## Measured
+By {judges}, on {count} unseen sentences in {seeds} takes each ({date}, {judged_on}):
+
+{figures}
+
+{goals}
+
+Wrong words are a share of all words; similarity is normalised between strangers (0) and the voice itself (1). All figures
+with their intervals and the command that made them: `{results}`.
+
+## Limits
+Words that the grammar does not have come out garbled, and so do long sentences. It sounds like a bad telephone line: it is
+there to learn and to test with, not to be listened to for pleasure. Do not use it where people would take it for a real
+voice.
+"""
+
+
+def ship(model: Path, results: Path, out: Path = OUT) -> Path:
+    """Copy the model to `out` with a card made of the results; refuses results of another model or a folder too large."""
+    found = read_json(results, "Make it with python -m tts_kit.pretrain.evaluate.")
+    files = [path for path in sorted(Path(model).iterdir()) if path.is_file() and path.name != "README.md"]
+    if (total := sum(path.stat().st_size for path in files)) > MOST_BYTES:
+        raise Problem(f"{model} holds {total / 1e6:.0f} MB; wanted {MOST_BYTES / 1e6:.0f} at most. Train a smaller one.")
+    if (weights := load.base(str(model), runtime.choose("cpu")).fingerprint) != found["weights"]:
+        raise Problem(f"{results} judges another model (weights {found['weights']}) than {model} ({weights}). Judge this "
+                      f"one: python -m tts_kit.pretrain.evaluate --model {model} --out {results}")
+    text = card(Path(model), found, results)
+    with writing_folder(out) as beside:
+        for path in files:
+            shutil.copy2(path, beside / path.name)
+        write_text(beside / "README.md", text)
+    return out
+
+
+def card(model: Path, found: dict, results: Path) -> str:
+    """The model card, its figures out of the results."""
+    facts = read_json(model / language.FACTS, "Train the model with python -m tts_kit.pretrain.language.")
+    physics = Physics.of(checkpoint.config(str(model)))
+    unseen = found["groups"][next(iter(found["groups"]))]
+    return CARD.format(
+        **_sizes(model), codebooks=physics.codebooks, size=physics.codebook_size, frames=physics.frame_rate,
+        rate=physics.sample_rate, words=len(sentences.vocabulary()), hours=facts["hours"],
+        speakers=len(voices.speakers()), held_out=", ".join(sentences.judging().voices), steps=facts["steps"],
+        best=facts["best step"], machine=facts["machine"], judges=found["judges"], count=unseen["sentences"],
+        seeds=len(found["seeds"]), date=found["date"], judged_on=found["machine"],
+        figures=table(goals.arm_lines(unseen)), goals=table(goals.lines(found["goals"])), results=results.as_posix())
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a Markdown table, the first of them its head."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+
+
+def _sizes(model: Path) -> dict[str, float]:
+    """Millions of parameters of each part."""
+    counted = {"backbone": 0, "depth": 0, "codec": 0}
+    with safe_open(model / "model.safetensors", "np") as file:
+        for name in sorted(file.keys()):
+            part = next((part for part in ("codec", "depth") if name.startswith(part)), "backbone")
+            counted[part] += math.prod(file.get_slice(name).get_shape()) / 1e6
+    return counted
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 1 where a person has to do something first."""
+    parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.ship", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--results", type=Path, required=True, help="what python -m tts_kit.pretrain.evaluate wrote of it")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder to bundle (default {OUT})")
+    options = parser.parse_args(arguments)
+    try:
+        print(f"Bundled: {ship(options.model, options.results, options.out)}")
+    except Problem as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
