@@ -9,7 +9,7 @@ from tts_kit.model import load
 from tts_kit.pretrain import __main__ as whole
 from tts_kit.pretrain import language, shape, ship
 from tts_kit.problem import Problem
-from tts_kit.run import write_json
+from tts_kit.run import write_json, write_rows
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def made(tmp_path):
         "date": "2026-01-02", "machine": "a desk", "goals": [{"goal": "clone: few wrong words", "seen": seen,
                                                               "reached": False, "by": -0.023}],
         "groups": {"unseen voices": {"sentences": 50, "arms": {"clone": {"clips": 150, "wrong words": seen}}}}})
+    write_rows(results.with_suffix(".jsonl"), [{"arm": "clone"}])
     return model, results
 
 
@@ -38,6 +39,7 @@ def test_what_is_bundled_loads_and_says_what_was_measured(made, tmp_path):
     card = (out / "README.md").read_text(encoding="utf-8")
     for told in ("0.123 [0.10, 0.15]", "missed | -0.023", "two ears", "50 unseen sentences in 3 takes", "1.5 hours"):
         assert told in card, told
+    assert (out / "results.json").is_file() and (out / "results.jsonl").is_file()
     assert (out / language.FACTS).is_file() and (out / "processor_config.json").is_file()
 
 

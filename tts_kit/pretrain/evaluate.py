@@ -1,6 +1,6 @@
 """How good a small model is: sentences and voices it never met, judged, with the goals it reached and missed.
 
-    python -m tts_kit.pretrain.evaluate --model sample_data/tiny-csm --out results/tiny-csm.json
+    python -m tts_kit.pretrain.evaluate --model sample_data/tiny-csm --out runs/pretrain/results.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A trained and judged model -> the folder that is bundled: its files, and a card whose every figure was measured.
 
-    python -m tts_kit.pretrain.ship --model runs/pretrain/tiny-csm --results results/tiny-csm.json
+    python -m tts_kit.pretrain.ship --model runs/pretrain/tiny-csm --results runs/pretrain/results.json
 """
 
 import argparse
@@ -20,6 +20,8 @@ from tts_kit.problem import Problem
 from tts_kit.run import read_json, write_text, writing_folder
 
 OUT = Path("sample_data/tiny-csm")
+RESULTS = "results.json"
+"""In the bundle: every figure; the scores of every clip lie beside it as .jsonl."""
 MOST_BYTES = 40_000_000
 CARD = """---
 license: apache-2.0
@@ -65,21 +67,25 @@ voice.
 def ship(model: Path, results: Path, out: Path = OUT) -> Path:
     """Copy the model to `out` with a card made of the results; refuses results of another model or a folder too large."""
     found = read_json(results, "Make it with python -m tts_kit.pretrain.evaluate.")
-    files = [path for path in sorted(Path(model).iterdir()) if path.is_file() and path.name != "README.md"]
+    clips = Path(RESULTS).with_suffix(".jsonl").name
+    files = [path for path in sorted(Path(model).iterdir())
+             if path.is_file() and path.name not in ("README.md", RESULTS, clips)]
     if (total := sum(path.stat().st_size for path in files)) > MOST_BYTES:
         raise Problem(f"{model} holds {total / 1e6:.0f} MB; wanted {MOST_BYTES / 1e6:.0f} at most. Train a smaller one.")
     if (weights := load.base(str(model), runtime.choose("cpu")).fingerprint) != found["weights"]:
         raise Problem(f"{results} judges another model (weights {found['weights']}) than {model} ({weights}). Judge this "
                       f"one: python -m tts_kit.pretrain.evaluate --model {model} --out {results}")
-    text = card(Path(model), found, results)
+    text = card(Path(model), found)
     with writing_folder(out) as beside:
         for path in files:
             shutil.copy2(path, beside / path.name)
+        shutil.copy2(results, beside / RESULTS)
+        shutil.copy2(Path(results).with_suffix(".jsonl"), beside / clips)
         write_text(beside / "README.md", text)
     return out
 
 
-def card(model: Path, found: dict, results: Path) -> str:
+def card(model: Path, found: dict) -> str:
     """The model card, its figures out of the results."""
     facts = read_json(model / language.FACTS, "Train the model with python -m tts_kit.pretrain.language.")
     physics = Physics.of(checkpoint.config(str(model)))
@@ -90,7 +96,7 @@ def card(model: Path, found: dict, results: Path) -> str:
         speakers=len(voices.speakers()), held_out=", ".join(sentences.judging().voices), steps=facts["steps"],
         best=facts["best step"], machine=facts["machine"], judges=found["judges"], count=unseen["sentences"],
         seeds=len(found["seeds"]), date=found["date"], judged_on=found["machine"],
-        figures=table(goals.arm_lines(unseen)), goals=table(goals.lines(found["goals"])), results=results.as_posix())
+        figures=table(goals.arm_lines(unseen)), goals=table(goals.lines(found["goals"])), results=RESULTS)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
