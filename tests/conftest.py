@@ -27,7 +27,7 @@ def loud(tmp_path_factory):
     """The folder of a toy whose every code depends on all it heard."""
     model = shape.untrained("toy")
     spread_logits(model)
-    return str(shape.save(model, tmp_path_factory.mktemp("models") / "loud"))
+    return str(shape.save(model, tmp_path_factory.mktemp("models") / "loud", "toy"))
 
 
 @pytest.fixture

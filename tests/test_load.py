@@ -39,7 +39,7 @@ def test_audio_tables_are_one_after_load_and_after_save_and_reload(base, toy, tm
     assert backbone is depth
     assert torch.equal(depth, saved[load.DEPTH_TABLE])
     base.model.codec_model = base.codec.model
-    again = load.base(str(shape.save(base.model, tmp_path / "again")), CPU)
+    again = load.base(str(shape.save(base.model, tmp_path / "again", "toy")), CPU)
     assert torch.equal(tables(again.model)[0], depth) and tables(again.model)[0] is tables(again.model)[1]
 
 

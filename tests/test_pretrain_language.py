@@ -1,5 +1,10 @@
 """A model trained from nothing at toy size: it learns, it can be stopped, and plain transformers loads it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +16,7 @@ from tts_kit import checkpoint, runtime
 from tts_kit.model import load
 from tts_kit.physics import Physics
 from tts_kit.pretrain import language, shape
+from tts_kit.pretrain import sentences as sentences_of
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows
@@ -119,7 +125,7 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
 
 def test_both_sentences_teach_and_noise_is_only_heard(codec):
     """Mistake: half of the speech is read for nothing, or the model is taught to say the noise."""
-    writer = Writer(shape.byte_tokenizer(), Physics.of(shape.config("toy")))
+    writer = Writer(shape.tokenizer("toy"), Physics.of(shape.config("toy")))
     some = [clip for clip in sentences() if clip.split == "train"]
     recipe = RECIPE.but(context_share=1.0)
     clean, noisy = (language.Steps(some, writer, recipe, noise)[3] for noise in (0.0, 0.5))
@@ -129,6 +135,23 @@ def test_both_sentences_teach_and_noise_is_only_heard(codec):
     heard = clean["is_frame"]
     assert 0.3 < (clean["codes"] != noisy["codes"])[heard].float().mean() < 0.7
     assert torch.equal(noisy["codes"], language.Steps(some, writer, recipe, 0.5)[3]["codes"])
+
+
+@pytest.mark.parametrize("size", ["toy", "tiny"])
+def test_the_tokenizer_fits_the_model_and_knows_every_text(size):
+    """Mistake: ids that the embedding does not have, merges that differ from process to process, or an unknown letter."""
+    made, config = shape.tokenizer(size), shape.config(size)
+    assert len(made) == config.text_vocab_size
+    assert made.convert_tokens_to_ids(list(shape.SPECIAL[:4])) == [config.bos_token_id, config.pad_token_id,
+                                                                 config.audio_token_id, config.audio_eos_token_id]
+    said = "Wann? «Morgen» um 7 in Zürich, 東京 \N{GRINNING FACE}!"
+    assert made.decode(made.encode(said, add_special_tokens=False)) == said
+    judged = " ".join(sentences_of.judging().sentences)
+    assert len(made.encode(judged)) < (0.45 if size == "tiny" else 1.01) * len(judged)
+    script = f"from tts_kit.pretrain import shape; print(sorted(shape.tokenizer({size!r}).get_vocab().items()))"
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                           cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONHASHSEED": "7"}).stdout
+    assert other.strip() == str(sorted(made.get_vocab().items()))
 
 
 def test_a_codec_of_another_shape_is_refused(tmp_path, codec):

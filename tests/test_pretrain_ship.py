@@ -15,7 +15,7 @@ from tts_kit.run import write_json, write_rows
 @pytest.fixture
 def made(tmp_path):
     """A model of toy size with the files that training and judging leave."""
-    model = shape.save(shape.untie(shape.untrained("toy").half()), tmp_path / "model")
+    model = shape.save(shape.untie(shape.untrained("toy").half()), tmp_path / "model", "toy")
     write_json(model / language.FACTS, {"hours": 1.5, "steps": 70, "best step": 50, "machine": "a laptop"})
     seen = {"value": 0.123, "low": 0.1, "high": 0.15}
     results = tmp_path / "results.json"
@@ -46,7 +46,7 @@ def test_what_is_bundled_loads_and_says_what_was_measured(made, tmp_path):
 def test_results_of_another_model_are_refused(made, tmp_path):
     """Mistake: new weights are bundled with the figures of the old ones."""
     _, results = made
-    other = shape.save(shape.untrained("toy", seed=1).half(), tmp_path / "other")
+    other = shape.save(shape.untrained("toy", seed=1).half(), tmp_path / "other", "toy")
     with pytest.raises(Problem, match="judges another model"):
         ship.ship(other, results, tmp_path / "bundled")
     assert not (tmp_path / "bundled").exists()

@@ -14,7 +14,7 @@ BUILD = """
 import sys, torch
 from tts_kit.pretrain import shape
 torch.set_default_dtype(torch.bfloat16)
-shape.save(shape.untrained("csm-1b"), sys.argv[1])
+shape.save(shape.untrained("csm-1b"), sys.argv[1], "csm-1b")
 """
 
 STORY = """

@@ -112,7 +112,7 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
         with checkpoint.quiet():
             model.set_attn_implementation("eager")
     physics = Physics.of(model.config)
-    writer = Writer(shape.byte_tokenizer(), physics)
+    writer = Writer(shape.tokenizer(size), physics)
     steps = Steps([clip for clip in sentences if clip.split == "train"], writer, recipe)
     held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], writer)
     made = trainer.CsmTrainer(model.to(runtime.device), _arguments(recipe, run, runtime), steps,
@@ -124,7 +124,7 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
         made.train(resume_from_checkpoint=str(last) if last else None)
     progress.close()
     model.to("cpu").codec_model = codec
-    shape.save(shape.untie(model.half()), out)
+    shape.save(shape.untie(model.half()), out, size)
     write_json(out / FACTS, {
         "sentences": len(steps.scored), "hours": _hours(sentences, physics),
         "steps": recipe.steps, "best step": _number(made.state.best_model_checkpoint),
