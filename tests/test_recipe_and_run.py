@@ -16,7 +16,7 @@ from tts_kit.run import Run, read_rows, write_rows, write_text, writing_folder
     ({"rank": 0}, "rank is 0; it must be a number above 0"),
     ({"depth_ratio": 1.5}, "depth_ratio is 1.5; it must be at most 1"),
     ({"targets": "codec"}, "targets is 'codec'; it must be one of both, backbone, depth"),
-    ({"held_out": 1.0}, "held_out is 1.0; it must be between 0 and 1"), ({"temperature": -1}, "temperature is -1"),
+    ({"held_out": 1.0}, "held_out is 1.0; it must be between 0 and 1"), ({"temperature": -0.5}, "temperature is -0.5"),
     ({"engine": "fast"}, "engine is 'fast'"), ({"steps": 0}, "steps is 0"), ({"steps": 1.5}, "it must be of type int"),
     ({"sample_texts": "One."}, "of type tuple"), ({"sample_texts": ()}, "a tuple of sentences"),
 ])

@@ -1,15 +1,19 @@
 """Speaking: four arms from one loaded model, long text, limits, retries, files."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
 from test_lora import shake
 from test_tokens import tone
 
-from tts_kit import audio
+from tts_kit import audio, runtime
 from tts_kit.model import lora
 from tts_kit.model.generate import Sampling
 from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
 from tts_kit.speech import speak
 from tts_kit.speech.speak import Line, Reference, Voice
 
@@ -143,3 +147,16 @@ def test_a_reference_that_leaves_no_room(voice, tmp_path):
     audio.write(tmp_path / "long.wav", tone(40.0), 24_000)
     with pytest.raises(Problem, match="shorter"):
         speak.speak("Hello.", voice, Reference(tmp_path / "long.wav", "Long."))
+
+
+def test_a_base_is_sampled_as_it_recommends(toy, tmp_path):
+    """Mistake: a small model is sampled as CSM-1B is, or what a person asks for is overruled."""
+    folder = tmp_path / "calm"
+    shutil.copytree(toy, folder)
+    told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    told |= {"temperature": 0.5, "depth_decoder_temperature": 0.25, "top_k": 7}
+    (folder / "generation_config.json").write_text(json.dumps(told), encoding="utf-8")
+    voice = speak.load_voice(runtime.choose("cpu"), base=str(folder))
+    assert voice.sampling == Sampling(0.5, 0.25, 7)
+    assert voice.sampling.asked(Recipe(temperature=0.0, top_k=3)) == Sampling(0.0, 0.25, 3)
+    assert speak.load_voice(runtime.choose("cpu"), base=toy).sampling == Sampling(0.9, 0.9, 50)

@@ -208,7 +208,7 @@ def _voice(options, run: Run, adapter, may_be_base: bool = False):
         adapter, base, revision = None, recipe.base, recipe.revision
     voice = room.load_voice(_runtime(options), adapter, base, revision)
     told = {name: value for name, value in _given(options).items() if name in SAMPLING}
-    voice.sampling = dataclasses.replace(voice.sampling, **told)
+    voice.sampling = voice.sampling.asked(Recipe().but(**told))
     return voice
 
 

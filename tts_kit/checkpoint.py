@@ -9,9 +9,10 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, CsmConfig
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from tts_kit.problem import Problem
+from tts_kit.run import read_json
 
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
@@ -31,6 +32,15 @@ def config(base: str, revision: str = "") -> CsmConfig:
 def tokenizer(base: str, revision: str = ""):
     with opening(base):
         return AutoTokenizer.from_pretrained(base, revision=revision or None)
+
+
+def generation(base: str, revision: str = "") -> dict:
+    """What the checkpoint says about sampling, empty where it says nothing; read as it stands, because transformers 5.17
+    drops what it says of the depth decoder."""
+    with opening(base):
+        path = cached_file(base, GENERATION_CONFIG_NAME, revision=revision or None,
+                           _raise_exceptions_for_missing_entries=False)
+    return read_json(Path(path), "Download the checkpoint again.") if path else {}
 
 
 def weights(kind, base: str, revision: str = "", **options) -> tuple:

@@ -14,6 +14,8 @@ from tts_kit.run import Run, read_json, write_text
 FILE = "recipe.json"
 TARGETS = ("both", "backbone", "depth")
 ENGINES = ("auto", "plain", "unsloth")
+AS_BASE = -1.0
+"""A sampling field that is left to the base."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,12 @@ class Recipe:
     sample_texts: tuple[str, ...] = ("The quick brown fox jumps over the lazy dog.", "Where did you leave the keys?")
     """Sentences spoken with fixed seeds during training."""
 
-    temperature: float = 0.9
-    """Sampling temperature of codebook 0; 0 is greedy."""
-    depth_temperature: float = 0.9
-    """Sampling temperature of the other codebooks; 0 is greedy."""
-    top_k: int = 50
-    """Candidates kept when sampling."""
+    temperature: float = AS_BASE
+    """Sampling temperature of codebook 0; 0 is greedy, -1 what the base recommends."""
+    depth_temperature: float = AS_BASE
+    """Sampling temperature of the other codebooks; 0 is greedy, -1 what the base recommends."""
+    top_k: int = int(AS_BASE)
+    """Candidates kept when sampling; -1 for as many as the base recommends."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -92,11 +94,14 @@ class Recipe:
         texts = self.sample_texts
         _require(texts and all(isinstance(each, str) for each in texts), "sample_texts", texts, "a tuple of sentences")
         positive = ("max_seconds", "max_characters", "rank", "alpha", "learning_rate", "tokens_per_batch",
-                    "accumulation", "depth_ratio", "top_k", "steps", "evaluate_every", "save_every")
+                    "accumulation", "depth_ratio", "steps", "evaluate_every", "save_every")
         for name in positive:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("warmup_steps", "sample_every", "weight_decay", "depth_weight", "temperature", "depth_temperature"):
+        for name in ("warmup_steps", "sample_every", "weight_decay", "depth_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name, least in (("temperature", 0), ("depth_temperature", 0), ("top_k", 1)):
+            value = getattr(self, name)
+            _require(value == AS_BASE or value >= least, name, value, f"{least} or more, or -1 for what the base recommends")
         _require(self.depth_ratio <= 1, "depth_ratio", self.depth_ratio, "at most 1")
         _require(0 < self.held_out < 1, "held_out", self.held_out, "between 0 and 1")
         _require(0 <= self.context_share <= 1, "context_share", self.context_share, "between 0 and 1")

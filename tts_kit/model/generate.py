@@ -1,7 +1,7 @@
 """The only generation loop: prompts in, codes out; equal to transformers' `generate` when greedy."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from tts_kit.model import loss
 from tts_kit.physics import Physics
+from tts_kit.recipe import AS_BASE, Recipe
 from tts_kit.tokens.prompt import Example
 
 
@@ -19,6 +20,17 @@ class Sampling:
     depth_temperature: float = 0.9
     """Of the other codebooks; 0 takes the likeliest."""
     top_k: int = 50
+
+    @staticmethod
+    def recommended(told: dict) -> "Sampling":
+        """As a checkpoint's generation config has it; where that says nothing, as CSM-1B."""
+        names = {"temperature": "temperature", "depth_decoder_temperature": "depth_temperature", "top_k": "top_k"}
+        return Sampling(**{name: told[theirs] for theirs, name in names.items() if told.get(theirs) is not None})
+
+    def asked(self, recipe: Recipe) -> "Sampling":
+        """This one, with what a recipe asks for otherwise."""
+        told = {name: getattr(recipe, name) for name in ("temperature", "depth_temperature", "top_k")}
+        return replace(self, **{name: value for name, value in told.items() if value != AS_BASE})
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from transformers import CsmForConditionalGeneration
 
 from tts_kit import checkpoint
+from tts_kit.model.generate import Sampling
 from tts_kit.physics import Physics
 from tts_kit.problem import Problem
 from tts_kit.runtime import Runtime
@@ -30,6 +31,8 @@ class Base:
     name: str
     revision: str
     engine: str
+    sampling: Sampling
+    """As the checkpoint wants to be sampled."""
     fingerprint: str
     """Names the weights an adapter is trained for; a mirror of the same weights has the same name."""
 
@@ -45,7 +48,7 @@ def base(name: str, runtime: Runtime, revision: str = "", engine: str = "plain")
     model.requires_grad_(False).eval()
     writer = Writer(checkpoint.tokenizer(name, revision), physics)
     return Base(model, sound, writer, physics, runtime, name, checkpoint.exact_revision(config, revision), engine,
-                fingerprint(model))
+                Sampling.recommended(checkpoint.generation(name, revision)), fingerprint(model))
 
 
 def fingerprint(model: CsmForConditionalGeneration) -> str:

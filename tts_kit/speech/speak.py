@@ -78,7 +78,7 @@ def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = 
     """A voice from an adapter folder, or the base alone; `base` overrides the base that the adapter names."""
     if adapter is None:
         loaded = load.base(base, runtime, revision)
-        return Voice(loaded, loaded.model)
+        return Voice(loaded, loaded.model, sampling=loaded.sampling)
     belongs = lora.read_voice(Path(adapter))
     recipe = recipes.read(Path(adapter) / recipes.FILE)
     if base in ("", belongs["base"]):
@@ -89,7 +89,7 @@ def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = 
         raise Problem(f"{adapter} needs the base it was trained for, {base}. {problem} If it lies elsewhere now, give "
                       "--base PLACE.") from problem
     return Voice(loaded, lora.load(loaded, Path(adapter)), belongs["speaker"],
-                 Sampling(recipe.temperature, recipe.depth_temperature, recipe.top_k))
+                 loaded.sampling.asked(recipe))
 
 
 def speak(words: str, voice: Voice, reference: Reference | None = None, tuned: bool = True, seed: int = 0,

@@ -8,7 +8,6 @@ from transformers import Trainer, TrainerCallback
 
 from tts_kit import audio, text
 from tts_kit.model import generate, lora
-from tts_kit.model.generate import Sampling
 from tts_kit.model.load import Base
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows, write_bytes, write_rows
@@ -82,7 +81,7 @@ class Samples(TrainerCallback):
         was_training = model.training
         model.eval()
         takes = generate.takes(lora.bare(model), base.physics, prompts,
-                               Sampling(recipe.temperature, recipe.depth_temperature, recipe.top_k),
+                               base.sampling.asked(recipe),
                                [recipe.seed + number for number in range(len(lines))], limits)
         model.train(was_training)
         for number, take in enumerate(takes, 1):
