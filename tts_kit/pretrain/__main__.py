@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     stages = (
         (corpus.main, ["--out", speech, "--hours", options.hours, "--seed", options.seed, "--workers", options.workers]),
         (codec_training.main, ["--corpus", speech, "--out", codec, "--minutes", options.codec_minutes, *computing]),
-        (language.main, ["--corpus", speech, "--codec", codec, "--out", model, "--steps", options.steps, *computing]),
+        (language.main, ["--corpus", speech, "--codec", codec, "--out", model, "--run", out.name, "--steps",
+                         options.steps, *computing]),
         (evaluate.main, ["--model", model, "--out", results]),
         (ship.main, ["--model", model, "--results", results, "--out", out / "bundled"]),
     )

@@ -39,9 +39,9 @@ of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It 
 {words} words, and takes its voice from a reference.
 
 ## Data
-{hours} hours of synthetic speech, no person's: [Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in
-{speakers} voices and mixtures of two, each also played slower and faster. Sentences come from a grammar written for this
-project. The voices {held_out} and the judged sentences were never trained on.
+{hours} hours of synthetic speech, no person's, its slower and faster copies counted:
+[Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in {speakers} voices and mixtures of two.
+Sentences come from a grammar written for this project. The voices {held_out} and the judged sentences were never trained on.
 
 ## Training
 `python -m tts_kit.pretrain` makes everything. This one: {steps} steps of the language model, the best of them
