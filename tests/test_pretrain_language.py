@@ -1,6 +1,8 @@
 """A model trained from nothing at toy size: it learns, it can be stopped, and plain transformers loads it."""
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ from tts_kit.pretrain import language, shape
 from tts_kit.pretrain import sentences as sentences_of
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows
+from tts_kit.run import Run, read_rows, refuse_to_replace
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import watch
@@ -84,7 +86,7 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
 
 def test_stopped_and_started_again_is_the_same(tmp_path, codec):
     """Mistake: a resumed training loses the tied table, the optimizer or its place."""
-    whole = language.train(sentences(), codec, tmp_path / "whole", Run("whole", tmp_path), CPU, RECIPE, "toy")
+    whole = language.train(sentences(), codec, tmp_path / "all at once", Run("whole", tmp_path), CPU, RECIPE, "toy")
     run = Run("halves", tmp_path)
 
     class Stop(Exception):
@@ -103,6 +105,52 @@ def test_stopped_and_started_again_is_the_same(tmp_path, codec):
     parts = language.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path, codec):
+    """Mistake: hours of speech vanish because --out names the folder they lie in; a model made before can be replaced."""
+    (tmp_path / "speech").mkdir()
+    (tmp_path / "speech" / "shard.flac").write_bytes(b"precious")
+    with pytest.raises(Problem, match="holds something else: no training.json"):
+        language.train(sentences(), codec, tmp_path / "speech", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
+    assert (tmp_path / "speech" / "shard.flac").read_bytes() == b"precious"
+    for name, allowed in (("absent", True), ("empty", True), ("own", True), ("file", False)):
+        if name == "file":
+            (tmp_path / name).touch()
+        elif name != "absent":
+            (tmp_path / name).mkdir()
+        if name == "own":
+            (tmp_path / name / language.FACTS).touch()
+        with contextlib.nullcontext() if allowed else pytest.raises(Problem):
+            refuse_to_replace(tmp_path / name, language.FACTS)
+
+
+def test_it_learns_on_from_a_trained_model(tmp_path, codec):
+    """Mistake: the trained weights are not taken, the tables come apart, or a model of another shape is half loaded."""
+    first = language.train(sentences(), codec, tmp_path / "model", Run("first", tmp_path), CPU, RECIPE, "toy")
+    second = Run("second", tmp_path)
+    little = RECIPE.but(steps=20, learning_rate=1e-5)
+    language.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
+    last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / watch.RECORD)
+                     if "eval_loss" in row) for name in ("first", "second"))
+    assert now == pytest.approx(last, rel=0.02)
+    with pytest.raises(Problem, match="not of the shape 'tiny'"):
+        language._beginning("tiny", 0, str(first))
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler to fuse operations with")
+def test_fused_layers_learn_the_same(tmp_path, codec):
+    """Mistake: compiled layers that are saved under other names, or that compute something else."""
+    short = RECIPE.but(steps=3, evaluate_every=3, save_every=3)
+    names, losses = [], []
+    for name in ("plain", "fused"):
+        run = Run(name, tmp_path)
+        folder = language.train(sentences(), codec, tmp_path / f"{name}-model", run, CPU, short, "toy",
+                                compiled=name == "fused")
+        names.append(set(load_file(folder / "model.safetensors")))
+        losses += [row["eval_loss"] for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
+    assert names[0] == names[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):

@@ -114,6 +114,14 @@ def writing_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def refuse_to_replace(folder: Path, sign: str) -> None:
+    """A folder that will be replaced as a whole has to be one of its kind, which the file `sign` shows, or empty."""
+    folder = Path(folder)
+    if folder.exists() and not (folder / sign).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Problem(f"{folder} is there and holds something else: no {sign}. All of it would be replaced; choose another "
+                      "--out.")
+
+
 def _clear_leftovers(path: Path) -> None:
     """Put back what a kill between two renames left aside, and remove what it left unfinished."""
     old = path.with_name(f".{path.name}.old")

@@ -19,7 +19,7 @@ from tts_kit.pretrain import codec_evaluation, codec_recipe, corpus, quantizer, 
 from tts_kit.pretrain.codec_recipe import CodecRecipe
 from tts_kit.pretrain.codec_step import Training
 from tts_kit.problem import Problem
-from tts_kit.run import write_rows
+from tts_kit.run import refuse_to_replace, write_rows
 from tts_kit.runtime import Runtime
 
 Teacher = Callable[[np.ndarray], np.ndarray]
@@ -35,6 +35,7 @@ def train(waves: Sequence[np.ndarray], held_out: Sequence[np.ndarray], out: Path
 
     Checkpoints and the log lie beside it in `out`-training."""
     out = Path(out)
+    refuse_to_replace(out, codec_evaluation.FILE)
     work = out.with_name(f"{out.name}-training")
     if (done := codec_evaluation.read(out)).get("finished"):
         recipe.agree(done["recipe"], out)

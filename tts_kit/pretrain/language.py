@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
-from transformers import MimiModel, PrinterCallback
+from transformers import CsmForConditionalGeneration, MimiModel, PrinterCallback
 
 from tts_kit import audio, checkpoint
 from tts_kit import runtime as runtimes
 from tts_kit.physics import Physics
 from tts_kit.pretrain import corpus, shape
+from tts_kit.pretrain.muon import MuonAdamW
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows, write_bytes, write_json, write_rows
+from tts_kit.run import Run, read_rows, refuse_to_replace, write_bytes, write_json, write_rows
 from tts_kit.runtime import Runtime
 from tts_kit.tokens.cache import Clip
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import batches, trainer, watch
 
-RECIPE = Recipe(steps=10_000, learning_rate=1e-3, warmup_steps=300, weight_decay=0.05, tokens_per_batch=2_600,
+RECIPE = Recipe(steps=10_000, learning_rate=2e-3, warmup_steps=300, weight_decay=0.05, tokens_per_batch=2_600,
                 packing=False, context_share=1.0, depth_ratio=1 / 4, evaluate_every=500, save_every=500, sample_every=0)
 """What the bundled model is trained with unless told otherwise."""
 SPEAKER = "0"
@@ -103,21 +104,28 @@ def _person(speaker: str) -> str:
 
 
 def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runtime: Runtime, recipe: Recipe = RECIPE,
-          size: str = "tiny", evaluated: int = 200) -> Path:
-    """Train all of backbone and depth decoder, or go on; writes `out` in 16 bit, which plain `from_pretrained` loads."""
+          size: str = "tiny", evaluated: int = 200, begin_with: str = "", compiled: bool = False) -> Path:
+    """Train all of backbone and depth decoder, or go on; writes `out` in 16 bit, which plain `from_pretrained` loads.
+
+    `begin_with` is the folder of a model whose weights are learnt on from, perhaps with another codec's codes."""
+    refuse_to_replace(out, FACTS)
     refuse_other_shape(codec, size)
-    model = shape.untrained(size, recipe.seed)
+    model = _beginning(size, recipe.seed, begin_with)
     model.codec_model = None
     if runtime.device == "cpu":  # on short sequences plain products are faster there than the fused attention
         with checkpoint.quiet():
             model.set_attn_implementation("eager")
+    model.to(runtime.device)
+    if compiled:
+        for layer in (*model.backbone_model.layers, *model.depth_decoder.model.layers):
+            layer.compile(dynamic=True)
     physics = Physics.of(model.config)
     writer = Writer(shape.tokenizer(size), physics)
     steps = Steps([clip for clip in sentences if clip.split == "train"], writer, recipe)
     held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], writer)
-    made = trainer.CsmTrainer(model.to(runtime.device), _arguments(recipe, run, runtime), steps,
-                              batches.for_evaluation(held_out, recipe), runtime,
-                              callbacks=[progress := watch.Progress(), watch.Record(run)])
+    made = trainer.CsmTrainer(model, _arguments(recipe, run, runtime), steps, batches.for_evaluation(held_out, recipe),
+                              runtime, callbacks=[progress := watch.Progress(), watch.Record(run)],
+                              optimizers=(MuonAdamW(model, recipe.learning_rate, recipe.weight_decay), None))
     made.remove_callback(PrinterCallback)
     last = trainer.last_whole_checkpoint(run.training)
     with checkpoint.quiet():
@@ -129,8 +137,21 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
         "sentences": len(steps.scored), "hours": _hours(sentences, physics),
         "steps": recipe.steps, "best step": _number(made.state.best_model_checkpoint),
         "held-out loss": made.state.best_metric,
-        "recipe": dataclasses.asdict(recipe), "machine": runtimes.machine(), "versions": runtimes.versions()})
+        "begun with": begin_with, "recipe": dataclasses.asdict(recipe),
+        "machine": runtimes.machine(), "versions": runtimes.versions()})
     return out
+
+
+def _beginning(size: str, seed: int, folder: str) -> CsmForConditionalGeneration:
+    """A model with its tables tied: untrained, or with the weights of a trained one of the same size."""
+    model = shape.untrained(size, seed)
+    if folder:
+        trained, _ = checkpoint.weights(CsmForConditionalGeneration, folder, dtype=torch.float32)
+        try:
+            model.load_state_dict(trained.state_dict())
+        except RuntimeError as error:
+            raise Problem(f"{folder} is not of the shape {size!r}. Give a model of that shape to begin with.") from error
+    return model
 
 
 def _hours(sentences: Sequence[Clip], physics: Physics) -> float:
@@ -167,7 +188,7 @@ def _with_context(sentences: Sequence[Clip], writer: Writer) -> list:
 def _arguments(recipe: Recipe, run: Run, runtime: Runtime):
     """The kit's own arguments, with what a training from nothing needs beside them."""
     arguments = trainer.arguments(recipe, run, runtime)
-    arguments.lr_scheduler_type, arguments.adam_beta2, arguments.eval_on_start = "cosine", 0.95, False
+    arguments.lr_scheduler_type, arguments.eval_on_start = "cosine", False
     # the network goes on learning the training sentences by heart long after it has learnt to read
     arguments.load_best_model_at_end, arguments.metric_for_best_model, arguments.greater_is_better = True, "eval_loss", False
     return arguments
@@ -182,9 +203,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain/tiny-csm"), help="folder of the finished model")
     parser.add_argument("--size", default="tiny", choices=shape.SHAPES, help="shape of the model (default tiny)")
     parser.add_argument("--steps", type=int, default=RECIPE.steps, help=f"optimizer steps (default {RECIPE.steps})")
+    parser.add_argument("--positions", type=int, default=RECIPE.tokens_per_batch,
+                        help=f"text tokens and frames in a step (default {RECIPE.tokens_per_batch})")
+    parser.add_argument("--begin-with", default="", help="folder of a trained model to learn on from")
+    parser.add_argument("--compile", action="store_true", help="fuse the small operations of the layers; wants a C++ "
+                        "compiler, and pays after some minutes")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as torch likes)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where to compute")
     parser.add_argument("--dtype", default="auto", choices=runtimes.DTYPES, help="bfloat16 pays on CPUs with units for it")
     options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     try:
         run, place = Run(options.run), runtimes.choose(options.device, options.dtype)
         # the codec as it will be shipped: codes must not change by rounding later
@@ -192,7 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_other_shape(model, options.size)
         physics = Physics.of(shape.config(options.size))
         encode(options.corpus, Codec(model.to(place.device), physics), run.codes)
-        train(clips(run.codes), model.to("cpu"), options.out, run, place, RECIPE.but(steps=options.steps), options.size)
+        train(clips(run.codes), model.to("cpu"), options.out, run, place,
+              RECIPE.but(steps=options.steps, tokens_per_batch=options.positions), options.size,
+              begin_with=options.begin_with, compiled=options.compile)
         print(f"Model: {options.out}")
     except Problem as problem:
         print(problem, file=sys.stderr)

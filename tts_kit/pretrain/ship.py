@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
+from transformers.utils import CONFIG_NAME
 
 from tts_kit import checkpoint, runtime
 from tts_kit.model import load
 from tts_kit.physics import Physics
 from tts_kit.pretrain import goals, language, sentences, voices
 from tts_kit.problem import Problem
-from tts_kit.run import read_json, write_text, writing_folder
+from tts_kit.run import read_json, refuse_to_replace, write_text, writing_folder
 
 OUT = Path("sample_data/tiny-csm")
 RESULTS = "results.json"
@@ -66,6 +67,7 @@ voice.
 
 def ship(model: Path, results: Path, out: Path = OUT) -> Path:
     """Copy the model to `out` with a card made of the results; refuses results of another model or a folder too large."""
+    refuse_to_replace(out, CONFIG_NAME)
     found = read_json(results, "Make it with python -m tts_kit.pretrain.evaluate.")
     clips = Path(RESULTS).with_suffix(".jsonl").name
     files = [path for path in sorted(Path(model).iterdir())
