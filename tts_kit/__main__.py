@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tts_kit import recipe as recipes
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, command
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
 
@@ -17,21 +17,15 @@ CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES}
 SAMPLING = ("temperature", "depth_temperature", "top_k")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; a Problem is printed as one message, without a traceback."""
+    """Run one verb."""
     top = parser()
     options = top.parse_args(arguments)
     if options.verb is None:
         top.print_help()
         return 2
-    try:
-        return options.verb(options) or 0
-    except Problem as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    return options.verb(options) or 0
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from tts_kit import runtime
 from tts_kit.pretrain import codec_training, corpus, evaluate, language, ship
+from tts_kit.problem import command
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where a person has to do something first."""
+    """The command line."""
     options = parser().parse_args(arguments)
     out = options.out
     speech, codec, model, results = out / "corpus", out / "codec", out / "tiny-csm", out / "results.json"
@@ -31,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     for stage, told in stages:
         if failed := stage([str(each) for each in told]):
             return failed
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:

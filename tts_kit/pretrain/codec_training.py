@@ -18,7 +18,7 @@ from tts_kit.physics import Physics
 from tts_kit.pretrain import codec_evaluation, codec_recipe, corpus, quantizer, shape, snapshot, teacher
 from tts_kit.pretrain.codec_recipe import CodecRecipe
 from tts_kit.pretrain.codec_step import Training
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, command
 from tts_kit.run import refuse_to_replace, write_rows
 from tts_kit.runtime import Runtime
 
@@ -147,28 +147,21 @@ def _extent(waves: Sequence[np.ndarray]) -> list[int]:
     return [len(waves), sum(map(len, waves))]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; a Problem is printed as one message, without a traceback."""
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = CodecRecipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(CodecRecipe)})
-    try:
-        runtime = runtimes.choose(options.device, options.dtype)
-        rate = Physics.of(shape.config(recipe.shape)).sample_rate
-        learnt, held_out = split(_hours(corpus.read(options.corpus), options.hours), options.held_out)
-        learnt, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves] for waves in (learnt, held_out))
-        print(f"{runtime.why} {len(learnt)} clips to learn from ({sum(map(len, learnt)) / rate / 3600:.2f} hours), "
-              f"{len(held_out)} of other speakers held out.")
-        train(learnt, held_out, options.out, recipe, runtime, teacher.whisper(options.teacher, rate) if options.teacher
-              else None)
-    except Problem as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+    runtime = runtimes.choose(options.device, options.dtype)
+    rate = Physics.of(shape.config(recipe.shape)).sample_rate
+    learnt, held_out = split(_hours(corpus.read(options.corpus), options.hours), options.held_out)
+    learnt, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves] for waves in (learnt, held_out))
+    print(f"{runtime.why} {len(learnt)} clips to learn from ({sum(map(len, learnt)) / rate / 3600:.2f} hours), "
+          f"{len(held_out)} of other speakers held out.")
+    train(learnt, held_out, options.out, recipe, runtime, teacher.whisper(options.teacher, rate) if options.teacher
+          else None)
 
 
 def parser() -> argparse.ArgumentParser:

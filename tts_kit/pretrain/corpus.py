@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, run
 from tts_kit.pretrain import kokoro, sentences, voices
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, command
 
 RATE = 16_000
 SHARD = 100
@@ -148,8 +148,9 @@ def _voices(folder: str) -> dict[str, np.ndarray]:
     return voices.voices(folder)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where a person has to do something first."""
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.corpus", description=__doc__.split("\n")[0])
     parser.add_argument("--hours", type=float, default=5.0, help="about how much speech (default 5)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder (default {OUT})")
@@ -157,12 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes, each on one thread (default 1)")
     parser.add_argument("--voices", type=Path, default=voices.CACHE, help="Kokoro's voices (default: fetched by npm)")
     options = parser.parse_args(arguments)
-    try:
-        make(options.out, options.hours, options.seed, options.workers, options.voices)
-    except Problem as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    return 0
+    make(options.out, options.hours, options.seed, options.workers, options.voices)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tts_kit.model import lora
 from tts_kit.pretrain import bundle, corpus, goals, sentences, takes
 from tts_kit.pretrain.goals import Group
 from tts_kit.pretrain.takes import Original, Say
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, command
 from tts_kit.run import write_json, write_rows
 from tts_kit.speech import speak
 from tts_kit.speech.speak import Voice
@@ -124,25 +124,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where a person has to do something first."""
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     told = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(told)
     named = {name: value for name, value in vars(options).items() if name not in ("out", "seeds") and value is not None}
     seeds = {} if options.seeds is None else {"seeds": tuple(dict.fromkeys(options.seeds))}
-    try:
-        if options.out.suffix != ".json" or options.sentences < 1:
-            raise Problem(f"--out {options.out} --sentences {options.sentences}: wanted a name that ends in .json, and one "
-                          "sentence or more. Change them.")
-        found, rows = evaluate(Wish(**named | seeds))
-        command = f"python -m tts_kit.pretrain.evaluate {shlex.join(told)}"
-        write_json(options.out, {"command": command} | found)
-        write_rows(options.out.with_suffix(".jsonl"), rows)
-    except Problem as problem:
-        print(problem, file=sys.stderr)
-        return 1
+    if options.out.suffix != ".json" or options.sentences < 1:
+        raise Problem(f"--out {options.out} --sentences {options.sentences}: wanted a name that ends in .json, and one "
+                      "sentence or more. Change them.")
+    found, rows = evaluate(Wish(**named | seeds))
+    asked = f"python -m tts_kit.pretrain.evaluate {shlex.join(told)}"
+    write_json(options.out, {"command": asked} | found)
+    write_rows(options.out.with_suffix(".jsonl"), rows)
     print(f"{report(found)}\n{options.out} and its .jsonl hold all of it.")
-    return 0
 
 
 if __name__ == "__main__":

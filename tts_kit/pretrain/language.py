@@ -22,7 +22,7 @@ from tts_kit import runtime as runtimes
 from tts_kit.physics import Physics
 from tts_kit.pretrain import corpus, shape
 from tts_kit.pretrain.muon import MuonAdamW
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, command
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows, refuse_to_replace, write_bytes, write_json, write_rows
 from tts_kit.runtime import Runtime
@@ -194,8 +194,9 @@ def _arguments(recipe: Recipe, run: Run, runtime: Runtime):
     return arguments
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where a person has to do something first."""
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.language", description=__doc__.split(":")[0])
     parser.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder of speech (default {corpus.OUT})")
     parser.add_argument("--codec", type=Path, required=True, help="folder of the trained codec")
@@ -214,21 +215,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        run, place = Run(options.run), runtimes.choose(options.device, options.dtype)
-        # the codec as it will be shipped: codes must not change by rounding later
-        model, _ = checkpoint.weights(MimiModel, str(options.codec), dtype=torch.float16)
-        refuse_other_shape(model, options.size)
-        physics = Physics.of(shape.config(options.size))
-        encode(options.corpus, Codec(model.to(place.device), physics), run.codes)
-        train(clips(run.codes), model.to("cpu"), options.out, run, place,
-              RECIPE.but(steps=options.steps, tokens_per_batch=options.positions), options.size,
-              begin_with=options.begin_with, compiled=options.compile)
-        print(f"Model: {options.out}")
-    except Problem as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    return 0
+    run, place = Run(options.run), runtimes.choose(options.device, options.dtype)
+    # the codec as it will be shipped: codes must not change by rounding later
+    model, _ = checkpoint.weights(MimiModel, str(options.codec), dtype=torch.float16)
+    refuse_other_shape(model, options.size)
+    physics = Physics.of(shape.config(options.size))
+    encode(options.corpus, Codec(model.to(place.device), physics), run.codes)
+    train(clips(run.codes), model.to("cpu"), options.out, run, place,
+          RECIPE.but(steps=options.steps, tokens_per_batch=options.positions), options.size,
+          begin_with=options.begin_with, compiled=options.compile)
+    print(f"Model: {options.out}")
 
 
 if __name__ == "__main__":

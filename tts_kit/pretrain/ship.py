@@ -17,7 +17,7 @@ from tts_kit import checkpoint, runtime
 from tts_kit.model import load
 from tts_kit.physics import Physics
 from tts_kit.pretrain import goals, language, sentences, voices
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, command
 from tts_kit.run import read_json, refuse_to_replace, write_text, writing_folder
 
 OUT = Path("sample_data/tiny-csm")
@@ -117,19 +117,15 @@ def _sizes(model: Path) -> dict[str, float]:
     return counted
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where a person has to do something first."""
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.ship", description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
     parser.add_argument("--results", type=Path, required=True, help="what python -m tts_kit.pretrain.evaluate wrote of it")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder to bundle (default {OUT})")
     options = parser.parse_args(arguments)
-    try:
-        print(f"Bundled: {ship(options.model, options.results, options.out)}")
-    except Problem as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    return 0
+    print(f"Bundled: {ship(options.model, options.results, options.out)}")
 
 
 if __name__ == "__main__":
