@@ -154,21 +154,43 @@ def test_fused_layers_learn_the_same(tmp_path, codec):
 
 
 def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
-    """Mistake: codes cut at the wrong frames, or a speaker in training and held out at once."""
+    """Mistake: codes cut at the wrong frames, a sentence heard at the same moments each time, a voice whose speed changes
+    between its sentences, or a speaker in training and held out at once."""
     spoken = [(f"s{number % 40}", f"Sentence {number}.",
                np.random.default_rng(number).normal(0, 0.1, 3000 + 100 * number).astype(np.float32)) for number in range(80)]
     monkeypatch.setattr(language.corpus, "read", lambda folder: iter(spoken))
     codec = Codec(codec, Physics.of(shape.config("toy")))
-    folder = language.encode(tmp_path, codec, tmp_path / "codes", speeds=(1.0, 0.8))
+    folder = language.encode(tmp_path, codec, tmp_path / "codes", variants=2)
     found = language.clips(folder)
-    for clip, slow, (speaker, text, samples) in zip(found[::2], found[1::2], spoken, strict=True):
-        assert (clip.speaker, clip.text) == (f"{speaker}@1", text)
-        assert (slow.speaker, slow.text) == (f"{speaker}@0.8", text)
+    heard = list(language._varied(spoken, 2, codec.physics.frame_rate))
+    for clip, (speaker, text, samples) in zip(found, heard, strict=True):
+        assert (clip.speaker, clip.text) == (speaker, text)
         assert torch.equal(clip.codes, codec.encode([samples])[0])
-        assert abs(len(slow.codes) - len(clip.codes) / 0.8) < 2
+    speeds = {}
+    for (name, _, samples), (speaker, _, altered) in zip([each for each in spoken for _ in range(2)], heard):
+        speed = float(speaker.partition("@")[2])
+        assert speaker.startswith(f"{name}@") and language.SLOWEST <= speed <= language.FASTEST
+        speeds.setdefault(name, set()).add(speed)
+        assert 0 <= len(altered) - len(samples) / speed < 2 + 16000 / codec.physics.frame_rate
+    assert all(len(each) == 2 for each in speeds.values())
+    assert len({np.flatnonzero(altered)[0] for *_, altered in heard}) > 40
     splits = {split: {clip.speaker.split("@")[0] for clip in found if clip.split == split}
               for split in ("train", "held_out")}
     assert len(splits["held_out"]) == 2 and not splits["train"] & splits["held_out"]
+
+
+def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
+    """Mistake: practice changes who is held out, so that trainings with and without it cannot be compared."""
+    codec = Codec(codec, Physics.of(shape.config("toy")))
+    folders = []
+    for kind in ("voice", "aaa"):
+        monkeypatch.setattr(language.corpus, "read", lambda folder, kind=kind: iter(
+            [(f"{kind}{number}", "One.", np.ones(2000, np.float32)) for number in range(30)]))
+        folders.append(language.encode(tmp_path, codec, tmp_path / kind, variants=1))
+    alone, both = language.clips(folders[0]), language.clips(*folders)
+    assert [clip.split for clip in both[:30]] == [clip.split for clip in alone]
+    assert [clip.text for clip in both] == ["One."] * 60 and {clip.split for clip in both[30:]} == {"train"}
+    assert len({clip.id for clip in both}) == 60
 
 
 def test_both_sentences_teach_and_noise_is_only_heard(codec):

@@ -76,7 +76,7 @@ class Recipe:
     """Steps between spoken samples of sample_texts; 0 for none."""
     save_every: int = 50
     """Steps between checkpoints."""
-    sample_texts: tuple[str, ...] = ("The quick brown fox jumps over the lazy dog.", "Where did you leave the keys?")
+    sample_texts: tuple[str, ...] = ("The ferry to Oslo leaves at half past seven.", "Where did Laura put the keys?")
     """Sentences spoken with fixed seeds during training."""
 
     temperature: float = AS_BASE

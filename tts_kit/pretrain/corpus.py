@@ -13,8 +13,9 @@ import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -30,30 +31,39 @@ SHARD_SECONDS = 285
 FASTEST, SLOWEST = 1.12, 0.9
 IDENTITY = "corpus.json"
 OUT = Path("runs/pretrain/corpus")
-Speak = Callable[[str, voices.Speaker, float], np.ndarray]
+Speak = Callable[[str, Any, float], np.ndarray]
+Cast = Sequence[Any]
+"""Speakers: whatever has a name and is known to whoever speaks."""
 
 
 def make(folder: str | Path, hours: float, seed: int = 0, workers: int = 1,
          voices_folder: str | Path = voices.CACHE) -> Path:
     """About `hours` of Kokoro's speech in `folder`; whole shards that are already there are kept."""
-    if not 0 < hours <= 1000 or workers < 1:
-        raise Problem(f"{hours:g} hours by {workers} workers; wanted more than 0 and at most 1000 hours, and 1 worker "
-                      "or more. Change --hours or --workers.")
+    count = shards(hours, workers)
     kokoro.packages()[0].model_path()  # put together once, before several workers would
     known = voices.voices(voices_folder)
     styles = hashlib.sha256(b"".join(known[name].tobytes() for name in voices.NAMES)).hexdigest()[:16]
     speak = functools.partial(utter, voices_folder=str(voices_folder))
-    return fill(folder, max(1, round(hours * 3600 / SHARD_SECONDS)), speak, seed, workers, f"kokoro {styles}")
+    return fill(folder, count, speak, seed, workers, f"kokoro {styles}")
 
 
-def fill(folder: str | Path, shards: int, speak: Speak, seed: int = 0, workers: int = 1, source: str = "") -> Path:
-    """`shards` shards in `folder`, spoken by `speak(text, speaker, speed)`, which gives (samples,) at 16 kHz."""
+def shards(hours: float, workers: int) -> int:
+    """How many shards hold about so many hours."""
+    if not 0 < hours <= 1000 or workers < 1:
+        raise Problem(f"{hours:g} hours by {workers} workers; wanted more than 0 and at most 1000 hours, and 1 worker "
+                      "or more. Change --hours or --workers.")
+    return max(1, round(hours * 3600 / SHARD_SECONDS))
+
+
+def fill(folder: str | Path, count: int, speak: Speak, seed: int = 0, workers: int = 1, source: str = "",
+         cast: Cast = ()) -> Path:
+    """`count` shards in `folder`, spoken by `speak(text, speaker, speed)`, which gives (samples,) at 16 kHz."""
     folder = Path(folder)
-    _claim(folder, seed, source)
-    wanted = [shard for shard in range(shards) if _samples(_table(folder, shard)) is None]
-    print(f"{folder}: {shards} shards of {SHARD} sentences, {shards - len(wanted)} already there, {workers} at a time.")
+    _claim(folder, seed, source, cast)
+    wanted = [shard for shard in range(count) if _samples(_table(folder, shard)) is None]
+    print(f"{folder}: {count} shards of {SHARD} sentences, {count - len(wanted)} already there, {workers} at a time.")
     begin, seconds = time.monotonic(), 0.0
-    with _mapped(functools.partial(_make_shard, folder, seed, speak), wanted, workers) as done:
+    with _mapped(functools.partial(_make_shard, folder, seed, speak, cast), wanted, workers) as done:
         with tqdm(done, total=len(wanted), unit="shard", desc="speech", disable=not wanted) as bar:
             for each in bar:
                 seconds += each
@@ -75,11 +85,13 @@ def read(folder: str | Path) -> Iterator[tuple[str, str, np.ndarray]]:
             yield row["speaker"], row["text"], samples[row["start"]:row["end"]]
 
 
-def plan(seed: int, shard: int) -> list[tuple[str, voices.Speaker, float]]:
-    """(sentence, speaker, speed) of each utterance of a shard; the speakers take turns over the whole corpus."""
+def plan(seed: int, shard: int, cast: Cast = ()) -> list[tuple[str, Any, float]]:
+    """(sentence, speaker, speed) of each utterance of a shard; the speakers, Kokoro's unless a cast is given, take turns
+    over the whole corpus."""
     texts = itertools.islice(sentences.generate(seed), shard * SHARD, (shard + 1) * SHARD)
     chance = random.Random(f"{seed} {shard}")
-    order = random.Random(seed).sample(voices.speakers(), len(voices.speakers()))
+    cast = cast or voices.speakers()
+    order = random.Random(seed).sample(cast, len(cast))
     return [(text, order[number % len(order)], round(chance.uniform(SLOWEST, FASTEST), 3))
             for number, text in enumerate(texts, shard * SHARD)]
 
@@ -91,10 +103,10 @@ def utter(text: str, speaker: voices.Speaker, speed: float = 1.0, voices_folder:
     return audio.resample(audio.level(spoken, kokoro.RATE), kokoro.RATE, RATE)
 
 
-def _make_shard(folder: Path, seed: int, speak: Speak, shard: int) -> float:
+def _make_shard(folder: Path, seed: int, speak: Speak, cast: Cast, shard: int) -> float:
     """Write one shard, the table last; returns its seconds."""
     rows, clips, end = [], [], 0
-    for text, speaker, speed in plan(seed, shard):
+    for text, speaker, speed in plan(seed, shard, cast):
         clips.append(speak(text, speaker, speed))
         start, end = end, end + len(clips[-1])
         rows.append(dict(start=start, end=end, speaker=speaker.name, speed=speed, text=text))
@@ -114,9 +126,9 @@ def _mapped(task: functools.partial, wanted: list[int], workers: int) -> Iterato
         yield pool.imap_unordered(task, wanted)
 
 
-def _claim(folder: Path, seed: int, source: str) -> None:
+def _claim(folder: Path, seed: int, source: str, cast: Cast) -> None:
     """Say in the folder what its shards are made of, and refuse one that is made of something else."""
-    planned = repr([plan(seed, shard) for shard in range(3)]).encode()
+    planned = repr([plan(seed, shard, cast) for shard in range(3)]).encode()
     ours = dict(rate=RATE, seed=seed, sentences_per_shard=SHARD, source=source,
                 plan=hashlib.sha256(planned).hexdigest()[:16])
     path = folder / IDENTITY

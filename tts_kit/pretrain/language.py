@@ -7,6 +7,7 @@ only be heard from the first, which is how cloning is learnt. The first has noth
 import argparse
 import dataclasses
 import itertools
+import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,11 +36,14 @@ RECIPE = Recipe(steps=10_000, learning_rate=2e-3, warmup_steps=300, weight_decay
                 packing=False, context_share=1.0, depth_ratio=1 / 4, evaluate_every=500, save_every=500, sample_every=0)
 """What the bundled model is trained with unless told otherwise."""
 SPEAKER = "0"
-SPEEDS = (1.0, 0.92, 1.09)
-"""Each sentence is also heard slower and deeper, faster and higher: three voices out of one."""
+VARIANTS = 6
+"""How often each sentence of the corpus is heard: as it is, and slower and deeper or faster and higher, which makes more
+voices, and always beginning at another moment of a frame, which makes other codes."""
+SLOWEST, FASTEST = 0.86, 1.16
 NOISE = 0.15
 """Share of the codes that are heard as others; the text is then a better guide than what was said just before."""
 CODES, INDEX = "codes.safetensors", "index.jsonl"
+CORPUS, PRACTICE = "corpus", "practice"
 FACTS = "training.json"
 """Beside the weights: what they were trained with."""
 ENCODED_TOGETHER = {"cpu": 1}
@@ -61,13 +65,14 @@ class Steps(batches.Steps):
         return batch | {"codes": torch.where(wrong, other, batch["codes"])}
 
 
-def encode(corpus_folder: Path, codec: Codec, out: Path, speeds: Sequence[float] = SPEEDS) -> Path:
+def encode(corpus_folder: Path, codec: Codec, out: Path, variants: int = VARIANTS) -> Path:
     """All of a corpus as codes: one tensor of frames, and a table of who says what where. Small enough to travel."""
     if (out / INDEX).exists():
         print(f"{out} already holds codes; they are used again.")
         return out
     rows, pieces, frames = [], [], 0
-    utterances = iter(tqdm(_at_speeds(corpus.read(corpus_folder), speeds), desc="encoding", unit="sentence"))
+    utterances = iter(tqdm(_varied(corpus.read(corpus_folder), variants, codec.physics.frame_rate), desc="encoding",
+                           unit="sentence"))
     together = ENCODED_TOGETHER.get(codec.device.type, 32)
     while some := list(itertools.islice(utterances, together)):
         for (speaker, text, _), codes in zip(some, codec.encode([samples for *_, samples in some])):
@@ -79,23 +84,30 @@ def encode(corpus_folder: Path, codec: Codec, out: Path, speeds: Sequence[float]
     return out
 
 
-def _at_speeds(utterances: Iterable[tuple[str, str, np.ndarray]],
-               speeds: Sequence[float]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Every utterance at every speed; who speaks at another speed is somebody else."""
-    for speaker, text, samples in utterances:
-        for speed in speeds:
+def _varied(utterances: Iterable[tuple[str, str, np.ndarray]], variants: int,
+            frame_rate: float) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Every utterance so many times; who speaks at another speed is somebody else."""
+    for number, (speaker, text, samples) in enumerate(utterances):
+        for variant in range(variants):
+            speed = 1.0 if variant == 0 else random.Random(f"{speaker} {variant}").uniform(SLOWEST, FASTEST)
             altered = samples if speed == 1 else audio.resample(samples, round(corpus.RATE * speed), corpus.RATE)
-            yield f"{speaker}@{speed:g}", text, altered
+            silence = random.Random(f"{number} {variant}").randrange(round(corpus.RATE / frame_rate))
+            yield f"{speaker}@{speed:.3f}", text, np.pad(altered, (silence, 0))
 
 
-def clips(folder: Path, held_out_every: int = 20) -> list[Clip]:
-    """The corpus as clips; every so many speakers are held out whole, to hear whether cloning reaches new voices."""
-    codes = load_file(folder / CODES)["codes"]
-    rows = read_rows(folder / INDEX)
-    held_out = set(sorted({_person(row["speaker"]) for row in rows})[::held_out_every])
-    return [Clip(f"clip{number}", row["text"], SPEAKER, row["speaker"], row["speaker"],
-                 "held_out" if _person(row["speaker"]) in held_out else "train", codes[row["start"]:row["end"]].clone())
-            for number, row in enumerate(rows)]
+def clips(folder: Path, practice: Path | None = None, held_out_every: int = 20) -> list[Clip]:
+    """The corpus as clips; every so many speakers are held out whole, to hear whether cloning reaches new voices. What is
+    only there to practise on is all learnt from."""
+    corpus_rows = read_rows(folder / INDEX)
+    held_out = set(sorted({_person(row["speaker"]) for row in corpus_rows})[::held_out_every])
+    made = []
+    for place in filter(None, (folder, practice)):
+        codes = load_file(place / CODES)["codes"]
+        made += [Clip(f"{place.name}{number}", row["text"], SPEAKER, row["speaker"], row["speaker"],
+                      "held_out" if _person(row["speaker"]) in held_out else "train",
+                      codes[row["start"]:row["end"]].clone())
+                 for number, row in enumerate(read_rows(place / INDEX))]
+    return made
 
 
 def _person(speaker: str) -> str:
@@ -199,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.language", description=__doc__.split(":")[0])
     parser.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder of speech (default {corpus.OUT})")
+    parser.add_argument("--practice", type=Path, help="folder of more speech, to learn reading from")
     parser.add_argument("--codec", type=Path, required=True, help="folder of the trained codec")
     parser.add_argument("--run", default="pretrain", help="name of the run that holds codes and checkpoints")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain/tiny-csm"), help="folder of the finished model")
@@ -220,8 +233,10 @@ def main(arguments: list[str] | None = None) -> None:
     model, _ = checkpoint.weights(MimiModel, str(options.codec), dtype=torch.float16)
     refuse_other_shape(model, options.size)
     physics = Physics.of(shape.config(options.size))
-    encode(options.corpus, Codec(model.to(place.device), physics), run.codes)
-    train(clips(run.codes), model.to("cpu"), options.out, run, place,
+    codec = Codec(model.to(place.device), physics)
+    codes = encode(options.corpus, codec, run.codes / CORPUS)
+    practice = options.practice and encode(options.practice, codec, run.codes / PRACTICE, variants=1)
+    train(clips(codes, practice), model.to("cpu"), options.out, run, place,
           RECIPE.but(steps=options.steps, tokens_per_batch=options.positions), options.size,
           begin_with=options.begin_with, compiled=options.compile)
     print(f"Model: {options.out}")
