@@ -16,7 +16,8 @@ from tts_kit.run import write_json, write_rows
 def made(tmp_path):
     """A model of toy size with the files that training and judging leave."""
     model = shape.save(shape.untie(shape.untrained("toy").half()), tmp_path / "model", "toy")
-    write_json(model / language.FACTS, {"hours": 1.5, "steps": 70, "best step": 50, "machine": "a laptop"})
+    write_json(model / language.FACTS, {"hours": 1.5, "hours of practice": 0.5, "steps": 70, "best step": 50,
+                                        "machine": "a laptop"})
     seen = {"value": 0.123, "low": 0.1, "high": 0.15}
     results = tmp_path / "results.json"
     write_json(results, {

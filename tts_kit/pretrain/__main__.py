@@ -1,9 +1,9 @@
-"""A small CSM from nothing, in one command: speech, codec, language model, judgement, and the folder to bundle.
+"""A small CSM from nothing, in one command: speech, codec, network, judgement, and the folder to bundle.
 
     python -m tts_kit.pretrain --out runs/pretrain
 
 Every stage goes on where it stopped, so the same command continues after an interruption. The stages can be run one by
-one, with more options: corpus, codec_training, language, evaluate, ship.
+one, with more options: corpus, flite, codec_training, language, evaluate, ship.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tts_kit import runtime
-from tts_kit.pretrain import codec_training, corpus, evaluate, language, ship
+from tts_kit.pretrain import codec_training, corpus, evaluate, flite, language, ship
 from tts_kit.problem import command
 
 
@@ -20,13 +20,16 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     options = parser().parse_args(arguments)
     out = options.out
-    speech, codec, model, results = out / "corpus", out / "codec", out / "tiny-csm", out / "results.json"
+    speech, practice, codec, model = out / "corpus", out / "practice", out / "codec", out / "tiny-csm"
+    results = out / "results.json"
     computing = ["--device", options.device, "--dtype", options.dtype]
     stages = (
         (corpus.main, ["--out", speech, "--hours", options.hours, "--seed", options.seed, "--workers", options.workers]),
+        (flite.main, ["--out", practice, "--hours", options.practice_hours, "--seed", options.seed + 1, "--workers",
+                      options.workers]),
         (codec_training.main, ["--corpus", speech, "--out", codec, "--minutes", options.codec_minutes, *computing]),
-        (language.main, ["--corpus", speech, "--codec", codec, "--out", model, "--run", out.name, "--steps",
-                         options.steps, *computing]),
+        (language.main, ["--corpus", speech, "--practice", practice, "--codec", codec, "--out", model, "--run", out.name,
+                         "--steps", options.steps, *computing]),
         (evaluate.main, ["--model", model, "--out", results]),
         (ship.main, ["--model", model, "--results", results, "--out", out / "bundled"]),
     )
@@ -40,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tts_kit.pretrain", description=__doc__.split("\n")[0])
     top.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of everything that is made")
     top.add_argument("--hours", type=float, default=2.0, help="of synthetic speech (default 2)")
+    top.add_argument("--practice-hours", type=float, default=8.0, help="of plainer speech to read from (default 8)")
     top.add_argument("--seed", type=int, default=1, help="of the sentences (default 1)")
     top.add_argument("--workers", type=int, default=2, help="processes that synthesise (default 2)")
     top.add_argument("--codec-minutes", type=float, default=60.0, help="of codec training (default 60)")

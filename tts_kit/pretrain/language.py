@@ -32,7 +32,7 @@ from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import batches, trainer, watch
 
-RECIPE = Recipe(steps=10_000, learning_rate=2e-3, warmup_steps=300, weight_decay=0.05, tokens_per_batch=2_600,
+RECIPE = Recipe(steps=10_000, learning_rate=2e-3, warmup_steps=300, weight_decay=0.1, tokens_per_batch=2_600,
                 packing=False, context_share=1.0, depth_ratio=1 / 4, evaluate_every=500, save_every=500, sample_every=0)
 """What the bundled model is trained with unless told otherwise."""
 SPEAKER = "0"
@@ -40,7 +40,7 @@ VARIANTS = 6
 """How often each sentence of the corpus is heard: as it is, and slower and deeper or faster and higher, which makes more
 voices, and always beginning at another moment of a frame, which makes other codes."""
 SLOWEST, FASTEST = 0.86, 1.16
-NOISE = 0.15
+NOISE = 0.2
 """Share of the codes that are heard as others; the text is then a better guide than what was said just before."""
 CODES, INDEX = "codes.safetensors", "index.jsonl"
 CORPUS, PRACTICE = "corpus", "practice"
@@ -147,6 +147,7 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
     shape.save(shape.untie(model.half()), out, size)
     write_json(out / FACTS, {
         "sentences": len(steps.scored), "hours": _hours(sentences, physics),
+        "hours of practice": _hours([clip for clip in sentences if clip.id.startswith(PRACTICE)], physics),
         "steps": recipe.steps, "best step": _number(made.state.best_model_checkpoint),
         "held-out loss": made.state.best_metric,
         "begun with": begin_with, "recipe": dataclasses.asdict(recipe),

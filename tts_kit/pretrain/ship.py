@@ -41,8 +41,10 @@ of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It 
 
 ## Data
 {hours} hours of synthetic speech, no person's, its slower and faster copies counted:
-[Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in {speakers} voices and mixtures of two.
-Sentences come from a grammar written for this project. The voices {held_out} and the judged sentences were never trained on.
+[Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in {speakers} voices and mixtures of two, and
+{practice} hours of [flite](http://cmuflite.org) (under its own free licence) to practise reading on. The sentences come
+from a grammar written for this project. The voices {held_out} and the judged sentences
+were never trained on.
 
 ## Training
 `python -m tts_kit.pretrain` makes everything. This one: {steps} steps of the language model, the best of them
@@ -94,7 +96,8 @@ def card(model: Path, found: dict) -> str:
     unseen = found["groups"][next(iter(found["groups"]))]
     return CARD.format(
         **_sizes(model), codebooks=physics.codebooks, size=physics.codebook_size, frames=physics.frame_rate,
-        rate=physics.sample_rate, words=len(sentences.vocabulary()), hours=facts["hours"],
+        rate=physics.sample_rate, words=len(sentences.vocabulary()),
+        hours=facts["hours"], practice=facts["hours of practice"],
         speakers=len(voices.speakers()), held_out=", ".join(sentences.judging().voices), steps=facts["steps"],
         best=facts["best step"], machine=facts["machine"], judges=found["judges"], count=unseen["sentences"],
         seeds=len(found["seeds"]), date=found["date"], judged_on=found["machine"],
