@@ -150,7 +150,7 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
         "hours of practice": _hours([clip for clip in sentences if clip.id.startswith(PRACTICE)], physics),
         "steps": recipe.steps, "best step": _number(made.state.best_model_checkpoint),
         "held-out loss": made.state.best_metric,
-        "begun with": begin_with, "recipe": dataclasses.asdict(recipe),
+        "begun with": Path(begin_with).name, "recipe": dataclasses.asdict(recipe),
         "machine": runtimes.machine(), "versions": runtimes.versions()})
     return out
 
