@@ -1,0 +1,186 @@
+"""Long recordings -> clips of a sentence or two: cut inside silence only, at one loudness, every piece accounted for.
+
+In goes a sound file of any length; out come `clips/` and `rejected/` in a folder of its own, and `pieces.jsonl`, which says
+of each piece where it was, what was measured, and why it was left out if it was.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tts_kit import audio, run
+from tts_kit.data import pauses, streams
+from tts_kit.data.pauses import STEP, Heard
+from tts_kit.data.utterance import RATE
+from tts_kit.problem import Problem
+
+PIECES = "pieces.jsonl"
+LEAD, TAIL = 0.1, 0.25
+"""Seconds of room before and after the voice."""
+FADE = 0.005
+MEASURED = 120
+"""Seconds of speech by which the loudness of a recording is measured."""
+CLIPPED = 0.999
+MOST_CLIPPED = 0.001
+"""Share of a piece's samples at full scale above which it is left out."""
+LEAST_RATIO = 8.0
+"""Decibels between speech and room under which a piece is left out."""
+CUT_WORD = 15.0
+"""Decibels: an edge that is not so far under the speech beside it may have cut a word."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a recording that became a clip, or the reason why it did not."""
+    file: str
+    """The clip, under the recording's folder."""
+    begin: float
+    """Seconds into the recording; the clip is exactly what lies between, faded at its ends."""
+    end: float
+    ratio: float
+    """Decibels of the speech over the room."""
+    edge: float
+    """Decibels of the speech over the louder of the two edges; small where a word may have been cut."""
+    clipped: float
+    """Share of samples at full scale."""
+    reason: str = ""
+    """Why it was left out."""
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
+def cut(path: str | Path, folder: str | Path) -> list[Piece]:
+    """The clips of one recording in a folder of its own under `folder`; what was cut before is used again."""
+    path = Path(path)
+    place = Path(folder) / name_of(path)
+    identity = _identity(path)
+    if (place / PIECES).is_file():
+        first, *rows = run.read_rows(place / PIECES)
+        if first != identity:
+            raise Problem(f"{place} was cut from another {path.name}, or with other settings. Move it away, or give the new "
+                          "recording another name.")
+        return [Piece(**row) for row in rows]
+    with tqdm(desc=f"listening to {path.name}", unit="s", bar_format="{desc}: {n:.0f} s [{elapsed}]") as bar:
+        heard = pauses.listen(_counted(streams.blocks(path, pauses.RATE), pauses.RATE, bar))
+    planned = plan(heard)
+    if not planned:
+        raise Problem(f"{path} holds {heard.seconds:.0f} s and nobody speaks in it. Give a recording of one voice.")
+    with run.writing_folder(place) as beside:
+        pieces = list(_written(path, planned, heard, beside))
+        run.write_rows(beside / PIECES, [identity, *(dataclasses.asdict(piece) for piece in pieces)])
+    return pieces
+
+
+def plan(heard: Heard) -> list[tuple[int, int, int, int]]:
+    """(begin, voice begins, voice ends, end) of each clip in steps; neighbours never overlap."""
+    stretches = pauses.runs(heard)
+    clips = [(stretches[first][0], stretches[last][1]) for first, last in pauses.group(stretches)]
+    borders = [0, *(pauses.quietest(heard, before[1], after[0]) for before, after in itertools.pairwise(clips)),
+               len(heard.levels)]
+    lead, tail = round(LEAD / STEP), round(TAIL / STEP)
+    return [(max(border, begin - lead), begin, end, min(end + tail, following))
+            for (begin, end), (border, following) in zip(clips, itertools.pairwise(borders))]
+
+
+def name_of(path: Path) -> str:
+    """A folder's name for a recording: its own, cleaned, with four letters that tell apart what cleaning made alike."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:60] or "recording"
+    return stem if stem == path.stem else f"{stem}-{hashlib.sha256(path.name.encode()).hexdigest()[:4]}"
+
+
+def summary(pieces: Sequence[Piece]) -> str:
+    """One line: what was kept and what was not, and why."""
+    kept = [piece for piece in pieces if not piece.reason]
+    left = [piece for piece in pieces if piece.reason]
+    line = f"{len(kept)} clips, {sum(piece.seconds for piece in kept) / 60:.1f} minutes"
+    if not left:
+        return line
+    kinds: dict[str, list[Piece]] = {}
+    for piece in left:
+        kinds.setdefault(piece.reason.partition(":")[0], []).append(piece)
+    told = "; ".join(f"{len(some)} {kind}" for kind, some in kinds.items())
+    return f"{line}; left out: {told} ({sum(piece.seconds for piece in left) / 60:.1f} minutes)"
+
+
+def _identity(path: Path) -> dict:
+    """What the pieces are made of; another file or other limits make others."""
+    if not path.is_file():
+        raise Problem(f"{path} is missing: no such file. Check the name.")
+    settings = (LEAD, TAIL, LEAST_RATIO, MOST_CLIPPED, pauses.SHORTEST, pauses.GOOD, pauses.LONG, pauses.LONGEST)
+    return {"recording": path.name, "bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns,
+            "settings": list(settings)}
+
+
+def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: Heard, folder: Path) -> Iterator[Piece]:
+    """Every planned clip measured and on disk, kept or rejected."""
+    spans = [(begin * STEP, end * STEP) for begin, _, _, end in planned]
+    factor = audio.gain(_loudness(path, spans))
+    pieces = tqdm(zip(planned, _spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
+    for number, ((begin, first, last, end), samples) in enumerate(pieces, 1):
+        clipped = float((np.abs(samples) >= CLIPPED).mean()) if len(samples) else 0.0
+        speech = _power(heard.levels[first:last])
+        edges = max(_power(heard.levels[begin:begin + 2]), _power(heard.levels[max(begin, end - 2):end]))
+        piece = Piece("", round(begin * STEP, 2), round(end * STEP, 2), round(speech - heard.floor, 1),
+                      round(speech - edges, 1), round(clipped, 5))
+        reason = _reason(piece)
+        file = f"{'rejected' if reason else 'clips'}/{number:05d}.flac"
+        audio.write(folder / file, _faded(audio.amplify(samples, factor)), RATE)
+        yield dataclasses.replace(piece, file=file, reason=reason)
+
+
+def _reason(piece: Piece) -> str:
+    if piece.seconds - LEAD - TAIL < pauses.SHORTEST - 0.25:
+        return f"too short: {piece.seconds:.1f} s, wanted {pauses.SHORTEST:g} s or more"
+    if piece.seconds > pauses.LONGEST + LEAD + TAIL:
+        return f"too long: {piece.seconds:.1f} s without a pause to cut in, wanted {pauses.LONGEST:g} s at most"
+    if piece.clipped > MOST_CLIPPED:
+        return f"clipped: {piece.clipped:.2%} of it at full scale, wanted {MOST_CLIPPED:.1%} at most"
+    if piece.ratio < LEAST_RATIO:
+        return f"noisy: speech {piece.ratio:.0f} dB over the room, wanted {LEAST_RATIO:g} dB or more"
+    return ""
+
+
+def _loudness(path: Path, spans: Sequence[tuple[float, float]]) -> float:
+    """Loudness of the speech of a recording, by about two minutes of it spread evenly."""
+    wanted = max(1, round(MEASURED / (sum(end - begin for begin, end in spans) / len(spans))))
+    some = spans[::-(-len(spans) // wanted)]
+    return audio.loudness(np.concatenate(list(_spans(path, some))), RATE)
+
+
+def _spans(path: Path, spans: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:
+    """(samples,) at 24 kHz of every span, in their order; a few blocks are in memory at a time."""
+    blocks, left, start = streams.blocks(path, RATE), np.zeros(0, np.float32), 0
+    for begin, end in spans:
+        first, last = round(begin * RATE), round(end * RATE)
+        while start + len(left) < last and (block := next(blocks, None)) is not None:
+            drop = min(max(0, first - start), len(left))
+            left, start = np.concatenate([left[drop:], block]), start + drop
+        yield left[first - start:last - start].copy()
+
+
+def _counted(blocks: Iterator[np.ndarray], rate: int, bar: tqdm) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield block
+        bar.update(len(block) / rate)
+
+
+def _power(levels: np.ndarray) -> float:
+    """Level of several steps together, in dB."""
+    return float(10 * np.log10(np.mean(10 ** (levels.astype(np.float64) / 10)))) if len(levels) else -100.0
+
+
+def _faded(samples: np.ndarray) -> np.ndarray:
+    slope = np.linspace(0, 1, max(1, min(round(FADE * RATE), len(samples) // 2)), dtype=np.float32)
+    faded = samples.copy()
+    faded[:len(slope)] *= slope
+    faded[len(faded) - len(slope):] *= slope[::-1]
+    return faded
