@@ -64,20 +64,25 @@ def cut(path: str | Path, folder: str | Path) -> list[Piece]:
     place = Path(folder) / name_of(path)
     identity = _identity(path)
     if (place / PIECES).is_file():
-        first, *rows = run.read_rows(place / PIECES)
+        first, *_ = run.read_rows(place / PIECES)
         if first != identity:
             raise Problem(f"{place} was cut from another {path.name}, or with other settings. Move it away, or give the new "
                           "recording another name.")
-        return [Piece(**row) for row in rows]
+        return pieces(place)
     with tqdm(desc=f"listening to {path.name}", unit="s", bar_format="{desc}: {n:.0f} s [{elapsed}]") as bar:
         heard = pauses.listen(_counted(streams.blocks(path, pauses.RATE), pauses.RATE, bar))
     planned = plan(heard)
     if not planned:
         raise Problem(f"{path} holds {heard.seconds:.0f} s and nobody speaks in it. Give a recording of one voice.")
     with run.writing_folder(place) as beside:
-        pieces = list(_written(path, planned, heard, beside))
-        run.write_rows(beside / PIECES, [identity, *(dataclasses.asdict(piece) for piece in pieces)])
-    return pieces
+        made = list(_written(path, planned, heard, beside))
+        run.write_rows(beside / PIECES, [identity, *(dataclasses.asdict(piece) for piece in made)])
+    return made
+
+
+def pieces(folder: Path) -> list[Piece]:
+    """What became of a recording that was cut into `folder`."""
+    return [Piece(**row) for row in run.read_rows(folder / PIECES)[1:]]
 
 
 def plan(heard: Heard) -> list[tuple[int, int, int, int]]:
@@ -97,10 +102,10 @@ def name_of(path: Path) -> str:
     return stem if stem == path.stem else f"{stem}-{hashlib.sha256(path.name.encode()).hexdigest()[:4]}"
 
 
-def summary(pieces: Sequence[Piece]) -> str:
+def summary(found: Sequence[Piece]) -> str:
     """One line: what was kept and what was not, and why."""
-    kept = [piece for piece in pieces if not piece.reason]
-    left = [piece for piece in pieces if piece.reason]
+    kept = [piece for piece in found if not piece.reason]
+    left = [piece for piece in found if piece.reason]
     line = f"{len(kept)} clips, {sum(piece.seconds for piece in kept) / 60:.1f} minutes"
     if not left:
         return line
@@ -124,8 +129,8 @@ def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: He
     """Every planned clip measured and on disk, kept or rejected."""
     spans = [(begin * STEP, end * STEP) for begin, _, _, end in planned]
     factor = audio.gain(_loudness(path, spans))
-    pieces = tqdm(zip(planned, _spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
-    for number, ((begin, first, last, end), samples) in enumerate(pieces, 1):
+    clips = tqdm(zip(planned, _spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
+    for number, ((begin, first, last, end), samples) in enumerate(clips, 1):
         clipped = float((np.abs(samples) >= CLIPPED).mean()) if len(samples) else 0.0
         speech = _power(heard.levels[first:last])
         edges = max(_power(heard.levels[begin:begin + 2]), _power(heard.levels[max(begin, end - 2):end]))

