@@ -42,6 +42,6 @@ $(VENV)/judges.done: $(VENV)/demo.done requirements-judges.txt requirements-judg
 	$(BIN)/pip install -q --no-deps -r requirements-judges-alone.txt
 	touch $@
 
-$(VENV)/dev.done: $(VENV)/judges.done requirements-dev.txt
-	$(BIN)/pip install -q -r requirements-dev.txt -c constraints.txt
+$(VENV)/dev.done: $(VENV)/judges.done requirements-recordings.txt requirements-dev.txt
+	$(BIN)/pip install -q -r requirements-recordings.txt -r requirements-dev.txt -c constraints.txt
 	touch $@

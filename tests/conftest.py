@@ -4,16 +4,29 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 
+import dataclasses
+import shutil
+from pathlib import Path
+
+import browser
+import numpy as np
 import pytest
 import torch
 
-from tts_kit import runtime
+from tts_kit import audio, run, runtime
+from tts_kit.data import recording, transcribe
+from tts_kit.data.recording import Piece
+from tts_kit.data.transcribe import Transcript
+from tts_kit.data.utterance import RATE
 from tts_kit.model import load
 from tts_kit.pretrain import shape
 from tts_kit.recipe import Recipe
 from tts_kit.tokens.cache import Clip
 
 torch.set_num_threads(1)
+
+CUT_TEXTS = ("He lost two wooden chairs.", "The dog ran away.", "Who is that girl?", "Count from one to ten.",
+         "The river is deep.", "We met in the garden.", "Her voice is known here.", "It was too dark.")
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +72,40 @@ def stock(toy):
     return model.eval()
 
 
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    binary = next(filter(None, map(shutil.which, browser.NAMES)), None)
+    if not binary:
+        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is on the PATH; apt-get install chromium")
+    made = browser.Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
+
+
 def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "train", books: int = 4,
               speaker: str = "") -> Clip:
     """A clip with random codes, the same for the same name."""
     generator = torch.Generator().manual_seed(sum(name.encode()) * 1000 + frames)
     codes = torch.randint(0, 32, (frames, books), generator=generator, dtype=torch.int16)
     return Clip(name, text, "0", speaker, name, split, codes)
+
+
+def make_cuts(folder: Path) -> Path:
+    """Two recordings of four clips each, cut and heard; a tone of its own height in every clip."""
+    for number, name in enumerate(("monday", "tuesday")):
+        place, pieces, heard = folder / name, [], []
+        for clip in range(4):
+            file = f"clips/{clip + 1:05d}.flac"
+            seconds = 2.0 + 0.5 * clip
+            tone = 0.3 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / RATE)
+            audio.write(place / file, tone.astype(np.float32), RATE)
+            pieces.append(Piece(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0))
+            text = CUT_TEXTS[4 * number + clip]
+            heard.append(Transcript(file, text, f" {text}", 0.95, 0.01))
+        pieces.append(Piece("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, "noisy: speech 3 dB over the room"))
+        run.write_rows(place / recording.PIECES, [{"recording": name}, *(dataclasses.asdict(each) for each in pieces)])
+        run.write_rows(place / transcribe.table_of("base"), [dataclasses.asdict(each) for each in heard])
+    return folder
 
 
 def spread_logits(*models):

@@ -7,37 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CUT_TEXTS as TEXTS
+from conftest import make_cuts
 
-from tts_kit import audio, run
-from tts_kit.data import draft, recording, suspicion, transcribe
-from tts_kit.data.draft import CHECKED, DROPPED, NEW, Draft, Stale
-from tts_kit.data.recording import Piece
+from tts_kit import run
+from tts_kit.data import draft, recording, suspicion
+from tts_kit.data.draft import Draft
+from tts_kit.data.edits import CHECKED, DROPPED, NEW, Stale
 from tts_kit.data.suspicion import Evidence
-from tts_kit.data.transcribe import Transcript
 from tts_kit.data.utterance import RATE
 from tts_kit.problem import Problem
-
-TEXTS = ("He lost two wooden chairs.", "The dog ran away.", "Who is that girl?", "Count from one to ten.",
-         "The river is deep.", "We met in the garden.", "Her voice is known here.", "It was too dark.")
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two recordings of four clips each, cut and heard; a tone of its own height in every clip."""
-    for number, name in enumerate(("monday", "tuesday")):
-        place, pieces, heard = tmp_path / name, [], []
-        for clip in range(4):
-            file = f"clips/{clip + 1:05d}.flac"
-            seconds = 2.0 + 0.5 * clip
-            tone = 0.3 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / RATE)
-            audio.write(place / file, tone.astype(np.float32), RATE)
-            pieces.append(Piece(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0))
-            text = TEXTS[4 * number + clip]
-            heard.append(Transcript(file, text, f" {text}", 0.95, 0.01))
-        pieces.append(Piece("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, "noisy: speech 3 dB over the room"))
-        run.write_rows(place / recording.PIECES, [{"recording": name}, *(dataclasses.asdict(each) for each in pieces)])
-        run.write_rows(place / transcribe.table_of("base"), [dataclasses.asdict(each) for each in heard])
-    return tmp_path
+    return make_cuts(tmp_path)
 
 
 def state(some: Draft) -> dict:

@@ -7,6 +7,7 @@ import pytest
 
 from tts_kit import audio, story
 from tts_kit.comparison import judges, offline, scores
+from tts_kit.data import whisper
 from tts_kit.problem import Problem
 
 RATE = judges.RATE
@@ -140,9 +141,9 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
 @installed
 def test_weights_that_are_not_the_tested_ones_are_refused(tmp_path, monkeypatch):
     """Mistake: another upload under the same name becomes the judge, or a half-written file is kept."""
-    whole = offline.whisper_folder(tmp_path / "whole")
+    whole = whisper.folder(tmp_path / "whole")
     assert {path.name for path in whole.iterdir()} >= {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
-    monkeypatch.setattr(offline, "WHISPER_HASH", "0" * 64)
+    monkeypatch.setattr(whisper, "HASH", "0" * 64)
     with pytest.raises(Problem, match="are not the tested ones"):
-        offline.whisper_folder(tmp_path / "other")
+        whisper.folder(tmp_path / "other")
     assert not (tmp_path / "other").exists()

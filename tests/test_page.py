@@ -5,10 +5,6 @@ import html
 import json
 import os
 import re
-import select
-import shutil
-import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -22,8 +18,6 @@ SECONDS = {None: 0.8, 1: 1.6, 2: 1.1}
 ARMS = ["real", "codec", "base", "clone", "tuned", "tuned+clone"]
 HOSTILE = '<img src=x onerror="window.hurt=1">\u2028"\'</script><!--<script>window.hurt=1//'
 TEXTS = ["The lamps along the river went out.", HOSTILE, "Where are the keys?"]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
 
 
 def voice(seconds: float, amplitude: float = 0.2) -> np.ndarray:
@@ -152,92 +146,6 @@ def test_hostile_text_never_becomes_markup(tmp_path):
     assert embedded(text)["sentences"][0]["text"] == HOSTILE + "\ud800"
 
 
-class Browser:
-    """Chromium without a window, driven through its DevTools pipe, so that no driver and no package is needed."""
-
-    def __init__(self, binary: str, profile):
-        # Chromium reads commands from descriptor 3 and answers on 4
-        self.process = subprocess.Popen(
-            ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", binary, "--headless", "--no-sandbox",
-             "--disable-gpu", "--mute-audio", "--no-first-run", "--remote-debugging-pipe",
-             f"--user-data-dir={profile}"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
-        self.unread, self.calls, self.events, self.session = b"", 0, [], {}
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters) -> dict:
-        self.calls += 1
-        message = {"id": self.calls, "method": method, "params": parameters} | self.session
-        self.process.stdin.write(json.dumps(message).encode() + b"\0")
-        while (answer := self.receive()).get("id") != self.calls:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def receive(self) -> dict:
-        while b"\0" not in self.unread:
-            assert select.select([self.process.stdout], [], [], 30)[0], "the browser says nothing for 30 s"
-            self.unread += (read := self.process.stdout.read(1 << 20))
-            assert read, "the browser went away"
-        message, self.unread = self.unread.split(b"\0", 1)
-        return json.loads(message)
-
-    def run(self, script: str):
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def wait(self, script: str) -> None:
-        end = time.monotonic() + 10
-        while not self.run(script):
-            assert time.monotonic() < end, f"never became true: {script}"
-            time.sleep(0.02)
-
-    def open(self, path) -> None:
-        self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        self.wait(f"location.href === {json.dumps(path.as_uri())} && document.readyState === 'complete'")
-
-    def look(self, width: int, height: int, scheme: str = "light") -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                  mobile=width < 500)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def press(self, key: str, shift: bool = False) -> None:
-        common = {"key": key, "code": key, "modifiers": 8 * shift, "windowsVirtualKeyCode": KEYS.get(key, ord(key[0]))}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **common | ({"text": key} if len(key) == 1 else {}))
-        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
-
-    def click(self, selector: str, across: float = 0.5) -> None:
-        x, y = self.run(f"""(() => {{ const seen = document.querySelector({json.dumps(selector)});
-            seen.scrollIntoView({{block: "center"}}); const box = seen.getBoundingClientRect();
-            return [box.left + {across} * box.width, box.top + box.height / 2]; }})()""")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-
-    def complaints(self) -> list:
-        return [event for event in self.events if event["method"] == "Runtime.exceptionThrown"
-                or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] in ("error", "warning"))]
-
-    def close(self) -> None:
-        self.session = {}
-        self.process.stdin.write(b'{"id": 0, "method": "Browser.close"}\0')
-        self.process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not binary:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH; apt-get install chromium")
-    browser = Browser(binary, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Three sentences, one of them hostile, in seven arms; the spoken ones with two seeds; one clip is missing."""
@@ -254,7 +162,7 @@ def site(tmp_path_factory):
 def browser(chromium, site):
     """The page freshly opened; no test may leave an error in the console or a request to a network."""
     chromium.look(1280, 800)
-    chromium.open(site)
+    chromium.open(site.as_uri())
     yield chromium
     assert chromium.complaints() == []
     asked = {event["params"]["request"]["url"] for event in chromium.events

@@ -1,4 +1,4 @@
-"""The verbs: python -m tts_kit doctor | data | tokenize | train | speak | compare | demo."""
+"""The verbs: python -m tts_kit doctor | data | review | tokenize | train | speak | compare | demo."""
 
 import argparse
 import dataclasses
@@ -37,14 +37,7 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "doctor", doctor, "is this machine ready? what to do where it is not", run=False)
     _recipe_options(verb, BASE[:1])
 
-    verb = _verb(verbs, "data", data, "clips with transcripts -> checked, levelled, split utterances")
-    verb.add_argument("source", help="folder with metadata.csv, a .jsonl file, a hub dataset (owner/name), or an example: "
-                      "example:emma is the bundled voice, example:allison a person's, which is fetched")
-    verb.add_argument("--held-out-from", metavar="SOURCE", default="",
-                      help="another source, whose clips are held out instead of a share of the first one's")
-    verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
-    _recipe_options(verb, DATA)
-
+    _data_verbs(verbs)
     _recipe_options(_verb(verbs, "tokenize", tokenize, "utterances -> codes, made once"), BASE)
 
     verb = _verb(verbs, "train", train, "codes -> adapter")
@@ -74,6 +67,24 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _data_verbs(verbs) -> None:
+    verb = _verb(verbs, "data", data, "a recording, or clips with transcripts -> checked, levelled, split utterances")
+    verb.add_argument("source", help="a recording or a folder of them, which are cut and written down; a folder with "
+                      "metadata.csv, a .jsonl file, a hub dataset (owner/name), or an example: example:emma is the bundled "
+                      "voice, example:allison a person's, which is fetched")
+    verb.add_argument("--transcriber", default="", help="of recordings: a Whisper by name or folder, or `bundled` where "
+                      "there is no hub (default large-v3-turbo on a GPU, else small)")
+    verb.add_argument("--second-transcriber", default="", help="another one, to doubt the first where they differ")
+    verb.add_argument("--language", default="", help="of recordings, as two letters (default: told by their beginning)")
+    verb.add_argument("--held-out-from", metavar="SOURCE", default="",
+                      help="another source, whose clips are held out instead of a share of the first one's")
+    verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
+    _recipe_options(verb, DATA)
+
+    verb = _verb(verbs, "review", review, "a page to put right what was written down of recordings")
+    verb.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
+
+
 def doctor(options) -> int:
     from tts_kit import doctor as surgery
 
@@ -88,8 +99,19 @@ def data(options) -> None:
     run = Run(options.run)
     recipe = _recipe(options, run)
     from tts_kit import data as room
+    from tts_kit.data import desk
 
-    room.prepare(options.source, run, recipe, options.skip_bad, options.held_out_from)
+    source = desk.take_in(options.source, run, _runtime(options), options.transcriber, options.second_transcriber,
+                          options.language)
+    room.prepare(source, run, recipe, options.skip_bad, options.held_out_from)
+
+
+def review(options) -> None:
+    run = Run(options.run)
+    recipe = recipes.recall(run)
+    from tts_kit.data import desk
+
+    desk.sit(run, recipe, options.port)
 
 
 def tokenize(options) -> None:

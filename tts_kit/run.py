@@ -26,6 +26,8 @@ class Run:
                           "or digit. Choose another name.")
         self.name = name
         self.folder = Path(root) / name
+        self.cuts = self.folder / "cuts"
+        self.reviewed = self.folder / "reviewed"
         self.data = self.folder / "data"
         self.codes = self.folder / "codes"
         self.training = self.folder / "training"

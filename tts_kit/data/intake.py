@@ -24,6 +24,7 @@ ORIGIN = "source.json"
 REJECTED = "rejected.jsonl"
 SETTINGS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 SHOWN = 20
+CHANGED = "the table or its audio has changed since"
 
 
 def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False,
@@ -34,7 +35,8 @@ def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False
     source, held_out_from = examples.resolve(str(source), str(held_out_from))
     rows = [*sources.rows(source), *sources.held_out(held_out_from, source)]
     origin = _origin(source, held_out_from, rows, recipe, skip_bad)
-    if not _made_before(run.data, origin):
+    own = sources.identity(source) == sources.identity(str(run.reviewed))
+    if not _made_before(run.data, origin, may_change=own):
         _make(rows, run.data, recipe, origin, skip_bad)
     utterances = utterance.read(run.data)
     print(f"{summary(utterances)}. In {run.data}.")
@@ -67,8 +69,9 @@ def _origin(name: str, held_out_from: str, rows: list[Row], recipe: Recipe, skip
     return {"source": sources.identity(name), "settings": settings, "fingerprint": fingerprint.hexdigest()}
 
 
-def _made_before(folder: Path, origin: dict) -> bool:
-    """Whether `folder` holds the data of this very origin; data of another one is never overwritten."""
+def _made_before(folder: Path, origin: dict, may_change: bool = False) -> bool:
+    """Whether `folder` holds the data of this very origin; data of another one is never overwritten. A review of the run's
+    own recordings may change: then its data is made again."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     try:
@@ -76,6 +79,8 @@ def _made_before(folder: Path, origin: dict) -> bool:
         differences = _differences(found, origin)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         differences = [f"its {ORIGIN} is missing or unreadable"]
+    if differences == [CHANGED] and may_change:
+        return False
     if differences:
         raise Problem(f"{folder} already holds other data ({'; '.join(differences)}). It was left as it is: choose "
                       f"another run name, or delete {folder} to make it again.")
@@ -90,7 +95,7 @@ def _differences(found: dict, origin: dict) -> list[str]:
     changed = [f"made with {name} {before.get(name)!r}, not {now.get(name)!r}"
                for name in {**before, **now} if before.get(name) != now.get(name)]
     if not changed and found["fingerprint"] != origin["fingerprint"]:
-        return ["the table or its audio has changed since"]
+        return [CHANGED]
     return changed
 
 

