@@ -10,7 +10,7 @@ The rooms, from the ground up; each imports only from those before it:
     checkpoint.py  opening a base: quietly, safetensors only, errors for people
     audio.py       the only room that knows waves
     text.py        one normalisation for training and speaking
-    data/          clips with transcripts -> utterances
+    data/          recordings, or clips with transcripts -> utterances
     tokens/        utterances -> codes -> the sequence CSM reads
     model/         the base, the adapter, the loss, the generation loop
     tuning/        codes -> adapter
