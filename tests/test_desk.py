@@ -60,7 +60,7 @@ def test_a_correction_reaches_the_data_and_nothing_else_changes(place, tmp_path)
     shutil.copytree(place.folder, tmp_path / "anna")
     mine = Run("anna", tmp_path)
     shutil.rmtree(mine.data)  # it names the place where it was made
-    data.prepare(mine.reviewed, mine, Recipe(), skip_bad=True)
+    data.prepare(mine.reviewed, mine, Recipe(held_out=0.2), skip_bad=True)
     draft = desk.again(mine)
     first, second, *_ = draft.entries
     draft.edit({"do": "text", "id": first.id, "seen": 0, "text": "Put right by hand."})

@@ -11,7 +11,7 @@ from conftest import CUT_TEXTS as TEXTS
 from conftest import make_cuts
 
 from tts_kit import run
-from tts_kit.data import draft, recording, suspicion
+from tts_kit.data import draft, recording, suspicion, transcribe
 from tts_kit.data.draft import Draft
 from tts_kit.data.edits import CHECKED, DROPPED, NEW, Stale
 from tts_kit.data.suspicion import Evidence
@@ -142,6 +142,14 @@ def test_clips_cut_anew_do_not_take_an_old_review(folder):
     place = folder / "monday"
     run.write_rows(place / recording.PIECES, run.read_rows(place / recording.PIECES)[:3])
     with pytest.raises(Problem, match=r"tells of a clip 'monday/00004' that is not there"):
+        Draft(folder, "base")
+
+
+def test_writing_down_that_was_interrupted_is_told_of(folder):
+    """Mistake: a traceback where a transcription was stopped half-way."""
+    place = folder / "tuesday" / transcribe.table_of("base")
+    run.write_rows(place, run.read_rows(place)[:2])
+    with pytest.raises(Problem, match=r"00003.flac has not been written down yet"):
         Draft(folder, "base")
 
 

@@ -63,7 +63,7 @@ def test_a_model_too_large_to_bundle_is_refused(made, tmp_path, monkeypatch):
 def test_one_command_calls_every_stage_and_stops_where_one_fails(tmp_path, monkeypatch):
     """Mistake: options that a stage does not know, or a stage that goes on with what a failed one left."""
     called = []
-    for stage in (whole.corpus, whole.codec_training, whole.language, whole.evaluate, whole.ship):
+    for stage in (whole.corpus, whole.flite, whole.codec_training, whole.language, whole.evaluate, whole.ship):
         monkeypatch.setattr(stage, "main", lambda _, name=stage.__name__: called.append(name) or name.endswith("language"))
     assert whole.main(["--out", str(tmp_path)]) == 1
-    assert [name.rpartition(".")[2] for name in called] == ["corpus", "codec_training", "language"]
+    assert [name.rpartition(".")[2] for name in called] == ["corpus", "flite", "codec_training", "language"]

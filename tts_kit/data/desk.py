@@ -88,7 +88,7 @@ def sit(place: Run, recipe: Recipe, port: int = 0) -> None:
         page.wait()
     except KeyboardInterrupt:
         page.close()
-    intake.prepare(clear(draft, place), place, recipe)
+    intake.prepare(clear(draft, place), place, recipe, skip_bad=True)
 
 
 def clear(draft: Draft, place: Run, speaker: str = "") -> Path:

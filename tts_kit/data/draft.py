@@ -101,6 +101,9 @@ def _entries(folder: Path, transcriber: str, second: str) -> dict[str, Entry]:
         for piece in recording.pieces(place):
             if piece.reason:
                 continue
+            if piece.file not in said:
+                raise Problem(f"{place / piece.file} has not been written down yet. Run python -m tts_kit data again with "
+                              "the same recordings: it goes on where it stopped.")
             heard, other = said[piece.file], again.get(piece.file)
             name = f"{place.name}/{Path(piece.file).stem}"
             part = Part(f"{place.name}/{piece.file}", 0.0, round(piece.seconds, 3))

@@ -24,7 +24,6 @@ ORIGIN = "source.json"
 REJECTED = "rejected.jsonl"
 SETTINGS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 SHOWN = 20
-CHANGED = "the table or its audio has changed since"
 
 
 def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False,
@@ -78,8 +77,8 @@ def _made_before(folder: Path, origin: dict, may_change: bool = False) -> bool:
         found = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
         differences = _differences(found, origin)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        differences = [f"its {ORIGIN} is missing or unreadable"]
-    if differences == [CHANGED] and may_change:
+        found, differences = {}, [f"its {ORIGIN} is missing or unreadable"]
+    if differences and may_change and found.get("source") == origin["source"]:
         return False
     if differences:
         raise Problem(f"{folder} already holds other data ({'; '.join(differences)}). It was left as it is: choose "
@@ -95,7 +94,7 @@ def _differences(found: dict, origin: dict) -> list[str]:
     changed = [f"made with {name} {before.get(name)!r}, not {now.get(name)!r}"
                for name in {**before, **now} if before.get(name) != now.get(name)]
     if not changed and found["fingerprint"] != origin["fingerprint"]:
-        return [CHANGED]
+        return ["the table or its audio has changed since"]
     return changed
 
 
