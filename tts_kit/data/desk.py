@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tts_kit import audio, run
-from tts_kit.data import intake, recording, review, sources, transcribe
+from tts_kit.data import intake, recording, review, sources, transcribe, voices
 from tts_kit.data.draft import Draft
 from tts_kit.data.edits import DROPPED, Entry
 from tts_kit.data.transcribe import Transcriber
@@ -58,6 +58,7 @@ def lay(files: Sequence[Path], place: Run, first: Transcriber, second: Transcrib
         try:
             pieces = recording.cut(file, place.cuts)
             print(f"{file.name}: {recording.summary(pieces)}.")
+            voices.listen(place.cuts / recording.name_of(file))
             for each in filter(None, (first, second)):
                 transcribe.transcribe(place.cuts / recording.name_of(file), each, language)
         except Problem as problem:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tts_kit import audio, run
-from tts_kit.data import edits, recording, suspicion, transcribe
+from tts_kit.data import edits, recording, suspicion, transcribe, voices
 from tts_kit.data.edits import Entry, Part
 from tts_kit.data.suspicion import Evidence
 from tts_kit.data.utterance import RATE
@@ -98,6 +98,7 @@ def _entries(folder: Path, transcriber: str, second: str) -> dict[str, Entry]:
     for place in sorted(path.parent for path in folder.glob(f"*/{recording.PIECES}")):
         said = {each.file: each for each in transcribe.read(place / transcribe.table_of(transcriber))}
         again = {each.file: each for each in transcribe.read(place / transcribe.table_of(second))} if second else {}
+        sounds = voices.read(place)
         for piece in recording.pieces(place):
             if piece.reason:
                 continue
@@ -108,7 +109,8 @@ def _entries(folder: Path, transcriber: str, second: str) -> dict[str, Entry]:
             name = f"{place.name}/{Path(piece.file).stem}"
             part = Part(f"{place.name}/{piece.file}", 0.0, round(piece.seconds, 3))
             found[name] = Entry(name, place.name, (part,), heard.text, heard.original_text)
-            evidence.append(Evidence(heard.text, piece.seconds, heard.confidence, piece.edge, other and other.text))
+            evidence.append(Evidence(heard.text, piece.seconds, heard.confidence, piece.edge, other and other.text,
+                                     sounds.get(piece.file)))
     for entry, some in zip(list(found.values()), suspicion.doubts(evidence)):
         found[entry.id] = dataclasses.replace(entry, doubts=tuple(some))
     return found

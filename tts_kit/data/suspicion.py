@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tts_kit.data import voices
 from tts_kit.data.recording import CUT_WORD
 
 PLAIN = set(" ,.?!;:'\"-")
 FEWEST = 6
 """Clips under which nothing is said about what is usual."""
+STRANGER = "sounds like somebody else"
+UNUSUAL = 0.11
+"""How much less like the usual voice a moment is from which on it may be somebody else's; of a speaker's own clips two or
+three in a hundred hold such a moment."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Evidence:
     second_text: str | None = None
     """What another transcriber heard, None where there was none."""
     voice: np.ndarray | None = None
-    """The voice as a direction of length 1, None where nobody measured it."""
+    """(windows, width) of the voice as directions of length 1, None where nobody measured it."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,12 @@ def doubts(clips: Sequence[Evidence]) -> list[list[Doubt]]:
     spoken = [clip for clip in clips if clip.text]
     pace = statistics.median(_pace(clip) for clip in spoken) if len(spoken) >= FEWEST else 0.0
     times = Counter(_words(clip.text) for clip in spoken)
-    voices = _likeness([clip.voice for clip in clips])
+    strange = voices.strangeness([clip.voice for clip in clips])
     found = []
-    for clip, likeness in zip(clips, voices):
+    for clip, unlike in zip(clips, strange):
         some = [_empty(clip)] if not clip.text else [
             _unsure(clip), _disagreement(clip), _hurried(clip, pace), _odd(clip), _twice(times[_words(clip.text)])]
-        some += [_cut(clip), _stranger(likeness)]
+        some += [_cut(clip), _stranger(unlike)]
         found.append(sorted((doubt for doubt in some if doubt.weight > 0.02), key=lambda doubt: -doubt.weight))
     return found
 
@@ -104,24 +109,8 @@ def _cut(clip: Evidence) -> Doubt:
     return Doubt(f"an edge only {clip.edge:.0f} dB under the speech: is a word cut?", 0.6 * (clip.edge < CUT_WORD))
 
 
-def _stranger(likeness: float | None) -> Doubt:
-    """How far a voice lies from the usual one, in deviations that outliers do not move."""
-    if likeness is None:
-        return Doubt("", 0.0)
-    return Doubt("sounds like somebody else", float(np.clip((-likeness - 3) / 6, 0, 0.9)))
-
-
-def _likeness(voices: Sequence[np.ndarray | None]) -> list[float | None]:
-    """Each voice's likeness to the middle of all, in robust deviations from the usual; None where there are too few."""
-    known = [voice for voice in voices if voice is not None]
-    if len(known) < FEWEST:
-        return [None] * len(voices)
-    middle = np.median(known, axis=0)
-    middle = middle / np.linalg.norm(middle)
-    scores = [None if voice is None else float(voice @ middle) for voice in voices]
-    some = np.array([score for score in scores if score is not None])
-    spread = 1.4826 * float(np.median(np.abs(some - np.median(some)))) + 1e-3
-    return [None if score is None else (score - float(np.median(some))) / spread for score in scores]
+def _stranger(unlike: float) -> Doubt:
+    return Doubt(STRANGER, min(0.9, 0.4 + 4 * (unlike - UNUSUAL)) if unlike > UNUSUAL else 0.0)
 
 
 def _pace(clip: Evidence) -> float:

@@ -1,0 +1,210 @@
+"""Takes of which everything is known, and how much of it the desk finds out: cuts, speech, words, strangers, time, memory.
+
+    python -m tts_kit.pretrain.trial --corpus runs/pretrain/corpus --out results/recordings.json
+
+In go clips whose speaker and words are known; they are laid out with pauses, and one thing after the other is added that
+spoils recordings. Speakers at even places of the list are for trying things out (--practice), those at odd ones for scoring.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tts_kit import audio, run, runtime
+from tts_kit.comparison import judges
+from tts_kit.data import recording, suspicion, transcribe, voices
+from tts_kit.data.draft import Draft
+from tts_kit.pretrain import corpus
+from tts_kit.pretrain.spoil import RATE, SPOILT, Said, Take, Wave, lay_out
+from tts_kit.problem import command
+
+SPEAKERS = 4
+"""Takes of every condition."""
+STRANGERS = 3
+"""Sentences of a take that somebody else says, where somebody does."""
+AUDIBLE = -30.0
+"""Decibels against its sentence at which a moment is speech."""
+LONG_HOURS = 3
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was counted in one take."""
+    seconds: float
+    cuts: int
+    cut_words: int
+    speech: float
+    """Seconds of it, of the main speaker, that nothing spoilt."""
+    lost: float
+    words: int
+    wrong_words: int
+    suspicion: tuple[tuple[float, bool], ...]
+    """Of each clip how suspicious it was, and whether its transcript was wrong."""
+    strangers: int
+    strangers_found: int
+    own: int
+    own_suspected: int
+    seconds_cutting: float
+    seconds_voices: float
+    seconds_writing: float
+    rejected: int
+
+
+def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber) -> Tally:
+    """Put a take on a desk in `folder`, as a person would, and compare what is found with the truth."""
+    path = folder / "take.flac"
+    audio.write(path, take.samples, RATE)
+    begun = time.perf_counter()
+    pieces = recording.cut(path, folder / "cuts")
+    cut = time.perf_counter()
+    place = folder / "cuts" / recording.name_of(path)
+    voices.listen(place)
+    listened = time.perf_counter()
+    transcribe.transcribe(place, transcriber, "en")
+    written = time.perf_counter()
+    draft = Draft(folder / "cuts", transcriber.name)
+    kept = {f"{place.name}/{Path(piece.file).stem}": piece for piece in pieces if not piece.reason}
+    counts = [(judges.count_wrong_words(take.text(kept[entry.id].begin, kept[entry.id].end), entry.text), entry)
+              for entry in draft.entries]
+    foreign = {entry.id: _foreign(take, kept[entry.id]) for entry in draft.entries}
+    suspected = {entry.id for entry in draft.entries if any(doubt.reason == suspicion.STRANGER for doubt in entry.doubts)}
+    own = [name for name, seconds in foreign.items() if seconds == 0]
+    strange = [name for name, seconds in foreign.items() if seconds > 0.3]
+    unharmed, lost = _speech(take, list(kept.values()))
+    return Tally(
+        seconds=len(take.samples) / RATE, cuts=2 * len(pieces), cut_words=sum(_cuts(take, piece) for piece in pieces),
+        speech=unharmed, lost=lost, words=sum(words for (words, _), _ in counts),
+        wrong_words=sum(wrong for (_, wrong), _ in counts),
+        suspicion=tuple((suspicion.together(entry.doubts), wrong > 0) for (_, wrong), entry in counts),
+        strangers=len(strange), strangers_found=len(suspected.intersection(strange)), own=len(own),
+        own_suspected=len(suspected.intersection(own)), seconds_cutting=cut - begun, seconds_voices=listened - cut,
+        seconds_writing=written - listened, rejected=len(pieces) - len(kept))
+
+
+def summed(tallies: Sequence[Tally]) -> dict:
+    """The figures of a condition, or of all."""
+    def total(name: str) -> float:
+        return sum(getattr(tally, name) for tally in tallies)
+
+    clips = sorted((each for tally in tallies for each in tally.suspicion), key=lambda each: -each[0])
+    first, wrong = clips[:round(0.2 * len(clips))], sum(is_wrong for _, is_wrong in clips)
+    hours = total("seconds") / 3600
+    return {
+        "minutes": round(60 * hours, 1), "clips": len(clips), "rejected": total("rejected"),
+        "cut words per 100 cuts": round(100 * total("cut_words") / total("cuts"), 2),
+        "speech lost, %": round(100 * total("lost") / total("speech"), 2),
+        "wrong words before review, %": round(100 * total("wrong_words") / total("words"), 1),
+        "wrong transcripts": wrong,
+        "of them in the most suspicious fifth, %": round(100 * sum(each for _, each in first) / wrong) if wrong else None,
+        "clips with a second speaker": total("strangers"),
+        "of them suspected, %": round(100 * total("strangers_found") / total("strangers")) if total("strangers") else None,
+        "clips without, suspected, %": round(100 * total("own_suspected") / total("own"), 1),
+        "seconds an hour, cutting": round(total("seconds_cutting") / hours),
+        "seconds an hour, voices": round(total("seconds_voices") / hours),
+        "seconds an hour, writing down": round(total("seconds_writing") / hours)}
+
+
+def conditions(folder: Path, is_practice: bool, seed: int) -> dict[str, list[Tally]]:
+    """Every condition with every speaker of one half."""
+    speakers: dict[str, list[tuple[str, Wave]]] = {}
+    for speaker, text, wave in corpus.read(folder):
+        speakers.setdefault(speaker, []).append((text, wave))
+    half = sorted(speakers)[0 if is_practice else 1::2]
+    listener = transcribe.load(transcribe.BUNDLED, runtime.choose("cpu"))
+    found: dict[str, list[Tally]] = {}
+    for number, (name, spoil) in enumerate(tqdm(SPOILT.items(), desc="conditions")):
+        for take in range(SPEAKERS):
+            chance = np.random.default_rng([seed, number, take])
+            main, other = chance.choice(half, 2, replace=False)
+            strangers = speakers[other][:STRANGERS] if name == "second speaker" else []
+            made = spoil(lay_out(speakers[main], strangers, chance), chance)
+            with tempfile.TemporaryDirectory() as place:
+                found.setdefault(name, []).append(hear(made, Path(place), listener))
+    return found
+
+
+def memory(folder: Path) -> dict:
+    """The most memory that cutting a recording of three hours takes, in a process of its own."""
+    import soundfile
+
+    utterances = [wave for _, (_, _, wave) in zip(range(200), corpus.read(folder))]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "long.flac"
+        with soundfile.SoundFile(path, "w", RATE, 1) as file:
+            number = 0
+            while file.tell() < LONG_HOURS * 3600 * RATE:
+                file.write(np.pad(utterances[number % len(utterances)], (0, RATE // 2)))
+                number += 1
+        begun = time.perf_counter()
+        told = subprocess.run([sys.executable, "-m", "tts_kit.pretrain.trial", "--cut", str(path)], check=True,
+                              capture_output=True, text=True).stdout
+        return {"hours": LONG_HOURS, "most memory, MB": int(told.split()[-1]),
+                "seconds an hour": round((time.perf_counter() - begun) / LONG_HOURS)}
+
+
+def _cuts(take: Take, piece: recording.Piece) -> int:
+    """How many of a piece's two ends lie where somebody can be heard to speak."""
+    return sum(any(each.begin < moment < each.end and _level(take, moment, each) > AUDIBLE for each in take.said)
+               for moment in (piece.begin, piece.end))
+
+
+def _level(take: Take, moment: float, sentence: Said) -> float:
+    """Decibels of the main speaker in the 30 ms around a moment, against the whole sentence."""
+    around = take.voice[round((moment - 0.015) * RATE):round((moment + 0.015) * RATE)]
+    whole = take.voice[round(sentence.begin * RATE):round(sentence.end * RATE)]
+    return float(10 * np.log10((np.mean(around ** 2) + 1e-12) / (np.mean(whole ** 2) + 1e-12)))
+
+
+def _speech(take: Take, kept: Sequence[recording.Piece]) -> tuple[float, float]:
+    """Seconds of the main speaker that nothing spoilt, and how much of it no clip has."""
+    step, total, lost = 0.02, 0.0, 0.0
+    for each in (each for each in take.said if each.is_main and not each.is_spoilt):
+        for moment in np.arange(each.begin, each.end, step):
+            if _level(take, moment, each) > AUDIBLE:
+                total += step
+                lost += step * (not any(piece.begin <= moment < piece.end for piece in kept))
+    return total, lost
+
+
+def _foreign(take: Take, piece: recording.Piece) -> float:
+    """Seconds in which somebody else speaks."""
+    return sum(max(0.0, min(piece.end, each.end) - max(piece.begin, each.begin)) for each in take.said if not each.is_main)
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.trial", description=__doc__.split("\n")[0])
+    parser.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder that {corpus.__name__} made")
+    parser.add_argument("--out", type=Path, default=Path("results/recordings.json"), help="the figures")
+    parser.add_argument("--practice", action="store_true", help="the other half of the speakers, to try things out on")
+    parser.add_argument("--seed", type=int, default=1, help="of pauses, noise and who speaks (default 1)")
+    parser.add_argument("--cut", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.cut:
+        with tempfile.TemporaryDirectory() as place:
+            recording.cut(options.cut, place)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        return
+    tallies = conditions(options.corpus, options.practice, options.seed)
+    found = {"command": f"python -m tts_kit.pretrain.trial --seed {options.seed}" + " --practice" * options.practice,
+             "machine": runtime.machine(), "versions": runtime.versions(),
+             "all": summed([tally for some in tallies.values() for tally in some]),
+             "conditions": {name: summed(some) for name, some in tallies.items()}}
+    if not options.practice:
+        found["three hours"] = memory(options.corpus)
+    run.write_json(options.out, found)
+    print(f"{options.out}: {found['all']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
