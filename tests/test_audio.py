@@ -191,3 +191,12 @@ def test_spectrogram_has_its_size_and_shows_the_pitch(seconds):
         brightest = 63 - picture[:, 60].argmax()
         mel = [np.log10(1 + frequency / 700) for frequency in (3_000, 12_000)]
         assert brightest == pytest.approx(64 * mel[0] / mel[1], abs=2)
+
+
+def test_the_peak_between_samples_is_kept_under_the_limit():
+    """Mistake: a guard that looks at samples only, and a player that clips between them."""
+    tone = np.sin(np.pi / 2 * np.arange(4000) + np.pi / 4).astype(np.float32)  # no sample ever meets its peaks
+    assert np.abs(tone).max() == pytest.approx(0.707, abs=1e-3)
+    assert audio.true_peak(tone) == pytest.approx(1.0, abs=0.03)
+    assert audio.true_peak(audio.amplify(tone, 5.0)) == pytest.approx(audio.HIGHEST_PEAK, abs=0.01)
+    assert audio.true_peak(np.zeros(0, np.float32)) == 0.0

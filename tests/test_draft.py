@@ -163,7 +163,7 @@ def clips(count: int = 20) -> list[Evidence]:
 
 
 @pytest.mark.parametrize("change, reason", [
-    ({"confidence": 0.5}, "50% sure"), ({"second_text": "Those were ordinary birds of clip f"}, "another transcriber heard"),
+    ({"confidence": 0.5}, "50% sure"), ({"second_text": "Those were ordinary birds of clip f"}, "heard again as"),
     ({"text": "Yes.", "second_text": None}, "few letters"), ({"seconds": 0.9}, "many letters"), ({"edge": 6.0}, "word cut"),
     ({"text": "These are ordinary words & 12 % of clip.", "second_text": None}, "written, not spoken: % & 1 2"),
     ({"text": "", "second_text": ""}, "nothing was understood"), ({"voice": np.eye(4)[[0, 0, 1]]}, "somebody else"),

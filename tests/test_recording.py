@@ -99,7 +99,7 @@ def test_what_was_cut_is_used_again_and_another_take_is_refused(tmp_path):
 @DETECTOR
 @pytest.mark.parametrize("kind, harm", [
     ("clipped", lambda samples, noise: np.clip(40 * samples, -1, 1)),
-    ("noisy", lambda samples, noise: samples + 0.6 * samples.std() * noise)])
+    ("noisy", lambda samples, noise: samples + 0.9 * samples.std() * noise)])
 def test_what_cannot_be_used_is_kept_apart_with_its_reason(tmp_path, take, kind, harm):
     """Mistake: distorted or buried speech is taught to the model, or pieces vanish and cannot be listened to."""
     noise = np.random.default_rng(0).normal(0, 1, 20 * RATE).astype(np.float32)

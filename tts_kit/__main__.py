@@ -74,7 +74,8 @@ def _data_verbs(verbs) -> None:
                       "voice, example:allison a person's, which is fetched")
     verb.add_argument("--transcriber", default="", help="of recordings: a Whisper by name or folder, or `bundled` where "
                       "there is no hub (default large-v3-turbo on a GPU, else small)")
-    verb.add_argument("--second-transcriber", default="", help="another one, to doubt the first where they differ")
+    verb.add_argument("--second-transcriber", default="", help="another one, to doubt the first where they differ "
+                      "(default: the first hears all again, slower; none: nothing is heard twice)")
     verb.add_argument("--language", default="", help="of recordings, as two letters (default: told by their beginning)")
     verb.add_argument("--held-out-from", metavar="SOURCE", default="",
                       help="another source, whose clips are held out instead of a share of the first one's")

@@ -99,14 +99,19 @@ def gain(seen: float, target: float = TARGET_LUFS) -> float:
     return float(10 ** ((target - seen) / 20)) if np.isfinite(seen) else 1.0
 
 
+def true_peak(samples: np.ndarray) -> float:
+    """The highest level that (samples,) reach between the samples too, as a player's converter will make it."""
+    return float(np.abs(resample(samples, 1, 4)).max(initial=np.abs(samples).max(initial=0.0)))
+
+
 def amplify(samples: np.ndarray, factor: float) -> np.ndarray:
-    """(samples,) times `factor`, or times less where the peak would pass -1 dBFS."""
-    peak = float(np.abs(samples).max(initial=0.0)) * factor
+    """(samples,) times `factor`, or times less where the true peak would pass -1 dBFS."""
+    peak = true_peak(samples) * factor
     return (samples * (factor * min(1.0, HIGHEST_PEAK / peak) if peak > 0 else factor)).astype(np.float32)
 
 
 def level(samples: np.ndarray, rate: int, target: float = TARGET_LUFS) -> np.ndarray:
-    """(samples,) brought to `target` LUFS, with the peak kept under -1 dBFS."""
+    """(samples,) brought to `target` LUFS, with the true peak kept under -1 dBFS."""
     return amplify(samples, gain(loudness(samples, rate), target))
 
 

@@ -22,6 +22,8 @@ from tts_kit.runtime import Runtime
 SOUND = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov", ".mkv",
          ".webm", ".avi"}
 SETTINGS = "desk.json"
+NOBODY = "none"
+"""In place of a second transcriber: nothing is heard twice."""
 TABLE = "metadata.jsonl"
 
 
@@ -40,12 +42,15 @@ def recordings(source: str | Path) -> list[Path]:
 
 def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str = "", second: str = "",
             language: str = "") -> str | Path:
-    """The source itself where it has transcripts; of recordings, the folder of their clips with what was written down."""
+    """The source itself where it has transcripts; of recordings, the folder of their clips with what was written down.
+
+    Without the name of a `second` transcriber the first hears everything once more, slowly."""
     files = recordings(source)
     if not files:
         return source
-    listeners = [transcribe.load(name, runtime) for name in (transcriber, *filter(None, [second]))]
-    folder = clear(lay(files, place, *listeners, language=language), place)
+    first = transcribe.load(transcriber, runtime)
+    doubters = () if second == NOBODY else (transcribe.load(second, runtime) if second else transcribe.slowly(first),)
+    folder = clear(lay(files, place, first, *doubters, language=language), place)
     print(f"Put the texts right: python -m tts_kit review --run {place.name}")
     return folder
 

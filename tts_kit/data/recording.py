@@ -27,6 +27,8 @@ LEAD, TAIL = 0.1, 0.25
 FADE = 0.005
 MEASURED = 120
 """Seconds of speech by which the loudness of a recording is measured."""
+BUMP = 2.0
+"""Times the usual peak from which on a piece's peak has no say in how loud the others become."""
 CLIPPED = 0.999
 MOST_CLIPPED = 0.001
 """Share of a piece's samples at full scale above which it is left out."""
@@ -128,7 +130,7 @@ def _identity(path: Path) -> dict:
 def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: Heard, folder: Path) -> Iterator[Piece]:
     """Every planned clip measured and on disk, kept or rejected."""
     spans = [(begin * STEP, end * STEP) for begin, _, _, end in planned]
-    factor = audio.gain(_loudness(path, spans))
+    factor = min(audio.gain(_loudness(path, spans)), audio.HIGHEST_PEAK / _peak(path, spans))
     clips = tqdm(zip(planned, _spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
     for number, ((begin, first, last, end), samples) in enumerate(clips, 1):
         clipped = float((np.abs(samples) >= CLIPPED).mean()) if len(samples) else 0.0
@@ -159,6 +161,12 @@ def _loudness(path: Path, spans: Sequence[tuple[float, float]]) -> float:
     wanted = max(1, round(MEASURED / (sum(end - begin for begin, end in spans) / len(spans))))
     some = spans[::-(-len(spans) // wanted)]
     return audio.loudness(np.concatenate(list(_spans(path, some))), RATE)
+
+
+def _peak(path: Path, spans: Sequence[tuple[float, float]]) -> float:
+    """The highest true peak of a recording's speech; a bump that is far above the usual peaks is lowered by itself."""
+    peaks = np.array([audio.true_peak(samples) for samples in _spans(path, spans)])
+    return float(peaks[peaks <= BUMP * np.median(peaks)].max()) or 1.0
 
 
 def _spans(path: Path, spans: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
 """Which transcripts to look at first: every reason to doubt one, and how strong they are together."""
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from tts_kit.data.recording import CUT_WORD
 PLAIN = set(" ,.?!;:'\"-")
 FEWEST = 6
 """Clips under which nothing is said about what is usual."""
+SURE = 0.92
+"""No transcriber is doubted above that."""
 STRANGER = "sounds like somebody else"
 UNUSUAL = 0.11
 """How much less like the usual voice a moment is from which on it may be somebody else's; of a speaker's own clips two or
@@ -29,7 +32,7 @@ class Evidence:
     edge: float
     """Decibels of the speech over the clip's edges."""
     second_text: str | None = None
-    """What another transcriber heard, None where there was none."""
+    """What was heard the second time, None where nobody listened twice."""
     voice: np.ndarray | None = None
     """(windows, width) of the voice as directions of length 1, None where nobody measured it."""
 
@@ -46,12 +49,13 @@ def doubts(clips: Sequence[Evidence]) -> list[list[Doubt]]:
     """For each clip its doubts, the strongest first; what is usual is learnt from all of them."""
     spoken = [clip for clip in clips if clip.text]
     pace = statistics.median(_pace(clip) for clip in spoken) if len(spoken) >= FEWEST else 0.0
+    usual = min(SURE, statistics.median(clip.confidence for clip in spoken)) if len(spoken) >= FEWEST else SURE
     times = Counter(_words(clip.text) for clip in spoken)
     strange = voices.strangeness([clip.voice for clip in clips])
     found = []
     for clip, unlike in zip(clips, strange):
         some = [_empty(clip)] if not clip.text else [
-            _unsure(clip), _disagreement(clip), _hurried(clip, pace), _odd(clip), _twice(times[_words(clip.text)])]
+            _unsure(clip, usual), _disagreement(clip), _hurried(clip, pace), _odd(clip), _twice(times[_words(clip.text)])]
         some += [_cut(clip), _stranger(unlike)]
         found.append(sorted((doubt for doubt in some if doubt.weight > 0.02), key=lambda doubt: -doubt.weight))
     return found
@@ -77,13 +81,14 @@ def _empty(clip: Evidence) -> Doubt:
     return Doubt("nothing was understood", 0.95)
 
 
-def _unsure(clip: Evidence) -> Doubt:
-    return Doubt(f"the transcriber is {clip.confidence:.0%} sure", float(np.clip((0.92 - clip.confidence) / 0.5, 0, 0.9)))
+def _unsure(clip: Evidence, usual: float) -> Doubt:
+    return Doubt(f"the transcriber is {clip.confidence:.0%} sure", float(np.clip((usual - clip.confidence) / 0.4, 0, 0.9)))
 
 
 def _disagreement(clip: Evidence) -> Doubt:
+    """One word heard otherwise is a doubt already, however long the sentence."""
     apart = 0.0 if clip.second_text is None else distance(clip.text, clip.second_text)
-    return Doubt(f"another transcriber heard: {clip.second_text}", min(0.9, 2 * apart))
+    return Doubt(f"heard again as: {clip.second_text}", min(0.9, 0.3 + 1.5 * apart) if apart else 0.0)
 
 
 def _hurried(clip: Evidence, usual: float) -> Doubt:
@@ -96,9 +101,11 @@ def _hurried(clip: Evidence, usual: float) -> Doubt:
 
 
 def _odd(clip: Evidence) -> Doubt:
-    """Figures and signs are read aloud in more than one way."""
+    """Signs are read aloud in more than one way; so are figures, but in those a transcriber seldom errs."""
     odd = sorted({character for character in clip.text if not character.isalpha() and character not in PLAIN})
-    return Doubt(f"written, not spoken: {' '.join(odd)}", min(0.4, 0.2 * len(odd)))
+    signs = [character for character in odd if not character.isdigit()]
+    joined = re.search(r"\d\W+\d", clip.text)  # 20-10: ten past twenty, or twenty to ten
+    return Doubt(f"written, not spoken: {' '.join(odd)}", min(0.4, 0.1 * bool(odd) + 0.2 * len(signs) + 0.2 * bool(joined)))
 
 
 def _twice(times: int) -> Doubt:
