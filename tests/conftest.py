@@ -99,10 +99,10 @@ def make_cuts(folder: Path) -> Path:
             seconds = 2.0 + 0.5 * clip
             tone = 0.3 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / RATE)
             audio.write(place / file, tone.astype(np.float32), RATE)
-            pieces.append(Piece(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0))
+            pieces.append(Piece(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0, 2.0))
             text = CUT_TEXTS[4 * number + clip]
             heard.append(Transcript(file, text, f" {text}", 0.95, 0.01))
-        pieces.append(Piece("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, "noisy: speech 3 dB over the room"))
+        pieces.append(Piece("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the room"))
         run.write_rows(place / recording.PIECES, [{"recording": name}, *(dataclasses.asdict(each) for each in pieces)])
         run.write_rows(place / transcribe.table_of("base"), [dataclasses.asdict(each) for each in heard])
     return folder

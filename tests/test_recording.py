@@ -123,10 +123,10 @@ def test_sentences_are_joined_to_clips_that_train_well():
 def test_where_nothing_can_be_cut_the_piece_is_left_out():
     """Mistake: a cut in the middle of speech because the clip would be too long."""
     assert clips((1, 45)) == [(1, 45)]
-    piece = recording.Piece("", 0.9, 45.25, 40, 40, 0)
+    piece = recording.Piece("", 0.9, 45.25, 40, 40, 0, 0)
     assert recording._reason(piece) == "too long: 44.4 s without a pause to cut in, wanted 30 s at most"
-    assert recording._reason(recording.Piece("", 0, 0.9, 40, 40, 0)).startswith("too short: 0.9 s")
-    assert not recording._reason(recording.Piece("", 0, 5, 40, 40, 0))
+    assert recording._reason(recording.Piece("", 0, 0.9, 40, 40, 0, 0)).startswith("too short: 0.9 s")
+    assert not recording._reason(recording.Piece("", 0, 5, 40, 40, 0, 0))
 
 
 def test_neighbours_never_share_a_sound():

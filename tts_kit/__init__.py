@@ -8,6 +8,7 @@ The rooms, from the ground up; each imports only from those before it:
     recipe.py      everything a run can be told, with its defaults
     runtime.py     device, dtype and the reason
     checkpoint.py  opening a base: quietly, safetensors only, errors for people
+    pages.py       what the pages have in common
     audio.py       the only room that knows waves
     text.py        one normalisation for training and speaking
     data/          recordings, or clips with transcripts -> utterances

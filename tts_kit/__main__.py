@@ -1,4 +1,4 @@
-"""The verbs: python -m tts_kit doctor | data | review | tokenize | train | speak | compare | demo."""
+"""The verbs: python -m tts_kit doctor | data | review | report | tokenize | train | speak | compare | demo."""
 
 import argparse
 import dataclasses
@@ -82,6 +82,8 @@ def _data_verbs(verbs) -> None:
     verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
     _recipe_options(verb, DATA)
 
+    _verb(verbs, "report", report, "the run's data as a page: how much, how clean, what to listen to first")
+
     verb = _verb(verbs, "review", review, "a page to put right what was written down of recordings")
     verb.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
 
@@ -107,20 +109,24 @@ def data(options) -> None:
     room.prepare(source, run, recipe, options.skip_bad, options.held_out_from)
 
 
+def report(options) -> None:
+    from tts_kit.data import report as room
+
+    room.show(Run(options.run))
+
+
 def review(options) -> None:
-    run = Run(options.run)
-    recipe = recipes.recall(run)
     from tts_kit.data import desk
 
-    desk.sit(run, recipe, options.port)
+    run = Run(options.run)
+    desk.sit(run, recipes.recall(run), options.port)
 
 
 def tokenize(options) -> None:
-    run = Run(options.run)
-    recipe = _recipe(options, run)
     from tts_kit import tokens
 
-    tokens.encode(recipe, run, _runtime(options))
+    run = Run(options.run)
+    tokens.encode(_recipe(options, run), run, _runtime(options))
 
 
 def train(options) -> None:
@@ -164,8 +170,8 @@ def demo(options) -> None:
     given = _given(options)
     if not run.data.exists():
         given = ({} if options.base else story.SMALL) | {"base": story.choose_base(options.base or "", run)} | given
-    recipe = recipes.recall(run, **given)
-    _show(story.tell(options.source or "example:emma", recipe, run, _runtime(options), options.sentences, options.seeds))
+    _show(story.tell(options.source or "example:emma", recipes.recall(run, **given), run, _runtime(options),
+                     options.sentences, options.seeds))
 
 
 def _verb(verbs, name: str, function, explanation: str, run: bool = True,
@@ -200,9 +206,8 @@ def _recipe_options(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> No
 
 def _given(options) -> dict:
     """The recipe's fields that were given on the command line."""
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    values = {name: getattr(options, name, None) for name in names}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None}
+    told = {field.name: vars(options).get(field.name) for field in dataclasses.fields(Recipe)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value is not None}
 
 
 def _recipe(options, run: Run) -> Recipe:

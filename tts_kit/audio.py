@@ -1,6 +1,5 @@
 """The only room that knows waveforms: mono float32 arrays of shape (samples,), in, out, levelled, trimmed and shown."""
 
-import base64
 import html
 import io
 import os
@@ -10,7 +9,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from tts_kit import run
+from tts_kit import pages, run
 from tts_kit.problem import Problem
 
 LOWEST_RATE = 16_000
@@ -137,8 +136,8 @@ def play(samples: np.ndarray, rate: int, label: str = ""):
     from IPython.display import HTML
 
     content, mime = compressed(samples, rate)
-    source = f"data:{mime};base64,{base64.b64encode(content).decode()}"
     caption = f"<figcaption>{html.escape(label)}</figcaption>" if label else ""
+    source = pages.embedded(content, mime)
     return HTML(f'<figure style="margin:0.5em 0">{caption}<audio controls src="{source}"></audio></figure>')
 
 

@@ -1,7 +1,5 @@
 """The listening page: sentences in rows, arms in columns, one HTML file that needs nothing else."""
 
-import base64
-import hashlib
 import html
 import json
 import string
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from tts_kit import audio, run
+from tts_kit import audio, pages, run
 from tts_kit.problem import Problem
 
 ARMS = {
@@ -126,18 +124,14 @@ def _clip(row: dict, path: Path, columns: list[str]) -> dict:
         return clip | {"problem": str(problem).replace(str(path), row["file"])}
     sound, kind = audio.compressed(samples, RATE)
     picture = audio.spectrogram_png(samples, RATE, *PICTURE)
-    return clip | {"sound": _uri(sound, kind), "picture": _uri(picture, "image/png")}
-
-
-def _uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return clip | {"sound": pages.embedded(sound, kind), "picture": pages.embedded(picture, "image/png")}
 
 
 def _filled(data: dict, title: str, sentence: str, facts: dict, figures: list[list[str]]) -> str:
     """The page's text; the policy lets these two texts run and style, and nothing reach a network."""
-    style, script = _beside("page.css"), _beside("listening.js") + _beside("page.js")
-    policy = (f"default-src 'none'; media-src data:; img-src data:; style-src {_digest(style)}; "
-              f"script-src {_digest(script)}; base-uri 'none'; form-action 'none'")
+    style, script = pages.style(Path(__file__).with_suffix(".css")), _beside("listening.js") + _beside("page.js")
+    policy = (f"default-src 'none'; media-src data:; img-src data:; style-src {pages.digest(style)}; "
+              f"script-src {pages.digest(script)}; base-uri 'none'; form-action 'none'")
     listed = "\n".join(f"<div><dt>{_escaped(name)}</dt><dd dir=\"auto\">{_escaped(_plain(value))}</dd></div>"
                        for name, value in facts.items())
     # ASCII JSON without "<" can neither end its script element nor hold U+2028 or half a surrogate pair
@@ -160,10 +154,6 @@ def _figures(figures: list[list[str]]) -> str:
 
 def _beside(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
 
 
 def _escaped(text: str) -> str:

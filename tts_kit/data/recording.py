@@ -52,6 +52,8 @@ class Piece:
     """Decibels of the speech over the louder of the two edges; small where a word may have been cut."""
     clipped: float
     """Share of samples at full scale."""
+    gain: float
+    """Decibels by which it was made louder."""
     reason: str = ""
     """Why it was left out."""
 
@@ -137,7 +139,7 @@ def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: He
         speech = _power(heard.levels[first:last])
         edges = max(_power(heard.levels[begin:begin + 2]), _power(heard.levels[max(begin, end - 2):end]))
         piece = Piece("", round(begin * STEP, 2), round(end * STEP, 2), round(speech - heard.floor, 1),
-                      round(speech - edges, 1), round(clipped, 5))
+                      round(speech - edges, 1), round(clipped, 5), round(20 * np.log10(factor), 1))
         reason = _reason(piece)
         file = f"{'rejected' if reason else 'clips'}/{number:05d}.flac"
         audio.write(folder / file, _faded(audio.amplify(samples, factor)), RATE)

@@ -5,8 +5,6 @@ machine only, and to nobody who does not know the token in its address.
 """
 
 import asyncio
-import base64
-import hashlib
 import html
 import io
 import json
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import soundfile
 
-from tts_kit import runtime
+from tts_kit import pages, runtime
 from tts_kit.data.draft import Draft
 from tts_kit.data.edits import Entry, Stale
 from tts_kit.data.utterance import RATE
@@ -91,12 +89,11 @@ def shown(entry: Entry) -> dict:
 
 def page(title: str) -> tuple[str, str]:
     """The page and the policy under which a browser may run it: its own script and nothing else."""
-    files = {name: (Path(__file__).parent / f"review.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    script, style = (f"'sha256-{base64.b64encode(hashlib.sha256(files[name].encode()).digest()).decode()}'"
-                     for name in ("js", "css"))
-    filled = string.Template(files["html"]).substitute(title=html.escape(title), style=files["css"], script=files["js"])
-    return filled, (f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; media-src blob:; "
-                    "img-src data:; base-uri 'none'; form-action 'none'")
+    page, script = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".html", ".js"))
+    style = pages.style(Path(__file__).with_suffix(".css"))
+    filled = string.Template(page).substitute(title=html.escape(title), style=style, script=script)
+    return filled, (f"default-src 'none'; script-src {pages.digest(script)}; style-src {pages.digest(style)}; "
+                    "connect-src 'self'; media-src blob:; img-src data:; base-uri 'none'; form-action 'none'")
 
 
 class Review:

@@ -50,12 +50,12 @@ def doubts(clips: Sequence[Evidence]) -> list[list[Doubt]]:
     spoken = [clip for clip in clips if clip.text]
     pace = statistics.median(_pace(clip) for clip in spoken) if len(spoken) >= FEWEST else 0.0
     usual = min(SURE, statistics.median(clip.confidence for clip in spoken)) if len(spoken) >= FEWEST else SURE
-    times = Counter(_words(clip.text) for clip in spoken)
+    times = Counter(words(clip.text) for clip in spoken)
     strange = voices.strangeness([clip.voice for clip in clips])
     found = []
     for clip, unlike in zip(clips, strange):
         some = [_empty(clip)] if not clip.text else [
-            _unsure(clip, usual), _disagreement(clip), _hurried(clip, pace), _odd(clip), _twice(times[_words(clip.text)])]
+            _unsure(clip, usual), _disagreement(clip), _hurried(clip, pace), _odd(clip), _twice(times[words(clip.text)])]
         some += [_cut(clip), _stranger(unlike)]
         found.append(sorted((doubt for doubt in some if doubt.weight > 0.02), key=lambda doubt: -doubt.weight))
     return found
@@ -68,7 +68,7 @@ def together(some: Sequence[Doubt]) -> float:
 
 def distance(one: str, other: str) -> float:
     """Words that have to be changed, added or left out to make one text the other, as a share of the longer; 0 to 1."""
-    first, second = _words(one), _words(other)
+    first, second = words(one), words(other)
     row = list(range(len(second) + 1))
     for place, word in enumerate(first, 1):
         before, row = row, [place]
@@ -124,5 +124,6 @@ def _pace(clip: Evidence) -> float:
     return max(1, sum(character.isalnum() for character in clip.text)) / clip.seconds
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """A text as its bare words, to be compared."""
     return tuple("".join(letter for letter in word if letter.isalnum()) for word in text.casefold().split())

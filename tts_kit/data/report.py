@@ -1,0 +1,234 @@
+"""A run's data as a person would want to see it: how much, how clean, what to listen to first, and whether it is enough.
+
+In go the utterances of a run and the lists of what was left out; out come figures, a page and a paragraph of advice.
+"""
+
+import html
+import io
+import statistics
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tts_kit import audio, pages, run
+from tts_kit.data import desk, intake, measures, recording, suspicion, utterance, voices
+from tts_kit.data.edits import DROPPED
+from tts_kit.data.measures import Measured
+from tts_kit.data.utterance import RATE
+from tts_kit.run import Run
+
+FILE = "report.html"
+HEARD, STEADY, PLENTY = 5, 25, 40
+"""Minutes at which other kits' users begin to hear the voice, find it steady (300 clips), and gain little from more."""
+QUIET, ROOMY = 30.0, 20.0
+"""Decibels of the median clip between loud and quiet from which on a room is quiet, and under which it is heard."""
+DULL = 7_000
+"""Hertz of the median clip under which a voice sounds like a telephone."""
+LISTED = 6
+ACCENT, GREY = "#0b8079", "#8a857c"
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is not in the data."""
+    clips: int
+    minutes: float | None
+    """None where nobody measured it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    name: str
+    clips: Sequence[Measured]
+    left: dict[str, Left]
+    """By reason."""
+    twins: Sequence[tuple]
+    """Pairs of utterances that say nearly the same."""
+    gains: Sequence[float]
+    """Decibels by which each clip of a recording was made louder, empty where there were only clips."""
+    compared: bool
+    """Whether voices were compared."""
+
+    @property
+    def minutes(self) -> float:
+        return sum(each.clip.seconds for each in self.clips) / 60
+
+    @property
+    def strangers(self) -> list[Measured]:
+        """Clips that sound like somebody else, the strangest first."""
+        return sorted((each for each in self.clips if each.unlike > suspicion.UNUSUAL), key=lambda each: -each.unlike)
+
+
+def look(place: Run) -> Report:
+    """Measure a run's data, once it has some."""
+    clips = utterance.read(place.data)
+    return Report(place.name, measures.measure(clips), dict(_left(place)), measures.near_duplicates(clips), _gains(place),
+                  voices.is_installed())
+
+
+def show(place: Run) -> None:
+    """Say what there is to say, and where the page lies."""
+    found = look(place)
+    print(f"{advice(found)}\nOpen {write(place, found).resolve().as_uri()}")
+
+
+def advice(report: Report) -> str:
+    """One paragraph: how much there is, how good it is, and what would help most."""
+    return " ".join(filter(None, (_amount(report), _voice(report), _room(report), _dullness(report), _repetition(report))))
+
+
+def figure(report: Report):
+    """Six histograms, as a figure of matplotlib."""
+    from matplotlib.figure import Figure
+
+    clips, made = report.clips, Figure(figsize=(11, 5.6), layout="constrained")
+    made.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
+    levels = {"in the data": [each.level for each in clips]}
+    if report.gains:
+        levels["in the recording"] = [statistics.mean(levels["in the data"]) - gain for gain in report.gains]
+    wanted = [("length", "seconds", {"": [each.clip.seconds for each in clips]}),
+              ("pace", "characters a second", {"": [each.pace for each in clips]}), ("level", "LUFS", levels),
+              ("loud over quiet moments", "decibels", {"": [each.ratio for each in clips]}),
+              ("pitch", "hertz", {"": [each.pitch for each in clips if each.pitch]}),
+              ("unlike the usual voice", "difference of likeness", {"": [each.unlike for each in clips]})]
+    for axes, (title, unit, series) in zip(made.subplots(2, 3).flat, wanted):
+        for (label, values), colour in zip(series.items(), (ACCENT, GREY)):
+            axes.hist(values, bins=24, color=colour, alpha=0.8, label=label)
+        axes.set_title(title, color=GREY, fontsize=10)
+        axes.set_xlabel(unit, color=GREY, fontsize=8)
+        axes.tick_params(colors=GREY, labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GREY)
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=8, labelcolor=GREY)
+    axes.axvline(suspicion.UNUSUAL, color=GREY, linewidth=1, linestyle=":")
+    return made
+
+
+def write(place: Run, report: Report) -> Path:
+    """The page in the run's data, whole by itself: plots and clips are inside."""
+    picture = io.BytesIO()
+    figure(report).savefig(picture, format="png", dpi=140, transparent=True)
+    style = pages.style(Path(__file__).with_suffix(".css"))
+    page = string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(f"The data of {report.name}"), style=style, policy=pages.digest(style),
+        advice=html.escape(advice(report)), sums="\n".join(_sums(report)), lists="\n".join(_lists(report)),
+        plots=pages.embedded(picture.getvalue(), "image/png"))
+    run.write_text(place.data / FILE, page)
+    return place.data / FILE
+
+
+def _amount(report: Report) -> str:
+    minutes, more = report.minutes, max(1, round(STEADY - report.minutes))
+    told = f"{minutes:.1f} minutes in {len(report.clips)} clips: "
+    if minutes < HEARD:
+        return (f"{told}little. Users of other kits begin to hear a voice at about {HEARD} minutes; cloning from one clip "
+                f"may do as well. About {more} minutes more would make it steady.")
+    if minutes < STEADY:
+        return f"{told}enough to hear the voice; about {more} minutes more would make it steady."
+    return f"{told}enough." + f" Beyond {PLENTY} minutes more brings little." * (minutes >= PLENTY)
+
+
+def _voice(report: Report) -> str:
+    if not report.compared:
+        return "Whether one voice speaks in all of them was not measured: that needs the judges."
+    count = len(report.strangers)
+    return (f"{count} of them sound{'s' * (count == 1)} like somebody else: listen to these first, below." if count else
+            "One voice speaks in all of them.")
+
+
+def _room(report: Report) -> str:
+    usual = statistics.median(each.ratio for each in report.clips)
+    if usual >= QUIET:
+        return f"The room is quiet ({usual:.0f} dB under the voice)."
+    kind = "can be heard" if usual >= ROOMY else "is loud"
+    return f"The room {kind} ({usual:.0f} dB under the voice), and the model learns the room with the voice."
+
+
+def _dullness(report: Report) -> str:
+    usual = statistics.median(each.band for each in report.clips)
+    return f"There is nothing above {usual / 1000:.1f} kHz: use the original recording if there is one." * (usual < DULL)
+
+
+def _repetition(report: Report) -> str:
+    count = len(report.twins)
+    return f"{count} clips say nearly the same as another." * (count > len(report.clips) / 20)
+
+
+def _left(place: Run) -> Iterator[tuple[str, Left]]:
+    """What every stage left out, by reason."""
+    seconds: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for folder in _recordings(place):
+        for piece in recording.pieces(folder):
+            if piece.reason:
+                kind = piece.reason.partition(":")[0]
+                counts[kind] += 1
+                seconds[kind] += piece.seconds
+    if (place.cuts / desk.SETTINGS).is_file():
+        for entry in desk.again(place).entries:
+            if entry.state == DROPPED:
+                counts["dropped in the review"] += 1
+                seconds["dropped in the review"] += entry.seconds
+    yield from ((f"left out: {kind}", Left(count, seconds[kind] / 60)) for kind, count in counts.most_common())
+    if (place.data / intake.REJECTED).is_file():
+        yield "left out: could not be used", Left(len(run.read_rows(place.data / intake.REJECTED)), None)
+
+
+def _recordings(place: Run) -> list[Path]:
+    return sorted(path.parent for path in place.cuts.glob(f"*/{recording.PIECES}"))
+
+
+def _gains(place: Run) -> list[float]:
+    return [piece.gain for folder in _recordings(place) for piece in recording.pieces(folder) if not piece.reason]
+
+
+def _sums(report: Report) -> Iterator[str]:
+    names = {utterance.TRAIN: "to learn from", utterance.HELD_OUT: "held out, to judge by",
+             utterance.GAP: "unused beside held-out ones"}
+    for split, told in names.items():
+        some = [each.clip.seconds for each in report.clips if each.clip.split == split]
+        if some:
+            yield _sum(told, len(some), sum(some) / 60)
+    for told, left in report.left.items():
+        yield _sum(told, left.clips, left.minutes)
+
+
+def _sum(told: str, count: int, minutes: float | None) -> str:
+    return (f"<tr><th>{html.escape(told)}</th><td>{count}</td><td>{'' if minutes is None else f'{minutes:.1f}'}</td></tr>")
+
+
+def _lists(report: Report) -> Iterator[str]:
+    """Clips worth a person's ear, by what is unusual about them."""
+    clips = report.clips
+    yield _list("Unlike the usual voice", "Somebody else, a cough, or only another mood.", report.strangers,
+                lambda each: f"{each.unlike:.2f} less like it")
+    yield _list("Fast and slow", "The transcript may say more or less than the clip.", _far(clips, lambda each: each.pace),
+                lambda each: f"{each.pace:.0f} characters a second")
+    yield _list("Noisiest", "The room between the words is loudest here.", sorted(clips, key=lambda each: each.ratio),
+                lambda each: f"{each.ratio:.0f} dB under the voice")
+    yield _list("High and low", "A laugh, a shout, or another speaker.",
+                _far([each for each in clips if each.pitch], lambda each: each.pitch), lambda each: f"{each.pitch:.0f} Hz")
+    said = {each.clip.id: each for each in clips}
+    yield _list("Said twice", "Both stay in the data; one is enough.", [said[later.id] for _, later in report.twins],
+                lambda each: "like another clip")
+
+
+def _far(clips: Sequence[Measured], measure: Callable[[Measured], float]) -> list[Measured]:
+    """The clips farthest from the middle, as a ratio."""
+    middle = statistics.median([measure(each) for each in clips] or [1.0])
+    return sorted(clips, key=lambda each: -max(measure(each) / middle, middle / max(measure(each), 1e-6)))
+
+
+def _list(title: str, why: str, clips: Sequence[Measured], told: Callable[[Measured], str]) -> str:
+    if not clips:
+        return ""
+    rows = []
+    for each in clips[:LISTED]:
+        content, mime = audio.compressed(audio.read(each.clip.audio, RATE), RATE)
+        rows.append(f'<li><audio controls preload="none" src="{pages.embedded(content, mime)}"></audio>'
+                    f'<p dir="auto">{html.escape(each.clip.text)}</p>'
+                    f"<small>{html.escape(told(each))}<br>{html.escape(each.clip.file)}</small></li>")
+    return f'<h2>{title}</h2><p class="why">{why}</p><ul class="clips">{"".join(rows)}</ul>'
