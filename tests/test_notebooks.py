@@ -11,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tts_kit import story
+from tts_kit.data import whisper
 
 FOLDER = story.SAMPLES.parent / "notebooks"
 NAMES = ["01_data", "02_tokenize", "03_finetune", "04_clone_vs_finetune"]
@@ -81,6 +82,19 @@ def texts(notebook) -> str:
 def pictures(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for cell in notebook.cells if cell.cell_type == "code"
                for output in cell.outputs)
+
+
+@pytest.mark.skipif(not whisper.is_installed(), reason="no bundled transcriber is installed (requirements-judges.txt)")
+def test_the_first_takes_a_recording_to_reviewed_data(tmp_path):
+    """Mistake: a notebook that only knows clips with transcripts, or whose review is open and leads nowhere."""
+    (tmp_path / "sample_data").symlink_to(FOLDER.parent / "sample_data")
+    (tmp_path / "tts_kit").symlink_to(FOLDER.parent / "tts_kit")
+    shutil.copytree(FOLDER, tmp_path / "notebooks")
+    made = texts(executed("01_data", tmp_path / "notebooks", RUN="take", SOURCE="sample_data/recording.flac",
+                          TRANSCRIBER="bundled"))
+    assert "<iframe" in made and "/?token=" in made
+    assert "sound like somebody else" in made and made.count("<audio") == 3
+    assert (tmp_path / "runs" / "take" / "data" / "report.html").is_file()
 
 
 def test_the_four_run_in_order_each_alone(toy, tmp_path):

@@ -20,6 +20,7 @@ The rooms, from the ground up; each imports only from those before it:
     pretrain/      how a small model is made from nothing: speech, codec, network
     story.py       the stages in one call
     doctor/        what would stop a run on this machine, and what to do
+    options.py     what the verbs can be told
     __main__.py    the verbs
 """
 

@@ -1,4 +1,4 @@
-"""The verbs: python -m tts_kit doctor | data | review | report | tokenize | train | speak | compare | demo."""
+"""The verbs: python -m tts_kit doctor | data | review | report | export | tokenize | train | speak | compare | demo."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from tts_kit import options as told
 from tts_kit import recipe as recipes
 from tts_kit.problem import Problem, command
 from tts_kit.recipe import Recipe
@@ -13,7 +14,6 @@ from tts_kit.run import Run
 
 DATA = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 BASE = ("base", "revision")
-CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES}
 SAMPLING = ("temperature", "depth_temperature", "top_k")
 
 
@@ -34,41 +34,41 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(metavar="verb")
     everything = tuple(field.name for field in dataclasses.fields(Recipe))
 
-    verb = _verb(verbs, "doctor", doctor, "is this machine ready? what to do where it is not", run=False)
-    _recipe_options(verb, BASE[:1])
+    verb = told.verb(verbs, "doctor", doctor, "is this machine ready? what to do where it is not", run=False)
+    told.recipe(verb, BASE[:1])
 
     _data_verbs(verbs)
-    _recipe_options(_verb(verbs, "tokenize", tokenize, "utterances -> codes, made once"), BASE)
+    told.recipe(told.verb(verbs, "tokenize", tokenize, "utterances -> codes, made once"), BASE)
 
-    verb = _verb(verbs, "train", train, "codes -> adapter")
+    verb = told.verb(verbs, "train", train, "codes -> adapter")
     verb.add_argument("--dry-run", action="store_true", help="count what would be trained, and load no weights")
     verb.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
-    _recipe_options(verb, tuple(name for name in everything if name not in DATA))
+    told.recipe(verb, tuple(name for name in everything if name not in DATA))
 
-    verb = _verb(verbs, "speak", speak, "text -> speech")
+    verb = told.verb(verbs, "speak", speak, "text -> speech")
     verb.add_argument("text", help="what to say, of any length")
     verb.add_argument("--adapter", help="adapter folder; default: the run's")
     verb.add_argument("--untuned", action="store_true", help="speak with the base alone")
     verb.add_argument("--reference", help="a clip to clone")
     verb.add_argument("--reference-text", help="what is said in that clip")
-    verb.add_argument("--retries", type=_count, default=0, help="tries again for a sentence that does not end by itself")
+    verb.add_argument("--retries", type=told.count, default=0, help="tries again for a sentence that does not end by itself")
     verb.add_argument("--out", default="speech.wav", help="file to write, .wav or .flac")
-    verb.add_argument("--seed", type=_count, default=0, help="another seed is another take (default 0)")
-    _recipe_options(verb, BASE + SAMPLING)
+    verb.add_argument("--seed", type=told.count, default=0, help="another seed is another take (default 0)")
+    told.recipe(verb, BASE + SAMPLING)
 
-    verb = _verb(verbs, "compare", compare, "held-out sentences in every arm -> a page to listen to")
-    _comparison_options(verb, 10, [1, 2, 3])
-    _recipe_options(verb, BASE + SAMPLING)
+    verb = told.verb(verbs, "compare", compare, "held-out sentences in every arm -> a page to listen to")
+    told.comparison(verb, 10, [1, 2, 3])
+    told.recipe(verb, BASE + SAMPLING)
 
-    verb = _verb(verbs, "demo", demo, "the whole story on the bundled voice", default="demo")
+    verb = told.verb(verbs, "demo", demo, "the whole story on the bundled voice", default="demo")
     verb.add_argument("--source", help="other clips than the bundled voice (see the verb data)")
-    _comparison_options(verb, 4, [1, 2])
-    _recipe_options(verb, everything)
+    told.comparison(verb, 4, [1, 2])
+    told.recipe(verb, everything)
     return top
 
 
 def _data_verbs(verbs) -> None:
-    verb = _verb(verbs, "data", data, "a recording, or clips with transcripts -> checked, levelled, split utterances")
+    verb = told.verb(verbs, "data", data, "a recording, or clips with transcripts -> checked, levelled, split utterances")
     verb.add_argument("source", help="a recording or a folder of them, which are cut and written down; a folder with "
                       "metadata.csv, a .jsonl file, a hub dataset (owner/name), or an example: example:emma is the bundled "
                       "voice, example:allison a person's, which is fetched")
@@ -80,11 +80,17 @@ def _data_verbs(verbs) -> None:
     verb.add_argument("--held-out-from", metavar="SOURCE", default="",
                       help="another source, whose clips are held out instead of a share of the first one's")
     verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
-    _recipe_options(verb, DATA)
+    told.recipe(verb, DATA)
 
-    _verb(verbs, "report", report, "the run's data as a page: how much, how clean, what to listen to first")
+    told.verb(verbs, "report", report, "the run's data as a page: how much, how clean, what to listen to first")
 
-    verb = _verb(verbs, "review", review, "a page to put right what was written down of recordings")
+    verb = told.verb(verbs, "export", export, "the run's data as a folder that `datasets` loads, or on the hub")
+    verb.add_argument("--out", type=Path, help="a new folder (default: dataset, in the run's folder)")
+    verb.add_argument("--push", metavar="OWNER/NAME", help="put it on the hub too, as this dataset; what was exported "
+                      "before is pushed as it is")
+    verb.add_argument("--public", action="store_true", help="for everybody on the hub to see; else it is private")
+
+    verb = told.verb(verbs, "review", review, "a page to put right what was written down of recordings")
     verb.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
 
 
@@ -113,6 +119,16 @@ def report(options) -> None:
     from tts_kit.data import report as room
 
     room.show(Run(options.run))
+
+
+def export(options) -> None:
+    from tts_kit.data import export as room
+
+    run = Run(options.run)
+    folder = options.out or run.folder / "dataset"
+    if not (options.push and folder.is_dir()):
+        room.export(run, folder)
+    print(room.push(folder, options.push, options.public) if options.push else folder)
 
 
 def review(options) -> None:
@@ -167,51 +183,15 @@ def demo(options) -> None:
     from tts_kit import story
 
     run = Run(options.run)
-    given = _given(options)
+    given = told.given(options)
     if not run.data.exists():
         given = ({} if options.base else story.SMALL) | {"base": story.choose_base(options.base or "", run)} | given
     _show(story.tell(options.source or "example:emma", recipes.recall(run, **given), run, _runtime(options),
                      options.sentences, options.seeds))
 
 
-def _verb(verbs, name: str, function, explanation: str, run: bool = True,
-          default: str = "voice") -> argparse.ArgumentParser:
-    verb = verbs.add_parser(name, help=explanation, description=explanation)
-    verb.set_defaults(verb=function)
-    if run:
-        verb.add_argument("--run", default=default, help=f"name of the run; its folder is runs/NAME (default {default})")
-        verb.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where to compute")
-    return verb
-
-
-def _comparison_options(verb: argparse.ArgumentParser, sentences: int, seeds: list[int]) -> None:
-    verb.add_argument("--sentences", type=_count, default=sentences,
-                      help=f"how many held-out sentences (default {sentences})")
-    verb.add_argument("--seeds", type=_count, nargs="+", default=seeds,
-                      help=f"takes of each sentence, by seed (default {' '.join(map(str, seeds))})")
-
-
-def _recipe_options(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
-    """Options out of the recipe's fields; one that is not given keeps what the run remembers, or the default."""
-    explanations = recipes.explanations()
-    group = verb.add_argument_group("recipe", "What is not given stays as the run remembers it.")
-    for field in dataclasses.fields(Recipe):
-        if field.name in names and not any(field.name == action.dest for action in verb._actions):
-            kind = type(field.default)
-            how = {"action": argparse.BooleanOptionalAction} if kind is bool else (
-                {"nargs": "+"} if kind is tuple else {"type": kind, "choices": CHOICES.get(field.name)})
-            group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=None,
-                               help=f"{explanations[field.name]} (at first {field.default})".replace("%", "%%"), **how)
-
-
-def _given(options) -> dict:
-    """The recipe's fields that were given on the command line."""
-    told = {field.name: vars(options).get(field.name) for field in dataclasses.fields(Recipe)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value is not None}
-
-
 def _recipe(options, run: Run) -> Recipe:
-    return recipes.recall(run, **_given(options))
+    return recipes.recall(run, **told.given(options))
 
 
 def _runtime(options):
@@ -229,17 +209,9 @@ def _voice(options, run: Run, adapter, may_be_base: bool = False):
         recipe = _recipe(options, run)
         adapter, base, revision = None, recipe.base, recipe.revision
     voice = room.load_voice(_runtime(options), adapter, base, revision)
-    told = {name: value for name, value in _given(options).items() if name in SAMPLING}
-    voice.sampling = voice.sampling.asked(Recipe().but(**told))
+    sampling = {name: value for name, value in told.given(options).items() if name in SAMPLING}
+    voice.sampling = voice.sampling.asked(Recipe().but(**sampling))
     return voice
-
-
-def _count(text: str) -> int:
-    """A whole number from 0 that fits where seeds go."""
-    number = int(text)
-    if not 0 <= number < 2**62:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**62")
-    return number
 
 
 def _show(page) -> None:

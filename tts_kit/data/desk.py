@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tts_kit import audio, run
-from tts_kit.data import intake, recording, review, sources, transcribe, voices
+from tts_kit.data import address, intake, recording, review, sources, transcribe, voices
 from tts_kit.data.draft import Draft
 from tts_kit.data.edits import DROPPED, Entry
 from tts_kit.data.transcribe import Transcriber
@@ -22,6 +22,7 @@ from tts_kit.runtime import Runtime
 SOUND = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov", ".mkv",
          ".webm", ".avi"}
 SETTINGS = "desk.json"
+DOWNLOADS = "downloads"
 NOBODY = "none"
 """In place of a second transcriber: nothing is heard twice."""
 TABLE = "metadata.jsonl"
@@ -42,9 +43,12 @@ def recordings(source: str | Path) -> list[Path]:
 
 def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str = "", second: str = "",
             language: str = "") -> str | Path:
-    """The source itself where it has transcripts; of recordings, the folder of their clips with what was written down.
+    """The source itself where it has transcripts; of recordings, on disk or at an address, the folder of their clips with
+    what was written down.
 
     Without the name of a `second` transcriber the first hears everything once more, slowly."""
+    if address.is_address(source):
+        source = address.fetch(str(source), place.folder / DOWNLOADS)
     files = recordings(source)
     if not files:
         return source
@@ -85,15 +89,20 @@ def again(place: Run) -> Draft:
     return Draft(place.cuts, told["transcriber"], told["second"])
 
 
+def page(draft: Draft, place: Run, port: int = 0) -> review.Review:
+    """The review page of a run, open until it is closed."""
+    return review.Review(draft, f"Review: {place.name}", port)
+
+
 def sit(place: Run, recipe: Recipe, port: int = 0) -> None:
     """The review page until Ctrl-C; the data are then made again, of what the person left."""
     draft = again(place)
-    page = review.Review(draft, f"Review: {place.name}", port)
-    print(f"Open {page.address}\nEvery edit is saved. Ctrl-C ends the review.")
+    shown = page(draft, place, port)
+    print(f"Open {shown.address}\nEvery edit is saved. Ctrl-C ends the review.")
     try:
-        page.wait()
+        shown.wait()
     except KeyboardInterrupt:
-        page.close()
+        shown.close()
     intake.prepare(clear(draft, place), place, recipe, skip_bad=True)
 
 

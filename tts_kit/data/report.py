@@ -107,15 +107,20 @@ def figure(report: Report):
     return made
 
 
+def picture(report: Report) -> bytes:
+    """The figure as a PNG, for light and dark paper."""
+    buffer = io.BytesIO()
+    figure(report).savefig(buffer, format="png", dpi=140, transparent=True)
+    return buffer.getvalue()
+
+
 def write(place: Run, report: Report) -> Path:
     """The page in the run's data, whole by itself: plots and clips are inside."""
-    picture = io.BytesIO()
-    figure(report).savefig(picture, format="png", dpi=140, transparent=True)
     style = pages.style(Path(__file__).with_suffix(".css"))
     page = string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"The data of {report.name}"), style=style, policy=pages.digest(style),
         advice=html.escape(advice(report)), sums="\n".join(_sums(report)), lists="\n".join(_lists(report)),
-        plots=pages.embedded(picture.getvalue(), "image/png"))
+        plots=pages.embedded(picture(report), "image/png"))
     run.write_text(place.data / FILE, page)
     return place.data / FILE
 

@@ -1,0 +1,90 @@
+"""A run's data as others get it: read back by `datasets` itself."""
+
+import functools
+import http.server
+import importlib
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tts_kit import audio, data
+from tts_kit.data import export
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+
+VOICE = Path(__file__).parent.parent / "sample_data" / "voice"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Run:
+    made = Run("emma", tmp_path_factory.mktemp("house"))
+    data.prepare(VOICE, made, Recipe(held_out=0.1))
+    return made
+
+
+def loadable() -> str:
+    """Why `datasets` cannot read sounds here, empty where it can."""
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"datasets reads sounds with torchcodec, which does not load: {str(error).splitlines()[0]}"
+    return ""
+
+
+@pytest.mark.skipif(bool(loadable()), reason=loadable())
+def test_datasets_loads_what_was_exported(place, tmp_path):
+    """Mistake: a folder that looks like a dataset, and loads with texts and sounds in another order, or not at all."""
+    import datasets
+
+    folder = export.export(place, tmp_path / "out")
+    loaded = datasets.load_dataset("audiofolder", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+    for split, name in export.SPLITS.items():
+        mine = [each for each in data.read(place.data) if each.split == split]
+        assert len(loaded[name]) == len(mine) > 0
+        said = {row["text"]: row for row in loaded[name]}
+        assert said.keys() == {each.text for each in mine}
+        for each in mine[:3]:
+            sound = said[each.text]["audio"].get_all_samples()
+            assert np.allclose(sound.data[0].numpy(), audio.read(each.audio, data.RATE), atol=1e-4)
+            assert said[each.text]["source"] == each.source
+
+
+def test_an_export_replaces_nothing(place, tmp_path):
+    """Mistake: a folder of somebody's own that is gone after an export."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(Problem, match="there already"):
+        export.export(place, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_refused_push_says_what_to_do(place, tmp_path, monkeypatch):
+    """Mistake: a traceback out of the hub's library, or data that are public because nobody asked."""
+    import huggingface_hub
+
+    asked = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(403)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    folder = export.export(place, tmp_path / "out")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = functools.partial(huggingface_hub.HfApi, endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_none")
+        monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(Problem, match=r"could not be pushed to 'me/voice' \(.*stays where it is"):
+            export.push(folder, "me/voice")
+        server.shutdown()
+    assert '"visibility":"private"' in asked[0].replace(" ", "")
+    with pytest.raises(Problem, match="could not be pushed"):
+        export.push(folder, "no name at all/..")

@@ -1,0 +1,76 @@
+"""A run's data as a dataset for others: a folder that `load_dataset("audiofolder", data_dir=...)` reads, and the hub.
+
+In go the utterances of a run; out come `train/` and `test/`, each with `metadata.jsonl` beside its clips, and a card.
+"""
+
+import shutil
+import string
+from pathlib import Path
+
+from tts_kit import run
+from tts_kit.data import utterance
+from tts_kit.data.utterance import HELD_OUT, TRAIN
+from tts_kit.problem import Problem
+from tts_kit.run import Run
+
+SPLITS = {TRAIN: "train", HELD_OUT: "test"}
+TABLE, CARD = "metadata.jsonl", "README.md"
+TEXT = string.Template("""---
+task_categories: [text-to-speech]
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: "train/**"}
+  - {split: test, path: "test/**"}
+---
+
+# $name
+
+One voice for text-to-speech: $clips clips, $minutes minutes, mono, 24 kHz, at one loudness. `text` is what is said,
+`original_text` how it was written down, `source` the speaker's number, `speaker` the name, `recording` the sitting that a
+clip was cut from. No sitting is in both `train` and `test` where there are enough of them.
+
+```python
+from datasets import load_dataset
+
+clips = load_dataset("audiofolder", data_dir="...")  # or the dataset's name on the hub
+```
+
+Whose voice this is, who allowed its use and under which licence, is to be written here by whoever shares it.
+""")
+
+
+def export(place: Run, out: str | Path) -> Path:
+    """Write the data of a run to a new folder; one that is there is left as it is."""
+    out = Path(out)
+    if out.exists():
+        raise Problem(f"{out} is there already and was left as it is. Choose another --out.")
+    clips = [each for each in utterance.read(place.data) if each.split in SPLITS]
+    with run.writing_folder(out) as beside:
+        for split, name in SPLITS.items():
+            mine = [each for each in clips if each.split == split]
+            (beside / name).mkdir()
+            for each in mine:
+                shutil.copyfile(each.audio, beside / name / each.audio.name)
+            run.write_rows(beside / name / TABLE, (
+                {"file_name": each.audio.name, "text": each.text, "original_text": each.original_text,
+                 "source": each.source, "speaker": each.speaker, "recording": each.recording} for each in mine))
+        minutes = f"{sum(each.seconds for each in clips) / 60:.1f}"
+        run.write_text(beside / CARD, TEXT.substitute(name=place.name, clips=len(clips), minutes=minutes))
+    return out
+
+
+def push(folder: Path, name: str, public: bool = False) -> str:
+    """Put an exported folder on the hub as dataset `owner/name`, private unless told otherwise; returns its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    try:
+        hub = HfApi()
+        made = hub.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
+        hub.upload_folder(repo_id=made.repo_id, repo_type="dataset", folder_path=folder, commit_message="Data of one voice")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        raise Problem(f"{folder} could not be pushed to {name!r} ({str(error).strip().splitlines()[0]}). It stays where it "
+                      "is. Log in (hf auth login) with a token that may write, check the name (owner/name) and the network, "
+                      "and push again.") from error
+    return str(made)
