@@ -4,6 +4,7 @@ import csv
 import itertools
 import shutil
 import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -209,6 +210,53 @@ def test_a_video_without_sound_is_named(tmp_path):
                    check=True)
     with pytest.raises(Problem, match="holds no sound, only video"):
         list(streams.blocks(tmp_path / "mute.mp4", RATE))
+
+
+@DETECTOR
+def test_a_suffix_says_nothing_of_what_is_inside(tmp_path, take):
+    """Mistake: a WAV that was named .mp3 is refused."""
+    audio.write(tmp_path / "take.wav", take[:10 * RATE], RATE)
+    (tmp_path / "take.wav").rename(tmp_path / "take.mp3")
+    assert recording.cut(tmp_path / "take.mp3", tmp_path / "cuts")
+
+
+@DETECTOR
+def test_music_alone_is_no_speech(tmp_path):
+    """Mistake: an intro becomes clips that the model learns to sing."""
+    moments = np.arange(20 * RATE) / RATE
+    chords = sum(np.sin(2 * np.pi * 220 * step * moments) for step in (1, 1.25, 1.5)) * (1 + np.sin(moments)) / 20
+    audio.write(tmp_path / "music.wav", chords.astype(np.float32), RATE)
+    with pytest.raises(Problem, match="nobody speaks"):
+        recording.cut(tmp_path / "music.wav", tmp_path / "cuts")
+
+
+@DETECTOR
+def test_a_file_that_grows_is_not_taken_for_whole(tmp_path, take, monkeypatch):
+    """Mistake: half of a running recording, cut as if it were all of it and used again for ever."""
+    audio.write(tmp_path / "take.wav", take[:10 * RATE], RATE)
+
+    def growing(path, planned, heard, folder):
+        yield from written(path, planned, heard, folder)
+        with path.open("ab") as file:
+            file.write(bytes(1000))
+
+    written = recording._written
+    monkeypatch.setattr(recording, "_written", growing)
+    with pytest.raises(Problem, match="has changed while it was read"):
+        recording.cut(tmp_path / "take.wav", tmp_path / "cuts")
+    assert not list((tmp_path / "cuts").iterdir())
+
+
+@DETECTOR
+def test_a_full_disk_leaves_no_half_cut_recording(tmp_path):
+    """Mistake: a traceback, and a folder of the first clips that is taken for the whole recording next time."""
+    script = ("import resource, signal, sys\nfrom tts_kit.data import recording\nfrom tts_kit.problem import Problem\n"
+              "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+              "try:\n    recording.cut(sys.argv[1], sys.argv[2])\nexcept Problem as problem:\n    print(problem)")
+    said = subprocess.run([sys.executable, "-c", script, TAKE, tmp_path / "cuts"], capture_output=True, text=True,
+                          cwd=TAKE.parent.parent, check=True).stdout
+    assert "the disk is full" in said and said.count("\n") == 1
+    assert not list((tmp_path / "cuts").iterdir())
 
 
 @DETECTOR

@@ -81,6 +81,8 @@ def cut(path: str | Path, folder: str | Path) -> list[Piece]:
     with run.writing_folder(place) as beside:
         made = list(_written(path, planned, heard, beside))
         run.write_rows(beside / PIECES, [identity, *(dataclasses.asdict(piece) for piece in made)])
+        if _identity(path) != identity:
+            raise Problem(f"{path} has changed while it was read. Wait until it is finished, and cut it then.")
     return made
 
 
