@@ -34,6 +34,10 @@ class Take:
     """Only the main speaker."""
     said: tuple[Said, ...]
 
+    def is_whole(self, begin: float, end: float) -> bool:
+        """Whether every sentence lies inside or outside of these moments, so that what is said between them is known."""
+        return not any(each.begin < moment < each.end for each in self.said for moment in (begin, end))
+
     def text(self, begin: float, end: float) -> str:
         """What is said between two moments, by whoever."""
         return " ".join(each.text for each in self.said if begin < (each.begin + each.end) / 2 < end)
@@ -102,8 +106,9 @@ def untouched(take: Take, chance: np.random.Generator) -> Take:
     return take
 
 
+WITH_STRANGERS = "second speaker"
 SPOILT = {"quiet room": untouched, "noise at 30 dB": noisy(30), "noise at 20 dB": noisy(20), "noise at 10 dB": noisy(10),
-          "hum": humming, "clicks": clicking, "music": with_music, "second speaker": untouched, "clipped": clipped}
+          "hum": humming, "clicks": clicking, "music": with_music, WITH_STRANGERS: untouched, "clipped": clipped}
 """Conditions; only in one of them do others speak."""
 
 

@@ -7,6 +7,7 @@ spoils recordings. Speakers at even places of the list are for trying things out
 """
 
 import argparse
+import itertools
 import resource
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from tts_kit import audio, run, runtime
 from tts_kit.comparison import judges
 from tts_kit.data import recording, suspicion, transcribe, voices
 from tts_kit.data.draft import Draft
+from tts_kit.data.edits import Entry
 from tts_kit.pretrain import corpus
-from tts_kit.pretrain.spoil import RATE, SPOILT, Said, Take, Wave, lay_out
+from tts_kit.pretrain.spoil import RATE, SPOILT, WITH_STRANGERS, Said, Take, Wave, lay_out
 from tts_kit.problem import command
 
-SPEAKERS = 4
-"""Takes of every condition."""
+TAKES, TAKES_WITH_STRANGERS = 4, 12
+"""Takes of a condition, each of another speaker."""
 STRANGERS = 3
 """Sentences of a take that somebody else says, where somebody does."""
 AUDIBLE = -30.0
@@ -56,38 +58,38 @@ class Tally:
     seconds_cutting: float
     seconds_voices: float
     seconds_writing: float
+    seconds_again: float
     rejected: int
 
 
 def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber) -> Tally:
     """Put a take on a desk in `folder`, as a person would, and compare what is found with the truth."""
-    path = folder / "take.flac"
+    path, clock = folder / "take.flac", [time.perf_counter()]
     audio.write(path, take.samples, RATE)
-    begun = time.perf_counter()
-    pieces = recording.cut(path, folder / "cuts")
-    cut = time.perf_counter()
-    place = folder / "cuts" / recording.name_of(path)
+    clock[0] = time.perf_counter()
+    pieces, place = recording.cut(path, folder / "cuts"), folder / "cuts" / recording.name_of(path)
+    clock.append(time.perf_counter())
     voices.listen(place)
-    listened = time.perf_counter()
-    transcribe.transcribe(place, transcriber, "en")
-    written = time.perf_counter()
-    draft = Draft(folder / "cuts", transcriber.name)
+    clock.append(time.perf_counter())
+    doubter = transcribe.slowly(transcriber)
+    for each in (transcriber, doubter):
+        transcribe.transcribe(place, each, "en")
+        clock.append(time.perf_counter())
     kept = {f"{place.name}/{Path(piece.file).stem}": piece for piece in pieces if not piece.reason}
-    counts = [(judges.count_wrong_words(take.text(kept[entry.id].begin, kept[entry.id].end), entry.text), entry)
-              for entry in draft.entries]
-    foreign = {entry.id: _foreign(take, kept[entry.id]) for entry in draft.entries}
-    suspected = {entry.id for entry in draft.entries if any(doubt.reason == suspicion.STRANGER for doubt in entry.doubts)}
-    own = [name for name, seconds in foreign.items() if seconds == 0]
-    strange = [name for name, seconds in foreign.items() if seconds > 0.3]
+    entries = [(entry, kept[entry.id]) for entry in Draft(folder / "cuts", transcriber.name, doubter.name).entries]
+    said = [(entry, *judges.count_wrong_words(take.text(piece.begin, piece.end), entry.text))
+            for entry, piece in entries if take.is_whole(piece.begin, piece.end)]
+    foreign = [(_is_suspected(entry), _foreign(take, piece)) for entry, piece in entries]
+    strange, own = ([is_suspected for is_suspected, seconds in foreign if wanted(seconds)]
+                    for wanted in (lambda seconds: seconds > 0.3, lambda seconds: seconds == 0))
     unharmed, lost = _speech(take, list(kept.values()))
+    cutting, comparing, writing, again = (after - before for before, after in itertools.pairwise(clock))
     return Tally(
         seconds=len(take.samples) / RATE, cuts=2 * len(pieces), cut_words=sum(_cuts(take, piece) for piece in pieces),
-        speech=unharmed, lost=lost, words=sum(words for (words, _), _ in counts),
-        wrong_words=sum(wrong for (_, wrong), _ in counts),
-        suspicion=tuple((suspicion.together(entry.doubts), wrong > 0) for (_, wrong), entry in counts),
-        strangers=len(strange), strangers_found=len(suspected.intersection(strange)), own=len(own),
-        own_suspected=len(suspected.intersection(own)), seconds_cutting=cut - begun, seconds_voices=listened - cut,
-        seconds_writing=written - listened, rejected=len(pieces) - len(kept))
+        speech=unharmed, lost=lost, words=sum(words for _, words, _ in said), wrong_words=sum(wrong for *_, wrong in said),
+        suspicion=tuple((entry.suspicion, wrong > 0) for entry, _, wrong in said),
+        strangers=len(strange), strangers_found=sum(strange), own=len(own), own_suspected=sum(own), seconds_cutting=cutting,
+        seconds_voices=comparing, seconds_writing=writing, seconds_again=again, rejected=len(pieces) - len(kept))
 
 
 def summed(tallies: Sequence[Tally]) -> dict:
@@ -110,7 +112,8 @@ def summed(tallies: Sequence[Tally]) -> dict:
         "clips without, suspected, %": round(100 * total("own_suspected") / total("own"), 1),
         "seconds an hour, cutting": round(total("seconds_cutting") / hours),
         "seconds an hour, voices": round(total("seconds_voices") / hours),
-        "seconds an hour, writing down": round(total("seconds_writing") / hours)}
+        "seconds an hour, writing down": round(total("seconds_writing") / hours),
+        "seconds an hour, hearing it again": round(total("seconds_again") / hours)}
 
 
 def conditions(folder: Path, is_practice: bool, seed: int) -> dict[str, list[Tally]]:
@@ -122,10 +125,11 @@ def conditions(folder: Path, is_practice: bool, seed: int) -> dict[str, list[Tal
     listener = transcribe.load(transcribe.BUNDLED, runtime.choose("cpu"))
     found: dict[str, list[Tally]] = {}
     for number, (name, spoil) in enumerate(tqdm(SPOILT.items(), desc="conditions")):
-        for take in range(SPEAKERS):
+        for take in range(TAKES_WITH_STRANGERS if name == WITH_STRANGERS else TAKES):
             chance = np.random.default_rng([seed, number, take])
-            main, other = chance.choice(half, 2, replace=False)
-            strangers = speakers[other][:STRANGERS] if name == "second speaker" else []
+            main = chance.choice(half)
+            other = chance.choice([each for each in half if not set(each.split("-")) & set(main.split("-"))])
+            strangers = speakers[other][:STRANGERS] if name == WITH_STRANGERS else []
             made = spoil(lay_out(speakers[main], strangers, chance), chance)
             with tempfile.TemporaryDirectory() as place:
                 found.setdefault(name, []).append(hear(made, Path(place), listener))
@@ -149,6 +153,10 @@ def memory(folder: Path) -> dict:
                               capture_output=True, text=True).stdout
         return {"hours": LONG_HOURS, "most memory, MB": int(told.split()[-1]),
                 "seconds an hour": round((time.perf_counter() - begun) / LONG_HOURS)}
+
+
+def _is_suspected(entry: Entry) -> bool:
+    return any(doubt.reason == suspicion.STRANGER for doubt in entry.doubts)
 
 
 def _cuts(take: Take, piece: recording.Piece) -> int:
