@@ -1,6 +1,6 @@
 """Takes of which everything is known, and how much of it the desk finds out: cuts, speech, words, strangers, time, memory.
 
-    python -m tts_kit.pretrain.trial --corpus runs/pretrain/corpus --out results/recordings.json
+    python -m tts_kit.pretrain.trial --corpus runs/pretrain/corpus
 
 In go clips whose speaker and words are known; they are laid out with pauses, and one thing after the other is added that
 spoils recordings. Speakers at even places of the list are for trying things out (--practice), those at odd ones for scoring.
@@ -36,6 +36,7 @@ STRANGERS = 3
 AUDIBLE = -30.0
 """Decibels against its sentence at which a moment is speech."""
 LONG_HOURS = 3
+RESULTS = Path("tests/benchmarks/results/recordings.json")
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tts_kit.pretrain.trial", description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder that {corpus.__name__} made")
-    parser.add_argument("--out", type=Path, default=Path("results/recordings.json"), help="the figures")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the figures")
     parser.add_argument("--practice", action="store_true", help="the other half of the speakers, to try things out on")
     parser.add_argument("--seed", type=int, default=1, help="of pauses, noise and who speaks (default 1)")
     parser.add_argument("--cut", type=Path, help=argparse.SUPPRESS)
