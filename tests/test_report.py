@@ -70,6 +70,8 @@ def test_everything_is_accounted_for(place):
     pieces = [recording.Piece(f"rejected/{number}.flac", number, number + 6, 3, 30, 0, 0, "noisy: 3 dB")
               for number in range(2)]
     pieces.append(recording.Piece("clips/1.flac", 20, 22, 40, 30, 0, -4.5))
+    for number in range(2):
+        audio.write(place.cuts / "monday" / f"rejected/{number}.flac", number * buzz(100), RATE)  # one is silent
     run.write_rows(place.cuts / "monday" / recording.PIECES, [{}, *(dataclasses.asdict(piece) for piece in pieces)])
     found = report.look(place)
     assert found.left == {"left out: noisy": report.Left(2, pytest.approx(0.2)),
@@ -79,6 +81,7 @@ def test_everything_is_accounted_for(place):
     page = report.write(place, found).read_text(encoding="utf-8")
     counts = re.findall(r"<th>(?!left)[^<]+</th><td>(\d+)</td>", page)
     assert sum(map(int, counts)) == 12
+    assert page.count("noisy: 3 dB") == 2  # with their players
     assert len(run.read_rows(place.data / intake.REJECTED)) == 1
 
 

@@ -1,4 +1,4 @@
-"""The verbs: python -m tts_kit doctor | data | review | report | export | tokenize | train | speak | compare | demo."""
+"""The verbs: python -m tts_kit doctor | data | review | report | dataset | tokenize | train | speak | compare | demo."""
 
 import argparse
 import dataclasses
@@ -84,7 +84,7 @@ def _data_verbs(verbs) -> None:
 
     told.verb(verbs, "report", report, "the run's data as a page: how much, how clean, what to listen to first")
 
-    verb = told.verb(verbs, "export", export, "the run's data as a folder that `datasets` loads, or on the hub")
+    verb = told.verb(verbs, "dataset", dataset, "the run's data as a folder that `datasets` loads, or on the hub")
     verb.add_argument("--out", type=Path, help="a new folder (default: dataset, in the run's folder)")
     verb.add_argument("--push", metavar="OWNER/NAME", help="put it on the hub too, as this dataset; what was exported "
                       "before is pushed as it is")
@@ -121,7 +121,7 @@ def report(options) -> None:
     room.show(Run(options.run))
 
 
-def export(options) -> None:
+def dataset(options) -> None:
     from tts_kit.data import export as room
 
     run = Run(options.run)

@@ -13,20 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tts_kit import audio, pages, run
+from tts_kit.data import advice as advisor
 from tts_kit.data import desk, intake, measures, recording, suspicion, utterance, voices
 from tts_kit.data.edits import DROPPED
 from tts_kit.data.measures import Measured
 from tts_kit.data.utterance import RATE
+from tts_kit.problem import Problem
 from tts_kit.run import Run
 
 FILE = "report.html"
-HEARD, STEADY, PLENTY = 5, 25, 40
-"""Minutes at which other kits' users begin to hear the voice, find it steady (300 clips), and gain little from more."""
-QUIET, ROOMY = 30.0, 20.0
-"""Decibels of the median clip between loud and quiet from which on a room is quiet, and under which it is heard."""
-DULL = 7_000
-"""Hertz of the median clip under which a voice sounds like a telephone."""
-LISTED = 6
+LISTED, MOST = 6, 40
+"""Clips in a list of unusual ones, and in any list."""
 ACCENT, GREY = "#0b8079", "#8a857c"
 
 
@@ -48,6 +45,8 @@ class Report:
     """Pairs of utterances that say nearly the same."""
     gains: Sequence[float]
     """Decibels by which each clip of a recording was made louder, empty where there were only clips."""
+    rejected: Sequence[tuple[Path, recording.Piece]]
+    """Pieces of recordings that were left out, with their sound."""
     compared: bool
     """Whether voices were compared."""
 
@@ -64,8 +63,10 @@ class Report:
 def look(place: Run) -> Report:
     """Measure a run's data, once it has some."""
     clips = utterance.read(place.data)
-    return Report(place.name, measures.measure(clips), dict(_left(place)), measures.near_duplicates(clips), _gains(place),
-                  voices.is_installed())
+    pieces = [(folder / piece.file, piece) for folder in _recordings(place) for piece in recording.pieces(folder)]
+    return Report(place.name, measures.measure(clips), dict(_left(place, [piece for _, piece in pieces])),
+                  measures.near_duplicates(clips), [piece.gain for _, piece in pieces if not piece.reason],
+                  [(path, piece) for path, piece in pieces if piece.reason], voices.is_installed())
 
 
 def show(place: Run) -> None:
@@ -76,7 +77,7 @@ def show(place: Run) -> None:
 
 def advice(report: Report) -> str:
     """One paragraph: how much there is, how good it is, and what would help most."""
-    return " ".join(filter(None, (_amount(report), _voice(report), _room(report), _dullness(report), _repetition(report))))
+    return advisor.advise(report.clips, len(report.strangers) if report.compared else None, len(report.twins))
 
 
 def figure(report: Report):
@@ -125,53 +126,14 @@ def write(place: Run, report: Report) -> Path:
     return place.data / FILE
 
 
-def _amount(report: Report) -> str:
-    minutes, more = report.minutes, max(1, round(STEADY - report.minutes))
-    told = f"{minutes:.1f} minutes in {len(report.clips)} clips: "
-    if minutes < HEARD:
-        return (f"{told}little. Users of other kits begin to hear a voice at about {HEARD} minutes; cloning from one clip "
-                f"may do as well. About {more} minutes more would make it steady.")
-    if minutes < STEADY:
-        return f"{told}enough to hear the voice; about {more} minutes more would make it steady."
-    return f"{told}enough." + f" Beyond {PLENTY} minutes more brings little." * (minutes >= PLENTY)
-
-
-def _voice(report: Report) -> str:
-    if not report.compared:
-        return "Whether one voice speaks in all of them was not measured: that needs the judges."
-    count = len(report.strangers)
-    return (f"{count} of them sound{'s' * (count == 1)} like somebody else: listen to these first, below." if count else
-            "One voice speaks in all of them.")
-
-
-def _room(report: Report) -> str:
-    usual = statistics.median(each.ratio for each in report.clips)
-    if usual >= QUIET:
-        return f"The room is quiet ({usual:.0f} dB under the voice)."
-    kind = "can be heard" if usual >= ROOMY else "is loud"
-    return f"The room {kind} ({usual:.0f} dB under the voice), and the model learns the room with the voice."
-
-
-def _dullness(report: Report) -> str:
-    usual = statistics.median(each.band for each in report.clips)
-    return f"There is nothing above {usual / 1000:.1f} kHz: use the original recording if there is one." * (usual < DULL)
-
-
-def _repetition(report: Report) -> str:
-    count = len(report.twins)
-    return f"{count} clips say nearly the same as another." * (count > len(report.clips) / 20)
-
-
-def _left(place: Run) -> Iterator[tuple[str, Left]]:
+def _left(place: Run, pieces: Sequence[recording.Piece]) -> Iterator[tuple[str, Left]]:
     """What every stage left out, by reason."""
     seconds: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    for folder in _recordings(place):
-        for piece in recording.pieces(folder):
-            if piece.reason:
-                kind = piece.reason.partition(":")[0]
-                counts[kind] += 1
-                seconds[kind] += piece.seconds
+    for piece in (each for each in pieces if each.reason):
+        kind = piece.reason.partition(":")[0]
+        counts[kind] += 1
+        seconds[kind] += piece.seconds
     if (place.cuts / desk.SETTINGS).is_file():
         for entry in desk.again(place).entries:
             if entry.state == DROPPED:
@@ -184,10 +146,6 @@ def _left(place: Run) -> Iterator[tuple[str, Left]]:
 
 def _recordings(place: Run) -> list[Path]:
     return sorted(path.parent for path in place.cuts.glob(f"*/{recording.PIECES}"))
-
-
-def _gains(place: Run) -> list[float]:
-    return [piece.gain for folder in _recordings(place) for piece in recording.pieces(folder) if not piece.reason]
 
 
 def _sums(report: Report) -> Iterator[str]:
@@ -219,6 +177,9 @@ def _lists(report: Report) -> Iterator[str]:
     said = {each.clip.id: each for each in clips}
     yield _list("Said twice", "Both stay in the data; one is enough.", [said[later.id] for _, later in report.twins],
                 lambda each: "like another clip")
+    yield _section("Left out", "Pieces of the recordings that became no clips.", [
+        (path, piece.reason, f"{piece.begin:.0f} to {piece.end:.0f} s", path.parent.parent.name)
+        for path, piece in report.rejected])
 
 
 def _far(clips: Sequence[Measured], measure: Callable[[Measured], float]) -> list[Measured]:
@@ -228,12 +189,23 @@ def _far(clips: Sequence[Measured], measure: Callable[[Measured], float]) -> lis
 
 
 def _list(title: str, why: str, clips: Sequence[Measured], told: Callable[[Measured], str]) -> str:
-    if not clips:
+    return _section(title, why, [(each.clip.audio, each.clip.text, told(each), each.clip.file) for each in clips[:LISTED]])
+
+
+def _section(title: str, why: str, rows: Sequence[tuple[Path, str, str, str]]) -> str:
+    """Players with what is said, or what is to be said, beside them; nothing where there are none."""
+    if not rows:
         return ""
-    rows = []
-    for each in clips[:LISTED]:
-        content, mime = audio.compressed(audio.read(each.clip.audio, RATE), RATE)
-        rows.append(f'<li><audio controls preload="none" src="{pages.embedded(content, mime)}"></audio>'
-                    f'<p dir="auto">{html.escape(each.clip.text)}</p>'
-                    f"<small>{html.escape(told(each))}<br>{html.escape(each.clip.file)}</small></li>")
-    return f'<h2>{title}</h2><p class="why">{why}</p><ul class="clips">{"".join(rows)}</ul>'
+    items = []
+    for path, *told in rows[:MOST]:
+        words, note, file = map(html.escape, told)
+        items.append(f'<li>{_player(path)}<p dir="auto">{words}</p><small>{note}<br>{file}</small></li>')
+    return f'<h2>{title}</h2><p class="why">{why}</p><ul class="clips">{"".join(items)}</ul>'
+
+
+def _player(path: Path) -> str:
+    try:
+        sound = pages.embedded(*audio.compressed(audio.read(path, RATE), RATE))
+    except Problem:  # a piece may have been left out because it is silent
+        return "<audio></audio>"
+    return f'<audio controls preload="none" src="{sound}"></audio>'
