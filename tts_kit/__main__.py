@@ -69,9 +69,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _data_verbs(verbs) -> None:
     verb = told.verb(verbs, "data", data, "a recording, or clips with transcripts -> checked, levelled, split utterances")
-    verb.add_argument("source", help="a recording or a folder of them, which are cut and written down; a folder with "
-                      "metadata.csv, a .jsonl file, a hub dataset (owner/name), or an example: example:emma is the bundled "
-                      "voice, example:allison a person's, which is fetched")
+    verb.add_argument("source", help="a recording, a folder of them or an address, which are cut and written down; a "
+                      "folder with metadata.csv, a .jsonl file, a hub dataset (owner/name), or an example: example:emma is "
+                      "the bundled voice, example:allison a person's, which is fetched")
     verb.add_argument("--transcriber", default="", help="of recordings: a Whisper by name or folder, or `bundled` where "
                       "there is no hub (default large-v3-turbo on a GPU, else small)")
     verb.add_argument("--second-transcriber", default="", help="another one, to doubt the first where they differ "
