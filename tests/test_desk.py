@@ -106,6 +106,26 @@ def test_what_brings_transcripts_is_no_recording(tmp_path):
     assert desk.take_in(tmp_path / "clips", Run("x", tmp_path), CPU) == tmp_path / "clips"
 
 
+def test_a_table_beside_recordings_is_not_passed_over(tmp_path):
+    """Mistake: transcripts under another name are ignored, and hours are written down anew by a machine."""
+    (tmp_path / "day").mkdir()
+    (tmp_path / "day" / "a.wav").touch()
+    (tmp_path / "day" / "transcripts.csv").touch()
+    with pytest.raises(Problem, match="day/transcripts.csv beside them.*call it metadata.csv"):
+        desk.recordings(tmp_path)
+    (tmp_path / "day" / "transcripts.csv").unlink()
+    (tmp_path / "day" / "a.wav").rename(tmp_path / "day" / "a.m4b")
+    assert desk.recordings(tmp_path / "day" / "a.m4b") == [tmp_path / "day" / "a.m4b"]
+
+
+def test_a_language_nobody_knows_is_refused_at_once():
+    """Mistake: an hour is cut before a spelling is found wrong."""
+    transcribe.check_language("")
+    transcribe.check_language("de")
+    with pytest.raises(Problem, match="'English' is unknown"):
+        transcribe.check_language("English")
+
+
 def test_a_review_of_nothing_says_what_to_do(tmp_path, monkeypatch, capsys):
     """Mistake: a traceback where a step was left out."""
     monkeypatch.chdir(tmp_path)
@@ -135,7 +155,26 @@ def test_writing_down_goes_on_where_it_stopped(place, tmp_path):
         heard.append(language)
         return " Heard anew ", 0.5, 0.1
 
-    found = transcribe.transcribe(folder, transcribe.Transcriber("bundled", write, lambda samples: "en"))
+    writer = transcribe.Transcriber("bundled", write, lambda samples: "en")
+    found = transcribe.transcribe(folder, writer)
     assert heard == ["en", "en"] and [each.text for each in found[-2:]] == ["Heard anew."] * 2
     assert [each.text for each in found[:-2]] == [row["text"] for row in rows[:-2]]
     assert run.read_rows(table)[-1]["text"] == "Heard anew."
+    transcribe.transcribe(folder, writer, "en")
+    assert len(heard) == 2, "heard as English already"
+    transcribe.transcribe(folder, writer, "de")
+    assert heard[2:] == ["de"] * len(rows), "another language is another transcript"
+
+
+@WHISPER
+def test_later_recordings_are_written_down_by_whoever_wrote_the_first(place, tmp_path):
+    """Mistake: a second batch with another transcriber, after which nothing of the run can be read any more."""
+    mine = Run("anna", tmp_path)
+    shutil.copytree(place.cuts, mine.cuts)
+    samples, rate = soundfile.read(TAKE)
+    soundfile.write(tmp_path / "more.wav", samples[:20 * rate], rate)
+    bundled = transcribe.load("bundled", CPU)
+    other = transcribe.Transcriber("other", bundled.write, bundled.tell)
+    draft = desk.lay([tmp_path / "more.wav"], mine, other)
+    assert {entry.recording for entry in draft.entries} == {each.name for each in recording.places(mine.cuts)}
+    assert len(recording.places(mine.cuts)) == 2

@@ -145,6 +145,19 @@ def test_clips_cut_anew_do_not_take_an_old_review(folder):
         Draft(folder, "base")
 
 
+def test_as_many_clips_of_another_recording_are_not_the_same_clips(folder):
+    """Mistake: a recording moved away and cut anew, after which old corrections stand under new sounds, as checked."""
+    look(Draft(folder, "base"), "monday/00001", do="text", text="Mine.")
+    place = folder / "monday" / recording.PIECES
+    _, *rows = run.read_rows(place)
+    run.write_rows(place, [{"recording": "monday", "bytes": 7}, *rows])
+    with pytest.raises(Problem, match="tells of other clips than monday holds now"):
+        Draft(folder, "base")
+    (folder / draft.HISTORY).unlink()
+    (folder / draft.SUBJECT).unlink()
+    assert Draft(folder, "base").entries[0].text == TEXTS[0]
+
+
 def test_writing_down_that_was_interrupted_is_told_of(folder):
     """Mistake: a traceback where a transcription was stopped half-way."""
     place = folder / "tuesday" / transcribe.table_of("base")

@@ -49,7 +49,7 @@ def test_datasets_loads_what_was_exported(place, tmp_path):
         for each in mine[:3]:
             sound = said[each.text]["audio"].get_all_samples()
             assert np.allclose(sound.data[0].numpy(), audio.read(each.audio, data.RATE), atol=1e-4)
-            assert said[each.text]["source"] == each.source
+            assert said[each.text]["source"] == each.speaker
 
 
 def test_an_export_replaces_nothing(place, tmp_path):

@@ -98,6 +98,31 @@ def test_what_was_cut_is_used_again_and_another_take_is_refused(tmp_path):
 
 
 @DETECTOR
+def test_two_recordings_of_one_name_are_both_cut(tmp_path, take):
+    """Mistake: a recorder that names every day's file alike: the second is refused, or taken for the first."""
+    for day, begin in (("monday", 0), ("tuesday", 30)):
+        audio.write(tmp_path / day / "ZOOM0001.wav", take[begin * RATE:(begin + 15) * RATE], RATE)
+        recording.cut(tmp_path / day / "ZOOM0001.wav", tmp_path / "cuts")
+    assert [place.name for place in recording.places(tmp_path / "cuts")] == ["ZOOM0001", "ZOOM0001-2"]
+    for day, name in (("monday", "ZOOM0001"), ("tuesday", "ZOOM0001-2")):
+        assert recording.place_of(tmp_path / day / "ZOOM0001.wav", tmp_path / "cuts").name == name
+    shutil.move(tmp_path / "tuesday", tmp_path / "moved")
+    assert recording.place_of(tmp_path / "moved" / "ZOOM0001.wav", tmp_path / "cuts").name == "ZOOM0001-2"
+
+
+@DETECTOR
+def test_an_hour_without_a_pause_is_not_held_in_memory(tmp_path, take, monkeypatch):
+    """Mistake: a music bed keeps the detector awake, and the whole hour is one piece, four times as large when measured."""
+    seen = []
+    monkeypatch.setattr(recording, "plan", lambda heard: [(0, 10, len(heard.levels) - 30, len(heard.levels))])
+    monkeypatch.setattr(audio, "true_peak", lambda samples: seen.append(len(samples)) or 0.5)
+    audio.write(tmp_path / "long.wav", np.tile(take[10 * RATE:20 * RATE], 12), RATE)
+    [piece] = recording.cut(tmp_path / "long.wav", tmp_path / "cuts")
+    assert piece.reason.startswith("too long: 120.0 s") and piece.end == 120.0
+    assert max(seen) < 35 * RATE
+
+
+@DETECTOR
 @pytest.mark.parametrize("kind, harm", [
     ("clipped", lambda samples, noise: np.clip(40 * samples, -1, 1)),
     ("noisy", lambda samples, noise: samples + 0.9 * samples.std() * noise)])
@@ -125,7 +150,7 @@ def test_where_nothing_can_be_cut_the_piece_is_left_out():
     """Mistake: a cut in the middle of speech because the clip would be too long."""
     assert clips((1, 45)) == [(1, 45)]
     piece = recording.Piece("", 0.9, 45.25, 40, 40, 0, 0)
-    assert recording._reason(piece) == "too long: 44.4 s without a pause to cut in, wanted 30 s at most"
+    assert recording._reason(piece) == "too long: 44.4 s without a pause to cut in, wanted 29.85 s at most"
     assert recording._reason(recording.Piece("", 0, 0.9, 40, 40, 0, 0)).startswith("too short: 0.9 s")
     assert not recording._reason(recording.Piece("", 0, 5, 40, 40, 0, 0))
 
@@ -189,7 +214,9 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "text.wav").write_text("this is no sound", encoding="utf-8")
     soundfile.write(folder / "numbers.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
     soundfile.write(folder / "silence.wav", np.zeros(5 * 16_000), 16_000)
-    return {"empty.wav": "is empty", "header.wav": "zero length", "text.wav": "cannot be read", "numbers.wav": "NaN",
+    soundfile.write(folder / "telephone.wav", np.random.default_rng(1).normal(0, 0.1, 8_000), 8_000)
+    return {"telephone.wav": "sampled at 8 kHz",
+            "empty.wav": "is empty", "header.wav": "zero length", "text.wav": "cannot be read", "numbers.wav": "NaN",
             "silence.wav": "nobody speaks", "absent.wav": "no such file"}
 
 

@@ -77,7 +77,7 @@ def test_everything_is_accounted_for(place):
     assert found.left == {"left out: noisy": report.Left(2, pytest.approx(0.2)),
                           "left out: could not be used": report.Left(1, None)}
     assert found.minutes == pytest.approx(sum(each.seconds for each in data.read(place.data)) / 60)
-    assert found.gains == [-4.5]
+    assert found.levels == [-4.5]
     page = report.write(place, found).read_text(encoding="utf-8")
     counts = re.findall(r"<th>(?!left)[^<]+</th><td>(\d+)</td>", page)
     assert sum(map(int, counts)) == 12

@@ -111,8 +111,9 @@ def data(options) -> None:
     from tts_kit.data import desk
 
     source = desk.take_in(options.source, run, _runtime(options), options.transcriber, options.second_transcriber,
-                          options.language)
-    room.prepare(source, run, recipe, options.skip_bad, options.held_out_from)
+                          options.language, recipe.speaker)
+    # what was cut and written down for hours is not refused for one clip
+    room.prepare(source, run, recipe, options.skip_bad or source != options.source, options.held_out_from)
 
 
 def report(options) -> None:

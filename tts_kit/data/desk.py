@@ -21,6 +21,7 @@ from tts_kit.runtime import Runtime
 
 SOUND = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov", ".mkv",
          ".webm", ".avi"}
+NOT_SOUND = {".csv", ".jsonl", ".json", ".parquet", ".arrow", ".tsv"}
 SETTINGS = "desk.json"
 DOWNLOADS = "downloads"
 NOBODY = "none"
@@ -32,17 +33,27 @@ def recordings(source: str | Path) -> list[Path]:
     """The sound files of a source that brings no transcripts: one file, or a folder of them; else none."""
     path = Path(source).expanduser()
     if path.is_file():
-        return [path] if path.suffix.lower() in SOUND else []
-    if not path.is_dir() or any((path / name).is_file() for name in sources.TABLES):
+        return [] if path.suffix.lower() in NOT_SOUND else [path]
+    if not path.is_dir():
         return []
     try:
-        return sorted(each for each in path.rglob("*") if each.suffix.lower() in SOUND and each.is_file())
+        os.scandir(path).close()
+        if any((path / name).is_file() for name in sources.TABLES):
+            return []
+        files = sorted(each for each in path.rglob("*") if each.is_file())
     except OSError as error:
         raise Problem(f"{path} cannot be read ({error.strerror}). Change its permissions, or copy it elsewhere.") from error
+    found = [each for each in files if each.suffix.lower() in SOUND]
+    tables = [each for each in files if each.suffix.lower() in NOT_SOUND]
+    if found and tables:
+        raise Problem(f"{path} holds sound files, and {tables[0].relative_to(path)} beside them. If that has their "
+                      "transcripts, call it metadata.csv and give its folder; if not, move it away, and they are taken as "
+                      "recordings to be written down.")
+    return found
 
 
 def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str = "", second: str = "",
-            language: str = "") -> str | Path:
+            language: str = "", speaker: str = "") -> str | Path:
     """The source itself where it has transcripts; of recordings, on disk or at an address, the folder of their clips with
     what was written down.
 
@@ -53,29 +64,31 @@ def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str =
     if not files:
         return source
     first = transcribe.load(transcriber, runtime)
+    transcribe.check_language(language)
     doubters = () if second == NOBODY else (transcribe.load(second, runtime) if second else transcribe.slowly(first),)
-    folder = clear(lay(files, place, first, *doubters, language=language), place)
+    folder = clear(lay(files, place, first, *doubters, language=language), place, speaker)
     print(f"Put the texts right: python -m tts_kit review --run {place.name}")
     return folder
 
 
 def lay(files: Sequence[Path], place: Run, first: Transcriber, second: Transcriber | None = None,
         language: str = "") -> Draft:
-    """Cut and write down every recording that can be; what was done before is used again, what cannot is named."""
+    """Cut every recording that can be and write it down, with those of earlier times; what was done before is used again,
+    what cannot be done is named."""
     failed = []
     for file in files:
         try:
-            pieces = recording.cut(file, place.cuts)
-            print(f"{file.name}: {recording.summary(pieces)}.")
-            voices.listen(place.cuts / recording.name_of(file))
-            for each in filter(None, (first, second)):
-                transcribe.transcribe(place.cuts / recording.name_of(file), each, language)
+            print(f"{file.name}: {recording.summary(recording.cut(file, place.cuts))}.")
         except Problem as problem:
             failed.append(str(problem))
             print(problem)
     if len(failed) == len(files):
         raise Problem(f"none of {len(files)} recordings can be used. {failed[0]}")
     run.write_json(place.cuts / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
+    for folder in recording.places(place.cuts):
+        voices.listen(folder)
+        for each in filter(None, (first, second)):
+            transcribe.transcribe(folder, each, language)
     return again(place)
 
 
@@ -103,7 +116,8 @@ def sit(place: Run, recipe: Recipe, port: int = 0) -> None:
         shown.wait()
     except KeyboardInterrupt:
         shown.close()
-    intake.prepare(clear(draft, place), place, recipe, skip_bad=True)
+    intake.prepare(clear(draft, place, recipe.speaker), place, recipe, skip_bad=True,
+                   held_out_from=intake.held_out_from(place.data))
 
 
 def clear(draft: Draft, place: Run, speaker: str = "") -> Path:

@@ -20,7 +20,8 @@ from tts_kit.data.suspicion import Evidence
 from tts_kit.data.utterance import RATE
 from tts_kit.problem import Problem
 
-HISTORY = "review.jsonl"
+HISTORY, SUBJECT = "review.jsonl", "review-of.json"
+"""What was edited, and which cut recordings it is about."""
 
 
 class Draft:
@@ -29,6 +30,8 @@ class Draft:
     def __init__(self, folder: Path, transcriber: str, second: str = ""):
         self.folder = Path(folder)
         self._first = _entries(self.folder, transcriber, second)
+        self._subject = {place.name: recording.identity(place) for place in recording.places(self.folder)}
+        self._refuse_other_subject()
         self._lock = threading.Lock()
         self._size = -1
         self._load()
@@ -83,8 +86,20 @@ class Draft:
                           "away to begin the review again.") from error
         self._size = len(whole)
 
+    def _refuse_other_subject(self) -> None:
+        """Old edits must not land on clips that were cut anew under the same numbers."""
+        path = self.folder / SUBJECT
+        before = run.read_json(path, f"Move {path.parent} away to begin the review again.") if path.is_file() else {}
+        if other := [name for name, told in self._subject.items() if before.get(name, told) != told]:
+            raise Problem(f"{self.folder / HISTORY} tells of other clips than {', '.join(other)} holds now: it was cut anew "
+                          f"since. Move {HISTORY} and {SUBJECT} away to begin the review again.")
+        self._told = before
+
     def _append(self, line: bytes) -> None:
         path = self.folder / HISTORY
+        if self._told != self._subject:
+            run.write_json(self.folder / SUBJECT, self._subject)
+            self._told = self._subject
         with run.explaining_refusals(path), open(path, "ab") as file:
             file.write(line)
             file.flush()
@@ -95,7 +110,7 @@ class Draft:
 def _entries(folder: Path, transcriber: str, second: str) -> dict[str, Entry]:
     """The clips as they were cut and heard, with their doubts."""
     found, evidence = {}, []
-    for place in sorted(path.parent for path in folder.glob(f"*/{recording.PIECES}")):
+    for place in recording.places(folder):
         said = {each.file: each for each in transcribe.read(place / transcribe.table_of(transcriber))}
         again = {each.file: each for each in transcribe.read(place / transcribe.table_of(second))} if second else {}
         sounds = voices.read(place)

@@ -26,9 +26,9 @@ configs:
 
 # $name
 
-One voice for text-to-speech: $clips clips, $minutes minutes, mono, 24 kHz, at one loudness. `text` is what is said,
-`original_text` how it was written down, `source` the speaker's number, `speaker` the name, `recording` the sitting that a
-clip was cut from. No sitting is in both `train` and `test` where there are enough of them.
+One voice for text-to-speech: $clips clips, $minutes minutes, mono, 24 kHz, at one loudness. `text` is what is said, `source`
+the speaker, `recording` the sitting that a clip was cut from. No sitting is in both `train` and `test` where there are
+enough of them.
 
 ```python
 from datasets import load_dataset
@@ -53,23 +53,32 @@ def export(place: Run, out: str | Path) -> Path:
             for each in mine:
                 shutil.copyfile(each.audio, beside / name / each.audio.name)
             run.write_rows(beside / name / TABLE, (
-                {"file_name": each.audio.name, "text": each.text, "original_text": each.original_text,
-                 "source": each.source, "speaker": each.speaker, "recording": each.recording} for each in mine))
+                {"file_name": each.audio.name, "text": each.text, "source": each.speaker or each.source,
+                 "recording": each.recording} for each in mine))
         minutes = f"{sum(each.seconds for each in clips) / 60:.1f}"
         run.write_text(beside / CARD, TEXT.substitute(name=place.name, clips=len(clips), minutes=minutes))
     return out
 
 
 def push(folder: Path, name: str, public: bool = False) -> str:
-    """Put an exported folder on the hub as dataset `owner/name`, private unless told otherwise; returns its address."""
+    """Put an exported folder on the hub as dataset `owner/name`, which is then what the folder is; returns its address.
+
+    A new one is private unless told otherwise; to one that is public already nothing private is added."""
+    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+    if not (folder / SPLITS[TRAIN] / TABLE).is_file():
+        raise Problem(f"{folder} is no exported dataset: no {SPLITS[TRAIN]}/{TABLE}. Choose another --out.")
     try:
         hub = HfApi()
         made = hub.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
-        hub.upload_folder(repo_id=made.repo_id, repo_type="dataset", folder_path=folder, commit_message="Data of one voice")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        if not public and not hub.repo_info(made.repo_id, repo_type="dataset").private:
+            raise Problem(f"{name} is there and everybody can see it. Give --public if that is what you want, or another "
+                          "name.")
+        hub.upload_folder(repo_id=made.repo_id, repo_type="dataset", folder_path=folder, commit_message="Data of one voice",
+                          delete_patterns=[f"{split}/**" for split in SPLITS.values()])
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
         raise Problem(f"{folder} could not be pushed to {name!r} ({str(error).strip().splitlines()[0]}). It stays where it "
                       "is. Log in (hf auth login) with a token that may write, check the name (owner/name) and the network, "
                       "and push again.") from error

@@ -18,7 +18,7 @@ from tts_kit.data.table import Row
 from tts_kit.data.utterance import GAP, HELD_OUT, RATE, Utterance
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
-from tts_kit.run import Run, write_json, write_rows, writing_folder
+from tts_kit.run import Run, read_json, write_json, write_rows, writing_folder
 
 ORIGIN = "source.json"
 REJECTED = "rejected.jsonl"
@@ -41,6 +41,13 @@ def prepare(source: str | Path, run: Run, recipe: Recipe, skip_bad: bool = False
     print(f"{summary(utterances)}. In {run.data}.")
     recipes.remember(run, recipe)
     return utterances
+
+
+def held_out_from(folder: Path) -> str:
+    """The second source whose clips a data folder holds out, empty where there was none."""
+    if not (folder / ORIGIN).is_file():
+        return ""
+    return read_json(folder / ORIGIN, f"Delete {folder} and make it again.")["settings"].get("held_out_from", "")
 
 
 def summary(utterances: Sequence[Utterance]) -> str:

@@ -19,8 +19,8 @@ SPEECH, STILL_SPEECH = 0.5, 0.35
 SHORTEST_SPEECH, SHORTEST_PAUSE = 0.10, 0.25
 LONGEST_PAUSE = 1.0
 """Seconds of silence that are never kept inside a clip."""
-SHORTEST, GOOD, LONG, LONGEST = 1.0, 3.0, 12.0, 30.0
-"""Seconds: of the shortest clip, of the wanted ones, and of the longest."""
+SHORTEST, GOOD, LONG, LONGEST = 1.0, 3.0, 12.0, 29.5
+"""Seconds of speech: in the shortest clip, in the wanted ones, and in the longest, which with room around it has 30."""
 WARM_UP = 2 * RATE // WINDOW * WINDOW
 """Samples that the detector hears again before a block, because it knows nothing at first."""
 

@@ -24,6 +24,9 @@ from tts_kit.problem import Problem
 PIECES = "pieces.jsonl"
 LEAD, TAIL = 0.1, 0.25
 """Seconds of room before and after the voice."""
+LONGEST = pauses.LONGEST + LEAD + TAIL
+SILENT = -100.0
+"""LUFS, for what has none."""
 FADE = 0.005
 MEASURED = 120
 """Seconds of speech by which the loudness of a recording is measured."""
@@ -52,8 +55,8 @@ class Piece:
     """Decibels of the speech over the louder of the two edges; small where a word may have been cut."""
     clipped: float
     """Share of samples at full scale."""
-    gain: float
-    """Decibels by which it was made louder."""
+    level: float
+    """Loudness in the recording, in LUFS."""
     reason: str = ""
     """Why it was left out."""
 
@@ -65,13 +68,8 @@ class Piece:
 def cut(path: str | Path, folder: str | Path) -> list[Piece]:
     """The clips of one recording in a folder of its own under `folder`; what was cut before is used again."""
     path = Path(path)
-    place = Path(folder) / name_of(path)
-    identity = _identity(path)
+    place, told = place_of(path, folder), _identity(path)
     if (place / PIECES).is_file():
-        first, *_ = run.read_rows(place / PIECES)
-        if first != identity:
-            raise Problem(f"{place} was cut from another {path.name}, or with other settings. Move it away, or give the new "
-                          "recording another name.")
         return pieces(place)
     with tqdm(desc=f"listening to {path.name}", unit="s", bar_format="{desc}: {n:.0f} s [{elapsed}]") as bar:
         heard = pauses.listen(_counted(streams.blocks(path, pauses.RATE), pauses.RATE, bar))
@@ -80,10 +78,37 @@ def cut(path: str | Path, folder: str | Path) -> list[Piece]:
         raise Problem(f"{path} holds {heard.seconds:.0f} s and nobody speaks in it. Give a recording of one voice.")
     with run.writing_folder(place) as beside:
         made = list(_written(path, planned, heard, beside))
-        run.write_rows(beside / PIECES, [identity, *(dataclasses.asdict(piece) for piece in made)])
-        if _identity(path) != identity:
+        run.write_rows(beside / PIECES, [told, *(dataclasses.asdict(piece) for piece in made)])
+        if _identity(path) != told:
             raise Problem(f"{path} has changed while it was read. Wait until it is finished, and cut it then.")
     return made
+
+
+def place_of(path: Path, folder: str | Path) -> Path:
+    """The folder under `folder` that is a recording's own: of two with one name the second gets a number."""
+    told = _identity(path)
+    for number in itertools.count(1):
+        place = Path(folder) / (name_of(path) + f"-{number}" * (number > 1))
+        if not (place / PIECES).is_file():
+            return place
+        before = {**identity(place)}
+        where = before.pop("path", "")
+        if before == {name: value for name, value in told.items() if name != "path"}:
+            return place
+        if where == told["path"]:
+            raise Problem(f"{place} was cut from another {path.name}, or with other settings. Move it away, or give the new "
+                          "recording another name.")
+
+
+def places(folder: Path) -> list[Path]:
+    """The folders of all recordings that were cut into `folder`."""
+    return sorted(path.parent for path in Path(folder).glob(f"*/{PIECES}"))
+
+
+def identity(place: Path) -> dict:
+    """What a folder of pieces was cut from."""
+    first, *_ = run.read_rows(place / PIECES)
+    return first
 
 
 def pieces(folder: Path) -> list[Piece]:
@@ -127,21 +152,22 @@ def _identity(path: Path) -> dict:
     if not path.is_file():
         raise Problem(f"{path} is missing: no such file. Check the name.")
     settings = (LEAD, TAIL, LEAST_RATIO, MOST_CLIPPED, pauses.SHORTEST, pauses.GOOD, pauses.LONG, pauses.LONGEST)
-    return {"recording": path.name, "bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns,
-            "settings": list(settings)}
+    return {"recording": path.name, "path": str(path.resolve()), "bytes": path.stat().st_size,
+            "modified": path.stat().st_mtime_ns, "settings": list(settings)}
 
 
 def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: Heard, folder: Path) -> Iterator[Piece]:
-    """Every planned clip measured and on disk, kept or rejected."""
-    spans = [(begin * STEP, end * STEP) for begin, _, _, end in planned]
-    factor = min(audio.gain(_loudness(path, spans)), audio.HIGHEST_PEAK / _peak(path, spans))
+    """Every planned clip measured and on disk, kept or rejected; of one that is too long only the beginning."""
+    spans = [(begin * STEP, min(end * STEP, begin * STEP + LONGEST + 1)) for begin, *_, end in planned]
+    short = [span for span in spans if span[1] - span[0] <= LONGEST] or spans
+    factor = min(audio.gain(_loudness(path, short)), audio.HIGHEST_PEAK / _peak(path, short))
     clips = tqdm(zip(planned, _spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
     for number, ((begin, first, last, end), samples) in enumerate(clips, 1):
         clipped = float((np.abs(samples) >= CLIPPED).mean()) if len(samples) else 0.0
         speech = _power(heard.levels[first:last])
         edges = max(_power(heard.levels[begin:begin + 2]), _power(heard.levels[max(begin, end - 2):end]))
         piece = Piece("", round(begin * STEP, 2), round(end * STEP, 2), round(speech - heard.floor, 1),
-                      round(speech - edges, 1), round(clipped, 5), round(20 * np.log10(factor), 1))
+                      round(speech - edges, 1), round(clipped, 5), round(max(SILENT, audio.loudness(samples, RATE)), 1))
         reason = _reason(piece)
         file = f"{'rejected' if reason else 'clips'}/{number:05d}.flac"
         audio.write(folder / file, _faded(audio.amplify(samples, factor)), RATE)
@@ -151,8 +177,8 @@ def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: He
 def _reason(piece: Piece) -> str:
     if piece.seconds - LEAD - TAIL < pauses.SHORTEST - 0.25:
         return f"too short: {piece.seconds:.1f} s, wanted {pauses.SHORTEST:g} s or more"
-    if piece.seconds > pauses.LONGEST + LEAD + TAIL:
-        return f"too long: {piece.seconds:.1f} s without a pause to cut in, wanted {pauses.LONGEST:g} s at most"
+    if piece.seconds > LONGEST:
+        return f"too long: {piece.seconds:.1f} s without a pause to cut in, wanted {LONGEST:g} s at most"
     if piece.clipped > MOST_CLIPPED:
         return f"clipped: {piece.clipped:.2%} of it at full scale, wanted {MOST_CLIPPED:.1%} at most"
     if piece.ratio < LEAST_RATIO:

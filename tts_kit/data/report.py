@@ -43,10 +43,12 @@ class Report:
     """By reason."""
     twins: Sequence[tuple]
     """Pairs of utterances that say nearly the same."""
-    gains: Sequence[float]
-    """Decibels by which each clip of a recording was made louder, empty where there were only clips."""
+    levels: Sequence[float]
+    """LUFS of each clip as it was recorded, empty where there was no recording."""
     rejected: Sequence[tuple[Path, recording.Piece]]
     """Pieces of recordings that were left out, with their sound."""
+    refused: Sequence[dict]
+    """Rows of clips that could not be used."""
     compared: bool
     """Whether voices were compared."""
 
@@ -63,10 +65,13 @@ class Report:
 def look(place: Run) -> Report:
     """Measure a run's data, once it has some."""
     clips = utterance.read(place.data)
-    pieces = [(folder / piece.file, piece) for folder in _recordings(place) for piece in recording.pieces(folder)]
-    return Report(place.name, measures.measure(clips), dict(_left(place, [piece for _, piece in pieces])),
-                  measures.near_duplicates(clips), [piece.gain for _, piece in pieces if not piece.reason],
-                  [(path, piece) for path, piece in pieces if piece.reason], voices.is_installed())
+    pieces = [(folder / piece.file, piece) for folder in recording.places(place.cuts) for piece in recording.pieces(folder)]
+    refused = place.data / intake.REJECTED
+    return Report(
+        name=place.name, clips=measures.measure(clips), left=dict(_left(place, [piece for _, piece in pieces])),
+        twins=measures.near_duplicates(clips), levels=[piece.level for _, piece in pieces if not piece.reason],
+        rejected=[(path, piece) for path, piece in pieces if piece.reason],
+        refused=run.read_rows(refused) if refused.is_file() else [], compared=voices.is_installed())
 
 
 def show(place: Run) -> None:
@@ -87,8 +92,8 @@ def figure(report: Report):
     clips, made = report.clips, Figure(figsize=(11, 5.6), layout="constrained")
     made.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     levels = {"in the data": [each.level for each in clips]}
-    if report.gains:
-        levels["in the recording"] = [statistics.mean(levels["in the data"]) - gain for gain in report.gains]
+    if report.levels:
+        levels["in the recording"] = report.levels
     wanted = [("length", "seconds", {"": [each.clip.seconds for each in clips]}),
               ("pace", "characters a second", {"": [each.pace for each in clips]}), ("level", "LUFS", levels),
               ("loud over quiet moments", "decibels", {"": [each.ratio for each in clips]}),
@@ -136,16 +141,13 @@ def _left(place: Run, pieces: Sequence[recording.Piece]) -> Iterator[tuple[str, 
         seconds[kind] += piece.seconds
     if (place.cuts / desk.SETTINGS).is_file():
         for entry in desk.again(place).entries:
-            if entry.state == DROPPED:
-                counts["dropped in the review"] += 1
-                seconds["dropped in the review"] += entry.seconds
+            if entry.state == DROPPED or not entry.text:
+                kind = "dropped in the review" if entry.state == DROPPED else "without a text"
+                counts[kind] += 1
+                seconds[kind] += entry.seconds
     yield from ((f"left out: {kind}", Left(count, seconds[kind] / 60)) for kind, count in counts.most_common())
     if (place.data / intake.REJECTED).is_file():
         yield "left out: could not be used", Left(len(run.read_rows(place.data / intake.REJECTED)), None)
-
-
-def _recordings(place: Run) -> list[Path]:
-    return sorted(path.parent for path in place.cuts.glob(f"*/{recording.PIECES}"))
 
 
 def _sums(report: Report) -> Iterator[str]:
@@ -177,9 +179,12 @@ def _lists(report: Report) -> Iterator[str]:
     said = {each.clip.id: each for each in clips}
     yield _list("Said twice", "Both stay in the data; one is enough.", [said[later.id] for _, later in report.twins],
                 lambda each: "like another clip")
-    yield _section("Left out", "Pieces of the recordings that became no clips.", [
-        (path, piece.reason, f"{piece.begin:.0f} to {piece.end:.0f} s", path.parent.parent.name)
-        for path, piece in report.rejected])
+    listed = [(path, piece.reason, f"{piece.begin:.0f} to {piece.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
+              for path, piece in report.rejected]
+    more = f" The first {MOST} of {len(listed)}; the others lie in the run's cuts." * (len(listed) > MOST)
+    yield _section("Left out", f"Pieces of the recordings that became no clips.{more}", listed[:MOST])
+    yield _section("Could not be used", "Clips of the table.", [
+        (None, row["reason"], f"row {row['row']}", row["file"]) for row in report.refused[:MOST]])
 
 
 def _far(clips: Sequence[Measured], measure: Callable[[Measured], float]) -> list[Measured]:
@@ -192,14 +197,14 @@ def _list(title: str, why: str, clips: Sequence[Measured], told: Callable[[Measu
     return _section(title, why, [(each.clip.audio, each.clip.text, told(each), each.clip.file) for each in clips[:LISTED]])
 
 
-def _section(title: str, why: str, rows: Sequence[tuple[Path, str, str, str]]) -> str:
+def _section(title: str, why: str, rows: Sequence[tuple[Path | None, str, str, str]]) -> str:
     """Players with what is said, or what is to be said, beside them; nothing where there are none."""
     if not rows:
         return ""
     items = []
-    for path, *told in rows[:MOST]:
+    for path, *told in rows:
         words, note, file = map(html.escape, told)
-        items.append(f'<li>{_player(path)}<p dir="auto">{words}</p><small>{note}<br>{file}</small></li>')
+        items.append(f'<li>{_player(path) if path else ""}<p dir="auto">{words}</p><small>{note}<br>{file}</small></li>')
     return f'<h2>{title}</h2><p class="why">{why}</p><ul class="clips">{"".join(items)}</ul>'
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from tts_kit.audio import UNREADABLE
+from tts_kit.audio import LOWEST_RATE, UNREADABLE
 from tts_kit.problem import Problem
 
 BLOCK_SECONDS = 30
@@ -66,7 +66,10 @@ def _frames(decoded, mono) -> Iterator[np.ndarray]:
 
 
 def _resampled(pieces: Iterator[np.ndarray], own_rate: int, rate: int, path: Path) -> Iterator[np.ndarray]:
-    """The pieces at another rate, gathered to blocks; samples that are no numbers are refused."""
+    """The pieces at another rate, gathered to blocks; telephone sound and samples that are no numbers are refused."""
+    if own_rate < LOWEST_RATE:
+        raise Problem(f"{path} is sampled at {own_rate / 1000:g} kHz; wanted {LOWEST_RATE // 1000} kHz or more. The voice "
+                      "would learn to sound like a telephone. Use the original recording.")
     resampler = soxr.ResampleStream(own_rate, rate, 1, dtype="float32", quality="HQ")
     gathered, count, total = [], 0, 0
     for piece in pieces:

@@ -5,6 +5,7 @@ In goes the folder of a cut recording; out comes one table beside its clips for 
 
 import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Transcript:
     """Geometric mean of the probabilities of its tokens, 0 to 1."""
     silence: float
     """Probability that nobody speaks."""
+    language: str = ""
+    """Two letters: what it was heard as."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,9 @@ def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> li
     """What is said in every kept clip of a cut recording; goes on where it stopped, and is made once."""
     pieces = [piece for piece in recording.pieces(folder) if not piece.reason]
     table = folder / table_of(transcriber.name)
-    done = {each.file: each for each in read(table)} if table.is_file() else {}
-    language = language or _language(folder, pieces, transcriber)
+    done = {each.file: each for each in read(table) if language in ("", each.language)}
     missing = [piece.file for piece in pieces if piece.file not in done]
+    language = language or (_language(folder, pieces, transcriber) if missing else "")
     for number, file in enumerate(tqdm(missing, desc=f"{transcriber.name} writes", unit="clip", disable=not missing)):
         done[file] = _heard(folder, file, transcriber, language)
         if number % SAVE_EVERY == 0:
@@ -107,13 +110,24 @@ def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> li
 
 
 def read(table: Path) -> list[Transcript]:
-    """The rows of a transcriber's table."""
-    return [Transcript(**row) for row in run.read_rows(table)]
+    """The rows of a transcriber's table, none where it was never asked."""
+    return [Transcript(**row) for row in run.read_rows(table)] if table.is_file() else []
 
 
 def table_of(name: str) -> str:
-    """The table's name for a transcriber, whatever folder it was loaded from."""
-    return f"heard-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(name).name).strip('-.') or 'whisper'}.jsonl"
+    """The table's name for a transcriber; two folders of one name are two transcribers."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name).strip("-.") or "whisper"
+    where = "" if Path(name).name == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"heard-{plain}{where}.jsonl"
+
+
+def check_language(language: str) -> None:
+    """Refuse what no Whisper knows, before an hour is cut."""
+    from faster_whisper.tokenizer import _LANGUAGE_CODES
+
+    if language and language not in _LANGUAGE_CODES:
+        raise Problem(f"language {language!r} is unknown; wanted two letters like en, de or fr, or nothing to have it told "
+                      "by the recording.")
 
 
 def _heard(folder: Path, file: str, transcriber: Transcriber, language: str) -> Transcript:
@@ -122,7 +136,8 @@ def _heard(folder: Path, file: str, transcriber: Transcriber, language: str) -> 
         said = text.normalise(original)
     except Problem:  # nothing that a person could say; the review shows it first
         said = ""
-    return Transcript(file, said, original, round(confidence if said else 0.0, 4), round(silence, 4))
+    return Transcript(file, said, original, round(confidence if said else 0.0, 4), round(silence, 4),
+                      language)
 
 
 def _language(folder: Path, pieces: Sequence[recording.Piece], transcriber: Transcriber) -> str:

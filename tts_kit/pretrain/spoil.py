@@ -32,6 +32,8 @@ class Take:
     samples: Wave
     voice: Wave
     """Only the main speaker."""
+    speech: Wave
+    """All who speak, and nothing else."""
     said: tuple[Said, ...]
 
     def is_whole(self, begin: float, end: float) -> bool:
@@ -44,7 +46,7 @@ class Take:
 
 
 def lay_out(own: Sequence[tuple[str, Wave]], others: Sequence[tuple[str, Wave]], chance: np.random.Generator) -> Take:
-    """Sentences of one speaker with pauses between them; those of others come in between, sometimes at once."""
+    """Sentences of one speaker with pauses between them; those of others come in between."""
     order: list[tuple[str, Wave, bool]] = [(*each, True) for each in own]
     for each in others:
         order.insert(int(chance.integers(1, len(order))), (*each, False))
@@ -54,12 +56,13 @@ def lay_out(own: Sequence[tuple[str, Wave]], others: Sequence[tuple[str, Wave]],
         said.append(Said(moment, moment + len(spoken) / RATE, text, is_main))
         parts.append((round(moment * RATE), spoken, is_main))
         moment = said[-1].end + (LONG_PAUSE if place == long_after else float(chance.uniform(*PAUSES)))
-    samples, voice = np.zeros((2, round((moment + 1) * RATE)), np.float32)
+    speech, voice = np.zeros((2, round((moment + 1) * RATE)), np.float32)
     for begin, spoken, is_main in parts:
-        samples[begin:begin + len(spoken)] += spoken
+        speech[begin:begin + len(spoken)] += spoken
         if is_main:
             voice[begin:begin + len(spoken)] += spoken
-    return Take(samples + ROOM * chance.standard_normal(len(samples)).astype(np.float32), voice, tuple(said))
+    room = ROOM * chance.standard_normal(len(speech)).astype(np.float32)
+    return Take(speech + room, voice, speech, tuple(said))
 
 
 def noisy(ratio: float) -> Callable[[Take, np.random.Generator], Take]:

@@ -68,7 +68,7 @@ def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber) -> Tally
     path, clock = folder / "take.flac", [time.perf_counter()]
     audio.write(path, take.samples, RATE)
     clock[0] = time.perf_counter()
-    pieces, place = recording.cut(path, folder / "cuts"), folder / "cuts" / recording.name_of(path)
+    pieces, place = recording.cut(path, folder / "cuts"), recording.place_of(path, folder / "cuts")
     clock.append(time.perf_counter())
     voices.listen(place)
     clock.append(time.perf_counter())
@@ -162,14 +162,14 @@ def _is_suspected(entry: Entry) -> bool:
 
 def _cuts(take: Take, piece: recording.Piece) -> int:
     """How many of a piece's two ends lie where somebody can be heard to speak."""
-    return sum(any(each.begin < moment < each.end and _level(take, moment, each) > AUDIBLE for each in take.said)
+    return sum(any(each.begin < moment < each.end and _level(take.speech, moment, each) > AUDIBLE for each in take.said)
                for moment in (piece.begin, piece.end))
 
 
-def _level(take: Take, moment: float, sentence: Said) -> float:
-    """Decibels of the main speaker in the 30 ms around a moment, against the whole sentence."""
-    around = take.voice[round((moment - 0.015) * RATE):round((moment + 0.015) * RATE)]
-    whole = take.voice[round(sentence.begin * RATE):round(sentence.end * RATE)]
+def _level(clean: Wave, moment: float, sentence: Said) -> float:
+    """Decibels of clean speech in the 30 ms around a moment, against the whole sentence."""
+    around = clean[round((moment - 0.015) * RATE):round((moment + 0.015) * RATE)]
+    whole = clean[round(sentence.begin * RATE):round(sentence.end * RATE)]
     return float(10 * np.log10((np.mean(around ** 2) + 1e-12) / (np.mean(whole ** 2) + 1e-12)))
 
 
@@ -178,7 +178,7 @@ def _speech(take: Take, kept: Sequence[recording.Piece]) -> tuple[float, float]:
     step, total, lost = 0.02, 0.0, 0.0
     for each in (each for each in take.said if each.is_main and not each.is_spoilt):
         for moment in np.arange(each.begin, each.end, step):
-            if _level(take, moment, each) > AUDIBLE:
+            if _level(take.voice, moment, each) > AUDIBLE:
                 total += step
                 lost += step * (not any(piece.begin <= moment < piece.end for piece in kept))
     return total, lost
