@@ -144,11 +144,13 @@ def memory(folder: Path) -> dict:
     utterances = [wave for _, (_, _, wave) in zip(range(200), corpus.read(folder))]
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "long.flac"
+        written = 0
         with soundfile.SoundFile(path, "w", RATE, 1) as file:
-            number = 0
-            while file.tell() < LONG_HOURS * 3600 * RATE:
-                file.write(np.pad(utterances[number % len(utterances)], (0, RATE // 2)))
-                number += 1
+            for wave in itertools.cycle(utterances):
+                file.write(np.pad(wave, (0, RATE // 2)))
+                written += len(wave) + RATE // 2
+                if written > LONG_HOURS * 3600 * RATE:
+                    break
         begun = time.perf_counter()
         told = subprocess.run([sys.executable, "-m", "tts_kit.pretrain.trial", "--cut", str(path)], check=True,
                               capture_output=True, text=True).stdout
@@ -204,13 +206,15 @@ def main(arguments: list[str] | None = None) -> None:
             recording.cut(options.cut, place)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         return
-    tallies = conditions(options.corpus, options.practice, options.seed)
     found = {"command": f"python -m tts_kit.pretrain.trial --seed {options.seed}" + " --practice" * options.practice,
              "machine": runtime.machine(), "versions": runtime.versions(),
-             "all": summed([tally for some in tallies.values() for tally in some]),
-             "conditions": {name: summed(some) for name, some in tallies.items()}}
+             "transcriber": f"{transcribe.BUNDLED} (Whisper base, int8)",
+             "speech": "synthetic: Kokoro's voices and mixtures"}
     if not options.practice:
         found["three hours"] = memory(options.corpus)
+    tallies = conditions(options.corpus, options.practice, options.seed)
+    found |= {"all": summed([tally for some in tallies.values() for tally in some]),
+              "conditions": {name: summed(some) for name, some in tallies.items()}}
     run.write_json(options.out, found)
     print(f"{options.out}: {found['all']}")
 
