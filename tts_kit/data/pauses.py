@@ -17,6 +17,8 @@ WINDOW = 512
 SPEECH, STILL_SPEECH = 0.5, 0.35
 """Probability with which speech begins, and under which it ends."""
 SHORTEST_SPEECH, SHORTEST_PAUSE = 0.10, 0.25
+OVER_THE_ROOM, WIDEST = 3.0, 0.4
+"""Decibels over the room, and seconds, in which a quiet sound still belongs to the speech beside it."""
 LONGEST_PAUSE = 1.0
 """Seconds of silence that are never kept inside a clip."""
 SHORTEST, GOOD, LONG, LONGEST = 1.0, 3.0, 12.0, 29.5
@@ -73,7 +75,8 @@ def runs(heard: Heard) -> list[tuple[int, int]]:
                 found.append((begin, step))
     if speaking:
         found.append((begin, len(heard.speech)))
-    found = [_widened(run, heard) for run in found]
+    levels = _smooth(heard.levels)
+    found = [_widened(run, levels, heard.floor) for run in found]
     joined = []
     for begin, end in found:
         if joined and begin - joined[-1][1] < round(SHORTEST_PAUSE / STEP):
@@ -123,19 +126,25 @@ def _pause(stretches: Sequence[tuple[int, int]], place: int) -> float:
     return (stretches[place + 1][0] - stretches[place][1]) * STEP
 
 
-def _widened(run: tuple[int, int], heard: Heard) -> tuple[int, int]:
+def _widened(run: tuple[int, int], levels: np.ndarray, floor: float) -> tuple[int, int]:
     """A stretch of speech with the quiet sounds at its edges, which the detector leaves out."""
-    loud, most = heard.floor + 6, round(0.3 / STEP)
+    loud, most = floor + OVER_THE_ROOM, round(WIDEST / STEP)
     begin, end = run
     for _ in range(most):
-        if begin == 0 or heard.levels[begin - 1] < loud:
+        if begin == 0 or levels[begin - 1] < loud:
             break
         begin -= 1
     for _ in range(most):
-        if end == len(heard.levels) or heard.levels[end] < loud:
+        if end == len(levels) or levels[end] < loud:
             break
         end += 1
     return begin, end
+
+
+def _smooth(levels: np.ndarray) -> np.ndarray:
+    """Levels over 50 ms, in which a room's noise hardly wavers."""
+    power = np.convolve(10 ** (levels.astype(np.float64) / 10), np.ones(5) / 5, "same")
+    return 10 * np.log10(power + 1e-12)
 
 
 def _even(blocks: Iterable[np.ndarray], size: int) -> Iterable[np.ndarray]:

@@ -164,15 +164,7 @@ def _is_suspected(entry: Entry) -> bool:
 
 def _cuts(take: Take, piece: recording.Piece) -> int:
     """How many of a piece's two ends lie where somebody can be heard to speak."""
-    return sum(any(each.begin < moment < each.end and _level(take.speech, moment, each) > AUDIBLE for each in take.said)
-               for moment in (piece.begin, piece.end))
-
-
-def _level(clean: Wave, moment: float, sentence: Said) -> float:
-    """Decibels of clean speech in the 30 ms around a moment, against the whole sentence."""
-    around = clean[round((moment - 0.015) * RATE):round((moment + 0.015) * RATE)]
-    whole = clean[round(sentence.begin * RATE):round(sentence.end * RATE)]
-    return float(10 * np.log10((np.mean(around ** 2) + 1e-12) / (np.mean(whole ** 2) + 1e-12)))
+    return sum(any(_is_heard(take, take.speech, moment, each) for each in take.said) for moment in (piece.begin, piece.end))
 
 
 def _speech(take: Take, kept: Sequence[recording.Piece]) -> tuple[float, float]:
@@ -180,10 +172,21 @@ def _speech(take: Take, kept: Sequence[recording.Piece]) -> tuple[float, float]:
     step, total, lost = 0.02, 0.0, 0.0
     for each in (each for each in take.said if each.is_main and not each.is_spoilt):
         for moment in np.arange(each.begin, each.end, step):
-            if _level(take.voice, moment, each) > AUDIBLE:
+            if _is_heard(take, take.voice, moment, each):
                 total += step
                 lost += step * (not any(piece.begin <= moment < piece.end for piece in kept))
     return total, lost
+
+
+def _is_heard(take: Take, clean: Wave, moment: float, sentence: Said) -> bool:
+    """Whether clean speech, in the 30 ms around a moment of a sentence, is loud enough beside the rest of the sentence, and
+    louder than the noise."""
+    if not sentence.begin < moment < sentence.end:
+        return False
+    around = slice(round((moment - 0.015) * RATE), round((moment + 0.015) * RATE))
+    speech, noise = np.mean(clean[around] ** 2), np.mean((take.samples[around] - take.speech[around]) ** 2)
+    whole = np.mean(clean[round(sentence.begin * RATE):round(sentence.end * RATE)] ** 2)
+    return bool(speech > max(noise, 10 ** (AUDIBLE / 10) * whole))
 
 
 def _foreign(take: Take, piece: recording.Piece) -> float:
