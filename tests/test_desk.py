@@ -113,7 +113,9 @@ def test_a_table_beside_recordings_is_not_passed_over(tmp_path):
     (tmp_path / "day" / "transcripts.csv").touch()
     with pytest.raises(Problem, match="day/transcripts.csv beside them.*call it metadata.csv"):
         desk.recordings(tmp_path)
-    (tmp_path / "day" / "transcripts.csv").unlink()
+    (tmp_path / "day" / "transcripts.csv").rename(tmp_path / "day" / "train.parquet")
+    assert desk.recordings(tmp_path) == [], "a dataset whose rows name files"
+    (tmp_path / "day" / "train.parquet").unlink()
     (tmp_path / "day" / "a.wav").rename(tmp_path / "day" / "a.m4b")
     assert desk.recordings(tmp_path / "day" / "a.m4b") == [tmp_path / "day" / "a.m4b"]
 

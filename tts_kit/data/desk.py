@@ -43,6 +43,8 @@ def recordings(source: str | Path) -> list[Path]:
         files = sorted(each for each in path.rglob("*") if each.is_file())
     except OSError as error:
         raise Problem(f"{path} cannot be read ({error.strerror}). Change its permissions, or copy it elsewhere.") from error
+    if any(each.match(pattern) for each in files for pattern in sources.DATASET_FILES):
+        return []
     found = [each for each in files if each.suffix.lower() in SOUND]
     tables = [each for each in files if each.suffix.lower() in NOT_SOUND]
     if found and tables:
