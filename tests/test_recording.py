@@ -46,7 +46,7 @@ def heard(*stretches: tuple[float, float], seconds: float = 60.0) -> Heard:
     speech = np.zeros(round(seconds / pauses.STEP), np.float32)
     for begin, end in stretches:
         speech[round(begin / pauses.STEP):round(end / pauses.STEP)] = 1
-    return Heard(np.where(speech > 0, -20, -60).astype(np.float32), speech)
+    return Heard(np.where(speech > 0, -20, -60).astype(np.float32), speech, np.zeros_like(speech))
 
 
 def clips(*stretches: tuple[float, float], seconds: float = 60.0) -> list[tuple[float, float]]:
@@ -146,6 +146,29 @@ def test_sentences_are_joined_to_clips_that_train_well():
     assert clips((1, 20), (20.5, 39), (39.3, 41)) == [(1, 20), (20.5, 41)]
 
 
+def test_a_clipped_sentence_takes_no_other_with_it():
+    """Mistake: one shouted sentence is joined to its neighbours, and all of them are left out."""
+    some = heard((1, 3), (3.4, 5.4), (5.8, 7.8))
+    assert len(recording.plan(some)) == 1
+    some.full[350:540] = 0.01
+    assert len(recording.plan(some)) == 3
+    some.full[:] = 0.0005
+    assert len(recording.plan(some)) == 1, "a few samples at full scale harm nothing"
+
+
+@DETECTOR
+def test_only_what_is_clipped_is_left_out(tmp_path, take):
+    """Mistake: samples at full scale are not counted where they are, as when a detector hears them before they are."""
+    begin, end = truth()[1]
+    loud = take[:30 * RATE].copy()
+    loud[round(begin * RATE):round(end * RATE)] *= 40
+    audio.write(tmp_path / "take.flac", np.clip(loud, -1, 1), RATE)
+    found = recording.cut(tmp_path / "take.flac", tmp_path / "cuts")
+    left = [piece for piece in found if piece.reason.startswith("clipped")]
+    assert left and all(piece.clipped == 0 for piece in found if piece not in left)
+    assert all(begin - 0.5 < piece.begin and piece.end < end + 0.5 for piece in left)
+
+
 def test_where_nothing_can_be_cut_the_piece_is_left_out():
     """Mistake: a cut in the middle of speech because the clip would be too long."""
     assert clips((1, 45)) == [(1, 45)]
@@ -165,7 +188,7 @@ def test_the_detector_wavers_and_the_speech_does_not():
     """Mistake: one threshold, which chops a word where the detector is unsure for a moment; and a breath counted as one."""
     speech = np.zeros(300, np.float32)
     speech[50:100], speech[100:110], speech[110:150], speech[220:225] = 0.9, 0.4, 0.9, 0.9
-    still = Heard(np.full(300, -60, np.float32), speech)
+    still = Heard(np.full(300, -60, np.float32), speech, np.zeros(300, np.float32))
     assert pauses.runs(still) == [(50, 150)]
 
 
@@ -174,14 +197,14 @@ def test_quiet_sounds_at_the_edges_belong_to_the_word():
     some = heard((1, 2))
     levels = some.levels.copy()
     levels[200:215], levels[96:100] = -45, -45
-    assert pauses.runs(Heard(levels, some.speech)) == [(94, 217)]  # measured over 50 ms
+    assert pauses.runs(Heard(levels, some.speech, some.full)) == [(94, 217)]  # measured over 50 ms
 
 
 def test_a_cut_lies_where_it_is_quietest():
     """Mistake: a cut in the middle of a pause, through a breath or a click."""
     levels = np.full(100, -40, np.float32)
     levels[60:70] = -70
-    assert 60 <= pauses.quietest(Heard(levels, np.zeros(100, np.float32)), 20, 90) < 70
+    assert 60 <= pauses.quietest(Heard(levels, *np.zeros((2, 100), np.float32)), 20, 90) < 70
 
 
 @pytest.mark.parametrize("rate, channels", [(16_000, 1), (44_100, 2), (96_000, 6)])

@@ -21,6 +21,8 @@ OVER_THE_ROOM, WIDEST = 3.0, 0.4
 """Decibels over the room, and seconds, in which a quiet sound still belongs to the speech beside it."""
 LONGEST_PAUSE = 1.0
 """Seconds of silence that are never kept inside a clip."""
+FULL_SCALE, MOST_CLIPPED = 0.999, 0.001
+"""What counts as full scale, and the share of samples there above which a sound is clipped."""
 SHORTEST, GOOD, LONG, LONGEST = 1.0, 3.0, 12.0, 29.5
 """Seconds of speech: in the shortest clip, in the wanted ones, and in the longest, which with room around it has 30."""
 WARM_UP = 2 * RATE // WINDOW * WINDOW
@@ -34,6 +36,8 @@ class Heard:
     """(steps,) float32, dB of full scale."""
     speech: np.ndarray
     """(steps,) float32, probability that somebody speaks."""
+    full: np.ndarray
+    """(steps,) float32, share of samples at full scale."""
 
     @property
     def seconds(self) -> float:
@@ -49,18 +53,19 @@ class Heard:
 def listen(blocks: Iterable[np.ndarray]) -> Heard:
     """Blocks of (samples,) at 16 kHz -> levels and verdicts; one block is in memory at a time."""
     detect, hop = _detector(), round(STEP * RATE)
-    levels, verdicts = [], []
+    levels, verdicts, full = [], [], []
     before, left = np.zeros(0, np.float32), np.zeros(0, np.float32)
     for block in _even(blocks, RATE // 100 * WINDOW):
         whole = np.pad(block, (0, -len(block) % hop)).reshape(-1, hop).astype(np.float64)
         levels.append(10 * np.log10((whole ** 2).mean(axis=1) + 1e-10).astype(np.float32))
+        full.append((np.abs(whole) >= FULL_SCALE).mean(axis=1, dtype=np.float32))
         heard = np.concatenate([before, block])
         found = detect(np.pad(heard, (0, -len(heard) % WINDOW)))[len(before) // WINDOW:]
         verdicts.append(np.asarray(found, np.float32).reshape(-1))
         before = block[-WARM_UP:] if len(block) >= WARM_UP else left
-    levels, verdicts = np.concatenate(levels), np.concatenate(verdicts)
+    levels, verdicts, full = (np.concatenate(each) for each in (levels, verdicts, full))
     places = np.minimum((np.arange(len(levels)) * STEP * RATE / WINDOW).astype(int), len(verdicts) - 1)
-    return Heard(levels, verdicts[places])
+    return Heard(levels, verdicts[places], full)
 
 
 def runs(heard: Heard) -> list[tuple[int, int]]:
@@ -86,13 +91,15 @@ def runs(heard: Heard) -> list[tuple[int, int]]:
     return [(begin, end) for begin, end in joined if end - begin >= round(SHORTEST_SPEECH / STEP)]
 
 
-def group(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Stretches of speech -> clips, (first, last) stretch of each: the division with the least that one would mind."""
+def group(stretches: Sequence[tuple[int, int]], clipped: Sequence[bool]) -> list[tuple[int, int]]:
+    """Stretches of speech -> clips, (first, last) stretch of each: the division with the least that one would mind.
+
+    A clipped stretch never shares a clip with a sound one, which would be left out with it."""
     best: list[tuple[float, int]] = [(0.0, 0)]
     for last in range(len(stretches)):
         options = []
         for first in range(last, -1, -1):
-            if first < last and _pause(stretches, first) > LONGEST_PAUSE:
+            if first < last and (_pause(stretches, first) > LONGEST_PAUSE or clipped[first] != clipped[last]):
                 break
             seconds = (stretches[last][1] - stretches[first][0]) * STEP
             if first < last and seconds > LONGEST:

@@ -32,9 +32,6 @@ MEASURED = 120
 """Seconds of speech by which the loudness of a recording is measured."""
 BUMP = 2.0
 """Times the usual peak from which on a piece's peak has no say in how loud the others become."""
-CLIPPED = 0.999
-MOST_CLIPPED = 0.001
-"""Share of a piece's samples at full scale above which it is left out."""
 LEAST_RATIO = 8.0
 """Decibels between speech and room under which a piece is left out."""
 CUT_WORD = 15.0
@@ -119,7 +116,8 @@ def pieces(folder: Path) -> list[Piece]:
 def plan(heard: Heard) -> list[tuple[int, int, int, int]]:
     """(begin, voice begins, voice ends, end) of each clip in steps; neighbours never overlap."""
     stretches = pauses.runs(heard)
-    clips = [(stretches[first][0], stretches[last][1]) for first, last in pauses.group(stretches)]
+    clipped = [heard.full[begin:end].mean() > pauses.MOST_CLIPPED for begin, end in stretches]
+    clips = [(stretches[first][0], stretches[last][1]) for first, last in pauses.group(stretches, clipped)]
     borders = [0, *(pauses.quietest(heard, before[1], after[0]) for before, after in itertools.pairwise(clips)),
                len(heard.levels)]
     lead, tail = round(LEAD / STEP), round(TAIL / STEP)
@@ -151,7 +149,7 @@ def _identity(path: Path) -> dict:
     """What the pieces are made of; another file or other limits make others."""
     if not path.is_file():
         raise Problem(f"{path} is missing: no such file. Check the name.")
-    settings = (LEAD, TAIL, LEAST_RATIO, MOST_CLIPPED, pauses.SHORTEST, pauses.GOOD, pauses.LONG, pauses.LONGEST)
+    settings = (LEAD, TAIL, LEAST_RATIO, pauses.MOST_CLIPPED, pauses.SHORTEST, pauses.GOOD, pauses.LONG, pauses.LONGEST)
     return {"recording": path.name, "path": str(path.resolve()), "bytes": path.stat().st_size,
             "modified": path.stat().st_mtime_ns, "settings": list(settings)}
 
@@ -163,7 +161,7 @@ def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: He
     factor = min(audio.gain(_loudness(path, short)), audio.HIGHEST_PEAK / _peak(path, short))
     clips = tqdm(zip(planned, _spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
     for number, ((begin, first, last, end), samples) in enumerate(clips, 1):
-        clipped = float((np.abs(samples) >= CLIPPED).mean()) if len(samples) else 0.0
+        clipped = float((np.abs(samples) >= pauses.FULL_SCALE).mean()) if len(samples) else 0.0
         speech = _power(heard.levels[first:last])
         edges = max(_power(heard.levels[begin:begin + 2]), _power(heard.levels[max(begin, end - 2):end]))
         piece = Piece("", round(begin * STEP, 2), round(end * STEP, 2), round(speech - heard.floor, 1),
@@ -179,8 +177,8 @@ def _reason(piece: Piece) -> str:
         return f"too short: {piece.seconds:.1f} s, wanted {pauses.SHORTEST:g} s or more"
     if piece.seconds > LONGEST:
         return f"too long: {piece.seconds:.1f} s without a pause to cut in, wanted {LONGEST:g} s at most"
-    if piece.clipped > MOST_CLIPPED:
-        return f"clipped: {piece.clipped:.2%} of it at full scale, wanted {MOST_CLIPPED:.1%} at most"
+    if piece.clipped > pauses.MOST_CLIPPED:
+        return f"clipped: {piece.clipped:.2%} of it at full scale, wanted {pauses.MOST_CLIPPED:.1%} at most"
     if piece.ratio < LEAST_RATIO:
         return f"noisy: speech {piece.ratio:.0f} dB over the room, wanted {LEAST_RATIO:g} dB or more"
     return ""
