@@ -130,7 +130,8 @@ def test_it_learns_on_from_a_trained_model(tmp_path, codec):
     first = language.train(sentences(), codec, tmp_path / "model", Run("first", tmp_path), CPU, RECIPE, "toy")
     second = Run("second", tmp_path)
     little = RECIPE.but(steps=20, learning_rate=1e-5)
-    language.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
+    other = language.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
+    assert language.facts(other)["begun with"] == language.facts(first), "where its weights come from is forgotten"
     last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / watch.RECORD)
                      if "eval_loss" in row) for name in ("first", "second"))
     assert now == pytest.approx(last, rel=0.02)

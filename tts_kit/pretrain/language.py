@@ -21,19 +21,19 @@ from transformers import CsmForConditionalGeneration, MimiModel, PrinterCallback
 from tts_kit import audio, checkpoint
 from tts_kit import runtime as runtimes
 from tts_kit.physics import Physics
-from tts_kit.pretrain import corpus, shape
+from tts_kit.pretrain import codec_evaluation, corpus, shape
 from tts_kit.pretrain.muon import MuonAdamW
 from tts_kit.problem import Problem, command
 from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows, refuse_to_replace, write_bytes, write_json, write_rows
+from tts_kit.run import Run, read_json, read_rows, refuse_to_replace, write_bytes, write_json, write_rows
 from tts_kit.runtime import Runtime
 from tts_kit.tokens.cache import Clip
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import batches, trainer, watch
 
-RECIPE = Recipe(steps=10_000, learning_rate=2e-3, warmup_steps=300, weight_decay=0.1, tokens_per_batch=2_600,
-                packing=False, context_share=1.0, depth_ratio=1 / 4, evaluate_every=500, save_every=500, sample_every=0)
+RECIPE = Recipe(steps=12_000, learning_rate=1.5e-3, warmup_steps=300, weight_decay=0.1, tokens_per_batch=1_800,
+                packing=False, context_share=1.0, depth_ratio=1 / 8, evaluate_every=500, save_every=500, sample_every=0)
 """What the bundled model is trained with unless told otherwise."""
 SPEAKER = "0"
 VARIANTS = 6
@@ -116,12 +116,14 @@ def _person(speaker: str) -> str:
 
 
 def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runtime: Runtime, recipe: Recipe = RECIPE,
-          size: str = "tiny", evaluated: int = 200, begin_with: str = "", compiled: bool = False) -> Path:
+          size: str = "tiny", evaluated: int = 200, begin_with: str = "", compiled: bool = False,
+          codec_facts: dict | None = None) -> Path:
     """Train all of backbone and depth decoder, or go on; writes `out` in 16 bit, which plain `from_pretrained` loads.
 
-    `begin_with` is the folder of a model whose weights are learnt on from, perhaps with another codec's codes."""
+    `begin_with` is the folder of a model whose weights are learnt on from, perhaps with another codec's codes; what it was
+    trained with is told again in this one's facts, as are the `codec_facts`."""
     refuse_to_replace(out, FACTS)
-    refuse_other_shape(codec, size)
+    shape.refuse_other(codec, size)
     model = _beginning(size, recipe.seed, begin_with)
     model.codec_model = None
     if runtime.device == "cpu":  # on short sequences plain products are faster there than the fused attention
@@ -150,9 +152,14 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
         "hours of practice": _hours([clip for clip in sentences if clip.id.startswith(PRACTICE)], physics),
         "steps": recipe.steps, "best step": _number(made.state.best_model_checkpoint),
         "held-out loss": made.state.best_metric,
-        "begun with": Path(begin_with).name, "recipe": dataclasses.asdict(recipe),
-        "machine": runtimes.machine(), "versions": runtimes.versions()})
+        "recipe": dataclasses.asdict(recipe), "machine": runtimes.machine(), "versions": runtimes.versions(),
+        "codec": codec_facts, "begun with": facts(Path(begin_with)) if begin_with else None})
     return out
+
+
+def facts(folder: Path) -> dict:
+    """What a model was trained with; what it was begun with lies inside, and so on."""
+    return read_json(folder / FACTS, "Give a model that python -m tts_kit.pretrain.language trained.")
 
 
 def _beginning(size: str, seed: int, folder: str) -> CsmForConditionalGeneration:
@@ -174,17 +181,6 @@ def _hours(sentences: Sequence[Clip], physics: Physics) -> float:
 def _number(folder: str | None) -> int | None:
     """The step of a checkpoint's folder."""
     return int(folder.rpartition("-")[2]) if folder else None
-
-
-def refuse_other_shape(codec: MimiModel, size: str) -> None:
-    """A codec fits a model when its weights and rates are those that the model's configuration names."""
-    wanted = shape.config(size).codec_config
-    with torch.device("meta"):
-        sizes = {name: weight.shape for name, weight in MimiModel(wanted).state_dict().items()}
-    found = {name: weight.shape for name, weight in codec.state_dict().items()}
-    rates = [(config.sampling_rate, config.frame_rate) for config in (wanted, codec.config)]
-    if sizes != found or rates[0] != rates[1]:
-        raise Problem(f"the codec is not of the shape {size!r}. Train it with --shape {size}, or give another codec.")
 
 
 def _with_context(sentences: Sequence[Clip], writer: Writer) -> list:
@@ -232,14 +228,14 @@ def main(arguments: list[str] | None = None) -> None:
     run, place = Run(options.run), runtimes.choose(options.device, options.dtype)
     # the codec as it will be shipped: codes must not change by rounding later
     model, _ = checkpoint.weights(MimiModel, str(options.codec), dtype=torch.float16)
-    refuse_other_shape(model, options.size)
+    shape.refuse_other(model, options.size)
     physics = Physics.of(shape.config(options.size))
     codec = Codec(model.to(place.device), physics)
     codes = encode(options.corpus, codec, run.codes / CORPUS)
     practice = options.practice and encode(options.practice, codec, run.codes / PRACTICE, variants=1)
     train(clips(codes, practice), model.to("cpu"), options.out, run, place,
           RECIPE.but(steps=options.steps, tokens_per_batch=options.positions), options.size,
-          begin_with=options.begin_with, compiled=options.compile)
+          begin_with=options.begin_with, compiled=options.compile, codec_facts=codec_evaluation.read(options.codec))
     print(f"Model: {options.out}")
 
 

@@ -11,11 +11,13 @@ from transformers import (
     CsmForConditionalGeneration,
     CsmProcessor,
     EncodecFeatureExtractor,
+    MimiModel,
     PreTrainedTokenizerFast,
 )
 
 from tts_kit import checkpoint
 from tts_kit.pretrain import sentences
+from tts_kit.problem import Problem
 from tts_kit.run import writing_folder
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>", "<|finetune_right_pad_id|>")
@@ -117,6 +119,17 @@ def save(model: CsmForConditionalGeneration, folder: Path, shape: str) -> Path:
         model.save_pretrained(beside)
         processor.save_pretrained(beside)
     return Path(folder)
+
+
+def refuse_other(codec: MimiModel, shape: str) -> None:
+    """A codec fits a model when its weights and rates are those that the model's configuration names."""
+    wanted = config(shape).codec_config
+    with torch.device("meta"):
+        sizes = {name: weight.shape for name, weight in MimiModel(wanted).state_dict().items()}
+    found = {name: weight.shape for name, weight in codec.state_dict().items()}
+    rates = [(each.sampling_rate, each.frame_rate) for each in (wanted, codec.config)]
+    if sizes != found or rates[0] != rates[1]:
+        raise Problem(f"the codec is not of the shape {shape!r}. Train it with --shape {shape}, or give another codec.")
 
 
 def build(shape: str, folder: Path, seed: int = 0) -> Path:

@@ -47,8 +47,8 @@ from a grammar written for this project. The voices {held_out} and the judged se
 were never trained on.
 
 ## Training
-`python -m tts_kit.pretrain` makes everything. This one: {steps} steps of the language model, the best of them
-{best} by held-out loss; on {machine}. All settings and versions are in `training.json`.
+`python -m tts_kit.pretrain` makes everything. This one: {steps} steps of the language model, of the last part the
+best {best} by held-out loss; on {machine}. Settings and versions of every part are in `training.json`.
 
 ## Measured
 By {judges}, on {count} unseen sentences in {seeds} takes each ({date}, {judged_on}):
@@ -91,14 +91,14 @@ def ship(model: Path, results: Path, out: Path = OUT) -> Path:
 
 def card(model: Path, found: dict) -> str:
     """The model card, its figures out of the results."""
-    facts = read_json(model / language.FACTS, "Train the model with python -m tts_kit.pretrain.language.")
+    facts = language.facts(model)
     physics = Physics.of(checkpoint.config(str(model)))
     unseen = found["groups"][next(iter(found["groups"]))]
     return CARD.format(
         **_sizes(model), codebooks=physics.codebooks, size=physics.codebook_size, frames=physics.frame_rate,
         rate=physics.sample_rate, words=len(sentences.vocabulary()),
         hours=facts["hours"], practice=facts["hours of practice"],
-        speakers=len(voices.speakers()), held_out=", ".join(sentences.judging().voices), steps=facts["steps"],
+        speakers=len(voices.speakers()), held_out=", ".join(sentences.judging().voices), steps=" + ".join(_steps(facts)),
         best=facts["best step"], machine=facts["machine"], judges=found["judges"], count=unseen["sentences"],
         seeds=len(found["seeds"]), date=found["date"], judged_on=found["machine"],
         figures=table(goals.arm_lines(unseen)), goals=table(goals.lines(found["goals"])), results=RESULTS)
@@ -108,6 +108,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as a Markdown table, the first of them its head."""
     head, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+
+
+def _steps(facts: dict | None) -> list[str]:
+    """Steps of every part of a training, the first first."""
+    return [*_steps(facts.get("begun with")), f"{facts['steps']:,}"] if facts else []
 
 
 def _sizes(model: Path) -> dict[str, float]:

@@ -2,24 +2,25 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from tts_kit import audio
+from tts_kit.data import whisper
 from tts_kit.problem import Problem
 
 RATE, FRAMES_PER_SECOND, WINDOW = 16_000, 50, 30
 
 
-def whisper(folder: str | Path, rate: int, frame_rate: float = 12.5) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from a wave (samples,) at `rate`, 30 s at most, to features (frames, width) at `frame_rate`."""
+def load(name: str, rate: int, frame_rate: float = 12.5) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from a wave (samples,) at `rate`, 30 s at most, to features (frames, width) at `frame_rate`; the Whisper by
+    its folder, or `bundled`."""
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
         raise Problem("a Whisper as teacher needs faster-whisper, which is missing. pip install faster-whisper, or train "
                       "without --teacher.") from error
-    model = WhisperModel(str(folder), device="cpu", compute_type="int8")
+    model = WhisperModel(whisper.place(name), device="cpu", compute_type="int8")
 
     def listen(wave: np.ndarray) -> np.ndarray:
         seconds = len(wave) / rate

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, run, runtime
 from tts_kit.comparison import judges
-from tts_kit.data import recording, suspicion, transcribe, voices
+from tts_kit.data import recording, suspicion, transcribe, voices, whisper
 from tts_kit.data.draft import Draft
 from tts_kit.data.edits import Entry
 from tts_kit.pretrain import corpus
@@ -123,7 +123,7 @@ def conditions(folder: Path, is_practice: bool, seed: int) -> dict[str, list[Tal
     for speaker, text, wave in corpus.read(folder):
         speakers.setdefault(speaker, []).append((text, wave))
     half = sorted(speakers)[0 if is_practice else 1::2]
-    listener = transcribe.load(transcribe.BUNDLED, runtime.choose("cpu"))
+    listener = transcribe.load(whisper.BUNDLED, runtime.choose("cpu"))
     found: dict[str, list[Tally]] = {}
     for number, (name, spoil) in enumerate(tqdm(SPOILT.items(), desc="conditions")):
         for take in range(TAKES_WITH_STRANGERS if name == WITH_STRANGERS else TAKES):
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     found = {"command": f"python -m tts_kit.pretrain.trial --seed {options.seed}" + " --practice" * options.practice,
              "machine": runtime.machine(), "versions": runtime.versions(),
-             "transcriber": f"{transcribe.BUNDLED} (Whisper base, int8)",
+             "transcriber": f"{whisper.BUNDLED} (Whisper base, int8)",
              "speech": "synthetic: Kokoro's voices and mixtures"}
     if not options.practice:
         found["three hours"] = memory(options.corpus)
