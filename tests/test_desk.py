@@ -1,6 +1,7 @@
 """The whole way from a recording to data: cut, written down, put right, made again."""
 
 import csv
+import dataclasses
 import importlib.util
 import shutil
 from pathlib import Path
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import data, run, runtime
+from tts_kit import audio, data, run, runtime
 from tts_kit.__main__ import main
-from tts_kit.data import desk, recording, transcribe
+from tts_kit.data import desk, recording, transcribe, whisper
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
@@ -52,6 +53,21 @@ def test_a_recording_becomes_data(place):
         heard = sum(word.casefold().strip(",") in said.casefold() for word in words)
         assert heard >= 0.6 * len(words), sentence  # figures are written as figures
     assert {each.recording for each in data.read(place.data)} == {recording.name_of(Path("long take.flac"))}
+
+
+@pytest.mark.skipif(not whisper.is_installed(whisper.TINY), reason="tiny.en is not installed (requirements-recordings.txt)")
+@WHISPER
+def test_who_doubts_hears_otherwise_and_knows_its_language(place):
+    """Mistake: the doubter is the first transcriber again and repeats its errors, or hears German as English."""
+    first = transcribe.load(whisper.BUNDLED, CPU)
+    doubter = transcribe.doubter(first, CPU)
+    assert (doubter.name, doubter.only, first.only) == (whisper.TINY, "en", "")
+    clip = audio.read(next(place.cuts.glob("*/clips/*.flac")), transcribe.RATE)
+    [tiny] = {doubter.write(clip, "en")} - {first.write(clip, "en")}
+    assert tiny == transcribe.load(whisper.TINY, CPU).write(clip, "en")
+    assert doubter.write(clip, "de") == transcribe.slowly(first).write(clip, "de")
+    own = dataclasses.replace(first, name="my-whisper")
+    assert transcribe.doubter(own, CPU).name == "my-whisper slowly"
 
 
 @WHISPER

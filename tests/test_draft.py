@@ -170,7 +170,7 @@ def clips(count: int = 20) -> list[Evidence]:
     """Ordinary clips, of one voice, each with words of its own."""
     chance = np.random.default_rng(3)
     voices = chance.normal([10, 0, 0, 0], 0.5, (count, 3, 4))
-    return [Evidence(f"These are ordinary words of clip {'abcdefghijklmnopqrstuvwxyz'[number]}.", 2.4, 0.95, 30.0,
+    return [Evidence(f"These are ordinary words of clip {'abcdefghijklmnopqrstuvwxyz'[number]}.", 2.4, 0.95, None,
                      f"these are ordinary words of clip {'abcdefghijklmnopqrstuvwxyz'[number]}",
                      voices[number] / np.linalg.norm(voices[number], axis=-1, keepdims=True)) for number in range(count)]
 

@@ -156,6 +156,12 @@ def test_a_clipped_sentence_takes_no_other_with_it():
     assert len(recording.plan(some)) == 1, "a few samples at full scale harm nothing"
 
 
+@pytest.mark.parametrize("edge, ratio, may_be_cut", [(30, 40, False), (5, 40, True), (8, 10, False), (3, 20, True)])
+def test_an_edge_as_quiet_as_the_room_cuts_no_word(edge, ratio, may_be_cut):
+    """Mistake: every clip of a noisy recording is accused of a cut word, and the real ones drown."""
+    assert recording.Piece("", 0, 5, ratio, edge, 0, -20).may_cut_a_word == may_be_cut
+
+
 @DETECTOR
 def test_only_what_is_clipped_is_left_out(tmp_path, take):
     """Mistake: samples at full scale are not counted where they are, as when a detector hears them before they are."""

@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
     verb = told.verb(verbs, "demo", demo, "the whole story on the bundled voice", default="demo")
     verb.add_argument("--source", help="other clips than the bundled voice (see the verb data)")
-    told.comparison(verb, 4, [1, 2])
+    told.comparison(verb, 10, [1, 2])
     told.recipe(verb, everything)
     return top
 
@@ -75,7 +75,7 @@ def _data_verbs(verbs) -> None:
     verb.add_argument("--transcriber", default="", help="of recordings: a Whisper by name or folder, or `bundled` where "
                       "there is no hub (default large-v3-turbo on a GPU, else small)")
     verb.add_argument("--second-transcriber", default="", help="another one, to doubt the first where they differ "
-                      "(default: the first hears all again, slower; none: nothing is heard twice)")
+                      "(default: a smaller one; none: nothing is heard twice)")
     verb.add_argument("--language", default="", help="of recordings, as two letters (default: told by their beginning)")
     verb.add_argument("--held-out-from", metavar="SOURCE", default="",
                       help="another source, whose clips are held out instead of a share of the first one's")
@@ -186,7 +186,7 @@ def demo(options) -> None:
     run = Run(options.run)
     given = told.given(options)
     if not run.data.exists():
-        given = ({} if options.base else story.SMALL) | {"base": story.choose_base(options.base or "", run)} | given
+        given = ({} if options.base else story.SMALL) | {"base": story.choose_base(options.base or "")} | given
     _show(story.tell(options.source or "example:emma", recipes.recall(run, **given), run, _runtime(options),
                      options.sentences, options.seeds))
 

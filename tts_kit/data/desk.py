@@ -59,7 +59,7 @@ def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str =
     """The source itself where it has transcripts; of recordings, on disk or at an address, the folder of their clips with
     what was written down.
 
-    Without the name of a `second` transcriber the first hears everything once more, slowly."""
+    Without the name of a `second` transcriber a smaller one than the first hears everything once more."""
     if address.is_address(source):
         source = address.fetch(str(source), place.folder / DOWNLOADS)
     files = recordings(source)
@@ -67,8 +67,11 @@ def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str =
         return source
     first = transcribe.load(transcriber, runtime)
     transcribe.check_language(language)
-    doubters = () if second == NOBODY else (transcribe.load(second, runtime) if second else transcribe.slowly(first),)
-    folder = clear(lay(files, place, first, *doubters, language=language), place, speaker)
+    if second == NOBODY:
+        doubter = None
+    else:
+        doubter = transcribe.load(second, runtime) if second else transcribe.doubter(first, runtime)
+    folder = clear(lay(files, place, first, doubter, language), place, speaker)
     print(f"Put the texts right: python -m tts_kit review --run {place.name}")
     return folder
 
@@ -89,8 +92,9 @@ def lay(files: Sequence[Path], place: Run, first: Transcriber, second: Transcrib
     run.write_json(place.cuts / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
     for folder in recording.places(place.cuts):
         voices.listen(folder)
-        for each in filter(None, (first, second)):
-            transcribe.transcribe(folder, each, language)
+        heard = transcribe.transcribe(folder, first, language)
+        if second:
+            transcribe.transcribe(folder, second, language or next((each.language for each in heard), ""))
     return again(place)
 
 

@@ -124,7 +124,8 @@ def _entries(folder: Path, transcriber: str, second: str) -> dict[str, Entry]:
             name = f"{place.name}/{Path(piece.file).stem}"
             part = Part(f"{place.name}/{piece.file}", 0.0, round(piece.seconds, 3))
             found[name] = Entry(name, place.name, (part,), heard.text, heard.original_text)
-            evidence.append(Evidence(heard.text, piece.seconds, heard.confidence, piece.edge, other and other.text,
+            edge = piece.edge if piece.may_cut_a_word else None
+            evidence.append(Evidence(heard.text, piece.seconds, heard.confidence, edge, other and other.text,
                                      sounds.get(piece.file)))
     for entry, some in zip(list(found.values()), suspicion.doubts(evidence)):
         found[entry.id] = dataclasses.replace(entry, doubts=tuple(some))

@@ -34,8 +34,8 @@ BUMP = 2.0
 """Times the usual peak from which on a piece's peak has no say in how loud the others become."""
 LEAST_RATIO = 8.0
 """Decibels between speech and room under which a piece is left out."""
-CUT_WORD = 15.0
-"""Decibels: an edge that is not so far under the speech beside it may have cut a word."""
+CUT_WORD, OVER_THE_ROOM = 15.0, 6.0
+"""Decibels: an edge that is not so far under the speech beside it may have cut a word, unless it is as quiet as the room."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Piece:
     @property
     def seconds(self) -> float:
         return self.end - self.begin
+
+    @property
+    def may_cut_a_word(self) -> bool:
+        return self.edge < CUT_WORD and self.ratio - self.edge > OVER_THE_ROOM
 
 
 def cut(path: str | Path, folder: str | Path) -> list[Piece]:

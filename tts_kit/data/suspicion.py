@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from tts_kit.data import voices
-from tts_kit.data.recording import CUT_WORD
 
 PLAIN = set(" ,.?!;:'\"-")
 FEWEST = 6
@@ -29,8 +28,8 @@ class Evidence:
     seconds: float
     confidence: float
     """Of the transcriber, 0 to 1."""
-    edge: float
-    """Decibels of the speech over the clip's edges."""
+    edge: float | None
+    """Decibels of the speech over an edge that may have cut a word, None where neither edge can have."""
     second_text: str | None = None
     """What was heard the second time, None where nobody listened twice."""
     voice: np.ndarray | None = None
@@ -113,7 +112,9 @@ def _twice(times: int) -> Doubt:
 
 
 def _cut(clip: Evidence) -> Doubt:
-    return Doubt(f"an edge only {clip.edge:.0f} dB under the speech: is a word cut?", 0.6 * (clip.edge < CUT_WORD))
+    if clip.edge is None:
+        return Doubt("", 0.0)
+    return Doubt(f"an edge only {clip.edge:.0f} dB under the speech: is a word cut?", 0.6)
 
 
 def _stranger(unlike: float) -> Doubt:

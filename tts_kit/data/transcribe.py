@@ -25,6 +25,9 @@ ELSEWHERE = "small"
 SAVE_EVERY = 10
 LISTENED = 30
 """Seconds by which the language is told."""
+SMALLER = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
+           whisper.BUNDLED: whisper.TINY}
+"""Who doubts whom."""
 SLOWER = 1.08
 """How much longer a clip lasts when it is heard a second time."""
 
@@ -52,6 +55,8 @@ class Transcriber:
     """((samples,) at 16 kHz, language) -> words, confidence, silence."""
     tell: Callable[[np.ndarray], str]
     """(samples,) at 16 kHz -> the language's two letters."""
+    only: str = ""
+    """The one language it knows, empty for many."""
 
 
 def load(name: str, runtime: Runtime) -> Transcriber:
@@ -70,7 +75,23 @@ def load(name: str, runtime: Runtime) -> Transcriber:
         raise Problem(f"the transcriber {name!r} could not be loaded: {first} Give a name that faster-whisper knows "
                       f"(tiny, base, small, medium, large-v3-turbo), a folder, or {whisper.BUNDLED!r} where there is no "
                       "hub.") from error
-    return Transcriber(name, functools.partial(_write, model), lambda samples: model.detect_language(samples)[0])
+    return Transcriber(name, functools.partial(_write, model), lambda samples: model.detect_language(samples)[0],
+                       "" if model.model.is_multilingual else "en")
+
+
+def doubter(first: Transcriber, runtime: Runtime) -> Transcriber:
+    """Who hears everything again: a smaller network, which errs elsewhere; the first one, slowly, where there is none or
+    where it does not know the language."""
+    slow = slowly(first)
+    try:
+        other = load(SMALLER[first.name], runtime)
+    except (KeyError, Problem):
+        return slow
+
+    def write(samples: np.ndarray, language: str) -> tuple[str, float, float]:
+        return (other if other.only in ("", language) else slow).write(samples, language)
+
+    return dataclasses.replace(other, write=write, tell=first.tell)
 
 
 def slowly(one: Transcriber) -> Transcriber:

@@ -63,7 +63,7 @@ class Tally:
     rejected: int
 
 
-def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber) -> Tally:
+def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber, doubter: transcribe.Transcriber) -> Tally:
     """Put a take on a desk in `folder`, as a person would, and compare what is found with the truth."""
     path, clock = folder / "take.flac", [time.perf_counter()]
     audio.write(path, take.samples, RATE)
@@ -72,7 +72,6 @@ def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber) -> Tally
     clock.append(time.perf_counter())
     voices.listen(place)
     clock.append(time.perf_counter())
-    doubter = transcribe.slowly(transcriber)
     for each in (transcriber, doubter):
         transcribe.transcribe(place, each, "en")
         clock.append(time.perf_counter())
@@ -124,6 +123,7 @@ def conditions(folder: Path, is_practice: bool, seed: int) -> dict[str, list[Tal
         speakers.setdefault(speaker, []).append((text, wave))
     half = sorted(speakers)[0 if is_practice else 1::2]
     listener = transcribe.load(whisper.BUNDLED, runtime.choose("cpu"))
+    doubter = transcribe.doubter(listener, runtime.choose("cpu"))
     found: dict[str, list[Tally]] = {}
     for number, (name, spoil) in enumerate(tqdm(SPOILT.items(), desc="conditions")):
         for take in range(TAKES_WITH_STRANGERS if name == WITH_STRANGERS else TAKES):
@@ -133,7 +133,7 @@ def conditions(folder: Path, is_practice: bool, seed: int) -> dict[str, list[Tal
             strangers = speakers[other][:STRANGERS] if name == WITH_STRANGERS else []
             made = spoil(lay_out(speakers[main], strangers, chance), chance)
             with tempfile.TemporaryDirectory() as place:
-                found.setdefault(name, []).append(hear(made, Path(place), listener))
+                found.setdefault(name, []).append(hear(made, Path(place), listener, doubter))
     return found
 
 
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     found = {"command": f"python -m tts_kit.pretrain.trial --seed {options.seed}" + " --practice" * options.practice,
              "machine": runtime.machine(), "versions": runtime.versions(),
-             "transcriber": f"{whisper.BUNDLED} (Whisper base, int8)",
+             "transcriber": f"{whisper.BUNDLED} (Whisper base, int8), doubted by {whisper.TINY} (Whisper tiny.en, int8)",
              "speech": "synthetic: Kokoro's voices and mixtures"}
     if not options.practice:
         found["three hours"] = memory(options.corpus)
