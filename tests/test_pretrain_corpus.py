@@ -111,10 +111,21 @@ def test_vocabulary_is_wide_and_every_word_of_it_comes_often(drawn):
     assert min(len(where[word]) for each in sentences.judging().sentences for word in sentences.words(each)) >= 3
 
 
+def test_every_second_sentence_to_practise_on_cannot_be_guessed():
+    """Mistake: all that is read follows the grammar's patterns, and free sentences come out garbled."""
+    said = list(itertools.islice(sentences.practice(1), 1000))
+    assert said[::2] == list(itertools.islice(sentences.generate(1), 500))
+    thrown = [sentences.words(each) for each in said[1::2]]
+    assert {word for each in thrown for word in each} == sentences.vocabulary()
+    assert all(sentences.FEWEST_WORDS <= len(each) <= sentences.MOST_WORDS for each in thrown)
+    assert all(count >= 3 for count in Counter(word for each in thrown for word in each).values()), "dealt out evenly"
+
+
 def test_the_same_seed_says_the_same_in_every_process(drawn):
     """Mistake: an order that comes from a set, so that a shard made again tomorrow says something else."""
     script = ("import itertools\nfrom tts_kit.pretrain import corpus, sentences, voices\n"
-              "print(list(itertools.islice(sentences.generate(1), 500)), corpus.plan(1, 2), voices.speakers())")
+              "print(list(itertools.islice(sentences.generate(1), 500)), corpus.plan(1, 2, texts=sentences.practice), "
+              "voices.speakers())")
     said = [subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
                            env={**os.environ, "PYTHONHASHSEED": number}).stdout for number in "12"]
     assert said[0] == said[1]

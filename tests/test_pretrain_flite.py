@@ -1,12 +1,13 @@
 """The fast synthesiser for reading practice."""
 
+import itertools
 import shutil
 
 import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.pretrain import corpus, flite
+from tts_kit.pretrain import corpus, flite, sentences
 from tts_kit.problem import Problem
 
 INSTALLED = pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed (apt-get install flite)")
@@ -39,6 +40,7 @@ def test_it_makes_a_corpus_that_is_kept(tmp_path, monkeypatch):
     folder = flite.make(tmp_path / "practice", 0.01, seed=2)
     spoken = list(corpus.read(folder))
     assert len(spoken) == 5 and {name for name, *_ in spoken} <= {each.name for each in flite.readers()}
+    assert [text for _, text, _ in spoken] == list(itertools.islice(sentences.practice(2), 5))
     assert all(len(samples) > flite.RATE / 2 for *_, samples in spoken)
     before = (folder / "shard_0000.flac").stat().st_mtime_ns
     flite.make(tmp_path / "practice", 0.01, seed=2)

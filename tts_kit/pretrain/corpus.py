@@ -34,6 +34,8 @@ OUT = Path("runs/pretrain/corpus")
 Speak = Callable[[str, Any, float], np.ndarray]
 Cast = Sequence[Any]
 """Speakers: whatever has a name and is known to whoever speaks."""
+Texts = Callable[[int], Iterator[str]]
+"""A seed -> sentences without end."""
 
 
 def make(folder: str | Path, hours: float, seed: int = 0, workers: int = 1,
@@ -56,14 +58,14 @@ def shards(hours: float, workers: int) -> int:
 
 
 def fill(folder: str | Path, count: int, speak: Speak, seed: int = 0, workers: int = 1, source: str = "",
-         cast: Cast = ()) -> Path:
+         cast: Cast = (), texts: Texts = sentences.generate) -> Path:
     """`count` shards in `folder`, spoken by `speak(text, speaker, speed)`, which gives (samples,) at 16 kHz."""
     folder = Path(folder)
-    _claim(folder, seed, source, cast)
+    _claim(folder, seed, source, cast, texts)
     wanted = [shard for shard in range(count) if _samples(_table(folder, shard)) is None]
     print(f"{folder}: {count} shards of {SHARD} sentences, {count - len(wanted)} already there, {workers} at a time.")
     begin, seconds = time.monotonic(), 0.0
-    with _mapped(functools.partial(_make_shard, folder, seed, speak, cast), wanted, workers) as done:
+    with _mapped(functools.partial(_make_shard, folder, seed, speak, cast, texts), wanted, workers) as done:
         with tqdm(done, total=len(wanted), unit="shard", desc="speech", disable=not wanted) as bar:
             for each in bar:
                 seconds += each
@@ -85,15 +87,15 @@ def read(folder: str | Path) -> Iterator[tuple[str, str, np.ndarray]]:
             yield row["speaker"], row["text"], samples[row["start"]:row["end"]]
 
 
-def plan(seed: int, shard: int, cast: Cast = ()) -> list[tuple[str, Any, float]]:
+def plan(seed: int, shard: int, cast: Cast = (), texts: Texts = sentences.generate) -> list[tuple[str, Any, float]]:
     """(sentence, speaker, speed) of each utterance of a shard; the speakers, Kokoro's unless a cast is given, take turns
     over the whole corpus."""
-    texts = itertools.islice(sentences.generate(seed), shard * SHARD, (shard + 1) * SHARD)
+    some = itertools.islice(texts(seed), shard * SHARD, (shard + 1) * SHARD)
     chance = random.Random(f"{seed} {shard}")
     cast = cast or voices.speakers()
     order = random.Random(seed).sample(cast, len(cast))
     return [(text, order[number % len(order)], round(chance.uniform(SLOWEST, FASTEST), 3))
-            for number, text in enumerate(texts, shard * SHARD)]
+            for number, text in enumerate(some, shard * SHARD)]
 
 
 def utter(text: str, speaker: voices.Speaker, speed: float = 1.0, voices_folder: str = str(voices.CACHE)) -> np.ndarray:
@@ -103,10 +105,10 @@ def utter(text: str, speaker: voices.Speaker, speed: float = 1.0, voices_folder:
     return audio.resample(audio.level(spoken, kokoro.RATE), kokoro.RATE, RATE)
 
 
-def _make_shard(folder: Path, seed: int, speak: Speak, cast: Cast, shard: int) -> float:
+def _make_shard(folder: Path, seed: int, speak: Speak, cast: Cast, texts: Texts, shard: int) -> float:
     """Write one shard, the table last; returns its seconds."""
     rows, clips, end = [], [], 0
-    for text, speaker, speed in plan(seed, shard, cast):
+    for text, speaker, speed in plan(seed, shard, cast, texts):
         clips.append(speak(text, speaker, speed))
         start, end = end, end + len(clips[-1])
         rows.append(dict(start=start, end=end, speaker=speaker.name, speed=speed, text=text))
@@ -126,9 +128,9 @@ def _mapped(task: functools.partial, wanted: list[int], workers: int) -> Iterato
         yield pool.imap_unordered(task, wanted)
 
 
-def _claim(folder: Path, seed: int, source: str, cast: Cast) -> None:
+def _claim(folder: Path, seed: int, source: str, cast: Cast, texts: Texts) -> None:
     """Say in the folder what its shards are made of, and refuse one that is made of something else."""
-    planned = repr([plan(seed, shard, cast) for shard in range(3)]).encode()
+    planned = repr([plan(seed, shard, cast, texts) for shard in range(3)]).encode()
     ours = dict(rate=RATE, seed=seed, sentences_per_shard=SHARD, source=source,
                 plan=hashlib.sha256(planned).hexdigest()[:16])
     path = folder / IDENTITY

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tts_kit import audio
-from tts_kit.pretrain import corpus
+from tts_kit.pretrain import corpus, sentences
 from tts_kit.problem import Problem, command
 
 RATE = 16_000
@@ -63,7 +63,8 @@ def make(folder: Path, hours: float, seed: int = 0, workers: int = 1) -> Path:
     """About `hours` of it in `folder`, as shards of a corpus; whole shards that are already there are kept."""
     if not shutil.which("flite"):
         raise Problem("flite is missing. Install it: apt-get install flite, brew install flite.")
-    return corpus.fill(folder, corpus.shards(hours, workers), utter, seed, workers, "flite", readers())
+    return corpus.fill(folder, corpus.shards(hours, workers), utter, seed, workers, "flite", readers(),
+                       sentences.practice)
 
 
 @command

@@ -83,6 +83,16 @@ def generate(seed: int) -> Iterator[str]:
             yield sentence
 
 
+def practice(seed: int) -> Iterator[str]:
+    """The same, every second time words that were thrown together: whoever knows the grammar by heart has to read those."""
+    cards, known = Cards(seed), sorted(vocabulary())
+    for sentence in generate(seed):
+        yield sentence
+        count = cards.chance.randint(FEWEST_WORDS, MOST_WORDS)
+        thrown = " ".join(cards.draw("words", known) for _ in range(count))
+        yield thrown[0].upper() + thrown[1:] + "."
+
+
 class Cards:
     """Each list is dealt out, shuffled, before any of its entries comes again: rare words are not left to luck."""
 

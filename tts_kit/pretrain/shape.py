@@ -50,8 +50,8 @@ SHAPES = {
     # the real thing's sizes, with random weights
     "csm-1b": dict(text_vocab_size=128256, depth={}, codec={}),
 }
-TEMPERATURES = {"tiny": 0.25}
-"""What a shape should be sampled at, other than 0.9: the smaller, the less can it be trusted with its second thoughts."""
+USUAL_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.25, 0.1)}
+"""At what backbone and depth decoder should be sampled: the smaller, the less can a second thought be trusted."""
 READ = 5000
 """Sentences of the grammar from which the tokenizer learns which letters go together."""
 
@@ -84,9 +84,9 @@ def untrained(shape: str, seed: int = 0) -> CsmForConditionalGeneration:
     for part in (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer):
         for layer in part.layers:
             layer.codebook.embed_sum.normal_()  # transformers starts them at zero, where every code is 0
-    sampling = dict(do_sample=True, temperature=TEMPERATURES.get(shape, 0.9), top_k=50)
-    model.generation_config.update(**sampling, max_new_tokens=125)
-    model.depth_decoder.generation_config.update(**sampling)
+    sampling, (first, others) = dict(do_sample=True, top_k=50), TEMPERATURES.get(shape, USUAL_TEMPERATURES)
+    model.generation_config.update(**sampling, temperature=first, max_new_tokens=125)
+    model.depth_decoder.generation_config.update(**sampling, temperature=others)
     return model
 
 
