@@ -1,6 +1,8 @@
 """The truth by which the desk is measured: it has to be true, and harm has to count."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,11 @@ def test_figures_are_over_all_takes():
     assert found["of them in the most suspicious fifth, %"] == 50 and found["of them suspected, %"] == 100
     assert found["clips without, suspected, %"] == 11.1 and found["seconds an hour, cutting"] == 60
     assert trial.summed([dataclasses.replace(other, suspicion=((0.1, False),))])["wrong transcripts"] == 0
+
+
+def test_memory_is_the_process_own():
+    """Mistake: a figure that counts what the process that started this one holds."""
+    held = np.ones(100_000_000)  # 800 MB
+    script = "from tts_kit.pretrain import trial; print(trial._most_memory())"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert 50 < int(told) < 700 < held.nbytes / 1e6
