@@ -150,7 +150,9 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
     spoken = verb(workplace, "speak", "Hello you.", "--run", "one", "--out", "hello.wav")
     assert "hello.wav" in spoken.stdout and soundfile.info(workplace / "hello.wav").samplerate == 24_000, spoken.stderr
     compared = verb(workplace, "compare", "--run", "one", "--sentences", "1", "--seeds", "1")
-    assert compared.stdout.strip().endswith("runs/one/comparison/index.html"), compared.stderr
+    *_, where, last = compared.stdout.splitlines()
+    assert where.startswith("Open file:") and where.endswith("runs/one/comparison/index.html"), compared.stderr
+    assert last.startswith("In short: ") or "not measured" in last, "a sentence ends it"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -177,7 +177,7 @@ def compare(options) -> None:
     from tts_kit.comparison import arms
 
     run = Run(options.run)
-    _show(arms.compare(run, _voice(options, run, run.adapter), options.sentences, options.seeds))
+    arms.compare(run, _voice(options, run, run.adapter), options.sentences, options.seeds)
 
 
 def demo(options) -> None:
@@ -187,8 +187,8 @@ def demo(options) -> None:
     given = told.given(options)
     if not run.data.exists():
         given = ({} if options.base else story.SMALL) | {"base": story.choose_base(options.base or "")} | given
-    _show(story.tell(options.source or "example:emma", recipes.recall(run, **given), run, _runtime(options),
-                     options.sentences, options.seeds))
+    story.tell(options.source or "example:emma", recipes.recall(run, **given), run, _runtime(options), options.sentences,
+               options.seeds)
 
 
 def _recipe(options, run: Run) -> Recipe:
@@ -213,10 +213,6 @@ def _voice(options, run: Run, adapter, may_be_base: bool = False):
     sampling = {name: value for name, value in told.given(options).items() if name in SAMPLING}
     voice.sampling = voice.sampling.asked(Recipe().but(**sampling))
     return voice
-
-
-def _show(page) -> None:
-    print(f"Open {page.resolve().as_uri()}")
 
 
 if __name__ == "__main__":

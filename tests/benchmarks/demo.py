@@ -1,4 +1,4 @@
-"""`make demo` after installing, timed, with what it printed: python tests/benchmarks/demo.py
+"""`make demo` after installing, timed, with what it printed: python -m tests.benchmarks.demo
 
 A copy of what the demo says and how long each stage takes goes to results/demo.json; its page stays in runs/benchmark-demo.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     stages = dict(zip(("data", "tokenize", "train", "compare"), np.diff(moments).round().astype(int).tolist()))
     found = {"what": "make demo, after installing", "seconds": round(ended - begun),
              "stages": stages, "printed": printed.splitlines()[:-1],
-             "machine": runtime.machine(), "versions": runtime.versions(), "command": "python tests/benchmarks/demo.py"}
+             "machine": runtime.machine(), "versions": runtime.versions(), "command": "python -m tests.benchmarks.demo"}
     write_json(RESULTS, found)
     print(json.dumps(found))
 

@@ -46,19 +46,22 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
         write_rows(run.comparison / SCORES, sorted(done.values(), key=_place))
     rows = _judged(run, utterances)
     table, said = scores.table(rows), summary(rows)
-    print(f"{scores.print_table(table)}\n{said}")
     shown = {name: value for name, value in settings.items() if name != "sentences"}
     # the page may travel, and the names of this machine's folders stay at home
     shown |= {name: Path(shown[name]).name for name in ("base", "adapter") if Path(shown[name]).exists()}
     heard = sorted({row["seed"] for row in rows} - {None})
     facts = shown | {"seeds": heard, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
                         "judges": rows[0].get(scores.JUDGED, "none"), "versions": runtime.versions()}
-    return page.write(rows, run.comparison, f"tts_kit: {run.name}", said, facts, table)
+    shown_at = page.write(rows, run.comparison, f"tts_kit: {run.name}", "\n".join([said[-1], *said[:-1]]), facts, table)
+    print("\n".join([scores.print_table(table), *said[:-1], f"Open {shown_at.resolve().as_uri()}", said[-1]]))
+    return shown_at
 
 
-def summary(rows: Sequence[dict]) -> str:
-    """What was found, for a person: the verdict where judges listened, and how to get it where none did."""
-    return verdict.verdict(rows) if all(scores.JUDGED in row for row in rows) else verdict.UNMEASURED
+def summary(rows: Sequence[dict]) -> list[str]:
+    """What was found, for a person, in short at last: the verdict where judges listened, how to get it where none did."""
+    if not all(scores.JUDGED in row for row in rows):
+        return [verdict.UNMEASURED]
+    return [each for each in (*verdict.verdict(rows).splitlines(), verdict.headline(rows)) if each]
 
 
 def pick_reference(utterances: Sequence[Utterance]) -> Reference:

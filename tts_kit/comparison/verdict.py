@@ -21,6 +21,9 @@ SAID = {WINS: "{0} sounds more like the voice than {1}",
         LOSES: "{0} sounds less like the voice than {1}",
         LOSES_WORDS: "{0} gets more words wrong than {1}, in a voice no nearer",
         TRADES: "{0} sounds more like the voice than {1}, but gets more words wrong"}
+SHORT = {WINS: "beats {}", WINS_WORDS: "reads better than {}", TIES: "ties with {}", LOSES: "loses to {}",
+         LOSES_WORDS: "costs words against {}", TRADES: "is nearer to the voice than {} at the cost of words"}
+SHORT_NAMES = {"tuned": "fine-tuning", "base": "the model as it was", "clone": "cloning", "tuned+clone": "doing both"}
 UNMEASURED = (f"Whether fine-tuning helped was not measured: the judges are not installed. Install them with `make judges` "
               f"(or: {judges.INSTALL}) and run the same command again; the clips are kept.")
 
@@ -32,9 +35,19 @@ def verdict(rows: Sequence[dict]) -> str:
     if not said:
         return "There is nothing to compare: a verdict wants the arm tuned, and base or clone."
     takes = len({row["seed"] for row in rows if row["seed"] is not None})
-    sentences = len({row["sentence"] for row in rows})
+    sentences = len({row["sentence"] for row in rows if row["seed"] is not None})
     basis = f"Judged on {_several(sentences, 'sentence')} with {_several(takes, 'take')} each."
     return "\n".join([*said, basis, *_caution(rows, sentences)])
+
+
+def headline(rows: Sequence[dict]) -> str:
+    """The verdict in one sentence."""
+    arms, said = scores.by_arm(rows), {}
+    for one, other in QUESTIONS:
+        if {one, other} <= set(arms):
+            said.setdefault(one, []).append(SHORT[compare(arms[one], arms[other])].format(SHORT_NAMES[other]))
+    parts = [f"{SHORT_NAMES[one]} {' and '.join(kinds)}" for one, kinds in said.items()]
+    return f"In short: {'; '.join(parts)}." if parts else ""
 
 
 def compare(one: Sequence[dict], other: Sequence[dict]) -> str:

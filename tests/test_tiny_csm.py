@@ -1,0 +1,54 @@
+"""The bundled model: whole, small, judged, and loaded by plain transformers."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoProcessor, CsmForConditionalGeneration
+
+from tts_kit import runtime
+from tts_kit.model.generate import Sampling
+from tts_kit.pretrain import sentences, ship
+from tts_kit.speech import speak
+from tts_kit.story import BUNDLED
+
+HELD_OUT = BUNDLED.parent / "held_out"
+
+
+@pytest.fixture(scope="module")
+def voice() -> speak.Voice:
+    return speak.load_voice(runtime.choose("cpu"), base=str(BUNDLED))
+
+
+def test_plain_transformers_loads_it_as_the_kit_does(voice):
+    """Mistake: a table that transformers draws anew at load, or files that only the kit understands."""
+    plain = CsmForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
+    assert AutoProcessor.from_pretrained(BUNDLED).feature_extractor.sampling_rate == voice.base.physics.sample_rate
+    mine = voice.base.model.state_dict()
+    for name, weight in plain.state_dict().items():
+        assert name.startswith("codec_model") or torch.equal(mine[name], weight), name
+    table, depth = (each.weight for each in (plain.backbone_model.embed_tokens.embed_audio_tokens,
+                                             plain.depth_decoder.model.embed_tokens))
+    assert torch.equal(table, depth)
+
+
+def test_it_is_small_and_its_card_is_what_was_measured(voice):
+    """Mistake: weights that were exchanged under old figures, a card edited by hand, or a clone of the project that takes
+    minutes."""
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= ship.MOST_BYTES
+    found = json.loads((BUNDLED / ship.RESULTS).read_text(encoding="utf-8"))
+    assert found["weights"] == voice.base.fingerprint
+    assert (BUNDLED / "README.md").read_text(encoding="utf-8") == ship.card(BUNDLED, found)
+    judging = sentences.judging()
+    groups = found["groups"].values()
+    assert {each["sentences"] for each in groups} == {len(judging.sentences)} and found["seeds"] == list(judging.seeds)
+
+
+def test_it_speaks_and_stops(voice):
+    """Mistake: a bundled model that runs to its limit, is silent, or is sampled too hot to be understood."""
+    assert voice.sampling == Sampling(0.25, 0.1, 50)
+    reference = speak.Reference(HELD_OUT / "later01_01.flac", "Do you always sleep before breakfast?")
+    lines = [speak.Line(text, 1, given, False) for text in sentences.judging().bundled[:4] for given in (None, reference)]
+    for _, said in speak.say(lines, voice):
+        assert said.stopped and 1.0 < said.seconds < 8.0
+        assert abs(said.samples).max() > 0.05
