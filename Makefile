@@ -11,7 +11,8 @@ demo: $(VENV)/judges.done
 	$(BIN)/python -m tts_kit demo --run $(RUN) $(if $(MODEL),--base $(MODEL))
 
 gallery: $(VENV)/dev.done
-	$(BIN)/python -m nbconvert --execute --to html --output-dir runs/gallery notebooks/0*.ipynb
+	$(BIN)/python -m nbconvert --execute --to notebook --output-dir runs/gallery notebooks/0*.ipynb
+	$(BIN)/python -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True runs/gallery/0*.ipynb
 
 judges: $(VENV)/judges.done
 
