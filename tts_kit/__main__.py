@@ -82,15 +82,18 @@ def _data_verbs(verbs) -> None:
     verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
     told.recipe(verb, DATA)
 
-    told.verb(verbs, "report", report, "the run's data as a page: how much, how clean, what to listen to first")
+    told.verb(verbs, "report", report, "the run's data as a page: how much, how clean, what to listen to first",
+              computes=False)
 
-    verb = told.verb(verbs, "dataset", dataset, "the run's data as a folder that `datasets` loads, or on the hub")
+    verb = told.verb(verbs, "dataset", dataset, "the run's data as a folder that `datasets` loads, or on the hub",
+                     computes=False)
     verb.add_argument("--out", type=Path, help="a new folder (default: dataset, in the run's folder)")
     verb.add_argument("--push", metavar="OWNER/NAME", help="put it on the hub too, as this dataset; what was exported "
                       "before is pushed as it is")
     verb.add_argument("--public", action="store_true", help="for everybody on the hub to see; else it is private")
 
-    verb = told.verb(verbs, "review", review, "a page to put right what was written down of recordings")
+    verb = told.verb(verbs, "review", review, "a page to put right what was written down of recordings",
+                     computes=False)
     verb.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
 
 

@@ -12,12 +12,13 @@ CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES}
 
 
 def verb(verbs: argparse._SubParsersAction, name: str, function: Callable, explanation: str, run: bool = True,
-         default: str = "voice") -> argparse.ArgumentParser:
-    """A parser of its own for a verb; most work on a run."""
+         computes: bool = True, default: str = "voice") -> argparse.ArgumentParser:
+    """A parser of its own for a verb; most work on a run, and compute something."""
     made = verbs.add_parser(name, help=explanation, description=explanation)
     made.set_defaults(verb=function)
     if run:
         made.add_argument("--run", default=default, help=f"name of the run; its folder is runs/NAME (default {default})")
+    if run and computes:
         made.add_argument("--device", default="auto", choices=DEVICES, help="where to compute")
     return made
 
