@@ -57,7 +57,7 @@ def test_a_recording_becomes_data(place):
 
 @pytest.mark.skipif(not whisper.is_installed(whisper.TINY), reason="tiny.en is not installed (requirements-recordings.txt)")
 @WHISPER
-def test_who_doubts_hears_otherwise_and_knows_its_language(place):
+def test_who_doubts_hears_otherwise_and_knows_its_language(place, monkeypatch, capsys):
     """Mistake: the doubter is the first transcriber again and repeats its errors, or hears German as English."""
     first = transcribe.load(whisper.BUNDLED, CPU)
     doubter = transcribe.doubter(first, CPU)
@@ -68,6 +68,9 @@ def test_who_doubts_hears_otherwise_and_knows_its_language(place):
     assert doubter.write(clip, "de") == transcribe.slowly(first).write(clip, "de")
     own = dataclasses.replace(first, name="my-whisper")
     assert transcribe.doubter(own, CPU).name == "my-whisper slowly"
+    monkeypatch.setattr(whisper, "is_installed", lambda name: False)
+    assert transcribe.doubter(first, CPU).name == "bundled slowly"
+    assert "'bundled-tiny' is not installed" in capsys.readouterr().out
 
 
 @WHISPER

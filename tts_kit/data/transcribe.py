@@ -83,9 +83,12 @@ def doubter(first: Transcriber, runtime: Runtime) -> Transcriber:
     """Who hears everything again: a smaller network, which errs elsewhere; the first one, slowly, where there is none or
     where it does not know the language."""
     slow = slowly(first)
+    if first.name not in SMALLER:
+        return slow
     try:
         other = load(SMALLER[first.name], runtime)
-    except (KeyError, Problem):
+    except Problem as problem:
+        print(f"{first.name} hears everything twice itself, slower the second time: {problem}")
         return slow
 
     def write(samples: np.ndarray, language: str) -> tuple[str, float, float]:
