@@ -180,6 +180,17 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
     assert len(splits["held_out"]) == 2 and not splits["train"] & splits["held_out"]
 
 
+def test_codes_of_another_codec_are_refused(tmp_path, codec, monkeypatch):
+    """Mistake: a new codec is trained, and the network learns on with the codes of the old one."""
+    monkeypatch.setattr(language.corpus, "read", lambda folder: iter([("s", "One.", np.ones(2000, np.float32))]))
+    mine = Codec(codec, Physics.of(shape.config("toy")))
+    out = language.encode(tmp_path, mine, tmp_path / "codes", variants=1)
+    assert language.encode(tmp_path, mine, out, variants=1) == out
+    other = Codec(shape.untrained("toy", 1).codec_model, mine.physics)
+    with pytest.raises(Problem, match="codes of another codec"):
+        language.encode(tmp_path, other, out, variants=1)
+
+
 def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
     """Mistake: practice changes who is held out, so that trainings with and without it cannot be compared."""
     codec = Codec(codec, Physics.of(shape.config("toy")))

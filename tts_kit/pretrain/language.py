@@ -42,7 +42,7 @@ voices, and always beginning at another moment of a frame, which makes other cod
 SLOWEST, FASTEST = 0.86, 1.16
 NOISE = 0.2
 """Share of the codes that are heard as others; the text is then a better guide than what was said just before."""
-CODES, INDEX = "codes.safetensors", "index.jsonl"
+CODES, INDEX, MADE_BY = "codes.safetensors", "index.jsonl", "codec.json"
 CORPUS, PRACTICE = "corpus", "practice"
 FACTS = "training.json"
 """Beside the weights: what they were trained with."""
@@ -67,9 +67,13 @@ class Steps(batches.Steps):
 
 def encode(corpus_folder: Path, codec: Codec, out: Path, variants: int = VARIANTS) -> Path:
     """All of a corpus as codes: one tensor of frames, and a table of who says what where. Small enough to travel."""
+    made_by = {"codec": codec.fingerprint(), "variants": variants}
     if (out / INDEX).exists():
+        if read_json(out / MADE_BY, f"Move {out} away.") != made_by:
+            raise Problem(f"{out} holds the codes of another codec. Move it away, or choose another --run.")
         print(f"{out} already holds codes; they are used again.")
         return out
+    write_json(out / MADE_BY, made_by)
     rows, pieces, frames = [], [], 0
     utterances = iter(tqdm(_varied(corpus.read(corpus_folder), variants, codec.physics.frame_rate), desc="encoding",
                            unit="sentence"))
