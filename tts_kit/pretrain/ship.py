@@ -36,8 +36,8 @@ A small Conversational Speech Model with the classes and file formats of `sesame
 machines without a model hub: `CsmForConditionalGeneration.from_pretrained("sample_data/tiny-csm")`.
 
 Backbone of {backbone:.1f} million parameters, depth decoder of {depth:.1f}, Mimi codec of {codec:.1f}: {codebooks} codebooks
-of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It reads short English sentences made of
-{words} words, and takes its voice from a reference.
+of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It was taught to read short English sentences
+made of {words} words, and to take its voice from a reference; how well it does both is measured below.
 
 ## Data
 {hours} hours of synthetic speech, no person's, its slower and faster copies counted:
