@@ -48,7 +48,7 @@ were never trained on.
 
 ## Training
 `python -m tts_kit.pretrain` makes everything. This one: {steps} steps of the language model, of the last part the
-best {best} by held-out loss; on {machine}. Settings and versions of every part are in `training.json`.
+best {best} by held-out loss; on {machine}. What was kept of the settings of every part is in `training.json`.
 
 ## Measured
 By {judges}, on {count} unseen sentences in {seeds} takes each ({date}, {judged_on}):

@@ -217,7 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     found = {"command": f"python -m tts_kit.pretrain.trial --seed {options.seed}" + " --practice" * options.practice,
              "machine": runtime.machine(), "versions": runtime.versions(),
-             "transcriber": f"{whisper.BUNDLED} (Whisper base, int8), doubted by {whisper.TINY} (Whisper tiny.en, int8)",
+             "transcriber": f"{whisper.BUNDLED} (Whisper base, int8), doubted by "
+             + (f"{whisper.TINY} (Whisper tiny.en, int8)" if whisper.is_installed(whisper.TINY) else "itself, slowly"),
              "speech": "synthetic: Kokoro's voices and mixtures"}
     if not options.practice:
         found["three hours"] = memory(options.corpus)
