@@ -14,7 +14,7 @@ HOUSE = Path(tts_kit.__file__).parent
 ROOT = HOUSE.parent
 MODULES = sorted(path for path in HOUSE.rglob("*.py"))
 FLOORS = ["problem", "run", "physics", "recipe", "runtime", "checkpoint", "pages", "audio", "text", "data", "tokens",
-          "model", "tuning", "speech", "comparison", "pretrain", "story", "doctor", "options", "__main__"]
+          "model", "judging", "tuning", "speech", "comparison", "pretrain", "story", "doctor", "options", "__main__"]
 """Rooms from the ground up: each imports only from those before it."""
 
 

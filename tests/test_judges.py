@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tts_kit import audio, story
-from tts_kit.comparison import judges, offline, scores
 from tts_kit.data import whisper
+from tts_kit.judging import judges, offline, scores
 from tts_kit.problem import Problem
 
 RATE = judges.RATE

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from tts_kit import audio, runtime, story
-from tts_kit.comparison import judges
+from tts_kit.judging import judges
 from tts_kit.pretrain import corpus, evaluate, goals, takes
 from tts_kit.pretrain.evaluate import UNSEEN, Wish
 from tts_kit.run import read_rows

