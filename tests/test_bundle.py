@@ -135,6 +135,14 @@ def test_the_parts_travel_light_and_share_nothing():
     assert f"{len(said[0])} clips, {seconds / 60:.1f} minutes" in told
 
 
+def test_the_strangers_are_strangers(made):
+    """Mistake: the voice itself, or one clip twice, among those whose similarity is called the floor."""
+    there = {path.stem for path in (made / "strangers").iterdir()}
+    assert there == {path.stem for path in (SAMPLES / "strangers").iterdir()} == {
+        voice.split("_")[1] for voice in bundle.STRANGERS}
+    assert not there & set(bundle.NAMES.values()) and len(set(contents(SAMPLES / "strangers").values())) == len(there) == 6
+
+
 def test_the_voices_are_kept_out_of_training():
     """Mistake: the voice to learn is one that the small model already knows."""
     assert {bundle.VOICE, bundle.OTHER} <= set(json.loads(sentences.JUDGING.read_text(encoding="utf-8"))["voices"])

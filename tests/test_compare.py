@@ -11,7 +11,9 @@ import soundfile
 
 from tts_kit import __main__ as verbs
 from tts_kit import data, runtime, story
-from tts_kit.comparison import arms
+from tts_kit.comparison import arms, clips, contest, knobs, verdict
+from tts_kit.comparison.clips import SCORES
+from tts_kit.judging import judges
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows
@@ -38,10 +40,16 @@ def told(loud, tmp_path_factory):
     return run, recipe, source, page
 
 
+@pytest.fixture(autouse=True)
+def no_judges(told, monkeypatch):
+    """The story is judged once; to judge noise again and again would only take time."""
+    monkeypatch.setenv("TTS_KIT_JUDGES", "none")
+
+
 def test_every_arm_sentence_and_seed_is_there(told):
     """Mistake: an arm, a seed or the ceiling is left out, or a row points to no clip."""
     run, _, _, page = told
-    rows = read_rows(run.comparison / arms.SCORES)
+    rows = read_rows(run.comparison / SCORES)
     counted = {arm: sum(row["arm"] == arm for row in rows) for arm in (*arms.GIVEN, *arms.SPOKEN)}
     assert counted == {"real": 2, "codec": 2, "base": 4, "clone": 4, "tuned": 4, "tuned+clone": 4}
     for row in rows:
@@ -54,9 +62,9 @@ def test_every_arm_sentence_and_seed_is_there(told):
 def test_the_arms_are_what_they_are_called(told):
     """Mistake: base hears the reference, or tuned speaks without its adapter: two columns of the same clips."""
     run, _, _, _ = told
-    rows = read_rows(run.comparison / arms.SCORES)
-    clips = {(row["sentence"], row["seed"], row["arm"]): (run.comparison / row["file"]).read_bytes() for row in rows}
-    assert len(set(clips.values())) == len(clips)
+    rows = read_rows(run.comparison / SCORES)
+    content = {(row["sentence"], row["seed"], row["arm"]): (run.comparison / row["file"]).read_bytes() for row in rows}
+    assert len(set(content.values())) == len(content)
 
 
 def test_held_out_sentences_are_compared_and_the_reference_is_not_one(told):
@@ -64,11 +72,12 @@ def test_held_out_sentences_are_compared_and_the_reference_is_not_one(told):
     run, _, _, _ = told
     utterances = data.read(run.data)
     held_out = {each.text for each in utterances if each.split == "held_out"}
-    assert {row["text"] for row in read_rows(run.comparison / arms.SCORES)} <= held_out
+    assert {row["text"] for row in read_rows(run.comparison / SCORES)} <= held_out
     assert arms.pick_reference(utterances).text not in held_out
     only_held_out_fits = [dataclasses.replace(each, seconds=6.0 if each.split == "held_out" else 1.0)
                           for each in utterances]
     assert arms.pick_reference(only_held_out_fits).text not in held_out
+    assert not {each.text for each in arms.pick_references(only_held_out_fits, 3.0, 8)} & held_out
 
 
 def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
@@ -79,24 +88,24 @@ def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
     for sentences, seeds in ((1, (1, 1)), (2, (2,))):
-        page = arms.compare(copy, voice, sentences, seeds)
-    spoken = [(row["sentence"], row["seed"]) for row in read_rows(copy.comparison / arms.SCORES) if row["arm"] == "base"]
+        page = contest.compare(copy, voice, sentences, seeds)
+    spoken = [(row["sentence"], row["seed"]) for row in read_rows(copy.comparison / SCORES) if row["arm"] == "base"]
     assert spoken == [(1, 1), (1, 2), (2, 2)]
     assert "<dd dir=\"auto\">1, 2</dd>" in page.read_text(encoding="utf-8")
     with pytest.raises(Problem, match="leave nothing to compare"):
-        arms.compare(copy, voice, 0, (1,))
+        contest.compare(copy, voice, 0, (1,))
 
 
 def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
     """Mistake: an hour of clips is made again after a disconnect, or a lost clip is never made again."""
     run, recipe, _, _ = told
     before = {row["file"]: (run.comparison / row["file"]).stat().st_mtime_ns
-              for row in read_rows(run.comparison / arms.SCORES)}
+              for row in read_rows(run.comparison / SCORES)}
     lost = "clips/tuned/002-1.flac"
     content = soundfile.read(run.comparison / lost, dtype="int16")[0].astype(int)
     (run.comparison / lost).unlink()
     voice = speak.load_voice(CPU, run.adapter, recipe.base)
-    arms.compare(run, voice, 2, (1, 2))
+    contest.compare(run, voice, 2, (1, 2))
     after = {name: (run.comparison / name).stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == [lost]
     again = soundfile.read(run.comparison / lost, dtype="int16")[0]
@@ -110,7 +119,96 @@ def test_a_comparison_with_other_settings_is_not_mixed_in(told):
     voice = speak.load_voice(CPU, run.adapter, recipe.base)
     voice.sampling = speak.Sampling(0.1, 0.1, 5)
     with pytest.raises(Problem, match="another temperature, another depth temperature, another top k.*Move that folder"):
-        arms.compare(run, voice, 2, (1, 2))
+        contest.compare(run, voice, 2, (1, 2))
+
+
+@pytest.mark.parametrize(("text", "wanted"), [
+    ("tuned:strength=0.5,temperature=0.3", (True, False, "tuned:strength=0.5,temperature=0.3")),
+    ("tuned+clone:references=3", (True, True, "tuned+clone:references=3")), ("base", (False, False, "base")),
+    ("clone:", (False, True, "clone"))])
+def test_an_arm_is_what_is_written(text, wanted):
+    """Mistake: a knob that is read and not turned, or one arm under two names."""
+    arm = arms.parse(text)
+    assert (arm.tuned, arm.cloned, arm.name) == wanted
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("tunned", "no arm 'tunned'.*base, clone, tuned.*kokoro.*folder:NAME=PATH"), ("tuned:loudness=3", "no knob 'loudness'"),
+    ("clone:strength=0.5", "has no strength: that is a knob of tuned and tuned"), ("base:references=2", "has no references"),
+    ("tuned:strength=loud", "strength is 'loud'; wanted a number from 0 to 10"), ("clone:references=2.5", "a whole number"),
+    ("clone:references=9", "from 1 to 8"), ("tuned:strength=1,strength=2", "sets a knob twice"),
+    ("tuned:temperature=nan", "temperature is 'nan'"), ("../../etc/passwd", "there is no arm")])
+def test_an_arm_that_cannot_be_is_named(text, message):
+    """Mistake: a typing error that compares the usual settings with themselves, or a traceback."""
+    with pytest.raises(Problem, match=message):
+        contest.parse(text)
+
+
+def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
+    """Mistake: strength or an older checkpoint stays in the model for the arms after it, or is not heard at all."""
+    run, _, _, _ = told
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter", "training"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    voice = speak.load_voice(CPU, copy.adapter)
+    kept = copy.training / "checkpoint-3" / "adapter_model.safetensors"
+    assert kept.is_file()
+    wanted = ("tuned", "tuned:strength=0", "base", "tuned:strength=3", "tuned:checkpoint=3", "clone", "clone:references=2",
+              "clone:reference_seconds=1")
+    contest.compare(copy, voice, 1, (1,), [*wanted[1:], wanted[0]], trials=())
+    clip = {row["arm"]: (copy.comparison / row["file"]).read_bytes() for row in read_rows(copy.comparison / SCORES)}
+    assert clip["tuned:strength=0"] == clip["base"] != clip["tuned"] == clip["tuned:checkpoint=3"]
+    assert len({clip[arm] for arm in ("tuned", "tuned:strength=3", "base", "clone", "clone:references=2")}) == 5
+    with pytest.raises(Problem, match="no adapter was kept at step 77 .*kept were those of 3"):
+        contest.compare(copy, voice, 1, (1,), ["tuned:checkpoint=77"], trials=())
+
+
+def test_knobs_are_turned_on_sentences_that_the_report_does_not_use(told):
+    """Mistake: settings are tuned on the sentences or the recordings that score the result afterwards."""
+    run, _, _, _ = told
+    voice = speak.load_voice(CPU, run.adapter)
+    page = knobs.turn(run, voice, {"strength": [0.5, 2.0]}, "tuned", 2, (1,))
+    rows = read_rows(run.folder / "knobs" / SCORES)
+    assert page == run.folder / "knobs" / "index.html"
+    assert [row["arm"] for row in rows] == ["tuned", "tuned:strength=0.5", "tuned:strength=2"] * 2
+    assert not {row["text"] for row in rows} & {each.text for each in data.read(run.data)}
+    with pytest.raises(Problem, match="nothing to turn"):
+        knobs.turn(run, voice, {})
+
+
+def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp_path):
+    """Mistake: a system is judged on the sentences that it managed, or its files are touched."""
+    run, _, _, _ = told
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    shutil.copy(next(run.comparison.glob("clips/real/001.flac")), theirs / "001.flac")
+    voice = speak.load_voice(CPU, copy.adapter)
+    page = contest.compare(copy, voice, 2, (1,), ["tuned", f"folder:them={theirs}"], trials=())
+    rows = [row for row in read_rows(copy.comparison / SCORES) if row["arm"] == "them"]
+    assert [(row["sentence"], (copy.comparison / row["file"]).is_file()) for row in rows] == [(1, True), (2, False)]
+    assert rows[1]["lost"] and "them" in page.read_text(encoding="utf-8")
+    assert [path.name for path in theirs.iterdir()] == ["001.flac"]
+    assert "no judges listened" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+def test_a_clip_that_another_system_lacks_is_a_failure(told, tmp_path, monkeypatch):
+    """Mistake: what a system could not say is dropped, and it wins by saying little."""
+    monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
+    (tmp_path / "theirs").mkdir()
+    run, _, _, _ = told
+    shutil.copy(run.comparison / "clips/real/001.flac", tmp_path / "theirs")
+    sentences = [clips.Sentence("Hello there."), clips.Sentence("Who is it?")]
+    plan = clips.Plan(run, tmp_path / "out", sentences, (1,), [contest.parse(f"folder:them={tmp_path / 'theirs'}")],
+                      data.read(run.data))
+    rows, lost = clips.make(plan, speak.load_voice(CPU, run.adapter))
+    judged = contest.judge(plan, rows, {each.text: each.audio for each in plan.utterances[:2]})
+    assert lost == [] and [row["failure"] for row in judged] == ["", "missing"]
+    assert judged[1]["wrong_words"] == judged[1]["words"] == 3 and judged[1]["similarity"] == 0
+    assert verdict.verdict([*judged, *(row | {"arm": "tuned"} for row in judged)], [("tuned", "them")]).count("missing") == 1
 
 
 def test_stages_run_again_change_nothing(told, capsys):
@@ -188,7 +286,7 @@ def test_an_adapter_of_other_clips_is_not_judged_by_these(told, tmp_path):
     index = copy.codes / "index.jsonl"
     index.write_text(index.read_text().replace('"train"', '"held_out"', 1))
     with pytest.raises(Problem, match="was trained on other clips"):
-        arms.compare(copy, speak.load_voice(CPU, copy.adapter), 1, (1,))
+        contest.compare(copy, speak.load_voice(CPU, copy.adapter), 1, (1,))
 
 
 def test_every_recipe_field_is_an_option_of_some_verb_with_its_explanation():

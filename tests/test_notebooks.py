@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 
 from tts_kit import story
 from tts_kit.data import whisper
+from tts_kit.judging import judges
 
 FOLDER = story.SAMPLES.parent / "notebooks"
 NAMES = ["01_data", "02_tokenize", "03_finetune", "04_clone_vs_finetune"]
@@ -107,8 +108,9 @@ def test_the_four_run_in_order_each_alone(toy, tmp_path):
     assert "82 clips" in texts(first) and texts(first).count("<audio") == 3 and pictures(first) == 1
     second = executed("02_tokenize", here, BASE_MODEL=toy)
     assert "82 encoded" in texts(second) and texts(second).count("<audio") == 4 and pictures(second) == 1
-    third = executed("03_finetune", here, STEPS=4, CHECK_EVERY=2)
+    third = executed("03_finetune", here, STEPS=4, CHECK_EVERY=2, LISTEN_EVERY=0)
     assert "Held-out loss" in texts(third) and texts(third).count("<audio") == 3 and pictures(third) == 1
     fourth = executed("04_clone_vs_finetune", here, SENTENCES=1, SEEDS=[1])
     assert "ended by itself" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
+    assert pictures(fourth) == 2 * bool(judges.present()) and ("In short: " in texts(fourth)) == bool(judges.present())
     assert (tmp_path / "runs" / "emma" / "comparison" / "index.html").is_file()

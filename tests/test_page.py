@@ -48,6 +48,15 @@ def clips_of(text: str) -> list[dict]:
     return [clip for sentence in embedded(text)["sentences"] for clip in sentence["clips"]]
 
 
+def test_pictures_and_meanings_of_other_arms_are_on_the_page(tmp_path):
+    """Mistake: a plot without words for who cannot see it, or a column that nobody explains."""
+    rows = [row(tmp_path), row(tmp_path, arm="tuned:strength=0.5")]
+    shown = page.write(rows, tmp_path, "A page", "Nothing.", {}, None, [(b"\x89PNG", '"quoted" <words>')],
+                       {"tuned:strength=0.5": "Half of it."}).read_text()
+    assert 'src="data:image/png;base64,iVBORw=="' in shown and "&quot;quoted&quot; &lt;words&gt;" in shown
+    assert [arm["meaning"] for arm in embedded(shown)["arms"]] == [page.ARMS["base"], "Half of it."]
+
+
 @pytest.mark.parametrize("file", ["../secret.flac", "clips/../../secret.flac", "/etc/passwd", "clips/link.flac",
                                   "a\0b"])
 def test_files_stay_inside_the_folder(tmp_path, file):

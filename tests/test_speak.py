@@ -121,16 +121,26 @@ def test_many_lines_come_back_in_their_places(voice, reference):
         np.testing.assert_allclose(alone.samples, said[place].samples, atol=1e-4)
 
 
+def test_several_references_are_all_heard(voice, reference, tmp_path):
+    """Mistake: of several clips only the first or the last is given to the model."""
+    audio.write(tmp_path / "other.flac", tone(0.7, 300), 24_000)
+    other = Reference(tmp_path / "other.flac", "Something else.")
+    said = {given: speak.speak("Hello.", voice, given, seed=3).samples for given in
+            (reference, (reference,), (reference, other), (other, reference))}
+    np.testing.assert_array_equal(said[reference], said[(reference,)])
+    assert len({wave.tobytes() for wave in said.values()}) == 3
+
+
 def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voice):
     """Mistake: the voice changes from sentence to sentence, or a runaway first take spoils all that follow."""
     said = speak._Said(voice.base.codec.encode([tone(0.5)])[0], True, 1, 0.0)
     lines = [Line("The first."), Line("The second.")]
-    context = speak._own_context(voice, lines, said)
+    [context] = speak._own_context(voice, lines, said)
     assert context.text == "The first." and not context.scored and context.codes is said.codes
     said.stopped = False
-    assert speak._own_context(voice, lines, said) is None
+    assert speak._own_context(voice, lines, said) == []
     said.stopped = True
-    assert speak._own_context(voice, [Line("a" * 200), Line("b" * 400)], said) is None
+    assert speak._own_context(voice, [Line("a" * 200), Line("b" * 400)], said) == []
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -56,8 +56,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=told.count, default=0, help="another seed is another take (default 0)")
     told.recipe(verb, BASE + SAMPLING)
 
-    verb = told.verb(verbs, "compare", compare, "held-out sentences in every arm -> a page to listen to")
+    verb = told.verb(verbs, "compare", compare, "held-out sentences in every arm -> a page to listen to, and a verdict")
     told.comparison(verb, 10, [1, 2, 3])
+    told.contest(verb)
     told.recipe(verb, BASE + SAMPLING)
 
     verb = told.verb(verbs, "demo", demo, "the whole story on the bundled voice", default="demo")
@@ -177,10 +178,14 @@ def speak(options) -> None:
 
 
 def compare(options) -> None:
-    from tts_kit.comparison import arms
+    from tts_kit.comparison import contest, knobs
 
     run = Run(options.run)
-    arms.compare(run, _voice(options, run, run.adapter), options.sentences, options.seeds)
+    voice = _voice(options, run, run.adapter)
+    if options.knob:
+        knobs.turn(run, voice, dict(options.knob), options.knobs_of, options.sentences, options.seeds)
+    else:
+        contest.compare(run, voice, options.sentences, options.seeds, options.arms, options.votes, options.blind)
 
 
 def demo(options) -> None:

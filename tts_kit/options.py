@@ -3,11 +3,14 @@
 import argparse
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from tts_kit import recipe as recipes
 from tts_kit.recipe import Recipe
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+ARMS = ("base", "clone", "tuned", "tuned+clone")
+TRIALS = ("ab", "smos", "preference", "abx", "cmos")
 CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES}
 
 
@@ -29,6 +32,31 @@ def comparison(verb: argparse.ArgumentParser, sentences: int, seeds: list[int]) 
                       help=f"how many held-out sentences (default {sentences})")
     verb.add_argument("--seeds", type=count, nargs="+", default=seeds,
                       help=f"takes of each sentence, by seed (default {' '.join(map(str, seeds))})")
+
+
+def contest(verb: argparse.ArgumentParser) -> None:
+    """Who is compared, how the knobs stand, and what people said."""
+    verb.add_argument("--arms", nargs="+", metavar="ARM", default=list(ARMS),
+                      help=f"of the voice's model: {', '.join(ARMS)}, with knobs behind a colon (tuned:strength=0.5, "
+                      "tuned:checkpoint=40, clone:references=3); other systems: kokoro, pocket-tts, xtts-v2, f5-tts, "
+                      f"orpheus-3b, dia; clips of any other: folder:NAME=PATH (default {' '.join(ARMS)})")
+    verb.add_argument("--blind", nargs="*", choices=TRIALS, default=list(TRIALS[:2]),
+                      help="what listeners are asked on the page for them (default ab smos; nothing: no such page)")
+    verb.add_argument("--votes", nargs="+", type=Path, default=[], metavar="FILE",
+                      help="what listeners sent back; it is counted and joins the verdict")
+    verb.add_argument("--knob", type=knob, action="append", default=[], metavar="NAME=VALUE,VALUE",
+                      help="instead of the arms, turn this knob (temperature, depth_temperature, strength, checkpoint, "
+                      "references, reference_seconds), on sentences and clips that are not held out; may be given often")
+    verb.add_argument("--knobs-of", choices=ARMS, default="tuned", help="the arm whose knobs are turned (default tuned)")
+
+
+def knob(text: str) -> tuple[str, list[float]]:
+    """NAME=VALUE,VALUE as a name and numbers."""
+    name, _, values = text.partition("=")
+    try:
+        return name, [float(value) for value in values.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE,VALUE, as in strength=0.5,1,1.5") from error
 
 
 def recipe(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:

@@ -78,6 +78,12 @@ class Recipe:
     """Steps between checkpoints."""
     sample_texts: tuple[str, ...] = ("The ferry to Oslo leaves at half past seven.", "Where did Laura put the keys?")
     """Sentences spoken with fixed seeds during training."""
+    listen_every: int = 0
+    """Steps between listens: judges hear the kit's own sentences, and the earliest step as good as the best is kept
+    instead of the last; 0 for never. Needs judges, and each time about as long as it takes to say twelve sentences
+    and write them down."""
+    patience: int = 0
+    """Listens without a better one after which the training ends early; 0 for never."""
 
     temperature: float = AS_BASE
     """Sampling temperature of codebook 0; 0 is greedy, -1 what the base recommends."""
@@ -97,7 +103,7 @@ class Recipe:
                     "accumulation", "depth_ratio", "steps", "evaluate_every", "save_every")
         for name in positive:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("warmup_steps", "sample_every", "weight_decay", "depth_weight"):
+        for name in ("warmup_steps", "sample_every", "listen_every", "patience", "weight_decay", "depth_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name, least in (("temperature", 0), ("depth_temperature", 0), ("top_k", 1)):
             value = getattr(self, name)

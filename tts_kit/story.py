@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tts_kit import data, tokens
-from tts_kit.comparison import arms
+from tts_kit.comparison import contest
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
 from tts_kit.runtime import Runtime
@@ -13,8 +13,8 @@ from tts_kit.tuning import trainer
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 VOICE = SAMPLES / "voice"
 BUNDLED = SAMPLES / "tiny-csm"
-SMALL = dict(rank=16, alpha=32, steps=60, learning_rate=1.5e-3, tokens_per_batch=700, depth_ratio=1 / 2, evaluate_every=20,
-             save_every=20, sample_every=20)
+SMALL = dict(rank=16, alpha=32, steps=60, learning_rate=8e-4, tokens_per_batch=700, depth_ratio=1 / 2, evaluate_every=20,
+             save_every=20, sample_every=20, listen_every=20)
 """Recipe fields for the bundled base."""
 
 
@@ -25,7 +25,7 @@ def tell(source: str | Path, recipe: Recipe, run: Run, runtime: Runtime, sentenc
     tokens.encode(recipe, run, runtime)
     adapter = trainer.fit(recipe, run, runtime)
     voice = speak.load_voice(runtime, adapter, recipe.base)
-    return arms.compare(run, voice, sentences, seeds)
+    return contest.compare(run, voice, sentences, seeds)
 
 
 def choose_base(name: str) -> str:

@@ -1,152 +1,125 @@
-"""The same sentences said in every way there is: real, codec ceiling, base, clone, tuned, tuned + clone."""
+"""The ways to say a sentence: the recording, the codec's ceiling, base, clone, tuned and both; and their knobs."""
 
-import datetime
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
-from tts_kit import audio, runtime
-from tts_kit.comparison import page, verdict
-from tts_kit.data import utterance
-from tts_kit.data.utterance import HELD_OUT, TRAIN, Utterance
-from tts_kit.judging import judges, scores
+from tts_kit.data.utterance import TRAIN, Utterance
 from tts_kit.model import lora
 from tts_kit.problem import Problem
-from tts_kit.run import Run, read_json, read_rows, write_json, write_rows
-from tts_kit.speech import speak
-from tts_kit.speech.speak import Line, Reference, Voice
-from tts_kit.tokens import cache
+from tts_kit.run import Run
+from tts_kit.speech.speak import Reference, Voice
+from tts_kit.tuning import ears
 
 SPOKEN = {"base": (False, False), "clone": (False, True), "tuned": (True, False), "tuned+clone": (True, True)}
 """Spoken arms: (with the adapter, with the reference)."""
 GIVEN = ("real", "codec")
 REFERENCE_SECONDS = 6.0
-SCORES = "scores.jsonl"
+SAMPLING = ("temperature", "depth_temperature")
+KNOBS = {"temperature": (0, 10), "depth_temperature": (0, 10), "strength": (0, 10), "checkpoint": (0, 10 ** 9),
+         "references": (1, 8), "reference_seconds": (1, 60)}
+"""What can be turned, from where to where: how boldly is sampled, how much of the adapter is heard (0 is the base, 1 the
+adapter as trained), the step of the training whose adapter speaks, how many clips are cloned and how long about they are."""
+OF_ADAPTER, OF_REFERENCE = ("strength", "checkpoint"), ("references", "reference_seconds")
+WHOLE = ("checkpoint", "references")
 
 
-def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = (1, 2, 3)) -> Path:
-    """Speak held-out sentences in all arms and write clips, scores.jsonl and index.html; goes on where it stopped."""
-    if sentences < 1 or not seeds:
-        raise Problem(f"{sentences} sentences and {len(seeds)} seeds leave nothing to compare. Ask for at least one each.")
-    seeds = list(dict.fromkeys(seeds))
-    utterances = utterance.read(run.data)
-    held_out = [each for each in utterances if each.split == HELD_OUT]
-    if len(held_out) < sentences:
-        print(f"{sentences} sentences were asked for; {len(held_out)} are held out, and those are compared.")
-    held_out = held_out[:sentences]
-    reference = pick_reference(utterances)
-    if voice.is_tuned and lora.read_voice(run.adapter).get("codes") != cache.digest(run.codes):
-        raise Problem(f"{run.adapter} was trained on other clips than {run.codes} holds now; what is held out now may have "
-                      "been learnt then. Train again in a new run.")
-    settings = _settings(run, voice, held_out, reference)
-    _claim(run.comparison, settings)
-    done = {row["file"]: row for row in _finished(run.comparison)}
-    for row in _missing(run.comparison, voice, held_out, seeds, reference, set(done)):
-        done[row["file"]] = row
-        write_rows(run.comparison / SCORES, sorted(done.values(), key=_place))
-    rows = _judged(run, utterances)
-    table, said = scores.table(rows), summary(rows)
-    shown = {name: value for name, value in settings.items() if name != "sentences"}
-    # the page may travel, and the names of this machine's folders stay at home
-    shown |= {name: Path(shown[name]).name for name in ("base", "adapter") if Path(shown[name]).exists()}
-    heard = sorted({row["seed"] for row in rows} - {None})
-    facts = shown | {"seeds": heard, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
-                        "judges": rows[0].get(scores.JUDGED, "none"), "versions": runtime.versions()}
-    shown_at = page.write(rows, run.comparison, f"tts_kit: {run.name}", "\n".join([said[-1], *said[:-1]]), facts, table)
-    print("\n".join([scores.print_table(table), *said[:-1], f"Open {shown_at.resolve().as_uri()}", said[-1]]))
-    return shown_at
+@dataclass(frozen=True)
+class Arm:
+    """One way to speak with the voice's own model."""
+    name: str
+    """As it is written: tuned, or tuned:strength=0.5."""
+    tuned: bool
+    cloned: bool
+    knobs: tuple[tuple[str, float], ...] = ()
+    """What is set otherwise than usual."""
+
+    @property
+    def meaning(self) -> str:
+        """What it is, for a page."""
+        turned = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.knobs)
+        return f"As {self.name.partition(':')[0]}, with {turned}." if turned else ""
 
 
-def summary(rows: Sequence[dict]) -> list[str]:
-    """What was found, for a person, in short at last: the verdict where judges listened, how to get it where none did."""
-    if not all(scores.JUDGED in row for row in rows):
-        return [verdict.UNMEASURED]
-    return [each for each in (*verdict.verdict(rows).splitlines(), verdict.headline(rows)) if each]
+def parse(text: str) -> Arm:
+    """An arm as it is written: one of SPOKEN, and behind a colon what is turned (tuned:strength=0.5,temperature=0.3)."""
+    kind, _, turned = text.partition(":")
+    if kind not in SPOKEN:
+        raise Problem(f"there is no arm {kind[:40]!r}; arms are {', '.join(SPOKEN)}. Choose among them.")
+    tuned, cloned = SPOKEN[kind]
+    knobs = tuple(sorted(_knob(text, each, tuned, cloned) for each in turned.split(",") if each))
+    if len({name for name, _ in knobs}) < len(knobs):
+        raise Problem(f"the arm {text[:80]!r} sets a knob twice. Give each once.")
+    return Arm(kind + (":" if knobs else "") + ",".join(f"{name}={value:g}" for name, value in knobs), tuned, cloned, knobs)
+
+
+def _knob(arm: str, text: str, tuned: bool, cloned: bool) -> tuple[str, float]:
+    name, _, written = text.partition("=")
+    if name not in KNOBS:
+        raise Problem(f"there is no knob {name[:40]!r}; knobs are {', '.join(KNOBS)}. Choose among them.")
+    if (name in OF_ADAPTER and not tuned) or (name in OF_REFERENCE and not cloned):
+        fitting = [each for each, (adapted, given) in SPOKEN.items() if (adapted if name in OF_ADAPTER else given)]
+        raise Problem(f"the arm {arm[:80]!r} has no {name}: that is a knob of {' and '.join(fitting)}.")
+    try:
+        value = float(written)
+    except ValueError:
+        value = -1.0
+    least, most = KNOBS[name]
+    if not least <= value <= most or (name in WHOLE and value != int(value)):
+        whole = "a whole number" if name in WHOLE else "a number"
+        raise Problem(f"{name} is {written[:20]!r}; wanted {whole} from {least:g} to {most:g}.")
+    return name, value
+
+
+def references(arm: Arm, utterances: Sequence[Utterance]) -> tuple[Reference, ...]:
+    """What an arm clones."""
+    knobs = dict(arm.knobs)
+    return pick_references(utterances, knobs.get("reference_seconds", REFERENCE_SECONDS),
+                           int(knobs.get("references", 1))) if arm.cloned else ()
+
+
+def pick_references(utterances: Sequence[Utterance], seconds: float = REFERENCE_SECONDS,
+                    count: int = 1) -> tuple[Reference, ...]:
+    """The training clips nearest to so many seconds; held-out clips are never heard by the model."""
+    learnt = sorted((each for each in utterances if each.split == TRAIN),
+                    key=lambda each: (abs(each.seconds - seconds), each.id))
+    if len(learnt) < count:
+        raise Problem(f"{count} references were asked for; there are {len(learnt)} training clips. Ask for fewer.")
+    return tuple(Reference(each.audio, each.text) for each in learnt[:count])
 
 
 def pick_reference(utterances: Sequence[Utterance]) -> Reference:
-    """The training clip nearest to six seconds; held-out clips are never heard by the model."""
-    chosen = min((each for each in utterances if each.split == TRAIN),
-                 key=lambda each: (abs(each.seconds - REFERENCE_SECONDS), each.id))
-    return Reference(chosen.audio, chosen.text)
+    """The training clip nearest to six seconds."""
+    return pick_references(utterances)[0]
 
 
-def _judged(run: Run, utterances: Sequence[Utterance]) -> list[dict]:
-    """All rows, scored where judges are installed; every held-out clip is what the voice sounds like."""
-    rows, name = read_rows(run.comparison / SCORES), judges.present()
-    if not name or all(row.get(scores.JUDGED) == name for row in rows):
-        return rows
-    listeners = judges.load()
-    print(f"Judges: {name}.")
-    real = scores.listen({each.text: each.audio for each in utterances if each.split == HELD_OUT}, listeners)
-    if len(real) < scores.FEWEST_REFERENCES:
-        print(f"Only {len(real)} held-out clips say what the voice sounds like; with {scores.FEWEST_REFERENCES} or more "
-              "similarity is surer.")
-    return scores.judge(rows, run.comparison, listeners, lambda row: real,
-                        lambda scored: write_rows(run.comparison / SCORES, scored))
+@contextlib.contextmanager
+def speaking(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
+    """The voice with its knobs turned as the arm says, for as long as the block lasts."""
+    knobs = dict(arm.knobs)
+    sampling = replace(voice.sampling, **{name: knobs[name] for name in SAMPLING if name in knobs})
+    try:
+        if "checkpoint" in knobs:
+            lora.restore(voice.model, _kept(run, int(knobs["checkpoint"])))
+        if "strength" in knobs:
+            lora.set_strength(voice.model, knobs["strength"])
+        yield replace(voice, sampling=sampling)
+    finally:
+        if "strength" in knobs:
+            lora.set_strength(voice.model, 1.0)
+        if "checkpoint" in knobs:
+            lora.restore(voice.model, run.adapter / lora.WEIGHTS)
 
 
-def _settings(run: Run, voice: Voice, held_out: Sequence[Utterance], reference: Reference) -> dict:
-    """What makes clips comparable with each other; a folder holds clips of one such setting only."""
-    sampling = voice.sampling
-    return {"base": voice.base.name, "base weights": voice.base.fingerprint,
-            "adapter": str(run.adapter) if voice.is_tuned else "none",
-            "adapter weights": lora.fingerprint(voice.model) if voice.is_tuned else "none",
-            "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
-            "depth temperature": sampling.depth_temperature, "top k": sampling.top_k,
-            "sentences": [each.text for each in held_out]}
-
-
-def _claim(folder: Path, settings: dict) -> None:
-    path = folder / "settings.json"
-    if path.exists():
-        before = read_json(path, f"Move {folder} away, and compare again.")
-        shorter = min(len(before.get("sentences", [])), len(settings["sentences"]))
-        cut = [each | {"sentences": each.get("sentences", [])[:shorter]} for each in (before, settings)]
-        if changed := [name for name in settings if cut[0].get(name) != cut[1][name]]:
-            raise Problem(f"{folder} already holds a comparison with another {', another '.join(changed)}. Move that folder "
-                          "away, or compare in another run.")
-    write_json(path, settings)
-
-
-def _place(row: dict) -> tuple:
-    return row["sentence"], (*GIVEN, *SPOKEN).index(row["arm"]), row["seed"] or 0
-
-
-def _finished(folder: Path) -> list[dict]:
-    """Rows whose clip is really there."""
-    path = folder / SCORES
-    return [row for row in read_rows(path) if (folder / row["file"]).is_file()] if path.exists() else []
-
-
-def _missing(folder: Path, voice: Voice, held_out: Sequence[Utterance], seeds: Sequence[int], reference: Reference,
-             done: set[str]) -> Iterator[dict]:
-    """Make every clip that is not there yet; gives its row once the clip is on disk."""
-    for number, each in enumerate(tqdm(held_out, desc="originals", unit="clip"), 1):
-        for arm in GIVEN:
-            name = f"clips/{arm}/{number:03d}.flac"
-            if name not in done:
-                samples = audio.read(each.audio, voice.base.physics.sample_rate)
-                if arm == "codec":
-                    samples = voice.base.codec.decode(voice.base.codec.encode([samples]))[0]
-                yield _row(folder, name, arm, number, each.text, None, samples, voice.base.physics.sample_rate)
-    wanted = []
-    for arm, (tuned, cloned) in SPOKEN.items():
-        if tuned and not voice.is_tuned:
-            continue
-        for number, each in enumerate(held_out, 1):
-            wanted += [(arm, number, Line(each.text, seed, reference if cloned else None, tuned)) for seed in seeds]
-    names = {place: f"clips/{arm}/{number:03d}-{line.seed}.flac" for place, (arm, number, line) in enumerate(wanted)}
-    todo = [place for place in names if names[place] not in done]
-    for index, speech in speak.say([wanted[place][2] for place in todo], voice):
-        arm, number, line = wanted[todo[index]]
-        yield _row(folder, names[todo[index]], arm, number, line.text, line.seed, speech.samples, speech.rate,
-                   stopped=speech.stopped, takes=speech.takes, wall_seconds=round(speech.wall_seconds, 3))
-
-
-def _row(folder: Path, name: str, arm: str, number: int, text: str, seed: int | None, samples, rate: int,
-         **spoken) -> dict:
-    audio.write(folder / name, samples, rate)
-    return {"arm": arm, "sentence": number, "text": text, "seed": seed, "file": name,
-            "seconds": round(len(samples) / rate, 3), **spoken}
+def _kept(run: Run, step: int) -> Path:
+    """The adapter as it was at a step of the training."""
+    places = [run.training / ears.FOLDER / f"step-{step:06d}" / lora.WEIGHTS,
+              run.training / f"checkpoint-{step}" / lora.WEIGHTS]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        there = sorted({int(path.parent.name.split("-")[1]) for pattern in (f"{ears.FOLDER}/step-*", "checkpoint-*")
+                        for path in run.training.glob(f"{pattern}/{lora.WEIGHTS}")})
+        raise Problem(f"no adapter was kept at step {step} of {run.training}; kept were those of "
+                      f"{', '.join(map(str, there)) or 'no step'}. Train with --listen-every to keep more.")
+    return found

@@ -3,7 +3,9 @@
 import html
 import json
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from tqdm.auto import tqdm
 
@@ -21,7 +23,9 @@ ARMS = {
 """What each arm is, in the order of the columns; arms not named here come after these."""
 
 MEASURES = ("seconds", "wall_seconds", "takes")
-NOT_MEASURES = ("sentence", "seed", "words")
+NOT_MEASURES = ("sentence", "seed", "words", "letters", "wrong_letters", "normalised", "noise", "spoken", "length", "pitch",
+                "pitch_off", "pace", "pace_ratio", "nearest_similarity")
+"""Numbers of a row that say something of an arm and little of a clip."""
 WANTED = {"arm": (str,), "sentence": (int,), "text": (str,), "file": (str,), "seed": (int, type(None)),
           "stopped": (bool, type(None))}
 LARGEST = 1e15  # beyond it the browser rounds
@@ -30,10 +34,12 @@ PICTURE = (256, 64)
 
 
 def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts: dict,
-          figures: list[list[str]] | None = None) -> Path:
+          figures: list[list[str]] | None = None, pictures: Sequence[tuple[bytes, str]] = (),
+          meanings: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Write folder/index.html from the rows of scores.jsonl, whose files lie in `folder`; returns its path.
 
-    `figures` is a table of text that stands above the players, the names of its columns first.
+    `figures` is a table of text that stands above the players, the names of its columns first; `pictures` are PNGs with
+    their descriptions; `meanings` say what arms are that ARMS does not know.
     """
     folder = Path(folder)
     if not rows:
@@ -46,9 +52,9 @@ def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts
              for row, path in zip(rows, tqdm(paths, desc="listening page", unit="clip"))]
     if lost := [row["file"] for row, clip in zip(rows, clips) if "problem" in clip]:
         print(f"{len(lost)} of {len(rows)} clips cannot be played and are marked so on the page, first {lost[0]!r}.")
-    data = {"arms": _arms(rows), "columns": columns, "sentences": _sentences(rows, clips)}
+    data = {"arms": _arms(rows, meanings), "columns": columns, "sentences": _sentences(rows, clips)}
     page = folder / "index.html"
-    run.write_text(page, _filled(data, title, sentence, facts, figures or []))
+    run.write_text(page, _filled(data, title, sentence, facts, _figures(figures or []) + _pictures(pictures)))
     return page
 
 
@@ -96,10 +102,10 @@ def _number(value) -> float | int | None:
     return value if numeric and abs(value) < LARGEST else None
 
 
-def _arms(rows: list[dict]) -> list[dict]:
+def _arms(rows: list[dict], meanings: Mapping[str, str]) -> list[dict]:
     names = dict.fromkeys(row["arm"] for row in rows)
     order = [*(name for name in ARMS if name in names), *(name for name in names if name not in ARMS)]
-    return [{"name": name, "meaning": ARMS.get(name, "")} for name in order]
+    return [{"name": name, "meaning": ARMS.get(name) or meanings.get(name, "")} for name in order]
 
 
 def _sentences(rows: list[dict], clips: list[dict]) -> list[dict]:
@@ -127,7 +133,7 @@ def _clip(row: dict, path: Path, columns: list[str]) -> dict:
     return clip | {"sound": pages.embedded(sound, kind), "picture": pages.embedded(picture, "image/png")}
 
 
-def _filled(data: dict, title: str, sentence: str, facts: dict, figures: list[list[str]]) -> str:
+def _filled(data: dict, title: str, sentence: str, facts: dict, figures: str) -> str:
     """The page's text; the policy lets these two texts run and style, and nothing reach a network."""
     style, script = pages.style(Path(__file__).with_suffix(".css")), _beside("listening.js") + _beside("page.js")
     policy = (f"default-src 'none'; media-src data:; img-src data:; style-src {pages.digest(style)}; "
@@ -138,7 +144,7 @@ def _filled(data: dict, title: str, sentence: str, facts: dict, figures: list[li
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return string.Template(_beside("page.html")).substitute(
         policy=policy, title=_escaped(title), sentence=_escaped(sentence), facts=listed, style=style, data=embedded,
-        script=script, figures=_figures(figures))
+        script=script, figures=figures)
 
 
 def _figures(figures: list[list[str]]) -> str:
@@ -150,6 +156,13 @@ def _figures(figures: list[list[str]]) -> str:
     cells = [(line[0], "".join(f"<td>{_escaped(cell)}</td>" for cell in line[1:])) for line in lines]
     body = "".join(f'<tr><th scope="row">{_escaped(name)}</th>{rest}</tr>' for name, rest in cells)
     return f'<table class="figures"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _pictures(pictures: Sequence[tuple[bytes, str]]) -> str:
+    """Pictures side by side, as wide as they fit."""
+    shown = "".join(f'<img src="{pages.embedded(content, "image/png")}" alt="{_escaped(text)}">'
+                    for content, text in pictures)
+    return f'<div class="plots">{shown}</div>' if shown else ""
 
 
 def _beside(name: str) -> str:

@@ -1,6 +1,7 @@
 """The sentence at the end: is the fine-tune better than the base, than cloning, than both together; or is it a tie."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,6 +10,10 @@ from tts_kit.judging.intervals import Estimate
 
 WORSE_WORDS = 0.03
 """An arm that gets this many more words wrong, of all, has paid for its voice with its words."""
+NEARER = 0.02
+"""A gap in similarity that one would like to see."""
+SURE = 0.05
+"""Chance below which luck is ruled out."""
 NOISE = 0.7
 """Share of wrong words above which there is no speech to judge."""
 QUESTIONS = (("tuned", "base"), ("tuned", "clone"), ("tuned+clone", "clone"))
@@ -24,57 +29,136 @@ SAID = {WINS: "{0} sounds more like the voice than {1}",
 SHORT = {WINS: "beats {}", WINS_WORDS: "reads better than {}", TIES: "ties with {}", LOSES: "loses to {}",
          LOSES_WORDS: "costs words against {}", TRADES: "is nearer to the voice than {} at the cost of words"}
 SHORT_NAMES = {"tuned": "fine-tuning", "base": "the model as it was", "clone": "cloning", "tuned+clone": "doing both"}
-UNMEASURED = (f"Whether fine-tuning helped was not measured: the judges are not installed. Install them with `make judges` "
-              f"(or: {judges.INSTALL}) and run the same command again; the clips are kept.")
+UNMEASURED = (f"Whether fine-tuning helped was not measured: no judges listened. Install them with `make judges` (or: "
+              f"{judges.INSTALL}), and run the same command again without TTS_KIT_JUDGES=none; the clips are kept.")
+TESTED = ("similarity", "wrong words")
+Questions = Sequence[tuple[str, str]]
 
 
-def verdict(rows: Sequence[dict]) -> str:
-    """What the scores say about fine-tuning and cloning, in plain English, with the evidence."""
+@dataclass(frozen=True)
+class Finding:
+    """How one arm fares against another."""
+    one: str
+    other: str
+    kind: str
+    """One of the kinds above; empty where it was not measured."""
+    mine: dict[str, Estimate]
+    theirs: dict[str, Estimate]
+    differences: dict[str, Estimate]
+
+
+def find(rows: Sequence[dict], asked: Questions = QUESTIONS) -> list[Finding]:
+    """The answers to those questions whose two arms are there.
+
+    A question is sure as a whole, voice and words together. The three that everybody asks stand for themselves; whatever
+    else is compared has to be sure together, because among many arms one is the best by luck.
+    """
     arms = scores.by_arm(rows)
-    said = [answer(one, other, arms[one], arms[other]) for one, other in QUESTIONS if {one, other} <= set(arms)]
-    if not said:
+    pairs = [(one, other) for one, other in asked if {one, other} <= set(arms)]
+    differences = [scores.differences(arms[one], arms[other]) if _judged([*arms[one], *arms[other]]) else {}
+                   for one, other in pairs]
+    sure = _sure(pairs, differences)
+    return [Finding(one, other, _kind(found, each) if found else "", scores.figures(arms[one]),
+                    scores.figures(arms[other]), found)
+            for (one, other), found, each in zip(pairs, differences, sure)]
+
+
+def _sure(pairs: Questions, differences: Sequence[dict[str, Estimate]]) -> list[dict[str, bool]]:
+    """Of every question and measure, whether luck is ruled out."""
+    families = {}
+    for place, pair in enumerate(pairs):
+        families.setdefault(pair if pair in QUESTIONS else "others", []).append(place)
+    sure = [{} for _ in pairs]
+    for family in families.values():
+        tests = [(place, name) for place in family for name in TESTED if name in differences[place]]
+        chances = intervals.holm([_chance(name, differences[place][name]) for place, name in tests])
+        for (place, name), chance in zip(tests, chances):
+            sure[place][name] = chance < SURE
+    return sure
+
+
+def verdict(rows: Sequence[dict], asked: Questions = QUESTIONS) -> str:
+    """What the scores say about fine-tuning and cloning, in plain English, with the evidence."""
+    found = find(rows, asked)
+    if not found:
         return "There is nothing to compare: a verdict wants the arm tuned, and base or clone."
     takes = len({row["seed"] for row in rows if row["seed"] is not None})
     sentences = len({row["sentence"] for row in rows if row["seed"] is not None})
-    basis = f"Judged on {_several(sentences, 'sentence')} with {_several(takes, 'take')} each."
-    return "\n".join([*said, basis, *_caution(rows, sentences)])
+    basis = f"Judged on {_several(sentences, 'sentence')} with {_several(takes, 'take')} each{_power(found)}."
+    return "\n".join([*map(answer, found), basis, *_settling(found), *_caution(rows, sentences)])
 
 
-def headline(rows: Sequence[dict]) -> str:
+def headline(rows: Sequence[dict], asked: Questions = QUESTIONS) -> str:
     """The verdict in one sentence."""
-    arms, said = scores.by_arm(rows), {}
-    for one, other in QUESTIONS:
-        if {one, other} <= set(arms):
-            said.setdefault(one, []).append(SHORT[compare(arms[one], arms[other])].format(SHORT_NAMES[other]))
-    parts = [f"{SHORT_NAMES[one]} {' and '.join(kinds)}" for one, kinds in said.items()]
+    said = {}
+    for each in find(rows, asked):
+        if each.kind:
+            said.setdefault(each.one, []).append(SHORT[each.kind].format(SHORT_NAMES.get(each.other, each.other)))
+    parts = [f"{SHORT_NAMES.get(one, one)} {' and '.join(kinds)}" for one, kinds in said.items()]
     return f"In short: {'; '.join(parts)}." if parts else ""
 
 
 def compare(one: Sequence[dict], other: Sequence[dict]) -> str:
     """How `one` fares against `other`, as one of the kinds above; whatever is not sure is a tie."""
-    found = scores.differences(one, other)
-    alike, wrong = found.get("similarity"), found["wrong words"]
-    lost = wrong.low > WORSE_WORDS
-    if alike is not None and alike.above:
-        return TRADES if lost else WINS
-    if alike is not None and alike.below:
-        return LOSES
-    return LOSES_WORDS if lost else WINS_WORDS if wrong.below else TIES
+    rows = [row | {"arm": arm} for arm, of_arm in (("one", one), ("other", other)) for row in of_arm]
+    return find(rows, [("one", "other")])[0].kind
 
 
-def answer(first: str, second: str, one: Sequence[dict], other: Sequence[dict]) -> str:
+def answer(found: Finding) -> str:
     """One sentence for one question."""
-    if not all(scores.JUDGED in row for row in (*one, *other)):
-        return f"{first} against {second} was not measured."
-    said = SAID[compare(one, other)].format(NAMES[first], NAMES[second])
-    found, mine, theirs = scores.differences(one, other), scores.figures(one), scores.figures(other)
+    if not found.kind:
+        return f"{found.one} against {found.other} was not measured."
+    said = SAID[found.kind].format(NAMES.get(found.one, found.one), NAMES.get(found.other, found.other))
     parts = []
-    if "similarity" in found:
-        parts.append(f"similarity {mine['similarity'].value:.2f} against {theirs['similarity'].value:.2f}, "
-                     f"{_range(found['similarity'], 1, 2)}")
-    parts.append(f"wrong words {mine['wrong words'].value:.0%} against {theirs['wrong words'].value:.0%}, "
-                 f"{_range(found['wrong words'], 100, 0, ' points')}{_doubt(found['wrong words'])}")
+    if alike := found.differences.get("similarity"):
+        parts.append(f"similarity {found.mine['similarity'].value:.2f} against {found.theirs['similarity'].value:.2f}, "
+                     f"{_range(alike, 1, 2)}")
+    if wrong := found.differences.get("wrong words"):
+        parts.append(f"wrong words {found.mine['wrong words'].value:.0%} against {found.theirs['wrong words'].value:.0%}, "
+                     f"{_range(wrong, 100, 0, ' points')}{_doubt(found.kind, wrong)}")
     return f"{said[0].upper()}{said[1:]} ({'; '.join(parts)})."
+
+
+def _judged(rows: Sequence[dict]) -> bool:
+    return all(scores.JUDGED in row for row in rows)
+
+
+def _chance(measure: str, found: Estimate) -> float:
+    """How often luck alone makes such a difference; 1 for one that would not matter."""
+    if measure == "similarity" or found.value < 0:
+        return found.chance()
+    return found.chance(WORSE_WORDS) if found.value > WORSE_WORDS else 1.0
+
+
+def _kind(found: dict[str, Estimate], sure: dict[str, bool]) -> str:
+    lost = sure.get("wrong words", False) and found["wrong words"].value > 0
+    if sure.get("similarity"):
+        return LOSES if found["similarity"].value < 0 else TRADES if lost else WINS
+    return LOSES_WORDS if lost else WINS_WORDS if sure.get("wrong words") else TIES
+
+
+def _power(found: Sequence[Finding]) -> str:
+    """What gap so many sentences can show at all: the widest over the questions."""
+    widest = {name: max((each.differences[name].findable(len(TESTED)) for each in found if name in each.differences),
+                        default=np.inf) for name in TESTED}
+    shown = [f"{widest[name] * scale:.{digits}f} {unit}" for name, scale, digits, unit in
+             (("similarity", 1, 2, "in similarity"), ("wrong words", 100, 0, "points of wrong words"))
+             if np.isfinite(widest[name])]
+    return f": four times of five they can show a gap of {' and of '.join(shown)}" if shown else ""
+
+
+def _settling(found: Sequence[Finding]) -> list[str]:
+    """What it would take to tell what could not be told."""
+    ties = [each for each in found if each.kind == TIES]
+    gaps = {"similarity": NEARER, "wrong words": WORSE_WORDS}
+    most = [max((each.differences[name].wanted(gap, len(TESTED)) or 0 for each in ties if name in each.differences),
+                default=0) for name, gap in gaps.items()]
+    if not any(most):
+        return []
+    few = [max(each, intervals.FEWEST) for each in most]
+    return [f"To settle {'the tie' if len(ties) == 1 else 'the ties'}: about {few[0]} sentences show a gap of {NEARER} in "
+            f"similarity, about {few[1]} one of {100 * WORSE_WORDS:.0f} points of wrong words (--sentences); or let people "
+            "listen to the blind test."]
 
 
 def _range(found: Estimate, scale: float, digits: int, unit: str = "") -> str:
@@ -84,10 +168,11 @@ def _range(found: Estimate, scale: float, digits: int, unit: str = "") -> str:
     return f"difference {value}{unit}" + (f", between {low} and {high}" if low else "")
 
 
-def _doubt(wrong: Estimate) -> str:
+def _doubt(kind: str, wrong: Estimate) -> str:
     """Where more wrong words can neither be said nor be ruled out, that is said."""
-    return "" if wrong.high <= WORSE_WORDS or wrong.low > WORSE_WORDS else \
-        f": whether more than {100 * WORSE_WORDS:.0f} points are lost these sentences cannot tell"
+    if kind in (LOSES_WORDS, TRADES) or wrong.high <= WORSE_WORDS:
+        return ""
+    return f": whether more than {100 * WORSE_WORDS:.0f} points are lost these sentences cannot tell for sure"
 
 
 def _caution(rows: Sequence[dict], sentences: int) -> list[str]:
@@ -95,11 +180,15 @@ def _caution(rows: Sequence[dict], sentences: int) -> list[str]:
     if sentences < intervals.FEWEST:
         said.append(f"Fewer than {intervals.FEWEST} sentences show nothing about others: compare more, with --sentences.")
     spoken = [row for row in rows if row["seed"] is not None and scores.JUDGED in row]
-    if spoken and scores.figures(spoken)["wrong words"].value > NOISE:
+    wrong = scores.figures(spoken).get("wrong words") if spoken else None
+    if wrong is not None and wrong.value > NOISE:
         said.append("Most words could not be understood in any arm: of noise, no voice can be told.")
-    if lost := scores.failures(rows):
-        said.append(f"{_several(len(lost), 'clip')} without anything to hear, counted as all wrong: {', '.join(lost[:3])}"
-                    f"{' and more' * (len(lost) > 3)}.")
+    copied = [row["file"] for row in rows if row.get("copied")]
+    for found, what in ((scores.failures(rows), "without anything to hear, counted as all wrong"),
+                        (scores.unjudged(rows), "left out of a figure"),
+                        (copied, "nearly a training clip, and no new speech")):
+        if found:
+            said.append(f"{_several(len(found), 'clip')} {what}: {', '.join(found[:3])}{' and more' * (len(found) > 3)}.")
     return said
 
 

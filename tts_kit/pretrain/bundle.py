@@ -1,4 +1,4 @@
-"""The bundled voice: clips to learn, clips to judge by, and one long take with what goes wrong in long takes.
+"""The bundled voice: clips to learn, clips to judge by, strangers, and one long take with what goes wrong in long takes.
 
     python -m tts_kit.pretrain.bundle --out sample_data
 """
@@ -22,6 +22,8 @@ from tts_kit.problem import command
 RATE = kokoro.RATE
 VOICE, OTHER = "bf_emma", "bm_george"
 NAMES = {VOICE: "emma", OTHER: "george"}
+STRANGERS = ("bf_alice", "bm_daniel", "bf_isabella", "bm_fable", "bf_lily", "bm_lewis")
+"""Others of the same accent: how like the voice is somebody who is not meant to be?"""
 LEARNED, HELD_OUT = 70, 12
 """Bundled sentences that are clips to learn, and clips to judge by; the long take says the others."""
 SITTINGS = {"session": 7, "later": 6}
@@ -59,6 +61,7 @@ def make(folder: str | Path, speak: Speak) -> None:
     folder, said = Path(folder), sentences.judging().bundled
     _write_clips(folder / "voice", "session", said[:LEARNED], speak)
     _write_clips(folder / "held_out", "later", said[LEARNED:LEARNED + HELD_OUT], speak)
+    _write_strangers(folder / "strangers", said, speak)
     samples, pieces = take(said[LEARNED + HELD_OUT:], speak)
     audio.write(folder / "recording.flac", samples, RATE)
     rows = ({**asdict(each), "start": f"{each.start:.3f}", "end": f"{each.end:.3f}"} for each in pieces)
@@ -138,6 +141,13 @@ def _write_clips(folder: Path, sitting: str, said: Sequence[str], speak: Speak) 
             seconds += len(samples) / RATE
         _write_table(beside / "metadata.csv", COLUMNS, rows)
     print(f"{folder}: {len(rows)} clips, {seconds / 60:.2f} minutes.")
+
+
+def _write_strangers(folder: Path, said: Sequence[str], speak: Speak) -> None:
+    with run.writing_folder(folder) as beside:
+        for voice, text in zip(STRANGERS, said):
+            samples = _voiced(speak(text, voice, 1.0), LOUDNESS[0], lead=0.1, tail=0.25)
+            audio.write(beside / f"{voice.split('_')[1]}.flac", samples, RATE)
 
 
 def _voiced(samples: np.ndarray, loudness: float, lead: float = 0.0, tail: float = 0.0) -> np.ndarray:

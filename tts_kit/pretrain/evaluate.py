@@ -92,7 +92,7 @@ def _group(planned: Sequence[dict], folder: Path, voice: Voice, listeners: Judge
     made = takes.make(planned, folder, voice)
     rows = scores.judge(made, folder, listeners, lambda row: real[row["speaker"]],
                         lambda scored: takes.keep(folder, scored))
-    strangers = {name: [clip for other in everybody if other != name for clip in everybody[other].values()]
+    strangers = {name: [clip.embedding for other in everybody if other != name for clip in everybody[other].values()]
                  for name in real}
     return Group(rows, real, strangers)
 

@@ -21,11 +21,11 @@ class Group:
 
     @property
     def floor(self) -> float:
-        return float(np.mean([scores.floor(self.strangers[name], self.real[name]) for name in self.real]))
+        return float(np.mean([scores.floor(self.strangers[name], scores.voices(self.real[name])) for name in self.real]))
 
     @property
     def ceiling(self) -> float:
-        return float(np.mean([scores.ceiling(self.real[name]) for name in self.real]))
+        return float(np.mean([scores.ceiling(scores.voices(self.real[name])) for name in self.real]))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio
 from tts_kit.comparison import arms
+from tts_kit.comparison.clips import SCORES
 from tts_kit.pretrain import corpus, sentences, voices
 from tts_kit.problem import Problem
 from tts_kit.run import read_rows, write_rows
@@ -76,7 +77,7 @@ def plan(clips: Sequence[Original], cloned: dict[str, Reference], seeds: Sequenc
 
 def make(planned: Sequence[dict], folder: Path, voice: Voice) -> list[dict]:
     """The rows of `planned`, each with its clip in `folder`; clips and scores that are there already are kept."""
-    path = folder / arms.SCORES
+    path = folder / SCORES
     texts = {each["file"]: each["text"] for each in planned}
     done = {row["file"]: row for row in (read_rows(path) if path.exists() else [])
             if (folder / row["file"]).is_file() and texts.get(row["file"], row["text"]) == row["text"]}
@@ -89,7 +90,7 @@ def make(planned: Sequence[dict], folder: Path, voice: Voice) -> list[dict]:
 
 def keep(folder: Path, rows: Sequence[dict]) -> None:
     """Put rows in place of those of the same clips; rows of clips that were not asked for this time stay."""
-    path = folder / arms.SCORES
+    path = folder / SCORES
     write_rows(path, ({row["file"]: row for row in read_rows(path)} | {row["file"]: row for row in rows}).values())
 
 

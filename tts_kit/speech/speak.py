@@ -45,12 +45,16 @@ class Reference:
     text: str
 
 
+Given = Reference | tuple[Reference, ...] | None
+"""What is to be cloned: one clip, several, or nothing."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One sentence to be said, by one arm, with one seed."""
     text: str
     seed: int = 0
-    reference: Reference | None = None
+    reference: Given = None
     tuned: bool = True
 
 
@@ -92,17 +96,16 @@ def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = 
                  loaded.sampling.asked(recipe))
 
 
-def speak(words: str, voice: Voice, reference: Reference | None = None, tuned: bool = True, seed: int = 0,
+def speak(words: str, voice: Voice, reference: Given = None, tuned: bool = True, seed: int = 0,
           retries: int = 0, file: str | Path | None = None) -> Speech:
     """Say a text of any length in sentences; without a reference the first becomes that of the rest, if it can."""
     if file is not None:
         audio.check_name(file)
     chunks = text.sentences(text.normalise(words))
     lines = [Line(chunk, seed + number, reference, tuned) for number, chunk in enumerate(chunks)]
-    context = _context(voice, reference) if reference else None
+    context = _context(voice, reference)
     said = _say(voice, lines[:1], [context], retries)
-    if context is None:
-        context = _own_context(voice, lines, said[0])
+    context = context or _own_context(voice, lines, said[0])
     rest = lines[1:]
     for start in tqdm(range(0, len(rest), BATCH), desc="speaking", unit="batch", disable=len(rest) < 2):
         batch = rest[start:start + BATCH]
@@ -113,11 +116,11 @@ def speak(words: str, voice: Voice, reference: Reference | None = None, tuned: b
     return speech
 
 
-def say(lines: Sequence[Line], voice: Voice, retries: int = 0) -> Iterator[tuple[int, Speech]]:
+def say(lines: Sequence[Line], voice: Voice, retries: int = 0, name: str = "") -> Iterator[tuple[int, Speech]]:
     """Say many independent sentences in batches, each as one piece; gives (place in lines, speech) as they are done."""
     lines = [replace(line, text=text.normalise(line.text)) for line in lines]
-    contexts = {reference: _context(voice, reference) for reference in {line.reference for line in lines} - {None}}
-    with tqdm(total=len(lines), desc="speaking", unit="clip", disable=len(lines) < 4) as bar:
+    contexts = {given: _context(voice, given) for given in {line.reference for line in lines}}
+    with tqdm(total=len(lines), desc=name or "speaking", unit="clip", disable=len(lines) < 4) as bar:
         for tuned in (False, True):
             # sentences of like length share a batch, which lasts as long as its longest
             order = sorted((index for index, line in enumerate(lines) if line.tuned is tuned),
@@ -125,7 +128,7 @@ def say(lines: Sequence[Line], voice: Voice, retries: int = 0) -> Iterator[tuple
             for start in range(0, len(order), BATCH):
                 batch = order[start:start + BATCH]
                 said = _say(voice, [lines[index] for index in batch],
-                            [contexts.get(lines[index].reference) for index in batch], retries)
+                            [contexts[lines[index].reference] for index in batch], retries)
                 yield from ((index, _join(voice, [one])) for index, one in zip(batch, said))
                 bar.update(len(batch))
 
@@ -138,7 +141,7 @@ class _Said:
     wall_seconds: float
 
 
-def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[Turn | None], retries: int) -> list[_Said]:
+def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]], retries: int) -> list[_Said]:
     """Generate one batch; a line that failed is tried again with another seed as often as allowed."""
     if not lines:
         return []
@@ -153,9 +156,9 @@ def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[Turn | None], r
     return said
 
 
-def _generate(voice: Voice, lines: Sequence[Line], contexts: Sequence[Turn | None]) -> list[_Said]:
+def _generate(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]]) -> list[_Said]:
     base, start = voice.base, time.monotonic()
-    prompts = [base.writer.write(line.text[:40], [*([context] if context else []), Turn(line.text, voice.speaker)])
+    prompts = [base.writer.write(line.text[:40], [*context, Turn(line.text, voice.speaker)])
                for line, context in zip(lines, contexts)]
     limits = [_limit(voice, line, len(prompt)) for line, prompt in zip(lines, prompts)]
     with lora.speaking(voice.model, lines[0].tuned):
@@ -174,7 +177,12 @@ def _limit(voice: Voice, line: Line, prompt: int) -> int:
     return min(round(text.budget_seconds(line.text) * physics.frame_rate), room)
 
 
-def _context(voice: Voice, reference: Reference) -> Turn:
+def _context(voice: Voice, given: Given) -> list[Turn]:
+    """The turns that come before what is said."""
+    return [_heard(voice, each) for each in ([given] if isinstance(given, Reference) else given or ())]
+
+
+def _heard(voice: Voice, reference: Reference) -> Turn:
     if not Path(reference.path).is_file():
         raise Problem(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and its "
                       "exact words.")
@@ -182,14 +190,14 @@ def _context(voice: Voice, reference: Reference) -> Turn:
     return Turn(text.normalise(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
 
 
-def _own_context(voice: Voice, lines: Sequence[Line], said: _Said) -> Turn | None:
+def _own_context(voice: Voice, lines: Sequence[Line], said: _Said) -> list[Turn]:
     """The first sentence as reference of the others, unless it failed or leaves them no room."""
     context = Turn(lines[0].text, voice.speaker, said.codes, scored=False)
     writer, physics = voice.base.writer, voice.base.physics
     longest = max((len(writer.text_ids(line.text, voice.speaker)) + text.budget_seconds(line.text) * physics.frame_rate
                    for line in lines[1:]), default=0)
     used = len(writer.text_ids(context.text, context.speaker)) + len(said.codes) + 1
-    return context if said.stopped and used + longest <= physics.longest else None
+    return [context] if said.stopped and used + longest <= physics.longest else []
 
 
 def _join(voice: Voice, said: Sequence[_Said]) -> Speech:

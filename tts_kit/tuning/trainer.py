@@ -22,7 +22,8 @@ from tts_kit.run import Run, explaining_refusals, write_text
 from tts_kit.runtime import Runtime
 from tts_kit.tokens import cache
 from tts_kit.tokens.cache import Clip
-from tts_kit.tuning import batches, watch
+from tts_kit.tuning import batches, ears, watch
+from tts_kit.tuning.choosing import Choice
 
 CODES = "codes.sha256"
 WHOLE = "whole"
@@ -128,6 +129,8 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
         return run.adapter
     progress = watch.Progress()
     base, trainer = prepare(recipe, run, clips, runtime, [progress, *callbacks])
+    if listener := ears.of(base, recipe, run, clips):
+        trainer.add_callback(listener)
     write_text(run.training / recipes.FILE, recipe.to_json())
     write_text(run.training / CODES, cache.digest(run.codes))
     last = last_whole_checkpoint(run.training)
@@ -136,7 +139,7 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
     trainer.args.eval_on_start = last is None
     with checkpoint.quiet(), contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return _finish(trainer, base, recipe, run, time.monotonic() - start)
+    return _finish(trainer, base, recipe, run, ears.settle(listener, trainer), time.monotonic() - start)
 
 
 def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
@@ -215,16 +218,17 @@ def rehearse(recipe: Recipe, run: Run, runtime: Runtime) -> dict:
             "dtype": str(runtime.dtype).removeprefix("torch."), "engine": engine}
 
 
-def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, seconds: float) -> Path:
-    before, after = watch.first_and_last_evaluation(trainer)
+def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chosen: Choice, seconds: float) -> Path:
+    before, after = watch.evaluations(trainer, chosen.step)
     movement = lora.moved(trainer.model)
     if not all(movement.values()):
         still = ", ".join(part for part, largest in movement.items() if not largest)
-        raise Problem(f"after {recipe.steps} steps the adapter of {still} has not moved at all. Train again under another "
+        raise Problem(f"after {chosen.step} steps the adapter of {still} has not moved at all. Train again under another "
                       "run name with a higher --learning-rate, more --steps or fewer --warmup-steps.")
     metrics = {"before": before, "after": after, "adapter_moved": movement,
                "seconds_since_start_or_resume": round(seconds, 1), "steps": recipe.steps,
-               "passes": round(trainer.train_dataset.passes, 2),
+               "chosen_step": chosen.step, "chosen_by": chosen.by, "chosen_because": chosen.why,
+               "passes": round(trainer.train_dataset.passes * chosen.step / recipe.steps, 2),
                "machine": runtimes.machine(), "versions": runtimes.versions()}
     voice = {"speaker": trainer.train_dataset.speaker, "run": run.name,
              "codes": cache.digest(run.codes), "metrics": metrics}

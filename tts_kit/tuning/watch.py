@@ -1,12 +1,15 @@
 """Watching a training: a progress bar, the record and plot of both losses, and samples to hear."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
 from tts_kit import audio, text
+from tts_kit.judging import intervals
 from tts_kit.model import generate, lora
 from tts_kit.model.load import Base
 from tts_kit.recipe import Recipe
@@ -70,33 +73,37 @@ class Samples(TrainerCallback):
 
     def speak(self, step: int) -> None:
         """Write samples/step-000100/1.wav, 2.wav, ..."""
-        base, recipe = self.base, self.recipe
-        if not recipe.sample_every:
+        if not self.recipe.sample_every:
             return
-        lines = [text.normalise(line) for line in recipe.sample_texts]
-        prompts = [base.writer.write(f"sample {number}", [Turn(line, self.speaker)])
-                   for number, line in enumerate(lines, 1)]
-        limits = [round(text.budget_seconds(line) * base.physics.frame_rate) for line in lines]
-        model = base.model
-        was_training = model.training
-        model.eval()
-        takes = generate.takes(lora.bare(model), base.physics, prompts,
-                               base.sampling.asked(recipe),
-                               [recipe.seed + number for number in range(len(lines))], limits)
-        model.train(was_training)
-        for number, take in enumerate(takes, 1):
-            wave = base.codec.decode([take.codes])[0]
-            audio.write(self.folder / f"step-{step:06d}" / f"{number}.wav", wave, base.physics.sample_rate)
+        said = say(self.base, self.recipe, self.speaker, self.recipe.sample_texts)
+        for number, (wave, _) in enumerate(said, 1):
+            audio.write(self.folder / f"step-{step:06d}" / f"{number}.wav", wave, self.base.physics.sample_rate)
 
 
-def first_and_last_evaluation(trainer: Trainer) -> tuple[dict, dict]:
-    """Held-out losses of the base and of the finished adapter; the first is remembered over interruptions."""
+def say(base: Base, recipe: Recipe, speaker: str, sentences: Sequence[str]) -> list[tuple[np.ndarray, bool]]:
+    """Each sentence in one batch, as (samples,), and whether it ended by itself; a sentence has always the same seed."""
+    lines = [text.normalise(sentence) for sentence in sentences]
+    prompts = [base.writer.write(f"sentence {number}", [Turn(line, speaker)]) for number, line in enumerate(lines, 1)]
+    limits = [round(text.budget_seconds(line) * base.physics.frame_rate) for line in lines]
+    model = base.model
+    was_training = model.training
+    model.eval()
+    takes = generate.takes(lora.bare(model), base.physics, prompts, base.sampling.asked(recipe),
+                           [recipe.seed + number for number in range(len(lines))], limits)
+    model.train(was_training)
+    return [(base.codec.decode([take.codes])[0], take.stopped) for take in takes]
+
+
+def evaluations(trainer: Trainer, step: int) -> tuple[dict, dict]:
+    """Held-out losses of the base and of the adapter at `step`, which the model holds now; the first is remembered over
+    interruptions."""
     rows = [row for row in trainer.state.log_history if "eval_loss" in row]
-    if rows[-1]["step"] != trainer.state.max_steps:
+    if step not in [row["step"] for row in rows]:
         trainer.evaluate()
-        rows.append(trainer.state.log_history[-1])
+        rows.append(trainer.state.log_history[-1] | {"step": step})
+    found = next(row for row in reversed(rows) if row["step"] == step)
     keep = [name for name in rows[0] if name.startswith("eval_")]
-    return tuple({name: row[name] for name in keep} for row in (rows[0], rows[-1]))
+    return tuple({name: row[name] for name in keep} for row in (rows[0], found))
 
 
 def plot(path: Path):
@@ -117,4 +124,29 @@ def plot(path: Path):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
+    return figure
+
+
+def plot_ears(rows: Sequence[dict], chosen: int):
+    """What judges heard at every step, with how sure it is, as a matplotlib figure."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    steps = sorted({row["step"] for row in rows})
+    for axis, (title, top, bottom) in zip(figure.subplots(1, 2), (("similarity to the voice", "similarity", ""),
+                                                                  ("wrong words", "wrong_words", "words"))):
+        found = [intervals.ratio(intervals.parts([row for row in rows if row["step"] == step], top, bottom))
+                 for step in steps]
+        values = [each.value for each in found]
+        apart = [[max(0.0, each.value - each.low) for each in found], [max(0.0, each.high - each.value) for each in found]]
+        axis.errorbar(steps, values, apart, color="#b3402a", marker="o", markersize=4, linewidth=1, capsize=2)
+        if steps[0] == 0:
+            axis.axhline(values[0], color="#b3402a", linestyle=":", linewidth=1, label="base model")
+        if chosen in steps:
+            axis.axvline(chosen, color="0.75", linewidth=6, zorder=0, label="kept")
+        axis.set(title=title, xlabel="step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False) if axis.get_legend_handles_labels()[0] else None
     return figure

@@ -1,0 +1,193 @@
+"""The judges, judged: what they say of people, of machines and of damaged clips: python -m tests.benchmarks.judges
+
+Fetches a person's prompts with apt (example:allison), speaks their words by flite and espeak-ng, and writes to
+results/judges.json every bound with what was seen, and how long each judge takes for a clip.
+"""
+
+import argparse
+import contextlib
+import csv
+import datetime
+import io
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tts_kit import audio, runtime
+from tts_kit.data import examples
+from tts_kit.judging import judges, noise, scores, spelling
+from tts_kit.judging.judges import RATE, Judgement, Judges
+from tts_kit.run import write_json
+
+RESULTS = Path(__file__).parent / "results" / "judges.json"
+CLIPS, PAIRS = 20, 8
+WORDS = range(6, 16)
+"""Of a prompt that is judged by."""
+LOOP, CUT = 2.0, 0.5
+"""Seconds at the end that are said three times more, and the share that is left."""
+Wave = np.ndarray
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    with contextlib.redirect_stdout(io.StringIO()):  # the licence is in README and beside the clips
+        people = {"allison": read(examples.allison()), "emma": read(examples.SAMPLES / "held_out")}
+    listeners = judges.load(options.threads, wanted="offline")
+    heard = {name: listen(clips, listeners) for name, clips in people.items()}
+    clips = people["allison"]
+    machines = {name: speak(clips[:count], voice) for name, (voice, count) in MACHINES.items()}
+    heard |= {name: listen(some, listeners) for name, some in machines.items()}
+    heard |= {name: listen([(text, damage(wave)) for text, wave in clips[:PAIRS]], listeners)
+              for name, damage in DAMAGES.items()}
+    found = {"what": "the judges' own checks", "command": "python -m tests.benchmarks.judges", "judges": listeners.name,
+             "bounds": bounds(heard), "figures": {name: figures(each) for name, each in heard.items()},
+             "noise": noise_gate(clips, heard), "bad input": bad_input(listeners, *clips[0]),
+             "processor seconds for a clip": seconds(clips, listeners), "threads": options.threads,
+             "machine": runtime.machine(), "versions": runtime.versions(), "date": datetime.date.today().isoformat()}
+    write_json(RESULTS, found)
+    print(json.dumps(found["bounds"], indent=1), f"\n{sum(each['reached'] for each in found['bounds'])} of "
+          f"{len(found['bounds'])} bounds reached. In {RESULTS}.")
+
+
+def read(folder: Path) -> list[tuple[str, Wave]]:
+    """(text, samples at 16 kHz) of the first clips of a folder that are sentences."""
+    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        rows = [(row["text"], folder / row["file_name"]) for row in csv.DictReader(file)]
+    return [(text, judges.read(path)) for text, path in rows if spelling.size(text)[0] in WORDS][:CLIPS]
+
+
+def flite(voice: str) -> Callable[[str, str], list[str]]:
+    return lambda text, path: ["flite", "-voice", voice, "-t", text, "-o", path]
+
+
+MACHINES = {"flite slt": (flite("slt"), PAIRS), "flite rms": (flite("rms"), PAIRS),
+            "espeak": (lambda text, path: ["espeak-ng", "-v", "en-us", "-w", path, text], PAIRS)}
+
+
+def speak(clips: Sequence[tuple[str, Wave]], command: Callable[[str, str], list[str]]) -> list[tuple[str, Wave]]:
+    """The same words by a machine."""
+    made = []
+    for text, _ in clips:
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            subprocess.run(command(text, file.name), check=True, capture_output=True)
+            made.append((text, judges.read(file.name)))
+    return made
+
+
+def noisy(decibels: float) -> Callable[[Wave], Wave]:
+    """White noise so far under the speech."""
+    def damage(wave: Wave) -> Wave:
+        level = np.sqrt((wave ** 2).mean()) / 10 ** (decibels / 20)
+        return wave + np.random.default_rng(0).normal(0, level, len(wave)).astype(np.float32)
+
+    return damage
+
+
+def looped(wave: Wave) -> Wave:
+    tail = audio.trim(wave, RATE, 0.0, 0.0)[-round(LOOP * RATE):]
+    return np.concatenate([wave, *[tail] * 3])
+
+
+def late(wave: Wave) -> Wave:
+    return np.concatenate([np.zeros(2 * RATE, np.float32), wave, np.zeros(2 * RATE, np.float32)])
+
+
+DAMAGES = {"noise 40 dB": noisy(40), "noise 30 dB": noisy(30), "noise 20 dB": noisy(20), "noise 10 dB": noisy(10),
+           "cut": lambda wave: wave[:round(CUT * len(wave))], "looped": looped, "20 dB quieter": lambda wave: wave * 0.1,
+           "in 4 s of silence": late}
+
+
+def listen(clips: Sequence[tuple[str, Wave]], listeners: Judges) -> list[Judgement]:
+    return [listeners.judge(wave, RATE, text) for text, wave in clips]
+
+
+def figures(heard: Sequence[Judgement]) -> dict:
+    """Figures of one kind of clips, over all of them."""
+    return {"clips": len(heard), "wrong words": wrong(heard), "wrong letters": round(
+                sum(each.wrong_letters for each in heard) / sum(each.letters for each in heard), 4),
+            **{name: round(float(np.mean([getattr(each, name) for each in heard if getattr(each, name)])), 3)
+               for name in ("naturalness", "noise", "pitch", "pace", "seconds")}}
+
+
+def wrong(heard: Sequence[Judgement]) -> float:
+    return round(sum(each.wrong_words for each in heard) / sum(each.words for each in heard), 4)
+
+
+def natural(heard: Sequence[Judgement]) -> float:
+    return float(np.mean([each.naturalness for each in heard]))
+
+
+def alike(heard: Sequence[Judgement], real: Sequence[Judgement]) -> float:
+    """Mean similarity of clips to the mean of the real ones of other sentences; the same words are left out."""
+    known = {str(place): each.embedding for place, each in enumerate(real)}
+    return float(np.mean([scores.similarity(each.embedding, known, str(place)) for place, each in enumerate(heard)]))
+
+
+def bounds(heard: dict[str, list[Judgement]]) -> list[dict]:
+    """Each bound with what was seen."""
+    person, some = heard["allison"], heard["allison"][:PAIRS]
+    drop = natural(some) - natural(heard["noise 10 dB"])
+    moved = [abs(one.naturalness - other.naturalness) for one, other in zip(some, heard["20 dB quieter"])]
+    turned = [one.embedding @ other.embedding for one, other in zip(some, heard["20 dB quieter"])]
+    waited = [one.embedding @ other.embedding for one, other in zip(some, heard["in 4 s of silence"])]
+    wanted = [
+        ("a person: wrong words", wrong(person), "<", 0.08), ("bundled voice: wrong words", wrong(heard["emma"]), "<", 0.08),
+        ("cut clips: wrong words over the same clips whole", wrong(heard["cut"]) - wrong(some), ">", 0.10),
+        ("looped clips: wrong words over the same clips once", wrong(heard["looped"]) - wrong(some), ">", 0.10),
+        ("similarity of flite slt to itself", alike(heard["flite slt"], heard["flite slt"]), ">", 0.85),
+        ("similarity of flite rms to slt", alike(heard["flite rms"], heard["flite slt"]), "<", 0.75),
+        ("naturalness: a person over espeak-ng", natural(some) - natural(heard["espeak"]), ">", 1.0),
+        ("naturalness lost by noise 10 dB under the speech", drop, ">", 1.0),
+        ("similarity of a clip to itself 20 dB quieter", min(turned), ">", 0.999),
+        ("naturalness moved by 20 dB of level", max(moved), "<", 0.1),
+        ("similarity of a clip to itself in 4 s of silence", min(waited), ">", 0.98)]
+    return [{"what": what, "seen": round(float(seen), 4), "wanted": f"{sign} {limit}",
+             "reached": bool(seen < limit if sign == "<" else seen > limit)} for what, seen, sign, limit in wanted]
+
+
+def noise_gate(clips: Sequence[tuple[str, Wave]], heard: dict[str, list[Judgement]]) -> dict:
+    """How many clips are called noisier than the voice's own recordings, where those are all others of the person."""
+    real = [each.noise for each in heard["allison"]]
+    share = {"its own clips": np.mean([noise.is_noisier(each, real[:place] + real[place + 1:])
+                                       for place, each in enumerate(real)])}
+    share |= {name: np.mean([noise.is_noisier(each.noise, real) for each in heard[name]])
+              for name in DAMAGES if name.startswith("noise")}
+    return {"judge": "DNSMOS's opinion of the background", "noisiest of the person's clips": round(min(real), 3),
+            "spread between its clips": round(float(np.std(real)), 3), "margin": noise.MARGIN,
+            "called noisier": {name: round(float(each), 3) for name, each in share.items()}}
+
+
+def bad_input(listeners: Judges, text: str, wave: Wave) -> dict:
+    """What is said of clips that are none."""
+    cases = {"missing": None, "empty": wave[:0], "silent": wave * 0, "broken": wave * np.nan,
+             "noise only": np.random.default_rng(1).normal(0, 0.05, 3 * RATE).astype(np.float32)}
+    heard = {name: listeners.judge(each, RATE, text) for name, each in cases.items()}
+    return {name: {"failure": each.failure, "words": each.words, "wrong words": each.wrong_words}
+            for name, each in heard.items()}
+
+
+def seconds(clips: Sequence[tuple[str, Wave]], listeners: Judges) -> dict:
+    """Processor seconds of each judge for one clip, the mean over several: the clock would count what else runs."""
+    waves = [judges.prepared(wave, RATE) for _, wave in clips[:PAIRS]]
+    asked = {"words": listeners.transcribe, "voice": listeners.recognise, "naturalness": listeners.rate,
+             "noise": listeners.listen_for_noise, "pitch": lambda wave: judges.prosody.pitch(wave, RATE),
+             "level and trim": lambda wave: judges.prepared(wave, RATE)}
+    spent = {"length of a clip": float(np.mean([len(wave) for wave in waves])) / RATE}
+    with judges.few_threads(listeners.threads):
+        for name, judge in asked.items():
+            begun = time.process_time()
+            for wave in waves:
+                judge(wave)
+            spent[name] = (time.process_time() - begun) / len(waves)
+    return {name: round(value, 3) for name, value in spent.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How often the verdict is right where the truth is known: python -m tests.benchmarks.verdict_rates
+
+Two systems say the same sentences, which are hard or easy for both; what is left is luck. Identical systems must tie, and a
+gap of the size that the verdict says it can show must be found as often as it promises. Writes results/verdict_rates.json.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tts_kit import runtime
+from tts_kit.comparison import verdict
+from tts_kit.judging import intervals, scores
+from tts_kit.run import write_json
+
+RESULTS = Path(__file__).parent / "results" / "verdict_rates.json"
+SEEDS = (1, 2)
+RUNS = 1000
+TIED, FOUND, LUCKY = 0.95, intervals.POWER, 0.05
+LUCK = dict(similarity=0.035, hard_similarity=0.04, words=9, wrong=0.15, hard_wrong=0.10)
+"""Spread between takes and between sentences of one system, words of a sentence, their mean share of wrong ones."""
+
+
+def rows_of(arm: str, chance: np.random.Generator, sentences: int, nearer: float = 0.0, worse: float = 0.0) -> list[dict]:
+    """Scored rows of one system, `nearer` to the voice and with `worse` more of its words wrong than the other."""
+    hard = np.random.default_rng(7).standard_normal((2, 1000))[:, :sentences]
+    rows = []
+    for number in range(sentences):
+        share = np.clip(LUCK["wrong"] + LUCK["hard_wrong"] * hard[1, number] + worse, 0.01, 0.99)
+        for seed in SEEDS:
+            alike = 0.7 + LUCK["hard_similarity"] * hard[0, number] + nearer + chance.normal(0, LUCK["similarity"])
+            rows.append({"arm": arm, "sentence": number, "seed": seed, "similarity": alike, "words": LUCK["words"],
+                         "wrong_words": int(chance.binomial(LUCK["words"], share)), "naturalness": 4.0, "failure": "",
+                         scores.JUDGED: "constructed"})
+    return rows
+
+
+def kinds(sentences: int, runs: int = RUNS, **gap: float) -> list[str]:
+    """What the verdict says in so many comparisons of two systems with this gap."""
+    said = []
+    for run in range(runs):
+        chance = np.random.default_rng([sentences, run])
+        said.append(verdict.compare(rows_of("one", chance, sentences, **gap), rows_of("other", chance, sentences)))
+    return said
+
+
+def findable(sentences: int) -> float:
+    """The gap in similarity that so many sentences can show, as the verdict promises; over many comparisons."""
+    gaps = []
+    for run in range(200):
+        chance = np.random.default_rng([9, sentences, run])
+        one, other = rows_of("one", chance, sentences), rows_of("other", chance, sentences)
+        gaps.append(scores.differences(one, other)["similarity"].findable(len(verdict.TESTED)))
+    return float(np.sqrt(np.mean(np.square(gaps))))
+
+
+def rates(runs: int = RUNS) -> list[dict]:
+    """For several numbers of sentences: how often identical systems tie, and how often a promised gap is found."""
+    found = []
+    for sentences in (5, 10, 20, 50):
+        gap = findable(sentences)
+        ties = kinds(sentences, runs).count(verdict.TIES) / runs
+        better, worse = kinds(sentences, runs, nearer=gap), kinds(sentences, runs, worse=0.25)
+        seen = (better.count(verdict.WINS) + better.count(verdict.TRADES)) / runs
+        found.append({"sentences": sentences, "takes": len(SEEDS), "identical called a tie": ties,
+                      "gap promised": round(gap, 4), "gap found": seen,
+                      "gap called the wrong way": better.count(verdict.LOSES) / runs,
+                      "25 points more wrong words found": worse.count(verdict.LOSES_WORDS) / runs,
+                      "reached": ties >= TIED and seen >= FOUND - LUCKY})
+    return found
+
+
+def main() -> None:
+    goal = (f"identical systems tie in {TIED:.0%} of runs; a gap of the promised size is found in {FOUND:.0%}, within "
+            f"{100 * LUCKY:.0f} points")
+    found = {"what": "the verdict where the truth is known", "goal": goal, "runs": RUNS, "luck": LUCK,
+             "cases": rates(), "machine": runtime.machine(), "versions": runtime.versions(),
+             "command": "python -m tests.benchmarks.verdict_rates"}
+    write_json(RESULTS, found)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Arms x sentences x seeds -> clips on disk and their rows; what is there already is not said again."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from tts_kit import audio
+from tts_kit.comparison import arms, baselines
+from tts_kit.comparison.arms import Arm
+from tts_kit.comparison.baselines import Baseline
+from tts_kit.data.utterance import Utterance
+from tts_kit.problem import Problem
+from tts_kit.run import Run, read_json, read_rows, write_json, write_rows
+from tts_kit.speech import speak
+from tts_kit.speech.speak import Line, Voice
+
+SCORES = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    text: str
+    recording: Path | None = None
+    """The voice itself saying it, where there is that."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is to be said, and where it goes."""
+    run: Run
+    folder: Path
+    sentences: Sequence[Sentence]
+    seeds: Sequence[int]
+    arms: Sequence[Arm | Baseline]
+    utterances: Sequence[Utterance]
+    """Of the run; references are taken from those that were learnt."""
+
+
+def make(plan: Plan, voice: Voice) -> tuple[list[dict], list[str]]:
+    """All rows of the folder once every clip is made, and which arms could not be had, with the reason."""
+    done = {row["file"]: row for row in finished(plan.folder)}
+    for row in _missing(plan, voice, set(done)):
+        done[row["file"]] = row
+        keep(plan.folder, done.values())
+    lost = {}
+    for each in plan.arms:
+        if isinstance(each, Baseline):
+            others, lost[each.name] = _others(plan, each)
+            done |= {row["file"]: row for row in others}
+    keep(plan.folder, done.values())
+    return read_rows(plan.folder / SCORES), [f"{name} is not compared: {reason}" for name, reason in lost.items() if reason]
+
+
+def keep(folder: Path, rows: Iterator[dict]) -> None:
+    """Write the rows in the order in which they are shown."""
+    write_rows(folder / SCORES, sorted(rows, key=_place))
+
+
+def finished(folder: Path) -> list[dict]:
+    """Rows whose clip is really there."""
+    path = folder / SCORES
+    return [row for row in read_rows(path) if (folder / row["file"]).is_file()] if path.exists() else []
+
+
+def claim(folder: Path, settings: dict) -> None:
+    """A folder holds clips of one setting only, because only those can be compared."""
+    path = folder / "settings.json"
+    if path.exists():
+        before = read_json(path, f"Move {folder} away, and compare again.")
+        shorter = min(len(before.get("sentences", [])), len(settings["sentences"]))
+        cut = [each | {"sentences": each.get("sentences", [])[:shorter]} for each in (before, settings)]
+        if changed := [name for name in settings if cut[0].get(name) != cut[1][name]]:
+            raise Problem(f"{folder} already holds a comparison with another {', another '.join(changed)}. Move that folder "
+                          "away, or compare in another run.")
+    write_json(path, settings)
+
+
+def _place(row: dict) -> tuple:
+    known = (*arms.GIVEN, *arms.SPOKEN)
+    kind = row["arm"].partition(":")[0]
+    return row["sentence"], known.index(kind) if kind in known else len(known), row["arm"], row["seed"] or 0
+
+
+def _missing(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
+    """Make every clip that is not there yet; gives its row once the clip is on disk."""
+    yield from _given(plan, voice, done)
+    for arm in plan.arms:
+        if isinstance(arm, Arm) and (voice.is_tuned or not arm.tuned):
+            yield from _spoken(plan, voice, arm, done)
+
+
+def _given(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
+    """The recordings, and the recordings through the codec and back."""
+    rate = voice.base.physics.sample_rate
+    recorded = [(number, each) for number, each in enumerate(plan.sentences, 1) if each.recording]
+    for number, each in tqdm(recorded, desc="originals", unit="clip", disable=len(recorded) < 4):
+        for arm in arms.GIVEN:
+            name = f"clips/{arm}/{number:03d}.flac"
+            if name not in done:
+                samples = audio.read(each.recording, rate)
+                if arm == "codec":
+                    samples = voice.base.codec.decode(voice.base.codec.encode([samples]))[0]
+                yield _row(plan.folder, name, arm, number, each.text, None, samples, rate)
+
+
+def _spoken(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[dict]:
+    """What one arm says."""
+    given = arms.references(arm, plan.utterances) or None
+    folder = re.sub(r"[^\w.+=-]", "_", arm.name)
+    todo = [(number, Line(each.text, seed, given, arm.tuned)) for number, each in enumerate(plan.sentences, 1)
+            for seed in plan.seeds if f"clips/{folder}/{number:03d}-{seed}.flac" not in done]
+    if not todo:
+        return
+    with arms.speaking(arm, voice, plan.run) as turned:
+        for place, speech in speak.say([line for _, line in todo], turned, name=arm.name):
+            number, line = todo[place]
+            yield _row(plan.folder, f"clips/{folder}/{number:03d}-{line.seed}.flac", arm.name, number, line.text, line.seed,
+                       speech.samples, speech.rate, stopped=speech.stopped, takes=speech.takes,
+                       wall_seconds=round(speech.wall_seconds, 3))
+
+
+def _others(plan: Plan, baseline: Baseline) -> tuple[list[dict], str]:
+    """Rows of another system's clips, and why it is not there at all; a clip that it lacks is a row without a file."""
+    texts, place = [each.text for each in plan.sentences], plan.folder / "clips" / baseline.name
+    if baseline.folder:
+        found = baselines.from_folder(baseline.name, baseline.folder, texts)
+    else:
+        lines = [baselines.Line(number, text, seed) for number, text in enumerate(texts, 1) for seed in plan.seeds]
+        said = sorted(baselines.speak(baseline, lines, arms.pick_reference(plan.utterances), place))
+        if not any(path for _, path, _ in said):
+            return [], said[0][2]
+        found = [baselines.Given(lines[number].sentence, lines[number].seed, path, reason) for number, path, reason in said]
+    return [_taken_in(plan.folder, place, baseline, each, texts[each.sentence - 1]) for each in found], ""
+
+
+def _taken_in(folder: Path, place: Path, baseline: Baseline, given: baselines.Given, text: str) -> dict:
+    """A row of another system's clip, copied into the folder where it lies elsewhere."""
+    name = f"clips/{baseline.name}/{given.sentence:03d}-{given.seed or 0}.{'flac' if baseline.folder else 'wav'}"
+    row = {"arm": baseline.name, "sentence": given.sentence, "text": text, "seed": given.seed or 0, "file": name,
+           "seconds": 0.0, "stopped": None}
+    if given.path is None:
+        return row | {"lost": given.reason}
+    rate, _, _ = audio.probe(given.path)
+    samples = audio.read(given.path, rate)
+    if given.path.parent != place:
+        audio.write(folder / name, samples, rate)
+    return row | {"seconds": round(len(samples) / rate, 3)}
+
+
+def _row(folder: Path, name: str, arm: str, number: int, text: str, seed: int | None, samples, rate: int,
+         **spoken) -> dict:
+    audio.write(folder / name, samples, rate)
+    return {"arm": arm, "sentence": number, "text": text, "seed": seed, "file": name,
+            "seconds": round(len(samples) / rate, 3), **spoken}

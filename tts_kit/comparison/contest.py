@@ -1,0 +1,154 @@
+"""The contest: every arm says the same sentences, judges listen, and one page shows what was found."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tts_kit import runtime
+from tts_kit.comparison import arms, baselines, blind, clips, page, plots, verdict, votes
+from tts_kit.comparison.clips import Plan, Sentence
+from tts_kit.data import utterance
+from tts_kit.data.utterance import HELD_OUT, TRAIN, Utterance
+from tts_kit.judging import copies, judges, scores
+from tts_kit.model import lora
+from tts_kit.problem import Problem
+from tts_kit.run import Run, read_json, write_json
+from tts_kit.speech.speak import Reference, Voice
+from tts_kit.tokens import cache
+
+ARMS, TRIALS = tuple(arms.SPOKEN), ("ab", "smos")
+STRANGERS = Path(__file__).parents[2] / "sample_data" / "strangers"
+"""Clips of other people, who say what similarity a stranger gets."""
+VOTES, SCALE = "votes.json", "scale.json"
+
+
+def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = (1, 2, 3), wanted: Sequence[str] = ARMS,
+            voted: Sequence[Path] = (), trials: Sequence[str] = TRIALS) -> Path:
+    """Speak held-out sentences in all arms and write clips, scores.jsonl and index.html; goes on where it stopped.
+
+    `voted` are the files that listeners sent back, `trials` what they are asked on blind.html, nothing for no such page.
+    """
+    utterances = utterance.read(run.data)
+    held_out = _held_out(utterances, sentences, seeds)
+    refuse_other_clips(run, voice)
+    plan = Plan(run, run.comparison, [Sentence(each.text, each.audio) for each in held_out], list(dict.fromkeys(seeds)),
+                [parse(each) for each in dict.fromkeys(wanted)], utterances)
+    settings = describe(run, voice, plan, arms.pick_reference(utterances))
+    clips.claim(plan.folder, settings)
+    rows, lost = clips.make(plan, voice)
+    rows = judge(plan, rows, {each.text: each.audio for each in utterances if each.split == HELD_OUT})
+    said = [*summary(rows, questions(rows)), *lost]
+    if voted:
+        said += votes.report(voted, plan.folder)
+        write_json(plan.folder / VOTES, votes.results(voted, plan.folder))
+    return show(plan, rows, said, settings, f"tts_kit: {run.name}", ask_people(plan, rows, trials))
+
+
+def ask_people(plan: Plan, rows: Sequence[dict], trials: Sequence[str]) -> list[str]:
+    """Write the blind test of the questions that can be asked; says where it is, or why there is none."""
+    there = set(scores.by_arm(rows))
+    asked = [pair for pair in blind.QUESTIONS if set(pair) <= there]
+    if not trials or not asked:
+        return []
+    others = sorted(STRANGERS.glob("*.flac"))
+    try:
+        shown_at = blind.write(rows, plan.folder, others, f"tts_kit: {plan.run.name}", kinds=trials, questions=asked)
+    except Problem as problem:
+        return [f"There is no blind test: {problem}"]
+    return [f"For listeners, who are not told which is which: {shown_at.resolve().as_uri()}"]
+
+
+def parse(text: str) -> arms.Arm | baselines.Baseline:
+    """An arm of the voice's own model, another system, or a folder of its clips."""
+    if text.partition(":")[0] in arms.SPOKEN:
+        return arms.parse(text)
+    if text.startswith(baselines.FOLDER) or text in baselines.SYSTEMS:
+        return baselines.parse(text)
+    raise Problem(f"there is no arm {text[:60]!r}. Arms of the model: {', '.join(arms.SPOKEN)}, with knobs behind a colon "
+                  f"(tuned:strength=0.5). Other systems: {', '.join(baselines.SYSTEMS)}. Clips of any other: "
+                  f"{baselines.FOLDER}NAME=PATH.")
+
+
+def questions(rows: Sequence[dict]) -> list[tuple[str, str]]:
+    """What is asked of the arms that are there: the three questions, and every other arm against its like."""
+    asked = list(verdict.QUESTIONS)
+    for arm in scores.by_arm(rows):
+        if arm not in (*arms.GIVEN, *arms.SPOKEN):
+            kind = arm.partition(":")[0]
+            asked.append((arm, kind) if kind in arms.SPOKEN else ("tuned", arm))
+    return asked
+
+
+def summary(rows: Sequence[dict], asked: verdict.Questions = verdict.QUESTIONS) -> list[str]:
+    """What was found, for a person, in short at first: the verdict where judges listened, how to get it where none did."""
+    if not all(scores.JUDGED in row for row in rows):
+        return [verdict.UNMEASURED]
+    return [each for each in (verdict.headline(rows, asked), *verdict.verdict(rows, asked).splitlines()) if each]
+
+
+def judge(plan: Plan, rows: list[dict], real: Mapping[str, Path]) -> list[dict]:
+    """All rows, scored where judges are installed; `real` are the clips that the voice is known by."""
+    name = judges.present()
+    if not name or all(row.get(scores.JUDGED) == name for row in rows):
+        return rows
+    listeners = judges.load()
+    known = scores.listen(real, listeners)
+    if len(known) < scores.FEWEST_REFERENCES:
+        print(f"Only {len(known)} clips say what the voice sounds like; with {scores.FEWEST_REFERENCES} or more similarity "
+              "is surer.")
+    scale = None
+    if len(known) > 1:
+        scale = scores.scale(known, scores.strangers(sorted(STRANGERS.glob("*.flac")), listeners))
+        write_json(plan.folder / SCALE, {"strangers": round(scale[0], 3), "the voice itself": round(scale[1], 3)})
+    rows = scores.judge(rows, plan.folder, listeners, lambda row: known, lambda scored: clips.keep(plan.folder, scored),
+                        lambda row: scale)
+    learnt = {each.text: each.audio for each in plan.utterances if each.split == TRAIN}
+    rows = copies.check(rows, plan.folder, learnt, listeners)
+    clips.keep(plan.folder, rows)
+    return rows
+
+
+def show(plan: Plan, rows: Sequence[dict], said: Sequence[str], settings: dict, title: str,
+         beside: Sequence[str] = ()) -> Path:
+    """Write the page and print the table and what was found, in short at last; `beside` is printed alone."""
+    table = scores.table(rows)
+    shown = {name: value for name, value in settings.items() if name != "sentences"}
+    # the page may travel, and the names of this machine's folders stay at home
+    shown |= {name: Path(shown[name]).name for name in ("base", "adapter") if Path(shown[name]).exists()}
+    heard = sorted({row["seed"] for row in rows} - {None})
+    facts = shown | {"seeds": heard, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
+                     "judges": rows[0].get(scores.JUDGED, "none"), "versions": runtime.versions()}
+    if (plan.folder / SCALE).exists():
+        facts["similarity of"] = read_json(plan.folder / SCALE, "Delete it.")
+    meanings = {each.name: each.meaning for each in plan.arms}
+    shown_at = page.write(rows, plan.folder, title, "\n".join(said), facts, table, plots.pictures(rows, questions(rows)),
+                          meanings)
+    print("\n".join([scores.print_table(table), *said[1:], *beside, f"Open {shown_at.resolve().as_uri()}", said[0]]))
+    return shown_at
+
+
+def refuse_other_clips(run: Run, voice: Voice) -> None:
+    """What is held out now may have been learnt by an adapter of other clips."""
+    if voice.is_tuned and lora.read_voice(run.adapter).get("codes") != cache.digest(run.codes):
+        raise Problem(f"{run.adapter} was trained on other clips than {run.codes} holds now; what is held out now may have "
+                      "been learnt then. Train again in a new run.")
+
+
+def describe(run: Run, voice: Voice, plan: Plan, reference: Reference) -> dict:
+    """What makes clips comparable with each other."""
+    sampling = voice.sampling
+    return {"base": voice.base.name, "base weights": voice.base.fingerprint,
+            "adapter": str(run.adapter) if voice.is_tuned else "none",
+            "adapter weights": lora.fingerprint(voice.model) if voice.is_tuned else "none",
+            "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
+            "depth temperature": sampling.depth_temperature, "top k": sampling.top_k,
+            "sentences": [each.text for each in plan.sentences]}
+
+
+def _held_out(utterances: Sequence[Utterance], sentences: int, seeds: Sequence[int]) -> list[Utterance]:
+    if sentences < 1 or not seeds:
+        raise Problem(f"{sentences} sentences and {len(seeds)} seeds leave nothing to compare. Ask for at least one each.")
+    held_out = [each for each in utterances if each.split == HELD_OUT]
+    if len(held_out) < sentences:
+        print(f"{sentences} sentences were asked for; {len(held_out)} are held out, and those are compared.")
+    return held_out[:sentences]

@@ -1,0 +1,52 @@
+"""The knobs experiment: one setting turned at a time, on sentences of its own, so that nobody has to guess."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tts_kit.comparison import arms, clips, contest, verdict
+from tts_kit.comparison.clips import Plan, Sentence
+from tts_kit.data import utterance
+from tts_kit.data.utterance import TRAIN
+from tts_kit.judging import scores
+from tts_kit.problem import Problem
+from tts_kit.run import Run
+from tts_kit.speech.speak import Voice
+from tts_kit.tuning import ears
+
+FOLDER = "knobs"
+
+
+def turn(run: Run, voice: Voice, wanted: Mapping[str, Sequence[float]], kind: str = "tuned", sentences: int = 10,
+         seeds: Sequence[int] = (1, 2)) -> Path:
+    """Say the kit's own sentences with every value of every knob, and write a page and table to runs/NAME/knobs.
+
+    Neither held-out sentences nor held-out clips are used: what is chosen here can be judged by them afterwards.
+    """
+    utterances = utterance.read(run.data)
+    turned = [arms.parse(f"{kind}:{name}={value}") for name, values in wanted.items() for value in values]
+    if not turned or sentences < 1 or not seeds:
+        raise Problem("there is nothing to turn: give at least one knob with values, one sentence and one seed.")
+    contest.refuse_other_clips(run, voice)
+    texts = ears.sentences(utterances)[:sentences]
+    plan = Plan(run, run.folder / FOLDER, [Sentence(each) for each in texts], list(dict.fromkeys(seeds)),
+                [arms.parse(kind), *turned], utterances)
+    settings = contest.describe(run, voice, plan, arms.pick_reference(utterances))
+    clips.claim(plan.folder, settings)
+    rows, _ = clips.make(plan, voice)
+    heard = {reference.path for arm in plan.arms for reference in arms.references(arm, utterances)}
+    real = {each.text: each.audio for each in utterances if each.split == TRAIN and each.audio not in heard}
+    rows = contest.judge(plan, rows, real)
+    asked = [(arm.name, kind) for arm in turned]
+    return contest.show(plan, rows, summary(rows, asked), settings, f"tts_kit: the knobs of {run.name}")
+
+
+def summary(rows: Sequence[dict], asked: verdict.Questions) -> list[str]:
+    """Which setting is surely better than the usual one, first; then every setting with its evidence."""
+    if not all(scores.JUDGED in row for row in rows):
+        return [verdict.UNMEASURED]
+    found = verdict.find(rows, asked)
+    better = [each.one for each in found if each.kind in (verdict.WINS, verdict.WINS_WORDS)]
+    worse = [each.one for each in found if each.kind in (verdict.LOSES, verdict.LOSES_WORDS)]
+    parts = [f"surely better than usual: {', '.join(better) or 'nothing'}"]
+    parts += [f"surely worse: {', '.join(worse)}"] if worse else []
+    return [f"In short: {'; '.join(parts)}.", *verdict.verdict(rows, asked).splitlines()]

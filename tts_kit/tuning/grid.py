@@ -1,0 +1,69 @@
+"""What each step of a training sounds like: sentences in rows, steps in columns, one HTML file that needs nothing else."""
+
+import html
+import json
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+from tts_kit import audio, pages, run
+from tts_kit.judging import intervals
+from tts_kit.problem import Problem
+from tts_kit.tuning import choosing
+
+PAGE = "ears.html"
+RATE = 24_000
+
+
+def write(rows: Sequence[dict], folder: Path, title: str, sentence: str, chosen: int) -> Path:
+    """Write folder/ears.html from the rows of ears.jsonl, whose files lie in `folder`; returns its path."""
+    steps = choosing.by_step(rows)
+    sentences = {row["sentence"]: row["text"] for row in rows}
+    clips = {(row["sentence"], row["step"]): _clip(row, folder / row["file"]) for row in rows}
+    data = {"steps": [_column(step, some, step == chosen) for step, some in steps.items()],
+            "sentences": [{"number": number, "text": text, "clips": [clips.get((number, step)) for step in steps]}
+                          for number, text in sorted(sentences.items())]}
+    page = folder / PAGE
+    run.write_text(page, _filled(data, title, sentence))
+    return page
+
+
+def _column(step: int, rows: Sequence[dict], chosen: bool) -> dict:
+    """A step and its figures, each with the bounds between which it surely lies."""
+    voice, words = (intervals.ratio(intervals.parts(rows, *names)) for names in (("similarity",), ("wrong_words", "words")))
+    sure = f" ({voice.low:.2f} to {voice.high:.2f})", f" ({max(words.low, 0):.0%} to {words.high:.0%})"
+    known = sure if voice.sentences >= intervals.FEWEST else ("", "")
+    return {"name": f"step {step}" if step else "base", "chosen": chosen,
+            "figures": [f"similarity {voice.value:.2f}{known[0]}", f"wrong words {words.value:.0%}{known[1]}"]}
+
+
+def _clip(row: dict, path: Path) -> dict:
+    """What judges heard in a clip, and either its sound or the reason why it has none."""
+    clip = {"heard": row["heard"], "right": row["wrong_words"] == 0, "ended": row["stopped"],
+            "figures": f"{row['wrong_words']} of {row['words']} words wrong, similarity {row['similarity']:.2f}"}
+    if not path.is_file():
+        return clip | {"problem": "missing"}
+    try:
+        samples = audio.level(audio.read(path, RATE), RATE)
+    except Problem as problem:  # the page may travel, and the names of this machine's folders stay at home
+        return clip | {"problem": row["failure"] or str(problem).replace(str(path), row["file"])}
+    return clip | {"sound": pages.embedded(*audio.compressed(samples, RATE))}
+
+
+def _filled(data: dict, title: str, sentence: str) -> str:
+    """The page's text; the policy lets this script run and this style apply, and nothing reach a network."""
+    style, script = pages.style(_beside("css")), _beside("js").read_text(encoding="utf-8")
+    policy = (f"default-src 'none'; media-src data:; style-src {pages.digest(style)}; script-src {pages.digest(script)}; "
+              "base-uri 'none'; form-action 'none'")
+    # ASCII JSON without "<" can neither end its script element nor hold U+2028 or half a surrogate pair
+    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return string.Template(_beside("html").read_text(encoding="utf-8")).substitute(
+        policy=policy, title=_escaped(title), sentence=_escaped(sentence), style=style, data=embedded, script=script)
+
+
+def _beside(suffix: str) -> Path:
+    return Path(__file__).with_suffix(f".{suffix}")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode("ascii")
