@@ -70,12 +70,13 @@ def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
     run.write_bytes(path, buffer.getvalue())
 
 
-def compressed(samples: np.ndarray, rate: int) -> tuple[bytes, str]:
-    """(samples,) as MP3 bytes and their mime type, small enough to embed and played by every browser."""
+def compressed(samples: np.ndarray, rate: int, saving: float = 0.0) -> tuple[bytes, str]:
+    """(samples,) as MP3 bytes and their mime type, small enough to embed and played by every browser; of best quality with
+    `saving` 0, two thirds of its size with 0.4."""
     allowed = next((each for each in MP3_RATES if each >= rate), MP3_RATES[-1])
     buffer = io.BytesIO()
     soundfile.write(buffer, _clipped(resample(samples, rate, allowed), "audio"), allowed,
-                    format="MP3", subtype="MPEG_LAYER_III", compression_level=0.0)  # the codec must not be what differs
+                    format="MP3", subtype="MPEG_LAYER_III", compression_level=saving)
     return buffer.getvalue(), "audio/mpeg"
 
 
