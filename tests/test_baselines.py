@@ -307,10 +307,11 @@ def test_files_are_found_by_their_texts(tmp_path, mark, capsys):
 
 def test_a_take_without_a_number_gets_the_next(tmp_path):
     """Mistake: two takes of one number, of which the page shows one."""
-    for name in ("001.wav", "001-1.wav", "001-3.wav"):
+    for name in ("001.wav", "001-0.wav", "001-1.wav", "001-3.wav"):
         audio.write(tmp_path / name, tone(), RATE)
     found = baselines.from_folder("mine", tmp_path, TEXTS[:1])
-    assert [(each.seed, each.path.name) for each in found] == [(1, "001-1.wav"), (3, "001-3.wav"), (4, "001.wav")]
+    assert [(each.seed, each.path.name) for each in found] == [
+        (0, "001-0.wav"), (1, "001-1.wav"), (3, "001-3.wav"), (4, "001.wav")]
 
 
 def test_a_folder_that_fits_nothing_says_what_it_should_hold(tmp_path):

@@ -163,7 +163,7 @@ def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
         contest.compare(copy, voice, 1, (1,), ["tuned:checkpoint=77"], trials=())
 
 
-def test_knobs_are_turned_on_sentences_that_the_report_does_not_use(told):
+def test_knobs_are_turned_on_sentences_that_the_report_does_not_use(told, capsys):
     """Mistake: settings are tuned on the sentences or the recordings that score the result afterwards."""
     run, _, _, _ = told
     voice = speak.load_voice(CPU, run.adapter)
@@ -174,6 +174,8 @@ def test_knobs_are_turned_on_sentences_that_the_report_does_not_use(told):
     assert not {row["text"] for row in rows} & {each.text for each in data.read(run.data)}
     with pytest.raises(Problem, match="nothing to turn"):
         knobs.turn(run, voice, {})
+    knobs.turn(run, voice, {"strength": [0.5, 0.5]}, "tuned", 50, (1,))
+    assert "50 sentences were asked for; the kit has" in capsys.readouterr().out
 
 
 def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp_path):
@@ -208,7 +210,79 @@ def test_a_clip_that_another_system_lacks_is_a_failure(told, tmp_path, monkeypat
     judged = contest.judge(plan, rows, {each.text: each.audio for each in plan.utterances[:2]})
     assert lost == [] and [row["failure"] for row in judged] == ["", "missing"]
     assert judged[1]["wrong_words"] == judged[1]["words"] == 3 and judged[1]["similarity"] == 0
-    assert verdict.verdict([*judged, *(row | {"arm": "tuned"} for row in judged)], [("tuned", "them")]).count("missing") == 1
+    assert verdict.verdict([*judged, *(row | {"arm": "tuned"} for row in judged)], [("tuned", "them")]).count("missing") == 2
+
+
+def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path):
+    """Mistake: a clip that a system lacks now is judged as the one it gave before, takes that are gone stay, or what did not
+    change is judged again."""
+    run, _, _, _ = told
+    voice, real = speak.load_voice(CPU, run.adapter), run.comparison / "clips" / "real"
+    sentences, place = [clips.Sentence("Hello there."), clips.Sentence("Who is it?")], tmp_path / "out"
+    for name, files in (("first", {"001.flac": "001", "002.flac": "002"}), ("last", {"001.flac": "001"}),
+                        ("then", {"001-1.flac": "001", "001-2.flac": "002"})):
+        (tmp_path / name).mkdir()
+        for file, source in files.items():
+            shutil.copy(real / f"{source}.flac", tmp_path / name / file)
+
+    def taken(name):
+        them = contest.parse(f"folder:them={tmp_path / name}")
+        return clips.make(clips.Plan(run, place, sentences, (1,), [them], data.read(run.data)), voice)[0]
+
+    clips.keep(place, [row | {"judged": "these"} for row in taken("first")])
+    assert [row.get("judged") for row in taken("first")] == ["these", "these"]
+    assert [(row["file"], "lost" in row) for row in taken("then")] == [
+        ("clips/them/001-1.flac", False), ("clips/them/001-2.flac", False), ("clips/them/002-0.flac", True)]
+    assert not (place / "clips/them/002-0.flac").exists()
+    assert [row["file"] for row in taken("last")] == ["clips/them/001-0.flac", "clips/them/002-0.flac"]
+
+
+def test_data_made_anew_is_not_judged_by_the_old_adapter(told, tmp_path):
+    """Mistake: `data` is run again with another split and `tokenize` is not, and what was learnt is held out now."""
+    run, _, _, _ = told
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    manifest = copy.data / data.utterance.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"train"', '"held_out"', 1))
+    voice = speak.load_voice(CPU, copy.adapter)
+    with pytest.raises(Problem, match="other clips than .*data holds now"):
+        contest.compare(copy, voice, 1, (1,))
+    shutil.rmtree(copy.codes)
+    with pytest.raises(Problem, match="there is no .*index.jsonl"):
+        contest.compare(copy, voice, 1, (1,))
+
+
+def test_votes_are_counted_and_leave_the_test_as_it_is(told, monkeypatch):
+    """Mistake: who counts the first votes makes another blind test, and those that come later are refused."""
+    run, recipe, _, _ = told
+    voice = speak.load_voice(CPU, run.adapter, recipe.base)
+    contest.compare(run, voice, 2, (1, 2), trials=("preference",))
+    key = (run.comparison / "blind.json").read_bytes()
+    page = contest.compare(run, voice, 2, (1, 2), voted=[run.folder / "nobody.json"])
+    assert (run.comparison / "blind.json").read_bytes() == key
+    assert page.read_text(encoding="utf-8").count("there is no such file") == 1
+
+
+@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
+    """Mistake: all clips are judged, so nobody ever asks whether they are copies."""
+    monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
+    run, name = told[0], judges.present()
+    rows = [{"arm": "tuned", "sentence": 1, "seed": 1, "text": "Hello.", "heard": "Hello.", "judged": name, "file": "none"}]
+
+    class Asked(Exception):
+        pass
+
+    def load():
+        raise Asked
+
+    monkeypatch.setattr(judges, "load", load)
+    plan = clips.Plan(run, run.comparison, [], (1,), [], [])
+    with pytest.raises(Asked):
+        contest.judge(plan, rows, {})
+    checked = [rows[0] | {"copied": False}, rows[0] | {"seed": None}, rows[0] | {"heard": ""}]
+    assert contest.judge(plan, checked, {}) == checked
 
 
 def test_stages_run_again_change_nothing(told, capsys):

@@ -102,6 +102,30 @@ def test_a_clear_gap_is_found():
         assert verdict.compare(worse, better) == verdict.LOSES
 
 
+def test_a_voice_lost_for_words_is_a_trade_from_both_sides():
+    """Mistake: the arm whose voice is nearer is said to trade, and the one that reads far better is said to lose."""
+    chance, wrong = np.random.default_rng(5), np.full((10, 2), 4)
+    near, clear = rows_of("near", system(chance, 10, 0.1), wrong), rows_of("clear", system(chance, 10))
+    assert verdict.compare(near, clear) == verdict.TRADES
+    assert verdict.compare(clear, near) == verdict.TRADES_VOICE
+    assert "at the cost of the voice" in verdict.headline(near + clear, [("clear", "near")])
+
+
+def test_what_is_asked_more_shows_less():
+    """Mistake: twenty settings that have to be sure together are promised the gap that one question alone can show."""
+    rows = [row for number in range(20) for row in rows_of(str(number), system(np.random.default_rng(number), 10))]
+    alone, together = (verdict.verdict(rows, [(str(number), "0") for number in numbers]) for numbers in ([1], range(1, 20)))
+    shown = [float(said.split("show a gap of ")[1].split()[0]) for said in (alone, together)]
+    assert shown[1] > 1.2 * shown[0]
+
+
+def test_other_systems_are_compared_with_what_is_there():
+    """Mistake: clone against another system, without the fine-tune, is "nothing to compare"; or takes are miscounted."""
+    rows = rows_of("clone", np.full((4, 2), 0.5)) + rows_of("kokoro", np.full((4, 1), 0.4), seeds=(0,))
+    assert contest.questions(rows)[-1] == ("clone", "kokoro")
+    assert "with 1 to 2 takes each" in verdict.verdict(rows, contest.questions(rows))
+
+
 def test_the_same_sentences_are_drawn_for_both():
     """Mistake: arms drawn apart: what is hard for both then hides a small sure difference."""
     hard = np.linspace(0.3, 0.9, 12)[:, None] * np.ones((1, 2))

@@ -183,7 +183,10 @@ def compare(options) -> None:
     run = Run(options.run)
     voice = _voice(options, run, run.adapter)
     if options.knob:
-        knobs.turn(run, voice, dict(options.knob), options.knobs_of, options.sentences, options.seeds)
+        wanted = {name: [] for name, _ in options.knob}
+        for name, values in options.knob:
+            wanted[name] += values
+        knobs.turn(run, voice, wanted, options.knobs_of, options.sentences, options.seeds)
     else:
         contest.compare(run, voice, options.sentences, options.seeds, options.arms, options.votes, options.blind)
 

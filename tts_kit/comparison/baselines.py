@@ -228,7 +228,8 @@ def _takes(number: int, found: dict[int | None, Path]) -> list[Given]:
     if not found:
         return [Given(number, None, None, "missing: there is no file for this sentence")]
     if None in found and len(found) > 1:
-        found = {**{take: path for take, path in found.items() if take}, max(filter(None, found)) + 1: found[None]}
+        numbered = {take: path for take, path in found.items() if take is not None}
+        found = {**numbered, max(numbered) + 1: found[None]}
     return [_readable(Given(number, take, path)) for take, path in sorted(found.items(), key=lambda each: each[0] or 0)]
 
 

@@ -1,5 +1,6 @@
 """Arms x sentences x seeds -> clips on disk and their rows; what is there already is not said again."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def make(plan: Plan, voice: Voice) -> tuple[list[dict], list[str]]:
     for each in plan.arms:
         if isinstance(each, Baseline):
             others, lost[each.name] = _others(plan, each)
-            done |= {row["file"]: row for row in others}
+            done = _joined(done, others, len(plan.sentences) if each.folder else 0)
     keep(plan.folder, done.values())
     return read_rows(plan.folder / SCORES), [f"{name} is not compared: {reason}" for name, reason in lost.items() if reason]
 
@@ -90,6 +91,18 @@ def _missing(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
     for arm in plan.arms:
         if isinstance(arm, Arm) and (voice.is_tuned or not arm.tuned):
             yield from _spoken(plan, voice, arm, done)
+
+
+def _joined(done: dict[str, dict], others: list[dict], again: int) -> dict[str, dict]:
+    """All rows, with those of another system; a clip that has not changed keeps its scores.
+
+    Of the first `again` sentences it has no rows but these: those of earlier takes go.
+    """
+    names = {row["arm"] for row in others}
+    kept = {file: row for file, row in done.items() if row["arm"] not in names or row["sentence"] > again}
+    same = {row["file"] for row in others if "content" in row
+            and done.get(row["file"], {}).get("content") == row["content"]}
+    return kept | {row["file"]: done[row["file"]] if row["file"] in same else row for row in others}
 
 
 def _given(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
@@ -133,6 +146,9 @@ def _others(plan: Plan, baseline: Baseline) -> tuple[list[dict], str]:
         if not any(path for _, path, _ in said):
             return [], said[0][2]
         found = [baselines.Given(lines[number].sentence, lines[number].seed, path, reason) for number, path, reason in said]
+    if lost := [each for each in found if each.path is None]:
+        print(f"{baseline.name}: {len(lost)} of {len(found)} clips are not there and count as failures, sentence "
+              f"{lost[0].sentence} because: {lost[0].reason}")
     return [_taken_in(plan.folder, place, baseline, each, texts[each.sentence - 1]) for each in found], ""
 
 
@@ -142,12 +158,15 @@ def _taken_in(folder: Path, place: Path, baseline: Baseline, given: baselines.Gi
     row = {"arm": baseline.name, "sentence": given.sentence, "text": text, "seed": given.seed or 0, "file": name,
            "seconds": 0.0, "stopped": None}
     if given.path is None:
+        if not baseline.folder or baseline.folder.resolve() != place.resolve():
+            (folder / name).unlink(missing_ok=True)  # what lies there was made of something else
         return row | {"lost": given.reason}
     rate, _, _ = audio.probe(given.path)
     samples = audio.read(given.path, rate)
     if given.path.parent != place:
         audio.write(folder / name, samples, rate)
-    return row | {"seconds": round(len(samples) / rate, 3)}
+    content = hashlib.sha256(given.path.read_bytes()).hexdigest()[:16]
+    return row | {"seconds": round(len(samples) / rate, 3), "content": content}
 
 
 def _row(folder: Path, name: str, arm: str, number: int, text: str, seed: int | None, samples, rate: int,

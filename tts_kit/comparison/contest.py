@@ -12,7 +12,7 @@ from tts_kit.data.utterance import HELD_OUT, TRAIN, Utterance
 from tts_kit.judging import copies, judges, scores
 from tts_kit.model import lora
 from tts_kit.problem import Problem
-from tts_kit.run import Run, read_json, write_json
+from tts_kit.run import Run, read_json, read_rows, write_json
 from tts_kit.speech.speak import Reference, Voice
 from tts_kit.tokens import cache
 
@@ -30,18 +30,20 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
     """
     utterances = utterance.read(run.data)
     held_out = _held_out(utterances, sentences, seeds)
-    refuse_other_clips(run, voice)
+    refuse_other_clips(run, voice, utterances)
     plan = Plan(run, run.comparison, [Sentence(each.text, each.audio) for each in held_out], list(dict.fromkeys(seeds)),
-                [parse(each) for each in dict.fromkeys(wanted)], utterances)
+                list(dict.fromkeys(map(parse, wanted))), utterances)
     settings = describe(run, voice, plan, arms.pick_reference(utterances))
     clips.claim(plan.folder, settings)
     rows, lost = clips.make(plan, voice)
     rows = judge(plan, rows, {each.text: each.audio for each in utterances if each.split == HELD_OUT})
     said = [*summary(rows, questions(rows)), *lost]
     if voted:
-        said += votes.report(voted, plan.folder)
-        write_json(plan.folder / VOTES, votes.results(voted, plan.folder))
-    return show(plan, rows, said, settings, f"tts_kit: {run.name}", ask_people(plan, rows, trials))
+        found = votes.results(voted, plan.folder)
+        said += votes.describe(found)
+        write_json(plan.folder / VOTES, found)
+    # more votes may come for the test that is there, so it stays as it is while they are counted
+    return show(plan, rows, said, settings, f"tts_kit: {run.name}", ask_people(plan, rows, () if voted else trials))
 
 
 def ask_people(plan: Plan, rows: Sequence[dict], trials: Sequence[str]) -> list[str]:
@@ -71,11 +73,12 @@ def parse(text: str) -> arms.Arm | baselines.Baseline:
 
 def questions(rows: Sequence[dict]) -> list[tuple[str, str]]:
     """What is asked of the arms that are there: the three questions, and every other arm against its like."""
-    asked = list(verdict.QUESTIONS)
-    for arm in scores.by_arm(rows):
+    asked, there = list(verdict.QUESTIONS), scores.by_arm(rows)
+    own = next((arm for arm in ("tuned", "tuned+clone", "clone", "base") if arm in there), "tuned")
+    for arm in there:
         if arm not in (*arms.GIVEN, *arms.SPOKEN):
             kind = arm.partition(":")[0]
-            asked.append((arm, kind) if kind in arms.SPOKEN else ("tuned", arm))
+            asked.append((arm, kind) if kind in arms.SPOKEN else (own, arm))
     return asked
 
 
@@ -89,7 +92,7 @@ def summary(rows: Sequence[dict], asked: verdict.Questions = verdict.QUESTIONS) 
 def judge(plan: Plan, rows: list[dict], real: Mapping[str, Path]) -> list[dict]:
     """All rows, scored where judges are installed; `real` are the clips that the voice is known by."""
     name = judges.present()
-    if not name or all(row.get(scores.JUDGED) == name for row in rows):
+    if not name or all(row.get(scores.JUDGED) == name and _is_checked(row) for row in rows):
         return rows
     listeners = judges.load()
     known = scores.listen(real, listeners)
@@ -106,6 +109,11 @@ def judge(plan: Plan, rows: list[dict], real: Mapping[str, Path]) -> list[dict]:
     rows = copies.check(rows, plan.folder, learnt, listeners)
     clips.keep(plan.folder, rows)
     return rows
+
+
+def _is_checked(row: dict) -> bool:
+    """Whether it is known if a clip is a copy; a process that was killed may have judged it and got no further."""
+    return row["seed"] is None or not row.get("heard") or "copied" in row
 
 
 def show(plan: Plan, rows: Sequence[dict], said: Sequence[str], settings: dict, title: str,
@@ -127,11 +135,19 @@ def show(plan: Plan, rows: Sequence[dict], said: Sequence[str], settings: dict, 
     return shown_at
 
 
-def refuse_other_clips(run: Run, voice: Voice) -> None:
+def refuse_other_clips(run: Run, voice: Voice, utterances: Sequence[Utterance]) -> None:
     """What is held out now may have been learnt by an adapter of other clips."""
-    if voice.is_tuned and lora.read_voice(run.adapter).get("codes") != cache.digest(run.codes):
-        raise Problem(f"{run.adapter} was trained on other clips than {run.codes} holds now; what is held out now may have "
-                      "been learnt then. Train again in a new run.")
+    if not voice.is_tuned:
+        return
+    index = run.codes / "index.jsonl"
+    if not index.is_file():
+        raise Problem(f"what {run.adapter} has learnt cannot be told: there is no {index}. Run `python -m tts_kit tokenize` "
+                      "again, on the same data.")
+    learnt = [(row["id"], row["text"], row["split"]) for row in read_rows(index)]
+    same = learnt == [(each.id, each.text, each.split) for each in utterances]
+    if not same or lora.read_voice(run.adapter).get("codes") != cache.digest(run.codes):
+        raise Problem(f"{run.adapter} was trained on other clips than {run.codes if same else run.data} holds now; what is "
+                      "held out now may have been learnt then. Train again in a new run.")
 
 
 def describe(run: Run, voice: Voice, plan: Plan, reference: Reference) -> dict:

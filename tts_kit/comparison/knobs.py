@@ -23,11 +23,17 @@ def turn(run: Run, voice: Voice, wanted: Mapping[str, Sequence[float]], kind: st
     Neither held-out sentences nor held-out clips are used: what is chosen here can be judged by them afterwards.
     """
     utterances = utterance.read(run.data)
-    turned = [arms.parse(f"{kind}:{name}={value}") for name, values in wanted.items() for value in values]
+    turned = list(dict.fromkeys(arms.parse(f"{kind}:{name}={value}") for name, values in wanted.items()
+                                for value in values))
     if not turned or sentences < 1 or not seeds:
         raise Problem("there is nothing to turn: give at least one knob with values, one sentence and one seed.")
-    contest.refuse_other_clips(run, voice)
+    contest.refuse_other_clips(run, voice, utterances)
     texts = ears.sentences(utterances)[:sentences]
+    if not texts:
+        raise Problem(f"all of the kit's sentences in {ears.SENTENCES} are in the data itself, so that none is left to turn "
+                      "knobs on. Add others to that file.")
+    if len(texts) < sentences:
+        print(f"{sentences} sentences were asked for; the kit has {len(texts)} not in the data, and those are said.")
     plan = Plan(run, run.folder / FOLDER, [Sentence(each) for each in texts], list(dict.fromkeys(seeds)),
                 [arms.parse(kind), *turned], utterances)
     settings = contest.describe(run, voice, plan, arms.pick_reference(utterances))
@@ -47,6 +53,8 @@ def summary(rows: Sequence[dict], asked: verdict.Questions) -> list[str]:
     found = verdict.find(rows, asked)
     better = [each.one for each in found if each.kind in (verdict.WINS, verdict.WINS_WORDS)]
     worse = [each.one for each in found if each.kind in (verdict.LOSES, verdict.LOSES_WORDS)]
+    traded = [each.one for each in found if each.kind in (verdict.TRADES, verdict.TRADES_VOICE)]
     parts = [f"surely better than usual: {', '.join(better) or 'nothing'}"]
     parts += [f"surely worse: {', '.join(worse)}"] if worse else []
+    parts += [f"words for voice, or voice for words: {', '.join(traded)}"] if traded else []
     return [f"In short: {'; '.join(parts)}.", *verdict.verdict(rows, asked).splitlines()]

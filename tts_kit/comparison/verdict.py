@@ -1,5 +1,6 @@
 """The sentence at the end: is the fine-tune better than the base, than cloning, than both together; or is it a tie."""
 
+import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,15 +20,18 @@ NOISE = 0.7
 QUESTIONS = (("tuned", "base"), ("tuned", "clone"), ("tuned+clone", "clone"))
 NAMES = {"tuned": "the fine-tuned model", "base": "the model as it was", "clone": "cloning from one reference clip",
          "tuned+clone": "fine-tuning and the reference clip together"}
-WINS, WINS_WORDS, TIES, LOSES, LOSES_WORDS, TRADES = "wins", "wins words", "ties", "loses", "loses words", "trades"
+WINS, WINS_WORDS, TIES, LOSES, LOSES_WORDS = "wins", "wins words", "ties", "loses", "loses words"
+TRADES, TRADES_VOICE = "trades", "trades voice"
 SAID = {WINS: "{0} sounds more like the voice than {1}",
         WINS_WORDS: "{0} gets fewer words wrong than {1}, in a voice as near",
         TIES: "it is a tie: no difference can be told between {0} and {1}",
         LOSES: "{0} sounds less like the voice than {1}",
         LOSES_WORDS: "{0} gets more words wrong than {1}, in a voice no nearer",
-        TRADES: "{0} sounds more like the voice than {1}, but gets more words wrong"}
+        TRADES: "{0} sounds more like the voice than {1}, but gets more words wrong",
+        TRADES_VOICE: "{0} sounds less like the voice than {1}, but gets fewer words wrong"}
 SHORT = {WINS: "beats {}", WINS_WORDS: "reads better than {}", TIES: "ties with {}", LOSES: "loses to {}",
-         LOSES_WORDS: "costs words against {}", TRADES: "is nearer to the voice than {} at the cost of words"}
+         LOSES_WORDS: "costs words against {}", TRADES: "is nearer to the voice than {} at the cost of words",
+         TRADES_VOICE: "reads better than {} at the cost of the voice"}
 SHORT_NAMES = {"tuned": "fine-tuning", "base": "the model as it was", "clone": "cloning", "tuned+clone": "doing both"}
 UNMEASURED = (f"Whether fine-tuning helped was not measured: no judges listened. Install them with `make judges` (or: "
               f"{judges.INSTALL}), and run the same command again without TTS_KIT_JUDGES=none; the clips are kept.")
@@ -82,9 +86,10 @@ def verdict(rows: Sequence[dict], asked: Questions = QUESTIONS) -> str:
     found = find(rows, asked)
     if not found:
         return "There is nothing to compare: a verdict wants the arm tuned, and base or clone."
-    takes = len({row["seed"] for row in rows if row["seed"] is not None})
+    takes = collections.Counter((row["arm"], row["sentence"]) for row in rows if row["seed"] is not None).values()
     sentences = len({row["sentence"] for row in rows if row["seed"] is not None})
-    basis = f"Judged on {_several(sentences, 'sentence')} with {_several(takes, 'take')} each{_power(found)}."
+    fewest = f"{min(takes)} to " if min(takes) < max(takes) else ""
+    basis = f"Judged on {_several(sentences, 'sentence')} with {fewest}{_several(max(takes), 'take')} each{_power(found)}."
     return "\n".join([*map(answer, found), basis, *_settling(found), *_caution(rows, sentences)])
 
 
@@ -132,15 +137,25 @@ def _chance(measure: str, found: Estimate) -> float:
 
 def _kind(found: dict[str, Estimate], sure: dict[str, bool]) -> str:
     lost = sure.get("wrong words", False) and found["wrong words"].value > 0
+    if sure.get("similarity") and found["similarity"].value < 0:
+        # seen from the other arm, whose voice is nearer, the same gap is a trade
+        won = sure.get("wrong words", False) and found["wrong words"].value < -WORSE_WORDS
+        return TRADES_VOICE if won else LOSES
     if sure.get("similarity"):
-        return LOSES if found["similarity"].value < 0 else TRADES if lost else WINS
+        return TRADES if lost else WINS
     return LOSES_WORDS if lost else WINS_WORDS if sure.get("wrong words") else TIES
+
+
+def _together(found: Sequence[Finding], one: Finding) -> int:
+    """How many tests have to be sure together with this question's."""
+    others = sum((each.one, each.other) not in QUESTIONS for each in found)
+    return len(TESTED) * (1 if (one.one, one.other) in QUESTIONS else others)
 
 
 def _power(found: Sequence[Finding]) -> str:
     """What gap so many sentences can show at all: the widest over the questions."""
-    widest = {name: max((each.differences[name].findable(len(TESTED)) for each in found if name in each.differences),
-                        default=np.inf) for name in TESTED}
+    widest = {name: max((each.differences[name].findable(_together(found, each)) for each in found
+                         if name in each.differences), default=np.inf) for name in TESTED}
     shown = [f"{widest[name] * scale:.{digits}f} {unit}" for name, scale, digits, unit in
              (("similarity", 1, 2, "in similarity"), ("wrong words", 100, 0, "points of wrong words"))
              if np.isfinite(widest[name])]
@@ -151,8 +166,8 @@ def _settling(found: Sequence[Finding]) -> list[str]:
     """What it would take to tell what could not be told."""
     ties = [each for each in found if each.kind == TIES]
     gaps = {"similarity": NEARER, "wrong words": WORSE_WORDS}
-    most = [max((each.differences[name].wanted(gap, len(TESTED)) or 0 for each in ties if name in each.differences),
-                default=0) for name, gap in gaps.items()]
+    most = [max((each.differences[name].wanted(gap, _together(found, each)) or 0 for each in ties
+                 if name in each.differences), default=0) for name, gap in gaps.items()]
     if not any(most):
         return []
     few = [max(each, intervals.FEWEST) for each in most]

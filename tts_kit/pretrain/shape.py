@@ -50,7 +50,7 @@ SHAPES = {
     # the real thing's sizes, with random weights
     "csm-1b": dict(text_vocab_size=128256, depth={}, codec={}),
 }
-USUAL_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.25, 0.1)}
+USUAL_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.15, 0.1)}
 """At what backbone and depth decoder should be sampled: the smaller, the less can a second thought be trusted."""
 READ = 5000
 """Sentences of the grammar from which the tokenizer learns which letters go together."""

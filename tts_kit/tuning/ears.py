@@ -93,7 +93,7 @@ class Ears(TrainerCallback):
         choice = choosing.choose(self.rows(), self.recipe.steps)
         if choice.by == choosing.EARS:
             lora.restore(trainer.model, self._place(choice.step) / lora.WEIGHTS)
-        print(f"{choice.why} Hear every step: {self.show(settled=True).resolve().as_uri()}")
+        print(f"{choice.why}\nHear every step: {self.show(settled=True).resolve().as_uri()}")
         return choice
 
     def _is_over(self, step: int) -> bool:
