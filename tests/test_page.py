@@ -48,6 +48,14 @@ def clips_of(text: str) -> list[dict]:
     return [clip for sentence in embedded(text)["sentences"] for clip in sentence["clips"]]
 
 
+def test_the_first_line_leads_and_the_others_are_its_evidence(tmp_path):
+    """Mistake: the verdict drowns in a block of figures, or its evidence is taken for markup."""
+    shown = page.write([row(tmp_path)], tmp_path, "A page", "In short: <it> won.\nBecause <b>so</b>.", {}).read_text()
+    assert '<p class="lead" dir="auto">In short: &lt;it&gt; won.</p>' in shown
+    assert '<ul class="evidence"><li dir="auto">Because &lt;b&gt;so&lt;/b&gt;.</li></ul>' in shown
+    assert "<ul" not in written([row(tmp_path)], tmp_path)
+
+
 def test_twenty_sentences_in_six_arms_travel_in_an_email(tmp_path):
     """Mistake: a page of 30 MB that no mailbox takes; measured on ten seconds of real speech a clip."""
     spoken = np.concatenate([audio.read(path, RATE) for path in sorted((story.VOICE).glob("*.flac"))[:5]])[:10 * RATE]

@@ -39,8 +39,9 @@ def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts
           meanings: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Write folder/index.html from the rows of scores.jsonl, whose files lie in `folder`; returns its path.
 
-    `figures` is a table of text that stands above the players, the names of its columns first; `pictures` are PNGs with
-    their descriptions; `meanings` say what arms are that ARMS does not know.
+    `sentence` is what was found, in short in its first line, with the evidence in the others. `figures` is a table of text,
+    the names of its columns first; `pictures` are PNGs with their descriptions; `meanings` say what arms are that ARMS does
+    not know.
     """
     folder = Path(folder)
     if not rows:
@@ -143,8 +144,11 @@ def _filled(data: dict, title: str, sentence: str, facts: dict, figures: str) ->
                        for name, value in facts.items())
     # ASCII JSON without "<" can neither end its script element nor hold U+2028 or half a surrogate pair
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    first, *others = sentence.split("\n")
+    evidence = "".join(f'<li dir="auto">{_escaped(each)}</li>' for each in others)
     return string.Template(_beside("page.html")).substitute(
-        policy=policy, title=_escaped(title), sentence=_escaped(sentence), facts=listed, style=style, data=embedded,
+        policy=policy, title=_escaped(title), sentence=_escaped(first),
+        evidence=f'<ul class="evidence">{evidence}</ul>' if evidence else "", facts=listed, style=style, data=embedded,
         script=script, figures=figures)
 
 
