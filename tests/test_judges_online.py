@@ -12,7 +12,10 @@ from tts_kit.data import whisper
 from tts_kit.judging import judges, offline, online
 from tts_kit.problem import Problem
 
-pytestmark = pytest.mark.skipif(bool(offline.missing()), reason=f"judges are not installed: {judges.INSTALL}")
+pytestmark = [pytest.mark.skipif(bool(offline.missing()), reason=f"judges are not installed: {judges.INSTALL}"),
+              # torch warns of its older way to write ONNX, which needs no package more
+              pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+              pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export:DeprecationWarning")]
 needs_packages = pytest.mark.skipif(bool(online.missing()), reason=f"not installed (requirements-judges-online.txt): "
                                     f"{', '.join(online.missing())}")
 CLIP = sorted(story.VOICE.glob("*.flac"))[0]

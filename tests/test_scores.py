@@ -259,6 +259,15 @@ def test_pictures_show_what_was_measured():
     assert plots.pictures(unscored, verdict.QUESTIONS) == []
 
 
+def test_what_was_learnt_by_heart_is_no_victory():
+    """Mistake: an arm that says its training clips again sounds exactly like the voice, and wins."""
+    rows = [row | {"copied": row["arm"] == "tuned" and row["sentence"] < 5} for arm, gain in (("base", 0.0), ("tuned", 0.2))
+            for row in rows_of(arm, system(np.random.default_rng(1), 10, gain))]
+    assert verdict.headline(rows) == ("In short: fine-tuning beats the model as it was; but 50% of what fine-tuning gives "
+                                      "are training clips said again.")
+    assert "10 clips nearly a training clip, and no new speech" in verdict.verdict(rows)
+
+
 def test_noise_is_called_noise():
     """Mistake: similarities of noise are told as a tie between two good voices."""
     values = system(np.random.default_rng(0), 5)

@@ -153,6 +153,17 @@ def test_one_listener_counts_once(tmp_path):
     assert len(poll.ballots) == 1 and "already" in twin and "no such file" in absent
 
 
+def test_votes_on_a_test_that_was_replaced_are_still_counted(tmp_path):
+    """Mistake: the comparison is run again while listeners listen, and all that they send back is refused."""
+    old = make_key(tmp_path)
+    paths = written(tmp_path / "votes", old, awake(3, 0.9))
+    run.write_json(tmp_path / "blind-0123456789ab.json", old)
+    run.write_json(tmp_path / blind.KEY, old | {"test": "ffffffffffff"})
+    assert len(ballots.read(paths, tmp_path).ballots) == 3 and ballots.read([], tmp_path).key["test"] == "ffffffffffff"
+    (tmp_path / "blind-0123456789ab.json").unlink()
+    assert len(ballots.read(paths, tmp_path).refused) == 3
+
+
 def test_without_its_key_nothing_is_read(tmp_path):
     """Mistake: FileNotFoundError for somebody who has votes and lost the key."""
     with pytest.raises(Problem, match="nobody knows which clip is which"):

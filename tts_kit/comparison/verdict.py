@@ -17,6 +17,8 @@ SURE = 0.05
 """Chance below which luck is ruled out."""
 NOISE = 0.7
 """Share of wrong words above which there is no speech to judge."""
+COPIES = 0.1
+"""Share of copied clips from which on an arm may have learnt by heart what it is praised for."""
 QUESTIONS = (("tuned", "base"), ("tuned", "clone"), ("tuned+clone", "clone"))
 NAMES = {"tuned": "the fine-tuned model", "base": "the model as it was", "clone": "cloning from one reference clip",
          "tuned+clone": "fine-tuning and the reference clip together"}
@@ -100,6 +102,10 @@ def headline(rows: Sequence[dict], asked: Questions = QUESTIONS) -> str:
         if each.kind:
             said.setdefault(each.one, []).append(SHORT[each.kind].format(SHORT_NAMES.get(each.other, each.other)))
     parts = [f"{SHORT_NAMES.get(one, one)} {' and '.join(kinds)}" for one, kinds in said.items()]
+    for arm, mine in scores.by_arm(rows).items():
+        share = sum(bool(row.get("copied")) for row in mine) / len(mine)
+        if arm in said and share >= COPIES:
+            parts.append(f"but {share:.0%} of what {SHORT_NAMES.get(arm, arm)} gives are training clips said again")
     return f"In short: {'; '.join(parts)}." if parts else ""
 
 
