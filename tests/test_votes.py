@@ -16,6 +16,11 @@ QUESTIONS = [["tuned", "clone"], ["tuned+clone", "clone"]]
 RUNS = 100
 
 
+def report(paths: list, folder: Path) -> list[str]:
+    """The findings as lines."""
+    return votes.describe(votes.results(paths, folder))
+
+
 def take(arm: str, place: int) -> Take:
     return Take(arm, place, f"Sentence {place}.", 1, f"{arm}-{place}.flac", np.full(4, place, np.float32))
 
@@ -140,7 +145,7 @@ def test_bad_files_are_refused_by_name(tmp_path, name):
     assert [each.file for each in poll.ballots] == [good.name]
     refused, = poll.refused
     assert refused["file"] == "bad.json" and why.replace("\\\\", "\\") in refused["why"] and len(refused["why"]) < 250
-    assert any(line.startswith("Refused: bad.json: ") and line.isprintable() for line in votes.report([bad, good], tmp_path))
+    assert any(line.startswith("Refused: bad.json: ") and line.isprintable() for line in report([bad, good], tmp_path))
 
 
 def test_one_listener_counts_once(tmp_path):
@@ -167,7 +172,7 @@ def test_votes_on_a_test_that_was_replaced_are_still_counted(tmp_path):
 def test_without_its_key_nothing_is_read(tmp_path):
     """Mistake: FileNotFoundError for somebody who has votes and lost the key."""
     with pytest.raises(Problem, match="nobody knows which clip is which"):
-        votes.report([], tmp_path)
+        report([], tmp_path)
 
 
 def test_sleepers_are_set_aside_and_named(tmp_path):
@@ -218,14 +223,14 @@ def test_coins_find_nothing(tmp_path, kind):
 def test_the_lines_hold_the_evidence(tmp_path):
     """Mistake: a claim without the question, the number of listeners and votes, bounds and power."""
     key = make_key(tmp_path)
-    text = "\n".join(votes.report(written(tmp_path, key, awake(8, 0.95)), tmp_path))
+    text = "\n".join(report(written(tmp_path, key, awake(8, 0.95)), tmp_path))
     for wanted in ("8 listeners, 8 on headphones", "Which of the two sounds more like the speaker", "48 votes", "between",
                    "The fine-tuned model wins against cloning", "four times of five", "exact test p < 0.001",
                    "a stranger 1.0", "the voice itself 5.0", "No difference can be told between fine-tuning and the"):
         assert wanted in text, wanted
-    alone = "\n".join(votes.report(written(tmp_path, key, awake(1, 0.95)), tmp_path))
+    alone = "\n".join(report(written(tmp_path, key, awake(1, 0.95)), tmp_path))
     assert "1 listener can show nothing about others" in alone and "wins" not in alone
-    assert "nothing can be said" in "\n".join(votes.report([], tmp_path))
+    assert "nothing can be said" in "\n".join(report([], tmp_path))
 
 
 def sample(chance: np.random.Generator, share: float, spread: float, listeners: int = 10, sentences: int = 10) -> np.ndarray:

@@ -35,11 +35,6 @@ def results(paths: Sequence[str | Path], folder: str | Path) -> dict:
     return analyse(read(paths, folder))
 
 
-def report(paths: Sequence[str | Path], folder: str | Path) -> list[str]:
-    """The findings as lines in plain English; what was not counted is named."""
-    return describe(results(paths, folder))
-
-
 def analyse(poll: Poll) -> dict:
     """Every question answered by those who listened, and, where some did not, by all; sure together, not each by itself."""
     counted, key = poll.counted(), poll.key
