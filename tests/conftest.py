@@ -21,7 +21,7 @@ from tts_kit.data.utterance import RATE
 from tts_kit.model import load
 from tts_kit.pretrain import shape
 from tts_kit.recipe import Recipe
-from tts_kit.tokens.cache import Clip
+from tts_kit.tokens.clip import Clip
 
 torch.set_num_threads(1)
 

@@ -24,7 +24,7 @@ from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows, write_bytes
 from tts_kit.tokens import cache
-from tts_kit.tuning import choosing, ears, grid, trainer, watch
+from tts_kit.tuning import choosing, ears, finetune, grid, watch
 
 pytest.importorskip("scipy", reason="intervals need scipy, which requirements-judges.txt installs")
 installed = pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
@@ -182,8 +182,8 @@ def losses(run):
 def test_listening_keeps_every_step_and_leaves_no_trace_in_the_losses(loud_recipe, tmp_path, listeners, capsys):
     """Mistake: listening draws from the training's chance; or what is saved as chosen is the last step after all."""
     deaf, run = of_clips("deaf", tmp_path), of_clips("one", tmp_path)
-    trainer.fit(loud_recipe.but(listen_every=0), deaf, CPU)
-    trainer.fit(loud_recipe, run, CPU)
+    finetune.fit(loud_recipe.but(listen_every=0), deaf, CPU)
+    finetune.fit(loud_recipe, run, CPU)
     assert losses(run) == losses(deaf) and not (deaf.training / ears.FOLDER).exists()
     rows = read_rows(run.training / ears.ROWS)
     assert [(row["step"], row["sentence"]) for row in rows] == [(step, number + 1) for step in (0, 2, 4, 6)
@@ -207,14 +207,14 @@ def test_listening_keeps_every_step_and_leaves_no_trace_in_the_losses(loud_recip
 def test_an_interrupted_training_hears_the_same_and_says_nothing_twice(loud_recipe, tmp_path, listeners):
     """Mistake: steps are said again after a disconnect, lost, or listed twice, and another step is kept."""
     whole, run = of_clips("whole", tmp_path), of_clips("one", tmp_path)
-    trainer.fit(loud_recipe, whole, CPU)
+    finetune.fit(loud_recipe, whole, CPU)
     listeners.clear()
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(loud_recipe, run, CPU, [Interrupt(5)])  # heard at 4, resumed from 3
+        finetune.fit(loud_recipe, run, CPU, [Interrupt(5)])  # heard at 4, resumed from 3
     table = run.training / ears.ROWS
     table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith('{"step": 2')))
     shutil.rmtree(run.training / ears.FOLDER / "step-000004")  # as a kill while it was said leaves it
-    trainer.fit(loud_recipe, run, CPU)
+    finetune.fit(loud_recipe, run, CPU)
     assert len(listeners) == 5  # 0, 2, 4, and 4 again, 6
     assert read_rows(table) == read_rows(whole.training / ears.ROWS)
     same(adapter(run.adapter), adapter(whole.adapter))
@@ -227,9 +227,9 @@ def test_what_was_heard_of_another_recipe_is_not_mixed_in(loud_recipe, tmp_path,
     """Mistake: a run that had no checkpoint yet takes another recipe, and the steps of the old one stand beside the new."""
     run = of_clips("one", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(loud_recipe.but(rank=8), run, CPU, [Interrupt(2)])
+        finetune.fit(loud_recipe.but(rank=8), run, CPU, [Interrupt(2)])
     old = (run.training / ears.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns
-    trainer.fit(loud_recipe, run, CPU)
+    finetune.fit(loud_recipe, run, CPU)
     assert (run.training / ears.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns != old
 
 
@@ -239,7 +239,7 @@ def test_patience_ends_the_training_early(loud_recipe, tmp_path, listeners, caps
     likeness = iter([0.3] * len(SHORT) + [0.8] * len(SHORT) + [0.6] * 99)
     monkeypatch.setattr(ears.Ears, "_likeness", lambda self, found: next(likeness))
     run = of_clips("one", tmp_path)
-    trainer.fit(loud_recipe.but(steps=20, patience=2), run, CPU)
+    finetune.fit(loud_recipe.but(steps=20, patience=2), run, CPU)
     assert "The training ends at step 6 of 20: 2 listens without a better step." in capsys.readouterr().out
     metrics = json.loads((run.adapter / lora.VOICE).read_text())["metrics"]
     assert metrics["chosen_step"] == 2 and losses(run)[-1][0] == 6
@@ -257,7 +257,7 @@ def test_where_nobody_can_listen_the_last_step_is_kept(recipe, tmp_path, monkeyp
         few.write_text("Text 1.\nAnother one.\n")
         monkeypatch.setattr(ears, "SENTENCES", few)
         monkeypatch.setattr(judges, "present", lambda: "a test")
-    trainer.fit(recipe.but(listen_every=2), run, CPU)
+    finetune.fit(recipe.but(listen_every=2), run, CPU)
     said = capsys.readouterr().out
     assert said.count("Nobody can listen to the training") == 1 and "The last step will be kept." in said
     assert (judges.INSTALL in said) is (missing == "judges")

@@ -21,7 +21,7 @@ from tts_kit.problem import Problem
 from tts_kit.run import Run, read_rows, write_bytes, write_json, write_rows
 from tts_kit.tokens import cache, codec
 from tts_kit.tokens.prompt import Turn
-from tts_kit.tuning import trainer, watch
+from tts_kit.tuning import finetune, trainer, watch
 
 CPU = runtime.choose("cpu")
 TOY_CODEC = codec.Codec(shape.untrained("toy").codec_model, None).fingerprint()
@@ -51,7 +51,7 @@ def run(tmp_path):
 
 
 def prepared(recipe, run, arithmetic=CPU):
-    return trainer.prepare(recipe, run, cache.of_run(run), arithmetic)
+    return finetune.prepare(recipe, run, cache.of_run(run), arithmetic)
 
 
 def adapter(folder) -> dict:
@@ -125,7 +125,7 @@ def test_evaluation_is_the_mean_over_all_held_out_frames(recipe, run, base):
     _, small = prepared(recipe.but(tokens_per_batch=10), run)
     assert small.evaluate()["eval_backbone_loss"] == pytest.approx(alone["eval_backbone_loss"], rel=1e-6)
     assert small.evaluate()["eval_depth_loss"] == pytest.approx(alone["eval_depth_loss"], rel=1e-6)
-    trainer.fit(recipe, run, CPU)
+    finetune.fit(recipe, run, CPU)
     rows = [row for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
     assert [row["step"] for row in rows] == [0, 2, 4]
     metrics = json.loads((run.adapter / lora.VOICE).read_text())["metrics"]
@@ -153,11 +153,11 @@ def test_killed_training_resumes_to_the_same_weights(recipe, run, tmp_path):
     """Mistake: after SIGKILL the order of clips, the optimizer or the schedule starts anew, or a half checkpoint is read."""
     recipe = recipe.but(steps=30, save_every=3, evaluate_every=15, depth_ratio=0.25)
     whole = with_codes(Run("whole", tmp_path), cache.read(run.codes))
-    trainer.fit(recipe, whole, CPU)
+    finetune.fit(recipe, whole, CPU)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     script = ("import sys, torch; torch.set_num_threads(1)\n"
-              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import trainer\n"
-              "trainer.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'))\n")
+              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import finetune\n"
+              "finetune.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'))\n")
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
@@ -171,7 +171,7 @@ def test_killed_training_resumes_to_the_same_weights(recipe, run, tmp_path):
     broken = run.training / "checkpoint-29"
     broken.mkdir()  # as a kill in the middle of saving leaves it
     (broken / "trainer_state.json").write_text("{")
-    trainer.fit(recipe, run, CPU)
+    finetune.fit(recipe, run, CPU)
     assert not (run.adapter / "checkpoint").exists() and last is not None
     same(adapter(run.adapter), adapter(whole.adapter))
     kept, wanted = (read_rows(one.training / watch.RECORD) for one in (run, whole))
@@ -193,36 +193,36 @@ def test_a_clip_without_a_finite_loss_stops_the_run_by_name(recipe, run):
 
 def test_another_recipe_in_the_same_run_is_refused(recipe, run):
     """Mistake: a run goes on with other values than it began with, or is overwritten."""
-    trainer.fit(recipe, run, CPU)
+    finetune.fit(recipe, run, CPU)
     before = adapter(run.adapter)
     with pytest.raises(Problem, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4"):
-        trainer.fit(recipe.but(rank=8, steps=9), run, CPU)
+        finetune.fit(recipe.but(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
 
 
 def test_a_run_that_has_learnt_nothing_takes_another_recipe(recipe, run, toy):
     """Mistake: a misspelt base or a batch too large for the card blocks the run's name for ever."""
     with pytest.raises(Problem, match="no/such"):
-        trainer.fit(recipe.but(base="no/such"), run, CPU)
-    assert trainer.fit(recipe, run, CPU) == run.adapter
+        finetune.fit(recipe.but(base="no/such"), run, CPU)
+    assert finetune.fit(recipe, run, CPU) == run.adapter
 
 
 @pytest.mark.parametrize("trained_by_then", ["finished", "stopped"])
 def test_a_run_is_bound_to_its_codes(recipe, run, trained_by_then):
     """Mistake: an adapter of old clips is called trained, or a resume goes on with other clips."""
-    trainer.fit(recipe, run, CPU)
+    finetune.fit(recipe, run, CPU)
     if trained_by_then == "stopped":
         (run.adapter / lora.VOICE).unlink()
     with_codes(run, [*cache.read(run.codes), make_clip("new", 9)])
     with pytest.raises(Problem, match="trained on other codes.*another run name"):
-        trainer.fit(recipe, run, CPU)
+        finetune.fit(recipe, run, CPU)
 
 
 def test_codes_older_than_the_data_are_refused(recipe, run):
     """Mistake: new data is prepared, the codes are forgotten, and the old clips are trained on."""
     write_rows(run.data / "manifest.jsonl", [{"id": "another", "text": "Words.", "split": "train"}])
     with pytest.raises(Problem, match="made from other data than .*tokenize"):
-        trainer.fit(recipe, run, CPU)
+        finetune.fit(recipe, run, CPU)
 
 
 def test_micro_batches_are_never_dropped(recipe, run, monkeypatch):
@@ -245,16 +245,16 @@ def test_a_sample_that_ends_at_once_is_no_crash(recipe, run):
 
 def test_a_finished_run_is_not_trained_again(recipe, run, capsys):
     """Mistake: running a notebook again throws an hour of training away."""
-    trainer.fit(recipe, run, CPU)
+    finetune.fit(recipe, run, CPU)
     stamp = (run.adapter / lora.WEIGHTS).stat().st_mtime_ns
-    trainer.fit(recipe, run, CPU)
+    finetune.fit(recipe, run, CPU)
     assert "already trained" in capsys.readouterr().out
     assert (run.adapter / lora.WEIGHTS).stat().st_mtime_ns == stamp
 
 
 def test_samples_plot_and_metrics_are_there(recipe, run):
     """Mistake: a training of which nothing can be seen or heard."""
-    trainer.fit(recipe.but(sample_every=2, sample_texts=("One.", "Two?")), run, CPU)
+    finetune.fit(recipe.but(sample_every=2, sample_texts=("One.", "Two?")), run, CPU)
     heard = sorted(str(path.relative_to(run.training)) for path in run.training.glob("samples/*/*.wav"))
     assert heard == [f"samples/step-{step:06d}/{number}.wav" for step in (0, 2, 4) for number in (1, 2)]
     assert (run.training / "losses.png").read_bytes().startswith(b"\x89PNG")
@@ -270,25 +270,25 @@ def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(recipe, run,
     recipe = recipe.but(steps=6)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     script = ("import resource, sys, torch; torch.set_num_threads(1)\n"
-              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import trainer\n"
+              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import finetune\n"
               "from transformers import TrainerCallback\n"
               "class Full(TrainerCallback):\n"
               "    def on_step_end(self, args, state, control, **_):\n"
               "        if state.global_step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-              "trainer.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'), [Full()])\n")
+              "finetune.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'), [Full()])\n")
     out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
                          capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert out.returncode != 0
     assert "the disk is full" in out.stderr and "run the same command again" in out.stderr
     assert trainer.last_whole_checkpoint(run.training).name == "checkpoint-2"
-    assert trainer.fit(recipe, run, CPU) == run.adapter
+    assert finetune.fit(recipe, run, CPU) == run.adapter
 
 
 def test_trl_progress_callback_plugs_in(recipe, run):
     """Mistake: trl is asked for in requirements.txt and nothing of it works with this trainer."""
     from trl import RichProgressCallback
 
-    assert trainer.fit(recipe, run, CPU, callbacks=[RichProgressCallback()]) == run.adapter
+    assert finetune.fit(recipe, run, CPU, callbacks=[RichProgressCallback()]) == run.adapter
 
 
 def test_codes_of_another_codec_are_refused(recipe, run):
@@ -301,7 +301,7 @@ def test_codes_of_another_codec_are_refused(recipe, run):
 def test_codes_that_are_missing_or_damaged_are_named(recipe, run, tmp_path):
     """Mistake: a truncated cache entry ends in a traceback of safetensors, or a foreign one is trained on."""
     with pytest.raises(Problem, match="neither data nor codes. Begin with .*data SOURCE --run empty"):
-        trainer.fit(recipe, Run("empty", tmp_path), CPU)
+        finetune.fit(recipe, Run("empty", tmp_path), CPU)
     entries = sorted(run.codes.glob("entries/*"))
     whole = entries[3].read_bytes()
     for content, complaint in ((whole[:40], "cannot be read"), (entries[4].read_bytes(), "holds something else")):

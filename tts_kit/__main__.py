@@ -153,12 +153,12 @@ def tokenize(options) -> None:
 def train(options) -> None:
     run = Run(options.run)
     recipe = _recipe(options, run)
-    from tts_kit.tuning import trainer
+    from tts_kit.tuning import finetune
 
     if not options.dry_run:
-        trainer.fit(recipe, run, _runtime(options))
+        finetune.fit(recipe, run, _runtime(options))
         return
-    plan = trainer.rehearse(recipe, run, _runtime(options))
+    plan = finetune.rehearse(recipe, run, _runtime(options))
     print(json.dumps(plan) if options.json else "\n".join(f"{name}: {value}" for name, value in plan.items()))
 
 

@@ -8,7 +8,7 @@ from tts_kit.recipe import Recipe
 from tts_kit.run import Run
 from tts_kit.runtime import Runtime
 from tts_kit.speech import speak
-from tts_kit.tuning import trainer
+from tts_kit.tuning import finetune
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 VOICE = SAMPLES / "voice"
@@ -23,7 +23,7 @@ def tell(source: str | Path, recipe: Recipe, run: Run, runtime: Runtime, sentenc
     """From clips with transcripts to a page to listen to; returns the page."""
     data.prepare(source, run, recipe)
     tokens.encode(recipe, run, runtime)
-    adapter = trainer.fit(recipe, run, runtime)
+    adapter = finetune.fit(recipe, run, runtime)
     voice = speak.load_voice(runtime, adapter, recipe.base)
     return contest.compare(run, voice, sentences, seeds)
 

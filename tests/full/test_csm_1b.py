@@ -24,10 +24,10 @@ from tts_kit.model import generate, load, lora
 from tts_kit.run import Run
 from tts_kit.tokens import cache
 from tts_kit.tokens.prompt import Turn
-from tts_kit.tuning import trainer
+from tts_kit.tuning import finetune
 recipe, run = recipes.read(sys.argv[1]), Run("full", sys.argv[2])
 figures, start = {}, time.monotonic()
-base, made = trainer.prepare(recipe, run, cache.of_run(run), runtime.choose("cpu"))
+base, made = finetune.prepare(recipe, run, cache.of_run(run), runtime.choose("cpu"))
 figures["load_seconds"] = time.monotonic() - start
 start = time.monotonic()
 made.args.eval_strategy = "no"

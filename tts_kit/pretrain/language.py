@@ -27,7 +27,7 @@ from tts_kit.problem import Problem, command
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_json, read_rows, refuse_to_replace, write_bytes, write_json, write_rows
 from tts_kit.runtime import Runtime
-from tts_kit.tokens.cache import Clip
+from tts_kit.tokens.clip import Clip
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import batches, trainer, watch

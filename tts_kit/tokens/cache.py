@@ -1,7 +1,7 @@
 """Codes on disk: one small file a clip, named by what it was made of, so that a rerun encodes only what is missing."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,25 +14,11 @@ from tts_kit.data import utterance
 from tts_kit.data.utterance import Utterance
 from tts_kit.problem import Problem
 from tts_kit.run import Run, read_json, read_rows, write_bytes, write_json, write_rows
+from tts_kit.tokens.clip import Clip
 from tts_kit.tokens.codec import Codec
 
 FORMAT = "1"
 SECONDS_PER_BATCH = 120.0
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An utterance whose sound has become codes."""
-    id: str
-    text: str
-    source: str
-    """The speaker id that CSM reads."""
-    speaker: str
-    """The speaker's name; a clip is only ever context for one of the same name."""
-    recording: str
-    split: str
-    codes: torch.Tensor
-    """(frames, codebooks) int16"""
 
 
 class Damaged(Exception):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tts_kit.recipe import Recipe
-from tts_kit.tokens.cache import Clip
+from tts_kit.tokens.clip import Clip
 from tts_kit.tokens.prompt import UNSCORED, Example, Turn, Writer
 
 Item = tuple[int, int | None]

@@ -22,7 +22,7 @@ from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows, write_bytes, write_rows, write_text, writing_folder
 from tts_kit.tokens import cache
-from tts_kit.tokens.cache import Clip
+from tts_kit.tokens.clip import Clip
 from tts_kit.tuning import choosing, grid, watch
 from tts_kit.tuning.choosing import Choice
 

@@ -1,0 +1,118 @@
+"""Codes -> adapter: `fit` trains a run's adapter from wherever it stopped."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PrinterCallback, TrainerCallback
+
+from tts_kit import checkpoint
+from tts_kit import recipe as recipes
+from tts_kit import runtime as runtimes
+from tts_kit.model import load, lora
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run, write_text
+from tts_kit.runtime import Runtime
+from tts_kit.tokens import cache
+from tts_kit.tokens.clip import Clip
+from tts_kit.tuning import batches, ears, watch
+from tts_kit.tuning.choosing import Choice
+from tts_kit.tuning.trainer import CsmTrainer, arguments, last_whole_checkpoint
+
+CODES = "codes.sha256"
+
+
+def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback] = ()) -> Path:
+    """Train the adapter of a run, or go on where it stopped; returns the adapter folder."""
+    clips = cache.of_run(run)
+    refuse_other_claims(recipe, run)
+    if (run.adapter / lora.VOICE).exists():
+        print(f"{run.adapter} is already trained with this recipe. To train again choose another run name, or delete it "
+              f"and {run.training}.")
+        return run.adapter
+    progress = watch.Progress()
+    base, trainer = prepare(recipe, run, clips, runtime, [progress, *callbacks])
+    if listener := ears.of(base, recipe, run, clips):
+        trainer.add_callback(listener)
+    write_text(run.training / recipes.FILE, recipe.to_json())
+    write_text(run.training / CODES, cache.digest(run.codes))
+    last = last_whole_checkpoint(run.training)
+    print(f"Going on from {last.name}." if last else "Starting from the base model.")
+    start = time.monotonic()
+    trainer.args.eval_on_start = last is None
+    with checkpoint.quiet(), contextlib.closing(progress):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return _finish(trainer, base, recipe, run, ears.settle(listener, trainer), time.monotonic() - start)
+
+
+def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
+            callbacks: Sequence[TrainerCallback] = ()) -> tuple[load.Base, CsmTrainer]:
+    """The base with a fresh adapter, and a trainer over the run's codes."""
+    engine, why = load.choose_engine(recipe.engine, runtime)
+    print(f"{runtime.why} Engine: {engine} ({why}).")
+    base = load.base(recipe.base, runtime, recipe.revision, engine)
+    if cache.made_by(run.codes) != base.codec.fingerprint():
+        raise Problem(f"{run.codes} was made by another codec than that of {recipe.base}. Run `python -m tts_kit tokenize` "
+                      "with the same --base again; codes that fit are kept.")
+    model = lora.attach(base.model, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
+    print(lora.describe(lora.census(model)))
+    steps = batches.Steps([clip for clip in clips if clip.split == "train"], base.writer, recipe)
+    held_out = [batches.write(clip, base.writer) for clip in clips if clip.split == "held_out"]
+    print(f"{len(steps.scored)} clips to learn from, {len(held_out)} held out; {recipe.steps} steps pass the data "
+          f"{steps.passes:.1f} times.")
+    watchers = [watch.Record(run), watch.Samples(base, recipe, run, steps.speaker), *callbacks]
+    trainer = CsmTrainer(model, arguments(recipe, run, runtime), steps, batches.for_evaluation(held_out, recipe),
+                         runtime, callbacks=watchers)
+    trainer.remove_callback(PrinterCallback)
+    return base, trainer
+
+
+def refuse_other_claims(recipe: Recipe, run: Run) -> None:
+    """A run that has learnt something goes on with the same recipe and codes, or not at all."""
+    if not (last_whole_checkpoint(run.training) or (run.adapter / lora.VOICE).exists()):
+        return
+    if different := recipe.differences(recipes.read(run.training / recipes.FILE)):
+        listed = "; ".join(f"{name} is {now!r}, there it is {then!r}" for name, (now, then) in different.items())
+        raise Problem(f"{run.training / recipes.FILE} already holds another recipe: {listed}. Give the same values to "
+                      f"go on with this one, choose another run name, or delete {run.training} and {run.adapter} to begin "
+                      "anew.")
+    if (run.training / CODES).read_text(encoding="utf-8") != cache.digest(run.codes):
+        raise Problem(f"{run.training} was trained on other codes than {run.codes} holds now. Choose another run name for "
+                      f"the new codes, or delete {run.training} and {run.adapter}.")
+
+
+def rehearse(recipe: Recipe, run: Run, runtime: Runtime) -> dict:
+    """What a training would be, without loading any weight: counts from the meta device, clips from the codes."""
+    clips = cache.of_run(run)
+    engine, _ = load.choose_engine(recipe.engine, runtime)
+    model = lora.attach(load.without_weights(recipe.base, recipe.revision), recipe.rank, recipe.alpha, recipe.targets)
+    counts = lora.census(model)
+    return {"trainable": sum(count["trainable"] for count in counts.values()),
+            "modules": {part: count["modules"] for part, count in counts.items()},
+            "clips": sum(clip.split == "train" for clip in clips), "steps": recipe.steps, "device": runtime.device,
+            "dtype": str(runtime.dtype).removeprefix("torch."), "engine": engine}
+
+
+def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chosen: Choice, seconds: float) -> Path:
+    before, after = watch.evaluations(trainer, chosen.step)
+    movement = lora.moved(trainer.model)
+    if not all(movement.values()):
+        still = ", ".join(part for part, largest in movement.items() if not largest)
+        raise Problem(f"after {chosen.step} steps the adapter of {still} has not moved at all. Train again under another "
+                      "run name with a higher --learning-rate, more --steps or fewer --warmup-steps.")
+    metrics = {"before": before, "after": after, "adapter_moved": movement,
+               "seconds_since_start_or_resume": round(seconds, 1), "steps": recipe.steps,
+               "chosen_step": chosen.step, "chosen_by": chosen.by, "chosen_because": chosen.why,
+               "passes": round(trainer.train_dataset.passes * chosen.step / recipe.steps, 2),
+               "machine": runtimes.machine(), "versions": runtimes.versions()}
+    voice = {"speaker": trainer.train_dataset.speaker, "run": run.name,
+             "codes": cache.digest(run.codes), "metrics": metrics}
+    lora.save(trainer.model, run.adapter, base, recipe.to_json(), voice)
+    print(f"Held-out loss: backbone {before['eval_backbone_loss']:.3f} -> {after['eval_backbone_loss']:.3f}, depth "
+          f"{before['eval_depth_loss']:.3f} -> {after['eval_depth_loss']:.3f}. Adapter: {run.adapter}")
+    if after["eval_loss"] > before["eval_loss"]:
+        print("On held-out clips the adapter is worse than the base: it has learnt the training clips by heart. Try fewer "
+              "steps, a lower learning rate or more data.")
+    return run.adapter
