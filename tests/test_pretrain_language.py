@@ -73,7 +73,8 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     assert ids == {"0"}
     run = Run("pretrain", tmp_path)
     folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.but(steps=120), "toy")
-    from tts_kit.model.generate import Sampling, takes
+    from tts_kit.model.generate import takes
+    from tts_kit.model.sampling import Sampling
     from tts_kit.tokens.prompt import Turn
     base = load.base(str(folder), CPU)
     said = []

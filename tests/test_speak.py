@@ -11,7 +11,7 @@ from test_tokens import tone
 
 from tts_kit import audio, runtime
 from tts_kit.model import lora
-from tts_kit.model.generate import Sampling
+from tts_kit.model.sampling import Sampling
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.speech import speak

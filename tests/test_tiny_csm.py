@@ -7,7 +7,7 @@ import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from tts_kit import runtime
-from tts_kit.model.generate import Sampling
+from tts_kit.model.sampling import Sampling
 from tts_kit.pretrain import sentences, ship
 from tts_kit.speech import speak
 from tts_kit.story import BUNDLED

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from tts_kit import runtime
 from tts_kit.model import generate, lora, loss
-from tts_kit.model.generate import Sampling
+from tts_kit.model.sampling import Sampling
 from tts_kit.pretrain import shape
 from tts_kit.problem import Problem
 from tts_kit.run import Run, read_rows, write_bytes, write_json, write_rows

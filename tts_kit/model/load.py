@@ -9,7 +9,7 @@ import torch
 from transformers import CsmForConditionalGeneration
 
 from tts_kit import checkpoint
-from tts_kit.model.generate import Sampling
+from tts_kit.model.sampling import Sampling
 from tts_kit.physics import Physics
 from tts_kit.problem import Problem
 from tts_kit.runtime import Runtime
