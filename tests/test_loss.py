@@ -3,9 +3,13 @@
 import pytest
 import torch
 from conftest import make_clip
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import layer as peft_layer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tts_kit import runtime
-from tts_kit.model import load, lora, loss
+from tts_kit.doctor import cost
+from tts_kit.model import lean, load, lora, loss
 from tts_kit.tuning import batches
 
 CLIPS = [make_clip("a", 9, "One."), make_clip("b", 5, "Another one?"), make_clip("c", 12, "A third, longer one.")]
@@ -25,6 +29,10 @@ def stock_loss(model, example):
 def kit_means(model, batch):
     sums = loss.sums(model, batch)
     return sums.backbone / sums.frames, sums.depth / sums.depth_frames / (len(sums.by_codebook) - 1)
+
+
+def depth_logits(model, states, codes):
+    return torch.bmm(loss.depth_states(model, states, codes), model.depth_decoder.codebooks_head.weight)
 
 
 def test_loss_from_sound_is_the_loss_from_codes(base, stock, toy):
@@ -101,7 +109,7 @@ def test_depth_loss_counts_only_the_chosen_frames(base):
     whole = batches.collate([example], everything([example]), packing=True)
     hidden = base.model.backbone_model(inputs_embeds=loss.embed(base.model, whole), position_ids=whole["positions"],
                                        use_cache=False).last_hidden_state[0]
-    logits = loss.depth_logits(base.model, hidden[whole["predictors"]], whole["targets"])[:, [2, 5]]
+    logits = depth_logits(base.model, hidden[whole["predictors"]], whole["targets"])[:, [2, 5]]
     wanted = torch.nn.functional.cross_entropy(logits.transpose(0, 1).flatten(0, 1),
                                                whole["targets"][[2, 5], 1:].flatten(), reduction="sum")
     assert chosen.depth_frames == 2
@@ -113,7 +121,7 @@ def test_any_number_of_depth_frames(base, frames):
     """Mistake: transformers 5.17 fails on a pack of as many frames as there are codebooks."""
     codes = make_clip("a", frames).codes.long()
     states = torch.randn(frames, 32, generator=torch.Generator().manual_seed(0))
-    together = loss.depth_logits(base.model, states, codes)
+    together = depth_logits(base.model, states, codes)
     inputs = torch.nn.functional.pad(codes[:1], (1, 0))[:, :-1]
     first = base.model.depth_decoder(input_ids=inputs, backbone_last_hidden_state=states[:1], use_cache=False).logits[0]
     torch.testing.assert_close(together[:, 0], first, rtol=1e-5, atol=1e-6)
@@ -129,3 +137,84 @@ def test_no_cache_is_built_in_training(base, monkeypatch):
     example = batches.write(CLIPS[0], base.writer)
     loss.sums(base.model, batches.collate([example], everything([example]), packing=True))
     assert not made
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0 ** 12])
+def test_chunks_change_nothing(base, monkeypatch, scale):
+    """Mistake: a chunk is left out, scored twice or weighed by its size, or the scale of float16 stays in the gradient."""
+    model = lora.attach(base.model, 4, 8.0)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    examples = [batches.write(clip, base.writer) for clip in CLIPS]
+    batch, seen = batches.collate(examples, everything(examples), packing=True), []
+    for size in (1000, 4):
+        monkeypatch.setitem(loss.CHUNK, "cpu", size)
+        sums = loss.sums(lora.bare(model), batch, scale)
+        (sums.backbone + 3 * sums.depth).backward()
+        learnt = [weight for weight in model.parameters() if weight.requires_grad]
+        seen.append([sums.depth, sums.by_codebook, *(weight.grad for weight in learnt)])
+        for weight in learnt:
+            weight.grad = None
+    plain = (torch.nn.functional.cross_entropy(logits.float(), said, reduction="sum") for logits, said in zip(
+        depth_logits(base.model, *states_and_codes(base.model, batch)), batch["targets"][:, 1:].T))
+    torch.testing.assert_close(seen[0][0], sum(plain), rtol=1e-5, atol=1e-5)
+    for whole, parts in zip(*seen, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
+
+
+def states_and_codes(model, batch):
+    hidden = model.backbone_model(inputs_embeds=loss.embed(model, batch), position_ids=batch["positions"],
+                                  use_cache=False).last_hidden_state[0]
+    return hidden[batch["predictors"]], batch["targets"]
+
+
+def test_memory_of_the_depth_part_is_that_of_a_chunk(base):
+    """Mistake: at ratio 1 every frame's activations are kept until the backward pass, 12 GB for eight clips of CSM-1B."""
+    model = lora.attach(base.model, 4, 8.0)
+    peaks = []
+    for frames in (loss.CHUNK["cpu"], 8 * loss.CHUNK["cpu"]):
+        states, codes = torch.zeros(frames, 32, requires_grad=True), make_clip("a", frames).codes.long()
+        with cost.Ledger([*model.parameters(), *model.buffers(), states, codes]) as ledger:
+            loss.depth_sum(lora.bare(model), states, codes)[0].backward()
+        peaks.append(ledger.peak)
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_lean_projections_are_pefts(base):
+    """Mistake: scaling is lost, or a projection that PEFT was told to treat in another way is treated as a plain one."""
+    model = lora.attach(base.model, 4, 12.0)
+    leaner = [module for module in model.modules() if isinstance(module, lean.Lean)]
+    assert len(leaner) == 28
+    for weight in (weight for module in leaner for weight in module.lora_B.parameters()):
+        weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(weight.numel()))
+    projection, x = leaner[0], torch.randn(2, 3, leaner[0].in_features, requires_grad=True)
+    seen = []
+    for forward in (projection.forward, lambda x: peft_layer.Linear.forward(projection, x)):
+        out = forward(x)
+        seen.append([out, *torch.autograd.grad(out.square().sum(), [x, *projection.lora_A.parameters(),
+                                                                    *projection.lora_B.parameters()])])
+    for mine, theirs in zip(*seen, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    dropped = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules=["0"], lora_dropout=0.5))
+    assert not [module for module in lean.slim(dropped).modules() if isinstance(module, lean.Lean)]
+
+
+def test_sixteen_bit_training_multiplies_in_sixteen_bits(base):
+    """Mistake: PEFT takes every input of a bf16 model to float32, and its products with it, at a tenth of the speed."""
+    model = lora.attach(base.model.to(torch.bfloat16), 4, 8.0)
+    examples = [batches.write(clip, base.writer) for clip in CLIPS]
+
+    seen = set()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+                seen.update(each.dtype for each in args if isinstance(each, torch.Tensor) and each.numel() > 4096)
+            return function(*args, **(kwargs or {}))
+
+    with Products():
+        with torch.autocast("cpu", torch.bfloat16):
+            sums = loss.sums(lora.bare(model), batches.collate(examples, everything(examples), packing=True))
+        (sums.backbone + sums.depth).backward()
+    assert seen == {torch.bfloat16}

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     everything = tuple(field.name for field in dataclasses.fields(Recipe))
 
     verb = told.verb(verbs, "doctor", doctor, "is this machine ready? what to do where it is not", run=False)
-    told.recipe(verb, BASE[:1])
+    told.planner(verb)
 
     _data_verbs(verbs)
     told.recipe(told.verb(verbs, "tokenize", tokenize, "utterances -> codes, made once"), BASE)
@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--reference", help="a clip to clone")
     verb.add_argument("--reference-text", help="what is said in that clip")
     verb.add_argument("--retries", type=told.count, default=0, help="tries again for a sentence that does not end by itself")
+    verb.add_argument("--int8", action="store_true", help="8-bit weights: faster where memory is slow, a little less exact")
+    verb.add_argument("--stream", action="store_true", help="write while speaking, and never try again")
     verb.add_argument("--out", default="speech.wav", help="file to write, .wav or .flac")
     verb.add_argument("--seed", type=told.count, default=0, help="another seed is another take (default 0)")
     told.recipe(verb, BASE + SAMPLING)
@@ -99,6 +101,11 @@ def _data_verbs(verbs) -> None:
 
 
 def doctor(options) -> int:
+    if told.plans(options):
+        from tts_kit.doctor import plan
+
+        print(plan.show(Run(options.run) if options.run else None, **told.given(options)))
+        return 0
     from tts_kit import doctor as surgery
 
     checks = surgery.examine(options.base or Recipe.base)
@@ -164,17 +171,26 @@ def train(options) -> None:
 
 def speak(options) -> None:
     from tts_kit.speech import speak as room
+    from tts_kit.speech import stream as live
 
     if bool(options.reference) != bool(options.reference_text):
         raise Problem("a reference is a clip and what is said in it: give --reference FILE and --reference-text TEXT, or "
                       "neither.")
+    if options.stream and options.retries:
+        raise Problem("--stream hands out what it says at once, so that nothing can be said again: leave --retries out.")
     run = Run(options.run)
     voice = _voice(options, run, options.adapter or run.adapter, may_be_base=options.untuned)
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None
-    speech = room.speak(options.text, voice, reference, not options.untuned, options.seed, options.retries, options.out)
-    ended = "ended by itself" if speech.stopped else "ran to its limit; try --retries 2 or another --seed"
-    takes = f"{speech.takes} take{'s' * (speech.takes != 1)}"
-    print(f"{options.out}: {speech.seconds:.1f} s in {speech.wall_seconds:.1f} s, {takes}, {ended}.")
+    voice.int8 = options.int8
+    if options.stream:
+        speech = live.stream(options.text, voice, reference, not options.untuned, options.seed)
+        speech.save(options.out)
+        how, remedy = f"first sound after {speech.first_seconds or 0:.2f} s", "another --seed"
+    else:
+        speech = room.speak(options.text, voice, reference, not options.untuned, options.seed, options.retries, options.out)
+        how, remedy = f"{speech.takes} take{'s' * (speech.takes != 1)}", "--retries 2 or another --seed"
+    ended = "ended by itself" if speech.stopped else f"ran to its limit; try {remedy}"
+    print(f"{options.out}: {speech.seconds:.1f} s in {speech.wall_seconds:.1f} s, {how}, {ended}.")
 
 
 def compare(options) -> None:
@@ -209,7 +225,7 @@ def _recipe(options, run: Run) -> Recipe:
 def _runtime(options):
     from tts_kit import runtime
 
-    return runtime.choose(options.device)
+    return runtime.choose(options.device, options.dtype)
 
 
 def _voice(options, run: Run, adapter, may_be_base: bool = False):

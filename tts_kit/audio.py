@@ -1,8 +1,10 @@
 """The only room that knows waveforms: mono float32 arrays of shape (samples,), in, out, levelled, trimmed and shown."""
 
+import contextlib
 import html
 import io
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,14 @@ def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, _clipped(samples, path), rate, format=kind, subtype="PCM_16")
     run.write_bytes(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Inside, a function that appends (samples,) to what becomes a 16-bit WAV or FLAC at `path` when all went well."""
+    kind = check_name(path)
+    with run.writing_file(path) as raw, soundfile.SoundFile(raw, "w", rate, 1, "PCM_16", format=kind) as file:
+        yield lambda samples: file.write(_clipped(samples, path))
 
 
 def compressed(samples: np.ndarray, rate: int, saving: float = 0.0) -> tuple[bytes, str]:

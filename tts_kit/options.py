@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tts_kit import recipe as recipes
+from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = ("auto", "float32", "bfloat16")
 ARMS = ("base", "clone", "tuned", "tuned+clone")
 TRIALS = ("ab", "smos", "preference", "abx", "cmos")
-CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES}
+PLANNED = ("revision", "rank", "targets", "steps", "tokens_per_batch", "accumulation", "packing", "context_share",
+           "depth_ratio", "checkpointing", "text_off_gpu", "evaluate_every")
+CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES, "compile": recipes.COMPILE}
 
 
 def verb(verbs: argparse._SubParsersAction, name: str, function: Callable, explanation: str, run: bool = True,
@@ -23,6 +27,8 @@ def verb(verbs: argparse._SubParsersAction, name: str, function: Callable, expla
         made.add_argument("--run", default=default, help=f"name of the run; its folder is runs/NAME (default {default})")
     if run and computes:
         made.add_argument("--device", default="auto", choices=DEVICES, help="where to compute")
+        made.add_argument("--dtype", default="auto", choices=DTYPES, help="in which precision the network computes "
+                          "(auto: 16 bits on NVIDIA GPUs; a processor that multiplies bfloat16 itself learns faster in it)")
     return made
 
 
@@ -48,6 +54,21 @@ def contest(verb: argparse.ArgumentParser) -> None:
                       help="instead of the arms, turn this knob (temperature, depth_temperature, strength, checkpoint, "
                       "references, reference_seconds), on sentences and clips that are not held out; may be given often")
     verb.add_argument("--knobs-of", choices=ARMS, default="tuned", help="the arm whose knobs are turned (default tuned)")
+
+
+def planner(verb: argparse.ArgumentParser) -> None:
+    """What the doctor looks at, and what it plans for."""
+    verb.add_argument("--plan", action="store_true", help="what training would need on the usual GPUs: batch, memory, "
+                      "minutes and dollars, for the clips and the recipe of --run with what is given here")
+    verb.add_argument("--run", help="of --plan: name of the run (default: an example of one hour)")
+    recipe(verb, ("base", *PLANNED))
+
+
+def plans(told: argparse.Namespace) -> bool:
+    """Whether the doctor was asked for a plan; what only a plan heeds is refused without."""
+    if not told.plan and (needless := [name for name in ("run", *PLANNED) if vars(told)[name] is not None]):
+        raise Problem(f"--{needless[0].replace('_', '-')} says for what to plan: give --plan too, or leave it out.")
+    return told.plan
 
 
 def knob(text: str) -> tuple[str, list[float]]:

@@ -14,6 +14,7 @@ from tts_kit.run import Run, read_json, write_text
 FILE = "recipe.json"
 TARGETS = ("both", "backbone", "depth")
 ENGINES = ("auto", "plain", "unsloth")
+COMPILE = ("auto", "yes", "no")
 AS_BASE = -1.0
 """A sampling field that is left to the base."""
 
@@ -67,6 +68,10 @@ class Recipe:
     """Weight of the depth loss beside the backbone loss."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: slower, less memory."""
+    text_off_gpu: bool = False
+    """Keep the text embeddings in main memory, half a gigabyte for CSM-1B; on cards below 12 GB they always are."""
+    compile: str = "auto"
+    """Compile the layers: yes, no, or auto, which does where a run is long enough to win back the minutes it takes."""
     engine: str = "auto"
     """plain (transformers and PEFT), unsloth, or auto."""
 
@@ -113,6 +118,7 @@ class Recipe:
         _require(0 <= self.context_share <= 1, "context_share", self.context_share, "between 0 and 1")
         _require(self.targets in TARGETS, "targets", self.targets, f"one of {', '.join(TARGETS)}")
         _require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
+        _require(self.compile in COMPILE, "compile", self.compile, f"one of {', '.join(COMPILE)}")
 
     def but(self, **changes) -> "Recipe":
         """The same recipe with some fields changed."""

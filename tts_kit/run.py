@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -35,15 +36,16 @@ class Run:
         self.comparison = self.folder / "comparison"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
+@contextlib.contextmanager
+def writing_file(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path`, renamed at the end: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     with explaining_refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(beside, 0o644)
@@ -51,6 +53,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             Path(beside).unlink(missing_ok=True)
             raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The whole file or the old one."""
+    with writing_file(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,8 @@ import torch
 
 from tts_kit.problem import Problem
 
+SHORT = 12e9
+"""Bytes of memory below which a card is short of it."""
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "tokenizers", "safetensors",
@@ -32,6 +34,8 @@ class Runtime:
     """Attention implementation, as transformers names it."""
     why: str
     """One sentence for a person: what was taken, and the reason."""
+    is_short: bool = False
+    """Of memory, so that what can wait elsewhere should."""
 
 
 def choose(device: str = "auto", dtype: str = "auto") -> Runtime:
@@ -63,10 +67,10 @@ def _choose(device: str) -> Runtime:
 
 def on_cuda(name: str, memory: int, bf16: bool) -> Runtime:
     """The runtime of a CUDA card with `memory` bytes."""
-    where = f"On {name} with {memory / 1e9:.0f} GB of memory"
+    where, short = f"On {name} with {memory / 1e9:.0f} GB of memory", memory < SHORT
     if bf16:
-        return Runtime("cuda", torch.bfloat16, "sdpa", f"{where} in bfloat16.")
-    return Runtime("cuda", torch.float16, "sdpa", f"{where}; {name} has no bf16: float16 with a loss scaler.")
+        return Runtime("cuda", torch.bfloat16, "sdpa", f"{where} in bfloat16.", short)
+    return Runtime("cuda", torch.float16, "sdpa", f"{where}; {name} has no bf16: float16 with a loss scaler.", short)
 
 
 def on_colab() -> bool:

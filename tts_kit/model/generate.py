@@ -1,5 +1,6 @@
 """The only generation loop: prompts in, codes out; equal to transformers' `generate` when greedy."""
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ def takes(model, physics: Physics, prompts: Sequence[Example], sampling: Samplin
           limits: Sequence[int], int8: bool = False) -> list[Take]:
     """Speak several prompts at once; a prompt's result depends on its own seed, not on its neighbours."""
     frames, ends = [], [None] * len(prompts)
-    for count, frame in enumerate(stream(model, physics, prompts, sampling, seeds, max(limits), int8)):
-        frames.append(frame)
-        for row, finished in enumerate(is_end(frame).tolist()):
-            if ends[row] is None and (finished or count + 1 >= limits[row]):
-                ends[row] = (count, True) if finished else (count + 1, False)
-        if None not in ends:
-            break
+    with contextlib.closing(stream(model, physics, prompts, sampling, seeds, max(limits), int8)) as coming:
+        for count, frame in enumerate(coming):
+            frames.append(frame)
+            for row, finished in enumerate(is_end(frame).tolist()):
+                if ends[row] is None and (finished or count + 1 >= limits[row]):
+                    ends[row] = (count, True) if finished else (count + 1, False)
+            if None not in ends:
+                break
     codes = torch.stack(frames, dim=1).to(torch.int16)
     return [Take(codes[row, :end].clone(), stopped) for row, (end, stopped) in enumerate(ends)]
 

@@ -9,6 +9,7 @@ import torch
 from transformers import CsmForConditionalGeneration
 
 from tts_kit import checkpoint
+from tts_kit.model import attention
 from tts_kit.model.sampling import Sampling
 from tts_kit.physics import Physics
 from tts_kit.problem import Problem
@@ -37,13 +38,13 @@ class Base:
     """Names the weights an adapter is trained for; a mirror of the same weights has the same name."""
 
 
-def base(name: str, runtime: Runtime, revision: str = "", engine: str = "plain") -> Base:
-    """Load a CSM on the device and in the dtype of `runtime`, frozen."""
+def base(name: str, runtime: Runtime, revision: str = "", engine: str = "plain", codec_device: str = "") -> Base:
+    """Load a CSM on the device and in the dtype of `runtime`, frozen; its codec there too, or on a device of its own."""
     config = checkpoint.config(name, revision)
     loader = _with_unsloth if engine == "unsloth" else _with_transformers
     model = loader(name, revision, runtime)
     physics = Physics.of(config)
-    sound = codec.load(name, revision, runtime.device)
+    sound = codec.load(name, revision, codec_device or runtime.device)
     model.codec_model = None  # kept beside the model in float32, where no training mode, cast or adapter reaches it
     model.requires_grad_(False).eval()
     writer = Writer(checkpoint.tokenizer(name, revision), physics)
@@ -65,7 +66,9 @@ def without_weights(name: str, revision: str = "") -> CsmForConditionalGeneratio
     """The same network on the meta device: for counting, at no cost."""
     config = checkpoint.config(name, revision)
     with torch.device("meta"):
-        return CsmForConditionalGeneration(config)
+        model = CsmForConditionalGeneration(config)
+    attention.install(model)
+    return model
 
 
 def choose_engine(asked: str, runtime: Runtime) -> tuple[str, str]:
@@ -109,6 +112,7 @@ def _with_transformers(name: str, revision: str, runtime: Runtime) -> CsmForCond
     model, report = checkpoint.weights(CsmForConditionalGeneration, name, revision, dtype=runtime.dtype,
                                        attn_implementation=runtime.attention)
     tie(model, {key for key in report["missing_keys"] if not key.startswith("codec_model.")}, name)
+    attention.install(model)
     return model.to(runtime.device)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 
+from tts_kit.model import lean
 from tts_kit.model.load import Base
 from tts_kit.problem import Problem
 from tts_kit.run import read_json, write_bytes, writing_folder
@@ -36,7 +37,7 @@ def attach(model: torch.nn.Module, rank: int, alpha: float, targets: str = "both
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern(targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        return lean.slim(get_peft_model(model, config))
 
 
 def bare(model: torch.nn.Module) -> torch.nn.Module:
@@ -170,7 +171,7 @@ def load(base: Base, folder: Path) -> PeftModel:
         raise Problem(f"{folder / WEIGHTS} is damaged ({error}). {RESTORE}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of keys; they are compared below
-        model = PeftModel.from_pretrained(base.model, folder)
+        model = lean.slim(PeftModel.from_pretrained(base.model, folder))
     if different := saved ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)):
         raise Problem(f"{folder / WEIGHTS} and its {CONFIG} disagree about {sorted(different)[0]}. {RESTORE}")
     return model.eval().requires_grad_(False)

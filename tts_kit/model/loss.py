@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy, embedding_bag
 
+from tts_kit.model import attention
+
+CHUNK = {"gpu": 128, "cpu": 64}
+"""Frames that the depth decoder learns from at once: enough to fill a GPU, few enough for a processor's cache."""
+
 
 @dataclass
 class Sums:
@@ -17,17 +22,17 @@ class Sums:
     """(codebooks,) sums per codebook, the first over `frames`, the others over `depth_frames`; detached."""
 
 
-def sums(model, batch: dict) -> Sums:
-    """Losses of one batch as made by `tuning.batches`, before any averaging."""
-    hidden = model.backbone_model(inputs_embeds=embed(model, batch), position_ids=batch["positions"],
-                                  use_cache=False).last_hidden_state
+def sums(model, batch: dict, scale: float = 1.0) -> Sums:
+    """Losses of one batch as made by `tuning.batches`, before any averaging; `scale` is about how large the gradient of a
+    sum will be, which only matters to float16."""
+    hidden = model.backbone_model(inputs_embeds=embed(model, batch), position_ids=batch["positions"], use_cache=False,
+                                  **attention.told(model, batch["clips"])).last_hidden_state
     # each scored frame is predicted from the position before it
-    states, targets = hidden.flatten(0, 1)[batch["predictors"]], batch["targets"]
+    states, targets = hidden.flatten(0, 1).index_select(0, batch["predictors"]), batch["targets"]
     backbone = cross_entropy(model.lm_head(states).float(), targets[:, 0], reduction="sum")
     chosen = batch["depth_rows"]
-    depth = _by_codebook(depth_logits(model, states[chosen], targets[chosen]), targets[chosen])
-    return Sums(backbone, len(targets), depth.sum(), len(chosen),
-                torch.cat([backbone.detach()[None], depth.detach()]))
+    depth, by_codebook = depth_sum(model, states.index_select(0, chosen), targets.index_select(0, chosen), scale)
+    return Sums(backbone, len(targets), depth, len(chosen), torch.cat([backbone.detach()[None], by_codebook]))
 
 
 def embed(model, batch: dict) -> torch.Tensor:
@@ -35,11 +40,71 @@ def embed(model, batch: dict) -> torch.Tensor:
     table = model.backbone_model.embed_tokens
     codes = batch["codes"] + table.audio_tokens_offsets
     audio = embedding_bag(codes.flatten(0, 1), table.embed_audio_tokens.weight, mode="sum").view(*codes.shape[:2], -1)
-    return torch.where(batch["is_frame"][..., None], audio, model.embed_text_tokens(batch["ids"]))
+    text = batch["text"] if "text" in batch else model.embed_text_tokens(batch["ids"])
+    return torch.where(batch["is_frame"][..., None], audio, text)
 
 
-def depth_logits(model, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Backbone states (frames, hidden) and codes (frames, codebooks) -> (codebooks - 1, frames, words) logits."""
+def depth_sum(model, states: torch.Tensor, codes: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Backbone states (frames, hidden) and codes (frames, codebooks) -> the summed loss, and its part of each codebook."""
+    weights = [weight for weight in model.depth_decoder.parameters() if weight.requires_grad]
+    return InChunks.apply(model, codes, scale, torch.is_grad_enabled(), states, *weights)
+
+
+class InChunks(torch.autograd.Function):
+    """The depth loss a few frames at a time. What a chunk needs for its gradient lives only as long as the chunk: the
+    gradient is taken on the way forward, nothing is computed twice, and memory does not grow with the batch."""
+
+    @staticmethod
+    def forward(context, model, codes, scale, learning, states, *weights):
+        by_codebook = torch.zeros(codes.shape[1] - 1, device=codes.device)
+        into_states, into_weights = torch.zeros_like(states), [torch.zeros_like(weight) for weight in weights]
+        size = CHUNK["cpu" if states.device.type == "cpu" else "gpu"]
+        for start in range(0, len(states), size):
+            chunk = slice(start, start + size)
+            with torch.set_grad_enabled(learning):
+                part = states[chunk].detach().requires_grad_(learning)
+                each = Heads.apply(depth_states(model, part, codes[chunk]), model.depth_decoder.codebooks_head.weight,
+                                   codes[chunk, 1:].T)
+                total = each.sum() * scale
+            by_codebook += each.detach()
+            if learning:
+                into_states[chunk], *others = torch.autograd.grad(total, (part, *weights))
+                for into, other in zip(into_weights, others):
+                    into += other
+        context.gradients, context.scale = (into_states, *into_weights), scale
+        context.mark_non_differentiable(by_codebook)
+        return by_codebook.sum(), by_codebook
+
+    @staticmethod
+    def backward(context, gradient, _):
+        factor = gradient / context.scale
+        return (None, None, None, None, *(found * factor for found in context.gradients))
+
+
+class Heads(torch.autograd.Function):
+    """States (codebooks, frames, hidden), one head a codebook and codes (codebooks, frames) -> (codebooks,) summed
+    cross-entropies in float32. The chances turn into the gradient where they stand: logits are most of the memory."""
+
+    @staticmethod
+    def forward(context, states, weight, codes):
+        chances = torch.bmm(states, weight).float().log_softmax(dim=2)
+        each = -chances.gather(2, codes[..., None]).sum((1, 2))
+        into_states, into_weight, _ = context.needs_input_grad
+        if into_states or into_weight:
+            wrong = chances.exp_().scatter_add_(2, codes[..., None], chances.new_full((*codes.shape, 1), -1.0))
+            wrong = wrong.to(states.dtype)
+            context.into_states = torch.bmm(wrong, weight.transpose(1, 2)) if into_states else None
+            context.into_weight = torch.bmm(states.transpose(1, 2), wrong) if into_weight else None
+        return each
+
+    @staticmethod
+    def backward(context, gradient):
+        found = (context.into_states, context.into_weight)
+        return (*(each if each is None else each * gradient[:, None, None] for each in found), None)
+
+
+def depth_states(model, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Backbone states (frames, hidden) and codes (frames, codebooks) -> (codebooks - 1, frames, hidden) for the heads."""
     depth = model.depth_decoder
     offsets = torch.arange(codes.shape[1] - 1, device=codes.device) * depth.config.vocab_size
     before = depth.model.embed_tokens(codes[:, :-1] + offsets)
@@ -48,11 +113,4 @@ def depth_logits(model, states: torch.Tensor, codes: torch.Tensor) -> torch.Tens
     # without a mask of its own transformers 5.17 fails on exactly as many frames as there are codebooks
     causal = torch.full(2 * (codes.shape[1],), -torch.inf, dtype=inputs.dtype, device=inputs.device).triu(1)[None, None]
     out = depth.model(inputs_embeds=inputs, attention_mask=causal, use_cache=False).last_hidden_state
-    return torch.bmm(out[:, 1:].transpose(0, 1), depth.codebooks_head.weight)
-
-
-def _by_codebook(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """(codebooks - 1,) summed cross-entropy, in float32."""
-    count, frames, words = logits.shape
-    each = cross_entropy(logits.float().reshape(-1, words), codes[:, 1:].T.reshape(-1), reduction="none")
-    return each.view(count, frames).sum(1)
+    return out[:, 1:].transpose(0, 1)

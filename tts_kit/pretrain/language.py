@@ -20,6 +20,7 @@ from transformers import CsmForConditionalGeneration, MimiModel, PrinterCallback
 
 from tts_kit import audio, checkpoint
 from tts_kit import runtime as runtimes
+from tts_kit.model import compiling
 from tts_kit.physics import Physics
 from tts_kit.pretrain import codec_evaluation, corpus, shape
 from tts_kit.pretrain.muon import MuonAdamW
@@ -135,8 +136,7 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
             model.set_attn_implementation("eager")
     model.to(runtime.device)
     if compiled:
-        for layer in (*model.backbone_model.layers, *model.depth_decoder.model.layers):
-            layer.compile(dynamic=True)
+        compiling.layers(model)
     physics = Physics.of(model.config)
     writer = Writer(shape.tokenizer(size), physics)
     steps = Steps([clip for clip in sentences if clip.split == "train"], writer, recipe)

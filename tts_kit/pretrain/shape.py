@@ -47,6 +47,14 @@ SHAPES = {
                    num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
                    upsampling_ratios=[20, 32], sliding_window=100),
     ),
+    # the real codec and its 32 codebooks under a network that a laptop can time: what speed is measured with on a CPU
+    "small": dict(
+        hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+        head_dim=64,
+        depth=dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4,
+                   num_key_value_heads=1, head_dim=64),
+        codec={},
+    ),
     # the real thing's sizes, with random weights
     "csm-1b": dict(text_vocab_size=128256, depth={}, codec={}),
 }

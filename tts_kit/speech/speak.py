@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 from tts_kit import audio, text
 from tts_kit import recipe as recipes
 from tts_kit.model import generate, load, lora
-from tts_kit.model.generate import Sampling
+from tts_kit.model.generate import Take
+from tts_kit.model.sampling import Sampling
 from tts_kit.problem import Problem
 from tts_kit.runtime import Runtime
-from tts_kit.tokens.prompt import Turn
+from tts_kit.tokens.prompt import Example, Turn
 
 PAUSE_SECONDS = 0.15
 BATCH = 8
@@ -32,6 +33,8 @@ class Voice:
     """The base's network, wrapped by PEFT if there is an adapter."""
     speaker: str = "0"
     sampling: Sampling = field(default_factory=Sampling)
+    int8: bool = False
+    """Whether weights are rounded to 8 bits for speaking: fewer bytes to read, and not quite the same."""
 
     @property
     def is_tuned(self) -> bool:
@@ -101,11 +104,9 @@ def speak(words: str, voice: Voice, reference: Given = None, tuned: bool = True,
     """Say a text of any length in sentences; without a reference the first becomes that of the rest, if it can."""
     if file is not None:
         audio.check_name(file)
-    chunks = text.sentences(text.normalise(words))
-    lines = [Line(chunk, seed + number, reference, tuned) for number, chunk in enumerate(chunks)]
-    context = _context(voice, reference)
+    lines, context = cut(words, reference, tuned, seed), turns(voice, reference)
     said = _say(voice, lines[:1], [context], retries)
-    context = context or _own_context(voice, lines, said[0])
+    context = turns_of_rest(voice, lines, context, said[0])
     rest = lines[1:]
     for start in tqdm(range(0, len(rest), BATCH), desc="speaking", unit="batch", disable=len(rest) < 2):
         batch = rest[start:start + BATCH]
@@ -119,7 +120,7 @@ def speak(words: str, voice: Voice, reference: Given = None, tuned: bool = True,
 def say(lines: Sequence[Line], voice: Voice, retries: int = 0, name: str = "") -> Iterator[tuple[int, Speech]]:
     """Say many independent sentences in batches, each as one piece; gives (place in lines, speech) as they are done."""
     lines = [replace(line, text=text.normalise(line.text)) for line in lines]
-    contexts = {given: _context(voice, given) for given in {line.reference for line in lines}}
+    contexts = {given: turns(voice, given) for given in {line.reference for line in lines}}
     with tqdm(total=len(lines), desc=name or "speaking", unit="clip", disable=len(lines) < 4) as bar:
         for tuned in (False, True):
             # sentences of like length share a batch, which lasts as long as its longest
@@ -131,6 +132,33 @@ def say(lines: Sequence[Line], voice: Voice, retries: int = 0, name: str = "") -
                             [contexts[lines[index].reference] for index in batch], retries)
                 yield from ((index, _join(voice, [one])) for index, one in zip(batch, said))
                 bar.update(len(batch))
+
+
+def cut(words: str, reference: Given = None, tuned: bool = True, seed: int = 0) -> list[Line]:
+    """A text of any length in sentences, each with a seed of its own."""
+    chunks = text.sentences(text.normalise(words))
+    return [Line(chunk, seed + number, reference, tuned) for number, chunk in enumerate(chunks)]
+
+
+def turns(voice: Voice, given: Given) -> list[Turn]:
+    """The turns that come before what is said."""
+    return [_heard(voice, each) for each in ([given] if isinstance(given, Reference) else given or ())]
+
+
+def turns_of_rest(voice: Voice, lines: Sequence[Line], context: list[Turn], first: "Take | _Said") -> list[Turn]:
+    """The turns before the second sentence and all after it, when the `first` was said with `context` before it."""
+    return context or _own_context(voice, lines, first)
+
+
+def prompt(voice: Voice, line: Line, context: list[Turn]) -> tuple[Example, int]:
+    """What the model is given for a line, and the most frames it may answer with."""
+    written = voice.base.writer.write(line.text[:40], [*context, Turn(line.text, voice.speaker)])
+    return written, _limit(voice, line, len(written))
+
+
+def well_ended(take: Take) -> bool:
+    """Whether something was said, and ended by itself."""
+    return take.stopped and len(take.codes) >= FEWEST_FRAMES
 
 
 @dataclass
@@ -158,28 +186,22 @@ def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]], re
 
 def _generate(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]]) -> list[_Said]:
     base, start = voice.base, time.monotonic()
-    prompts = [base.writer.write(line.text[:40], [*context, Turn(line.text, voice.speaker)])
-               for line, context in zip(lines, contexts)]
-    limits = [_limit(voice, line, len(prompt)) for line, prompt in zip(lines, prompts)]
+    prompts, limits = zip(*(prompt(voice, line, context) for line, context in zip(lines, contexts)))
     with lora.speaking(voice.model, lines[0].tuned):
-        takes = generate.takes(base.model, base.physics, prompts, voice.sampling, [line.seed for line in lines], limits)
+        takes = generate.takes(base.model, base.physics, prompts, voice.sampling, [line.seed for line in lines], limits,
+                               voice.int8)
     share = (time.monotonic() - start) / len(lines)
-    return [_Said(take.codes, take.stopped and len(take.codes) >= FEWEST_FRAMES, 1, share) for take in takes]
+    return [_Said(take.codes, well_ended(take), 1, share) for take in takes]
 
 
-def _limit(voice: Voice, line: Line, prompt: int) -> int:
+def _limit(voice: Voice, line: Line, used: int) -> int:
     """Most frames for a line: a slow reading of its text, within what the model holds."""
     physics = voice.base.physics
-    room = physics.longest - prompt
+    room = physics.longest - used
     if room < physics.frame_rate:
-        raise Problem(f"{line.text[:60]!r} and its reference take {prompt} of the model's {physics.longest} positions; less "
+        raise Problem(f"{line.text[:60]!r} and its reference take {used} of the model's {physics.longest} positions; less "
                       "than a second is left for speech. Use a shorter reference.")
     return min(round(text.budget_seconds(line.text) * physics.frame_rate), room)
-
-
-def _context(voice: Voice, given: Given) -> list[Turn]:
-    """The turns that come before what is said."""
-    return [_heard(voice, each) for each in ([given] if isinstance(given, Reference) else given or ())]
 
 
 def _heard(voice: Voice, reference: Reference) -> Turn:
@@ -190,7 +212,7 @@ def _heard(voice: Voice, reference: Reference) -> Turn:
     return Turn(text.normalise(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
 
 
-def _own_context(voice: Voice, lines: Sequence[Line], said: _Said) -> list[Turn]:
+def _own_context(voice: Voice, lines: Sequence[Line], said: "Take | _Said") -> list[Turn]:
     """The first sentence as reference of the others, unless it failed or leaves them no room."""
     context = Turn(lines[0].text, voice.speaker, said.codes, scored=False)
     writer, physics = voice.base.writer, voice.base.physics

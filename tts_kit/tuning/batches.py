@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from tts_kit.model.attention import Clips
 from tts_kit.recipe import Recipe
 from tts_kit.tokens.clip import Clip
 from tts_kit.tokens.prompt import UNSCORED, Example, Turn, Writer
@@ -100,6 +101,7 @@ def collate(examples: Sequence[Example], depth: Sequence[torch.Tensor], packing:
         "codes": lay([example.codes for example in examples], 0),
         "is_frame": lay([example.is_frame for example in examples], False),
         "positions": _positions([len(example) for example in examples], packing),
+        "clips": _apart_and_together([len(example) for example in examples]) if packing else None,
         "predictors": predictors,
         "targets": labels[labels[:, 0] != UNSCORED],
         "depth_rows": torch.cat(list(depth)).nonzero()[:, 0],
@@ -162,6 +164,14 @@ def _positions(lengths: Sequence[int], packing: bool) -> torch.Tensor:
     if packing:
         return torch.cat([torch.arange(length) for length in lengths])[None]
     return torch.arange(max(lengths)).repeat(len(lengths), 1)
+
+
+def _apart_and_together(lengths: Sequence[int]) -> Clips:
+    """Where in the row the places of clips side by side lie, and the reverse."""
+    longest, starts = max(lengths), torch.tensor([0, *lengths]).cumsum(0)
+    apart = torch.arange(longest) + starts[:-1, None]
+    inside = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    return apart.where(inside, starts[:-1, None]), inside.flatten().nonzero()[:, 0]
 
 
 def _end_to_end(columns: Sequence[torch.Tensor], _fill) -> torch.Tensor:

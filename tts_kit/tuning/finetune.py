@@ -10,7 +10,7 @@ from transformers import PrinterCallback, TrainerCallback
 from tts_kit import checkpoint
 from tts_kit import recipe as recipes
 from tts_kit import runtime as runtimes
-from tts_kit.model import load, lora
+from tts_kit.model import compiling, load, lora, tables
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, write_text
@@ -40,11 +40,12 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
     write_text(run.training / CODES, cache.digest(run.codes))
     last = last_whole_checkpoint(run.training)
     print(f"Going on from {last.name}." if last else "Starting from the base model.")
-    start = time.monotonic()
+    start, first = time.monotonic(), int(last.name.split("-")[1]) if last else 0
     trainer.args.eval_on_start = last is None
     with checkpoint.quiet(), contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return _finish(trainer, base, recipe, run, ears.settle(listener, trainer), time.monotonic() - start)
+    seconds, steps = time.monotonic() - start, trainer.state.global_step - first
+    return _finish(trainer, base, recipe, run, ears.settle(listener, trainer), seconds, steps)
 
 
 def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
@@ -52,12 +53,19 @@ def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
     """The base with a fresh adapter, and a trainer over the run's codes."""
     engine, why = load.choose_engine(recipe.engine, runtime)
     print(f"{runtime.why} Engine: {engine} ({why}).")
-    base = load.base(recipe.base, runtime, recipe.revision, engine)
+    base = load.base(recipe.base, runtime, recipe.revision, engine, codec_device="cpu")
     if cache.made_by(run.codes) != base.codec.fingerprint():
         raise Problem(f"{run.codes} was made by another codec than that of {recipe.base}. Run `python -m tts_kit tokenize` "
                       "with the same --base again; codes that fit are kept.")
     model = lora.attach(base.model, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
     print(lora.describe(lora.census(model)))
+    if recipe.text_off_gpu or runtime.is_short:
+        tables.move_away(base.model)
+        print(f"Text embeddings stay in main memory ({'as asked' if recipe.text_off_gpu else 'the card is small'}).")
+    compiled, why = compiling.choose(recipe, runtime)
+    print(f"Layers are {'compiled' if compiled else 'not compiled'} ({why}).")
+    if compiled:
+        compiling.layers(base.model)
     steps = batches.Steps([clip for clip in clips if clip.split == "train"], base.writer, recipe)
     held_out = [batches.write(clip, base.writer) for clip in clips if clip.split == "held_out"]
     print(f"{len(steps.scored)} clips to learn from, {len(held_out)} held out; {recipe.steps} steps pass the data "
@@ -95,7 +103,8 @@ def rehearse(recipe: Recipe, run: Run, runtime: Runtime) -> dict:
             "dtype": str(runtime.dtype).removeprefix("torch."), "engine": engine}
 
 
-def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chosen: Choice, seconds: float) -> Path:
+def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chosen: Choice, seconds: float,
+            steps: int) -> Path:
     before, after = watch.evaluations(trainer, chosen.step)
     movement = lora.moved(trainer.model)
     if not all(movement.values()):
@@ -103,7 +112,8 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chos
         raise Problem(f"after {chosen.step} steps the adapter of {still} has not moved at all. Train again under another "
                       "run name with a higher --learning-rate, more --steps or fewer --warmup-steps.")
     metrics = {"before": before, "after": after, "adapter_moved": movement,
-               "seconds_since_start_or_resume": round(seconds, 1), "steps": recipe.steps,
+               "seconds_since_start_or_resume": round(seconds, 1), "steps_since_start_or_resume": steps,
+               "steps": recipe.steps,
                "chosen_step": chosen.step, "chosen_by": chosen.by, "chosen_because": chosen.why,
                "passes": round(trainer.train_dataset.passes * chosen.step / recipe.steps, 2),
                "machine": runtimes.machine(), "versions": runtimes.versions()}

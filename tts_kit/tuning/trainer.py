@@ -1,6 +1,7 @@
-"""Transformers' Trainer with our own loss."""
+"""Transformers' Trainer with our own loss, and no question to the device while it has work to do."""
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 import transformers
 from peft import PeftModel
 from torch.utils.data import SequentialSampler
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from tts_kit.model import lora, loss
+from tts_kit.model import lora, loss, tables
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, explaining_refusals, write_text
@@ -19,6 +20,8 @@ from tts_kit.tuning import batches
 
 WHOLE = "whole"
 """A file that marks a checkpoint as completely written."""
+LOG_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}
+"""Steps between looks at the losses: each look waits for the device, which then waits for us."""
 
 
 class CsmTrainer(transformers.Trainer):
@@ -26,24 +29,26 @@ class CsmTrainer(transformers.Trainer):
 
     def __init__(self, model, args: TrainingArguments, steps: batches.Steps, held_out: list[dict], runtime: Runtime,
                  **kwargs):
-        super().__init__(model=model, args=args, train_dataset=steps, eval_dataset=held_out, data_collator=_only, **kwargs)
+        super().__init__(model=model, args=args, train_dataset=steps, eval_dataset=held_out,
+                         data_collator=functools.partial(_only, lora.bare(model)), **kwargs)
         self.runtime, self.depth_weight = runtime, steps.recipe.depth_weight
         self.model_accepts_loss_kwargs = False
+        self.add_callback(LookBeforeLeaving())
         self._parts: list[torch.Tensor] = []
+        self._before: list[torch.Tensor] = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss; shares add up to the loss of one big batch."""
+        a_depth_sum = 1 / inputs["depth_in_step"] / (inputs["codes"].shape[-1] - 1)
+        scaler = self.accelerator.scaler
         with self._arithmetic():
-            sums = loss.sums(lora.bare(self.model), inputs)
-        parts = torch.stack([sums.backbone / inputs["frames_in_step"],
-                             sums.depth / inputs["depth_in_step"] / (len(sums.by_codebook) - 1)])
-        total = parts[0] + self.depth_weight * parts[1]
-        if not torch.isfinite(total):
-            raise Problem(self._blame(inputs))
+            sums = loss.sums(lora.bare(self.model), inputs,
+                             a_depth_sum * self.depth_weight * (scaler.get_scale() if scaler else 1))
+        parts = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * a_depth_sum])
         if model.training:
-            self._parts.append(parts.detach())
+            self._keep(parts.detach(), inputs)
         # Trainer divides by the number of micro-batches; ours are shares already
-        return total * self.current_gradient_accumulation_steps
+        return (parts[0] + self.depth_weight * parts[1]) * self.current_gradient_accumulation_steps
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Both losses over all held-out frames, and each codebook's own."""
@@ -65,10 +70,11 @@ class CsmTrainer(transformers.Trainer):
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         if "loss" in logs and self._parts:
-            steps = len(self._parts) / self.args.gradient_accumulation_steps
-            means = (torch.stack(self._parts).sum(0) / steps).tolist()
-            logs |= {"backbone_loss": means[0], "depth_loss": means[1]}
-            self._parts.clear()
+            *before, (backbone, depth) = self._look()
+            for steps_ago, parts in zip(range(len(before), 0, -1), before):
+                self.state.log_history.append({"backbone_loss": parts[0], "depth_loss": parts[1],
+                                               "step": self.state.global_step - steps_ago})
+            logs |= {"backbone_loss": backbone, "depth_loss": depth}
         super().log(logs, start_time)
         # to Trainer the run is one epoch; a person wants to know how often the clips were heard
         share = self.state.global_step / self.args.max_steps
@@ -93,8 +99,32 @@ class CsmTrainer(transformers.Trainer):
             return contextlib.nullcontext()
         return torch.autocast(self.runtime.device, self.runtime.dtype)
 
+    def _keep(self, parts: torch.Tensor, inputs: dict) -> None:
+        """Losses of a micro-batch until the next look at them; on a processor, where looking is free, at once."""
+        if not self._parts:
+            self._before = [weight.detach().clone() for weight in self._learnt()] if self.args.logging_steps > 1 else []
+        self._parts.append(parts)
+        if self.args.logging_steps == 1 and not torch.isfinite(parts).all():
+            raise Problem(self._blame(inputs, self.state.global_step + 1))
+
+    def _look(self) -> list[tuple[float, float]]:
+        """Both losses of each step since the last look, which is where the host waits for the device."""
+        parts, size = torch.stack(self._parts).cpu(), self.args.gradient_accumulation_steps
+        if not torch.isfinite(parts).all():
+            first = (~torch.isfinite(parts).all(dim=1)).nonzero()[0].item()
+            place = self.state.global_step * size - len(parts) + first
+            with torch.no_grad():
+                for weight, before in zip(self._learnt(), self._before):
+                    weight.copy_(before)  # what was learnt from nonsense would call every clip guilty
+            raise Problem(self._blame(self._prepare_inputs(self.train_dataset[place]), place // size + 1))
+        self._parts.clear()
+        return [tuple(step.sum(0).tolist()) for step in parts.split(size)]
+
+    def _learnt(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
     @torch.no_grad()
-    def _blame(self, inputs: dict) -> str:
+    def _blame(self, inputs: dict, step: int) -> str:
         """Which clips of a micro-batch have no finite loss by themselves."""
         scored = {example.name: example for example in self.train_dataset.scored}
         guilty = []
@@ -104,10 +134,18 @@ class CsmTrainer(transformers.Trainer):
                 sums = loss.sums(lora.bare(self.model), self._prepare_inputs(batch))
             if not torch.isfinite(sums.backbone + sums.depth):
                 guilty.append(name)
-        return (f"step {self.state.global_step + 1}: the loss is not a finite number; clip "
+        return (f"step {step}: the loss is not a finite number; clip "
                 f"{', '.join(guilty) or 'by clip it is finite, together they are not: ' + ', '.join(inputs['names'])}. "
                 "Listen to it, check its text and leave it out of the data, or lower --learning-rate; with a new run name "
                 f"where {self.args.output_dir} holds a checkpoint already.")
+
+
+class LookBeforeLeaving(TrainerCallback):
+    """Nothing is saved or evaluated, and no training ends, before the losses up to there were looked at."""
+
+    def on_step_end(self, args, state, control, **_):
+        if control.should_save or control.should_evaluate or control.should_training_stop:
+            control.should_log = True
 
 
 def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
@@ -124,8 +162,9 @@ def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
         fp16=runtime.dtype == torch.float16 and runtime.device == "cuda", use_cpu=runtime.device == "cpu",
         gradient_checkpointing=recipe.checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps", eval_steps=recipe.evaluate_every, save_steps=recipe.save_every, save_total_limit=2,
-        logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=runtime.device == "cuda")
+        logging_steps=LOG_EVERY[runtime.device], logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
+        remove_unused_columns=False, dataloader_pin_memory=runtime.device == "cuda",
+        accelerator_config={"non_blocking": True})
     # with several GPUs in sight Trainer would ask for as many micro-batches at once and split them
     assert made.device is not None
     made._n_gpu = min(made._n_gpu, 1)
@@ -138,7 +177,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def _only(items: list[dict]) -> dict:
+def _only(model: torch.nn.Module, items: list[dict]) -> dict:
     """The dataset's items are micro-batches already, and come one by one."""
     item, = items
-    return item
+    return tables.bring(model, item)

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# All rows of the speed table that want a GPU, within 8 minutes; needs torch, transformers, peft and this repository, no network.
+#
+#   bash tests/benchmarks/gpu.sh                      # into tests/benchmarks/results
+#   bash tests/benchmarks/gpu.sh runs/gpu             # or elsewhere below this folder: results name the command
+#   SHAPE=tiny DEVICE=cpu REPEATS=1 FRAMES=5 TOKENS="350 700" bash tests/benchmarks/gpu.sh runs/dry   # only whether it runs
+#
+# Every command has a time limit of its own, and what one of them breaks stops no other. Each writes its file when it is done,
+# and its output goes to runs/gpu_logs. The most wanted rows come first, what may compile for minutes last.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+
+FOLDER=${1:-tests/benchmarks/results}
+SHAPE=${SHAPE:-csm-1b} DEVICE=${DEVICE:-cuda} REPEATS=${REPEATS:-5} FRAMES=${FRAMES:-50} STEPS=${STEPS:-10}
+TOKENS=${TOKENS:-350 700 1400 2800} PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-470}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+LOGS=${LOGS:-runs/gpu_logs}
+mkdir -p "$FOLDER" "$LOGS" || exit 1
+SUMMARY=""
+
+# run <name> <seconds at most> <module> <arguments>
+run() {
+    local name=$1 limit=$2 begun=$SECONDS left=$((LIMIT - SECONDS)) code
+    shift 2
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        SUMMARY+="$name: not run, no time left"$'\n'
+        return
+    fi
+    timeout --kill-after=5 "$limit" "$PYTHON" -m "tests.benchmarks.$1" --shape "$SHAPE" --device "$DEVICE" \
+        --repeats "$REPEATS" "${@:2}" >"$LOGS/$name.txt" 2>&1
+    code=$?
+    case $code in
+        0) SUMMARY+="$name: done in $((SECONDS - begun)) s"$'\n' ;;
+        124 | 137) SUMMARY+="$name: stopped after its $limit s"$'\n' ;;
+        *) SUMMARY+="$name: failed ($code): $(grep -v '^\s*$' "$LOGS/$name.txt" | tail -n 1 | cut -c 1-300)"$'\n' ;;
+    esac
+}
+
+speak() { run "$1" "$2" generate --frames "$FRAMES" --out "$FOLDER" "${@:3}"; }
+train() { run "$1" "$2" train_step --against stock --seconds 10 --steps "$STEPS" "${@:3}"; }
+
+speak speak 130 --batch 1 32 8 --caches dynamic
+train train 150 --batch 8 --ratios 1 1/4 1/16 --out "$FOLDER"
+train memory_of_two 60 --batch 2 --ratios 1/16 --out "$FOLDER/batch_2"
+run encode 50 encode --out "$FOLDER"
+# shellcheck disable=SC2086  # several numbers
+run growth 90 growth --tokens $TOKENS --frames 25 50 100 200 400 --out "$FOLDER"
+speak speak_int8 60 --batch 1 --caches dynamic --int8
+speak speak_static 150 --batch 1 --caches static
+
+printf '\n%s in %d s\n' "$FOLDER" "$SECONDS"
+printf '%s' "$SUMMARY"
+"$PYTHON" -m tests.benchmarks.speed_table --show "$FOLDER"
