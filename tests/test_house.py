@@ -14,7 +14,8 @@ HOUSE = Path(tts_kit.__file__).parent
 ROOT = HOUSE.parent
 MODULES = sorted(path for path in HOUSE.rglob("*.py"))
 FLOORS = ["problem", "run", "physics", "recipe", "runtime", "checkpoint", "pages", "audio", "text", "data", "tokens",
-          "model", "judging", "tuning", "speech", "comparison", "pretrain", "story", "doctor", "options", "__main__"]
+          "watermark", "model", "judging", "tuning", "speech", "comparison", "release", "pretrain", "story", "doctor",
+          "options", "verbs", "modal_app", "__main__"]
 """Rooms from the ground up: each imports only from those before it."""
 
 

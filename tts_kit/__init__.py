@@ -22,6 +22,7 @@ The rooms, from the ground up; each imports only from those before it:
     story.py       the stages in one call
     doctor/        what would stop a run on this machine, and what to do
     options.py     what the verbs can be told
+    verbs.py       what each verb does
     __main__.py    the verbs
 """
 

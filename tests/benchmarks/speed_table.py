@@ -196,8 +196,9 @@ def ratio_cells(row: Row) -> tuple[str, ...]:
 def settings_of(row: Row) -> str:
     """What tells a row from its neighbours."""
     told = {name: row.value(name) for name in ("batch", "seconds", "depth_ratio", "cache", "by", "int8")}
+    told["dtype"] = row.found["what"].partition("train_step ")[2] or None
     words = {"batch": "batch {}", "seconds": "clips of {} s", "depth_ratio": "ratio {}", "cache": "against the {} cache",
-             "by": "against {}", "int8": "8-bit weights"}
+             "by": "against {}", "int8": "8-bit weights", "dtype": "both in {}"}
     if row.found["what"] == "encode":
         told["seconds"] = "-".join(f"{each:g}" for each in row.value("between_seconds"))
     return ", ".join(words[name].format(value) for name, value in told.items() if value not in (None, False))

@@ -176,7 +176,8 @@ def compare(options: argparse.Namespace, taken: Runtime, folder: Path) -> list[d
                     "dtype": str(taken.dtype), "threads": torch.get_num_threads(), "optimizer": notebook.OPTIMIZER,
                     "losses_apart": apart, "encoding_once_seconds_per_clip": encoding[spread], **dict(options.set)}
         other = {"name": notebook.SIDES[options.against], **found[options.against]}
-        rows += [measure.row(WHAT, options.shape, options.against, {"depth_ratio": ratio, **settings}, found[ratio], other)
+        what = WHAT if options.dtype == "auto" else f"{WHAT} {options.dtype}"
+        rows += [measure.row(what, options.shape, options.against, {"depth_ratio": ratio, **settings}, found[ratio], other)
                  for ratio in options.ratios]
     return rows
 
@@ -198,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     parser.add_argument("--shape", choices=shapes.SHAPES, required=True)
     parser.add_argument("--against", choices=notebook.SIDES, default="stock")
     parser.add_argument("--device", choices=runtime.DEVICES, default="auto")
+    parser.add_argument("--dtype", choices=runtime.DTYPES, default="auto", help="of both sides")
     parser.add_argument("--seconds", nargs="+", default=SECONDS, help="clip lengths: 10, 2-10, or several of them")
     parser.add_argument("--ratios", nargs="+", default=RATIOS, help="depth ratios of the kit")
     parser.add_argument("--repeats", type=int, default=measure.REPEATS, help="runs of each side, after one that is dropped")
@@ -206,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     parser.add_argument("--set", nargs="+", default=[], type=_setting, metavar="NAME=VALUE", help="of the kit's recipe")
     parser.add_argument("--out", "--folder", type=Path, default=measure.RESULTS)
     options = parser.parse_args(arguments)
-    taken = runtime.choose(options.device)
+    taken = runtime.choose(options.device, options.dtype)
     print(taken.why)
     if why := notebook.why_not(options.against, taken):
         print(f"{options.against} is not measured: {why}.")

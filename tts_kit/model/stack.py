@@ -107,7 +107,7 @@ class Stack:
         self.heads, self.groups, self.size = (config.num_attention_heads, config.num_key_value_heads,
                                               decoder.layers[0].self_attn.head_dim)
         self.epsilon, self.decoder, self.last = config.rms_norm_eps, decoder, decoder.norm.weight
-        self.share = config.hidden_size ** -0.5
+        self.middle, self.share = config.intermediate_size, config.hidden_size ** -0.5
         self.floor = torch.tensor((config.hidden_size * self.epsilon) ** 0.5, device=self.last.device)
         order = self._pairs_together()
         self.layers = [Layer(layer, matrix, order) for layer in decoder.layers]
@@ -130,17 +130,21 @@ class Stack:
         rest = torch.ones_like(turn)
         return torch.stack([turn] * (self.heads + self.groups) + [rest] * self.groups, dim=1)
 
-    def __call__(self, x: torch.Tensor, turns: torch.Tensor, room: list[torch.Tensor], places: torch.Tensor, seen: int,
-                 mask: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, turns: torch.Tensor, room: list[torch.Tensor], places: torch.Tensor | slice,
+                 seen: int, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Positions (prompts, positions, hidden), which are put into `places`, see the first `seen` places, as far as the
         mask lets them; without one a few positions see what is before them."""
         shape, x = x.shape, x.flatten(0, 1)
         for layer, said in zip(self.layers, room):
-            qkv = self._turned(layer.qkv(self._level(x)).view(*shape[:2], -1, self.size), turns)
-            said.index_copy_(2, places, qkv[:, :, self.heads:].transpose(1, 2))
+            qkv = self._turned(layer.qkv(self._level(x)), turns, shape)
+            new = qkv[:, :, self.heads:].transpose(1, 2)
+            if isinstance(places, slice):
+                said[:, :, places] = new
+            else:
+                said.index_copy_(2, places, new)
             x = layer.out.onto(x, self._attend(qkv[:, :, :self.heads], said[:, :, :seen], mask))
-            gate, up = layer.gate_up(self._level(x)).chunk(2, dim=1)
-            x = layer.down.onto(x, silu(gate) * up)
+            gate_up = layer.gate_up(self._level(x))
+            x = layer.down.onto(x, silu(gate_up[:, :self.middle]).mul_(gate_up[:, self.middle:]))
         return (self._level(x) * self.last).view(shape)
 
     def _level(self, x: torch.Tensor) -> torch.Tensor:
@@ -157,10 +161,10 @@ class Stack:
         turned, rest = rows.split([(self.heads + self.groups) * self.size, self.groups * self.size])
         return torch.cat([turned.view(-1, 2, self.size // 2).transpose(1, 2).flatten(), rest])
 
-    def _turned(self, qkv: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """(..., heads, size), all heads times the complex numbers of their position."""
-        pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * turns).flatten(-2).to(qkv.dtype)
+    def _turned(self, qkv: torch.Tensor, turns: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """(prompts, positions, heads, size): all heads times the complex numbers of their position."""
+        pairs = torch.view_as_complex(qkv.float().view(*shape[:2], -1, self.size // 2, 2))
+        return torch.view_as_real(pairs * turns).view(*shape[:2], -1, self.size).to(qkv.dtype)
 
     def _attend(self, queries: torch.Tensor, said: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Queries (prompts, positions, heads, size) -> (prompts * positions, heads * size)."""

@@ -33,9 +33,9 @@ class Talker:
         self.weights_as_of = self._signs_of_change()
         self.idle: OrderedDict[tuple, Conversation] = OrderedDict()
         # the depth decoder begins with two places, the backbone's state and codebook 0, and goes on one by one
-        places, turns = torch.arange(physics.codebooks, device=self.device), self.depth.turns(physics.codebooks)
-        cuts = [slice(0, 2), *(slice(place, place + 1) for place in range(2, physics.codebooks))]
-        self.steps = [(places[cut], turns[cut]) for cut in cuts]
+        turns = self.depth.turns(physics.codebooks)
+        places = [slice(0, 2), *(slice(place, place + 1) for place in range(2, physics.codebooks))]
+        self.steps = [(few, turns[few]) for few in places]
 
     def refresh(self) -> None:
         """Follow the model where weights or adapters have changed since."""
