@@ -164,7 +164,7 @@ def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
         eval_strategy="steps", eval_steps=recipe.evaluate_every, save_steps=recipe.save_every, save_total_limit=2,
         logging_steps=LOG_EVERY[runtime.device], logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
         remove_unused_columns=False, dataloader_pin_memory=runtime.device == "cuda",
-        accelerator_config={"non_blocking": True})
+        accelerator_config={"non_blocking": runtime.device == "cuda"})
     # with several GPUs in sight Trainer would ask for as many micro-batches at once and split them
     assert made.device is not None
     made._n_gpu = min(made._n_gpu, 1)
