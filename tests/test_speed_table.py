@@ -45,7 +45,7 @@ def test_readme_says_what_the_committed_results_say():
     readme = speed_table.README.read_text(encoding="utf-8")
     written = speed_table.between(readme)
     assert written is not None, f"README.md lacks {speed_table.BEGIN} and {speed_table.END} around a line of their own"
-    wanted = speed_table.block(speed_table.rows(), speed_table.growths())
+    wanted = speed_table.block(speed_table.rows(), speed_table.growths(), speed_table.rounding())
     assert written == wanted, "run python -m tests.benchmarks.speed_table"
 
 

@@ -52,6 +52,16 @@ def growths(folder: Path = measure.RESULTS) -> list[Path]:
     return sorted(Path(folder).rglob("growth_*.png"))
 
 
+def rounding(folder: Path = measure.RESULTS) -> list[str]:
+    """What 8-bit weights cost, as a sentence."""
+    if not (Path(folder) / "int8.json").exists():
+        return []
+    found = read_json(Path(folder) / "int8.json", "Measure it again.")
+    before, after = (" and ".join(f"{value:.4f}" for value in found[name].values()) for name in ("loss", "loss_8_bit"))
+    return [f"8-bit weights: the loss of {found['shape']}-csm on {found['clips']} held-out clips, of codebook 0 and of the "
+            f"others, goes from {before} to {after}."]
+
+
 def one(found: Sequence[Row], **wanted) -> dict | None:
     """The first row that fits."""
     return next((row.found for row in found if row.fits(**wanted)), None)
@@ -156,14 +166,15 @@ GOALS = (
 )
 
 
-def block(found: Sequence[Row], pictures: Sequence[Path] = ()) -> str:
-    """The table of goals, and a table of each kind of comparison there is."""
+def block(found: Sequence[Row], pictures: Sequence[Path] = (), sentences: Sequence[str] = ()) -> str:
+    """The table of goals, a table of each kind of comparison there is, and what else is told."""
     parts = [table(("where", "what", "goal", "measured"), [goal_cells(goal, found) for goal in GOALS])]
     for title, kinds in (("training, clips/s", "train_step"), ("speaking, frames/s", "generate"),
                          ("encoding, seconds of audio a second", "encode")):
         of_kind = sorted((row for row in found if row.found["what"].startswith(kinds)), key=place)
         if of_kind:
             parts.append(table((title, "settings", "kit", "other", "ratio"), [ratio_cells(row) for row in of_kind]))
+    parts += [*sentences]
     parts += [f"Measured on {line}." for line in sorted({machine(row.found) for row in found})]
     parts += [f"![How cost grows: {picture.stem.removeprefix('growth_').replace('_', ' on ')}]"
               f"({picture.relative_to(README.parent).as_posix()})" for picture in pictures]
@@ -222,7 +233,7 @@ def main(told: Sequence[str] | None = None) -> None:
         print(block(rows(options.show)))
         return
     text = README.read_text(encoding="utf-8")
-    old, new = between(text), block(rows(), growths())
+    old, new = between(text), block(rows(), growths(), rounding())
     if old is None:
         print(f"README.md has no {BEGIN} and {END} with a line between them; this would stand there:\n\n{new}")
         return

@@ -16,6 +16,9 @@ def install(model: torch.nn.Module) -> None:
     AttentionInterface.register(NAME, clip_by_clip)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"": NAME})
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
+        # on 32 positions in 16 bits plain products are faster on a processor than torch's fused attention
+        model.depth_decoder.set_attn_implementation("eager")
 
 
 def told(model: torch.nn.Module, clips: Clips | None) -> dict:

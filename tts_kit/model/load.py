@@ -112,8 +112,9 @@ def _with_transformers(name: str, revision: str, runtime: Runtime) -> CsmForCond
     model, report = checkpoint.weights(CsmForConditionalGeneration, name, revision, dtype=runtime.dtype,
                                        attn_implementation=runtime.attention)
     tie(model, {key for key in report["missing_keys"] if not key.startswith("codec_model.")}, name)
+    model.to(runtime.device)
     attention.install(model)
-    return model.to(runtime.device)
+    return model
 
 
 def _with_unsloth(name: str, revision: str, runtime: Runtime) -> CsmForConditionalGeneration:
