@@ -113,7 +113,8 @@ def speaker(shape: str, place: Runtime) -> Speaker:
     for weight in model.parameters():
         if weight.dim() > 1:
             weight.data.normal_(0, weight.shape[1] ** -0.5)
-    return Speaker(model.to(place.dtype), codec, shapes.physics(shape), shapes.writer(shape), Sampling())
+    shapes.cast(model, place.dtype)
+    return Speaker(model, codec, shapes.physics(shape), shapes.writer(shape), Sampling())
 
 
 def left_padded(prompts: Sequence[Example], filler: int) -> tuple[torch.Tensor, torch.Tensor]:

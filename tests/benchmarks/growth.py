@@ -15,7 +15,7 @@ import torch
 
 from tests.benchmarks import generate, measure, shapes, train_step
 from tts_kit import runtime
-from tts_kit.model import lora
+from tts_kit.model import attention, lora
 from tts_kit.run import read_json, write_json
 from tts_kit.runtime import Runtime
 from tts_kit.tokens.clip import Clip
@@ -40,7 +40,9 @@ def training(shape: str, tokens: Sequence[int], place: Runtime, repeats: int, fo
     """Seconds and bytes of a step, one micro-batch of about so many tokens, at each depth ratio."""
     model = shapes.network(shape, place.device)
     model.codec_model = None
-    model = lora.attach(model.to(place.dtype), train_step.RANK, float(train_step.RANK), "both", train_step.SEED)
+    shapes.cast(model, place.dtype)
+    attention.install(model)
+    model = lora.attach(model, train_step.RANK, float(train_step.RANK), "both", train_step.SEED)
     writer, steps = shapes.writer(shape), train_step.STEPS[place.device]
     length = len(batches.write(clips(shape, 1)[0], writer))
     sides = {}

@@ -125,7 +125,9 @@ def _encode(missing: list[tuple[Utterance, str]], folder: Path, codec: Codec, fi
     missing = sorted(missing, key=lambda pair: -pair[0].seconds)
     with tqdm(total=len(missing), desc="encoding", unit="clip", disable=not missing) as bar:
         while missing:
-            count = max(1, int(SECONDS_PER_BATCH / max(missing[0][0].seconds, 0.1)))
+            # a processor is faster with one clip, which its cache holds, than with many: see tests/benchmarks/encode.py
+            at_once = SECONDS_PER_BATCH if codec.device.type != "cpu" else 0
+            count = max(1, int(at_once / max(missing[0][0].seconds, 0.1)))
             batch, missing = missing[:count], missing[count:]
             waves = [audio.read(each.audio, codec.physics.sample_rate) for each, _ in batch]
             for codes, (_, name) in zip(codec.encode(waves), batch):
