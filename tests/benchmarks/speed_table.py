@@ -168,17 +168,19 @@ GOALS = (
 
 def block(found: Sequence[Row], pictures: Sequence[Path] = (), sentences: Sequence[str] = ()) -> str:
     """The table of goals, a table of each kind of comparison there is, and what else is told."""
-    parts = [table(("where", "what", "goal", "measured"), [goal_cells(goal, found) for goal in GOALS])]
+    goals, parts = table(("where", "what", "goal", "measured"), [goal_cells(goal, found) for goal in GOALS]), []
     for title, kinds in (("training, clips/s", "train_step"), ("speaking, frames/s", "generate"),
                          ("encoding, seconds of audio a second", "encode")):
         of_kind = sorted((row for row in found if row.found["what"].startswith(kinds)), key=place)
         if of_kind:
             parts.append(table((title, "settings", "kit", "other", "ratio"), [ratio_cells(row) for row in of_kind]))
+    if parts:
+        parts = ["<details><summary>Every comparison</summary>", *parts, "</details>"]
     parts += [*sentences]
     parts += [f"Measured on {line}." for line in sorted({machine(row.found) for row in found})]
     parts += [f"![How cost grows: {picture.stem.removeprefix('growth_').replace('_', ' on ')}]"
               f"({picture.relative_to(README.parent).as_posix()})" for picture in pictures]
-    return "\n\n".join(parts)
+    return "\n\n".join([goals, *parts])
 
 
 def place(row: Row) -> tuple:
