@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= demo
 MODEL ?=
 
-.PHONY: demo gallery judges test test-full test-latest lint
+.PHONY: demo gallery judges test test-full test-latest test-load lint
 
 demo: $(VENV)/judges.done
 	$(BIN)/python -m tts_kit demo --run $(RUN) $(if $(MODEL),--base $(MODEL))
@@ -19,6 +19,9 @@ judges: $(VENV)/judges.done
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest tests
 
+test-load: $(VENV)/dev.done
+	$(BIN)/python -m pytest tests/load --timeout 1800 -s
+
 test-full: $(VENV)/dev.done
 	$(BIN)/python -m pytest tests/full --timeout 3600 -s
 
@@ -26,7 +29,7 @@ test-latest:
 	$(PYTHON) -m venv .venv-latest
 	grep -v -e '^transformers' -e '^peft' constraints.txt > .venv-latest/constraints.txt
 	.venv-latest/bin/pip install -q --upgrade transformers peft -r requirements.txt -r requirements-dev.txt \
-		-r requirements-judges.txt -c .venv-latest/constraints.txt
+		-r requirements-serve.txt -r requirements-judges.txt -c .venv-latest/constraints.txt
 	.venv-latest/bin/pip install -q --no-deps -r requirements-judges-alone.txt
 	.venv-latest/bin/python -m pytest tests
 
@@ -43,6 +46,6 @@ $(VENV)/judges.done: $(VENV)/demo.done requirements-judges.txt requirements-judg
 	$(BIN)/pip install -q --no-deps -r requirements-judges-alone.txt
 	touch $@
 
-$(VENV)/dev.done: $(VENV)/judges.done requirements-recordings.txt requirements-dev.txt
-	$(BIN)/pip install -q -r requirements-recordings.txt -r requirements-dev.txt -c constraints.txt
+$(VENV)/dev.done: $(VENV)/judges.done requirements-recordings.txt requirements-serve.txt requirements-dev.txt
+	$(BIN)/pip install -q -r requirements-recordings.txt -r requirements-serve.txt -r requirements-dev.txt -c constraints.txt
 	touch $@

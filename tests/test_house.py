@@ -15,7 +15,8 @@ ROOT = HOUSE.parent
 MODULES = sorted(path for path in HOUSE.rglob("*.py"))
 FLOORS = ["problem", "run", "physics", "recipe", "runtime", "checkpoint", "pages", "audio", "text", "data", "tokens",
           "watermark", "model", "judging", "tuning", "speech", "comparison", "release", "pretrain", "story", "doctor",
-          "options", "verbs", "modal_app", "__main__"]
+          "options", "verbs", "volume", "modal_app",
+          "__main__"]
 """Rooms from the ground up: each imports only from those before it."""
 
 

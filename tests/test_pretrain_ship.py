@@ -15,7 +15,7 @@ from tts_kit.run import write_json, write_rows
 @pytest.fixture
 def made(tmp_path):
     """A model of toy size with the files that training and judging leave."""
-    model = shape.save(shape.untie(shape.untrained("toy").half()), tmp_path / "model", "toy")
+    model = shape.save(load.untie(shape.untrained("toy").half()), tmp_path / "model", "toy")
     write_json(model / language.FACTS, {"hours": 1.5, "hours of practice": 0.5, "steps": 70, "best step": 50,
                                         "machine": "a laptop", "begun with": {"steps": 1200, "begun with": None}})
     seen = {"value": 0.123, "low": 0.1, "high": 0.15}

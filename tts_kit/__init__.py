@@ -13,16 +13,20 @@ The rooms, from the ground up; each imports only from those before it:
     text.py        one normalisation for training and speaking
     data/          recordings, or clips with transcripts -> utterances
     tokens/        utterances -> codes -> the sequence CSM reads
+    watermark.py   an inaudible mark in machine-made speech, and finding it
     model/         the base, the adapter, the loss, the generation loop
     judging/       clips -> words, voice, naturalness, and how sure they are
     tuning/        codes -> adapter
     speech/        adapter -> audio
     comparison/    every arm, and the page to listen to
+    release/       what leaves the house: card, consent, merged weights, the hub
     pretrain/      how a small model is made from nothing: speech, codec, network
     story.py       the stages in one call
     doctor/        what would stop a run on this machine, and what to do
     options.py     what the verbs can be told
     verbs.py       what each verb does
+    volume.py      a run's folder on a volume in the cloud, there and back
+    modal_app.py   the cloud door
     __main__.py    the verbs
 """
 

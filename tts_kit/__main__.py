@@ -1,4 +1,5 @@
-"""The verbs: python -m tts_kit doctor | data | review | report | dataset | tokenize | train | speak | compare | demo."""
+"""The verbs: python -m tts_kit doctor | data | review | report | dataset | tokenize | train | speak | consent | detect |
+compare | demo | export | serve."""
 
 import argparse
 import dataclasses
@@ -52,8 +53,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--int8", action="store_true", help="8-bit weights: faster where memory is slow, a little less exact")
     verb.add_argument("--stream", action="store_true", help="write while speaking, and never try again")
     verb.add_argument("--out", default="speech.wav", help="file to write, .wav or .flac")
+    verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave out the mark of a machine")
     verb.add_argument("--seed", type=told.count, default=0, help="another seed is another take (default 0)")
     told.recipe(verb, BASE + does.SAMPLING)
+
+    _serve_verb(verbs)
 
     verb = told.verb(verbs, "compare", does.compare, "held-out sentences in every arm -> a page to listen to, and a verdict")
     told.comparison(verb, 10, [1, 2, 3])
@@ -64,7 +68,39 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--source", help="other clips than the bundled voice (see the verb data)")
     told.comparison(verb, 10, [1, 2])
     told.recipe(verb, everything)
+    _safety_verbs(verbs)
+    _release_verb(verbs)
     return top
+
+
+def _release_verb(verbs) -> None:
+    verb = told.verb(verbs, "export", does.export, "the run's voice as a folder for others, with its card; or on the hub",
+                     computes=False)
+    verb.add_argument("--merged", action="store_true", help="the whole model with the voice merged in, for plain "
+                      "transformers (default: the adapter alone, which is small and needs its base)")
+    verb.add_argument("--strength", type=float, default=1.0, help="how much of the adapter is merged in (default 1)")
+    verb.add_argument("--dtype", default="auto", choices=("auto", *told.DTYPES[1:], "float16"),
+                      help="of merged weights (auto: float32, which is exact; 16 bits are half as large)")
+    verb.add_argument("--out", default="", help="folder (default: release/adapter or release/merged, in the run's folder)")
+    verb.add_argument("--push", metavar="OWNER/NAME", default="", help="put it on the hub too, as this model")
+    verb.add_argument("--public", action="store_true", help="for everybody on the hub to see, which wants a consent; else "
+                      "it is private")
+    verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave the mark of a machine out of "
+                      "the clips beside the card")
+    told.recipe(verb, BASE)
+
+
+def _safety_verbs(verbs) -> None:
+    verb = told.verb(verbs, "consent", does.consent,
+                     "whose voice it is and who allowed a model of it; travels with the voice", computes=False)
+    verb.add_argument("--who", default="", help="name of the speaker, or of the system that spoke")
+    verb.add_argument("--kind", default="", metavar="KIND", help="own (my voice), written (permission), licensed (a corpus "
+                      "whose licence allows it, or public domain), synthetic (a machine's)")
+    verb.add_argument("--statement", default="", help="what was said or written, word for word")
+
+    verb = told.verb(verbs, "detect", does.detect, "whether files carry the mark of machine-made speech; exit status 0: all "
+                     "do, 1: one does not, 2: one cannot be read", run=False)
+    verb.add_argument("files", nargs="+", metavar="FILE", help="sound of any length: WAV, FLAC, MP3, OGG, Opus")
 
 
 def _data_verbs(verbs) -> None:
@@ -96,6 +132,22 @@ def _data_verbs(verbs) -> None:
     verb = told.verb(verbs, "review", does.review, "a page to put right what was written down of recordings",
                      computes=False)
     verb.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
+
+
+def _serve_verb(verbs) -> None:
+    verb = told.verb(verbs, "serve", does.serve, "voices for programs, as OpenAI's interface has it, and a page to try them")
+    verb.add_argument("--voice", action="append", default=[], metavar="NAME=PLACE",
+                      help="one more voice: an adapter's folder, a base or merged weights, or a hub id; may be given often "
+                      "(default: the run's alone)")
+    verb.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1, this machine only)")
+    verb.add_argument("--port", type=told.count, default=8000, help="of the server (default 8000; 0: any that is free)")
+    verb.add_argument("--key", action="append", default=[], help="what clients have to know; may be given often. Wanted "
+                      "where others can reach the server. The variable TTS_KIT_KEY is one too, and more private")
+    verb.add_argument("--int8", action="store_true", help="8-bit weights: faster where memory is slow, a little less exact")
+    verb.add_argument("--patience", type=float, default=120.0, metavar="SECONDS",
+                      help="how long a request may wait for its turn before it is refused (default 120)")
+    verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave out the mark of a machine")
+    told.recipe(verb, BASE + does.SAMPLING)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ TARGET_LUFS = -20.0
 HIGHEST_PEAK = 10 ** (-1 / 20)
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+KINDS = {"mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg", MP3_RATES), "wav": ("WAV", "PCM_16", "audio/wav", ()),
+         "flac": ("FLAC", "PCM_16", "audio/flac", ()),
+         "opus": ("OGG", "OPUS", "audio/ogg", (8_000, 12_000, 16_000, 24_000, 48_000))}
+"""Of files that are sent: container, coding, mime type, and the rates it knows if not all."""
 # soundfile raises TypeError for a headerless .raw file, whose rate it wants to be told
 UNREADABLE = (soundfile.SoundFileError, TypeError, OSError)
 
@@ -56,6 +60,11 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return samples if rate == wanted else soxr.resample(samples, rate, wanted, quality="HQ")
 
 
+def resampler(rate: int, wanted: int) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """What brings sound from `rate` to `wanted` chunk by chunk: (samples,) and whether they are the last."""
+    return soxr.ResampleStream(rate, wanted, 1, dtype="float32").resample_chunk
+
+
 def check_name(path: str | Path) -> str:
     """The format that the suffix of `path` asks for."""
     suffix = Path(path).suffix.lower()
@@ -88,6 +97,20 @@ def compressed(samples: np.ndarray, rate: int, saving: float = 0.0) -> tuple[byt
     soundfile.write(buffer, _clipped(resample(samples, rate, allowed), "audio"), allowed,
                     format="MP3", subtype="MPEG_LAYER_III", compression_level=saving)
     return buffer.getvalue(), "audio/mpeg"
+
+
+def kinds() -> dict[str, str]:
+    """The kinds of files that this machine's libsndfile can write, with their mime types."""
+    return {kind: mime for kind, (container, coding, mime, _) in KINDS.items() if soundfile.check_format(container, coding)}
+
+
+def encoded(samples: np.ndarray, rate: int, kind: str) -> bytes:
+    """(samples,) as the bytes of a file of one of the `kinds`."""
+    container, coding, _, rates = KINDS[kind]
+    allowed = next((each for each in rates if each >= rate), rates[-1] if rates else rate)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _clipped(resample(samples, rate, allowed), "speech"), allowed, format=container, subtype=coding)
+    return buffer.getvalue()
 
 
 def loudness(samples: np.ndarray, rate: int) -> float:

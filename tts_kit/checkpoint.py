@@ -2,10 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, CsmConfig
@@ -14,6 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 from tts_kit.problem import Problem
 from tts_kit.run import read_json
 
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 
@@ -37,17 +38,37 @@ def tokenizer(base: str, revision: str = ""):
 def generation(base: str, revision: str = "") -> dict:
     """What the checkpoint says about sampling, empty where it says nothing; read as it stands, because transformers 5.17
     drops what it says of the depth decoder."""
+    return told(base, GENERATION_CONFIG_NAME, revision)
+
+
+def told(base: str, name: str, revision: str = "") -> dict:
+    """What a JSON file of the checkpoint says, empty where there is none."""
+    path = file(base, name, revision)
+    return read_json(path, "Download the checkpoint again.") if path else {}
+
+
+def file(base: str, name: str, revision: str = "") -> Path | None:
+    """One of the checkpoint's files, if it has it."""
     with opening(base):
-        path = cached_file(base, GENERATION_CONFIG_NAME, revision=revision or None,
-                           _raise_exceptions_for_missing_entries=False)
-    return read_json(Path(path), "Download the checkpoint again.") if path else {}
+        path = cached_file(base, name, revision=revision or None, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
 
 
 def weights(kind, base: str, revision: str = "", **options) -> tuple:
     """A model of class `kind` and the report of what was missing; pickled weights are never opened."""
+    if Path(base).is_dir():
+        refuse_pickles(base, [path.name for path in Path(base).iterdir()])
     with opening(base):
         return kind.from_pretrained(base, revision=revision or None, use_safetensors=True, output_loading_info=True,
                                     **options)
+
+
+def refuse_pickles(place: str | Path, files: Iterable[str]) -> None:
+    """Weights that are there as a pickle only are named, and never opened."""
+    suffixes = {Path(file).suffix: file for file in sorted(files)}
+    if ".safetensors" not in suffixes and (pickled := [suffixes[each] for each in PICKLED if each in suffixes]):
+        raise Problem(f"{place} has its weights as a pickle ({pickled[0]}), which may run any program when it is opened, so "
+                      "it is not. Wanted: safetensors. Ask whoever made it to save it so.")
 
 
 def exact_revision(found: CsmConfig, asked: str) -> str:
@@ -64,6 +85,10 @@ def opening(base: str) -> Iterator[None]:
         except GatedRepoError as error:
             raise Problem(f"{base} is gated and this machine has no access. Accept its terms on its hub page and run `hf "
                           "auth login` (on Colab: the HF_TOKEN secret), or use the open mirror unsloth/csm-1b.") from error
+        except LocalEntryNotFoundError as error:
+            raise Problem(f"{base} is not on this machine, and could not be read from the hub or its cache: the hub does "
+                          "not answer. Check the network (https://status.huggingface.co) and HF_HUB_OFFLINE, or give a "
+                          "folder that holds it.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             raise Problem(f"{base} was found neither as a folder nor on the hub. Check the spelling.") from error
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,4 +1,5 @@
-"""What this process runs on: device, dtype and attention with the reason, true float32 on request, names for results."""
+"""What this process runs on: device, dtype and attention with the reason, true float32 on request, names for results; and
+all there is to know of Colab."""
 
 import contextlib
 import dataclasses
@@ -18,6 +19,9 @@ from tts_kit.problem import Problem
 
 SHORT = 12e9
 """Bytes of memory below which a card is short of it."""
+TOKEN = "HF_TOKEN"
+DRIVE = Path("/content/drive")
+"""Where Colab shows Google Drive."""
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "tokenizers", "safetensors",
@@ -78,14 +82,43 @@ def on_colab() -> bool:
     return "google.colab" in sys.modules
 
 
+def take_token() -> bool:
+    """Whether HF_TOKEN is set, never to what; on Colab its secret is put there, for the hub and for what is started here."""
+    if on_colab() and not os.environ.get(TOKEN):
+        from google.colab import errors, userdata
+
+        # no such secret, not for this notebook, or no page to ask: the open models need none
+        with contextlib.suppress(errors.Error, userdata.NotebookAccessError):
+            os.environ[TOKEN] = userdata.get(TOKEN).strip()
+    return bool(os.environ.get(TOKEN))
+
+
+def home(on_drive: bool = False) -> Path:
+    """Where runs are kept: here, or on Google Drive, which is there when a Colab machine is gone."""
+    if not on_drive:
+        return Path("runs")
+    if not on_colab():
+        raise Problem("DRIVE is Google Drive, and this is no Colab notebook. Set it to False: runs are kept in "
+                      f"{Path('runs').absolute()}, which stays.")
+    from google.colab import drive, errors
+
+    try:
+        drive.mount(str(DRIVE))
+    except (ValueError, errors.Error) as error:
+        raise Problem(f"Google Drive could not be opened ({error}). Run the cell again and allow access to Drive when "
+                      "asked, or set DRIVE to False; then results last as long as this machine.") from error
+    return DRIVE / "MyDrive" / "tts_kit" / "runs"
+
+
 def frame(port: int, path: str, height: int):
     """A page that this machine serves on `port`, inside a notebook: on Colab through its proxy."""
+    from IPython.display import HTML, IFrame
+
     if on_colab():
         from google.colab import output
 
-        return output.serve_kernel_port_as_iframe(port, path=path, height=height)
-    from IPython.display import IFrame
-
+        output.serve_kernel_port_as_iframe(port, path=path, height=height)
+        return HTML("")  # Colab has shown it
     return IFrame(f"http://127.0.0.1:{port}{path}", "100%", height)
 
 

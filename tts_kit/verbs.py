@@ -73,16 +73,20 @@ def tokenize(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     run = Run(options.run)
     recipe = _recipe(options, run)
+    from tts_kit.release import consent as allowed
     from tts_kit.tuning import finetune
 
     if not options.dry_run:
-        finetune.fit(recipe, run, _runtime(options))
+        allowed.remind(run, thorough=True)
+        allowed.accompany(run, finetune.fit(recipe, run, _runtime(options)))
         return
     plan = finetune.rehearse(recipe, run, _runtime(options))
     print(json.dumps(plan) if options.json else "\n".join(f"{name}: {value}" for name, value in plan.items()))
 
 
 def speak(options: argparse.Namespace) -> None:
+    from tts_kit.release import consent as allowed
+    from tts_kit.speech import files
     from tts_kit.speech import speak as room
     from tts_kit.speech import stream as live
 
@@ -91,19 +95,71 @@ def speak(options: argparse.Namespace) -> None:
                       "neither.")
     if options.stream and options.retries:
         raise Problem("--stream hands out what it says at once, so that nothing can be said again: leave --retries out.")
+    files.check(options.out, options.watermark)
     run = Run(options.run)
     voice = _voice(options, run, options.adapter or run.adapter, may_be_base=options.untuned)
+    if not options.untuned:
+        allowed.remind(run, adapter=options.adapter or "")
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None
     voice.int8 = options.int8
     if options.stream:
         speech = live.stream(options.text, voice, reference, not options.untuned, options.seed)
-        speech.save(options.out)
+        files.save(speech, options.out, options.watermark)
         how, remedy = f"first sound after {speech.first_seconds or 0:.2f} s", "another --seed"
     else:
-        speech = room.speak(options.text, voice, reference, not options.untuned, options.seed, options.retries, options.out)
+        speech = room.speak(options.text, voice, reference, not options.untuned, options.seed, options.retries)
+        files.save(speech, options.out, options.watermark)
         how, remedy = f"{speech.takes} take{'s' * (speech.takes != 1)}", "--retries 2 or another --seed"
     ended = "ended by itself" if speech.stopped else f"ran to its limit; try {remedy}"
     print(f"{options.out}: {speech.seconds:.1f} s in {speech.wall_seconds:.1f} s, {how}, {ended}.")
+    if not options.watermark:
+        print("No watermark, as asked: nothing in this file will tell that a machine spoke.")
+
+
+def consent(options: argparse.Namespace) -> None:
+    from tts_kit.release import consent as room
+
+    print(room.ask(Run(options.run), options.who, options.kind, options.statement))
+
+
+def export(options: argparse.Namespace) -> None:
+    from tts_kit.release import export as room
+
+    run = Run(options.run)
+    if options.push:
+        room.refuse_to_push(run, options.push, options.public)
+    folder = room.export(run, options.out, options.merged, options.base or "", options.revision or "", options.strength,
+                         options.dtype, options.push, options.watermark)
+    print(room.push(run, folder, options.push, options.public) if options.push else folder)
+
+
+def detect(options: argparse.Namespace) -> int:
+    from tts_kit import watermark
+
+    return watermark.report(options.files)
+
+
+def serve(options: argparse.Namespace) -> None:
+    run = Run(options.run)
+    try:
+        from tts_kit.speech import serve as room
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn", "starlette", "pydantic"):
+            raise
+        raise Problem(f"the server needs {error.name}: pip install -r requirements-serve.txt -c constraints.txt") from error
+    from tts_kit.speech import voices
+
+    others = room.places(options.voice)
+    wanted = ({run.name: run.adapter} if run.adapter.exists() or not others else {}) | others
+    sampling = _sampling(options)
+
+    def load() -> dict:
+        cast = voices.load(_runtime(options), wanted, options.base or "", options.revision or "")
+        for voice in cast.values():
+            voice.sampling, voice.int8 = voice.sampling.asked(sampling), options.int8
+        return cast
+
+    room.sit(load, options.host, options.port, room.keys(options.key), options.watermark, options.patience)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -150,6 +206,10 @@ def _voice(options, run: Run, adapter, may_be_base: bool = False):
         recipe = _recipe(options, run)
         adapter, base, revision = None, recipe.base, recipe.revision
     voice = room.load_voice(_runtime(options), adapter, base, revision)
-    sampling = {name: value for name, value in told.given(options).items() if name in SAMPLING}
-    voice.sampling = voice.sampling.asked(Recipe().but(**sampling))
+    voice.sampling = voice.sampling.asked(_sampling(options))
     return voice
+
+
+def _sampling(options) -> Recipe:
+    """What was told of sampling, and nothing else."""
+    return Recipe().but(**{name: value for name, value in told.given(options).items() if name in SAMPLING})

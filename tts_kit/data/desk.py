@@ -60,26 +60,44 @@ def take_in(source: str | Path, place: Run, runtime: Runtime, transcriber: str =
     what was written down.
 
     Without the name of a `second` transcriber a smaller one than the first hears everything once more."""
-    if address.is_address(source):
-        source = address.fetch(str(source), place.folder / DOWNLOADS)
-    files = recordings(source)
+    source, files = find(source, place)
     if not files:
         return source
-    first = transcribe.load(transcriber, runtime)
-    transcribe.check_language(language)
-    if second == NOBODY:
-        doubter = None
-    else:
-        doubter = transcribe.load(second, runtime) if second else transcribe.doubter(first, runtime)
-    folder = clear(lay(files, place, first, doubter, language), place, speaker)
+    folder = clear(lay(files, place, *transcribers(runtime, transcriber, second, language), language), place, speaker)
     print(f"Put the texts right: python -m tts_kit review --run {place.name}")
     return folder
+
+
+def find(source: str | Path, place: Run) -> tuple[str | Path, list[Path]]:
+    """The source, fetched if it is an address, and its sound files; none where it has transcripts."""
+    if address.is_address(source):
+        source = address.fetch(str(source), place.folder / DOWNLOADS)
+    return source, recordings(source)
+
+
+def transcribers(runtime: Runtime, first: str = "", second: str = "",
+                 language: str = "") -> tuple[Transcriber, Transcriber | None]:
+    """Who writes down what is said, and who hears it once more."""
+    loaded = transcribe.load(first, runtime)
+    transcribe.check_language(language)
+    if second == NOBODY:
+        return loaded, None
+    return loaded, transcribe.load(second, runtime) if second else transcribe.doubter(loaded, runtime)
 
 
 def lay(files: Sequence[Path], place: Run, first: Transcriber, second: Transcriber | None = None,
         language: str = "") -> Draft:
     """Cut every recording that can be and write it down, with those of earlier times; what was done before is used again,
     what cannot be done is named."""
+    folders = cut(files, place)
+    run.write_json(place.cuts / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
+    for folder in folders:
+        hear(folder, first, second, language)
+    return again(place)
+
+
+def cut(files: Sequence[Path], place: Run) -> list[Path]:
+    """Cut every recording that can be; the folders of all that were, now or before."""
     failed = []
     for file in files:
         try:
@@ -89,13 +107,15 @@ def lay(files: Sequence[Path], place: Run, first: Transcriber, second: Transcrib
             print(problem)
     if len(failed) == len(files):
         raise Problem(f"none of {len(files)} recordings can be used. {failed[0]}")
-    run.write_json(place.cuts / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
-    for folder in recording.places(place.cuts):
-        voices.listen(folder)
-        heard = transcribe.transcribe(folder, first, language)
-        if second:
-            transcribe.transcribe(folder, second, language or next((each.language for each in heard), ""))
-    return again(place)
+    return recording.places(place.cuts)
+
+
+def hear(folder: Path, first: Transcriber, second: Transcriber | None = None, language: str = "") -> None:
+    """Write down one cut recording, and tell its voices apart; touches nothing outside its folder."""
+    voices.listen(folder)
+    heard = transcribe.transcribe(folder, first, language)
+    if second:
+        transcribe.transcribe(folder, second, language or next((each.language for each in heard), ""))
 
 
 def again(place: Run) -> Draft:

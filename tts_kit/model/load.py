@@ -108,6 +108,14 @@ def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> Non
                       "after a broken load. Use the original checkpoint.")
 
 
+def untie(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:
+    """The model with both audio tables of its own, so that both are saved: transformers 5.0 to 5.20 do not tie them on
+    loading, and draw one anew that is not in the file."""
+    table = model.backbone_model.embed_tokens.embed_audio_tokens
+    table.weight = torch.nn.Parameter(table.weight.detach().clone())
+    return model
+
+
 def _with_transformers(name: str, revision: str, runtime: Runtime) -> CsmForConditionalGeneration:
     model, report = checkpoint.weights(CsmForConditionalGeneration, name, revision, dtype=runtime.dtype,
                                        attn_implementation=runtime.attention)

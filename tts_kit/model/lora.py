@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Iterator
@@ -10,20 +11,23 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 
 from tts_kit.model import lean
 from tts_kit.model.load import Base
+from tts_kit.model.parcel import CONFIG, RESTORE, VOICE, WEIGHTS, names_of_weights, read_voice
 from tts_kit.problem import Problem
-from tts_kit.run import read_json, write_bytes, writing_folder
+from tts_kit.run import write_bytes, writing_folder
 
 PARTS = {"backbone": r"backbone_model", "depth": r"depth_decoder\.model", "codec": r"codec_model"}
 # anchored: the usual list of names would also put dead adapters on the frozen codec
 PROJECTIONS = r"\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
-WEIGHTS, CONFIG, VOICE = "adapter_model.safetensors", "adapter_config.json", "voice.json"
-RESTORE = "Restore the folder from a copy, or train again in another run."
+FIRST = "default"
+"""What PEFT calls the adapter that a model is wrapped with; those added later are numbered, because the names that people
+give to voices may be names that modules have already."""
+NUMBERS = itertools.count(2)
 
 
 def pattern(targets: str) -> str:
@@ -75,28 +79,51 @@ def moved(model: torch.nn.Module) -> dict[str, float]:
     return largest
 
 
-def fingerprint(model: PeftModel) -> str:
-    """Names the adapter's weights."""
+def fingerprint(model: PeftModel | Path, adapter: str = FIRST) -> str:
+    """Names the weights of one of a model's adapters, or of the one in a folder."""
+    weights = _weights(model, adapter) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS)
     digest = hashlib.sha256()
-    for name, weight in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items()):
+    for name, weight in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def set_strength(model: PeftModel, strength: float) -> None:
-    """0 is the base, 1 the adapter as trained."""
+def set_strength(model: PeftModel, strength: float, adapter: str = "") -> None:
+    """0 is the base, 1 the adapter as trained; of one adapter, or of all that the model carries."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            for adapter in module.scaling:
-                module.set_scale(adapter, strength)
+            for name in [adapter] if adapter else [*module.scaling]:
+                if name in module.scaling:
+                    module.set_scale(name, strength)
 
 
 @contextlib.contextmanager
-def speaking(model: torch.nn.Module, tuned: bool) -> Iterator[None]:
-    """With `tuned` false the base exactly, as long as the block lasts; a model without adapter is always that."""
-    with contextlib.nullcontext() if tuned or not isinstance(model, PeftModel) else model.disable_adapter():
+def speaking(model: torch.nn.Module, tuned: bool, adapter: str = FIRST) -> Iterator[None]:
+    """With `tuned` false the base exactly, else with that adapter, as long as the block lasts; a bare model is always the
+    base, though it may carry what was added for others."""
+    if tuned and isinstance(model, PeftModel):
+        switch(model, adapter)
         yield
+        return
+    # PEFT's own way would leave weights that are only heard as if they were to be learnt
+    layers = [(layer, [weight.requires_grad for weight in layer.parameters()]) for layer in bare(model).modules()
+              if isinstance(layer, LoraLayer) and not layer.disable_adapters]
+    for layer, _ in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer, learnt in layers:
+            layer.enable_adapters(True)
+            for weight, each in zip(layer.parameters(), learnt):
+                weight.requires_grad_(each)
+
+
+def switch(model: PeftModel, adapter: str) -> None:
+    """Let this one of the model's adapters speak; the base's weights stay where they are."""
+    if model.active_adapters != [adapter]:
+        model.set_adapter(adapter, inference_mode=True)
 
 
 def merge(model: PeftModel) -> torch.nn.Module:
@@ -106,7 +133,7 @@ def merge(model: PeftModel) -> torch.nn.Module:
 
 def keep(model: PeftModel, path: Path) -> None:
     """The adapter's weights alone as one file, which `restore` puts back."""
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = _weights(model)
     write_bytes(path, as_safetensors({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}))
 
 
@@ -117,8 +144,7 @@ def restore(model: PeftModel, path: Path) -> None:
         kept = load_file(path)
     except (SafetensorError, OSError) as error:
         raise Problem(f"{path} cannot be read as weights of an adapter ({error}). {RESTORE}") from error
-    # what PEFT gives here shares its memory with the model
-    mine = get_peft_model_state_dict(model, save_embedding_layers=False)
+    mine = _weights(model)
     shapes = {name: [tuple(of[name].shape) if name in of else "missing" for of in (kept, mine)] for name in {**kept, **mine}}
     if other := sorted(name for name, (there, here) in shapes.items() if there != here):
         there, here = shapes[other[0]]
@@ -141,40 +167,51 @@ def save(model: PeftModel, folder: Path, base: Base, recipe_json: str, voice: di
         (beside / VOICE).write_text(json.dumps(belongs, indent=2) + "\n", encoding="utf-8")
 
 
-def read_voice(folder: Path) -> dict:
-    """What an adapter folder says of itself; the folder is checked before any weight is loaded."""
-    folder = Path(folder)
-    if not folder.exists():
-        raise Problem(f"{folder} does not exist: nothing was trained there yet. `python -m tts_kit train --run NAME` makes "
-                      "it; to speak with the base alone give --untuned.")
-    for name in (WEIGHTS, CONFIG, VOICE):
-        if not (folder / name).is_file():
-            raise Problem(f"{folder} is not an adapter of this kit: {name} is missing. Wanted: the folder that "
-                          "`python -m tts_kit train` wrote, usually runs/NAME/adapter.")
-    belongs = read_json(folder / VOICE, RESTORE)
-    if lacking := [name for name in ("base", "revision", "base_fingerprint", "speaker") if name not in belongs]:
-        raise Problem(f"{folder / VOICE} does not say {' and '.join(lacking)}. {RESTORE}")
-    read_json(folder / CONFIG, RESTORE)
-    return belongs
-
-
 def load(base: Base, folder: Path) -> PeftModel:
     """The base with a saved adapter; refuses an adapter that was trained for other weights."""
-    folder, belongs = Path(folder), read_voice(folder)
-    if belongs["base_fingerprint"] != base.fingerprint:
-        raise Problem(f"{folder} was trained for {belongs['base']} (weights {belongs['base_fingerprint']}), but {base.name} "
-                      f"is loaded (weights {base.fingerprint}). Load it with --base {belongs['base']}.")
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            saved = set(file.keys())
-    except SafetensorError as error:
-        raise Problem(f"{folder / WEIGHTS} is damaged ({error}). {RESTORE}") from error
+    saved = names_of_weights(base, Path(folder), read_voice(folder))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of keys; they are compared below
         model = lean.slim(PeftModel.from_pretrained(base.model, folder))
-    if different := saved ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)):
-        raise Problem(f"{folder / WEIGHTS} and its {CONFIG} disagree about {sorted(different)[0]}. {RESTORE}")
+    _refuse_halves(Path(folder), saved, _weights(model))
     return model.eval().requires_grad_(False)
+
+
+def add(model: PeftModel, base: Base, folder: Path) -> str:
+    """One more adapter beside those that the model carries already; returns what `switch` calls it.
+
+    The adapter that speaks goes on speaking, and a folder that is refused leaves the model as it was."""
+    saved = names_of_weights(base, Path(folder), read_voice(folder))
+    name = f"voice{next(NUMBERS)}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.load_adapter(folder, name)
+    lean.slim(model).eval().requires_grad_(False)
+    try:
+        _refuse_halves(Path(folder), saved, _weights(model, name))
+    except Problem:
+        model.delete_adapter(name)
+        raise
+    return name
+
+
+def remove(model: PeftModel, adapter: str) -> None:
+    """Forget one of the adapters; its memory is free from the next sentence on. The last stays: PEFT cannot be without."""
+    others = [name for name in model.peft_config if name != adapter]
+    if others:
+        if model.active_adapters == [adapter]:
+            switch(model, others[0])
+        model.delete_adapter(adapter)
+
+
+def _weights(model: PeftModel, adapter: str = FIRST) -> dict[str, torch.Tensor]:
+    """An adapter's weights under the names of its file; they share their memory with the model."""
+    return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+
+
+def _refuse_halves(folder: Path, saved: set[str], loaded: dict[str, torch.Tensor]) -> None:
+    if different := saved ^ set(loaded):
+        raise Problem(f"{folder / WEIGHTS} and its {CONFIG} disagree about {sorted(different)[0]}. {RESTORE}")
 
 
 def _part(name: str) -> str | None:

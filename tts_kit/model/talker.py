@@ -23,9 +23,9 @@ class Talker:
 
     def __init__(self, model: torch.nn.Module, physics: Physics, int8: bool = False):
         depth = model.depth_decoder
-        self.physics, self.adapted = physics, [module for module in model.modules() if isinstance(module, LoraLayer)]
-        self.weights = [weight for part in (model.backbone_model, depth) for weight in part.parameters()]
-        self.backbone, self.depth = (Stack(part, Rounded if int8 else Dense) for part in (model.backbone_model, depth.model))
+        self.physics, self.parts, self.matrix = physics, (model.backbone_model, depth), Rounded if int8 else Dense
+        self.weights, self.adapted = self._now()
+        self.backbone, self.depth = self._stacks()
         self.first_head, self.table = model.lm_head, model.backbone_model.embed_tokens
         self.heads, self.depth_table, self.words = depth.codebooks_head, depth.model.embed_tokens, depth.config.vocab_size
         self.projector = depth.model.inputs_embeds_projector
@@ -39,10 +39,19 @@ class Talker:
 
     def refresh(self) -> None:
         """Follow the model where weights or adapters have changed since."""
-        if (now := self._signs_of_change()) != self.weights_as_of:
-            self.weights_as_of = now
+        before = self.adapted
+        # until here the weights of before are held, so that no new one can lie where one of them did and pass for it
+        self.weights, self.adapted = self._now()
+        if (signs := self._signs_of_change()) == self.weights_as_of:
+            return
+        self.weights_as_of = signs
+        if list(map(id, before)) == list(map(id, self.adapted)):
             self.backbone.refresh()
             self.depth.refresh()
+        else:  # projections have been wrapped for an adapter, or unwrapped: the copies were made of modules that are gone
+            self.idle.clear()
+            self.backbone = self.depth = None
+            self.backbone, self.depth = self._stacks()
 
     @contextlib.contextmanager
     def conversation(self, prompts: int, places: int, sampling: Sampling) -> Iterator["Conversation"]:
@@ -51,12 +60,13 @@ class Talker:
             yield Conversation(self, prompts, places, sampling)
             return
         key = (prompts, -(-places // STRIDE) * STRIDE, sampling)
-        lent = self.idle.pop(key, None) or Conversation(self, *key)
+        lent, backbone = self.idle.pop(key, None) or Conversation(self, *key), self.backbone
         lent.record()
         try:
             yield lent
         finally:
-            self.idle[key] = lent
+            if self.backbone is backbone:  # else its graph computes with copies that are gone
+                self.idle[key] = lent
             while len(self.idle) > GRAPHS:
                 self.idle.popitem(last=False)
 
@@ -71,6 +81,15 @@ class Talker:
             codes.append(choose(logits[:, :known], sampling.depth_temperature, luck[:, book]))
             inputs = self.depth_table(codes[-1] + book * self.words)[:, None]
         return torch.stack(codes, dim=1)
+
+    def _stacks(self) -> tuple[Stack, Stack]:
+        backbone, depth = self.parts
+        return Stack(backbone, self.matrix), Stack(depth.model, self.matrix)
+
+    def _now(self) -> tuple[list[torch.nn.Parameter], list[LoraLayer]]:
+        """The weights that count and the projections with adapters, of which there may be more than there were."""
+        return ([weight for part in self.parts for weight in part.parameters()],
+                [module for part in self.parts for module in part.modules() if isinstance(module, LoraLayer)])
 
     def _signs_of_change(self) -> tuple:
         """Another one whenever a weight was written to, an adapter switched or its strength set."""

@@ -20,7 +20,7 @@ from transformers import CsmForConditionalGeneration, MimiModel, PrinterCallback
 
 from tts_kit import audio, checkpoint
 from tts_kit import runtime as runtimes
-from tts_kit.model import compiling
+from tts_kit.model import compiling, load
 from tts_kit.physics import Physics
 from tts_kit.pretrain import codec_evaluation, corpus, shape
 from tts_kit.pretrain.muon import MuonAdamW
@@ -150,7 +150,7 @@ def train(sentences: Sequence[Clip], codec: MimiModel, out: Path, run: Run, runt
         made.train(resume_from_checkpoint=str(last) if last else None)
     progress.close()
     model.to("cpu").codec_model = codec
-    shape.save(shape.untie(model.half()), out, size)
+    shape.save(load.untie(model.half()), out, size)
     write_json(out / FACTS, {
         "sentences": len(steps.scored), "hours": _hours(sentences, physics),
         "hours of practice": _hours([clip for clip in sentences if clip.id.startswith(PRACTICE)], physics),

@@ -98,14 +98,6 @@ def untrained(shape: str, seed: int = 0) -> CsmForConditionalGeneration:
     return model
 
 
-def untie(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:
-    """The model with both audio tables of its own, so that both are saved: transformers 5.0 to 5.20 do not tie them on
-    loading, and draw one anew that is not in the file."""
-    table = model.backbone_model.embed_tokens.embed_audio_tokens
-    table.weight = torch.nn.Parameter(table.weight.detach().clone())
-    return model
-
-
 @functools.cache
 def tokenizer(shape: str) -> PreTrainedTokenizerFast:
     """One token a byte, so that no text is unknown, and as many merged ones as the shape has, learnt from the grammar;

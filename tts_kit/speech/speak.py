@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tts_kit.model.generate import Take
 from tts_kit.model.sampling import Sampling
 from tts_kit.problem import Problem
 from tts_kit.runtime import Runtime
+from tts_kit.speech import places
 from tts_kit.tokens.prompt import Example, Turn
 
 PAUSE_SECONDS = 0.15
@@ -35,10 +37,16 @@ class Voice:
     sampling: Sampling = field(default_factory=Sampling)
     int8: bool = False
     """Whether weights are rounded to 8 bits for speaking: fewer bytes to read, and not quite the same."""
+    adapter: str = lora.FIRST
+    """Which of the model's adapters speaks; empty for the base alone, though others may share its network."""
 
     @property
     def is_tuned(self) -> bool:
-        return self.model is not self.base.model
+        return bool(self.adapter) and self.model is not self.base.model
+
+    def speaking(self, tuned: bool = True) -> AbstractContextManager:
+        """Lets the model speak as this voice, or not tuned as the base, as long as the block lasts."""
+        return lora.speaking(self.model, tuned and self.is_tuned, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -81,22 +89,23 @@ class Speech:
         return Path(path)
 
 
-def load_voice(runtime: Runtime, adapter: str | Path | None = None, base: str = "", revision: str = "") -> Voice:
-    """A voice from an adapter folder, or the base alone; `base` overrides the base that the adapter names."""
+def load_voice(runtime: Runtime, place: str | Path | None = None, base: str = "", revision: str = "") -> Voice:
+    """The voice of an adapter, of merged weights or of a base, each a folder or a hub id; without a place that of `base`,
+    which with an adapter overrides the base that the adapter names."""
+    adapter = places.adapter(place) if place else None
     if adapter is None:
-        loaded = load.base(base, runtime, revision)
-        return Voice(loaded, loaded.model, sampling=loaded.sampling)
-    belongs = lora.read_voice(Path(adapter))
-    recipe = recipes.read(Path(adapter) / recipes.FILE)
+        loaded = load.base(places.whole(place, base), runtime, revision)
+        return Voice(loaded, loaded.model, **places.manner(loaded.name, revision, loaded.sampling))
+    belongs = lora.read_voice(adapter)
+    recipe = recipes.read(adapter / recipes.FILE)
     if base in ("", belongs["base"]):
         base, revision = belongs["base"], revision or belongs["revision"]
     try:
         loaded = load.base(base, runtime, revision)
     except Problem as problem:
-        raise Problem(f"{adapter} needs the base it was trained for, {base}. {problem} If it lies elsewhere now, give "
+        raise Problem(f"{place} needs the base it was trained for, {base}. {problem} If it lies elsewhere now, give "
                       "--base PLACE.") from problem
-    return Voice(loaded, lora.load(loaded, Path(adapter)), belongs["speaker"],
-                 loaded.sampling.asked(recipe))
+    return Voice(loaded, lora.load(loaded, adapter), belongs["speaker"], loaded.sampling.asked(recipe))
 
 
 def speak(words: str, voice: Voice, reference: Given = None, tuned: bool = True, seed: int = 0,
@@ -187,7 +196,7 @@ def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]], re
 def _generate(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]]) -> list[_Said]:
     base, start = voice.base, time.monotonic()
     prompts, limits = zip(*(prompt(voice, line, context) for line, context in zip(lines, contexts)))
-    with lora.speaking(voice.model, lines[0].tuned):
+    with voice.speaking(lines[0].tuned):
         takes = generate.takes(base.model, base.physics, prompts, voice.sampling, [line.seed for line in lines], limits,
                                voice.int8)
     share = (time.monotonic() - start) / len(lines)

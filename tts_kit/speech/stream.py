@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tts_kit import audio
-from tts_kit.model import generate, lora
+from tts_kit.model import generate
 from tts_kit.model.generate import Take
 from tts_kit.speech import speak
 from tts_kit.speech.speak import PAUSE_SECONDS, Given, Line, Voice
@@ -61,7 +61,7 @@ class Flow(Iterator[np.ndarray]):
         for number, line in enumerate(lines):
             if number:
                 yield np.zeros(round(PAUSE_SECONDS * self.rate), dtype=np.float32)
-            take = yield from _sentence(voice, line, context)
+            take = yield from sentence(voice, line, context)
             self.stopped = self.stopped and take.stopped
             if not number:
                 context = speak.turns_of_rest(voice, lines, context, take)
@@ -76,12 +76,12 @@ def stream(words: str, voice: Voice, reference: Given = None, tuned: bool = True
     return Flow(voice, speak.cut(words, reference, tuned, seed), speak.turns(voice, reference), asked)
 
 
-def _sentence(voice: Voice, line: Line, context: list[Turn]) -> Generator[np.ndarray, None, Take]:
+def sentence(voice: Voice, line: Line, context: list[Turn]) -> Generator[np.ndarray, None, Take]:
     """One sentence in chunks of sound; at last its codes, and whether it said something and ended by itself."""
     prompt, limit = speak.prompt(voice, line, context)
     base, decoder = voice.base, streaming.Stream(voice.base.codec)
     said, done, ended = [], 0, False
-    with lora.speaking(voice.model, line.tuned), contextlib.closing(generate.stream(
+    with voice.speaking(line.tuned), contextlib.closing(generate.stream(
             base.model, base.physics, [prompt], voice.sampling, [line.seed], limit, voice.int8)) as frames:
         for frame in frames:
             if ended := bool(generate.is_end(frame)):

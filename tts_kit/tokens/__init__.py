@@ -17,3 +17,12 @@ def encode(recipe: Recipe, run: Run, runtime: Runtime) -> dict[str, int]:
     print(f"{len(utterances)} clips: {counts['encoded']} encoded, {counts['kept']} already there{repaired}. In {run.codes}.")
     recipes.remember(run, recipe)
     return counts
+
+
+def encode_part(recipe: Recipe, run: Run, runtime: Runtime, part: int, parts: int) -> dict[str, int]:
+    """Encode every so many-th clip of a run's data, from clip `part` on; `encode` then finds them, and writes the index."""
+    from tts_kit.data import utterance
+    from tts_kit.tokens import cache, codec
+
+    utterances = utterance.read(run.data)[part::parts]
+    return cache.add(utterances, run.codes, codec.load(recipe.base, recipe.revision, runtime.device))[1]

@@ -27,6 +27,17 @@ class Damaged(Exception):
 
 def fill(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
     """Encode what is missing and write the index; returns how many entries were kept, encoded and found damaged."""
+    fingerprint, (keys, counts) = codec.fingerprint(), add(utterances, folder, codec)
+    write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.physics)})
+    write_rows(folder / "index.jsonl", (
+        {"id": each.id, "text": each.text, "source": each.source, "speaker": each.speaker, "recording": each.recording,
+         "split": each.split, "key": name} for each, name in zip(utterances, keys)))
+    return counts
+
+
+def add(utterances: list[Utterance], folder: Path, codec: Codec) -> tuple[list[str], dict[str, int]]:
+    """Encode what is missing and touch nothing else, so that parts of a set can be added in several places at once;
+    returns the keys, and the counts of `fill`."""
     fingerprint = codec.fingerprint()
     keys = [key(each.audio, fingerprint) for each in utterances]
     counts = {"kept": 0, "encoded": 0, "damaged": 0}
@@ -38,11 +49,7 @@ def fill(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, i
         if state != "whole":
             missing.append((each, name))
     _encode(missing, folder, codec, fingerprint)
-    write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.physics)})
-    write_rows(folder / "index.jsonl", (
-        {"id": each.id, "text": each.text, "source": each.source, "speaker": each.speaker, "recording": each.recording,
-         "split": each.split, "key": name} for each, name in zip(utterances, keys)))
-    return counts
+    return keys, counts
 
 
 def read(folder: Path) -> list[Clip]:

@@ -18,32 +18,53 @@ Item = tuple[int, int | None]
 
 
 class Steps(torch.utils.data.Dataset):
-    """Micro-batch `i` of the run, a pure function of clips, recipe and `i`."""
+    """Micro-batch `i` of the run, a pure function of clips, recipe, `i` and how many processes share a step.
 
-    def __init__(self, clips: Sequence[Clip], writer: Writer, recipe: Recipe):
+    They take turns over the micro-batches. Where a step's do not come out even, its clips are dealt out anew."""
+
+    def __init__(self, clips: Sequence[Clip], writer: Writer, recipe: Recipe, processes: int = 1):
         self.recipe, self.speaker = recipe, clips[0].source
+        self.parts = rounds(recipe, processes) * processes
         self.heard = [write(clip, writer, scored=False) for clip in clips]
         self.scored = [write(clip, writer) for clip in clips]
         self.plan, self.passes = plan(self.scored, [clip.speaker for clip in clips], writer.physics.longest, recipe)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.plan) // self.recipe.accumulation * self.parts
 
     def __getitem__(self, index: int) -> dict:
-        step, part = divmod(index, self.recipe.accumulation)
+        step, part = divmod(index, self.parts)
         first = step * self.recipe.accumulation
-        micro_batches = [[self.example(item) for item in items]
-                         for items in self.plan[first:first + self.recipe.accumulation]]
+        micro_batches = deal([[self.example(item) for item in items]
+                              for items in self.plan[first:first + self.recipe.accumulation]], self.parts)
         chosen = sample_depth([*itertools.chain(*micro_batches)], self.recipe.depth_ratio, self.recipe.seed + step)
         before = sum(len(examples) for examples in micro_batches[:part])
         mine = micro_batches[part]
-        batch = collate(mine, chosen[before:before + len(mine)], self.recipe.packing)
+        # a process that has nothing to do in a step computes its first clip too, which does not count there
+        batch = collate(mine or micro_batches[0][:1], chosen[before:before + len(mine)] or chosen[:1], self.recipe.packing)
         return batch | {"frames_in_step": sum(len(mask) for mask in chosen),
-                        "depth_in_step": sum(int(mask.sum()) for mask in chosen)}
+                        "depth_in_step": sum(int(mask.sum()) for mask in chosen), "counts": int(bool(mine))}
 
     def example(self, item: Item) -> Example:
         clip, context = item
         return self.scored[clip] if context is None else join(self.heard[context], self.scored[clip])
+
+
+def rounds(recipe: Recipe, processes: int) -> int:
+    """Micro-batches of a step for each of several processes."""
+    return math.ceil(recipe.accumulation / processes)
+
+
+def deal(micro_batches: list[list[Example]], parts: int) -> list[list[Example]]:
+    """A step's micro-batches as so many parts: as they are, or else cut anew, the order kept, where the lengths are even;
+    where clips are few some of the parts, but never the first one, are empty."""
+    if len(micro_batches) == parts:
+        return micro_batches
+    examples = [*itertools.chain(*micro_batches)]
+    ends = torch.tensor([len(example) for example in examples], dtype=torch.float64).cumsum(0)
+    middles = [(end - len(example) / 2).item() for example, end in zip(examples, ends)]
+    places = [int((middle - middles[0]) * parts / ends[-1].item()) for middle in middles]
+    return [[example for example, place in zip(examples, places) if place == part] for part in range(parts)]
 
 
 def write(clip: Clip, writer: Writer, scored: bool = True) -> Example:

@@ -23,7 +23,7 @@ from tts_kit.recipe import Recipe
 from tts_kit.run import Run, read_rows, write_bytes, write_rows, write_text, writing_folder
 from tts_kit.tokens import cache
 from tts_kit.tokens.clip import Clip
-from tts_kit.tuning import choosing, grid, watch
+from tts_kit.tuning import choosing, grid, processes, watch
 from tts_kit.tuning.choosing import Choice
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
@@ -35,7 +35,7 @@ ROWS, FOLDER, SAID, MADE = "ears.jsonl", "ears", "said.jsonl", "made.json"
 class Ears(TrainerCallback):
     """Listens to the base and at every so many steps; each step's adapter is kept beside its clips."""
 
-    def __init__(self, base: Base, recipe: Recipe, run: Run, clips: Sequence[Clip], listeners: Judges):
+    def __init__(self, base: Base, recipe: Recipe, run: Run, clips: Sequence[Clip], listeners: Judges | None):
         self.base, self.recipe, self.run, self.listeners = base, recipe, run, listeners
         self.learnt = [clip for clip in clips if clip.split == "train"]
         self.sentences = sentences(clips)
@@ -44,24 +44,31 @@ class Ears(TrainerCallback):
         self._over = False
 
     def on_train_begin(self, args, state, control, model=None, **_):
-        self._claim()
-        there = {int(path.name.split("-")[1]) for path in self.folder.glob("step-*")}
-        # after an interruption what was said is judged, and not said again
-        for step in sorted(each for each in there | {0} if each <= state.global_step):
-            if step in there or state.global_step == 0:
-                self.listen(step, model)
-        self._over = self._is_over(state.global_step)
+        self._over = processes.decide(lambda: self._begin(state.global_step, model))
 
     def on_step_end(self, args, state, control, model=None, **_):
         step = state.global_step
         if step % self.recipe.listen_every == 0 or step == state.max_steps:
-            self.listen(step, model)
             control.should_evaluate = True  # the losses of a step that may be kept are told as well
-            self._over = self._is_over(step)
+            self._over = processes.decide(lambda: self._hear(step, model))
         if self._over and step < state.max_steps:
             tqdm.write(f"The training ends at step {step} of {state.max_steps}: {self.recipe.patience} "
                        f"{'listens' if self.recipe.patience > 1 else 'listen'} without a better step.")
             control.should_training_stop = True
+
+    def _begin(self, now: int, model: torch.nn.Module) -> bool:
+        """Hear what was not heard yet; whether the training is over already."""
+        self._claim()
+        there = {int(path.name.split("-")[1]) for path in self.folder.glob("step-*")}
+        # after an interruption what was said is judged, and not said again
+        for step in sorted(each for each in there | {0} if each <= now):
+            if step in there or now == 0:
+                self.listen(step, model)
+        return self._is_over(now)
+
+    def _hear(self, step: int, model: torch.nn.Module) -> bool:
+        self.listen(step, model)
+        return self._is_over(step)
 
     def listen(self, step: int, model: torch.nn.Module) -> None:
         """Say, keep and judge one step, as far as that is not done; then show all steps."""
@@ -169,7 +176,8 @@ def of(base: Base, recipe: Recipe, run: Run, clips: Sequence[Clip]) -> Ears | No
               f"itself, and fewer than {FEWEST_SENTENCES} say nothing. {last}")
     else:
         # words and voice are what is chosen by; the other judges would only take their time
-        listeners = dataclasses.replace(judges.load(), rate=None, rate_2=None, listen_for_noise=None, recognise_2=None)
+        listeners = dataclasses.replace(judges.load(), rate=None, rate_2=None, listen_for_noise=None,
+                                        recognise_2=None) if processes.is_first() else None
         return Ears(base, recipe, run, clips, listeners)
     return None
 

@@ -1,6 +1,8 @@
 """Codes -> adapter: `fit` trains a run's adapter from wherever it stopped."""
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from tts_kit.run import Run, write_text
 from tts_kit.runtime import Runtime
 from tts_kit.tokens import cache
 from tts_kit.tokens.clip import Clip
-from tts_kit.tuning import batches, ears, watch
+from tts_kit.tuning import batches, ears, processes, watch
 from tts_kit.tuning.choosing import Choice
 from tts_kit.tuning.trainer import CsmTrainer, arguments, last_whole_checkpoint
 
@@ -25,7 +27,16 @@ CODES = "codes.sha256"
 
 
 def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback] = ()) -> Path:
-    """Train the adapter of a run, or go on where it stopped; returns the adapter folder."""
+    """Train the adapter of a run, or go on where it stopped; returns the adapter folder.
+
+    Processes that a launcher started share every step, which stays the same: only the first one evaluates and writes."""
+    with processes.explaining():
+        processes.join(runtime)
+        with processes.one_voice():
+            return _fit(recipe, run, runtime, callbacks)
+
+
+def _fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback]) -> Path:
     clips = cache.of_run(run)
     refuse_other_claims(recipe, run)
     if (run.adapter / lora.VOICE).exists():
@@ -33,11 +44,12 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
               f"and {run.training}.")
         return run.adapter
     progress = watch.Progress()
-    base, trainer = prepare(recipe, run, clips, runtime, [progress, *callbacks])
+    base, trainer = prepare(recipe, run, clips, runtime, [*[progress] * processes.is_first(), *callbacks])
     if listener := ears.of(base, recipe, run, clips):
         trainer.add_callback(listener)
-    write_text(run.training / recipes.FILE, recipe.to_json())
-    write_text(run.training / CODES, cache.digest(run.codes))
+    if processes.is_first():
+        write_text(run.training / recipes.FILE, recipe.to_json())
+        write_text(run.training / CODES, cache.digest(run.codes))
     last = last_whole_checkpoint(run.training)
     print(f"Going on from {last.name}." if last else "Starting from the base model.")
     start, first = time.monotonic(), int(last.name.split("-")[1]) if last else 0
@@ -45,7 +57,21 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
     with checkpoint.quiet(), contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     seconds, steps = time.monotonic() - start, trainer.state.global_step - first
-    return _finish(trainer, base, recipe, run, ears.settle(listener, trainer), seconds, steps)
+    if processes.is_first():
+        _finish(trainer, base, recipe, run, ears.settle(listener, trainer), seconds, steps)
+    processes.wait()
+    return run.adapter
+
+
+def launch(recipe: Recipe, run: Run, gpus: int) -> Path:
+    """`fit` in as many processes as there are GPUs; the recipe travels in the run's folder."""
+    refuse_other_claims(recipe, run)
+    recipes.remember(run, recipe)
+    command = f"-m accelerate.commands.launch --multi_gpu --num_processes {gpus} -m tts_kit train --run {run.name}"
+    if subprocess.run([sys.executable, *command.split()], cwd=run.folder.parent.parent, check=False).returncode:
+        raise Problem(f"training with {gpus} processes has stopped; why stands above. The same command goes on from the "
+                      "last checkpoint.")
+    return run.adapter
 
 
 def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
@@ -66,13 +92,14 @@ def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
     print(f"Layers are {'compiled' if compiled else 'not compiled'} ({why}).")
     if compiled:
         compiling.layers(base.model)
-    steps = batches.Steps([clip for clip in clips if clip.split == "train"], base.writer, recipe)
+    steps = batches.Steps([clip for clip in clips if clip.split == "train"], base.writer, recipe,
+                          processes.count())
     held_out = [batches.write(clip, base.writer) for clip in clips if clip.split == "held_out"]
     print(f"{len(steps.scored)} clips to learn from, {len(held_out)} held out; {recipe.steps} steps pass the data "
-          f"{steps.passes:.1f} times.")
-    watchers = [watch.Record(run), watch.Samples(base, recipe, run, steps.speaker), *callbacks]
+          f"{steps.passes:.1f} times{f', each shared by {processes.count()} processes' * (processes.count() > 1)}.")
+    watchers = [watch.Record(run), watch.Samples(base, recipe, run, steps.speaker)] if processes.is_first() else []
     trainer = CsmTrainer(model, arguments(recipe, run, runtime), steps, batches.for_evaluation(held_out, recipe),
-                         runtime, callbacks=watchers)
+                         runtime, callbacks=[*watchers, *callbacks])
     trainer.remove_callback(PrinterCallback)
     return base, trainer
 
@@ -104,7 +131,7 @@ def rehearse(recipe: Recipe, run: Run, runtime: Runtime) -> dict:
 
 
 def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chosen: Choice, seconds: float,
-            steps: int) -> Path:
+            steps: int) -> None:
     before, after = watch.evaluations(trainer, chosen.step)
     movement = lora.moved(trainer.model)
     if not all(movement.values()):
@@ -125,4 +152,3 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chos
     if after["eval_loss"] > before["eval_loss"]:
         print("On held-out clips the adapter is worse than the base: it has learnt the training clips by heart. Try fewer "
               "steps, a lower learning rate or more data.")
-    return run.adapter

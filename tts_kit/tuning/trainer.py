@@ -16,7 +16,7 @@ from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, explaining_refusals, write_text
 from tts_kit.runtime import Runtime
-from tts_kit.tuning import batches
+from tts_kit.tuning import batches, processes
 
 WHOLE = "whole"
 """A file that marks a checkpoint as completely written."""
@@ -33,6 +33,9 @@ class CsmTrainer(transformers.Trainer):
                          data_collator=functools.partial(_only, lora.bare(model)), **kwargs)
         self.runtime, self.depth_weight = runtime, steps.recipe.depth_weight
         self.model_accepts_loss_kwargs = False
+        # No DDP: it reduces in its own forward, which our loss goes around, and it divides by the number of processes.
+        # `training_step` adds the gradients up instead; those of an adapter are small enough for one message.
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.add_callback(LookBeforeLeaving())
         self._parts: list[torch.Tensor] = []
         self._before: list[torch.Tensor] = []
@@ -44,14 +47,25 @@ class CsmTrainer(transformers.Trainer):
         with self._arithmetic():
             sums = loss.sums(lora.bare(self.model), inputs,
                              a_depth_sum * self.depth_weight * (scaler.get_scale() if scaler else 1))
-        parts = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * a_depth_sum])
+        parts = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * a_depth_sum]) * inputs["counts"]
         if model.training:
             self._keep(parts.detach(), inputs)
         # Trainer divides by the number of micro-batches; ours are shares already
         return (parts[0] + self.depth_weight * parts[1]) * self.current_gradient_accumulation_steps
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Forward and backward; after a step's last micro-batch each process holds the gradient of the whole step."""
+        share = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            # before the scaler and the clipping look at them: both decide alike in all processes then
+            processes.add_up([weight.grad for weight in self._learnt()])
+        return share * processes.count()  # Trainer logs the mean over processes, and these are shares of one sum
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Both losses over all held-out frames, and each codebook's own."""
+        """Both losses over all held-out frames, and each codebook's own; the first process computes them."""
+        if not processes.is_first():
+            self.control.should_evaluate = False
+            return {}
         was_training = self.model.training
         self.model.eval()
         total, frames = 0, 0
@@ -85,7 +99,12 @@ class CsmTrainer(transformers.Trainer):
         options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
         self.model.save_pretrained(output_dir or self.args.output_dir, **options)
 
+    def store_flos(self) -> None:
+        """Nobody reads this count, and Trainer would ask all processes for it when only the first one saves."""
+
     def _save_checkpoint(self, model, trial) -> None:
+        if not processes.is_first():
+            return  # the state of its own random numbers, which nothing here draws on, is all that it would add
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with explaining_refusals(folder):
             super()._save_checkpoint(model, trial)
@@ -101,24 +120,27 @@ class CsmTrainer(transformers.Trainer):
 
     def _keep(self, parts: torch.Tensor, inputs: dict) -> None:
         """Losses of a micro-batch until the next look at them; on a processor, where looking is free, at once."""
+        at_once = self.args.logging_steps == 1 and processes.count() == 1
         if not self._parts:
-            self._before = [weight.detach().clone() for weight in self._learnt()] if self.args.logging_steps > 1 else []
+            self._before = [] if at_once else [weight.detach().clone() for weight in self._learnt()]
         self._parts.append(parts)
-        if self.args.logging_steps == 1 and not torch.isfinite(parts).all():
+        if at_once and not torch.isfinite(parts).all():
             raise Problem(self._blame(inputs, self.state.global_step + 1))
 
     def _look(self) -> list[tuple[float, float]]:
         """Both losses of each step since the last look, which is where the host waits for the device."""
-        parts, size = torch.stack(self._parts).cpu(), self.args.gradient_accumulation_steps
-        if not torch.isfinite(parts).all():
-            first = (~torch.isfinite(parts).all(dim=1)).nonzero()[0].item()
-            place = self.state.global_step * size - len(parts) + first
+        parts, size = processes.gather(torch.stack(self._parts)).cpu(), self.args.gradient_accumulation_steps
+        broken = (~torch.isfinite(parts).all(dim=2)).T.nonzero()
+        if len(broken):
+            first, process = broken[0].tolist()
+            place = (self.state.global_step * size - parts.shape[1] + first) * len(parts) + process
             with torch.no_grad():
                 for weight, before in zip(self._learnt(), self._before):
                     weight.copy_(before)  # what was learnt from nonsense would call every clip guilty
-            raise Problem(self._blame(self._prepare_inputs(self.train_dataset[place]), place // size + 1))
+            step = place // self.train_dataset.parts + 1
+            raise Problem(self._blame(self._prepare_inputs(self.train_dataset[place]), step))
         self._parts.clear()
-        return [tuple(step.sum(0).tolist()) for step in parts.split(size)]
+        return [tuple(step.sum((0, 1)).tolist()) for step in parts.split(size, dim=1)]
 
     def _learnt(self) -> list[torch.nn.Parameter]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -150,12 +172,12 @@ class LookBeforeLeaving(TrainerCallback):
 
 def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:
     """The recipe in the words of transformers' Trainer."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise Problem(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: several processes were started, but a run is trained by "
-                      "one. Start `python -m tts_kit train` without a launcher.")
+    if os.environ.get("WORLD_SIZE", "1") != str(processes.count()):
+        raise Problem(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: several processes were started for what one has to do. "
+                      "Start it without a launcher.")
     made = TrainingArguments(
         output_dir=str(run.training), max_steps=recipe.steps, per_device_train_batch_size=1,
-        gradient_accumulation_steps=recipe.accumulation, learning_rate=recipe.learning_rate,
+        gradient_accumulation_steps=batches.rounds(recipe, processes.count()), learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup_steps, weight_decay=recipe.weight_decay, lr_scheduler_type="linear",
         optim="adamw_torch_fused" if runtime.device != "mps" else "adamw_torch", seed=recipe.seed,
         # bf16 runs under our own autocast; float16 also needs Trainer's loss scaler

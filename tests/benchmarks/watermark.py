@@ -1,0 +1,284 @@
+"""What the mark survives, what it costs, and what is mistaken for it: python -m tests.benchmarks.watermark
+
+On the bundled voice, on strangers and on tiny-csm's speech; writes results/watermark.json and prints the README's block.
+Needs the judges and requirements-recordings.txt, whose av has the encoders of MP3, AAC and Opus.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import io
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import soxr
+import torch
+from tqdm.auto import tqdm
+
+from tts_kit import audio, runtime, story, watermark
+from tts_kit.data import table
+from tts_kit.judging import judges
+from tts_kit.model import load
+from tts_kit.run import write_json
+from tts_kit.speech import speak
+
+RESULTS = Path(__file__).parent / "results" / "watermark.json"
+RATE = 24_000
+EMMA, MACHINE = 9, 5
+"""Clips of the bundled voice and of tiny-csm, beside six strangers."""
+JUDGED = 8
+WIPED_OUT = 0.1
+"""Below this share of the clips the mark counts as gone."""
+BEGIN, END = "<!-- watermark -->", "<!-- /watermark -->"
+Clip = tuple[str, str, np.ndarray]
+"""Kind of voice, what is said (of strangers nobody wrote it down), (samples,) at RATE."""
+Damage = Callable[[np.ndarray], np.ndarray | None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--block", type=Path, help="write the README's block to this file too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    base = load.base(str(story.BUNDLED), runtime.choose("cpu"))
+    plain = clips(base)
+    marked = [(kind, text, watermark.mark(wave, RATE)) for kind, text, wave in plain]
+    with contextlib.redirect_stdout(io.StringIO()):
+        listeners = judges.load(options.threads, wanted="offline")
+    found = {"what": "the mark of machine-made speech", "command": "python -m tests.benchmarks.watermark",
+             "mark": f"{watermark.PACKAGE} {watermark.VERSION}", "sure from": watermark.SURE,
+             "clips": {kind: figures_of([wave for each, _, wave in plain if each == kind])
+                       for kind in dict.fromkeys(kind for kind, _, _ in plain)},
+             "survival": survival(plain, marked, damages(base)), "unmarked speech": false_alarms(),
+             "difference": difference(plain, marked), "judges": listeners.name, "heard": heard(plain, marked, listeners),
+             "processor seconds for a second": seconds([wave for _, _, wave in plain]), "threads": options.threads,
+             "machine": runtime.machine(), "versions": runtime.versions() | {"av": av.__version__},
+             "date": datetime.date.today().isoformat()}
+    write_json(RESULTS, found)
+    if options.block:
+        options.block.write_text(block(found), encoding="utf-8")
+    print(block(found))
+
+
+def figures_of(waves: Sequence[np.ndarray]) -> dict:
+    return {"clips": len(waves), "seconds": round(sum(map(len, waves)) / RATE, 1)}
+
+
+def clips(base: load.Base) -> list[Clip]:
+    """Two sentences a clip of the bundled voice, one of each stranger, and what tiny-csm says."""
+    rows = list(table.rows(story.SAMPLES / "held_out" / "metadata.csv")) + list(
+        table.rows(story.SAMPLES / "voice" / "metadata.csv"))
+    said = [(row.text, audio.read(row.sound.content(), RATE)) for row in rows[:2 * EMMA]]
+    made = [("emma", f"{one[0]} {other[0]}", np.concatenate([one[1], other[1]]))
+            for one, other in zip(said[::2], said[1::2])]
+    made += [("strangers", "", audio.read(path, RATE)) for path in sorted((story.SAMPLES / "strangers").glob("*.flac"))]
+    voice = speak.Voice(base, base.model, sampling=base.sampling)
+    for number, (_, text, _) in enumerate(made[:MACHINE]):
+        made.append(("tiny-csm", text, speak.speak(text, voice, seed=number).samples))
+    return made
+
+
+def coded(codec: str, kind: str, rate: int, bits: int, wave: np.ndarray) -> np.ndarray:
+    """Through an encoder at so many bits a second, and back."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as out:
+        stream = out.add_stream(codec, rate=rate, layout="mono", bit_rate=bits)
+        kinds = {"libopus": "s16", "libmp3lame": "fltp", "aac": "fltp"}
+        resampler = av.AudioResampler(format=kinds[codec], layout="mono", rate=rate, frame_size=stream.frame_size or 0)
+        frame = av.AudioFrame.from_ndarray((wave * 32767).round().clip(-32768, 32767).astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate = RATE
+        for part in (frame, None):
+            for ready in resampler.resample(part):
+                out.mux(stream.encode(ready))
+        out.mux(stream.encode(None))
+    file.seek(0)
+    with av.open(file) as back:
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
+        parts = [each.to_ndarray()[0] for frame in [*back.decode(audio=0), None] for each in resampler.resample(frame)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def written(wave: np.ndarray) -> np.ndarray:
+    return ((wave * 32768).round().clip(-32768, 32767) / 32768).astype(np.float32)
+
+
+def resampled(rate: int, wave: np.ndarray) -> np.ndarray:
+    return audio.resample(audio.resample(wave, RATE, rate), rate, RATE)
+
+
+def faster(factor: float, wave: np.ndarray) -> np.ndarray:
+    """Played so much faster, and higher with it."""
+    return soxr.resample(wave, RATE * factor, RATE).astype(np.float32)
+
+
+def middle(seconds: float, wave: np.ndarray) -> np.ndarray | None:
+    """So much from the middle; nothing of a clip that is not longer."""
+    wanted = round(seconds * RATE)
+    start = (len(wave) - wanted) // 2
+    return wave[start:start + wanted] if start > 0 else None
+
+
+def noisy(decibels: float, wave: np.ndarray) -> np.ndarray:
+    level = np.sqrt((wave ** 2).mean()) / 10 ** (decibels / 20)
+    return wave + np.random.default_rng(0).normal(0, level, len(wave)).astype(np.float32)
+
+
+def telephone(wave: np.ndarray) -> np.ndarray:
+    """300 to 3400 Hz, as a telephone passes on, at 8 kHz."""
+    spectrum = np.fft.rfft(wave)
+    heights = np.fft.rfftfreq(len(wave), 1 / RATE)
+    spectrum[(heights < 300) | (heights > 3400)] = 0
+    return resampled(8_000, np.fft.irfft(spectrum, len(wave)).astype(np.float32))
+
+
+def damages(base: load.Base) -> dict[str, Damage]:
+    """What happens to clips on their way."""
+    part = functools.partial
+    return {"nothing": lambda wave: wave, "16 bits": written,
+            "MP3 128 kbit/s": part(coded, "libmp3lame", "mp3", RATE, 128_000),
+            "MP3 64 kbit/s": part(coded, "libmp3lame", "mp3", RATE, 64_000),
+            "MP3 32 kbit/s": part(coded, "libmp3lame", "mp3", RATE, 32_000),
+            "AAC 64 kbit/s": part(coded, "aac", "adts", RATE, 64_000),
+            "Opus 32 kbit/s": part(coded, "libopus", "ogg", 48_000, 32_000),
+            "Opus 16 kbit/s": part(coded, "libopus", "ogg", 48_000, 16_000),
+            "24 -> 16 -> 24 kHz": part(resampled, 16_000), "24 -> 8 -> 24 kHz": part(resampled, 8_000),
+            "telephone (300-3400 Hz)": telephone,
+            "3 s of it": part(middle, 3.0), "1 s of it": part(middle, 1.0), "0.5 s of it": part(middle, 0.5),
+            "0.25 s of it": part(middle, 0.25),
+            "white noise at 30 dB": part(noisy, 30), "white noise at 20 dB": part(noisy, 20),
+            "white noise at 10 dB": part(noisy, 10),
+            "20 dB quieter": lambda wave: wave * 0.1, "6 dB louder, clipped": lambda wave: (wave * 2).clip(-1, 1),
+            "1 % faster and higher": part(faster, 1.01), "5 % faster and higher": part(faster, 1.05),
+            "5 % slower and lower": part(faster, 1 / 1.05),
+            "tiny-csm's codec and back": lambda wave: base.codec.decode(base.codec.encode([wave]))[0]}
+
+
+def survival(plain: Sequence[Clip], marked: Sequence[Clip], damages: dict[str, Damage]) -> dict:
+    """Damage -> how often the mark is found after it, how surely, and how often where there is none."""
+    found = {}
+    for name, damage in tqdm(damages.items(), desc="damages"):
+        seen = {side: [watermark.detect(left, RATE) for _, _, wave in some if (left := damage(wave)) is not None]
+                for side, some in (("marked", marked), ("plain", plain))}
+        found[name] = {"clips": len(seen["marked"]), "found": share(seen["marked"]),
+                       "sureness": round(statistics.fmean(seen["marked"]), 3), "lowest": round(min(seen["marked"]), 3),
+                       "false alarms": share(seen["plain"]), "highest unmarked": round(max(seen["plain"]), 3)}
+    return found
+
+
+def share(seen: Sequence[float]) -> float:
+    return round(statistics.fmean(each >= watermark.SURE for each in seen), 3)
+
+
+def false_alarms() -> dict:
+    """Whole unmarked files of the bundled voice, one by one and as the long take; and pieces of them."""
+    paths = [*(story.SAMPLES / "voice").glob("*.flac"), *(story.SAMPLES / "held_out").glob("*.flac"),
+             *(story.SAMPLES / "strangers").glob("*.flac")]
+    waves = [audio.read(path, RATE) for path in sorted(paths)]
+    seconds = [wave[start:start + RATE] for wave in waves for start in range(0, len(wave) - RATE, RATE)]
+    hiss = [np.random.default_rng(seed).normal(0, 0.05, 3 * RATE).astype(np.float32) for seed in range(20)]
+    kinds = {"clips": waves, "pieces of 1 s": seconds, "the long take": [audio.read(story.SAMPLES / "recording.flac", RATE)],
+             "white noise": hiss}
+    seen = {kind: [watermark.detect(wave, RATE) for wave in tqdm(some, desc=kind)] for kind, some in kinds.items()}
+    return {kind: {"pieces": len(each), "false alarms": share(each), "highest": round(max(each), 3)}
+            for kind, each in seen.items()}
+
+
+def difference(plain: Sequence[Clip], marked: Sequence[Clip]) -> dict:
+    """Decibels from the speech down to what the mark adds."""
+    ratios = [10 * np.log10(float((before ** 2).sum() / ((after - before) ** 2).sum()))
+              for (_, _, before), (_, _, after) in zip(plain, marked)]
+    return {"mean dB": round(statistics.fmean(ratios), 2), "least dB": round(min(ratios), 2),
+            "above 2.2 kHz, least dB": round(min(high(one[2], other[2]) for one, other in zip(plain, marked)), 1)}
+
+
+def high(before: np.ndarray, after: np.ndarray) -> float:
+    upper = np.fft.rfftfreq(len(before), 1 / RATE) > 2_200
+    power = [float((np.abs(np.fft.rfft(each.astype(np.float64))[upper]) ** 2).sum()) for each in (before, after - before)]
+    return 10 * np.log10(power[0] / power[1])
+
+
+def heard(plain: Sequence[Clip], marked: Sequence[Clip], listeners: judges.Judges) -> dict:
+    """What the judges say before and after, clip by clip; the difference with its interval."""
+    report = {}
+    for kind in dict.fromkeys(kind for kind, _, _ in plain):
+        pairs = [(text or "Nobody wrote it down.", one, other) for (each, text, one), (_, _, other) in zip(plain, marked)
+                 if each == kind][:JUDGED]
+        said = [(listeners.judge(one, RATE, text), listeners.judge(other, RATE, text))
+                for text, one, other in tqdm(pairs, desc=kind)]
+        before, after = zip(*said)
+        drop = [two.naturalness - one.naturalness for one, two in said]
+        report[kind] = {"clips": len(said), "naturalness": means(before, after, "naturalness"),
+                        "naturalness moved": estimate(drop), "noise": means(before, after, "noise"),
+                        "similarity of a clip to itself unmarked": round(statistics.fmean(
+                            float(one.embedding @ two.embedding) for one, two in said), 4)}
+        if kind != "strangers":
+            report[kind]["wrong words"] = [wrong(before), wrong(after)]
+    return report
+
+
+def gone(found: dict) -> str:
+    """What no mark, or hardly one, survives."""
+    *names, last = (name for name, each in found["survival"].items() if each["found"] < WIPED_OUT)
+    return f"{', '.join(names)} and {last}"
+
+
+def wrong(said: Sequence[judges.Judgement]) -> float:
+    return round(sum(each.wrong_words for each in said) / sum(each.words for each in said), 4)
+
+
+def means(before, after, field: str) -> list[float]:
+    return [round(statistics.fmean(getattr(each, field) for each in side), 3) for side in (before, after)]
+
+
+def estimate(moved: Sequence[float]) -> dict:
+    """The mean with its standard error; so few clips need no more."""
+    return {"mean": round(statistics.fmean(moved), 3),
+            "standard error": round(statistics.stdev(moved) / len(moved) ** 0.5, 3)}
+
+
+def seconds(waves: Sequence[np.ndarray]) -> dict:
+    """Processor seconds for a second of sound: whole clips, and as a stream in chunks of 0.16 s."""
+    long, chunk = np.concatenate(waves), 2 * RATE * 80 // 1000
+    chunks = [long[start:start + chunk] for start in range(0, len(long), chunk)]
+    jobs = {"marking": lambda: watermark.mark(long, RATE), "detecting": lambda: watermark.detect(long, RATE),
+            "marking a stream in chunks of 0.16 s": lambda: [None for _ in watermark.stream(chunks, RATE)]}
+    spent = {}
+    for name, job in jobs.items():
+        begun = time.process_time()
+        job()
+        spent[name] = round((time.process_time() - begun) / (len(long) / RATE), 4)
+    return spent
+
+
+def block(found: dict) -> str:
+    """The README's table."""
+    lines = [BEGIN, "| what happened to the clip | found | how sure | false alarms |", "| --- | --- | --- | --- |"]
+    lines += [f"| {name} | {each['found']:.0%} of {each['clips']} | {each['sureness']:.2f} | {each['false alarms']:.0%} |"
+              for name, each in found["survival"].items()]
+    spent, told = found["processor seconds for a second"], found["heard"]
+    alarms = sum(round(each["false alarms"] * each["pieces"]) for each in found["unmarked speech"].values())
+    pieces = sum(each["pieces"] for each in found["unmarked speech"].values())
+    natural = "; ".join(f"{kind} {each['naturalness'][0]:.2f} -> {each['naturalness'][1]:.2f}"
+                        for kind, each in told.items())
+    words = "; ".join(f"{kind} {each['wrong words'][0]:.1%} -> {each['wrong words'][1]:.1%}" for kind, each in told.items()
+                      if "wrong words" in each)
+    alike = min(each["similarity of a clip to itself unmarked"] for each in told.values())
+    lines += ["", f"What it costs: {spent['marking']:.3f} processor seconds for a second of speech, as a stream "
+              f"{spent['marking a stream in chunks of 0.16 s']:.3f}, finding it {spent['detecting']:.3f}. What it adds lies "
+              f"{found['difference']['mean dB']:.0f} dB under the speech, all of it below 2 kHz. Naturalness by DistillMOS: "
+              f"{natural}. Wrong words: {words}. A clip's voice is like itself unmarked by {alike:.3f} or more. Unmarked "
+              f"pieces taken for marked: {alarms} of {pieces}.", "",
+              f"So it survives what players, uploads and telephones do, and not who wants it gone: {gone(found)} wipe it "
+              "out. It is one mark for all who use Perth: that a machine spoke, not which. Mimi itself could not be tried.",
+              END]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The server under load, as people start it, in a process of its own: make test-load
+
+Writes what was seen to tests/benchmarks/results/serve_load.json.
+"""
+
+import asyncio
+import collections
+import contextlib
+import datetime
+import http.client
+import importlib.metadata
+import io
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+import torch
+
+from tts_kit import runtime
+from tts_kit.model import load, lora
+from tts_kit.recipe import Recipe
+from tts_kit.run import write_json
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "tests" / "benchmarks" / "results" / "serve_load.json"
+TINY = ROOT / "sample_data" / "tiny-csm"
+REQUESTS, CLIENTS, CONNECTIONS = 200, 20, 1000
+TEXTS = ("Hello there.", "The dog ran home.", "Who is that girl?", "The river is deep.", "It was too dark.", "We met again.",
+         "Count to ten.", "Her voice is known.", "Open the door.", "Two red chairs.")
+VOICES = ("tiny", "other")
+NEAR = 0.02
+"""How far a sample may be from the same request's alone: batches and streams round a little differently."""
+
+
+@dataclass
+class Answer:
+    status: int
+    samples: np.ndarray
+    seconds: float
+    first_seconds: float
+
+
+def adapter(folder: Path) -> Path:
+    """A voice a little beside the bundled one: untrained, and small enough to speak words still."""
+    base = load.base(str(TINY), runtime.choose("cpu"))
+    model = lora.attach(base.model, 4, 8.0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.01, generator=torch.Generator().manual_seed(sum(name.encode())))
+    lora.save(model, folder, base, Recipe(base=str(TINY)).to_json(), {"speaker": "0"})
+    return folder
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """The verb, by its port and its process."""
+    command = [sys.executable, "-m", "tts_kit", "serve", "--voice", f"tiny={TINY}", "--voice", f"other={adapter(folder)}",
+               "--port", "0", "--device", "cpu", "--patience", "900"]
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, cwd=folder.parent, env=surroundings, stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", started.stdout.readline())[1])
+        yield port, psutil.Process(started.pid)
+        started.send_signal(signal.SIGINT)
+        assert started.wait(120) == 0
+    finally:
+        started.kill()
+
+
+def wanted(number: int) -> dict:
+    """The request of a number: every text in every voice, each as one seed."""
+    text, voice = TEXTS[number % len(TEXTS)], VOICES[number // len(TEXTS) % len(VOICES)]
+    return {"model": "tts-1", "input": text, "voice": voice, "seed": 5, "response_format": "wav"}
+
+
+def ask(connection: http.client.HTTPConnection, body: dict) -> Answer:
+    begun = time.monotonic()
+    connection.request("POST", "/v1/audio/speech", json.dumps(body))
+    answer = connection.getresponse()
+    content = answer.read(1)
+    first = time.monotonic() - begun
+    content += answer.read()
+    samples = soundfile.read(io.BytesIO(content), dtype="float32")[0] if answer.status == 200 else np.zeros(0, np.float32)
+    return Answer(answer.status, samples, time.monotonic() - begun, first)
+
+
+def client(port: int, numbers: list[int]) -> list[tuple[int, Answer]]:
+    """One client: one connection, one request after the other, every third as a stream."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1200)) as connection:
+        return [(number, ask(connection, wanted(number) | ({"stream_format": "audio"} if number % 3 == 2 else {})))
+                for number in numbers]
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean distance of two waves, the shorter one followed by silence."""
+    length = max(len(one), len(other))
+    one, other = (np.pad(each, (0, length - len(each))) for each in (one, other))
+    return float(np.abs(one - other).mean())
+
+
+async def crowd(port: int) -> collections.Counter:
+    """So many connections at once, each with a request of its own: how each was answered."""
+    body = json.dumps(wanted(0)).encode()
+    request = b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(body), body)
+    opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS)))
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        writer.write(request)
+        content = await asyncio.wait_for(reader.read(), 1200)
+        writer.close()
+        head, _, rest = content.partition(b"\r\n\r\n")
+        status = head.split()[1].decode() if head else "closed without a word"
+        return status if status != "503" or b"overloaded" in rest else "503 without a reason"
+
+    return collections.Counter(await asyncio.gather(*(one(*each) for each in opened)))
+
+
+def test_two_hundred_requests_of_twenty_clients(tmp_path):
+    """Mistake: under load answers are lost or given to another client, memory grows, or a crowd takes the server down."""
+    with serving(tmp_path / "other") as (port, process):
+        alone = {number: answer.samples for number, answer in client(port, [*range(len(TEXTS) * len(VOICES))])}
+        with ThreadPoolExecutor(CLIENTS) as many:  # the largest batches, so that what they need is counted as warm-up
+            list(many.map(lambda number: client(port, [number]), range(CLIENTS)))
+            memory, begun, used = process.memory_info().rss, time.monotonic(), sum(process.cpu_times()[:2])
+            shares = [[*range(each, REQUESTS, CLIENTS)] for each in range(CLIENTS)]
+            shares = [[(number * 7) % REQUESTS for number in share] for share in shares]
+            answers = [each for some in many.map(lambda share: client(port, share), shares) for each in some]
+        seconds, used, after = time.monotonic() - begun, sum(process.cpu_times()[:2]) - used, process.memory_info().rss
+        with contextlib.ExitStack() as idle:  # those who say nothing
+            for _ in range(CONNECTIONS):
+                idle.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"POST / HTTP/1.1\r\n")
+            [(_, served)] = client(port, [0])
+        statuses = asyncio.run(crowd(port))
+        [(_, last)] = client(port, [0])
+        finally_held = process.memory_info().rss
+    found = figures(alone, answers) | {
+        "seconds": round(seconds, 1), "processor seconds of the server": round(used, 1), "memory in MB": {
+            "after warm-up": round(memory / 1e6, 1), "after the requests": round(after / 1e6, 1),
+            "after the crowds": round(finally_held / 1e6, 1)},
+        "idle connections": {"open": CONNECTIONS, "a request beside them": served.status},
+        "requests at once": {"sent": CONNECTIONS, "answers": dict(statuses), "a request after them": last.status}}
+    write_json(RESULTS, {
+        "what": "the server under load", "command": "make test-load", "model": TINY.name, "voices": len(VOICES),
+        "requests": REQUESTS, "clients": CLIENTS, **found, "machine": runtime.machine(), "threads": 1,
+        "versions": runtime.versions() | {name: importlib.metadata.version(name) for name in ("fastapi", "uvicorn")},
+        "date": datetime.date.today().isoformat()})
+    print(json.dumps(found, indent=1))
+    assert found["lost"] == found["mixed up"] == 0
+    assert found["the same as alone"] >= 0.97 * REQUESTS
+    assert after < 1.1 * memory and finally_held < 1.2 * memory
+    assert served.status == last.status == 200
+    assert set(statuses) == {"200", "503"} and sum(statuses.values()) == CONNECTIONS
+
+
+def figures(alone: dict[int, np.ndarray], answers: list[tuple[int, Answer]]) -> dict:
+    """How many were answered, as what, and how fast."""
+    good = [(number % len(alone), answer) for number, answer in answers if answer.status == 200]
+    mixed = [number for number, answer in good
+             if min(alone, key=lambda other: difference(answer.samples, alone[other])) != number]
+    same = [number for number, answer in good if len(answer.samples) == len(alone[number])
+            and np.abs(answer.samples - alone[number]).max(initial=0) < NEAR]
+    waits = sorted(answer.seconds for _, answer in answers)
+    streams = [answer.first_seconds for number, answer in answers if number % 3 == 2]
+    return {"lost": REQUESTS - len(good), "mixed up": len(mixed), "the same as alone": len(same),
+            "seconds of speech": round(sum(len(answer.samples) for _, answer in good) / 16_000, 1),
+            "seconds for an answer": {"median": round(statistics.median(waits), 2),
+                                      "95 of 100": round(waits[int(0.95 * len(waits))], 2), "longest": round(waits[-1], 2)},
+            "seconds to the first sound of a stream": {"median": round(statistics.median(streams), 2),
+                                                       "longest": round(max(streams), 2)}}
+
+
+def test_alone_is_told_from_others():
+    """Mistake: a measure by which any answer passes for any other."""
+    waves = {number: np.sin(np.arange(16_000) * (0.01 + number / 100)).astype(np.float32) for number in range(3)}
+    good = [(number, Answer(200, waves[number % 3], 1.0, 0.5)) for number in range(REQUESTS)]
+    assert figures(waves, good) | {"lost": 0, "mixed up": 0, "the same as alone": REQUESTS} == figures(waves, good)
+    swapped = figures(waves, [(0, Answer(200, waves[1], 1.0, 0.5)), (2, Answer(503, waves[2][:0], 1.0, 0.5))])
+    assert swapped["mixed up"] == 1 and swapped["the same as alone"] == 0 and swapped["lost"] == REQUESTS - 1
+    assert pytest.approx(0) == difference(waves[0], waves[0])

@@ -1,0 +1,186 @@
+"""Consent: asked for once, kept word for word, tied to the very clips, and wanted before a voice becomes public."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+
+import pytest
+from test_tokens import tone
+
+from tts_kit import audio, story
+from tts_kit.__main__ import main
+from tts_kit.data import intake, utterance
+from tts_kit.data.utterance import RATE, Utterance
+from tts_kit.problem import Problem
+from tts_kit.release import consent
+from tts_kit.release.consent import Consent
+from tts_kit.run import Run, write_json
+
+STATEMENT = "I am Anna. I allow a model of my voice, \"as it is\" — für alle."
+GIVEN = ["--who", "Anna Example", "--kind", "own", "--statement", STATEMENT]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run with three clips, called `anna`, in the folder that is worked in."""
+    monkeypatch.chdir(tmp_path)
+    made = Run("anna")
+    clips = []
+    for number in range(3):
+        path = made.data / "clips" / f"{number}.flac"
+        audio.write(path, tone(1.0, 200 + 50 * number), RATE)
+        clips.append(Utterance(str(number), path, "Hello.", "Hello.", "0", "", "monday", "train", 1.0, number, path.name))
+    utterance.write(made.data, clips)
+    write_json(made.data / intake.ORIGIN, {"source": "/clips", "settings": {}, "fingerprint": ""})
+    return made
+
+
+def spoil(run: Run) -> None:
+    """Other sound under the name of a clip that consent was given for."""
+    audio.write(run.data / "clips" / "1.flac", tone(1.0, 999), RATE)
+
+
+def test_it_is_kept_word_for_word_with_the_sum_of_the_clips(run):
+    """Mistake: a statement that was tidied up, or a sum that nobody else can compute."""
+    made = consent.record(run, " Anna Example ", "own", STATEMENT)
+    assert consent.read(run.folder) == made == consent.require(run)
+    assert (made.who, made.statement, made.clips, made.seconds) == ("Anna Example", STATEMENT, 3, 3.0)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made.when)
+    sums = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (run.data / "clips").iterdir())
+    assert made.sha256 == hashlib.sha256("".join(f"{each}\n" for each in sums).encode()).hexdigest()
+    assert [each.name for each in run.folder.iterdir() if each.name.startswith(".")] == []
+
+
+def test_without_consent_or_for_other_clips_a_voice_is_not_made_public(run):
+    """Mistake: one consent, and then other recordings are slipped under it."""
+    with pytest.raises(Problem, match="only with consent. No consent .* anna is recorded. Record it: python -m"):
+        consent.require(run)
+    consent.record(run, "Anna", "own", STATEMENT)
+    spoil(run)
+    with pytest.raises(Problem, match="have changed since Anna consented .* 3 clips .* not all the same. Record it"):
+        consent.require(run)
+    consent.record(run, "Anna", "own", STATEMENT)
+    assert consent.fault(run) == ""
+
+
+def test_it_travels_with_the_voice(run, tmp_path):
+    """Mistake: the adapter goes to somebody else and nobody knows whose voice it is."""
+    run.adapter.mkdir()
+    made = consent.record(run, "Anna", "written", STATEMENT)
+    assert consent.read(run.adapter) == made, "an adapter that is there already gets it"
+    (tmp_path / "away").mkdir()
+    assert consent.accompany(run, tmp_path / "away") == consent.read(tmp_path / "away") == made
+    (run.folder / consent.FILE).unlink()
+    shutil.rmtree(run.data)
+    assert consent.require(run) == made, "a voice that came without its clips"
+
+
+def test_a_record_for_other_clips_does_not_travel(run, tmp_path):
+    """Mistake: the adapter of new recordings carries the consent to the old ones."""
+    consent.record(run, "Anna", "own", STATEMENT)
+    spoil(run)
+    assert consent.accompany(run, tmp_path) is None and not (tmp_path / consent.FILE).exists()
+
+
+def test_what_goes_on_without_says_one_line(run, capsys, tmp_path):
+    """Mistake: training stops for want of a record, or nothing at all is said of it."""
+    consent.remind(run)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "python -m tts_kit consent --run anna" in said and "Clone only voices" in said
+    consent.record(run, "Anna", "own", STATEMENT)
+    consent.accompany(run, tmp_path)
+    spoil(run)
+    consent.remind(run)
+    consent.remind(Run("other"), adapter=tmp_path)
+    consent.remind(Run("nothing-there"))
+    assert capsys.readouterr().out == ""
+    consent.remind(run, thorough=True)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "have changed since Anna" in said
+
+
+def test_the_bundled_voice_has_a_record_of_its_own(run, capsys):
+    """Mistake: the demo asks for consent to a voice that is nobody's, or takes any folder for that voice."""
+    origin = {"source": str((story.SAMPLES / "voice").resolve()), "settings": {
+        "held_out_from": str((story.SAMPLES / "held_out").resolve())}}
+    write_json(run.data / intake.ORIGIN, origin)
+    consent.remind(run)
+    made = consent.read(run.folder)
+    assert capsys.readouterr().out == "" and made.kind == "synthetic" and "Kokoro" in made.who
+    text = " ".join((story.SAMPLES / "README.md").read_text(encoding="utf-8").split())
+    assert made.statement.split(". ")[0] in text, "as its own page says"
+    spoil(run)
+    assert "have changed" in consent.fault(run), "what was put there later is not nobody's voice"
+    (run.folder / consent.FILE).unlink()
+    write_json(run.data / intake.ORIGIN, origin | {"settings": {"held_out_from": "/somebody/else"}})
+    assert consent.of(run) is None
+
+
+@pytest.mark.parametrize(("who", "kind", "statement", "message"), [
+    ("", "own", STATEMENT, "needs who"), ("Anna", "own", " ... ", "needs statement"), ("Anna", "yes", STATEMENT, "no kind"),
+    ("An\x1b[2Jna", "own", STATEMENT, "controls a terminal"), ("Anna", "own", "a" * 5_000, "at most 4000"),
+])
+def test_what_is_no_consent_is_refused(run, who, kind, statement, message):
+    """Mistake: an empty statement counts, or a name paints the reader's terminal."""
+    with pytest.raises(Problem, match=message):
+        consent.record(run, who, kind, statement)
+    assert not (run.folder / consent.FILE).exists()
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"who": "Anna"}', None, "kind"])
+def test_a_broken_record_is_named(run, broken):
+    """Mistake: a traceback, or a record half read."""
+    made = dataclasses.asdict(consent.record(run, "Anna", "own", STATEMENT))
+    spoiled = {None: json.dumps(made | {"clips": "many"}), "kind": json.dumps(made | {"kind": "none"})}.get(broken, broken)
+    (run.folder / consent.FILE).write_text(spoiled)
+    with pytest.raises(Problem, match="consent.json|no kind of consent"):
+        consent.require(run)
+
+
+def test_the_verb_asks_once(run, monkeypatch, capsys):
+    """Mistake: asked again for what was answered, or given options are asked for too."""
+    asked = []
+    answers = iter(["own", "Anna Example", ""])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or next(answers))
+    assert main(["consent", "--run", "anna"]) == 0
+    made = consent.read(run.folder)
+    assert made == Consent("Anna Example", "own", consent.PROPOSED["own"], made.when, 3, 3.0, made.sha256)
+    assert len(asked) == 3 and "Anna Example (my own voice)" in capsys.readouterr().out
+    assert main(["consent", "--run", "anna"]) == 0
+    assert len(asked) == 3 and consent.read(run.folder) == made
+    assert main(["consent", "--run", "anna", *GIVEN]) == 0
+    assert len(asked) == 3 and consent.read(run.folder).statement == STATEMENT
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ([], "--who, --kind, --statement is missing, and there is no terminal"),
+    (GIVEN[:4], "--statement is missing.*A statement could be: \"I am the speaker"),
+    ([*GIVEN[:3], "stolen", *GIVEN[4:]], "'stolen' is no kind of consent; wanted one of: own"),
+])
+def test_without_a_terminal_it_says_what_to_give(run, monkeypatch, capsys, given, message):
+    """Mistake: a script hangs at a question, or a record is made of half of the answers."""
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    assert main(["consent", "--run", "anna", *given]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (run.folder / consent.FILE).exists()
+
+
+def test_without_data_there_is_nothing_to_consent_to(run, monkeypatch, capsys):
+    """Mistake: a record for no recordings at all."""
+    assert main(["consent", "--run", "none", *GIVEN]) == 1
+    assert "has no data yet" in capsys.readouterr().err
+    assert not Run("none").folder.exists()
+
+
+def test_an_interrupted_interview_records_nothing(run, monkeypatch, capsys):
+    """Mistake: a traceback at Ctrl-D."""
+    def ends(_):
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", ends)
+    assert main(["consent", "--run", "anna"]) == 1
+    assert "nothing was recorded" in capsys.readouterr().err and not (run.folder / consent.FILE).exists()

@@ -1,0 +1,206 @@
+"""Every command that the documents name is executed here, or read by the parser that would read it, with the reason why."""
+
+import ast
+import importlib
+import importlib.util
+import itertools
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from test_house import ROOT, tracked
+
+from tts_kit import __main__ as verbs
+from tts_kit import data, runtime, story, tokens
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run
+from tts_kit.tuning import finetune
+
+PROGRAMS = ("python", "make", "pip", "bash", "modal", "accelerate", "curl", ".")
+"""What a command begins with."""
+SHOWN = ("arm ", "my_clips/", "file_name,", "tts_kit/")
+"""How a block begins that holds no commands, but what they print or read."""
+
+RUN = {  # command: what is added to it here, so that it is quick
+    "python -m tts_kit doctor --base unsloth/csm-1b": "",
+    "python -m tts_kit doctor": "",
+    "python -m tts_kit doctor --plan --run anna": "",
+    "python -m tts_kit data example:emma": "--run emma",
+    "python -m tts_kit data my_clips --run anna": "",
+    "python -m tts_kit data my_clips --held-out-from other_clips": "",
+    "python -m tts_kit report --run anna": "",
+    "python -m tts_kit dataset --run anna": "",
+    "python -m tts_kit tokenize --run anna --base unsloth/csm-1b": "",
+    "python -m tts_kit train --run anna --dry-run --json": "",
+    "python -m tts_kit train --run anna": "--steps 2 --evaluate-every 2",
+    'python -m tts_kit speak "Hello there." --run anna --out hello.wav': "",
+    'python -m tts_kit speak "Hello." --run anna --stream --int8': "",
+    'python -m tts_kit speak "Hello." --run anna --retries 2': "",
+    'python -m tts_kit speak "Hello." --run anna --dtype float32': "",
+    "python -m tts_kit compare --run anna": "--sentences 1 --seeds 1",
+    "python -m tts_kit compare --run anna --arms base tuned tuned:strength=1.5": "--sentences 1 --seeds 1",
+    "python -m tts_kit compare --run anna --arms base clone tuned tuned:strength=0.5 tuned:checkpoint=40 clone:references=3":
+        "--sentences 1 --seeds 1",
+    'python -m tts_kit consent --run anna --kind own --who "Anna" --statement "This is my voice, and I want it cloned."': "",
+    "python -m tts_kit export --run anna": "",
+    "python -m tts_kit export --run anna --merged": "--out merged",
+}
+JUDGES, INDEX = "judges listen to it for minutes", "a package index answers it"
+READ = {  # command: why it is not executed here; it is read by its parser, so that an option renamed is found
+    "make demo": "test_compare tells the story", "make": "it is `make demo`", "make test": "it is running",
+    "make demo MODEL=unsloth/csm-1b RUN=real": "it wants the hub and a GPU",
+    "make gallery": "test_notebooks executes them", "make judges": INDEX, "make lint": "continuous integration runs it",
+    "make test-full": "20 GB of memory and minutes", "make test-latest": INDEX,
+    ". .venv/bin/activate": "the tests run inside of it",
+    "pip install -r requirements.txt -c constraints.txt": INDEX,
+    "pip install -r requirements-recordings.txt -c constraints.txt": INDEX,
+    "pip install uv": INDEX,
+    "python -m tts_kit data interview.m4a --run anna": "two Whispers write for a minute; test_notebooks lets them",
+    "python -m tts_kit review --run anna": "it serves a page until somebody stops it; test_review drives it",
+    "python -m tts_kit compare --run anna --arms clone tuned kokoro folder:rival=their_wavs": INDEX,
+    "python -m tts_kit compare --run anna --votes votes/*.json": "test_votes counts what listeners send",
+    "python -m tts_kit compare --run anna --knob strength=0.5,1,1.5 --knob temperature=0.3,0.6,0.9": JUDGES,
+    "python -m tts_kit train --run anna --listen-every 50": JUDGES,
+    "modal run -m tts_kit.modal_app --run anna": "it wants an account; test_modal calls what it calls",
+    "pip install -r requirements-modal.txt -c constraints.txt": INDEX,
+    "pip install -r requirements-serve.txt -c constraints.txt": INDEX,
+    "pip install -r requirements-pretrain.txt -c constraints.txt": INDEX,
+    "python -m tts_kit.pretrain": "it takes a day",
+    "python -m tts_kit.pretrain.bundle --out sample_data": "Kokoro speaks for minutes",
+    "python -m tts_kit.pretrain.trial": "it takes hours",
+    "python -m tts_kit serve --run anna": "it serves until somebody stops it; test_serve drives it",
+    "python -m tts_kit detect speech.wav": "an untrained voice says noise, in which no mark is sure; test_watermark runs it",
+    "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it wants two GPUs; test_distributed starts two",
+    "make test-load": "it is heavy on purpose",
+    "bash tests/benchmarks/gpu.sh": "it wants a GPU; test_speaking_benchmarks lets it run without",
+}
+
+
+def documents() -> list[Path]:
+    return [ROOT / path for path in tracked() if path.endswith(".md")]
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a document, without their comments: lines of its blocks, and what begins as one in a sentence."""
+    blocks = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text)
+    lines = [line for kind, block in blocks if kind in ("", "sh", "bash") and not block.startswith(SHOWN)
+             for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    prose = re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```$", "", text))
+    lines += [span for span in prose if span.split()[0] in PROGRAMS]
+    return [command for line in lines if (command := re.split(r"\s+# ", line)[0].strip())]
+
+
+NAMED = sorted({command for path in documents() for command in commands(path.read_text(encoding="utf-8"))})
+
+
+def test_every_command_is_known_once():
+    """Mistake: a command in a document that nobody runs, or a line kept here for a command that no document has."""
+    assert not RUN.keys() & READ.keys()
+    unknown = sorted(set(NAMED) - RUN.keys() - READ.keys())
+    assert not unknown, f"put these into RUN, or into READ with the reason: {unknown}"
+    assert not sorted((RUN.keys() | READ.keys()) - set(NAMED)), "these stand in no document any more"
+
+
+@pytest.fixture(scope="module")
+def prepared(loud, tmp_path_factory):
+    """A folder as the documents assume it: clips, other clips, and a run called anna, trained for forty steps by a toy."""
+    place = tmp_path_factory.mktemp("docs")
+    rows = (story.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    for folder, some in (("my_clips", [*rows[1:5], *rows[8:12], *rows[15:17]]), ("other_clips", rows[22:24])):
+        (place / folder).mkdir()
+        for row in some:
+            shutil.copy(story.VOICE / row.split(",")[0], place / folder)
+        (place / folder / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
+    run, cpu = Run("anna", place / "runs"), runtime.choose("cpu")
+    settings = Recipe(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
+                      evaluate_every=40, save_every=40, sample_every=0)
+    data.prepare(place / "my_clips", run, settings)
+    tokens.encode(settings, run, cpu)
+    finetune.fit(settings, run, cpu)
+    return place
+
+
+@pytest.fixture
+def here(prepared, tmp_path, monkeypatch):
+    """A copy of that folder to work in."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TTS_KIT_JUDGES", "none")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [command for command in NAMED if command in RUN])
+def test_it_runs(command, here, loud, capsys):
+    """Mistake: a command that a document promises and that fails."""
+    _begin_anew(command, here)
+    words = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", loud))  # the toy stands for what the hub has
+    assert words[:3] == ["python", "-m", "tts_kit"]
+    assert verbs.main(words[3:]) == 0 or "doctor" in words, capsys.readouterr().err  # which may find fault with a machine
+
+
+def _begin_anew(command: str, place: Path) -> None:
+    """What a stage made before is taken away, so that it does its work."""
+    made = {"data": ("data", "codes", "training", "adapter"), "tokenize": ("codes", "training", "adapter"),
+            "train": ("training", "adapter")}
+    for folder in made.get(command.split()[3], ()) if "--dry-run" not in command else ():
+        shutil.rmtree(place / "runs" / "anna" / folder)
+
+
+@pytest.mark.parametrize("command", [command for command in NAMED if command in READ])
+def test_it_is_read(command):
+    """Mistake: an option, a file or a target that was renamed and lives on in a document."""
+    program, *words = shlex.split(command)
+    {"python": _python, "make": _make, "pip": _pip, "bash": _bash, "modal": _modal, "accelerate": _accelerate,
+     ".": _bash}[program](words)
+
+
+def _accelerate(words: list[str]) -> None:
+    """The launcher's own options, then a verb."""
+    assert words[:2] == ["launch", "--num_processes"] and int(words[2]) > 1
+    _python(words[3:])
+
+
+def _python(words: list[str]) -> None:
+    """A verb is parsed; of another module its help is asked for, after what it is told."""
+    assert words[0] == "-m"
+    if words[1] == "tts_kit":
+        assert verbs.parser().parse_args(words[2:]).verb
+        return
+    name = f"{words[1]}.__main__" if (ROOT / words[1].replace(".", "/")).is_dir() else words[1]
+    with pytest.raises(SystemExit, match="^0$"):
+        importlib.import_module(name).main([*words[2:], "--help"])
+
+
+def _make(words: list[str]) -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        assert re.search(rf"(?m)^{name} \?=" if is_variable else rf"(?m)^{name}:", text), word
+
+
+def _pip(words: list[str]) -> None:
+    assert words[0] in ("install", "uninstall")
+    for option, value in itertools.pairwise(words):
+        assert option not in ("-r", "-c") or (ROOT / value).is_file(), value
+
+
+def _bash(words: list[str]) -> None:
+    assert words == [".venv/bin/activate"] or (ROOT / words[0]).is_file()
+
+
+def _modal(words: list[str]) -> None:
+    """`modal run -m MODULE`: the module's parser reads what follows."""
+    assert words[:2] == ["run", "-m"]
+    importlib.import_module(words[2]).parser().parse_args(words[3:])
+
+
+def test_code_in_documents_is_python():
+    """Mistake: a piece of Python in a document that cannot be pasted, or that imports what the kit no longer has."""
+    for path in documents():
+        for piece in re.findall(r"(?ms)^```python\n(.*?)^```$", path.read_text(encoding="utf-8")):
+            for node in ast.walk(ast.parse(piece)):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("tts_kit"):
+                    assert all(hasattr(importlib.import_module(node.module), name.name)
+                               or importlib.util.find_spec(f"{node.module}.{name.name}") for name in node.names), path

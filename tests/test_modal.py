@@ -1,0 +1,361 @@
+"""The cloud door, with every function called on this machine: no token, no network, and of Modal only its own library."""
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import make_cuts
+from test_training import adapter, same
+
+from tts_kit import runtime
+from tts_kit.data import desk, recording, transcribe, voices
+from tts_kit.model import lora
+from tts_kit.problem import Problem
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run, read_json, read_rows
+from tts_kit.tokens import cache
+from tts_kit.tuning import finetune, trainer
+
+modal = pytest.importorskip("modal", reason="modal is not installed: pip install -r requirements-modal.txt")
+
+from tts_kit import modal_app, volume  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+CPU = runtime.choose("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:The .* function is executing locally")
+OFFLINE = """
+import socket
+def refuse(*arguments, **named):
+    raise OSError("the network was asked for")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+"""
+
+
+class Shelf:
+    """A volume as this machine sees Modal's: a list of files, and their bytes in pieces."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def iterdir(self, path: str, recursive: bool = True):
+        kinds = modal.volume.FileEntryType
+        folder = self.root / path.lstrip("/")
+        if not folder.exists():
+            raise modal.exception.NotFoundError(path)
+        for each in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+            yield SimpleNamespace(path=each.relative_to(self.root).as_posix(),
+                                  type=kinds.DIRECTORY if each.is_dir() else kinds.FILE)
+
+    def read_file(self, path: str):
+        content = (self.root / path).read_bytes()
+        yield from (content[:10], content[10:])
+
+    def batch_upload(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def put_directory(self, path, to):
+        shutil.copytree(path, self.root / to.lstrip("/"))
+
+    def put_file(self, path, to):
+        (self.root / to.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, self.root / to.lstrip("/"))
+
+
+@pytest.fixture(scope="module")
+def trained(toy, tmp_path_factory) -> Run:
+    """A run that went through the stages one by one, in a folder that stands for a container's."""
+    root = tmp_path_factory.mktemp("container")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        quick = {"base": toy, "rank": 4, "alpha": 8.0, "steps": 2, "warmup_steps": 0, "tokens_per_batch": 700,
+                 "sample_every": 0, "evaluate_every": 2, "save_every": 1}
+        source = few(root / "runs" / "anna" / "source")
+        assert modal_app.cut.local("anna", str(source)) == []
+        assert modal_app.data.local("anna", quick, str(source), ("", "", ""), False) > 10
+        parts = [modal_app.encode.local("anna", quick, part, 2) for part in range(2)]
+        assert [part["encoded"] for part in parts] == [5, 5] and not Run("anna").codes.joinpath("index.jsonl").exists()
+        assert modal_app.tokenize.local("anna", quick) == {"kept": 10, "encoded": 0, "damaged": 0}
+        assert modal_app.train.local("anna", quick) == "runs/anna/adapter"
+    return Run("anna", root / "runs")
+
+
+def few(folder: Path) -> Path:
+    """Ten of the bundled clips, with their texts."""
+    table, *rows = (ROOT / "sample_data" / "voice" / "metadata.csv").read_text(encoding="utf-8").splitlines()[:11]
+    folder.mkdir(parents=True)
+    (folder / "metadata.csv").write_text("\n".join([table, *rows]) + "\n", encoding="utf-8")
+    for row in rows:
+        shutil.copy(ROOT / "sample_data" / "voice" / row.split(",")[0], folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("where", ["here", "in a container"])
+def test_it_is_imported_without_token_network_or_requirements(where, tmp_path):
+    """Mistake: an import asks for a token or for Modal's servers, loads torch, or in the container reads a file that only
+    lies here."""
+    if where == "in a container":
+        shutil.copytree(ROOT / "tts_kit", tmp_path / "tts_kit", ignore=shutil.ignore_patterns("__pycache__"))
+    script = OFFLINE + "import sys\nfrom tts_kit import modal_app\nassert 'torch' not in sys.modules\nprint(modal_app.HOUSE)"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL", "HF_TOKEN"))}
+    out = subprocess.run([sys.executable, "-c", script], cwd=tmp_path if where != "here" else ROOT, capture_output=True,
+                         text=True, check=False, env=bare | {"HOME": str(tmp_path / "nobody")})
+    assert out.returncode == 0, out.stderr
+    assert Path(out.stdout.strip()).parent == (tmp_path if where != "here" else ROOT)
+
+
+class Recorder:
+    """Stands for an image, and remembers how it was made."""
+
+    def __init__(self, made=()):
+        self.made = list(made)
+
+    def __getattr__(self, name):
+        return lambda *arguments, **named: Recorder([*self.made, (name, arguments, named)])
+
+
+def test_the_image_has_the_tested_versions(monkeypatch):
+    """Mistake: what a container installs drifts away from what is tested here, or leaves out pages and sounds of the kit."""
+    monkeypatch.setattr(modal_app.modal, "Image", Recorder())
+    made = modal_app._image().made
+    names = [name for name, _, _ in made]
+    assert names[0] == "debian_slim" and names.index("add_local_file") < names.index("pip_install_from_requirements")
+    assert not {"pip_install", "uv_pip_install", "run_commands"} & set(names)
+    copied = next(arguments for name, arguments, _ in made if name == "add_local_file")
+    assert copied == (ROOT / "constraints.txt", modal_app.CONSTRAINTS)
+    installed = [(Path(arguments[0]), named) for name, arguments, named in made if name == "pip_install_from_requirements"]
+    for path, named in installed:
+        assert path.parent == ROOT and path.is_file() and f"-c {modal_app.CONSTRAINTS}" in named["extra_options"]
+        assert ("--no-deps" in named["extra_options"]) is path.name.endswith("-alone.txt")
+    # what is there for other machines, or for making what the kit ships
+    elsewhere = {"requirements-dev.txt", "requirements-gpu.txt", "requirements-modal.txt", "requirements-judges-large.txt",
+                 "requirements-judges-online.txt", "requirements-pretrain.txt"}
+    wanted = {path.name for path in ROOT.glob("requirements*.txt")} - elsewhere
+    assert {path.name for path, _ in installed} == wanted
+    copied = {str(arguments[0]): (arguments[1], named) for name, arguments, named in made if name == "add_local_dir"}
+    assert copied == {str(ROOT / "tts_kit"): ("/root/tts_kit", {"ignore": ["**/__pycache__"]}),
+                      str(ROOT / "sample_data"): ("/root/sample_data", {})}
+
+
+def test_the_stages_make_what_the_verbs_make(trained, toy):
+    """Mistake: a stage in the cloud has logic of its own, or a part of the clips is encoded otherwise."""
+    alone = Run("alone", trained.folder.parent.parent / "verbs")
+    shutil.copytree(trained.data, alone.data)
+    from tts_kit import tokens
+
+    recipe = Recipe(base=toy)
+    tokens.encode(recipe, alone, CPU)
+    assert (alone.codes / "index.jsonl").read_bytes() == (trained.codes / "index.jsonl").read_bytes()
+    for clip, wanted in zip(cache.of_run(trained), cache.of_run(alone)):
+        assert clip.codes.equal(wanted.codes)
+    assert cache.made_by(alone.codes) == cache.made_by(trained.codes) and (trained.adapter / lora.VOICE).is_file()
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 4), (1, 4), (7, 3), (8, 8), (20, 8)])
+def test_shares_are_disjoint_and_complete(count, most):
+    """Mistake: a recording goes to nobody or to two, or a container is started for nothing."""
+    shares = modal_app.split([*range(count)], most)
+    assert sorted(each for share in shares for each in share) == [*range(count)]
+    assert all(shares) and len(shares) <= most
+    parts = [[*range(count)][part::most] for part in range(most)]  # as encode takes them
+    assert sorted(each for part in parts for each in part) == [*range(count)]
+
+
+def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
+    """Mistake: containers write into each other's folders, or what they wrote is written again afterwards."""
+    def write(samples, language):
+        heard.append(len(samples))
+        return f"It lasts {len(samples)} samples.", 0.9, 0.1
+
+    heard = []
+    someone = transcribe.Transcriber("someone", write, lambda samples: "en", "en")
+    monkeypatch.setattr(desk, "transcribers", lambda *_: (someone, None))
+    monkeypatch.setattr(voices, "listen", lambda folder: {})
+    monkeypatch.chdir(tmp_path)
+    together, apart = (make_cuts(Run(name).cuts) for name in ("together", "apart"))
+    for folder in recording.places(together):
+        desk.hear(folder, someone)
+    folders = [str(folder) for folder in recording.places(apart)]
+    assert len(folders) == 2
+    for share in modal_app.split(folders, 8):
+        before = contents(apart)
+        modal_app.hear.local("apart", share, ("", "none", ""))
+        changed = {path for path, content in contents(apart).items() if before.get(path) != content}
+        assert changed == {f"{Path(share[0]).name}/{transcribe.table_of('someone')}"}
+    assert contents(apart) == contents(together)
+    heard.clear()
+    modal_app.hear.local("apart", folders, ("", "none", ""))
+    assert not heard
+
+
+def test_a_training_that_was_taken_away_goes_on(trained, tmp_path, monkeypatch):
+    """Mistake: a preempted container begins anew, or its checkpoints were never kept."""
+    class Taken:
+        def __init__(self):
+            self.kept, self.seen = [], 0
+
+        def commit(self):
+            self.kept.append(trainer.last_whole_checkpoint(Run("anna").training))
+            if len(self.kept) == 2 and self.seen == 1:
+                raise KeyboardInterrupt
+
+        def reload(self):
+            self.seen += 1
+
+    volume_there = Taken()
+    monkeypatch.setattr(modal_app.modal, "is_local", lambda: False)
+    monkeypatch.setattr(modal_app, "volume", volume_there)
+    monkeypatch.chdir(tmp_path)
+    for name in ("anna", "whole"):
+        shutil.copytree(trained.codes, Run(name).codes)
+    asked = vars(Recipe(base=read_json(trained.adapter / "recipe.json", "")["base"])) | dict(
+        rank=4, steps=4, warmup_steps=0, tokens_per_batch=150, evaluate_every=4, save_every=1, sample_every=0)
+    with pytest.raises(KeyboardInterrupt):
+        modal_app.train.local("anna", asked)
+    assert volume_there.kept[1].name == "checkpoint-2" and not Run("anna").adapter.exists()
+    assert modal_app.train.local("anna", asked) == "runs/anna/adapter"
+    kept = [path.name for path in volume_there.kept[3:]]
+    assert kept == ["checkpoint-3", "checkpoint-4", "checkpoint-4"], "after each checkpoint, and at the end"
+    finetune.fit(Recipe(**asked), Run("whole"), CPU)
+    same(adapter(Run("anna").adapter), adapter(Run("whole").adapter))
+
+
+def test_several_gpus_are_all_used(trained, tmp_path, monkeypatch):
+    """Mistake: two GPUs are paid, and one of them trains."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.codes, Run("anna").codes)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    asked = []
+    monkeypatch.setattr(finetune.subprocess, "run",
+                        lambda command, **_: asked.append(command) or SimpleNamespace(returncode=1))
+    problem = modal_app.train.local("anna", {"base": read_json(trained.adapter / "recipe.json", "")["base"], "rank": 5})
+    assert "training with 2 processes has stopped" in str(problem)
+    assert " ".join(asked[0][1:]).endswith("--multi_gpu --num_processes 2 -m tts_kit train --run anna")
+    assert read_json(Run("anna").folder / "recipe.json", "")["rank"] == 5
+
+
+def test_what_is_brought_is_what_was_there(trained, tmp_path):
+    """Mistake: a file is left out or cut short, and working material of gigabytes is brought."""
+    shelf, run = Shelf(trained.folder.parent), Run("anna", tmp_path / "runs")
+    count = volume.bring(shelf, run)
+    there, here = contents(trained.folder), contents(run.folder)
+    assert here.pop(volume.BROUGHT) and len(here) == count
+    assert here == {name: content for name, content in there.items() if not name.startswith("source/")
+                    and "checkpoint-" not in name}
+    assert {"adapter", "codes", "data", "training"} <= {name.split("/")[0] for name in here}
+    assert volume.bring(shelf, run) == count, "a second time"
+
+
+@pytest.mark.parametrize("broken_in", ["recipe.json", "adapter/adapter_model.safetensors"])
+def test_a_broken_connection_leaves_what_was_here(trained, tmp_path, monkeypatch, broken_in):
+    """Mistake: half of an adapter takes the place of the whole one."""
+    shelf, run = Shelf(trained.folder.parent), Run("anna", tmp_path / "runs")
+    volume.bring(shelf, run)
+    before, whole = contents(run.folder), shelf.read_file
+
+    def broken(path):
+        yield b"half" if path == f"anna/{broken_in}" else b"".join(whole(path))
+        if path == f"anna/{broken_in}":
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(shelf, "read_file", broken)
+    with pytest.raises(ConnectionError):
+        volume.bring(shelf, run)
+    assert contents(run.folder) == before and not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_made_here_is_never_replaced(trained, tmp_path):
+    """Mistake: a voice that was trained here is overwritten by one of the same name."""
+    run = Run("anna", tmp_path / "runs")
+    run.adapter.mkdir(parents=True)
+    with pytest.raises(Problem, match="anna was made on this machine.*another --run"):
+        volume.bring(Shelf(trained.folder.parent), run)
+
+
+def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch):
+    """Mistake: Modal starts a GPU three more times for a misspelt name, or the message drowns in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    answer = modal_app.tokenize.local("nobody", {})
+    assert isinstance(answer, Problem)
+    with pytest.raises(Problem):
+        modal_app._ask(SimpleNamespace(starmap=lambda rows: [answer]), "", [()])
+    with pytest.raises(SystemExit, match="run name '../x'"):
+        modal_app.main.info.raw_f("--run", "../x")
+
+
+def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
+    """Mistake: a stage is asked for with other arguments than it takes, without the GPU, or smoke takes an hour."""
+    class Here:
+        """A stage on this machine, asked as one asks those on Modal's."""
+
+        def __init__(self, name, function, gpu=""):
+            self.name, self.function, self.gpu = name, function, gpu
+
+        def with_options(self, gpu):
+            return Here(self.name, self.function, gpu)
+
+        def starmap(self, rows):
+            calls.append((self.name, self.gpu))
+            monkeypatch.chdir(tmp_path / "cloud")
+            answers = [self.function.local(*row) for row in rows]
+            monkeypatch.chdir(tmp_path / "home")
+            return answers
+
+    calls = []
+    monkeypatch.setattr("tts_kit.judging.judges.present", lambda *_: False)
+    (tmp_path / "cloud" / "runs").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.setattr(modal_app, "volume", Shelf(tmp_path / "cloud" / "runs"))
+    for name in ("cut", "hear", "data", "encode", "tokenize", "train", "compare"):
+        monkeypatch.setattr(modal_app, name, Here(name, getattr(modal_app, name)))
+    source = few(tmp_path / "home" / "clips")
+    told = ["--run", "anna", "--source", str(source), "--gpu", "T4", "--smoke", "--base", toy, "--arms", "base", "tuned"]
+    modal_app.main.info.raw_f(*told)
+    assert calls == [("cut", ""), *((name, "T4") for name in ("hear", "data", "encode", "tokenize", "train", "compare"))]
+    there = Run("anna", tmp_path / "cloud" / "runs")
+    assert [row["step"] for row in read_rows(Run("anna").training / "log.jsonl") if "backbone_loss" in row] == [1, 2]
+    assert contents(there.comparison) == contents(Run("anna").comparison)
+    assert contents(there.adapter) == contents(Run("anna").adapter)
+    assert "Hear it: file://" in capsys.readouterr().out
+    modal_app.main.info.raw_f(*told)
+    assert "is on the volume already and is used again" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("fastapi"), reason="no server is installed (requirements-serve.txt)")
+def test_the_server_has_every_voice_of_the_volume(trained, tmp_path, monkeypatch):
+    """Mistake: the cloud's server begins without voices, without a key, or in another way than the verb."""
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(modal_app, "PORT", door.getsockname()[1])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Problem, match="holds no trained voice"):
+        modal_app.serve.local()
+    monkeypatch.chdir(trained.folder.parent.parent)
+    monkeypatch.delenv("TTS_KIT_KEY", raising=False)
+    with pytest.raises(Problem, match="key"):
+        modal_app.serve.local()
+    monkeypatch.setenv("TTS_KIT_KEY", "a long enough secret of ours")
+    server = modal_app.serve.local()
+    try:
+        asked = urllib.request.Request(f"http://127.0.0.1:{modal_app.PORT}/v1/voices",
+                                       headers={"Authorization": "Bearer a long enough secret of ours"})
+        assert "anna" in urllib.request.urlopen(asked, timeout=60).read().decode()
+    finally:
+        server.close()

@@ -1,0 +1,218 @@
+"""OpenAI's interface for speech, and a page to type and hear: what comes in is checked and ordered from the worker."""
+
+import asyncio
+import contextlib
+import html
+import string
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+
+from tts_kit import pages
+from tts_kit.problem import Problem
+from tts_kit.speech import gate, refusals, sound, speak
+from tts_kit.speech import wanted as requests
+from tts_kit.speech.orders import Order, Waiting
+from tts_kit.speech.refusals import Refusal
+from tts_kit.speech.wanted import Wanted
+from tts_kit.speech.worker import Worker
+
+ALIAS = "tts-1"
+"""Another name of the model, for programs that know only OpenAI's."""
+
+
+@dataclass
+class Service:
+    """What requests are answered with."""
+    worker: Worker
+    waiting: Waiting
+    model: str
+    title: str
+
+    @property
+    def models(self) -> list[str]:
+        return [self.model, ALIAS]
+
+    def order(self, wanted: Wanted, client: str) -> "Listener":
+        """Put a request into the queue, or refuse it."""
+        voice = wanted.voice_name
+        if wanted.model not in self.models:
+            raise Refusal(404, f"the model {wanted.model[:60]!r} is not served here; {' and '.join(self.models)} are.",
+                          "model_not_found", "model")
+        if voice not in self.worker.cast:
+            raise Refusal(400, f"there is no voice {voice[:60]!r}; there are {', '.join(self.worker.cast)}.",
+                          "voice_not_found", "voice")
+        requests.check(wanted)
+        try:
+            lines = speak.cut(wanted.input, seed=wanted.seed)
+        except Problem as problem:
+            raise Refusal(400, str(problem), "unspeakable", "input") from problem
+        listener = Listener(self.waiting, self.worker.cast[voice].base.physics.sample_rate)
+        listener.order = Order(client, voice, lines, wanted.stream_format is not None, listener.send)
+        self.waiting.put(listener.order)
+        return listener
+
+
+class Listener:
+    """One who waits for an order, in the loop of the server; the worker's sound arrives from another thread."""
+    order: Order
+
+    def __init__(self, waiting: Waiting, rate: int):
+        self.waiting, self.rate = waiting, rate
+        self._arrived: asyncio.Queue = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, item: np.ndarray | Exception | None) -> None:
+        """Called by the worker."""
+        with contextlib.suppress(RuntimeError):  # the server has ended, and its loop with it
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+
+    async def first(self) -> list[np.ndarray]:
+        """The first sound, while the status can still tell of a failure; nothing, if nothing could be heard."""
+        item = await self._arrived.get()
+        if isinstance(item, Exception):
+            raise refusals.of(item)
+        return [] if item is None else [item]
+
+    async def chunks(self, first: list[np.ndarray]) -> AsyncIterator[np.ndarray]:
+        """All sound; breaks off with the reason, if there is one."""
+        for chunk in first:
+            yield chunk
+        while first and (item := await self._arrived.get()) is not None:
+            if isinstance(item, Exception):
+                raise refusals.of(item)
+            yield item
+
+    def leave(self) -> None:
+        """Nobody listens any more: what was not said is not said."""
+        self.waiting.leave(self.order)
+
+
+def app(service: Service) -> FastAPI:
+    """The addresses."""
+    # no pages about the interface: FastAPI's fetch their scripts from elsewhere
+    made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, exception_handlers={
+        Refusal: _refused, HTTPException: _nothing_there, Exception: _refused})
+
+    @made.post("/v1/audio/speech")
+    async def speech(request: Request) -> Response:
+        return await _answer(service, await requests.read(request), request)
+
+    @made.get("/v1/voices")
+    @made.get("/v1/audio/voices")
+    async def voices() -> dict:
+        return {"object": "list", "data": [{"id": name, "object": "voice", "name": name, "model": service.model}
+                                           for name in service.worker.cast]}
+
+    @made.get("/v1/models")
+    async def models() -> dict:
+        return {"object": "list", "data": [_model(name) for name in service.models]}
+
+    @made.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict:
+        if name not in service.models:
+            raise Refusal(404, f"the model {name[:60]!r} is not served here.", "model_not_found", "model")
+        return _model(name)
+
+    @made.get("/health")
+    async def health() -> Response:
+        well = service.worker.is_alive
+        return JSONResponse({"status": "ok" if well else "the speaking thread has ended", "waiting": len(service.waiting)},
+                            200 if well else 503)
+
+    @made.get("/")
+    async def front() -> Response:
+        content, policy = page(service)
+        return HTMLResponse(content, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer",
+                                              "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
+    return made
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    return gate.answer(refusals.of(error))
+
+
+async def _nothing_there(request: Request, error: HTTPException) -> Response:
+    return gate.answer(Refusal(error.status_code, f"{error.detail}: {request.method} {request.url.path[:60]}"))
+
+
+async def _answer(service: Service, wanted: Wanted, request: Request) -> Response:
+    listener = service.order(wanted, request.scope["state"]["client"])
+    kind = wanted.response_format
+    try:
+        first = await _unless_gone(listener.first(), request)
+        if wanted.stream_format is None:
+            chunks = await _unless_gone(_all(listener.chunks(first)), request)
+            content = await asyncio.to_thread(sound.whole, np.concatenate([np.zeros(0, np.float32), *chunks]), listener.rate,
+                                              kind)
+            ended = {"X-Ended-By-Itself": str(listener.order.stopped).lower()}
+            return Response(content, headers={"Content-Type": sound.kinds()[kind]} | ended)
+    except BaseException:
+        listener.leave()
+        raise
+    is_sse = wanted.stream_format == "sse"
+    mime = "text/event-stream" if is_sse else sound.kinds()[kind]
+    # left twice: a generator that was never begun is not ended either
+    return StreamingResponse(_streamed(service, listener, first, kind, is_sse), headers={
+        "Content-Type": mime, "Cache-Control": "no-store"}, background=BackgroundTask(listener.leave))
+
+
+async def _streamed(service: Service, listener: Listener, first: list[np.ndarray], kind: str, is_sse: bool
+                    ) -> AsyncIterator[bytes]:
+    try:
+        parts = sound.pieces(listener.chunks(first), listener.rate, kind)
+        async for part in sound.events(parts) if is_sse else parts:
+            yield part
+        if is_sse:
+            order = listener.order
+            writer = service.worker.cast[order.voice].base.writer
+            read = sum(len(writer.text_ids(line.text, service.worker.cast[order.voice].speaker)) for line in order.lines)
+            yield sound.event({"type": "speech.audio.done", "usage": {
+                "input_tokens": read, "output_tokens": order.frames, "total_tokens": read + order.frames}})
+    except Refusal as refusal:
+        raise refusals.BrokenOff(str(refusal)) from refusal
+    finally:
+        listener.leave()
+
+
+async def _all(chunks: AsyncIterator[np.ndarray]) -> list[np.ndarray]:
+    return [chunk async for chunk in chunks]
+
+
+async def _unless_gone(work, request: Request):
+    """What `work` gives; a refusal that nobody hears, if the client hangs up before."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refusal(499, "the client hung up.")
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _model(name: str) -> dict:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tts_kit"}
+
+
+def page(service: Service) -> tuple[str, str]:
+    """The page and the policy under which a browser may run it: its own script and nothing else."""
+    page, script = (Path(__file__).with_name(f"desk{kind}").read_text(encoding="utf-8") for kind in (".html", ".js"))
+    style = pages.style(Path(__file__).with_name("desk.css"))
+    kinds = "".join(f"<option>{kind}</option>" for kind in sound.kinds() if kind != sound.PCM)
+    filled = string.Template(page).substitute(title=html.escape(service.title), model=html.escape(service.model),
+                                              longest=str(requests.LONGEST), kinds=kinds, style=style, script=script)
+    return filled, (f"default-src 'none'; script-src {pages.digest(script)}; style-src {pages.digest(style)}; "
+                    "connect-src 'self'; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")

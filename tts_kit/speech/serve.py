@@ -1,0 +1,159 @@
+"""A server for several voices on one base: OpenAI's interface for speech, streaming, a queue, and a page to try it."""
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import uvicorn
+
+from tts_kit import runtime
+from tts_kit.problem import Problem
+from tts_kit.speech import api, gate
+from tts_kit.speech.orders import MOST, PATIENCE, Waiting
+from tts_kit.speech.speak import Voice
+from tts_kit.speech.worker import Worker
+
+HOST, PORT = "127.0.0.1", 8000
+KEY = "TTS_KIT_KEY"
+"""Variable with a key, which unlike --key nobody sees who lists this machine's processes."""
+FILES = 8192
+"""That a process may have open: each connection is one."""
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+class Server:
+    """Voices being served: `address` to open, `wait` for, `close` to end."""
+
+    def __init__(self, cast: Mapping[str, Voice], host: str = HOST, port: int = PORT, keys: Sequence[str] = (),
+                 marked: bool = True, most: int = MOST, patience: float = PATIENCE, most_requests: int = gate.MOST,
+                 listening: socket.socket | None = None):
+        gate.check(host, keys)
+        self.host, self.waiting = host, Waiting(most, patience)
+        self.worker = Worker(cast, self.waiting, marked)
+        self.model = model_name(next(iter(cast.values())).base.name)
+        service = api.Service(self.worker, self.waiting, self.model, f"Speak: {', '.join(cast)}")
+        self._socket = listening or listen(host, port)
+        self.port = self._socket.getsockname()[1]
+        self._server = _Door(uvicorn.Config(
+            gate.Gate(api.app(service), keys, most_requests), log_level="warning", server_header=False,
+            backlog=2048, timeout_keep_alive=10, timeout_graceful_shutdown=3), self.waiting)
+
+    @property
+    def address(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def run(self) -> None:
+        """Serve until Ctrl-C, or until `close`."""
+        try:
+            self.worker.start()
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+            self.waiting.close()
+            self.worker.join(30)
+
+    def start(self) -> None:
+        """Serve beside whatever else this process does, a notebook for instance."""
+        self._thread = threading.Thread(target=self.run, name="serving", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End what `start` began."""
+        self._server.should_exit = True
+        self._thread.join(40)
+
+    def show(self, height: int = 640):
+        """The page inside a notebook."""
+        return runtime.frame(self.port, "/", height)
+
+
+class _Door(uvicorn.Server):
+    """Uvicorn, which when it is told to stop first tells those who wait."""
+
+    def __init__(self, config: uvicorn.Config, waiting: Waiting):
+        super().__init__(config)
+        self._waiting = waiting
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._waiting.close()
+        await super().shutdown(sockets)
+
+
+def sit(load: Callable[[], Mapping[str, Voice]], host: str = HOST, port: int = PORT, keys: Sequence[str] = (),
+        marked: bool = True, patience: float = PATIENCE) -> None:
+    """Serve until Ctrl-C the voices that `load` gives; who may come in, and where, is settled before."""
+    gate.check(host, keys)
+    more_files()
+    with contextlib.closing(listen(host, port)) as listening:
+        cast = load()
+        server = Server(cast, host, port, keys, marked, patience=patience, listening=listening)
+        _announce(server, cast, bool(keys))
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run()
+    print("Stopped.")
+
+
+def _announce(server: Server, cast: Mapping[str, Voice], locked: bool) -> None:
+    print(f"Voices: {', '.join(cast)}. Model: {server.model}. Open {server.address} to try them; programs speak to "
+          f"{server.address}/v1 as they do to OpenAI, with{'' if locked else 'out'} a key. Ctrl-C ends it.", flush=True)
+
+
+def keys(given: Sequence[str]) -> list[str]:
+    """The keys on the command line and in the environment."""
+    return [*given, *filter(None, [os.environ.get(KEY)])]
+
+
+def places(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=PLACE pairs as voices by name."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, place = pair.partition("=")
+        if not sign or not place or not re.fullmatch(NAME, name) or name in found:
+            raise Problem(f"--voice {pair}: wanted NAME=PLACE, each name once, of letters, digits, '.', '_' or '-', as in "
+                          "--voice anna=runs/anna/adapter.")
+        found[name] = place
+    return found
+
+
+def model_name(base: str) -> str:
+    """What clients call a base: its id on the hub, or the last part of its folder."""
+    return base if re.fullmatch(rf"{NAME}/{NAME}", base) and not os.path.exists(base) else os.path.basename(
+        os.path.abspath(base))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on which connections are taken from now on, even before the server is ready."""
+    try:
+        if not 0 <= port < 65_536:
+            raise OverflowError("ports are 0 to 65535")
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind)
+    except (OSError, OverflowError) as error:
+        raise Problem(f"{host}, port {port}, is no address of this machine ({error}). Leave --host and --port out, or "
+                      "correct them.") from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(2048)
+    except OSError as error:
+        made.close()
+        why = "is in use: something else serves there" if error.errno == errno.EADDRINUSE else "cannot be used"
+        raise Problem(f"port {port} of {host} {why} ({error.strerror}). Stop that, or give --port another number; --port 0 "
+                      "takes any that is free.") from error
+    return made
+
+
+def more_files() -> None:
+    """Let this process have as many files open as it may, where it begins with fewer than it needs."""
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
