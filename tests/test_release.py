@@ -243,7 +243,8 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     ids, frames, temperatures = json.loads(ran.stdout.splitlines()[-1])
-    assert soundfile.info(tmp_path / "speech.wav").duration > 0.5
+    spoken = soundfile.info(tmp_path / "speech.wav")
+    assert spoken.duration > 0.5 and spoken.samplerate == 16_000
     for place in (run.adapter, str(out)):
         voice = speak.load_voice(CPU, place)
         assert [voice.sampling.temperature, voice.sampling.depth_temperature] == temperatures

@@ -42,7 +42,7 @@ SPEAK = """
 said = [{{"role": "{speaker}", "content": [{{"type": "text", "text": "It is raining in Oslo again."}}]}}]
 inputs = processor.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt")
 speech = model.generate(**inputs, output_audio=True)
-processor.save_audio(speech, "speech.wav")
+processor.save_audio(speech, "speech.wav", sampling_rate=model.config.codec_config.sampling_rate)
 """
 
 
