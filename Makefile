@@ -29,7 +29,7 @@ test-latest:
 	$(PYTHON) -m venv .venv-latest
 	grep -v -e '^transformers' -e '^peft' constraints.txt > .venv-latest/constraints.txt
 	.venv-latest/bin/pip install -q --upgrade transformers peft -r requirements.txt -r requirements-dev.txt \
-		-r requirements-serve.txt -r requirements-judges.txt -c .venv-latest/constraints.txt
+		-r requirements-recordings.txt -r requirements-serve.txt -r requirements-judges.txt -c .venv-latest/constraints.txt
 	.venv-latest/bin/pip install -q --no-deps -r requirements-judges-alone.txt
 	.venv-latest/bin/python -m pytest tests
 

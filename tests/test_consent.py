@@ -14,7 +14,7 @@ from tts_kit.__main__ import main
 from tts_kit.data import intake, utterance
 from tts_kit.data.utterance import RATE, Utterance
 from tts_kit.problem import Problem
-from tts_kit.release import consent
+from tts_kit.release import consent, terms
 from tts_kit.release.consent import Consent
 from tts_kit.run import Run, write_json
 
@@ -121,12 +121,28 @@ def test_the_bundled_voice_has_a_record_of_its_own(run, capsys):
 @pytest.mark.parametrize(("who", "kind", "statement", "message"), [
     ("", "own", STATEMENT, "needs who"), ("Anna", "own", " ... ", "needs statement"), ("Anna", "yes", STATEMENT, "no kind"),
     ("An\x1b[2Jna", "own", STATEMENT, "controls a terminal"), ("Anna", "own", "a" * 5_000, "at most 4000"),
+    ("An\u202ena", "own", STATEMENT, r"who holds '\\u202e', which .* turns the order of words"),
+    ("Anna\nBob", "own", STATEMENT, "in one line"), ("Anna", "own", "I agree.\u2028\x07", "statement holds"),
 ])
 def test_what_is_no_consent_is_refused(run, who, kind, statement, message):
     """Mistake: an empty statement counts, or a name paints the reader's terminal."""
     with pytest.raises(Problem, match=message):
         consent.record(run, who, kind, statement)
     assert not (run.folder / consent.FILE).exists()
+
+
+@pytest.mark.parametrize(("who", "statement"), [
+    ("山田　太郎", "私の声です。　許可します。"), ("Zoé", "J’accepte : « oui ». D\u202faccord\u00a0!"),
+    ("علی", "من اجازه می\u200cدهم."), ("מיכל", "אני מסכימה\u200f.")])
+def test_words_are_taken_as_people_write_them(run, who, statement):
+    """Mistake: the spaces and joiners of Japanese, French, Persian and Hebrew pass for terminal codes and are refused."""
+    made = consent.record(run, who, "own", statement)
+    assert (made.who, made.statement) == (who, statement) and consent.require(run) == made
+
+
+def test_a_statement_from_a_windows_file_is_taken(run):
+    """Mistake: lines that end as Notepad ends them are refused as terminal codes."""
+    assert consent.record(run, "Anna", "own", "I am Anna.\r\nI agree.").statement == "I am Anna.\nI agree."
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"who": "Anna"}', None, "kind"])
@@ -151,7 +167,9 @@ def test_the_verb_asks_once(run, monkeypatch, capsys):
     assert len(asked) == 3 and "Anna Example (my own voice)" in capsys.readouterr().out
     assert main(["consent", "--run", "anna"]) == 0
     assert len(asked) == 3 and consent.read(run.folder) == made
+    capsys.readouterr()
     assert main(["consent", "--run", "anna", *GIVEN]) == 0
+    assert "Whose voice" not in capsys.readouterr().out
     assert len(asked) == 3 and consent.read(run.folder).statement == STATEMENT
 
 
@@ -184,3 +202,14 @@ def test_an_interrupted_interview_records_nothing(run, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", ends)
     assert main(["consent", "--run", "anna"]) == 1
     assert "nothing was recorded" in capsys.readouterr().err and not (run.folder / consent.FILE).exists()
+
+
+def test_the_bases_terms_are_told_to_whoever_makes_a_voice_of_it(run, capsys):
+    """Mistake: what CSM's makers forbid stands in the card alone, which is read when the voice is long made."""
+    assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "there are no codes to learn from"
+    said = capsys.readouterr().out
+    assert "unsloth/csm-1b is under the licence apache-2.0" in said and "forbid impersonation" in said
+    assert "apache-2.0: a voice that is made of it" in terms.binds(str(story.BUNDLED))
+    assert "says of no licence" in terms.binds("somebody/else")
+    assert "CC-BY-4.0" in terms.of("sesame/csm-1b", "apache-2.0")[1]
+    assert "Mimi" not in str(terms.of("tiny-csm", "apache-2.0"))

@@ -4,11 +4,12 @@ They run on the processor and talk by gloo; with several GPUs only the device an
 
 import dataclasses
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from conftest import make_clip
 from test_training import CPU, adapter, same, with_codes
 
 from tts_kit.problem import Problem
-from tts_kit.run import Run, read_rows
+from tts_kit.recipe import Recipe
+from tts_kit.run import Run, read_rows, write_text
+from tts_kit.tokens.clip import Clip
 from tts_kit.tuning import batches, finetune, processes, trainer, watch
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
@@ -34,7 +37,8 @@ from tts_kit.tuning import choosing, ears, finetune, processes
 class Steps(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         print(f"step {state.global_step} of {name}", file=sys.stderr, flush=True)
-        time.sleep(float(os.environ.get("SLOWLY", "0")))
+        if name == "dying" and state.global_step == 3 and not processes.is_first():
+            os.kill(os.getpid(), signal.SIGKILL)
 
 class Listener(ears.Ears):
     def listen(self, step, model):
@@ -55,62 +59,97 @@ def written(event, told):
 def listening(base, recipe, run, clips):
     return Listener(base, recipe, run, clips, None) if recipe.listen_every else None
 
+def based(*arguments, **named):
+    made = whole(*arguments, **named)
+    if name == "poisoned":
+        tilde = made.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
+        made.model.embed_text_tokens.weight.data[tilde] = float("nan")
+    return made
+
 @problem.command
 def main(arguments=None):
     global root, name
     root, *names = sys.argv[1:]
     sys.addaudithook(written)
-    ears.of = listening
     for name in names:
+        print(f"beginning {name}", file=sys.stderr)
         told = recipe.read(Path(root, name + ".json"))
-        finetune.fit(told, Run(name, root), runtime.choose("cpu"), [Steps()])
+        try:
+            finetune.fit(told, Run(name, root), runtime.choose("cpu"), [Steps()])
+        except problem.Problem as found:
+            if name != "poisoned":
+                raise
+            print(f"{name}: {found}", file=sys.stderr)
 
-sys.exit(main())
-"""
-POISON = """
-whole = load.base
-def poisoned(*arguments, **named):
-    made = whole(*arguments, **named)
-    tilde = made.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
-    made.model.embed_text_tokens.weight.data[tilde] = float("nan")
-    return made
-load.base = poisoned
+ears.of = listening
+whole, load.base = load.base, based
 sys.exit(main())
 """
 ROOT = str(Path(__file__).parent.parent)
 
 
+def uneven(*others: Clip) -> list[Clip]:
+    """Clips of uneven lengths; a step of one micro-batch may hold a single one of them."""
+    return [*(make_clip(f"clip{number}", 5 + 3 * number, "Hello.", "held_out" if number < 2 else "train")
+              for number in range(10)), *others]
+
+
 @pytest.fixture
 def clips():
-    """Of uneven lengths; a step of one micro-batch may hold a single one of them."""
-    return [make_clip(f"clip{number}", 5 + 3 * number, "Hello.", "held_out" if number < 2 else "train")
-            for number in range(10)]
+    return uneven()
 
 
-def planned(place, name: str, recipe, clips) -> Run:
-    """A run with codes, and its recipe where the processes find it."""
-    (place / f"{name}.json").write_text(recipe.to_json())
-    return with_codes(Run(name, place), clips)
+@dataclasses.dataclass
+class Pair:
+    """What two processes did that trained one run after the other, until the second one was killed."""
+    root: Path
+    asked: dict[str, Recipe]
+    codes: list[int]
+    said: list[str]
+    told: list[str]
+
+    def of(self, process: int, name: str) -> str:
+        """What a process told about a run."""
+        return re.search(rf"(?ms)^beginning {name}$(.*?)(?=^beginning |\Z)", self.told[process])[1]
 
 
-def start(place, names, count: int = 2, script: str = "train.py", **environment) -> list[subprocess.Popen]:
-    """As a launcher starts them, on this machine."""
-    if script == "train.py":
-        (place / script).write_text(SCRIPT)
+@pytest.fixture(scope="module")
+def pair(toy, tmp_path_factory) -> Pair:
+    root = tmp_path_factory.mktemp("pair") / "runs"
+    small = Recipe(base=toy, rank=4, alpha=8.0, steps=5, warmup_steps=0, tokens_per_batch=60, depth_ratio=0.5,
+                   evaluate_every=5, save_every=5, sample_every=0)
+    asked = {"halves": small.but(context_share=0.5, sample_every=5, sample_texts=("Hello.",)),
+             "turns": small.but(accumulation=2, targets="backbone"),
+             "dealt": small.but(accumulation=3, packing=False, targets="depth"),
+             "heard": small.but(listen_every=2, patience=1), "poisoned": small.but(steps=12),
+             "dying": small.but(accumulation=2, save_every=2)}
+    for name, one in asked.items():
+        write_text(root / f"{name}.json", one.to_json())
+        with_codes(Run(name, root), uneven(*[make_clip("poisoned", 8, "A tilde ~ in it.")] * (name == "poisoned")))
+    write_text(root / "train.py", SCRIPT)
+    both = [subprocess.Popen([sys.executable, str(root / "train.py"), str(root), *asked], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, env=environment)
+            for environment in environments(2)]
+    found = [ends(process) for process in both]
+    return Pair(root, asked, *map(list, zip(*found)))
+
+
+def environments(count: int) -> list[dict]:
+    """As a launcher sets them, on this machine."""
+    told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1", "PYTHONPATH": ROOT}
+    return [os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def free_port() -> str:
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
-        port = door.getsockname()[1]
-    told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1", "PYTHONPATH": ROOT}
-    return [subprocess.Popen([sys.executable, str(place / script), str(place), *names], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True,
-                             env=os.environ | told | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(count)]
+        return str(door.getsockname()[1])
 
 
-def ends(process, seconds: float = 280.0) -> tuple[int, str, str]:
+def ends(process) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=seconds)
+        out, err = process.communicate(timeout=280)
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail(f"process {process.args} hung: {process.communicate()}")
@@ -134,77 +173,64 @@ def alike(one: Run, other: Run) -> None:
     same(adapter(one.adapter), adapter(other.adapter), rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_train_as_one(recipe, clips, tmp_path):
+@pytest.mark.parametrize("name", ["halves", "turns", "dealt"])
+def test_two_processes_train_as_one(pair, clips, name, tmp_path):
     """Mistake: gradients are averaged over processes, a share is lost or counted twice, the schedule runs at double speed,
-    a process without a clip hangs, both write, or the one that did not listen trains on."""
-    small = recipe.but(steps=5, tokens_per_batch=60, depth_ratio=0.5, evaluate_every=5, save_every=5)
-    asked = {"halves": small.but(context_share=0.5, sample_every=5), "turns": small.but(accumulation=2),
-             "dealt": small.but(accumulation=3, packing=False), "heard": small.but(listen_every=2, patience=1)}
-    for name, one in asked.items():
-        planned(tmp_path, name, one, clips)
-    (first, said, seen), (second, other, did) = map(ends, start(tmp_path, asked))
-    assert (first, second) == (0, 0), seen + did
-    assert other == "" and said.count("Starting from the base model.") == 4 and "shared by 2 processes" in said
-    for name in ("halves", "turns", "dealt"):
-        finetune.fit(asked[name], with_codes(Run(name, tmp_path / "alone"), clips), CPU)
-        alike(Run(name, tmp_path), Run(name, tmp_path / "alone"))
-        assert [line for line in did.splitlines() if name in line] == [f"step {step} of {name}" for step in range(1, 6)]
-    assert (tmp_path / "halves" / "training" / "samples" / "step-000005" / "1.wav").is_file()
-    assert "wrote" in seen and "wrote" not in did
-    assert [row["step"] for row in losses(Run("heard", tmp_path)) if "eval_loss" in row] == [0, 2, 4]
+    a process without a clip hangs, or one whose backbone or depth decoder learns nothing."""
+    finetune.fit(pair.asked[name], with_codes(Run(name, tmp_path), clips), CPU)
+    alike(Run(name, pair.root), Run(name, tmp_path))
+    assert re.findall(r"(?m)^step (\d+)", pair.of(1, name)) == ["1", "2", "3", "4", "5"]
+
+
+def test_one_of_two_writes_and_speaks(pair):
+    """Mistake: both write over each other, or say everything twice."""
+    first, second = pair.said
+    assert second == "" and first.count("Starting from the base model.") == 6 and "shared by 2 processes" in first
+    assert (pair.root / "halves" / "training" / "samples" / "step-000005" / "1.wav").is_file()
+    assert "wrote" in pair.told[0] and "wrote" not in pair.told[1]
+
+
+def test_both_end_where_one_has_listened(pair):
+    """Mistake: the process that did not listen trains on, and waits for one that has ended."""
+    seen, did = pair.of(0, "heard"), pair.of(1, "heard")
+    assert [row["step"] for row in losses(Run("heard", pair.root)) if "eval_loss" in row] == [0, 2, 4]
     assert "heard step 4 of heard" in seen and "heard step" not in did
     assert "step 4 of heard" in did and "step 5 of heard" not in seen + did
 
 
-def test_a_process_that_dies_stops_the_others_and_all_go_on_later(recipe, clips, tmp_path):
-    """Mistake: the others wait for ever; or the run starts anew, or goes on elsewhere in the plan."""
-    asked = recipe.but(steps=8, tokens_per_batch=60, accumulation=2, depth_ratio=0.5, save_every=2, evaluate_every=8)
-    run = planned(tmp_path, "one", asked, clips)
-    both = start(tmp_path, ["one"], SLOWLY="0.5")
-    deadline = time.monotonic() + 200
-    while trainer.last_whole_checkpoint(run.training) is None:
-        assert time.monotonic() < deadline and both[0].poll() is None, ends(both[0])
-        time.sleep(0.02)
-    both[1].send_signal(signal.SIGKILL)
-    code, _, error = ends(both[0], 20)
-    ends(both[1])
-    assert code == 1 and "process 0 of 2 waits for the others, and one of them has stopped" in error, error
-    assert "Traceback" not in error and not run.adapter.exists()
-    again = [ends(process) for process in start(tmp_path, ["one"])]
-    assert [code for code, _, _ in again] == [0, 0], again
-    assert "Going on from checkpoint-" in again[0][1] and "step 1 of one" not in again[1][2]
-    alone = with_codes(Run("one", tmp_path / "alone"), clips)
-    finetune.fit(asked, alone, CPU)
-    alike(run, alone)
-
-
-def test_the_launchers_command(recipe, clips, tmp_path):
-    """Mistake: it works for a script of ours, and `accelerate launch -m tts_kit train` fails, hangs or says all twice."""
-    asked = recipe.but(steps=2)
-    run = with_codes(Run("voice", tmp_path / "runs"), clips)
-    told = [f"--{name.replace('_', '-')}={getattr(asked, name)}" for name in (
-        "base", "rank", "alpha", "steps", "warmup_steps", "tokens_per_batch", "sample_every")]
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        port = door.getsockname()[1]
-    launch = f"-m accelerate.commands.launch --multi_gpu --num_processes=2 --main_process_port={port} -m tts_kit train"
-    out = subprocess.run([sys.executable, *launch.split(), "--run=voice", "--device=cpu", *told], cwd=tmp_path, timeout=280,
-                         capture_output=True, text=True, check=False,
-                         env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"})
-    assert out.returncode == 0, out.stderr
-    assert out.stdout.count("Held-out loss: backbone") == 1 and out.stdout.count("shared by 2 processes") == 1
-    assert (run.adapter / "adapter_model.safetensors").is_file()
-
-
-def test_a_broken_clip_is_named_whoever_has_it(recipe, clips, tmp_path):
+def test_a_broken_clip_is_named_whoever_has_it(pair):
     """Mistake: after the gradients are added up every process has nothing but NaN, and each calls its own clips guilty."""
-    poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
-    asked = recipe.but(steps=12, tokens_per_batch=60)
-    planned(tmp_path, "one", asked, [*clips, poisoned])
-    (tmp_path / "poison.py").write_text(SCRIPT.replace("sys.exit(main())", POISON))
-    both = [ends(process) for process in start(tmp_path, ["one"], script="poison.py")]
-    for code, _, error in both:
-        assert code == 1 and "the loss is not a finite number; clip poisoned. Listen" in error, error
+    for process in (0, 1):
+        assert "poisoned: step" in pair.of(process, "poisoned")
+        assert "the loss is not a finite number; clip poisoned. Listen" in pair.of(process, "poisoned")
+
+
+def test_a_process_that_dies_stops_the_others(pair):
+    """Mistake: the others wait for ever for one that was killed, or call it a success."""
+    assert pair.codes == [1, -signal.SIGKILL], pair.told
+    assert "process 0 of 2 waits for the others, and one of them has stopped" in pair.of(0, "dying")
+    assert "Traceback" not in pair.told[0] and not Run("dying", pair.root).adapter.exists()
+
+
+@pytest.mark.parametrize("launched", [True, False], ids=["by the launcher", "by one process"])
+def test_what_was_interrupted_goes_on(pair, clips, launched, tmp_path, capsys):
+    """Mistake: the run starts anew or goes on elsewhere in the plan; or it works for a script of ours, and `accelerate
+    launch -m tts_kit train` fails, hangs or says all twice; or only as many processes as before can go on."""
+    run = Run("dying", tmp_path / "runs")
+    shutil.copytree(Run("dying", pair.root).folder, run.folder)
+    if launched:
+        launch = f"-m accelerate.commands.launch --multi_gpu --num_processes=2 --main_process_port={free_port()}"
+        out = subprocess.run([sys.executable, *f"{launch} -m tts_kit train --run=dying --device=cpu".split()], cwd=tmp_path,
+                             timeout=280, capture_output=True, text=True, check=False,
+                             env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"})
+        assert out.returncode == 0, out.stderr
+        assert out.stdout.count("Held-out loss: backbone") == 1 and out.stdout.count("shared by 2 processes") == 1
+    else:
+        finetune.fit(pair.asked["dying"], run, CPU)
+    assert (out.stdout if launched else capsys.readouterr().out).count("Going on from checkpoint-2.") == 1
+    alone = with_codes(Run("dying", tmp_path / "alone"), clips)
+    finetune.fit(pair.asked["dying"], alone, CPU)
+    alike(run, alone)
 
 
 @pytest.mark.parametrize(("accumulation", "count"), [(1, 2), (1, 4), (2, 2), (3, 2), (4, 2), (2, 3)])

@@ -7,15 +7,17 @@ import itertools
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from test_house import ROOT, tracked
 
 from tts_kit import __main__ as verbs
-from tts_kit import data, runtime, story, tokens
+from tts_kit import audio, data, runtime, story, tokens
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
+from tts_kit.speech import serve, voices
 from tts_kit.tuning import finetune
 
 PROGRAMS = ("python", "make", "pip", "bash", "modal", "accelerate", "curl", ".")
@@ -45,7 +47,7 @@ RUN = {  # command: what is added to it here, so that it is quick
         "--sentences 1 --seeds 1",
     'python -m tts_kit consent --run anna --kind own --who "Anna" --statement "This is my voice, and I want it cloned."': "",
     "python -m tts_kit export --run anna": "",
-    "python -m tts_kit export --run anna --merged": "--out merged",
+    "python -m tts_kit export --run anna --merged": "",
 }
 JUDGES, INDEX = "judges listen to it for minutes", "a package index answers it"
 READ = {  # command: why it is not executed here; it is read by its parser, so that an option renamed is found
@@ -56,7 +58,6 @@ READ = {  # command: why it is not executed here; it is read by its parser, so t
     ". .venv/bin/activate": "the tests run inside of it",
     "pip install -r requirements.txt -c constraints.txt": INDEX,
     "pip install -r requirements-recordings.txt -c constraints.txt": INDEX,
-    "pip install uv": INDEX,
     "python -m tts_kit data interview.m4a --run anna": "two Whispers write for a minute; test_notebooks lets them",
     "python -m tts_kit review --run anna": "it serves a page until somebody stops it; test_review drives it",
     "python -m tts_kit compare --run anna --arms clone tuned kokoro folder:rival=their_wavs": INDEX,
@@ -66,6 +67,7 @@ READ = {  # command: why it is not executed here; it is read by its parser, so t
     "modal run -m tts_kit.modal_app --run anna": "it wants an account; test_modal calls what it calls",
     "pip install -r requirements-modal.txt -c constraints.txt": INDEX,
     "pip install -r requirements-serve.txt -c constraints.txt": INDEX,
+    "pip install -r requirements-gpu.txt -c constraints.txt": INDEX,
     "pip install -r requirements-pretrain.txt -c constraints.txt": INDEX,
     "python -m tts_kit.pretrain": "it takes a day",
     "python -m tts_kit.pretrain.bundle --out sample_data": "Kokoro speaks for minutes",
@@ -82,23 +84,28 @@ def documents() -> list[Path]:
     return [ROOT / path for path in tracked() if path.endswith(".md")]
 
 
-def commands(text: str) -> list[str]:
-    """The commands of a document, without their comments: lines of its blocks, and what begins as one in a sentence."""
+def commands(text: str) -> list[tuple[str, str]]:
+    """The commands of a document with their comments: lines of its blocks, and what begins as one in a sentence."""
     blocks = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text)
     lines = [line for kind, block in blocks if kind in ("", "sh", "bash") and not block.startswith(SHOWN)
              for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     prose = re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```$", "", text))
     lines += [span for span in prose if span.split()[0] in PROGRAMS]
-    return [command for line in lines if (command := re.split(r"\s+# ", line)[0].strip())]
+    found = [re.split(r"\s+# ", f"{line} # ")[:2] for line in lines]
+    return [(command.strip(), comment) for command, comment in found if command.strip()]
 
 
-NAMED = sorted({command for path in documents() for command in commands(path.read_text(encoding="utf-8"))})
+WRITTEN = [each for path in documents() for each in commands(path.read_text(encoding="utf-8"))]
+NAMED = sorted({command for command, _ in WRITTEN})
+ASKED = [command for command in NAMED if command.startswith("curl ")]
+MADE = {command: made[0] for command, comment in WRITTEN if (made := re.match(r"runs/[\w/.]+", comment))}
+"""What a command leaves, as the comment behind it says."""
 
 
 def test_every_command_is_known_once():
     """Mistake: a command in a document that nobody runs, or a line kept here for a command that no document has."""
     assert not RUN.keys() & READ.keys()
-    unknown = sorted(set(NAMED) - RUN.keys() - READ.keys())
+    unknown = sorted(set(NAMED) - RUN.keys() - READ.keys() - {*ASKED})
     assert not unknown, f"put these into RUN, or into READ with the reason: {unknown}"
     assert not sorted((RUN.keys() | READ.keys()) - set(NAMED)), "these stand in no document any more"
 
@@ -138,6 +145,23 @@ def test_it_runs(command, here, loud, capsys):
     words = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", loud))  # the toy stands for what the hub has
     assert words[:3] == ["python", "-m", "tts_kit"]
     assert verbs.main(words[3:]) == 0 or "doctor" in words, capsys.readouterr().err  # which may find fault with a machine
+    assert (here / MADE.get(command, "runs/anna")).exists()
+
+
+def test_what_is_asked_of_the_server_is_answered(here):
+    """Mistake: a request to copy from a document that the server refuses: an unknown model, a field that is gone."""
+    curl = shutil.which("curl") or pytest.skip("curl is not installed")
+    cast = voices.load(runtime.choose("cpu"), {"anna": here / "runs/anna/adapter"})
+    server = serve.Server(cast, port=0)
+    server.start()
+    try:
+        for command in ASKED:
+            words = shlex.split(command.replace("http://127.0.0.1:8000", server.address))[1:]
+            subprocess.run([curl, "-sS", "--fail-with-body", *words], check=True)
+            assert audio.read(here / words[words.index("-o") + 1], data.RATE).size
+    finally:
+        server.close()
+    assert ASKED and serve.PORT == 8000
 
 
 def _begin_anew(command: str, place: Path) -> None:

@@ -1,11 +1,9 @@
 """A run's data as others get it: read back by `datasets` itself."""
 
-import functools
-import http.server
 import importlib
-import threading
 from pathlib import Path
 
+import hub
 import numpy as np
 import pytest
 
@@ -61,30 +59,13 @@ def test_an_export_replaces_nothing(place, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_refused_push_says_what_to_do(place, tmp_path, monkeypatch):
+def test_a_refused_push_says_what_to_do(place, tmp_path):
     """Mistake: a traceback out of the hub's library, or data that are public because nobody asked."""
-    import huggingface_hub
-
-    asked = []
-
-    class Refusing(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            self.send_response(403)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
     folder = export.export(place, tmp_path / "out")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        hub = functools.partial(huggingface_hub.HfApi, endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_none")
-        monkeypatch.setattr(huggingface_hub, "HfApi", hub)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with hub.taking(tmp_path / "hub") as server:
+        server.is_refusing = True
         with pytest.raises(Problem, match=r"could not be pushed to 'me/voice' \(.*stays where it is"):
             export.push(folder, "me/voice")
-        server.shutdown()
-    assert '"visibility":"private"' in asked[0].replace(" ", "")
+    assert '"visibility":"private"' in server.told[0].replace(" ", "")
     with pytest.raises(Problem, match="could not be pushed"):
         export.push(folder, "no name at all/..")

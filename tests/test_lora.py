@@ -12,7 +12,7 @@ from test_generate import GREEDY, prompts
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from tts_kit import runtime
-from tts_kit.model import generate, load, lora, loss
+from tts_kit.model import generate, load, lora, loss, parcel
 from tts_kit.pretrain import shape
 from tts_kit.problem import Problem
 from tts_kit.tuning import batches
@@ -140,8 +140,8 @@ def truncate(folder):
 
 
 def other_targets(folder):
-    config = json.loads((folder / lora.CONFIG).read_text())
-    (folder / lora.CONFIG).write_text(json.dumps(config | {"target_modules": lora.pattern("backbone")}))
+    config = json.loads((folder / parcel.CONFIG).read_text())
+    (folder / parcel.CONFIG).write_text(json.dumps(config | {"target_modules": lora.pattern("backbone")}))
 
 
 def test_saving_again_replaces_whole_folders_only(loud_base, tuned, tmp_path):

@@ -36,6 +36,10 @@ def refuse(*arguments, **named):
     raise OSError("the network was asked for")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
 """
+WITHOUT = """
+import sys
+sys.modules |= dict.fromkeys(("torch", "transformers", "peft", "numpy", "soundfile", "matplotlib"))
+"""
 
 
 class Shelf:
@@ -83,7 +87,7 @@ def trained(toy, tmp_path_factory) -> Run:
         quick = {"base": toy, "rank": 4, "alpha": 8.0, "steps": 2, "warmup_steps": 0, "tokens_per_batch": 700,
                  "sample_every": 0, "evaluate_every": 2, "save_every": 1}
         source = few(root / "runs" / "anna" / "source")
-        assert modal_app.cut.local("anna", str(source)) == []
+        assert modal_app.cut.local("anna", str(source), ["base", "tuned:strength=0.5"]) == []
         assert modal_app.data.local("anna", quick, str(source), ("", "", ""), False) > 10
         parts = [modal_app.encode.local("anna", quick, part, 2) for part in range(2)]
         assert [part["encoded"] for part in parts] == [5, 5] and not Run("anna").codes.joinpath("index.jsonl").exists()
@@ -108,16 +112,31 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("where", ["here", "in a container"])
 def test_it_is_imported_without_token_network_or_requirements(where, tmp_path):
-    """Mistake: an import asks for a token or for Modal's servers, loads torch, or in the container reads a file that only
-    lies here."""
+    """Mistake: an import asks for a token or for Modal's servers, wants torch on a machine that only calls, or in the
+    container reads a file that only lies here."""
     if where == "in a container":
         shutil.copytree(ROOT / "tts_kit", tmp_path / "tts_kit", ignore=shutil.ignore_patterns("__pycache__"))
-    script = OFFLINE + "import sys\nfrom tts_kit import modal_app\nassert 'torch' not in sys.modules\nprint(modal_app.HOUSE)"
+    script = OFFLINE + WITHOUT + "from tts_kit import modal_app\nmodal_app._check(['--smoke'])\nmodal_app._small({})\n"
+    script += "print(modal_app.HOUSE)"
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL", "HF_TOKEN"))}
     out = subprocess.run([sys.executable, "-c", script], cwd=tmp_path if where != "here" else ROOT, capture_output=True,
                          text=True, check=False, env=bare | {"HOME": str(tmp_path / "nobody")})
     assert out.returncode == 0, out.stderr
     assert Path(out.stdout.strip()).parent == (tmp_path if where != "here" else ROOT)
+
+
+@pytest.mark.parametrize(("told", "code", "answer"), [
+    ("-m tts_kit.modal_app --stepps 3", 2, "unrecognized arguments: --stepps 3"),
+    ("-m tts_kit.modal_app --run ../x", 1, "run name '../x'"), ("-m tts_kit.modal_app --rank 0", 1, "rank is 0; it must be"),
+    ("-m tts_kit.modal_app --help", 0, "Modal's name of a GPU"),
+    (f"{modal_app.__file__} --run x", 1, "Give its module instead: modal run -m tts_kit.modal_app")])
+def test_a_misspelt_command_is_told_before_modal_is_asked(told, code, answer, tmp_path):
+    """Mistake: an image is built for minutes, and then an option is unknown; or --help shows none of the kit's options."""
+    out = subprocess.run([sys.executable, "-m", "modal", "run", *told.split()], cwd=tmp_path,
+                         capture_output=True, text=True, check=False,
+                         env=os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)})
+    assert out.returncode == code and answer in out.stdout + out.stderr, out.stdout + out.stderr
+    assert "Token" not in out.stderr and "Traceback" not in out.stderr
 
 
 class Recorder:
@@ -151,6 +170,14 @@ def test_the_image_has_the_tested_versions(monkeypatch):
     copied = {str(arguments[0]): (arguments[1], named) for name, arguments, named in made if name == "add_local_dir"}
     assert copied == {str(ROOT / "tts_kit"): ("/root/tts_kit", {"ignore": ["**/__pycache__"]}),
                       str(ROOT / "sample_data"): ("/root/sample_data", {})}
+
+
+def test_a_call_has_a_container_of_its_own(monkeypatch):
+    """Mistake: a container in its second call has not seen what others committed since, or a crash ends the run."""
+    asked = {}
+    monkeypatch.setattr(modal_app, "app", SimpleNamespace(function=lambda **told: asked.update(told) or (lambda step: step)))
+    modal_app._stage(lambda: None)
+    assert asked["single_use_containers"] and asked["retries"] == 3 and asked["timeout"] == modal_app.DAY
 
 
 def test_the_stages_make_what_the_verbs_make(trained, toy):
@@ -208,15 +235,12 @@ def test_a_training_that_was_taken_away_goes_on(trained, tmp_path, monkeypatch):
     """Mistake: a preempted container begins anew, or its checkpoints were never kept."""
     class Taken:
         def __init__(self):
-            self.kept, self.seen = [], 0
+            self.kept = []
 
         def commit(self):
             self.kept.append(trainer.last_whole_checkpoint(Run("anna").training))
-            if len(self.kept) == 2 and self.seen == 1:
+            if len(self.kept) == 2:
                 raise KeyboardInterrupt
-
-        def reload(self):
-            self.seen += 1
 
     volume_there = Taken()
     monkeypatch.setattr(modal_app.modal, "is_local", lambda: False)
@@ -280,23 +304,86 @@ def test_a_broken_connection_leaves_what_was_here(trained, tmp_path, monkeypatch
     assert contents(run.folder) == before and not [path for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
+def test_what_was_brought_in_part_is_brought_in_full_later(trained, tmp_path, monkeypatch):
+    """Mistake: what came before the connection broke is taken for this machine's own work, and the run cannot be brought."""
+    shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
+    shutil.copytree(trained.folder, shelf.root / "anna")
+    (shelf.root / "anna" / "notes.txt").write_text("of the first time")
+    whole, last = shelf.read_file, sorted(shelf.root.rglob("anna/training/*.jsonl"))[-1]
+
+    def broken(path):
+        if path == last.relative_to(shelf.root).as_posix():
+            raise ConnectionError("gone")
+        return whole(path)
+
+    for content in ("of the first time", "of the second time"):
+        (shelf.root / "anna" / "notes.txt").write_text(content)
+        with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+            patch.setattr(shelf, "read_file", broken)
+            volume.bring(shelf, run)
+        assert (run.folder / "notes.txt").read_text() == content and (run.adapter / lora.VOICE).is_file()
+    assert volume.bring(shelf, run) == len(contents(run.folder)) - 1
+
+
 def test_a_run_made_here_is_never_replaced(trained, tmp_path):
     """Mistake: a voice that was trained here is overwritten by one of the same name."""
     run = Run("anna", tmp_path / "runs")
     run.adapter.mkdir(parents=True)
-    with pytest.raises(Problem, match="anna was made on this machine.*another --run"):
+    (run.adapter / "mine.txt").write_text("mine")
+    with pytest.raises(Problem, match="mine.txt was made or changed on this machine.*another --run"):
         volume.bring(Shelf(trained.folder.parent), run)
 
 
-def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["recipe.json", "adapter/adapter_config.json", "comparison/votes.json"])
+def test_what_was_done_here_since_is_never_replaced(trained, tmp_path, name):
+    """Mistake: a voice was brought once, somebody worked on it here, and the next time that work is gone."""
+    shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
+    shutil.copytree(trained.folder, shelf.root / "anna")
+    volume.bring(shelf, run)
+    for other in ("adapter/.DS_Store", "training/.ipynb_checkpoints/log.jsonl", "release/card.md"):
+        harmless = run.folder / other
+        harmless.parent.mkdir(exist_ok=True)
+        harmless.write_text("of this machine")
+    volume.bring(shelf, run)
+    assert (run.folder / "release" / "card.md").is_file()
+    (run.folder / name).parent.mkdir(exist_ok=True)
+    (run.folder / name).write_text("work")
+    (shelf.root / "anna" / "comparison").mkdir(exist_ok=True)
+    (shelf.root / "anna" / "comparison" / "scores.jsonl").write_text("{}")
+    before = contents(run.folder)
+    with pytest.raises(Problem, match=f"{Path(name).name} was made or changed on this machine"):
+        volume.bring(shelf, run)
+    assert contents(run.folder) == before
+
+
+def test_the_source_on_the_volume_is_read_whatever_its_name_here(tmp_path, monkeypatch):
+    """Mistake: `.` or a folder that was renamed is looked for on the volume under a name that is not there."""
+    shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
+    few(tmp_path / "clips")
+    monkeypatch.chdir(tmp_path / "clips")
+    assert volume.put(shelf, "example:emma", run) == "example:emma"
+    assert volume.put(shelf, ".", run) == "runs/anna/source/clips"
+    assert len(contents(shelf.root / "anna" / "source" / "clips")) == 11
+    shutil.copytree(tmp_path / "clips", tmp_path / "again")
+    assert volume.put(shelf, "../again", run) == "runs/anna/source/clips"
+
+
+def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch, capsys):
     """Mistake: Modal starts a GPU three more times for a misspelt name, or the message drowns in a traceback."""
+    def refuse(gpu):
+        raise modal.exception.InvalidError(f"GPU type '{gpu}' is not known.")
+
     monkeypatch.chdir(tmp_path)
     answer = modal_app.tokenize.local("nobody", {})
     assert isinstance(answer, Problem)
     with pytest.raises(Problem):
         modal_app._ask(SimpleNamespace(starmap=lambda rows: [answer]), "", [()])
-    with pytest.raises(SystemExit, match="run name '../x'"):
+    with pytest.raises(Problem, match="GPU type 'L44'"):
+        modal_app._ask(SimpleNamespace(with_options=refuse), "L44", [()])
+    assert "there is no arm 'tuend'" in str(modal_app.cut.local("anna", "example:emma", ["base", "tuend"])), "at the start"
+    with pytest.raises(SystemExit, match="1"):
         modal_app.main.info.raw_f("--run", "../x")
+    assert "run name '../x'" in capsys.readouterr().err
 
 
 def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
@@ -326,9 +413,10 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
     for name in ("cut", "hear", "data", "encode", "tokenize", "train", "compare"):
         monkeypatch.setattr(modal_app, name, Here(name, getattr(modal_app, name)))
     source = few(tmp_path / "home" / "clips")
-    told = ["--run", "anna", "--source", str(source), "--gpu", "T4", "--smoke", "--base", toy, "--arms", "base", "tuned"]
+    told = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base", "tuned"]
     modal_app.main.info.raw_f(*told)
-    assert calls == [("cut", ""), *((name, "T4") for name in ("hear", "data", "encode", "tokenize", "train", "compare"))]
+    assert calls == [("cut", ""), *((name, "T4") for name in ("hear", "data", "encode", "tokenize")), ("train", "T4:2"),
+                     ("compare", "T4")], "the others have no use for a second GPU"
     there = Run("anna", tmp_path / "cloud" / "runs")
     assert [row["step"] for row in read_rows(Run("anna").training / "log.jsonl") if "backbone_loss" in row] == [1, 2]
     assert contents(there.comparison) == contents(Run("anna").comparison)

@@ -99,7 +99,8 @@ def test_the_first_takes_a_recording_to_reviewed_data(tmp_path):
 
 
 def test_the_four_run_in_order_each_alone(toy, tmp_path):
-    """Mistake: a notebook that needs another one's variables, or a cell that fails, shows nothing or plays nothing."""
+    """Mistake: a notebook that needs another one's variables; a cell that fails, shows nothing, plays nothing or tells what
+    another has told."""
     for room in ("tts_kit", "sample_data"):
         (tmp_path / room).symlink_to(FOLDER.parent / room)
     shutil.copytree(FOLDER, tmp_path / "notebooks")
@@ -114,4 +115,5 @@ def test_the_four_run_in_order_each_alone(toy, tmp_path):
     fourth = executed("04_clone_vs_finetune", here, SENTENCES=1, SEEDS=[1])
     assert "ended by itself" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
     assert pictures(fourth) == 2 * bool(judges.present()) and ("In short: " in texts(fourth)) == bool(judges.present())
+    assert texts(fourth).count("Judged on ") == bool(judges.present())  # what a verdict rests on is told once
     assert (tmp_path / "runs" / "emma" / "comparison" / "index.html").is_file()

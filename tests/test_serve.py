@@ -1,5 +1,6 @@
 """The server, asked by OpenAI's own client, by curl, by a browser, and by those who mean no good."""
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -28,10 +29,11 @@ from tts_kit.model import generate, load, lora
 from tts_kit.model.sampling import Sampling
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
-from tts_kit.speech import orders, serve, speak, voices
-from tts_kit.speech.gate import Gate
-from tts_kit.speech.orders import Order, Waiting
+from tts_kit.speech import serve, speak, voices
 from tts_kit.speech.serve import Server
+from tts_kit.speech.server import api, orders
+from tts_kit.speech.server.gate import Gate
+from tts_kit.speech.server.orders import Order, Waiting
 from tts_kit.speech.speak import Line
 
 ROOT = Path(__file__).parents[1]
@@ -229,13 +231,22 @@ def test_a_long_text_is_what_speak_says(toys, cast):
 
 def test_what_there_is_to_ask_for(toys):
     """Mistake: clients that fill their lists by asking find nothing, or places of this machine."""
-    assert [each.id for each in client(toys).models.list()] == [toys.model, "tts-1"]
+    assert [each.id for each in client(toys).models.list()] == [toys.models[0], "tts-1"]
     assert client(toys).models.retrieve("tts-1").object == "model"
     for path in ("/v1/voices", "/v1/audio/voices"):
         status, content, _ = ask(toys, path=path, method="GET")
         assert status == 200 and [each["id"] for each in json.loads(content)["data"]] == ["plain", "anna", "ben"]
         assert b"/" not in content
     assert json.loads(ask(toys, path="/health", method="GET")[1]) == {"status": "ok", "waiting": 0}
+
+
+def test_every_voice_names_its_own_model(tiny, cast):
+    """Mistake: with two bases, one speaks under the other one's name."""
+    with running({"anna": cast["anna"], "tiny": tiny.worker.cast["tiny"]}, marked=False) as server:
+        found = {each["id"]: each["model"] for each in json.loads(ask(server, path="/v1/voices", method="GET")[1])["data"]}
+        assert [*found.values(), "tts-1"] == server.models and found["tiny"] == "tiny-csm" != found["anna"]
+        for model, status in ((found["anna"], 200), ("tts-1", 200), ("tiny-csm", 404)):
+            assert ask(server, {"voice": "anna", "model": model})[0] == status
 
 
 # several clients and several voices
@@ -315,15 +326,15 @@ def test_a_full_queue_says_when_to_come_again(cast, held):
 
 
 def test_who_waited_too_long_is_told(cast, held):
-    """Mistake: a client waits for minutes and has gone when its speech is made."""
-    with running(cast, marked=False, patience=0.2) as server, ThreadPoolExecutor(2) as many:
+    """Mistake: a client waits for minutes, until what is being said is said, to hear then that it waited in vain."""
+    with running(cast, marked=False, patience=0.2) as server, ThreadPoolExecutor(1) as many:
         first = many.submit(ask, server)
         until(lambda: held.sizes)
-        late = many.submit(ask, server, {"voice": "plain"})
-        until(lambda: len(server.waiting) == 2)
-        time.sleep(0.3)
+        status, content, headers = ask(server, {"voice": "plain"})
+        assert status == 503 and b"not begun in 0.2 s" in content and int(headers["retry-after"]) >= 1
+        assert len(server.waiting) == 1, "what was begun is not given up"
         held.set()
-        assert first.result()[0] == 200 and late.result()[0] == 503
+        assert first.result()[0] == 200
 
 
 def test_too_many_requests_at_once_are_refused_and_nothing_breaks(cast, held):
@@ -383,6 +394,7 @@ def test_emoji_among_words_is_no_reason_to_refuse(toys):
 
 @pytest.mark.parametrize(("path", "method", "status"), [("/nothing", "GET", 404), ("/v1/audio/speech", "GET", 405),
                                                        ("/v1/models/none", "GET", 404), ("/docs", "GET", 404),
+                                                       ("/v1/voices/", "GET", 404),
                                                        ("/../../etc/passwd", "GET", 404)])
 def test_other_addresses(toys, path, method, status):
     """Mistake: a page of the framework with scripts from elsewhere, or an error in another shape."""
@@ -412,35 +424,91 @@ def test_a_failure_is_told_and_the_next_is_served(toys, monkeypatch, caplog):
     assert ask(toys)[0] == 200 and len(toys.waiting) == 0
 
 
+def test_a_stream_that_fails_is_no_whole_one(toys, monkeypatch, caplog):
+    """Mistake: speech that broke off looks like speech that ended, or what broke it takes the server down."""
+    real = generate.stream
+
+    def breaks(*arguments):
+        for number, frame in enumerate(real(*arguments)):
+            assert number < 6, "broken on purpose"
+            yield frame
+
+    with monkeypatch.context() as broken:
+        broken.setattr(generate, "stream", breaks)
+        with pytest.raises(http.client.IncompleteRead):
+            ask(toys, {"stream_format": "audio", "input": LONG})
+    assert "broken on purpose" in caplog.text and "an answer was broken off" in caplog.text
+    assert ask(toys, {"stream_format": "audio"})[0] == 200 and len(toys.waiting) == 0
+
+
 # clients that leave
 
-def leave(server: Server, wanted: dict, read: int) -> None:
-    """Ask, read a little, and hang up."""
+@contextlib.contextmanager
+def asking(server: Server, wanted: dict) -> Iterator[socket.socket]:
+    """A client that has asked; it hangs up at the end."""
     body = json.dumps({"model": "tts-1", "input": LONG, "voice": "anna", "response_format": "wav"} | wanted).encode()
     with socket.create_connection((server.host, server.port), timeout=20) as made:
         made.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\n"
                      b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        yield made
+
+
+def leave(server: Server, wanted: dict, read: int) -> None:
+    """Ask, read a little, and hang up."""
+    with asking(server, wanted) as made:
         while read > 0:
             read -= len(made.recv(read))
 
 
-def test_a_client_that_hangs_up_mid_stream_frees_the_voice(toys, cast, monkeypatch):
-    """Mistake: the chapter is said to the end for nobody, and all others wait."""
+@pytest.fixture
+def slowly(monkeypatch) -> list[int]:
+    """The server's frames take their time; how many prompts each was made for is kept."""
     made, real = [], generate.stream
 
     def slow(*arguments):
         for frame in real(*arguments):
-            made.append(1)
-            time.sleep(0.005)
+            if threading.current_thread().name == "speaking":
+                made.append(len(frame))
+                time.sleep(0.02)
             yield frame
 
     monkeypatch.setattr(generate, "stream", slow)
+    return made
+
+
+def test_a_batch_for_nobody_is_broken_off(toys, cast, slowly):
+    """Mistake: a batch is said to its end for clients that have all hung up, and all others wait."""
+    with asking(toys, {}), asking(toys, {"seed": 1}):
+        until(lambda: slowly and len(toys.waiting) == 2)
+    until(lambda: len(toys.waiting) == 0)
+    made = len(slowly)
+    until(lambda: toys.worker.batches)
+    assert len(slowly) - made <= 3 and ask(toys)[0] == 200
+    assert speak.speak(LONG, cast["anna"]).seconds * cast["anna"].base.physics.frame_rate > 50, "too short a text to tell"
+
+
+def test_who_stays_in_a_batch_hears_all(toys, cast, held, slowly):
+    """Mistake: one client hangs up, and what was said with his is cut short too."""
+    with ThreadPoolExecutor(2) as many:
+        first = many.submit(ask, toys)
+        until(lambda: held.sizes)
+        with asking(toys, {"input": SHORT}):
+            stays = many.submit(ask, toys, {"voice": "anna"})
+            until(lambda: len(toys.waiting) == 3)
+            held.set()
+            until(lambda: slowly and slowly[-1] == 2)
+        assert first.result()[0] == 200 and alike(heard(stays.result()[1]), speak.speak(SHORT, cast["anna"]).samples)
+    assert held.sizes[:2] == [1, 2]
+
+
+def test_a_client_that_hangs_up_mid_stream_frees_the_voice(toys, cast, slowly):
+    """Mistake: the chapter is said to the end for nobody, and all others wait."""
     for _ in range(3):
         leave(toys, {"stream_format": "audio"}, 500)
     until(lambda: len(toys.waiting) == 0)
+    made, (_, content, _) = len(slowly), ask(toys)
     whole = speak.speak(LONG, cast["anna"]).seconds * cast["anna"].base.physics.frame_rate
-    assert len(made) < 1.5 * whole
-    assert alike(heard(ask(toys)[1]), speak.speak(SHORT, cast["ben"]).samples)
+    assert made < 1.5 * whole and alike(heard(content), speak.speak(SHORT, cast["ben"]).samples)
 
 
 def test_a_client_that_hangs_up_while_it_waits_loses_its_place(toys, held):
@@ -456,6 +524,37 @@ def test_a_client_that_hangs_up_while_it_waits_loses_its_place(toys, held):
     assert ask(toys)[0] == 200 and held.sizes == [1, 1]
 
 
+def test_nobody_holds_a_connection_in_silence(cast, monkeypatch):
+    """Mistake: clients that never finish asking, or never take their answer, hold connections and memory for ever; or one
+    that waits for its turn, or often asks, is taken for one of them."""
+    async def app(scope, receive, send):
+        await asyncio.sleep(4 if scope["path"] == "/late" else 0)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(50_000_000 if scope["path"] == "/much" else 10)})
+
+    monkeypatch.setattr(serve, "SILENT", 1.0)
+    monkeypatch.setattr(serve.api, "app", lambda service: app)
+    with running(cast, marked=False) as server, contextlib.ExitStack() as opened:
+        busy = opened.enter_context(contextlib.closing(http.client.HTTPConnection(server.host, server.port, timeout=20)))
+        _, half, much, late = (opened.enter_context(socket.create_connection((server.host, server.port), timeout=20))
+                               for _ in range(4))
+        for client_socket, path in ((much, b"much"), (late, b"late"), (half, b"half")):
+            client_socket.sendall(b"GET /%s HTTP/1.1\r\nHost: localhost\r\n" % path)
+        much.sendall(b"\r\n")
+        late.sendall(b"\r\n")
+        connections = server._server.server_state.connections
+
+        def only_two_are_left() -> bool:
+            with contextlib.suppress(OSError):
+                half.sendall(b"a: b\r\n")  # a little more, and never the end
+            busy.request("GET", "/busy")
+            return busy.getresponse().read() and len(connections) == 2
+
+        until(lambda: len(connections) == 4)
+        until(only_two_are_left)
+        assert late.recv(100).startswith(b"HTTP/1.1 200")
+
+
 # who may come in
 
 def test_with_a_key_nobody_without(cast):
@@ -468,7 +567,9 @@ def test_with_a_key_nobody_without(cast):
                 status, content, headers = ask(server, path=path, method=method, headers=said)
                 assert status == 401 and headers["www-authenticate"] == "Bearer" and b"anna" not in content
                 assert json.loads(content)["error"]["code"] == "invalid_api_key"
-        assert ask(server, path="/health", method="GET")[0] == 200
+        for path in ("/health", "/"):
+            status, content, _ = ask(server, path=path, method="GET")
+            assert status == 200 and not any(name in content for name in (b"anna", server.models[0].encode()))
         for key in (KEY, KEY + "2"):
             assert client(server, key).audio.speech.create(model="tts-1", voice="anna", input=SHORT).content
 
@@ -480,7 +581,7 @@ def test_without_a_key_only_for_this_machine(toys):
                          (f"evil.example:{port}", 403), ("127.0.0.1.evil.example", 403), ("", 403), ("[", 403)):
         assert ask(toys, path="/v1/voices", method="GET", headers={"Host": host})[0] == status, host
     for origin, status in ((f"http://127.0.0.1:{port}", 200), ("https://evil.example", 403), ("null", 403),
-                           ("http://127.0.0.1:9", 403)):
+                           ("http://127.0.0.1:9", 403), ("http://[", 403), ("", 403)):
         assert ask(toys, headers={"Origin": origin, "Host": f"127.0.0.1:{port}"})[0] == status, origin
 
 
@@ -501,6 +602,24 @@ def test_a_port_in_use_is_named(toys, cast):
         Server(cast, port=70_000)
 
 
+@pytest.mark.parametrize("patience", [0.0, -1.0, float("nan")])
+def test_patience_is_a_time(patience):
+    """Mistake: a server that refuses every request, or none, for a slip on the command line."""
+    with pytest.raises(Problem, match="--patience .* is no time to wait"):
+        serve.sit(lambda: pytest.fail("loaded"), port=0, patience=patience)
+
+
+def test_what_cannot_begin_says_so_at_once(cast, monkeypatch):
+    """Mistake: in a notebook or in the cloud the server's thread dies of what is missing, and nobody learns of it."""
+    def missing() -> None:
+        raise Problem("no mark can be made")
+
+    monkeypatch.setattr(watermark, "network", missing)
+    made = Server(cast, port=0)
+    with contextlib.closing(made._socket), pytest.raises(Problem, match="no mark can be made"):
+        made.start()
+
+
 @pytest.mark.parametrize("pairs", [["anna"], ["anna="], ["=x"], ["../x=y"], ["a=x", "a=y"], ["a b=x"]])
 def test_voices_are_told_by_name_and_place(pairs):
     """Mistake: a voice without a name, or one name for two."""
@@ -513,14 +632,12 @@ def test_the_model_is_called_as_on_the_hub_and_no_place_is_told(tmp_path, monkey
     """Mistake: folders of this machine in what every client reads."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "tiny").mkdir(parents=True)
-    assert serve.model_name("sesame/csm-1b") == "sesame/csm-1b"
-    assert serve.model_name("here/tiny") == serve.model_name(str(tmp_path / "here" / "tiny")) == "tiny"
+    assert api.model_name("sesame/csm-1b") == "sesame/csm-1b"
+    assert api.model_name("here/tiny") == api.model_name(str(tmp_path / "here" / "tiny")) == "tiny"
 
 
 def test_the_gate_counts_who_left():
     """Mistake: requests that failed are counted for ever, and at last nobody comes in."""
-    import asyncio
-
     async def fails(scope, receive, send):
         raise RuntimeError("inside")
 
@@ -532,8 +649,10 @@ def test_the_gate_counts_who_left():
     assert gate.inside == 0
 
 
-def test_the_verb_serves_until_ctrl_c(toy, tmp_path):
-    """Mistake: Ctrl-C leaves the port taken, or ends in a traceback; the key of the environment is not asked for."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_verb_serves_until_it_is_stopped(toy, tmp_path, how):
+    """Mistake: Ctrl-C, or a service manager, leaves clients without a word, or ends in a traceback or a long wait for what
+    is being said; the key of the environment is not asked for."""
     command = [sys.executable, "-m", "tts_kit", "serve", "--voice", f"toy={toy}", "--port", "0", "--device", "cpu"]
     started = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "TTS_KIT_KEY": KEY},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -545,11 +664,14 @@ def test_the_verb_serves_until_ctrl_c(toy, tmp_path):
             connection.request("GET", "/v1/voices", headers=headers)
             answer = connection.getresponse()
             assert answer.status == status and answer.read()
-        leave_running = json.dumps({"model": "tts-1", "input": LONG, "voice": "toy"})
-        connection.request("POST", "/v1/audio/speech", leave_running, {"Authorization": f"Bearer {KEY}"})
-        started.send_signal(signal.SIGINT)
+        body = json.dumps({"model": "tts-1", "input": LONG * 15, "voice": "toy"})
+        connection.request("POST", "/v1/audio/speech", body, {"Authorization": f"Bearer {KEY}"})
+        time.sleep(0.3)
+        started.send_signal(how)
+        answer = connection.getresponse()
+        assert answer.status == 503 and "being stopped" in answer.read().decode() and answer.headers["Retry-After"]
         out, errors = started.communicate(timeout=40)
-        assert started.returncode == 0 and out.endswith("Stopped.\n") and "Traceback" not in errors
+        assert started.returncode == 0 and out.endswith("Stopped.\n") and not errors
     finally:
         started.kill()
 
@@ -598,6 +720,22 @@ def test_type_and_hear(chromium, cast, keys):
         asked = {event["params"]["request"]["url"] for event in chromium.events
                  if event["method"] == "Network.requestWillBeSent"}
         assert all(url.startswith((f"{server.address}/", "blob:", "data:")) for url in asked)
+
+
+def test_the_page_counts_the_seconds_and_can_be_stopped(chromium, cast, held):
+    """Mistake: nothing moves while a long text is said, and who changed his mind has to wait for it."""
+    with running(cast, marked=False) as server:
+        chromium.open(f"{server.address}/")
+        chromium.wait("document.querySelectorAll('#voice option').length === 3")
+        chromium.click("#text")
+        chromium.call("Input.insertText", text=SHORT)
+        chromium.press("Enter", control=True)
+        chromium.wait("part.say.textContent === 'Stop' && /^[1-9] s$/.test(part.count.textContent)")
+        chromium.click("#say")
+        until(lambda: held.sizes and len(server.waiting) == 0)
+        chromium.wait("part.say.textContent === 'Say it' && part.count.textContent === '12 of 4096'")
+        held.set()
+        assert chromium.run("part.said.textContent") == ""
 
 
 def test_audio_knows_what_it_can_write():

@@ -8,7 +8,7 @@ from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from tts_kit import runtime
 from tts_kit.model.sampling import Sampling
-from tts_kit.pretrain import sentences, ship
+from tts_kit.pretrain import sentences, shape, ship
 from tts_kit.speech import speak
 from tts_kit.story import BUNDLED
 
@@ -30,6 +30,15 @@ def test_plain_transformers_loads_it_as_the_kit_does(voice):
     table, depth = (each.weight for each in (plain.backbone_model.embed_tokens.embed_audio_tokens,
                                              plain.depth_decoder.model.embed_tokens))
     assert torch.equal(table, depth)
+
+
+@pytest.mark.parametrize("place, temperatures", [(BUNDLED, (0.15, 0.1)), ("toy", shape.USUAL_TEMPERATURES)])
+def test_plain_transformers_samples_it_as_told(toy, place, temperatures):
+    """Mistake: a file that says it was derived from a model's config, for which transformers overlooks the depth decoder."""
+    plain = CsmForConditionalGeneration.from_pretrained(toy if place == "toy" else place)
+    told = [plain.generation_config, plain.depth_decoder.generation_config]
+    assert [each.temperature for each in told] == list(temperatures)
+    assert all(each.do_sample and each.top_k == 50 for each in told)
 
 
 def test_it_is_small_and_its_card_is_what_was_measured(voice):

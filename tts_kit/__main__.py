@@ -100,7 +100,8 @@ def _safety_verbs(verbs) -> None:
 
     verb = told.verb(verbs, "detect", does.detect, "whether files carry the mark of machine-made speech; exit status 0: all "
                      "do, 1: one does not, 2: one cannot be read", run=False)
-    verb.add_argument("files", nargs="+", metavar="FILE", help="sound of any length: WAV, FLAC, MP3, OGG, Opus")
+    verb.add_argument("files", nargs="+", metavar="FILE", help="sound of any length: WAV, FLAC, MP3, OGG, Opus; "
+                      "M4A and others where PyAV is")
 
 
 def _data_verbs(verbs) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, CsmConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
@@ -36,8 +36,8 @@ def tokenizer(base: str, revision: str = ""):
 
 
 def generation(base: str, revision: str = "") -> dict:
-    """What the checkpoint says about sampling, empty where it says nothing; read as it stands, because transformers 5.17
-    drops what it says of the depth decoder."""
+    """What the checkpoint says about sampling, empty where it says nothing; read as it stands, because transformers
+    overlooks what it says of the depth decoder where it was derived from a model's config."""
     return told(base, GENERATION_CONFIG_NAME, revision)
 
 
@@ -58,9 +58,24 @@ def weights(kind, base: str, revision: str = "", **options) -> tuple:
     """A model of class `kind` and the report of what was missing; pickled weights are never opened."""
     if Path(base).is_dir():
         refuse_pickles(base, [path.name for path in Path(base).iterdir()])
+        _refuse_damaged(Path(base))
     with opening(base):
         return kind.from_pretrained(base, revision=revision or None, use_safetensors=True, output_loading_info=True,
                                     **options)
+
+
+def reason(error: Exception) -> str:
+    """The first line of another's error, without its full stop; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def damage(path: Path, error: SafetensorError) -> str:
+    """What is wrong with a file of weights that cannot be opened."""
+    with path.open("rb") as file:
+        is_pointer = file.read(20).startswith(b"version https://git")
+    if is_pointer:
+        return f"{path} is a pointer of git-lfs, and no weights: fetch them with `git lfs pull`"
+    return f"{path} is damaged, or was downloaded by half: {path.stat().st_size:,} bytes ({reason(error)})"
 
 
 def refuse_pickles(place: str | Path, files: Iterable[str]) -> None:
@@ -69,6 +84,15 @@ def refuse_pickles(place: str | Path, files: Iterable[str]) -> None:
     if ".safetensors" not in suffixes and (pickled := [suffixes[each] for each in PICKLED if each in suffixes]):
         raise Problem(f"{place} has its weights as a pickle ({pickled[0]}), which may run any program when it is opened, so "
                       "it is not. Wanted: safetensors. Ask whoever made it to save it so.")
+
+
+def _refuse_damaged(folder: Path) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "np"):
+                continue
+        except SafetensorError as error:
+            raise Problem(f"{damage(path, error)}. Download it again.") from error
 
 
 def exact_revision(found: CsmConfig, asked: str) -> str:
@@ -90,12 +114,12 @@ def opening(base: str) -> Iterator[None]:
                           "not answer. Check the network (https://status.huggingface.co) and HF_HUB_OFFLINE, or give a "
                           "folder that holds it.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
-            raise Problem(f"{base} was found neither as a folder nor on the hub. Check the spelling.") from error
+            raise Problem(f"{base} was found neither as a folder nor on the hub. Check the spelling, and log in (hf auth "
+                          "login) if it is private.") from error
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             where = "the folder" if Path(base).is_dir() else "the hub or its cache"
-            first = str(error).strip().splitlines()[0]
-            raise Problem(f"{base} could not be read from {where}: {first} Wanted: config.json, model.safetensors and the "
-                          "tokenizer files of a CSM checkpoint. Offline, give a folder that holds them.") from error
+            raise Problem(f"{base} could not be read from {where}: {reason(error)}. Wanted: config.json, model.safetensors "
+                          "and the tokenizer files of a CSM checkpoint. Offline, give a folder that holds them.") from error
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
 """The cloud door: every stage on Modal's machines, on one volume, each going on where it stopped.
 
 `modal run -m tts_kit.modal_app --run NAME --source example:emma --gpu L4` makes the voice and brings it here; the same
-command goes on after an interruption. `modal deploy -m tts_kit.modal_app` serves every voice on the volume.
+command goes on after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves every voice on the volume.
 """
 
 import argparse
 import dataclasses
 import functools
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import modal
 from tts_kit import options as told
 from tts_kit import recipe as recipes
 from tts_kit import volume as shelf
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, command
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
 
@@ -40,8 +39,7 @@ PORT = 8000
 
 def _image() -> modal.Image:
     """What README has people install, in the tested versions, and the kit as it lies here."""
-    # layers of the CUDA kernels' compiler need a C compiler
-    image = modal.Image.debian_slim(python_version=PYTHON).apt_install("g++")
+    image = modal.Image.debian_slim(python_version=PYTHON).apt_install("g++")  # with which torch compiles layers
     image = image.add_local_file(ROOT / "constraints.txt", CONSTRAINTS, copy=True)
     for file, how in REQUIREMENTS.items():
         image = image.pip_install_from_requirements(str(ROOT / file), extra_options=f"{how}-c {CONSTRAINTS}")
@@ -53,15 +51,13 @@ def _image() -> modal.Image:
 
 volume = modal.Volume.from_name("tts-kit-runs", create_if_missing=True)
 app = modal.App("tts-kit", image=_image(), include_source=False, volumes={f"{HOME}/runs": volume}, secrets=[
-    modal.Secret.from_dict({name: os.environ[name] for name in SECRETS if name in os.environ})])
+    modal.Secret.from_dict({name: os.environ[name] for name in SECRETS if os.environ.get(name)})])
 
 
 def _stage(function: Callable) -> modal.Function:
     """A step on Modal: it sees what the others left, keeps what it made, and after a crash is tried again."""
     @functools.wraps(function)
     def step(*arguments):
-        if not modal.is_local():
-            volume.reload()
         try:
             return function(*arguments)
         except Problem as problem:
@@ -69,15 +65,17 @@ def _stage(function: Callable) -> modal.Function:
         finally:
             _keep()
 
-    return app.function(timeout=DAY, retries=modal.Retries(max_retries=3, initial_delay=10.0), cpu=4.0,
-                        memory=16 * 1024)(step)
+    # each call mounts what was committed before it; a container in its second would have to reload, with no file open
+    return app.function(timeout=DAY, retries=3, cpu=4.0, memory=16 * 1024, single_use_containers=True)(step)
 
 
 @_stage
-def cut(name: str, source: str) -> list[str]:
+def cut(name: str, source: str, arms: list[str]) -> list[str]:
     """Cut the source's recordings into clips; their folders, none where it has transcripts."""
+    from tts_kit.comparison import contest
     from tts_kit.data import desk
 
+    list(map(contest.parse, arms))  # a misspelt one is told now, and not when a training was paid
     files = desk.find(source, Run(name))[1]
     return [str(folder) for folder in desk.cut(files, Run(name))] if files else []
 
@@ -96,13 +94,12 @@ def hear(name: str, folders: list[str], transcribers: tuple[str, str, str]) -> N
 @_stage
 def data(name: str, given: dict, source: str, transcribers: tuple[str, str, str], skip_bad: bool) -> float:
     """Checked, levelled and split utterances; returns their seconds. Recordings that were heard are not heard again."""
-    from tts_kit import data as room
-    from tts_kit import runtime
+    from tts_kit import data, runtime
     from tts_kit.data import desk
 
     run, recipe = _recall(name, given)
     taken = desk.take_in(source, run, runtime.choose(), *transcribers, recipe.speaker)
-    return sum(each.seconds for each in room.prepare(taken, run, recipe, skip_bad or taken != source))
+    return sum(each.seconds for each in data.prepare(taken, run, recipe, skip_bad or taken != source))
 
 
 @_stage
@@ -129,12 +126,13 @@ def train(name: str, given: dict) -> str:
     import torch
 
     from tts_kit import runtime
-    from tts_kit.tuning import finetune
+    from tts_kit.tuning import finetune, trainer
 
     run, recipe = _recall(name, given)
     if torch.cuda.device_count() > 1:
+        # what these processes write is kept by Modal itself, which commits every few seconds
         return str(finetune.launch(recipe, run, torch.cuda.device_count()))
-    return str(finetune.fit(recipe, run, runtime.choose(), [_keeper()]))
+    return str(finetune.fit(recipe, run, runtime.choose(), [trainer.AfterSaving(_keep)]))
 
 
 @_stage
@@ -148,36 +146,32 @@ def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str
     return str(contest.compare(Run(name), voice, sentences, seeds, arms))
 
 
-@app.function(gpu=os.environ.get("TTS_KIT_GPU", "L4"), timeout=DAY, scaledown_window=300)
+@app.function(gpu=os.environ.get("TTS_KIT_GPU", "L4").replace("none", "") or None, timeout=DAY, scaledown_window=300)
 @modal.concurrent(max_inputs=100)
 @modal.web_server(PORT, startup_timeout=600)
 def serve():
     """Every voice on the volume, as `python -m tts_kit serve` has it; TTS_KIT_KEY is the key to it."""
     from tts_kit import runtime
-    from tts_kit.speech import serve as room
-    from tts_kit.speech import voices
+    from tts_kit.speech import serve, voices
 
     found = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
     if not found:
         raise Problem("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
-    server = room.Server(voices.load(runtime.choose(), found), "0.0.0.0", PORT, room.keys([]))
+    server = serve.Server(voices.load(runtime.choose(), found), "0.0.0.0", PORT, serve.keys([]))
     server.start()
     return server
 
 
 @app.local_entrypoint()
 def main(*arguments: str) -> None:
-    try:
-        _tell(parser().parse_args(arguments))
-    except Problem as problem:
-        sys.exit(str(problem))
+    command(_tell)(arguments) and sys.exit(1)
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="modal run -m tts_kit.modal_app", description=__doc__)
     made.add_argument("--run", default="voice", help="name of the run; its folder is runs/NAME, there and here")
     made.add_argument("--source", default="example:emma", help="as of the verb data; what lies here is put on the volume")
-    made.add_argument("--gpu", default="L4", help="a GPU by Modal's name, several of one kind as H100:2; none: a processor")
+    made.add_argument("--gpu", default="L4", help="Modal's name of a GPU (default L4); H100:2: train with two; none: no GPU")
     made.add_argument("--containers", type=told.count, default=8, help="how many at most share transcribing and tokenizing")
     for name in ("--transcriber", "--second-transcriber", "--language"):
         made.add_argument(name, default="", help="as of the verb data")
@@ -189,21 +183,30 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _tell(options: argparse.Namespace) -> None:
+def _check(arguments: Sequence[str]) -> None:
+    """What a person can mistake, as far as this machine knows it."""
+    options = parser().parse_args(arguments)
+    Recipe(**told.given(options))
+    shelf.refuse_own(Run(options.run))
+
+
+def _tell(arguments: Sequence[str]) -> None:
     """The whole story from here: each stage is asked for in turn, and the results are brought."""
-    run, given, gpu = Run(options.run), told.given(options), "" if options.gpu == "none" else options.gpu
-    shelf.refuse_own(run)
+    _check(arguments)
+    options = parser().parse_args(arguments)
+    run, given, gpus = Run(options.run), told.given(options), "" if options.gpu == "none" else options.gpu
+    gpu = gpus.partition(":")[0]
     if options.smoke:
         given, options.sentences, options.seeds = _small(given), 1, [1]
     heard = (options.transcriber, options.second_transcriber, options.language)
     source = shelf.put(volume, options.source, run)
-    folders = _ask(cut, "", [(run.name, source)])[0]
+    folders = _ask(cut, "", [(run.name, source, options.arms)])[0]
     _ask(hear, gpu, [(run.name, share, heard) for share in split(folders, options.containers)])
     seconds, = _ask(data, gpu, [(run.name, given, source, heard, options.skip_bad)])
-    parts = max(1, min(options.containers, math.ceil(seconds / PART)))
+    parts = min(max(1, options.containers), 1 + int(seconds // PART))
     _ask(encode, gpu, [(run.name, given, part, parts) for part in range(parts)])
     _ask(tokenize, gpu, [(run.name, given)])
-    _ask(train, gpu, [(run.name, given)])
+    _ask(train, gpus, [(run.name, given)])
     _ask(compare, gpu, [(run.name, options.sentences, options.seeds, options.arms)])
     print(f"Brought {shelf.bring(volume, run)} files. Hear it: {(run.comparison / 'index.html').resolve().as_uri()}")
 
@@ -215,7 +218,10 @@ def split(whole: Sequence, most: int) -> list[list]:
 
 def _ask(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
     """The answers of a stage to each row of arguments, asked for in as many containers at once."""
-    answers = list((stage.with_options(gpu=gpu) if gpu else stage).starmap(rows))
+    try:
+        answers = list((stage.with_options(gpu=gpu) if gpu else stage).starmap(rows))
+    except modal.exception.Error as error:
+        raise Problem(f"Modal stopped: {error} What was made is on the volume; the same command goes on.") from error
     for problem in (answer for answer in answers if isinstance(answer, Problem)):
         raise problem
     return answers
@@ -223,9 +229,7 @@ def _ask(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
 
 def _small(given: dict) -> dict:
     """A recipe for two steps, on the bundled base where no other is given."""
-    from tts_kit import story
-
-    return story.SMALL | {"base": story.BUNDLED.relative_to(ROOT).as_posix()} | given | dict(
+    return {"base": "sample_data/tiny-csm", "tokens_per_batch": 700} | given | dict(
         steps=2, warmup_steps=0, evaluate_every=2, save_every=1, sample_every=0, listen_every=0)
 
 
@@ -239,12 +243,8 @@ def _keep() -> None:
         volume.commit()
 
 
-def _keeper():
-    """Keeps every checkpoint, so that a container that is taken away loses no more than what came after it."""
-    from transformers import TrainerCallback
-
-    class Keeper(TrainerCallback):
-        def on_save(self, args, state, control, **_):
-            _keep()
-
-    return Keeper()
+if not __package__:
+    sys.exit("containers would not find this file by its path. Give its module instead: modal run -m tts_kit.modal_app ...")
+if __name__ in sys.argv and "run" in sys.argv[:sys.argv.index(__name__)]:
+    # `modal run -m` imports this, and reads what stands behind only when an image is built; mistakes are told before
+    command(_check)(sys.argv[sys.argv.index(__name__) + 1:]) and sys.exit(1)

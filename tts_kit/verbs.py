@@ -74,9 +74,11 @@ def train(options: argparse.Namespace) -> None:
     run = Run(options.run)
     recipe = _recipe(options, run)
     from tts_kit.release import consent as allowed
+    from tts_kit.release import terms
     from tts_kit.tuning import finetune
 
     if not options.dry_run:
+        print(terms.binds(recipe.base))
         allowed.remind(run, thorough=True)
         allowed.accompany(run, finetune.fit(recipe, run, _runtime(options)))
         return

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from tts_kit import audio
+from tts_kit.data import streams
 from tts_kit.problem import Problem
 
 PACKAGE, VERSION = "resemble-perth", "1.0.1"
@@ -38,8 +39,9 @@ SPECTRA = RATE // HOP
 """A second."""
 PIECE, AROUND = 10.0, 0.25
 """Seconds that are marked or looked at in one go, and how much the network hears before and after."""
-SURE = 0.5
-"""What `detect` gives of marked speech is this or more."""
+SURE, SURE_OF_LITTLE, LITTLE = 0.5, 0.8, 3.0
+"""What `detect` gives of marked speech is SURE or more; some people's speech comes near it, and in less than LITTLE seconds
+above it, so that little sound needs more."""
 
 
 def mark(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -72,16 +74,23 @@ def detect(samples: np.ndarray, rate: int) -> float:
     return max(_seen(part, rate) for part in parts)
 
 
-def look(path: str | Path) -> float:
-    """As `detect`, of a sound file of any length and rate, which is read piece by piece."""
+def wanted(seconds: float) -> float:
+    """How sure `detect` must be of so much sound."""
+    return SURE if seconds >= LITTLE else SURE_OF_LITTLE
+
+
+def look(path: str | Path) -> tuple[float, bool]:
+    """How sure `detect` is of a sound file of any length and rate, read piece by piece, and whether that is enough."""
+    sure, seconds = 0.0, 0.0
+    blocks, rate = _blocks(path)
     try:
-        with soundfile.SoundFile(str(path)) as file:
-            blocks = file.blocks(round(PIECE * file.samplerate), dtype="float32", always_2d=True)
-            return max((detect(block.mean(axis=1), file.samplerate) for block in blocks), default=0.0)
+        for piece in _whole(blocks):
+            if not np.isfinite(piece).all():
+                raise Problem(f"{path} holds samples that are not numbers (NaN or infinity). Export it again.")
+            sure, seconds = max(sure, detect(piece, rate)), seconds + len(piece) / rate
     except audio.UNREADABLE as error:
-        what = "cannot be read as audio" if Path(path).is_file() else "is missing, or is no file"
-        raise Problem(f"{path} {what} ({str(error).rstrip('.')}). Wanted WAV, FLAC, MP3, OGG or Opus; convert other "
-                      "formats first.") from error
+        raise Problem(f"{path} breaks off ({str(error).rstrip('.')}). Copy it again from the original.") from error
+    return sure, sure >= wanted(seconds)
 
 
 def report(paths: Iterable[str | Path]) -> int:
@@ -90,13 +99,13 @@ def report(paths: Iterable[str | Path]) -> int:
     worst = 0
     for path in paths:
         try:
-            sure = look(path)
+            sure, enough = look(path)
         except Problem as problem:
             print(problem, file=sys.stderr)
             worst = 2
             continue
-        worst = max(worst, int(sure < SURE))
-        print(f"{path}: " + (f"marked as made by a machine ({sure:.2f} of 1)." if sure >= SURE else
+        worst = max(worst, int(not enough))
+        print(f"{path}: " + (f"marked as made by a machine ({sure:.2f} of 1)." if enough else
                              f"no mark found ({sure:.2f} of 1), which does not prove that a person spoke."))
     return worst
 
@@ -109,7 +118,7 @@ def network() -> "Perth":
         content = path.read_bytes()
     except (importlib.metadata.PackageNotFoundError, OSError) as error:
         raise Problem(f"{PACKAGE} is not installed, which marks speech as made by a machine. Install it: pip install "
-                      f"--no-deps {PACKAGE}=={VERSION}; or speak without the mark: --no-watermark.") from error
+                      f"--no-deps {PACKAGE}=={VERSION}. With --no-watermark speak, serve and export do without.") from error
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise Problem(f"{path} is not the file of {PACKAGE} {VERSION} (another SHA-256) and was not opened. Install that: "
                       f"pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}")
@@ -177,6 +186,29 @@ def _pieces(chunks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
     length = round(PIECE * rate)
     for chunk in map(_checked, chunks):
         yield from (chunk[start:start + length] for start in range(0, len(chunk), length))
+
+
+def _blocks(path: str | Path) -> tuple[Iterator[np.ndarray], int]:
+    """(samples,) or (samples, channels) at a time, and their rate; what libsndfile cannot read FFmpeg may."""
+    try:
+        rate = soundfile.info(str(path)).samplerate
+    except audio.UNREADABLE:
+        return streams.blocks(path, RATE), RATE
+    return soundfile.blocks(str(path), round(PIECE * rate), dtype="float32"), rate
+
+
+def _whole(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks in mono, with a short last one at the end of the one before: alone it would be too little to judge by."""
+    last = np.zeros(0, np.float32)
+    for block in blocks:
+        block = block.reshape(len(block), -1).mean(axis=1)
+        if len(block) < len(last) / 2:
+            block = np.concatenate([last, block])
+        elif len(last):
+            yield last
+        last = block
+    if len(last):
+        yield last
 
 
 def _checked(samples: np.ndarray) -> np.ndarray:

@@ -201,9 +201,14 @@ def goal_cells(goal: Goal, found: Sequence[Row]) -> tuple[str, ...]:
 def ratio_cells(row: Row) -> tuple[str, ...]:
     found, card = row.found, row.found["machine"].split(", ")[-1] if row.device == "cuda" else "CPU"
     other = found["other"]
-    return (f"{found['shape']}, {card}", settings_of(row), f"{found['kit']['speed']:.3g}",
-            f"{other['speed']:.3g}" if "speed" in other else other["not_measured"].replace("|", "/"),
+    return (f"{found['shape']}, {card}", settings_of(row), short(found["kit"]["speed"]),
+            short(other["speed"]) if "speed" in other else other["not_measured"].replace("|", "/"),
             f"{found['ratio']:.1f}x" if found["ratio"] else "")
+
+
+def short(number: float) -> str:
+    """Three digits that count, and no powers of ten."""
+    return f"{float(f'{number:.3g}'):,g}"
 
 
 def settings_of(row: Row) -> str:

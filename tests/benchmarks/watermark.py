@@ -1,7 +1,8 @@
 """What the mark survives, what it costs, and what is mistaken for it: python -m tests.benchmarks.watermark
 
-On the bundled voice, on strangers and on tiny-csm's speech; writes results/watermark.json and prints the README's block.
-Needs the judges and requirements-recordings.txt, whose av has the encoders of MP3, AAC and Opus.
+On the bundled voice, on strangers, on tiny-csm's speech and on five people's prompts, which apt fetches; writes
+results/watermark.json and prints the README's block. Needs the judges and requirements-recordings.txt, whose av has the
+encoders of MP3, AAC and Opus.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import contextlib
 import datetime
 import functools
 import io
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +23,10 @@ import torch
 from tqdm.auto import tqdm
 
 from tts_kit import audio, runtime, story, watermark
-from tts_kit.data import table
+from tts_kit.data import debian, examples, g722, table
 from tts_kit.judging import judges
 from tts_kit.model import load
-from tts_kit.run import write_json
+from tts_kit.run import read_json, write_json
 from tts_kit.speech import speak
 
 RESULTS = Path(__file__).parent / "results" / "watermark.json"
@@ -32,6 +34,11 @@ RATE = 24_000
 EMMA, MACHINE = 9, 5
 """Clips of the bundled voice and of tiny-csm, beside six strangers."""
 JUDGED = 8
+PEOPLE = [f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")]
+"""Prompts of a telephone system, each language by a voice of its own."""
+PROMPTS = r"\./usr/share/asterisk/sounds/[^/]+/(?!silence)((?:[\w-]+/)?(?!beep|[\w-]*tone|[\w-]*music)[\w-]+)\.g722"
+HEARD = 300.0
+"""Seconds of each of them."""
 WIPED_OUT = 0.1
 """Below this share of the clips the mark counts as gone."""
 BEGIN, END = "<!-- watermark -->", "<!-- /watermark -->"
@@ -44,20 +51,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--block", type=Path, help="write the README's block to this file too")
+    parser.add_argument("--judged-before", action="store_true", help="keep what the judges said last, which takes longest")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     base = load.base(str(story.BUNDLED), runtime.choose("cpu"))
-    plain = clips(base)
+    plain, speaking = clips(base)
     marked = [(kind, text, watermark.mark(wave, RATE)) for kind, text, wave in plain]
-    with contextlib.redirect_stdout(io.StringIO()):
-        listeners = judges.load(options.threads, wanted="offline")
-    found = {"what": "the mark of machine-made speech", "command": "python -m tests.benchmarks.watermark",
-             "mark": f"{watermark.PACKAGE} {watermark.VERSION}", "sure from": watermark.SURE,
+    judged = {name: read_json(RESULTS, "Leave out --judged-before.")[name] for name in (
+        "judges", "heard")} if options.judged_before else judge(plain, marked, options.threads)
+    command = f"python -m tests.benchmarks.watermark{' --judged-before' * options.judged_before}"
+    found = {"what": "the mark of machine-made speech", "command": command,
+             "mark": f"{watermark.PACKAGE} {watermark.VERSION}", "sure from": {
+                 f"{watermark.LITTLE:g} s on": watermark.SURE, "less": watermark.SURE_OF_LITTLE},
              "clips": {kind: figures_of([wave for each, _, wave in plain if each == kind])
                        for kind in dict.fromkeys(kind for kind, _, _ in plain)},
              "survival": survival(plain, marked, damages(base)), "unmarked speech": false_alarms(),
-             "difference": difference(plain, marked), "judges": listeners.name, "heard": heard(plain, marked, listeners),
-             "processor seconds for a second": seconds([wave for _, _, wave in plain]), "threads": options.threads,
+             "difference": difference(plain, marked), **judged, "processor seconds for a second": seconds(
+                 [wave for _, _, wave in plain]) | {"tiny-csm's speaking": speaking}, "threads": options.threads,
              "machine": runtime.machine(), "versions": runtime.versions() | {"av": av.__version__},
              "date": datetime.date.today().isoformat()}
     write_json(RESULTS, found)
@@ -70,8 +80,15 @@ def figures_of(waves: Sequence[np.ndarray]) -> dict:
     return {"clips": len(waves), "seconds": round(sum(map(len, waves)) / RATE, 1)}
 
 
-def clips(base: load.Base) -> list[Clip]:
-    """Two sentences a clip of the bundled voice, one of each stranger, and what tiny-csm says."""
+def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
+    with contextlib.redirect_stdout(io.StringIO()):
+        listeners = judges.load(threads, wanted="offline")
+    return {"judges": listeners.name, "heard": heard(plain, marked, listeners)}
+
+
+def clips(base: load.Base) -> tuple[list[Clip], float]:
+    """Two sentences a clip of the bundled voice, one of each stranger, and what tiny-csm says; and its processor seconds
+    for a second."""
     rows = list(table.rows(story.SAMPLES / "held_out" / "metadata.csv")) + list(
         table.rows(story.SAMPLES / "voice" / "metadata.csv"))
     said = [(row.text, audio.read(row.sound.content(), RATE)) for row in rows[:2 * EMMA]]
@@ -79,9 +96,11 @@ def clips(base: load.Base) -> list[Clip]:
             for one, other in zip(said[::2], said[1::2])]
     made += [("strangers", "", audio.read(path, RATE)) for path in sorted((story.SAMPLES / "strangers").glob("*.flac"))]
     voice = speak.Voice(base, base.model, sampling=base.sampling)
-    for number, (_, text, _) in enumerate(made[:MACHINE]):
-        made.append(("tiny-csm", text, speak.speak(text, voice, seed=number).samples))
-    return made
+    begun = time.process_time()
+    spoken = [("tiny-csm", text, speak.speak(text, voice, seed=number).samples)
+              for number, (_, text, _) in enumerate(made[:MACHINE])]
+    spent = time.process_time() - begun
+    return made + spoken, round(spent / (sum(len(wave) for _, _, wave in spoken) / RATE), 4)
 
 
 def coded(codec: str, kind: str, rate: int, bits: int, wave: np.ndarray) -> np.ndarray:
@@ -163,30 +182,54 @@ def survival(plain: Sequence[Clip], marked: Sequence[Clip], damages: dict[str, D
     """Damage -> how often the mark is found after it, how surely, and how often where there is none."""
     found = {}
     for name, damage in tqdm(damages.items(), desc="damages"):
-        seen = {side: [watermark.detect(left, RATE) for _, _, wave in some if (left := damage(wave)) is not None]
+        left = {side: [kept for _, _, wave in some if (kept := damage(wave)) is not None]
                 for side, some in (("marked", marked), ("plain", plain))}
-        found[name] = {"clips": len(seen["marked"]), "found": share(seen["marked"]),
-                       "sureness": round(statistics.fmean(seen["marked"]), 3), "lowest": round(min(seen["marked"]), 3),
-                       "false alarms": share(seen["plain"]), "highest unmarked": round(max(seen["plain"]), 3)}
+        (sure, enough), (unmarked, alarms) = look(left["marked"]), look(left["plain"])
+        found[name] = {"clips": len(sure), "found": round(statistics.fmean(enough), 3),
+                       "sureness": round(statistics.fmean(sure), 3), "lowest": round(min(sure), 3),
+                       "false alarms": round(statistics.fmean(alarms), 3), "highest unmarked": round(max(unmarked), 3)}
     return found
 
 
-def share(seen: Sequence[float]) -> float:
-    return round(statistics.fmean(each >= watermark.SURE for each in seen), 3)
+def look(waves: Sequence[np.ndarray], rate: int = RATE) -> tuple[list[float], list[bool]]:
+    """How sure of each, and whether that is enough."""
+    sure = [watermark.detect(wave, rate) for wave in waves]
+    return sure, [each >= watermark.wanted(len(wave) / rate) for each, wave in zip(sure, waves)]
 
 
 def false_alarms() -> dict:
-    """Whole unmarked files of the bundled voice, one by one and as the long take; and pieces of them."""
+    """What is not marked: people, synthetic voices, noise; whole files, and every second of them by itself."""
     paths = [*(story.SAMPLES / "voice").glob("*.flac"), *(story.SAMPLES / "held_out").glob("*.flac"),
-             *(story.SAMPLES / "strangers").glob("*.flac")]
-    waves = [audio.read(path, RATE) for path in sorted(paths)]
-    seconds = [wave[start:start + RATE] for wave in waves for start in range(0, len(wave) - RATE, RATE)]
+             *(story.SAMPLES / "strangers").glob("*.flac"), story.SAMPLES / "recording.flac"]
+    synthetic = [audio.read(path, RATE) for path in sorted(paths)]
     hiss = [np.random.default_rng(seed).normal(0, 0.05, 3 * RATE).astype(np.float32) for seed in range(20)]
-    kinds = {"clips": waves, "pieces of 1 s": seconds, "the long take": [audio.read(story.SAMPLES / "recording.flac", RATE)],
-             "white noise": hiss}
-    seen = {kind: [watermark.detect(wave, RATE) for wave in tqdm(some, desc=kind)] for kind, some in kinds.items()}
-    return {kind: {"pieces": len(each), "false alarms": share(each), "highest": round(max(each), 3)}
-            for kind, each in seen.items()}
+    report = {}
+    for kind, waves in {**people(), "synthetic": synthetic, "white noise": hiss}.items():
+        apart = [wave[start:start + RATE] for wave in waves for start in range(0, len(wave) - RATE + 1, RATE)]
+        report[kind] = {"files": alarms(waves, kind), "seconds": alarms(apart, f"{kind}, by seconds")}
+    return report
+
+
+def alarms(waves: Sequence[np.ndarray], kind: str) -> dict:
+    sure, enough = look(tqdm(waves, desc=kind))
+    return {"pieces": len(sure), "false alarms": sum(enough), "highest": round(max(sure), 3),
+            f"over {watermark.SURE:g}": sum(each >= watermark.SURE for each in sure)}
+
+
+def people() -> dict[str, list[np.ndarray]]:
+    """Prompts (samples,) at RATE that five people have spoken, by package, none of less than LITTLE seconds."""
+    spoken = {}
+    for package in debian.fetch(PEOPLE, examples.CACHE, examples.POOL):
+        content = [each for _, each in sorted(debian.files(package, PROMPTS))
+                   if watermark.LITTLE <= len(each) / g722.BYTES_A_SECOND <= examples.LONGEST]
+        random.Random(0).shuffle(content)
+        chosen, total = [], 0.0
+        while content and total < HEARD:
+            chosen.append(content.pop())
+            total += len(chosen[-1]) / g722.BYTES_A_SECOND
+        spoken[package.name.split("_")[0]] = [audio.resample(wave / np.float32(g722.LARGEST), 16_000, RATE)
+                                              for wave in g722.decode(chosen)]
+    return spoken
 
 
 def difference(plain: Sequence[Clip], marked: Sequence[Clip]) -> dict:
@@ -220,6 +263,22 @@ def heard(plain: Sequence[Clip], marked: Sequence[Clip], listeners: judges.Judge
         if kind != "strangers":
             report[kind]["wrong words"] = [wrong(before), wrong(after)]
     return report
+
+
+def mistaken(unmarked: dict) -> list[str]:
+    """What was taken for marked, in words."""
+    def count(kinds: Sequence[str], how: str) -> str:
+        return " of ".join(str(sum(unmarked[kind][how][name] for kind in kinds)) for name in ("false alarms", "pieces"))
+
+    voices = [kind for kind in unmarked if kind.startswith("asterisk")]
+    surest = max(unmarked[kind]["files"]["highest"] for kind in voices)
+    over = sum(unmarked[kind]["seconds"][f"over {watermark.SURE:g}"] for kind in voices)
+    return [f"Taken for marked though it is not: of prompts that {len(voices)} people spoke for a telephone system, each in "
+            f"another language, {count(voices, 'files')}, with {surest:.2f} at most; of their seconds one by one "
+            f"{count(voices, 'seconds')}. From {watermark.SURE:g} on it would have been {over} of these, which is why less "
+            f"than {watermark.LITTLE:g} s of sound counts as marked from {watermark.SURE_OF_LITTLE:g} on, and more from "
+            f"{watermark.SURE:g}. Of synthetic clips {count(['synthetic'], 'files')}, of white noise "
+            f"{count(['white noise'], 'files')}."]
 
 
 def gone(found: dict) -> str:
@@ -262,21 +321,25 @@ def block(found: dict) -> str:
     lines += [f"| {name} | {each['found']:.0%} of {each['clips']} | {each['sureness']:.2f} | {each['false alarms']:.0%} |"
               for name, each in found["survival"].items()]
     spent, told = found["processor seconds for a second"], found["heard"]
-    alarms = sum(round(each["false alarms"] * each["pieces"]) for each in found["unmarked speech"].values())
-    pieces = sum(each["pieces"] for each in found["unmarked speech"].values())
-    natural = "; ".join(f"{kind} {each['naturalness'][0]:.2f} -> {each['naturalness'][1]:.2f}"
-                        for kind, each in told.items())
+    natural = "; ".join(f"{kind} {each['naturalness'][0]:.2f} -> {each['naturalness'][1]:.2f} (moved by "
+                        f"{each['naturalness moved']['mean']:+.2f}, standard error "
+                        f"{each['naturalness moved']['standard error']:.2f})" for kind, each in told.items())
     words = "; ".join(f"{kind} {each['wrong words'][0]:.1%} -> {each['wrong words'][1]:.1%}" for kind, each in told.items()
                       if "wrong words" in each)
-    alike = min(each["similarity of a clip to itself unmarked"] for each in told.values())
-    lines += ["", f"What it costs: {spent['marking']:.3f} processor seconds for a second of speech, as a stream "
-              f"{spent['marking a stream in chunks of 0.16 s']:.3f}, finding it {spent['detecting']:.3f}. What it adds lies "
+    alike = [each["similarity of a clip to itself unmarked"] for each in told.values()]
+    whole, streamed, speaking = (spent[name] for name in (
+        "marking", "marking a stream in chunks of 0.16 s", "tiny-csm's speaking"))
+    lines += ["", f"What it costs: {whole:.3f} processor seconds for a second of speech, "
+              f"{whole / speaking:.1%} of what tiny-csm takes to say it; as a stream {streamed:.3f} "
+              f"({streamed / speaking:.0%}); finding it {spent['detecting']:.3f}. What it adds lies "
               f"{found['difference']['mean dB']:.0f} dB under the speech, all of it below 2 kHz. Naturalness by DistillMOS: "
-              f"{natural}. Wrong words: {words}. A clip's voice is like itself unmarked by {alike:.3f} or more. Unmarked "
-              f"pieces taken for marked: {alarms} of {pieces}.", "",
-              f"So it survives what players, uploads and telephones do, and not who wants it gone: {gone(found)} wipe it "
-              "out. It is one mark for all who use Perth: that a machine spoke, not which. Mimi itself could not be tried.",
-              END]
+              f"{natural}. Wrong words: {words}. A clip's voice is like itself unmarked by {min(alike):.3f} to "
+              f"{max(alike):.3f}, means of the three kinds.", "", *mistaken(found["unmarked speech"]), "",
+              "So it survives most of what players, uploads and telephones do, and not who wants it gone: "
+              f"{gone(found)} wipe it out. In a long recording {watermark.PIECE:g} s are looked at together, so that a "
+              "marked sentence among others can be missed. It is one mark for all who use Perth: that a machine spoke, not "
+              "which. Mimi itself could not be tried. Clips that stay in a run's folder, of training and of `compare` with "
+              "its pages, are without it.", END]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Base:
     """As the checkpoint wants to be sampled."""
     fingerprint: str
     """Names the weights an adapter is trained for; a mirror of the same weights has the same name."""
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a voice speaks, as all that share the network speak with the same copies of its weights."""
 
 
 def base(name: str, runtime: Runtime, revision: str = "", engine: str = "plain", codec_device: str = "") -> Base:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,23 +18,14 @@ from safetensors.torch import save as as_safetensors
 
 from tts_kit.model import lean
 from tts_kit.model.load import Base
-from tts_kit.model.parcel import CONFIG, RESTORE, VOICE, WEIGHTS, names_of_weights, read_voice
+from tts_kit.model.parcel import PARTS, RESTORE, VOICE, WEIGHTS, pattern, read_voice, refuse_misfit
 from tts_kit.problem import Problem
 from tts_kit.run import write_bytes, writing_folder
 
-PARTS = {"backbone": r"backbone_model", "depth": r"depth_decoder\.model", "codec": r"codec_model"}
-# anchored: the usual list of names would also put dead adapters on the frozen codec
-PROJECTIONS = r"\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 FIRST = "default"
 """What PEFT calls the adapter that a model is wrapped with; those added later are numbered, because the names that people
 give to voices may be names that modules have already."""
 NUMBERS = itertools.count(2)
-
-
-def pattern(targets: str) -> str:
-    """The regular expression that names the projections of a preset (both, backbone, depth)."""
-    parts = ("backbone", "depth") if targets == "both" else (targets,)
-    return f"({'|'.join(PARTS[part] for part in parts)}){PROJECTIONS}"
 
 
 def attach(model: torch.nn.Module, rank: int, alpha: float, targets: str = "both", seed: int = 0) -> PeftModel:
@@ -91,6 +83,8 @@ def fingerprint(model: PeftModel | Path, adapter: str = FIRST) -> str:
 
 def set_strength(model: PeftModel, strength: float, adapter: str = "") -> None:
     """0 is the base, 1 the adapter as trained; of one adapter, or of all that the model carries."""
+    if not math.isfinite(strength):
+        raise Problem(f"strength {strength} is none. Wanted a number: 0 is the base, 1 the adapter as trained.")
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for name in [adapter] if adapter else [*module.scaling]:
@@ -169,11 +163,10 @@ def save(model: PeftModel, folder: Path, base: Base, recipe_json: str, voice: di
 
 def load(base: Base, folder: Path) -> PeftModel:
     """The base with a saved adapter; refuses an adapter that was trained for other weights."""
-    saved = names_of_weights(base, Path(folder), read_voice(folder))
+    refuse_misfit(base, Path(folder), read_voice(folder))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT warns of keys; they are compared below
+        warnings.simplefilter("ignore")  # PEFT warns of keys; they are known to be right
         model = lean.slim(PeftModel.from_pretrained(base.model, folder))
-    _refuse_halves(Path(folder), saved, _weights(model))
     return model.eval().requires_grad_(False)
 
 
@@ -181,17 +174,12 @@ def add(model: PeftModel, base: Base, folder: Path) -> str:
     """One more adapter beside those that the model carries already; returns what `switch` calls it.
 
     The adapter that speaks goes on speaking, and a folder that is refused leaves the model as it was."""
-    saved = names_of_weights(base, Path(folder), read_voice(folder))
+    refuse_misfit(base, Path(folder), read_voice(folder))
     name = f"voice{next(NUMBERS)}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.load_adapter(folder, name)
     lean.slim(model).eval().requires_grad_(False)
-    try:
-        _refuse_halves(Path(folder), saved, _weights(model, name))
-    except Problem:
-        model.delete_adapter(name)
-        raise
     return name
 
 
@@ -207,11 +195,6 @@ def remove(model: PeftModel, adapter: str) -> None:
 def _weights(model: PeftModel, adapter: str = FIRST) -> dict[str, torch.Tensor]:
     """An adapter's weights under the names of its file; they share their memory with the model."""
     return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-
-
-def _refuse_halves(folder: Path, saved: set[str], loaded: dict[str, torch.Tensor]) -> None:
-    if different := saved ^ set(loaded):
-        raise Problem(f"{folder / WEIGHTS} and its {CONFIG} disagree about {sorted(different)[0]}. {RESTORE}")
 
 
 def _part(name: str) -> str | None:

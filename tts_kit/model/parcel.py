@@ -1,19 +1,33 @@
 """An adapter's folder: whether it is one, whole, and for this base; all is asked before any weight is loaded."""
 
+import re
 from pathlib import Path
 
+import torch
+from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from tts_kit import checkpoint
 from tts_kit.model.load import Base
 from tts_kit.problem import Problem
+from tts_kit.recipe import TARGETS
 from tts_kit.run import read_json
 
 WEIGHTS, CONFIG, VOICE = "adapter_model.safetensors", "adapter_config.json", "voice.json"
+PARTS = {"backbone": r"backbone_model", "depth": r"depth_decoder\.model", "codec": r"codec_model"}
+# anchored: the usual list of names would also put dead adapters on the frozen codec
+PROJECTIONS = r"\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 RESTORE = "Restore the folder from a copy, or train again in another run."
-PLAIN = {"peft_type": "LORA", "use_dora": False, "lora_bias": False, "bias": "none", "modules_to_save": None,
-         "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False, "use_rslora": False}
-"""Settings of PEFT, and their values in adapters of this kit; layers that speak know no others."""
+OWN = ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+       "auto_mapping")
+"""What adapters of this kit say for themselves. All else is as PEFT has it at first: layers that speak know nothing else,
+and some of it (init_lora_weights) changes the base, which other voices may share."""
+
+
+def pattern(targets: str) -> str:
+    """The regular expression that names the projections of a preset (both, backbone, depth)."""
+    parts = ("backbone", "depth") if targets == "both" else (targets,)
+    return f"({'|'.join(PARTS[part] for part in parts)}){PROJECTIONS}"
 
 
 def read_voice(folder: Path) -> dict:
@@ -31,27 +45,51 @@ def read_voice(folder: Path) -> dict:
     belongs = read_json(folder / VOICE, RESTORE)
     if lacking := [name for name in ("base", "revision", "base_fingerprint", "speaker") if name not in belongs]:
         raise Problem(f"{folder / VOICE} does not say {' and '.join(lacking)}. {RESTORE}")
-    config = read_json(folder / CONFIG, RESTORE)
-    for name, wanted in PLAIN.items():
-        if (config.get(name) or wanted) != wanted:
-            raise Problem(f"{folder / CONFIG} has {name} {config[name]!r}; wanted {wanted!r}: the kit speaks with plain "
-                          "LoRA only. Train with `python -m tts_kit train`, or restore the file.")
+    _refuse_strange(folder / CONFIG)
     return belongs
 
 
-def names_of_weights(base: Base, folder: Path, belongs: dict) -> set[str]:
-    """What is in an adapter's file, once it is known to be whole, for this base and of the rank it says."""
+def _refuse_strange(path: Path) -> None:
+    """Settings of PEFT that the kit never writes."""
+    config = read_json(path, RESTORE)
+    wanted = {name: [value] for name, value in LoraConfig(peft_type="LORA").to_dict().items() if name not in OWN}
+    for name, allowed in (wanted | {"target_modules": [pattern(each) for each in TARGETS]}).items():
+        found = config.get(name, None if name in OWN else allowed[0])
+        # what is empty is written in many ways, which differ between versions
+        if (found or None) not in [each or None for each in allowed]:
+            raise Problem(f"{path} has {name} {found!r}; wanted {' or '.join(map(repr, allowed))}: the kit speaks with "
+                          "plain LoRA only. Train with `python -m tts_kit train`, or restore the file.")
+
+
+def refuse_misfit(base: Base, folder: Path, belongs: dict) -> None:
+    """An adapter has to be whole, for this base, and of the shapes it says; asked before anything is done to the base."""
     if belongs["base_fingerprint"] != base.fingerprint:
         raise Problem(f"{folder} was trained for {belongs['base']} (weights {belongs['base_fingerprint']}), but {base.name} "
                       f"is loaded (weights {base.fingerprint}). Load it with --base {belongs['base']}.")
     shapes = _shapes(folder / WEIGHTS)
-    rank = read_json(folder / CONFIG, RESTORE).get("r")
+    config = read_json(folder / CONFIG, RESTORE)
+    rank = config.get("r")
     for name, shape in shapes.items():
-        found = shape[0] if ".lora_A." in name else shape[-1]
+        found = (shape or [0])[0 if ".lora_A." in name else -1]
         if found != rank:
             raise Problem(f"{folder / WEIGHTS} has an adapter of rank {found} ({name} is {' x '.join(map(str, shape))}), "
                           f"and its {CONFIG} says {rank}: they are of two trainings. {RESTORE}")
-    return set(shapes)
+    wanted = _wanted(base.model, config["target_modules"], rank)
+    if odd := sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name)):
+        raise Problem(f"{folder / WEIGHTS} and its {CONFIG} disagree about {odd[0]}: it is {shapes.get(odd[0], 'missing')}; "
+                      f"wanted {wanted.get(odd[0], 'nothing of that name')}. {RESTORE}")
+
+
+def _wanted(model: torch.nn.Module, targets: str, rank: int) -> dict[str, list[int]]:
+    """Names and shapes of an adapter's weights for every projection of the model that the expression `targets` names."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if re.fullmatch(targets, name):
+            # where another adapter is on, the projection is inside
+            out, inside = getattr(module, "base_layer", module).weight.shape
+            shapes[f"base_model.model.{name}.lora_A.weight"] = [rank, inside]
+            shapes[f"base_model.model.{name}.lora_B.weight"] = [out, rank]
+    return shapes
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
@@ -60,7 +98,4 @@ def _shapes(path: Path) -> dict[str, list[int]]:
         with safe_open(path, "np") as file:
             return {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
     except SafetensorError as error:
-        size = path.stat().st_size
-        pointer = path.open("rb").read(20).startswith(b"version https://git")
-        why = "a pointer of git-lfs, and no weights: fetch them with `git lfs pull`" if pointer else error
-        raise Problem(f"{path} is damaged, or was downloaded by half: {size:,} bytes ({why}). {RESTORE}") from error
+        raise Problem(f"{checkpoint.damage(path, error)}. {RESTORE}") from error

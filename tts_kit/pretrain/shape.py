@@ -14,11 +14,12 @@ from transformers import (
     MimiModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from tts_kit import checkpoint
 from tts_kit.pretrain import sentences
 from tts_kit.problem import Problem
-from tts_kit.run import writing_folder
+from tts_kit.run import read_json, write_json, writing_folder
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>", "<|finetune_right_pad_id|>")
 CHAT = ("{% for turn in messages %}<|begin_of_text|>[{{ turn.role }}]{{ turn.content[0].text }}<|end_of_text|>"
@@ -120,7 +121,14 @@ def save(model: CsmForConditionalGeneration, folder: Path, shape: str) -> Path:
     with checkpoint.quiet(), writing_folder(folder) as beside:
         model.save_pretrained(beside)
         processor.save_pretrained(beside)
+        _say_sampling(beside / GENERATION_CONFIG_NAME)
     return Path(folder)
+
+
+def _say_sampling(path: Path) -> None:
+    """Without what transformers overlooks the depth decoder's part for: that the file was derived from a model's config."""
+    told = read_json(path, "Save the model again.")
+    write_json(path, {name: value for name, value in told.items() if not name.endswith("_from_model_config")})
 
 
 def refuse_other(codec: MimiModel, shape: str) -> None:

@@ -1,7 +1,9 @@
 """The model card: what the voice is, how it sounds, how it was judged, and what it may be used for; nothing empty."""
 
 import html
+import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ HEARD = {"tuned": "the voice", "tuned+clone": "the voice, with a reference", "cl
 KIT = """```sh
 python -m tts_kit speak "It is raining in Oslo again." --adapter {place}
 ```"""
+# what stands in the programs is quoted by json, whose strings are Python's
 WITH_PEFT = """With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the base with a
 random table):
 
@@ -26,20 +29,20 @@ random table):
 from peft import PeftModel
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-base = CsmForConditionalGeneration.from_pretrained("{base}"{revision})
-model = PeftModel.from_pretrained(base, "{place}").merge_and_unload()
-processor = AutoProcessor.from_pretrained("{base}"{revision})
+base = CsmForConditionalGeneration.from_pretrained({base}{revision})
+model = PeftModel.from_pretrained(base, {place}).merge_and_unload()
+processor = AutoProcessor.from_pretrained({base}{revision})
 {speak}```"""
 WITH_TRANSFORMERS = """With transformers alone (4.52 or later):
 
 ```python
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-model = CsmForConditionalGeneration.from_pretrained("{place}")
-processor = AutoProcessor.from_pretrained("{place}")
+model = CsmForConditionalGeneration.from_pretrained({place})
+processor = AutoProcessor.from_pretrained({place})
 {speak}```"""
 SPEAK = """
-said = [{{"role": "{speaker}", "content": [{{"type": "text", "text": "It is raining in Oslo again."}}]}}]
+said = [{{"role": {speaker}, "content": [{{"type": "text", "text": "It is raining in Oslo again."}}]}}]
 inputs = processor.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt")
 speech = model.generate(**inputs, output_audio=True)
 processor.save_audio(speech, "speech.wav", sampling_rate=model.config.codec_config.sampling_rate)
@@ -62,7 +65,7 @@ def write(facts: Facts, folder: Path, place: str, licence: str, merged: bool = F
 def front_matter(facts: Facts, licence: str, merged: bool, players: Sequence[tuple]) -> ModelCardData:
     """What the hub files the voice under."""
     on_hub = bool(re.fullmatch(checkpoint.HUB_ID, facts.base))
-    source = facts.data.get("source", "")
+    source = facts.data.get("source", "").partition(":")[0]  # a dataset is named with its split
     played = [{"text": text, "output": {"url": file}} for text, files in players for arm, file in files if arm == "tuned"]
     return ModelCardData(
         license=licence or None, base_model=facts.base if on_hub else None,
@@ -86,7 +89,7 @@ def table(rows: Iterable[Sequence[object]]) -> str:
 def _said(facts: Facts, merged: bool) -> str:
     base = plain(facts.base)
     what = f"{base} with a voice merged in" if merged else f"a voice, as an adapter (LoRA) for {base}"
-    verdict = f"\n\n**{plain(facts.comparison.said[0])}**" if facts.comparison else ""
+    verdict = f"\n\n**{plain(facts.comparison.said[0])}**" if facts.comparison and facts.comparison.said else ""
     return f"Text-to-speech: {what}. Made with tts_kit.{verdict}"
 
 
@@ -124,16 +127,16 @@ def _judged(found: Comparison | None) -> str:
         return ""
     evidence = "\n".join(f"- {plain(each)}" for each in found.said[1:])
     judges = f"Judges: {plain(found.judges)}." if found.judges else ""
-    figures = table([[plain(cell) for cell in row] for row in found.table])
+    figures = table([[plain(cell) for cell in row] for row in found.table]) if found.table else ""
     return "\n\n".join(each for each in (evidence, figures, judges) if each)
 
 
 def _use(facts: Facts, place: str, merged: bool) -> str:
-    speak = SPEAK.format(speaker=facts.belongs["speaker"])
+    speak = SPEAK.format(speaker=json.dumps(str(facts.belongs["speaker"])))
     others = WITH_TRANSFORMERS if merged else WITH_PEFT
-    named = f', revision="{facts.belongs["revision"]}"' if facts.belongs["revision"] else ""
-    written = others.format(place=place, base=facts.base, revision=named, speak=speak)
-    return f"{KIT.format(place=place)}\n\n{written}"
+    named = f", revision={json.dumps(facts.belongs['revision'])}" if facts.belongs["revision"] else ""
+    written = others.format(place=json.dumps(place), base=json.dumps(facts.base), revision=named, speak=speak)
+    return f"{KIT.format(place=shlex.quote(place))}\n\n{written}"
 
 
 def _training(facts: Facts) -> str:

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import os
 import sys
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ PROPOSED = {"own": "I am the speaker of these recordings. I allow a model of my 
             "licensed": "These recordings are published under a licence that allows a model of this voice: ",
             "synthetic": "No person spoke these clips; they were made by "}
 LONGEST = {"who": 200, "statement": 4_000}
+BREAKS = {"who": "", "statement": "\n\t"}
+JOINERS = "\u200c\u200d\u200e\u200f"
+"""Invisible, and part of how Persian, Hindi, Hebrew and Arabic are written."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def read(folder: str | Path) -> Consent | None:
 
 def record(run: Run, who: str, kind: str, statement: str) -> Consent:
     """Record it for the clips that the run holds now, beside them and beside the adapter if there is one."""
-    who, statement = who.strip(), statement.strip()
+    who, statement = who.strip(), statement.strip().replace("\r\n", "\n")
     _check(who, kind, statement)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     made = Consent(who, kind, statement, now, *_covered(run))
@@ -136,7 +140,8 @@ def ask(run: Run, who: str = "", kind: str = "", statement: str = "") -> Consent
 
 
 def _answers(run: Run, who: str, kind: str, statement: str) -> tuple[str, str, str]:
-    print(f"Whose voice is in run {run.name}, and who allowed a model of it? The answer travels with the voice.")
+    if not (who and kind and statement):
+        print(f"Whose voice is in run {run.name}, and who allowed a model of it? The answer travels with the voice.")
     if not kind:
         listed = "\n".join(f"  {name}: {meaning}" for name, meaning in KINDS.items())
         kind = input(f"{listed}\nWhich of these? ").strip()
@@ -158,9 +163,12 @@ def _check(who: str, kind: str, statement: str) -> None:
     for name, value in (("who", who), ("statement", statement)):
         if not any(character.isalnum() for character in value):
             raise Problem(f"A consent needs {name}: {value!r} says nothing. Give --{name}.")
-        if len(value) > LONGEST[name] or not all(character.isprintable() or character in "\n\t" for character in value):
-            raise Problem(f"{name} has {len(value)} characters; wanted at most {LONGEST[name]}, and none that controls a "
-                          "terminal. Shorten it.")
+        if len(value) > LONGEST[name]:
+            raise Problem(f"{name} has {len(value)} characters; wanted at most {LONGEST[name]}. Shorten it.")
+        if hidden := "".join(each for each in value if each not in BREAKS[name] + JOINERS
+                             and unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp")):
+            raise Problem(f"{name} holds {hidden[:8]!a}, which controls a terminal or turns the order of words; wanted "
+                          f"words alone{', in one line' * (name == 'who')}. Leave it out.")
 
 
 def _covered(run: Run) -> tuple[int, float, str]:

@@ -1,16 +1,15 @@
 """A trained voice as a folder for others, adapter or merged weights, with its card; and on the hub when asked."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 from tts_kit import checkpoint, runtime
 from tts_kit import recipe as recipes
-from tts_kit.model import lora
+from tts_kit.model import lora, parcel
 from tts_kit.problem import Problem
 from tts_kit.release import card, consent, facts, merged, terms
-from tts_kit.run import Run, refuse_to_replace, write_json, writing_folder
+from tts_kit.run import Run, read_json, refuse_to_replace, write_json, writing_folder
 
 FILE, DATA = "release.json", "data.json"
 """What was exported, and how much speech was learnt, from where, and what was checked."""
@@ -25,7 +24,7 @@ def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", 
     out = Path(out) if out else run.folder / "release" / NAMES[merge]
     if strength != 1.0 and not merge:
         raise Problem(f"strength {strength:g} can be merged in; of an adapter whoever speaks sets it. Give --merged too.")
-    refuse_to_replace(out, FILE)
+    _refuse_other_voice(out, run.name, NAMES[merge])
     belongs = lora.read_voice(run.adapter)
     known = facts.gather(run, base or belongs["base"])
     licence = terms.licence(known.base, base or belongs["base"])
@@ -49,8 +48,8 @@ def copy(adapter: Path, folder: Path, known: facts.Facts, revision: str = "") ->
     shutil.copyfile(adapter / lora.WEIGHTS, folder / lora.WEIGHTS)
     named = {"base": known.base} | ({"revision": revision} if revision else {})
     write_json(folder / lora.VOICE, known.belongs | named)
-    config = json.loads((adapter / lora.CONFIG).read_text(encoding="utf-8"))
-    write_json(folder / lora.CONFIG, config | {"base_model_name_or_path": known.base} | (
+    config = read_json(adapter / parcel.CONFIG, parcel.RESTORE)
+    write_json(folder / parcel.CONFIG, config | {"base_model_name_or_path": known.base} | (
         {"revision": revision} if revision else {}))
     (folder / recipes.FILE).write_text(known.recipe.but(base=known.base).to_json(), encoding="utf-8")
 
@@ -66,22 +65,41 @@ def refuse_to_push(run: Run, name: str, public: bool) -> None:
 def push(run: Run, folder: Path, name: str, public: bool = False) -> str:
     """Put an exported folder on the hub as model `owner/name`; returns its address.
 
-    A new one is private unless told otherwise, and public only with consent."""
+    A new one is private unless told otherwise, and public only with consent; an older voice there is replaced."""
     import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     refuse_to_push(run, name, public)
     try:
         hub = HfApi()
         made = hub.create_repo(name, private=not public, exist_ok=True)
-        if not public and not hub.repo_info(made.repo_id).private:
-            raise Problem(f"{name} is there and everybody can see it. Give --public if that is what you want, or another "
-                          "name.")
-        hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="One voice",
-                          delete_patterns=[f"{card.SAMPLES}/**", "*.safetensors"])
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
-        raise Problem(f"{folder} could not be pushed to {name!r} ({str(error).strip().splitlines()[0]}). It stays where it "
-                      "is. Log in (hf auth login) with a token that may write, check the name (owner/name) and the network, "
-                      "and push again.") from error
+        there = hub.repo_info(made.repo_id)
+        _refuse_other_model(name, there.private, {file.rfilename for file in there.siblings}, public)
+        # all that the last one had goes, or a consent that was taken back and weights of another kind would stay
+        hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="One voice", delete_patterns="*")
+    # errors of the hub are HTTPErrors, a token that was copied by half is a ValueError
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise Problem(f"{folder} could not be pushed to {name!r} ({checkpoint.reason(error)}). It stays where it is. Log in "
+                      "(hf auth login) with a token that may write, check the name (owner/name) and the network, and push "
+                      "again.") from error
     return str(made)
+
+
+def _refuse_other_voice(out: Path, voice: str, kind: str) -> None:
+    """An export replaces an older one of the same voice and kind, and nothing else."""
+    refuse_to_replace(out, FILE)
+    there = read_json(out / FILE, "Choose another --out.") if (out / FILE).is_file() else {}
+    if there and (there.get("voice"), there.get("kind")) != (voice, kind):
+        raise Problem(f"{out} holds the voice {there.get('voice')} as {there.get('kind')}, which would be replaced by "
+                      f"{voice} as {kind}. Choose another --out, or remove it.")
+
+
+def _refuse_other_model(name: str, is_private: bool, files: set[str], public: bool) -> None:
+    """On the hub too a voice replaces a voice, or fills what was just made; and is not seen by more than was asked."""
+    if not public and not is_private:
+        raise Problem(f"{name} is there and everybody can see it. Give --public if that is what you want, or another name.")
+    if FILE not in files and (other := files - {".gitattributes", card.FILE}):
+        raise Problem(f"{name} is there and holds something else ({min(other)}, and no {FILE}). All of it would be "
+                      "replaced; push to another name.")
+    if public and is_private:
+        print(f"{name} was there already and is private; its settings on the hub make it public.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from tts_kit import recipe as recipes
-from tts_kit.comparison import clips, contest, votes
+from tts_kit.comparison import clips, contest, verdict, votes
 from tts_kit.data import desk, intake, report, utterance
 from tts_kit.judging import scores
 from tts_kit.model import lora
@@ -22,6 +22,7 @@ class Comparison:
     said: list[str]
     """The verdict in short, then the evidence."""
     table: list[list[str]]
+    """Figures of every arm; empty where nobody judged."""
     rows: list[dict]
     folder: Path
     judges: str
@@ -79,8 +80,8 @@ def data(run: Run, belongs: dict) -> dict:
 
 def comparison(run: Run) -> Comparison | None:
     """The run's comparison, if one was made of the adapter as it is now."""
-    path, settings = run.comparison / clips.SCORES, run.comparison / "settings.json"
-    if not path.is_file() or not settings.is_file():
+    rows, settings = clips.finished(run.comparison), run.comparison / "settings.json"
+    if not rows or not settings.is_file():
         print(f"{run.comparison} holds no comparison: the card has no verdict and no players. Make one first: python -m "
               f"tts_kit compare --run {run.name}")
         return None
@@ -88,17 +89,20 @@ def comparison(run: Run) -> Comparison | None:
         print(f"{run.comparison} compared another adapter than {run.adapter} holds now: the card leaves it out. Move it "
               "away and compare again.")
         return None
-    rows = clips.finished(run.comparison)
-    said = contest.summary(rows, contest.questions(rows))
+    said, judges = contest.summary(rows, contest.questions(rows)), rows[0].get(scores.JUDGED, "")
+    if said == [verdict.UNMEASURED]:
+        # how judges are installed is no concern of whoever reads the card
+        said, judges = [verdict.UNMEASURED.partition(" Install")[0]], ""
     if (run.comparison / contest.VOTES).is_file():
         said += votes.describe(read_json(run.comparison / contest.VOTES, "Count the votes again."))
-    return Comparison(said, scores.table(rows), rows, run.comparison, rows[0].get(scores.JUDGED, "") if rows else "")
+    return Comparison(said, scores.table(rows) if judges else [], rows, run.comparison, judges)
 
 
 def _source(run: Run) -> str:
     origin = run.data / intake.ORIGIN
     source = read_json(origin, f"Delete {run.data} and make it again.").get("source", "") if origin.is_file() else ""
-    return "recordings" if Path(source).resolve() == run.reviewed.resolve() else called(source)
+    # by its name, as the run may have been made elsewhere
+    return "recordings" if Path(source).parts[-2:] == run.reviewed.parts[-2:] else called(source)
 
 
 def _written_down(run: Run) -> dict:

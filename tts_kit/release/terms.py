@@ -7,13 +7,14 @@ from huggingface_hub import ModelCard
 
 CSM = ("sesame/csm-1b", "unsloth/csm-1b")
 LICENCES = dict.fromkeys(CSM, "apache-2.0")
-FORBIDDEN = """CSM's makers forbid to use it for:
+FORBIDDEN = """CSM's makers give it for research and educational purposes, and forbid to use it for:
 
 - impersonation or fraud: speech that mimics a person without their explicit consent;
 - misinformation or deception: speech that misleads, such as fake news or fraudulent calls;
 - anything illegal, harmful or malicious.
 
-A voice that was made of it is bound by the same."""
+A voice that was made of it is bound by the same. Its codec is Mimi by Kyutai (CC-BY-4.0): who passes the codec's weights
+on, as merged weights do, names Kyutai."""
 EVERY = "Use this voice only as the person whose it is has allowed. Say that it is a machine's where people could be misled."
 
 
@@ -29,6 +30,14 @@ def of(base: str, licence: str) -> list[str]:
     """Paragraphs for a card or a terminal."""
     told = [f"The base, {base}, is under the licence {licence}, which holds for what is made of it."] * bool(licence)
     return [*told, *[FORBIDDEN] * (base in CSM), EVERY]
+
+
+def binds(base: str) -> str:
+    """One line for who is about to make a voice of a base, by its name or from its folder."""
+    if not (known := licence(base, base)):
+        return f"{base} says of no licence: look where it comes from before you pass on a voice that is made of it."
+    forbidden = ", and its makers forbid impersonation, deception and harm" * (base in CSM)
+    return f"{base} is under the licence {known}{forbidden}: a voice that is made of it is bound by the same."
 
 
 def _front(card: str) -> str:

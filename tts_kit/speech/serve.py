@@ -4,29 +4,31 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import uvicorn
 
-from tts_kit import runtime
 from tts_kit.problem import Problem
-from tts_kit.speech import api, gate
-from tts_kit.speech.orders import MOST, PATIENCE, Waiting
+from tts_kit.speech.server import api, gate
+from tts_kit.speech.server.orders import MOST, PATIENCE, Waiting
+from tts_kit.speech.server.worker import Worker
 from tts_kit.speech.speak import Voice
-from tts_kit.speech.worker import Worker
 
 HOST, PORT = "127.0.0.1", 8000
 KEY = "TTS_KIT_KEY"
 """Variable with a key, which unlike --key nobody sees who lists this machine's processes."""
 FILES = 8192
 """That a process may have open: each connection is one."""
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+SILENT = 60.0
+"""Seconds in which a client has to finish asking, or to take something of its answer."""
 
 
 class Server:
-    """Voices being served: `address` to open, `wait` for, `close` to end."""
+    """Voices being served at `address`: `run` until the end, or `start` and `close`."""
 
     def __init__(self, cast: Mapping[str, Voice], host: str = HOST, port: int = PORT, keys: Sequence[str] = (),
                  marked: bool = True, most: int = MOST, patience: float = PATIENCE, most_requests: int = gate.MOST,
@@ -34,13 +36,13 @@ class Server:
         gate.check(host, keys)
         self.host, self.waiting = host, Waiting(most, patience)
         self.worker = Worker(cast, self.waiting, marked)
-        self.model = model_name(next(iter(cast.values())).base.name)
-        service = api.Service(self.worker, self.waiting, self.model, f"Speak: {', '.join(cast)}")
+        service = api.Service(self.worker, self.waiting)
+        self.models = service.models
         self._socket = listening or listen(host, port)
         self.port = self._socket.getsockname()[1]
         self._server = _Door(uvicorn.Config(
-            gate.Gate(api.app(service), keys, most_requests), log_level="warning", server_header=False,
-            backlog=2048, timeout_keep_alive=10, timeout_graceful_shutdown=3), self.waiting)
+            gate.Gate(api.app(service), keys, most_requests), http="h11", ws="none", log_level="warning",
+            server_header=False, backlog=2048, timeout_keep_alive=10, timeout_graceful_shutdown=3), self.waiting)
 
     @property
     def address(self) -> str:
@@ -48,9 +50,12 @@ class Server:
         return f"http://{host}:{self.port}"
 
     def run(self) -> None:
-        """Serve until Ctrl-C, or until `close`."""
+        """Serve until Ctrl-C."""
+        self.worker.start()
+        self._serve()
+
+    def _serve(self) -> None:
         try:
-            self.worker.start()
             self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
@@ -59,7 +64,8 @@ class Server:
 
     def start(self) -> None:
         """Serve beside whatever else this process does, a notebook for instance."""
-        self._thread = threading.Thread(target=self.run, name="serving", daemon=True)
+        self.worker.start()
+        self._thread = threading.Thread(target=self._serve, name="serving", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -67,17 +73,31 @@ class Server:
         self._server.should_exit = True
         self._thread.join(40)
 
-    def show(self, height: int = 640):
-        """The page inside a notebook."""
-        return runtime.frame(self.port, "/", height)
-
 
 class _Door(uvicorn.Server):
-    """Uvicorn, which when it is told to stop first tells those who wait."""
+    """Uvicorn, which hangs up on those who keep it waiting, and when it is told to stop first tells those who wait."""
 
     def __init__(self, config: uvicorn.Config, waiting: Waiting):
         super().__init__(config)
         self._waiting = waiting
+        self._still: dict = {}
+        """Connections on which nothing happens: how they stand, and since when."""
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._hang_up(time.monotonic())
+        return await super().on_tick(counter)
+
+    def _hang_up(self, now: float) -> None:
+        before, self._still = self._still, {}
+        for connection in list(self.server_state.connections):
+            unread, cycle = connection.transport.get_write_buffer_size(), connection.cycle
+            if not unread and cycle and not cycle.response_complete:
+                continue  # the client waits for us
+            stands, since = before.get(connection, ((unread, cycle), now))
+            self._still[connection] = (unread, cycle), since if stands == (unread, cycle) else now
+            if now - self._still[connection][1] > SILENT:
+                connection.transport.abort()  # closing it would wait until the client has read
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._waiting.close()
@@ -88,18 +108,21 @@ def sit(load: Callable[[], Mapping[str, Voice]], host: str = HOST, port: int = P
         marked: bool = True, patience: float = PATIENCE) -> None:
     """Serve until Ctrl-C the voices that `load` gives; who may come in, and where, is settled before."""
     gate.check(host, keys)
+    if not patience > 0:  # neither is NaN
+        raise Problem(f"--patience {patience:g} is no time to wait: give seconds, more than 0.")
     more_files()
     with contextlib.closing(listen(host, port)) as listening:
         cast = load()
         server = Server(cast, host, port, keys, marked, patience=patience, listening=listening)
         _announce(server, cast, bool(keys))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # how services are stopped: as with Ctrl-C
         with contextlib.suppress(KeyboardInterrupt):
             server.run()
     print("Stopped.")
 
 
 def _announce(server: Server, cast: Mapping[str, Voice], locked: bool) -> None:
-    print(f"Voices: {', '.join(cast)}. Model: {server.model}. Open {server.address} to try them; programs speak to "
+    print(f"Voices: {', '.join(cast)}. Model: {server.models[0]}. Open {server.address} to try them; programs speak to "
           f"{server.address}/v1 as they do to OpenAI, with{'' if locked else 'out'} a key. Ctrl-C ends it.", flush=True)
 
 
@@ -113,17 +136,11 @@ def places(pairs: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, sign, place = pair.partition("=")
-        if not sign or not place or not re.fullmatch(NAME, name) or name in found:
+        if not sign or not place or not re.fullmatch(api.NAME, name) or name in found:
             raise Problem(f"--voice {pair}: wanted NAME=PLACE, each name once, of letters, digits, '.', '_' or '-', as in "
                           "--voice anna=runs/anna/adapter.")
         found[name] = place
     return found
-
-
-def model_name(base: str) -> str:
-    """What clients call a base: its id on the hub, or the last part of its folder."""
-    return base if re.fullmatch(rf"{NAME}/{NAME}", base) and not os.path.exists(base) else os.path.basename(
-        os.path.abspath(base))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,8 +1,8 @@
 """Text -> speech: base, clone, fine-tune and both are one function with different arguments."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,9 +44,17 @@ class Voice:
     def is_tuned(self) -> bool:
         return bool(self.adapter) and self.model is not self.base.model
 
-    def speaking(self, tuned: bool = True) -> AbstractContextManager:
+    @contextlib.contextmanager
+    def speaking(self, tuned: bool = True) -> Iterator[None]:
         """Lets the model speak as this voice, or not tuned as the base, as long as the block lasts."""
-        return lora.speaking(self.model, tuned and self.is_tuned, self.adapter)
+        if not self.base.turn.acquire(blocking=False):
+            raise Problem(f"{self.base.name} is still saying something else, in this voice or one that shares it, and would "
+                          "mix the two. Let that end, or close it, or load the voice apart.")
+        try:
+            with lora.speaking(self.model, tuned and self.is_tuned, self.adapter):
+                yield
+        finally:
+            self.base.turn.release()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tts_kit.speech.speak import Voice
 def load(runtime: Runtime, wanted: Mapping[str, str | Path], base: str = "", revision: str = "") -> dict[str, Voice]:
     """Voices by name from their places, of which those with the same base share one network.
 
-    Voices that share it take turns: what one says has to end before the next one begins."""
+    Voices that share it take turns: what one says has to end before the next one begins, which else is refused."""
     made: dict[str, Voice] = {}
     for name, place in wanted.items():
         made[name] = _shared(place, [*made.values()]) or speak.load_voice(runtime, place, base, revision)

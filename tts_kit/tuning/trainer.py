@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -168,6 +169,16 @@ class LookBeforeLeaving(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if control.should_save or control.should_evaluate or control.should_training_stop:
             control.should_log = True
+
+
+class AfterSaving(TrainerCallback):
+    """Calls a function whenever a checkpoint has been written."""
+
+    def __init__(self, call: Callable[[], None]):
+        self.call = call
+
+    def on_save(self, args, state, control, **_):
+        self.call()
 
 
 def arguments(recipe: Recipe, run: Run, runtime: Runtime) -> TrainingArguments:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from tts_kit.problem import Problem
-from tts_kit.speech import refusals
-from tts_kit.speech.refusals import BrokenOff, Refusal
+from tts_kit.speech.server import refusals
+from tts_kit.speech.server.refusals import BrokenOff, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Gate:
         if not is_loopback(host):
             raise Refusal(403, "this server answers to localhost only, not to the name in this request's Host header. Open "
                           "it by its address, or start it with --key.", "wrong_host")
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != headers["host"]:
+        if "origin" in headers and headers["origin"].partition("://")[2] != headers["host"]:
             raise Refusal(403, "a page from elsewhere may not speak here (Origin header).", "wrong_origin")
 
     def _key(self, said: str) -> int:

@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import html
-import string
+import os
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -14,17 +13,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from tts_kit import pages
 from tts_kit.problem import Problem
-from tts_kit.speech import gate, refusals, sound, speak
-from tts_kit.speech import wanted as requests
-from tts_kit.speech.orders import Order, Waiting
-from tts_kit.speech.refusals import Refusal
-from tts_kit.speech.wanted import Wanted
-from tts_kit.speech.worker import Worker
+from tts_kit.speech import speak
+from tts_kit.speech.server import gate, page, refusals, sound
+from tts_kit.speech.server import wanted as requests
+from tts_kit.speech.server.orders import Order, Waiting
+from tts_kit.speech.server.refusals import Refusal
+from tts_kit.speech.server.wanted import Wanted
+from tts_kit.speech.server.worker import Worker
 
 ALIAS = "tts-1"
-"""Another name of the model, for programs that know only OpenAI's."""
+"""Another name of every model, for programs that know only OpenAI's."""
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 @dataclass
@@ -32,30 +32,33 @@ class Service:
     """What requests are answered with."""
     worker: Worker
     waiting: Waiting
-    model: str
-    title: str
 
     @property
     def models(self) -> list[str]:
-        return [self.model, ALIAS]
+        return [*dict.fromkeys(model_name(voice.base.name) for voice in self.worker.cast.values()), ALIAS]
+
+    @property
+    def voices(self) -> list[dict]:
+        return [{"id": name, "object": "voice", "name": name, "model": model_name(voice.base.name)}
+                for name, voice in self.worker.cast.items()]
 
     def order(self, wanted: Wanted, client: str) -> "Listener":
         """Put a request into the queue, or refuse it."""
         voice = wanted.voice_name
-        if wanted.model not in self.models:
-            raise Refusal(404, f"the model {wanted.model[:60]!r} is not served here; {' and '.join(self.models)} are.",
-                          "model_not_found", "model")
         if voice not in self.worker.cast:
             raise Refusal(400, f"there is no voice {voice[:60]!r}; there are {', '.join(self.worker.cast)}.",
                           "voice_not_found", "voice")
+        models = [model_name(self.worker.cast[voice].base.name), ALIAS]
+        if wanted.model not in models:
+            raise Refusal(404, f"the model {wanted.model[:60]!r} is not served here, or not in the voice {voice}; "
+                          f"{' and '.join(models)} are.", "model_not_found", "model")
         requests.check(wanted)
         try:
             lines = speak.cut(wanted.input, seed=wanted.seed)
         except Problem as problem:
             raise Refusal(400, str(problem), "unspeakable", "input") from problem
         listener = Listener(self.waiting, self.worker.cast[voice].base.physics.sample_rate)
-        listener.order = Order(client, voice, lines, wanted.stream_format is not None, listener.send)
-        self.waiting.put(listener.order)
+        listener.place(Order(client, voice, lines, wanted.stream_format is not None, listener.send))
         return listener
 
 
@@ -67,6 +70,12 @@ class Listener:
         self.waiting, self.rate = waiting, rate
         self._arrived: asyncio.Queue = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+
+    def place(self, order: Order) -> None:
+        """Put the order into the queue, for as long as patience lasts."""
+        self.order = order
+        self.waiting.put(order)
+        self._patience = self._loop.call_later(self.waiting.patience, self.waiting.give_up, order)
 
     def send(self, item: np.ndarray | Exception | None) -> None:
         """Called by the worker."""
@@ -91,13 +100,14 @@ class Listener:
 
     def leave(self) -> None:
         """Nobody listens any more: what was not said is not said."""
+        self._patience.cancel()
         self.waiting.leave(self.order)
 
 
 def app(service: Service) -> FastAPI:
     """The addresses."""
     # no pages about the interface: FastAPI's fetch their scripts from elsewhere
-    made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, exception_handlers={
+    made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, exception_handlers={
         Refusal: _refused, HTTPException: _nothing_there, Exception: _refused})
 
     @made.post("/v1/audio/speech")
@@ -107,8 +117,7 @@ def app(service: Service) -> FastAPI:
     @made.get("/v1/voices")
     @made.get("/v1/audio/voices")
     async def voices() -> dict:
-        return {"object": "list", "data": [{"id": name, "object": "voice", "name": name, "model": service.model}
-                                           for name in service.worker.cast]}
+        return {"object": "list", "data": service.voices}
 
     @made.get("/v1/models")
     async def models() -> dict:
@@ -128,7 +137,7 @@ def app(service: Service) -> FastAPI:
 
     @made.get("/")
     async def front() -> Response:
-        content, policy = page(service)
+        content, policy = page.page()
         return HTMLResponse(content, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer",
                                               "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
     return made
@@ -149,8 +158,7 @@ async def _answer(service: Service, wanted: Wanted, request: Request) -> Respons
         first = await _unless_gone(listener.first(), request)
         if wanted.stream_format is None:
             chunks = await _unless_gone(_all(listener.chunks(first)), request)
-            content = await asyncio.to_thread(sound.whole, np.concatenate([np.zeros(0, np.float32), *chunks]), listener.rate,
-                                              kind)
+            content = await sound.file(chunks, listener.rate, kind)
             ended = {"X-Ended-By-Itself": str(listener.order.stopped).lower()}
             return Response(content, headers={"Content-Type": sound.kinds()[kind]} | ended)
     except BaseException:
@@ -159,22 +167,19 @@ async def _answer(service: Service, wanted: Wanted, request: Request) -> Respons
     is_sse = wanted.stream_format == "sse"
     mime = "text/event-stream" if is_sse else sound.kinds()[kind]
     # left twice: a generator that was never begun is not ended either
-    return StreamingResponse(_streamed(service, listener, first, kind, is_sse), headers={
+    return StreamingResponse(_streamed(listener, first, kind, is_sse), headers={
         "Content-Type": mime, "Cache-Control": "no-store"}, background=BackgroundTask(listener.leave))
 
 
-async def _streamed(service: Service, listener: Listener, first: list[np.ndarray], kind: str, is_sse: bool
-                    ) -> AsyncIterator[bytes]:
+async def _streamed(listener: Listener, first: list[np.ndarray], kind: str, is_sse: bool) -> AsyncIterator[bytes]:
     try:
         parts = sound.pieces(listener.chunks(first), listener.rate, kind)
         async for part in sound.events(parts) if is_sse else parts:
             yield part
         if is_sse:
-            order = listener.order
-            writer = service.worker.cast[order.voice].base.writer
-            read = sum(len(writer.text_ids(line.text, service.worker.cast[order.voice].speaker)) for line in order.lines)
+            read, said = listener.order.read, listener.order.frames
             yield sound.event({"type": "speech.audio.done", "usage": {
-                "input_tokens": read, "output_tokens": order.frames, "total_tokens": read + order.frames}})
+                "input_tokens": read, "output_tokens": said, "total_tokens": read + said}})
     except Refusal as refusal:
         raise refusals.BrokenOff(str(refusal)) from refusal
     finally:
@@ -207,12 +212,7 @@ def _model(name: str) -> dict:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tts_kit"}
 
 
-def page(service: Service) -> tuple[str, str]:
-    """The page and the policy under which a browser may run it: its own script and nothing else."""
-    page, script = (Path(__file__).with_name(f"desk{kind}").read_text(encoding="utf-8") for kind in (".html", ".js"))
-    style = pages.style(Path(__file__).with_name("desk.css"))
-    kinds = "".join(f"<option>{kind}</option>" for kind in sound.kinds() if kind != sound.PCM)
-    filled = string.Template(page).substitute(title=html.escape(service.title), model=html.escape(service.model),
-                                              longest=str(requests.LONGEST), kinds=kinds, style=style, script=script)
-    return filled, (f"default-src 'none'; script-src {pages.digest(script)}; style-src {pages.digest(style)}; "
-                    "connect-src 'self'; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+def model_name(base: str) -> str:
+    """What clients call a base: its id on the hub, or the last part of its folder."""
+    return base if re.fullmatch(rf"{NAME}/{NAME}", base) and not os.path.exists(base) else os.path.basename(
+        os.path.abspath(base))

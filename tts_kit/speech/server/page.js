@@ -4,7 +4,7 @@
 const part = Object.fromEntries([...document.querySelectorAll("[id]")].map(each => [each.id, each]));
 /** Takes that stay on the page; older ones give their memory back. */
 const KEPT = 20;
-let speaking = null;
+let speaking = null, since = 0;
 
 /** Ask the server; gives its answer, or throws an Error with its sentence. */
 async function ask(path, options = {}) {
@@ -30,7 +30,11 @@ function make(name, settings = {}, ...inside) {
 async function enter() {
   try {
     const voices = (await (await ask("v1/voices")).json()).data;
-    part.voice.replaceChildren(...voices.map(voice => make("option", { value: voice.id, textContent: voice.name })));
+    part.voice.replaceChildren(...voices.map(voice => {
+      const option = make("option", { value: voice.id, textContent: voice.name });
+      option.dataset.model = voice.model;
+      return option;
+    }));
     part.door.hidden = true;
     part.said.textContent = "";
     ready();
@@ -43,15 +47,23 @@ async function enter() {
 function ready() {
   part.say.disabled = !speaking && !(part.voice.value && part.text.value.trim());
   part.say.textContent = speaking ? "Stop" : "Say it";
-  part.count.textContent = part.text.value.length ? `${part.text.value.length} of ${part.text.maxLength}` : "";
+  const length = part.text.value.length, seconds = Math.floor((performance.now() - since) / 1000);
+  part.count.textContent = speaking ? `${seconds} s` : length ? `${length} of ${part.text.maxLength}` : "";
+  part.model.textContent = part.voice.value ? `Model ${model()}. ` : "";
+}
+
+function model() {
+  return part.voice.selectedOptions[0].dataset.model;
 }
 
 async function say() {
-  const wanted = { model: part.model.textContent, input: part.text.value, voice: part.voice.value,
+  const wanted = { model: model(), input: part.text.value, voice: part.voice.value,
     response_format: part.kind.value, seed: Number(part.seed.value) || 0 };
   speaking = new AbortController();
+  since = performance.now();
   part.said.textContent = "";
   ready();
+  const clock = setInterval(ready, 500);
   try {
     const answer = await ask("v1/audio/speech", { method: "POST", signal: speaking.signal, body: JSON.stringify(wanted),
       headers: { "Content-Type": "application/json" } });
@@ -60,6 +72,7 @@ async function say() {
     if (error.name !== "AbortError") part.said.textContent = error.message;
   }
   speaking = null;
+  clearInterval(clock);
   ready();
 }
 
@@ -85,7 +98,7 @@ part.form.addEventListener("submit", event => {
   speaking ? speaking.abort() : say();
 });
 part.text.addEventListener("keydown", event => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !part.say.disabled) {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat && !part.say.disabled) {
     event.preventDefault();
     part.form.requestSubmit();
   }
@@ -97,5 +110,6 @@ part.key.addEventListener("keydown", event => {
 });
 part.enter.addEventListener("click", enter);
 part.text.addEventListener("input", ready);
+part.voice.addEventListener("change", ready);
 part.address.textContent = new URL("v1", location).href;
 enter();

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from tts_kit import watermark
 from tts_kit.model import generate
 from tts_kit.model.generate import Take
 from tts_kit.problem import Problem
-from tts_kit.speech import orders, speak
+from tts_kit.speech import speak
 from tts_kit.speech import stream as live
-from tts_kit.speech.orders import Order, Waiting
+from tts_kit.speech.server import orders
+from tts_kit.speech.server.orders import Order, Waiting
 from tts_kit.speech.speak import Line, Voice
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,11 @@ class Worker:
             return 0
         who, said, written, limits = zip(*prompts)
         with voice.speaking():
-            takes = generate.takes(base.model, base.physics, written, voice.sampling, [line.seed for line in said], limits,
-                                   voice.int8)
+            takes = generate.takes(base.model, base.physics, written, voice.sampling, [line.seed for line in said],
+                                   _WhileHeard(who, limits), voice.int8)
         for order, take in zip(who, takes):
+            if order.is_gone:
+                continue
             sound = base.codec.decode([take.codes])[0]
             self._pause(voice, order)
             order.send(watermark.mark(sound, base.physics.sample_rate) if self.marks else sound)
@@ -109,12 +112,26 @@ class Worker:
         first = Take(take.codes, speak.well_ended(take))
         if not order.said:
             order.context = speak.turns_of_rest(voice, order.lines, order.context, first)
+        order.read += len(voice.base.writer.text_ids(order.lines[order.said].text, voice.speaker))
         order.count(take, first.stopped)
 
     def _end(self, order: Order, how: Exception | None) -> None:
         if not order.is_gone:
             self.waiting.leave(order)
             order.send(how)
+
+
+class _WhileHeard(Sequence):
+    """The most frames for each order's line, looked at with every frame: none any more when nobody listens."""
+
+    def __init__(self, who: Sequence[Order], limits: Sequence[int]):
+        self.who, self.limits = who, limits
+
+    def __len__(self) -> int:
+        return len(self.limits)
+
+    def __getitem__(self, number: int) -> int:
+        return 0 if self.who[number].is_gone else self.limits[number]
 
 
 def _keeping(sentence: Generator[np.ndarray, None, Take], kept: list[Take]) -> Iterator[np.ndarray]:

@@ -3,7 +3,6 @@ waiting than can be said in time."""
 
 import itertools
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tts_kit.model.generate import Take
-from tts_kit.speech import refusals
+from tts_kit.speech.server import refusals
 from tts_kit.speech.speak import BATCH, Line
 from tts_kit.tokens.prompt import Turn
 
@@ -33,15 +32,17 @@ class Order:
     """Whether sound is sent while it is made, which is done for one order at a time."""
     send: Callable[[np.ndarray | Exception | None], None]
     """Where sound (samples,) goes, or the reason why there is none; at last None."""
-    asked: float = field(default_factory=time.monotonic)
     said: int = 0
     """Lines."""
+    read: int = 0
+    """Tokens of the lines that were said."""
     frames: int = 0
     """Said."""
     stopped: bool = True
     """Whether every line until now ended by itself."""
     context: list[Turn] = field(default_factory=list)
     """What is heard before the next line."""
+    is_begun: bool = False
     is_gone: bool = False
     """Whether nobody listens any more."""
 
@@ -97,10 +98,7 @@ class Waiting:
         """Wait for the next order; with it come those that can be said at once. Nothing, when closed."""
         with self._changed:
             self._to_the_end()
-            while True:
-                self._give_up()
-                if self._clients or self._closed:
-                    break
+            while not self._clients and not self._closed:
                 self._changed.wait()
             if self._closed:
                 return []
@@ -108,15 +106,26 @@ class Waiting:
             company = [first] if first.is_streamed else [
                 order for order in self._in_turn() if not order.is_streamed and order.voice == first.voice][:BATCH]
             self._served = company
+            for order in company:
+                order.is_begun = True
             return company
 
+    def give_up(self, order: Order) -> None:
+        """Refuse an order whose patience is over, if it was not begun."""
+        with self._changed:
+            if order.is_begun or order.is_gone:
+                return
+            self.leave(order)
+        order.send(refusals.busy(f"this was not begun in {self.patience:g} s.", len(self) * self.pace))
+
     def close(self) -> None:
-        """No more orders; those that wait are told."""
+        """No more orders; whoever waits for one is told, and it is not said to the end."""
         with self._changed:
             self._closed = True
             waiting = list(self._in_turn())
             self._changed.notify_all()
         for order in waiting:
+            self.leave(order)
             order.send(refusals.busy("the server is being stopped.", 10))
 
     def _in_turn(self) -> Iterator[Order]:
@@ -134,14 +143,6 @@ class Waiting:
                 if order in own:
                     own.remove(order)
                     own.append(order)
-
-    def _give_up(self) -> None:
-        now = time.monotonic()
-        late = [order for order in self._in_turn() if not order.said and now - order.asked > self.patience]
-        for order in late:
-            self.leave(order)
-            order.send(refusals.busy(f"this was not begun in {self.patience:g} s.", len(self) * self.pace))
-
 
 def share(company: list[Order]) -> list[tuple[Order, Line]]:
     """Which lines are said together: one of every order, then the second ones, as long as there is room."""

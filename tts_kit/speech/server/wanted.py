@@ -6,8 +6,8 @@ from typing import Literal
 import pydantic
 from starlette.requests import Request
 
-from tts_kit.speech import sound
-from tts_kit.speech.refusals import Refusal
+from tts_kit.speech.server import sound
+from tts_kit.speech.server.refusals import Refusal
 
 LONGEST = 4096
 """Characters of a text, as OpenAI has it."""

@@ -1,5 +1,6 @@
 """Sound on its way to a client: a whole file of one of audio's kinds, or piece by piece while it is made."""
 
+import asyncio
 import base64
 import json
 import struct
@@ -35,6 +36,11 @@ def endless_wav(rate: int) -> bytes:
             + b"data" + struct.pack("<I", ENDLESS))
 
 
+async def file(chunks: list[np.ndarray], rate: int, kind: str) -> bytes:
+    """Chunks (samples,) as the bytes of one file, while the server goes on."""
+    return await asyncio.to_thread(whole, np.concatenate([np.zeros(0, np.float32), *chunks]), rate, kind)
+
+
 async def pieces(chunks: AsyncIterator[np.ndarray], rate: int, kind: str) -> AsyncIterator[bytes]:
     """Chunks (samples,) as the bytes of a file that grows: WAV and bare samples as they come, others when all is there."""
     if kind == "wav":
@@ -47,7 +53,7 @@ async def pieces(chunks: AsyncIterator[np.ndarray], rate: int, kind: str) -> Asy
             yield pcm(resample(chunk, False))
         yield pcm(resample(np.zeros(0, np.float32), True))
     else:
-        yield whole(np.concatenate([np.zeros(0, np.float32), *[chunk async for chunk in chunks]]), rate, kind)
+        yield await file([chunk async for chunk in chunks], rate, kind)
 
 
 async def events(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
