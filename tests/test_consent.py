@@ -11,11 +11,11 @@ from test_tokens import tone
 
 from tts_kit import audio, story
 from tts_kit.__main__ import main
-from tts_kit.data import intake, utterance
+from tts_kit.data import consent, intake, utterance
+from tts_kit.data.consent import Consent
 from tts_kit.data.utterance import RATE, Utterance
+from tts_kit.model import terms
 from tts_kit.problem import Problem
-from tts_kit.release import consent, terms
-from tts_kit.release.consent import Consent
 from tts_kit.run import Run, write_json
 
 STATEMENT = "I am Anna. I allow a model of my voice, \"as it is\" — für alle."
@@ -45,7 +45,7 @@ def spoil(run: Run) -> None:
 def test_it_is_kept_word_for_word_with_the_sum_of_the_clips(run):
     """Mistake: a statement that was tidied up, or a sum that nobody else can compute."""
     made = consent.record(run, " Anna Example ", "own", STATEMENT)
-    assert consent.read(run.folder) == made == consent.require(run)
+    assert consent.read(run.folder) == made == consent.of(run) and not consent.fault(run)
     assert (made.who, made.statement, made.clips, made.seconds) == ("Anna Example", STATEMENT, 3, 3.0)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made.when)
     sums = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (run.data / "clips").iterdir())
@@ -53,14 +53,12 @@ def test_it_is_kept_word_for_word_with_the_sum_of_the_clips(run):
     assert [each.name for each in run.folder.iterdir() if each.name.startswith(".")] == []
 
 
-def test_without_consent_or_for_other_clips_a_voice_is_not_made_public(run):
+def test_no_consent_and_one_for_other_clips_are_told(run):
     """Mistake: one consent, and then other recordings are slipped under it."""
-    with pytest.raises(Problem, match="only with consent. No consent .* anna is recorded. Record it: python -m"):
-        consent.require(run)
+    assert "No consent to the voice of run anna is recorded. Record it: python -m" in consent.fault(run)
     consent.record(run, "Anna", "own", STATEMENT)
     spoil(run)
-    with pytest.raises(Problem, match="have changed since Anna consented .* 3 clips .* not all the same. Record it"):
-        consent.require(run)
+    assert re.search("have changed since Anna consented .* 3 clips .* not all the same. Record it", consent.fault(run))
     consent.record(run, "Anna", "own", STATEMENT)
     assert consent.fault(run) == ""
 
@@ -74,7 +72,7 @@ def test_it_travels_with_the_voice(run, tmp_path):
     assert consent.accompany(run, tmp_path / "away") == consent.read(tmp_path / "away") == made
     (run.folder / consent.FILE).unlink()
     shutil.rmtree(run.data)
-    assert consent.require(run) == made, "a voice that came without its clips"
+    assert consent.of(run) == made and not consent.fault(run), "a voice that came without its clips"
 
 
 def test_a_record_for_other_clips_does_not_travel(run, tmp_path):
@@ -137,12 +135,20 @@ def test_what_is_no_consent_is_refused(run, who, kind, statement, message):
 def test_words_are_taken_as_people_write_them(run, who, statement):
     """Mistake: the spaces and joiners of Japanese, French, Persian and Hebrew pass for terminal codes and are refused."""
     made = consent.record(run, who, "own", statement)
-    assert (made.who, made.statement) == (who, statement) and consent.require(run) == made
+    assert (made.who, made.statement) == (who, statement) and consent.of(run) == made
 
 
 def test_a_statement_from_a_windows_file_is_taken(run):
     """Mistake: lines that end as Notepad ends them are refused as terminal codes."""
     assert consent.record(run, "Anna", "own", "I am Anna.\r\nI agree.").statement == "I am Anna.\nI agree."
+
+
+def test_what_is_said_again_keeps_its_date(run):
+    """Mistake: each time a notebook is run again the consent is of that day."""
+    made = dataclasses.replace(consent.record(run, "Anna", "own", STATEMENT), when="2024-02-29T12:00:00+00:00")
+    consent.put(made, run.folder)
+    assert consent.record(run, "Anna", "own", STATEMENT) == made == consent.read(run.folder)
+    assert consent.record(run, "Anna", "written", STATEMENT).when > made.when
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"who": "Anna"}', None, "kind"])
@@ -152,7 +158,7 @@ def test_a_broken_record_is_named(run, broken):
     spoiled = {None: json.dumps(made | {"clips": "many"}), "kind": json.dumps(made | {"kind": "none"})}.get(broken, broken)
     (run.folder / consent.FILE).write_text(spoiled)
     with pytest.raises(Problem, match="consent.json|no kind of consent"):
-        consent.require(run)
+        consent.fault(run)
 
 
 def test_the_verb_asks_once(run, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from tts_kit.tuning import finetune
 
 PROGRAMS = ("python", "make", "pip", "bash", "modal", "accelerate", "curl", ".")
 """What a command begins with."""
-SHOWN = ("arm ", "my_clips/", "file_name,", "tts_kit/")
+SHOWN = ("  ", "my_clips/", "file_name,", "tts_kit/")
 """How a block begins that holds no commands, but what they print or read."""
 
 RUN = {  # command: what is added to it here, so that it is quick

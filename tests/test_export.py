@@ -1,6 +1,7 @@
 """A run's data as others get it: read back by `datasets` itself."""
 
 import importlib
+import shutil
 from pathlib import Path
 
 import hub
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from tts_kit import audio, data
-from tts_kit.data import export
+from tts_kit.data import consent, export, intake
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
@@ -69,3 +70,39 @@ def test_a_refused_push_says_what_to_do(place, tmp_path):
     assert '"visibility":"private"' in server.told[0].replace(" ", "")
     with pytest.raises(Problem, match="could not be pushed"):
         export.push(folder, "no name at all/..")
+
+
+def test_recordings_are_public_only_with_consent(place, tmp_path):
+    """Mistake: a person's recordings for everybody, and nobody was asked; or the answer stays at home."""
+    mine = Run("emma", tmp_path)
+    shutil.copytree(place.data, mine.data)
+    (mine.data / intake.ORIGIN).unlink()  # by which it is the bundled voice, whose consent is known
+    silent = export.export(mine, tmp_path / "silent")
+    with hub.taking(tmp_path / "hub") as server, pytest.raises(Problem, match="only with consent.*exported without"):
+        export.push(silent, "me/voice", public=True)
+    assert not server.told and export.NOBODY in (silent / export.CARD).read_text(encoding="utf-8")
+    said = consent.record(mine, "Emma *", "own", "I am <b>Emma</b>.")
+    folder = export.export(mine, tmp_path / "said")
+    assert consent.read(folder) == said
+    assert r"Emma \* (my own voice)" in (card := (folder / export.CARD).read_text(encoding="utf-8")) and "<b>" not in card
+    with hub.taking(tmp_path / "hub") as server:
+        assert export.push(folder, "me/voice", public=True) == f"{server.url}/me/voice"
+        assert "voice" in server.public and consent.FILE in {path.name for path in server.files("voice")}
+
+
+def test_a_dataset_of_somebody_is_not_replaced(place, tmp_path):
+    """Mistake: a dataset of that name, with other recordings in its `train`, is wiped."""
+    folder = export.export(place, tmp_path / "out")
+    theirs = tmp_path / "hub" / "voice" / "train" / "years_of_work.wav"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"work")
+    with hub.taking(tmp_path / "hub"):
+        with pytest.raises(Problem, match="holds something else"):
+            export.push(folder, "me/voice")
+        assert theirs.read_bytes() == b"work"
+        theirs.unlink()
+        export.push(folder, "me/voice")
+        (folder / "test" / "metadata.jsonl").unlink()
+        export.push(folder, "me/voice")
+    left = {path.relative_to(tmp_path / "hub" / "voice").as_posix() for path in (tmp_path / "hub").rglob("*.jsonl")}
+    assert left == {"train/metadata.jsonl"}, "what was taken out is gone there too"

@@ -33,7 +33,7 @@ def test_the_demo_ends_as_it_did():
     """Mistake: a verdict in README that the demo no longer prints, or prettier than it was."""
     found = read("demo")
     seconds, printed = found["seconds"], found["printed"]
-    table = next(number for number, line in enumerate(printed) if line.startswith("arm "))
+    table = next(number for number, line in enumerate(printed) if line.startswith("arm ")) - 1
     assert "\n".join(["```", *printed[table:], "```"]) in README
     assert f"{seconds // 60}:{seconds % 60:02} minutes" in README
     assert f"training {found['stages']['train']} seconds of them" in README

@@ -100,20 +100,22 @@ def test_the_first_takes_a_recording_to_reviewed_data(tmp_path):
 
 def test_the_four_run_in_order_each_alone(toy, tmp_path):
     """Mistake: a notebook that needs another one's variables; a cell that fails, shows nothing, plays nothing or tells what
-    another has told."""
+    another has told; or an adapter that does not know whose voice it is."""
     for room in ("tts_kit", "sample_data"):
         (tmp_path / room).symlink_to(FOLDER.parent / room)
     shutil.copytree(FOLDER, tmp_path / "notebooks")
     here = tmp_path / "notebooks"
-    first = executed("01_data", here)
+    first = executed("01_data", here, WHO="Emma", KIND="synthetic", STATEMENT="No person spoke these clips.")
+    assert "Emma (nobody's voice: a machine's)" in texts(first)
     assert "82 clips" in texts(first) and texts(first).count("<audio") == 3 and pictures(first) == 1
     second = executed("02_tokenize", here, BASE_MODEL=toy)
     assert "82 encoded" in texts(second) and texts(second).count("<audio") == 4 and pictures(second) == 1
     third = executed("03_finetune", here, STEPS=4, CHECK_EVERY=2, LISTEN_EVERY=0)
     assert "batch that fits" in texts(third) and "Held-out loss" in texts(third)
     assert texts(third).count("<audio") == 3 and pictures(third) == 1
+    assert '"who": "Emma"' in (tmp_path / "runs" / "emma" / "adapter" / "consent.json").read_text()
     fourth = executed("04_clone_vs_finetune", here, SENTENCES=1, SEEDS=[1])
-    assert "ended by itself" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
+    assert "ended by" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
     assert pictures(fourth) == 2 * bool(judges.present()) and ("In short: " in texts(fourth)) == bool(judges.present())
     assert texts(fourth).count("Judged on ") == bool(judges.present())  # what a verdict rests on is told once
     assert (tmp_path / "runs" / "emma" / "comparison" / "index.html").is_file()

@@ -21,11 +21,13 @@ from test_shared_base import change, codes, make_adapter
 from tts_kit import __main__ as verbs
 from tts_kit import runtime, story
 from tts_kit.comparison import clips
+from tts_kit.data import consent
+from tts_kit.hub import SIGN
 from tts_kit.judging import scores
 from tts_kit.model import generate, load, lora, parcel
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
-from tts_kit.release import card, consent, export, facts
+from tts_kit.release import card, export, facts
 from tts_kit.run import Run, read_json, read_rows, write_json, write_rows
 from tts_kit.speech import speak
 
@@ -271,10 +273,10 @@ def test_an_export_replaces_only_exports(told, tmp_path):
         assert (folder / "README.md").read_text() == "years of work"
     (told.adapter / "README.md").unlink()
     export.export(told, tmp_path / "out", marked=False)
-    change(tmp_path / "out", export.FILE, voice="anna")
+    change(tmp_path / "out", SIGN, voice="anna")
     with pytest.raises(Problem, match="holds the voice anna as adapter"):
         export.export(told, tmp_path / "out", marked=False)
-    change(tmp_path / "out", export.FILE, voice="told")
+    change(tmp_path / "out", SIGN, voice="told")
     with pytest.raises(Problem, match="by told as merged"):
         export.export(told, tmp_path / "out", merge=True, marked=False)
     export.export(told, tmp_path / "out", marked=False)
@@ -318,7 +320,15 @@ def test_a_push_is_private_and_public_only_with_consent(copied, tmp_path):
         export.push(copied, export.export(copied, merge=True, marked=False), "me/voice")
         left = {path.name for path in server.files("voice")}
         assert "model.safetensors" in left and not left & {consent.FILE, parcel.CONFIG, parcel.WEIGHTS}
+        consent.record(copied, "Anna", "own", "I agree.")
+        rows = (copied.codes / "index.jsonl").read_text(encoding="utf-8")
+        (copied.codes / "index.jsonl").write_text(rows.replace('"text": "', '"text": "Not '), encoding="utf-8")
         sent = len(server.told)
+        with pytest.raises(Problem, match="public only with consent. Whose voice it is cannot be told: .* has learnt"):
+            export.push(copied, folder, "me/voice", public=True)
+        (copied.codes / "index.jsonl").write_text(rows, encoding="utf-8")
+        (copied.folder / consent.FILE).unlink()
+        (copied.adapter / consent.FILE).unlink()
         with pytest.raises(Problem, match="public only with consent"):
             export.push(copied, folder, "me/voice", public=True)
         with pytest.raises(Problem, match="no name on the hub"):

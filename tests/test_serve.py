@@ -501,6 +501,14 @@ def test_who_stays_in_a_batch_hears_all(toys, cast, held, slowly):
     assert held.sizes[:2] == [1, 2]
 
 
+def test_whoever_speaks_beside_the_server_is_waited_for(toys, cast):
+    """Mistake: a notebook that speaks in a voice that it also serves makes the server call good texts unspeakable."""
+    with cast["anna"].base.taken():
+        status, content, headers = ask(toys)
+        assert status == 503 and b"something else" in content and headers["retry-after"] == "2"
+    assert ask(toys)[0] == 200
+
+
 def test_a_client_that_hangs_up_mid_stream_frees_the_voice(toys, cast, slowly):
     """Mistake: the chapter is said to the end for nobody, and all others wait."""
     for _ in range(3):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._triton import has_triton
 
+from tts_kit import recipe as recipes
 from tts_kit import runtime
 from tts_kit.model import compiling, generate, lora, loss
 from tts_kit.model.sampling import Sampling
@@ -283,6 +284,17 @@ def test_another_recipe_in_the_same_run_is_refused(recipe, run):
     with pytest.raises(Problem, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4"):
         finetune.fit(recipe.but(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
+
+
+def test_a_run_that_did_not_fit_goes_on_in_less_memory(recipe, run):
+    """Mistake: out of memory at step 60, and what would save it is another recipe."""
+    finetune.fit(recipe, run, CPU)
+    before = adapter(run.adapter)
+    (run.adapter / lora.VOICE).unlink()
+    shutil.rmtree(max(run.training.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
+    finetune.fit(recipe.but(checkpointing=True, text_off_gpu=True), run, CPU)
+    same(adapter(run.adapter), before)
+    assert recipes.read(run.training / recipes.FILE).checkpointing
 
 
 def test_a_run_that_has_learnt_nothing_takes_another_recipe(recipe, run, toy):

@@ -7,6 +7,7 @@ The rooms, from the ground up; each imports only from those before it:
     physics.py     rates, codebooks and ids, read from the checkpoint
     recipe.py      everything a run can be told, with its defaults
     runtime.py     device, dtype and the reason
+    hub.py         names on the model hub, and putting a folder there without harm
     checkpoint.py  opening a base: quietly, safetensors only, errors for people
     pages.py       what the pages have in common
     audio.py       the only room that knows waves
@@ -19,7 +20,7 @@ The rooms, from the ground up; each imports only from those before it:
     tuning/        codes -> adapter
     speech/        adapter -> audio
     comparison/    every arm, and the page to listen to
-    release/       what leaves the house: card, consent, merged weights, the hub
+    release/       what leaves the house: adapter or merged weights, with their card
     pretrain/      how a small model is made from nothing: speech, codec, network
     story.py       the stages in one call
     doctor/        what would stop a run on this machine, and what to do

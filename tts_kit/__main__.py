@@ -1,5 +1,4 @@
-"""The verbs: python -m tts_kit doctor | data | review | report | dataset | tokenize | train | speak | consent | detect |
-compare | demo | export | serve."""
+"""python -m tts_kit VERB: a stage of the story, or what is done with its voice; --help behind a verb explains its knobs."""
 
 import argparse
 import dataclasses
@@ -57,8 +56,6 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=told.count, default=0, help="another seed is another take (default 0)")
     told.recipe(verb, BASE + does.SAMPLING)
 
-    _serve_verb(verbs)
-
     verb = told.verb(verbs, "compare", does.compare, "held-out sentences in every arm -> a page to listen to, and a verdict")
     told.comparison(verb, 10, [1, 2, 3])
     told.contest(verb)
@@ -68,40 +65,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--source", help="other clips than the bundled voice (see the verb data)")
     told.comparison(verb, 10, [1, 2])
     told.recipe(verb, everything)
-    _safety_verbs(verbs)
-    _release_verb(verbs)
+
+    _verbs_of_release(verbs)
     return top
-
-
-def _release_verb(verbs) -> None:
-    verb = told.verb(verbs, "export", does.export, "the run's voice as a folder for others, with its card; or on the hub",
-                     computes=False)
-    verb.add_argument("--merged", action="store_true", help="the whole model with the voice merged in, for plain "
-                      "transformers (default: the adapter alone, which is small and needs its base)")
-    verb.add_argument("--strength", type=float, default=1.0, help="how much of the adapter is merged in (default 1)")
-    verb.add_argument("--dtype", default="auto", choices=("auto", *told.DTYPES[1:], "float16"),
-                      help="of merged weights (auto: float32, which is exact; 16 bits are half as large)")
-    verb.add_argument("--out", default="", help="folder (default: release/adapter or release/merged, in the run's folder)")
-    verb.add_argument("--push", metavar="OWNER/NAME", default="", help="put it on the hub too, as this model")
-    verb.add_argument("--public", action="store_true", help="for everybody on the hub to see, which wants a consent; else "
-                      "it is private")
-    verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave the mark of a machine out of "
-                      "the clips beside the card")
-    told.recipe(verb, BASE)
-
-
-def _safety_verbs(verbs) -> None:
-    verb = told.verb(verbs, "consent", does.consent,
-                     "whose voice it is and who allowed a model of it; travels with the voice", computes=False)
-    verb.add_argument("--who", default="", help="name of the speaker, or of the system that spoke")
-    verb.add_argument("--kind", default="", metavar="KIND", help="own (my voice), written (permission), licensed (a corpus "
-                      "whose licence allows it, or public domain), synthetic (a machine's)")
-    verb.add_argument("--statement", default="", help="what was said or written, word for word")
-
-    verb = told.verb(verbs, "detect", does.detect, "whether files carry the mark of machine-made speech; exit status 0: all "
-                     "do, 1: one does not, 2: one cannot be read", run=False)
-    verb.add_argument("files", nargs="+", metavar="FILE", help="sound of any length: WAV, FLAC, MP3, OGG, Opus; "
-                      "M4A and others where PyAV is")
 
 
 def _data_verbs(verbs) -> None:
@@ -120,6 +86,10 @@ def _data_verbs(verbs) -> None:
     verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
     told.recipe(verb, DATA)
 
+    verb = told.verb(verbs, "review", does.review, "a page to put right what was written down of recordings",
+                     computes=False)
+    verb.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
+
     told.verb(verbs, "report", does.report, "the run's data as a page: how much, how clean, what to listen to first",
               computes=False)
 
@@ -130,9 +100,36 @@ def _data_verbs(verbs) -> None:
                       "before is pushed as it is")
     verb.add_argument("--public", action="store_true", help="for everybody on the hub to see; else it is private")
 
-    verb = told.verb(verbs, "review", does.review, "a page to put right what was written down of recordings",
+
+def _verbs_of_release(verbs) -> None:
+    verb = told.verb(verbs, "consent", does.consent,
+                     "whose voice it is and who allowed a model of it; travels with the voice", computes=False)
+    verb.add_argument("--who", default="", help="name of the speaker, or of the system that spoke")
+    verb.add_argument("--kind", default="", metavar="KIND", help="own (my voice), written (permission), licensed (a corpus "
+                      "whose licence allows it, or public domain), synthetic (a machine's)")
+    verb.add_argument("--statement", default="", help="what was said or written, word for word")
+
+    verb = told.verb(verbs, "export", does.export, "the run's voice as a folder for others, with its card; or on the hub",
                      computes=False)
-    verb.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
+    verb.add_argument("--merged", action="store_true", help="the whole model with the voice merged in, for plain "
+                      "transformers (default: the adapter alone, which is small and needs its base)")
+    verb.add_argument("--strength", type=float, default=1.0, help="how much of the adapter is merged in (default 1)")
+    verb.add_argument("--dtype", default="auto", choices=("auto", *told.DTYPES[1:], "float16"),
+                      help="of merged weights (auto: float32, which is exact; 16 bits are half as large)")
+    verb.add_argument("--out", default="", help="folder (default: release/adapter or release/merged, in the run's folder)")
+    verb.add_argument("--push", metavar="OWNER/NAME", default="", help="put it on the hub too, as this model")
+    verb.add_argument("--public", action="store_true", help="for everybody on the hub to see, which wants a consent; else "
+                      "it is private")
+    verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave the mark of a machine out of "
+                      "the clips beside the card")
+    told.recipe(verb, BASE)
+
+    _serve_verb(verbs)
+
+    verb = told.verb(verbs, "detect", does.detect, "whether files carry the mark of machine-made speech; exit status 0: all "
+                     "do, 1: one does not, 2: one cannot be read", run=False)
+    verb.add_argument("files", nargs="+", metavar="FILE", help="sound of any length: WAV, FLAC, MP3, OGG, Opus; "
+                      "M4A and others where PyAV is")
 
 
 def _serve_verb(verbs) -> None:

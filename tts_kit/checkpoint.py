@@ -1,7 +1,6 @@
 """Opening a base checkpoint, from the hub or a folder: quietly, from safetensors only, with errors for people."""
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,16 +10,16 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, CsmConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
-from tts_kit.problem import Problem
+from tts_kit import hub
+from tts_kit.problem import Problem, reason
 from tts_kit.run import read_json
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 
 def config(base: str, revision: str = "") -> CsmConfig:
     """The configuration of a CSM checkpoint; anything else is refused."""
-    if not Path(base).is_dir() and not re.fullmatch(HUB_ID, base):
+    if not Path(base).is_dir() and not hub.is_name(base):
         raise Problem(f"{base} is no folder here, and no hub id, which has the form owner/name. Check the spelling.")
     with opening(base):
         found = AutoConfig.from_pretrained(base, revision=revision or None)
@@ -62,11 +61,6 @@ def weights(kind, base: str, revision: str = "", **options) -> tuple:
     with opening(base):
         return kind.from_pretrained(base, revision=revision or None, use_safetensors=True, output_loading_info=True,
                                     **options)
-
-
-def reason(error: Exception) -> str:
-    """The first line of another's error, without its full stop; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def damage(path: Path, error: SafetensorError) -> str:
@@ -126,7 +120,7 @@ def opening(base: str) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Transformers without its tables, bars and warnings about ids that CSM has on purpose."""
     loudness, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub = hub_logging.get_verbosity()
+    loudness_of_hub = hub_logging.get_verbosity()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -134,6 +128,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(loudness)
-        hub_logging.set_verbosity(hub)
+        hub_logging.set_verbosity(loudness_of_hub)
         if bars:
             logging.enable_progress_bar()

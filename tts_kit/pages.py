@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import html
+import re
 from pathlib import Path
 
 
@@ -18,3 +20,8 @@ def embedded(content: bytes, mime: str) -> str:
 def digest(text: str) -> str:
     """What a page's policy calls the one script, or the one style, that it lets through."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
+
+
+def markdown(text: object) -> str:
+    """Words that somebody wrote, as nothing but words on a page of Markdown."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

@@ -9,6 +9,11 @@ class Problem(Exception):
     """A message for a person; the command line prints it without a traceback."""
 
 
+def reason(error: Exception) -> str:
+    """The first line of another's error, without its full stop; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """A command line that ends with 1 and a Problem's message, or with 130 when it is interrupted, and else with 0."""
     @functools.wraps(main)

@@ -17,6 +17,8 @@ ENGINES = ("auto", "plain", "unsloth")
 COMPILE = ("auto", "yes", "no")
 AS_BASE = -1.0
 """A sampling field that is left to the base."""
+COSTS = ("checkpointing", "text_off_gpu", "compile")
+"""Fields that change what a training costs and not what comes of it: one that has begun may go on with others."""
 
 
 @dataclass(frozen=True)

@@ -73,22 +73,18 @@ def tokenize(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     run = Run(options.run)
     recipe = _recipe(options, run)
-    from tts_kit.release import consent as allowed
-    from tts_kit.release import terms
     from tts_kit.tuning import finetune
 
     if not options.dry_run:
-        print(terms.binds(recipe.base))
-        allowed.remind(run, thorough=True)
-        allowed.accompany(run, finetune.fit(recipe, run, _runtime(options)))
+        finetune.fit(recipe, run, _runtime(options))
         return
     plan = finetune.rehearse(recipe, run, _runtime(options))
     print(json.dumps(plan) if options.json else "\n".join(f"{name}: {value}" for name, value in plan.items()))
 
 
 def speak(options: argparse.Namespace) -> None:
-    from tts_kit.release import consent as allowed
-    from tts_kit.speech import files
+    from tts_kit.data import consent as allowed
+    from tts_kit.speech import files, places
     from tts_kit.speech import speak as room
     from tts_kit.speech import stream as live
 
@@ -101,7 +97,7 @@ def speak(options: argparse.Namespace) -> None:
     run = Run(options.run)
     voice = _voice(options, run, options.adapter or run.adapter, may_be_base=options.untuned)
     if not options.untuned:
-        allowed.remind(run, adapter=options.adapter or "")
+        allowed.remind(run, adapter=(options.adapter and places.adapter(options.adapter)) or "")
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None
     voice.int8 = options.int8
     if options.stream:
@@ -119,7 +115,7 @@ def speak(options: argparse.Namespace) -> None:
 
 
 def consent(options: argparse.Namespace) -> None:
-    from tts_kit.release import consent as room
+    from tts_kit.data import consent as room
 
     print(room.ask(Run(options.run), options.who, options.kind, options.statement))
 

@@ -33,7 +33,8 @@ def voices_and_words(rows: Sequence[dict]):
     for arm, found in points.items():
         words, alike = found["wrong words"], found["similarity"]
         colour = ACCENT if arm.startswith("tuned") else INK
-        axis.errorbar(100 * words.value, alike.value, _bars(alike), 100 * _bars(words), fmt="o", color=colour, markersize=5,
+        reach = np.minimum(_bars(words), [[words.value], [np.inf]])  # no interval is wrong in less than no words
+        axis.errorbar(100 * words.value, alike.value, _bars(alike), 100 * reach, fmt="o", color=colour, markersize=5,
                       elinewidth=1, alpha=0.9)
         axis.annotate(arm, (100 * words.value, alike.value), textcoords="offset points", xytext=(7, 6), color=colour,
                       fontsize=9)

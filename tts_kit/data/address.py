@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from tts_kit import run
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, reason
 
 SCHEMES = ("http://", "https://")
 LARGEST = 4 * 2 ** 30
@@ -50,9 +50,8 @@ def _download(address: str, path: Path, bar: tqdm) -> None:
         with yt_dlp.YoutubeDL(options) as loader:
             loader.download([address])
     except yt_dlp.utils.YoutubeDLError as error:
-        told = str(error).removeprefix("ERROR: ").splitlines()[0]
-        raise Problem(f"{address} cannot be fetched ({told.rstrip('.')}). Check it in a browser, update yt-dlp (pip install "
-                      "-U yt-dlp), or fetch it yourself and give the file.") from error
+        raise Problem(f"{address} cannot be fetched ({reason(error).removeprefix('ERROR: ')}). Check it in a browser, "
+                      "update yt-dlp (pip install -U yt-dlp), or fetch it yourself and give the file.") from error
 
 
 class _Silent:

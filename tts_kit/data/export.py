@@ -7,8 +7,8 @@ import shutil
 import string
 from pathlib import Path
 
-from tts_kit import run
-from tts_kit.data import utterance
+from tts_kit import hub, pages, run
+from tts_kit.data import consent, utterance
 from tts_kit.data.utterance import HELD_OUT, TRAIN
 from tts_kit.problem import Problem
 from tts_kit.run import Run
@@ -36,8 +36,9 @@ from datasets import load_dataset
 clips = load_dataset("audiofolder", data_dir="...")  # or the dataset's name on the hub
 ```
 
-Whose voice this is, who allowed its use and under which licence, is to be written here by whoever shares it.
+$allowed
 """)
+NOBODY = "Whose voice this is, who allowed its use and under which licence, is to be written here by whoever shares it."
 
 
 def export(place: Run, out: str | Path) -> Path:
@@ -56,30 +57,18 @@ def export(place: Run, out: str | Path) -> Path:
                 {"file_name": each.audio.name, "text": each.text, "source": each.speaker or each.source,
                  "recording": each.recording} for each in mine))
         minutes = f"{sum(each.seconds for each in clips) / 60:.1f}"
-        run.write_text(beside / CARD, TEXT.substitute(name=place.name, clips=len(clips), minutes=minutes))
+        hub.sign(beside, "dataset", voice=place.name)
+        allowed = consent.accompany(place, beside)
+        said = f"Consent: {pages.markdown(str(allowed))}" if allowed else NOBODY
+        run.write_text(beside / CARD, TEXT.substitute(name=place.name, clips=len(clips), minutes=minutes, allowed=said))
     return out
 
 
 def push(folder: Path, name: str, public: bool = False) -> str:
-    """Put an exported folder on the hub as dataset `owner/name`, which is then what the folder is; returns its address.
-
-    A new one is private unless told otherwise; to one that is public already nothing private is added."""
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
+    """Put an exported folder on the hub as dataset `owner/name`, public only with consent; returns its address."""
     if not (folder / SPLITS[TRAIN] / TABLE).is_file():
         raise Problem(f"{folder} is no exported dataset: no {SPLITS[TRAIN]}/{TABLE}. Choose another --out.")
-    try:
-        hub = HfApi()
-        made = hub.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
-        if not public and not hub.repo_info(made.repo_id, repo_type="dataset").private:
-            raise Problem(f"{name} is there and everybody can see it. Give --public if that is what you want, or another "
-                          "name.")
-        hub.upload_folder(repo_id=made.repo_id, repo_type="dataset", folder_path=folder, commit_message="Data of one voice",
-                          delete_patterns=[f"{split}/**" for split in SPLITS.values()])
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
-        raise Problem(f"{folder} could not be pushed to {name!r} ({str(error).strip().splitlines()[0]}). It stays where it "
-                      "is. Log in (hf auth login) with a token that may write, check the name (owner/name) and the network, "
-                      "and push again.") from error
-    return str(made)
+    if public and not consent.read(folder):
+        raise Problem(f"A voice is made public only with consent, and {folder} was exported without. Record it (python -m "
+                      "tts_kit consent), and export to another --out.")
+    return hub.push(folder, name, "dataset", "Data of one voice", public)

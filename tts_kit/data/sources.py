@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tts_kit.data import hub, table
+from tts_kit.data import hub_rows, table
 from tts_kit.data.table import Row
 from tts_kit.problem import Problem
 
@@ -33,7 +33,7 @@ def rows(source: str) -> Iterator[Row]:
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise Problem(f"{source}: no such file or folder, and not the name of a hub dataset (OWNER/NAME or "
                       "OWNER/NAME:SPLIT). Check the spelling.")
-    return hub.rows(str(path), split)
+    return hub_rows.rows(str(path), split)
 
 
 def held_out(source: str, learned: str) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, run, text
 from tts_kit.data import recording, whisper
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, reason
 from tts_kit.runtime import Runtime
 
 RATE = 16_000
@@ -71,10 +71,9 @@ def load(name: str, runtime: Runtime) -> Transcriber:
     try:
         model = WhisperModel(whisper.place(name), device=device, compute_type=kind)
     except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise Problem(f"the transcriber {name!r} could not be loaded: {first} Give a name that faster-whisper knows "
-                      f"(tiny, base, small, medium, large-v3-turbo), a folder, or {whisper.BUNDLED!r} where there is no "
-                      "hub.") from error
+        raise Problem(f"the transcriber {name!r} could not be loaded ({reason(error)}). Give a name that faster-whisper "
+                      "knows (tiny, base, small, medium, large-v3-turbo), a folder, or "
+                      f"{whisper.BUNDLED!r} where there is no hub.") from error
     return Transcriber(name, functools.partial(_write, model), lambda samples: model.detect_language(samples)[0],
                        "" if model.model.is_multilingual else "en")
 

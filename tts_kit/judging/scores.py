@@ -1,5 +1,6 @@
 """From clips to rows with scores, and from rows to the figures of each arm."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ COLUMNS = {"wrong words": ("{:.1%}", True), "wrong letters": ("{:.1%}", False), 
            "naturalness 2": ("{:.2f}", False), "noisy": ("{:.0%}", False), "length": ("{:.2f}", False),
            "pitch": ("{:+.1f}", False), "pace": ("{:.2f}", False), "ended": ("{:.0%}", True), "copies": ("{:.0%}", False)}
 """Figure -> (how it is written, whether its column is there even where nothing has it)."""
+HEAD = 9
+"""Letters of a column's name in one line."""
 References = Mapping[str, Judgement]
 """What a real clip says, one sentence -> what is known of it."""
 Scale = tuple[float, float]
@@ -196,7 +199,10 @@ def table(rows: Sequence[dict]) -> list[list[str]]:
 
 
 def print_table(listed: Sequence[Sequence[str]]) -> str:
-    """`table` in columns of equal width, for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*listed)]
+    """`table` in columns of equal width, for a terminal; names of columns in as many lines as they need."""
+    heads = [textwrap.wrap(name, HEAD, break_long_words=False) or [""] for name in listed[0]]
+    tallest = max(map(len, heads))
+    lines = [*zip(*([""] * (tallest - len(head)) + head for head in heads)), *listed[1:]]
+    widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) if place == 0 else cell.rjust(width)
-                               for place, (cell, width) in enumerate(zip(line, widths))) for line in listed)
+                               for place, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)

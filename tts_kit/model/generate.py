@@ -32,7 +32,9 @@ class Take:
 
 def takes(model, physics: Physics, prompts: Sequence[Example], sampling: Sampling, seeds: Sequence[int],
           limits: Sequence[int], int8: bool = False) -> list[Take]:
-    """Speak several prompts at once; a prompt's result depends on its own seed, not on its neighbours."""
+    """Speak several prompts at once; a prompt's result depends on its own seed, not on its neighbours.
+
+    The limits are looked at with every frame, so that whoever gives them may lower them meanwhile."""
     frames, ends = [], [None] * len(prompts)
     with contextlib.closing(stream(model, physics, prompts, sampling, seeds, max(limits), int8)) as coming:
         for count, frame in enumerate(coming):

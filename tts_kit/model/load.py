@@ -1,8 +1,10 @@
 """The base model: from the hub or a folder, its embedding tie repaired, its codec in float32, by a chosen engine."""
 
+import contextlib
 import hashlib
 import importlib.util
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +24,10 @@ BACKBONE_TABLE = "backbone_model.embed_tokens.embed_audio_tokens.weight"
 DEPTH_TABLE = "depth_decoder.model.embed_tokens.weight"
 
 
+class Taken(Problem):
+    """A network that is asked to say two things at once."""
+
+
 @dataclass
 class Base:
     """A loaded model with everything that belongs to it."""
@@ -39,6 +45,17 @@ class Base:
     """Names the weights an adapter is trained for; a mirror of the same weights has the same name."""
     turn: threading.Lock = field(default_factory=threading.Lock)
     """Held while a voice speaks, as all that share the network speak with the same copies of its weights."""
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """For one that speaks, as long as the block lasts; another one is refused meanwhile."""
+        if not self.turn.acquire(blocking=False):
+            raise Taken(f"{self.name} is still saying something else, in this voice or one that shares it, and would mix "
+                        "the two. Let that end, or close it, or load the voice apart.")
+        try:
+            yield
+        finally:
+            self.turn.release()
 
 
 def base(name: str, runtime: Runtime, revision: str = "", engine: str = "plain", codec_device: str = "") -> Base:

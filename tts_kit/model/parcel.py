@@ -35,7 +35,7 @@ def read_voice(folder: Path) -> dict:
     folder = Path(folder)
     if not folder.exists():
         raise Problem(f"{folder} does not exist: nothing was trained there yet. `python -m tts_kit train --run NAME` makes "
-                      "it; to speak with the base alone give --untuned.")
+                      "it.")
     if folder.is_dir():
         checkpoint.refuse_pickles(folder, [path.name for path in folder.iterdir()])
     for name in (WEIGHTS, CONFIG, VOICE):

@@ -1,16 +1,15 @@
 """The model card: what the voice is, how it sounds, how it was judged, and what it may be used for; nothing empty."""
 
-import html
 import json
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from tts_kit import audio, checkpoint, watermark
-from tts_kit.release import terms
+from tts_kit import audio, hub, watermark
+from tts_kit.model import terms
+from tts_kit.pages import markdown
 from tts_kit.release.facts import Comparison, Facts
 
 FILE, SAMPLES = "README.md", "samples"
@@ -54,17 +53,17 @@ def write(facts: Facts, folder: Path, place: str, licence: str, merged: bool = F
     players = _players(facts.comparison, folder, marked) if facts.comparison else []
     sections = {"": _said(facts, merged), "Listen": _listen(players), "Judged": _judged(facts.comparison),
                 "Use": _use(facts, place, merged), "Training": _training(facts), "Data": _data(facts.data),
-                "Consent": plain(str(facts.consent)) if facts.consent else "",
+                "Consent": markdown(str(facts.consent)) if facts.consent else "",
                 "Terms": "\n\n".join(terms.of(facts.base, licence))}
     texts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text]
     head = front_matter(facts, licence, merged, players).to_yaml()
-    content = "\n\n".join([f"---\n{head}\n---", f"# {plain(facts.name)}", *texts])
+    content = "\n\n".join([f"---\n{head}\n---", f"# {markdown(facts.name)}", *texts])
     (folder / FILE).write_text(content + "\n", encoding="utf-8")
 
 
 def front_matter(facts: Facts, licence: str, merged: bool, players: Sequence[tuple]) -> ModelCardData:
     """What the hub files the voice under."""
-    on_hub = bool(re.fullmatch(checkpoint.HUB_ID, facts.base))
+    on_hub = hub.is_name(facts.base)
     source = facts.data.get("source", "").partition(":")[0]  # a dataset is named with its split
     played = [{"text": text, "output": {"url": file}} for text, files in players for arm, file in files if arm == "tuned"]
     return ModelCardData(
@@ -72,12 +71,7 @@ def front_matter(facts: Facts, licence: str, merged: bool, players: Sequence[tup
         base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
         library_name="transformers" if merged else "peft", pipeline_tag="text-to-speech",
         tags=["csm", "tts_kit", *["lora"] * (not merged)],
-        datasets=[source] if re.fullmatch(checkpoint.HUB_ID, source) else None, widget=played or None)
-
-
-def plain(text: str) -> str:
-    """Words that somebody wrote, as nothing but words on a page of Markdown."""
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+        datasets=[source] if hub.is_name(source) else None, widget=played or None)
 
 
 def table(rows: Iterable[Sequence[object]]) -> str:
@@ -87,9 +81,9 @@ def table(rows: Iterable[Sequence[object]]) -> str:
 
 
 def _said(facts: Facts, merged: bool) -> str:
-    base = plain(facts.base)
+    base = markdown(facts.base)
     what = f"{base} with a voice merged in" if merged else f"a voice, as an adapter (LoRA) for {base}"
-    verdict = f"\n\n**{plain(facts.comparison.said[0])}**" if facts.comparison and facts.comparison.said else ""
+    verdict = f"\n\n**{markdown(facts.comparison.said[0])}**" if facts.comparison and facts.comparison.said else ""
     return f"Text-to-speech: {what}. Made with tts_kit.{verdict}"
 
 
@@ -114,7 +108,7 @@ def _players(found: Comparison, folder: Path, marked: bool) -> list[tuple[str, l
 
 def _listen(players: Sequence[tuple[str, list[tuple[str, str]]]]) -> str:
     arms = [arm for arm in PLAYED if any(arm in dict(files) for _, files in players)]
-    rows = [[plain(text), *(_player(dict(files).get(arm)) for arm in arms)] for text, files in players]
+    rows = [[markdown(text), *(_player(dict(files).get(arm)) for arm in arms)] for text, files in players]
     return table([["", *(HEARD[arm] for arm in arms)], *rows]) if rows else ""
 
 
@@ -125,9 +119,9 @@ def _player(file: str | None) -> str:
 def _judged(found: Comparison | None) -> str:
     if not found:
         return ""
-    evidence = "\n".join(f"- {plain(each)}" for each in found.said[1:])
-    judges = f"Judges: {plain(found.judges)}." if found.judges else ""
-    figures = table([[plain(cell) for cell in row] for row in found.table]) if found.table else ""
+    evidence = "\n".join(f"- {markdown(each)}" for each in found.said[1:])
+    judges = f"Judges: {markdown(found.judges)}." if found.judges else ""
+    figures = table([[markdown(cell) for cell in row] for row in found.table]) if found.table else ""
     return "\n\n".join(each for each in (evidence, figures, judges) if each)
 
 
@@ -147,7 +141,7 @@ def _training(facts: Facts) -> str:
             ("learning rate", f"{recipe.learning_rate:g}"), *_losses(metrics), ("machine", metrics.get("machine")),
             ("versions", ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())),
             ("base weights", facts.belongs["base_fingerprint"]), ("base revision", facts.belongs["revision"])]
-    return table([("", ""), *((name, plain(value)) for name, value in rows if value not in (None, ""))])
+    return table([("", ""), *((name, markdown(value)) for name, value in rows if value not in (None, ""))])
 
 
 def _losses(metrics: dict) -> Iterator[tuple[str, str]]:
@@ -165,4 +159,4 @@ def _data(data: dict) -> str:
     rows += [(names[split], f"{each['clips']} clips, {each['minutes']} minutes") for split, each in data["clips"].items()]
     rows += [(name, data.get(name)) for name in data if name.startswith(("recordings", "median", "clips that"))]
     rows += [(f"left out: {reason}", f"{count} clips") for reason, count in data["left out"].items()]
-    return table([("", ""), *((name, plain(value)) for name, value in rows if value not in (None, "", 0))])
+    return table([("", ""), *((name, markdown(value)) for name, value in rows if value not in (None, "", 0))])

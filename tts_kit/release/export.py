@@ -1,18 +1,18 @@
 """A trained voice as a folder for others, adapter or merged weights, with its card; and on the hub when asked."""
 
-import re
 import shutil
 from pathlib import Path
 
-from tts_kit import checkpoint, runtime
+from tts_kit import hub, runtime
 from tts_kit import recipe as recipes
-from tts_kit.model import lora, parcel
+from tts_kit.data import consent
+from tts_kit.model import lora, parcel, terms
 from tts_kit.problem import Problem
-from tts_kit.release import card, consent, facts, merged, terms
+from tts_kit.release import card, facts, merged
 from tts_kit.run import Run, read_json, refuse_to_replace, write_json, writing_folder
 
-FILE, DATA = "release.json", "data.json"
-"""What was exported, and how much speech was learnt, from where, and what was checked."""
+DATA = "data.json"
+"""How much speech was learnt, from where, and what was checked."""
 NAMES = {False: "adapter", True: "merged"}
 
 
@@ -35,9 +35,10 @@ def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", 
             copy(run.adapter, beside, known, revision)
         if known.data:
             write_json(beside / DATA, known.data)
-        consent.accompany(run, beside)
-        write_json(beside / FILE, {"voice": run.name, "kind": NAMES[merge], "base": known.base, "strength": strength,
-                                   "watermarked samples": marked, "versions": runtime.versions()})
+        if known.consent:
+            consent.put(known.consent, beside)
+        hub.sign(beside, NAMES[merge], voice=run.name, base=known.base, strength=strength, watermarked_samples=marked,
+                 versions=runtime.versions())
         # the names of this machine's folders stay at home
         card.write(known, beside, place or (out.name if out.is_absolute() else str(out)), licence, merge, marked)
     return out
@@ -56,50 +57,21 @@ def copy(adapter: Path, folder: Path, known: facts.Facts, revision: str = "") ->
 
 def refuse_to_push(run: Run, name: str, public: bool) -> None:
     """What can be known to go wrong before anything is written: a name that is none, or a public voice without consent."""
-    if not re.fullmatch(checkpoint.HUB_ID, name):
-        raise Problem(f"{name!r} could not be pushed to: it is no name on the hub. Wanted: OWNER/NAME.")
-    if public:
-        consent.require(run)
+    hub.refuse_name(name)
+    if public and (wrong := facts.fault_of_consent(run, lora.read_voice(run.adapter))):
+        raise Problem(f"A voice is made public only with consent. {wrong}")
 
 
 def push(run: Run, folder: Path, name: str, public: bool = False) -> str:
-    """Put an exported folder on the hub as model `owner/name`; returns its address.
-
-    A new one is private unless told otherwise, and public only with consent; an older voice there is replaced."""
-    import httpx
-    from huggingface_hub import HfApi
-
+    """Put an exported folder on the hub as model `owner/name`, public only with consent; returns its address."""
     refuse_to_push(run, name, public)
-    try:
-        hub = HfApi()
-        made = hub.create_repo(name, private=not public, exist_ok=True)
-        there = hub.repo_info(made.repo_id)
-        _refuse_other_model(name, there.private, {file.rfilename for file in there.siblings}, public)
-        # all that the last one had goes, or a consent that was taken back and weights of another kind would stay
-        hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="One voice", delete_patterns="*")
-    # errors of the hub are HTTPErrors, a token that was copied by half is a ValueError
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise Problem(f"{folder} could not be pushed to {name!r} ({checkpoint.reason(error)}). It stays where it is. Log in "
-                      "(hf auth login) with a token that may write, check the name (owner/name) and the network, and push "
-                      "again.") from error
-    return str(made)
+    return hub.push(folder, name, "model", "One voice", public)
 
 
 def _refuse_other_voice(out: Path, voice: str, kind: str) -> None:
     """An export replaces an older one of the same voice and kind, and nothing else."""
-    refuse_to_replace(out, FILE)
-    there = read_json(out / FILE, "Choose another --out.") if (out / FILE).is_file() else {}
+    refuse_to_replace(out, hub.SIGN)
+    there = read_json(out / hub.SIGN, "Choose another --out.") if (out / hub.SIGN).is_file() else {}
     if there and (there.get("voice"), there.get("kind")) != (voice, kind):
         raise Problem(f"{out} holds the voice {there.get('voice')} as {there.get('kind')}, which would be replaced by "
                       f"{voice} as {kind}. Choose another --out, or remove it.")
-
-
-def _refuse_other_model(name: str, is_private: bool, files: set[str], public: bool) -> None:
-    """On the hub too a voice replaces a voice, or fills what was just made; and is not seen by more than was asked."""
-    if not public and not is_private:
-        raise Problem(f"{name} is there and everybody can see it. Give --public if that is what you want, or another name.")
-    if FILE not in files and (other := files - {".gitattributes", card.FILE}):
-        raise Problem(f"{name} is there and holds something else ({min(other)}, and no {FILE}). All of it would be "
-                      "replaced; push to another name.")
-    if public and is_private:
-        print(f"{name} was there already and is private; its settings on the hub make it public.")

@@ -7,11 +7,10 @@ from statistics import median
 
 from tts_kit import recipe as recipes
 from tts_kit.comparison import clips, contest, verdict, votes
-from tts_kit.data import desk, intake, report, utterance
+from tts_kit.data import consent, desk, intake, report, utterance
 from tts_kit.judging import scores
 from tts_kit.model import lora
 from tts_kit.recipe import Recipe
-from tts_kit.release import consent
 from tts_kit.run import Run, read_json, read_rows
 from tts_kit.tokens import cache
 
@@ -45,7 +44,7 @@ class Facts:
 def gather(run: Run, base: str) -> Facts:
     """All that a run still knows of its adapter; what is not there or belongs to another is left out, and that is said."""
     belongs = lora.read_voice(run.adapter)
-    if wrong := consent.fault(run):
+    if wrong := fault_of_consent(run, belongs):
         print(wrong)
     return Facts(run.name, belongs, called(base), recipes.read(run.adapter / recipes.FILE), data(run, belongs),
                  None if wrong else consent.of(run), comparison(run))
@@ -56,16 +55,29 @@ def called(place: str) -> str:
     return Path(place).name if Path(place).expanduser().exists() or Path(place).is_absolute() else place
 
 
-def data(run: Run, belongs: dict) -> dict:
-    """How much speech was learnt, from where, and what was checked."""
+def fault_of_consent(run: Run, belongs: dict) -> str:
+    """What is wrong with the consent to what the adapter has learnt, and what to do; nothing where a record covers it."""
+    if (run.data / utterance.MANIFEST).is_file() and (other := fault_of_data(run, belongs)):
+        return f"Whose voice it is cannot be told: {other}. Train again from what is there, or move {run.data} away."
+    return consent.fault(run)
+
+
+def fault_of_data(run: Run, belongs: dict) -> str:
+    """Why the run's data cannot be shown to be what the adapter has learnt; nothing where they are."""
     index = run.codes / "index.jsonl"
     if not (run.data / utterance.MANIFEST).is_file() or not index.is_file():
-        print(f"{run.data} or {run.codes} is gone: the card says nothing of the data.")
-        return {}
+        return f"{run.data} or {run.codes} is gone"
     learnt = [(row["id"], row["text"], row["split"]) for row in read_rows(index)]
     same = learnt == [(each.id, each.text, each.split) for each in utterance.read(run.data)]
     if not same or cache.digest(run.codes) != belongs.get("codes"):
-        print(f"{run.data} or {run.codes} is not what {run.adapter} has learnt: the card says nothing of the data.")
+        return f"{run.data} or {run.codes} is not what {run.adapter} has learnt"
+    return ""
+
+
+def data(run: Run, belongs: dict) -> dict:
+    """How much speech was learnt, from where, and what was checked."""
+    if wrong := fault_of_data(run, belongs):
+        print(f"{wrong}: the card says nothing of the data.")
         return {}
     found = report.look(run)
     measured = found.clips

@@ -1,13 +1,12 @@
 """Where voices lie: adapters and whole models, in folders or on the hub; nothing but safetensors and JSON is fetched."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from transformers.utils import CONFIG_NAME
 
-from tts_kit import checkpoint
+from tts_kit import checkpoint, hub
 from tts_kit.model import parcel
 from tts_kit.model.sampling import Sampling
 from tts_kit.problem import Problem
@@ -20,7 +19,7 @@ VOICE = "speech.json"
 def adapter(place: str | Path) -> Path | None:
     """The folder of the adapter at a place, fetched if it is on the hub; None where a whole model lies there."""
     folder = Path(place)
-    if not folder.exists() and isinstance(place, str) and re.fullmatch(checkpoint.HUB_ID, place):
+    if not folder.exists() and isinstance(place, str) and hub.is_name(place):
         folder = _fetch(place)
     is_whole = (folder / CONFIG_NAME).is_file() and not (folder / parcel.CONFIG).is_file()
     return None if is_whole else folder

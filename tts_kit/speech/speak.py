@@ -47,14 +47,8 @@ class Voice:
     @contextlib.contextmanager
     def speaking(self, tuned: bool = True) -> Iterator[None]:
         """Lets the model speak as this voice, or not tuned as the base, as long as the block lasts."""
-        if not self.base.turn.acquire(blocking=False):
-            raise Problem(f"{self.base.name} is still saying something else, in this voice or one that shares it, and would "
-                          "mix the two. Let that end, or close it, or load the voice apart.")
-        try:
-            with lora.speaking(self.model, tuned and self.is_tuned, self.adapter):
-                yield
-        finally:
-            self.base.turn.release()
+        with self.base.taken(), lora.speaking(self.model, tuned and self.is_tuned, self.adapter):
+            yield
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ from transformers import PrinterCallback, TrainerCallback
 from tts_kit import checkpoint
 from tts_kit import recipe as recipes
 from tts_kit import runtime as runtimes
-from tts_kit.model import compiling, load, lora, tables
+from tts_kit.data import consent
+from tts_kit.model import compiling, load, lora, tables, terms
+from tts_kit.physics import Physics
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run, write_text
 from tts_kit.runtime import Runtime
 from tts_kit.tokens import cache
 from tts_kit.tokens.clip import Clip
+from tts_kit.tokens.prompt import Writer
 from tts_kit.tuning import batches, ears, processes, watch
 from tts_kit.tuning.choosing import Choice
 from tts_kit.tuning.trainer import CsmTrainer, arguments, last_whole_checkpoint
@@ -37,6 +40,9 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
 
 
 def _fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback]) -> Path:
+    if processes.is_first():
+        print(terms.binds(recipe.base))
+        consent.remind(run, thorough=True)
     clips = cache.of_run(run)
     refuse_other_claims(recipe, run)
     if (run.adapter / lora.VOICE).exists():
@@ -105,10 +111,11 @@ def prepare(recipe: Recipe, run: Run, clips: Sequence[Clip], runtime: Runtime,
 
 
 def refuse_other_claims(recipe: Recipe, run: Run) -> None:
-    """A run that has learnt something goes on with the same recipe and codes, or not at all."""
+    """A run that has learnt something goes on with what gives the same adapter from the same codes, or not at all."""
     if not (last_whole_checkpoint(run.training) or (run.adapter / lora.VOICE).exists()):
         return
-    if different := recipe.differences(recipes.read(run.training / recipes.FILE)):
+    known = recipes.read(run.training / recipes.FILE)
+    if different := {name: both for name, both in recipe.differences(known).items() if name not in recipes.COSTS}:
         listed = "; ".join(f"{name} is {now!r}, there it is {then!r}" for name, (now, then) in different.items())
         raise Problem(f"{run.training / recipes.FILE} already holds another recipe: {listed}. Give the same values to "
                       f"go on with this one, choose another run name, or delete {run.training} and {run.adapter} to begin "
@@ -122,12 +129,14 @@ def rehearse(recipe: Recipe, run: Run, runtime: Runtime) -> dict:
     """What a training would be, without loading any weight: counts from the meta device, clips from the codes."""
     clips = cache.of_run(run)
     engine, _ = load.choose_engine(recipe.engine, runtime)
-    model = lora.attach(load.without_weights(recipe.base, recipe.revision), recipe.rank, recipe.alpha, recipe.targets)
-    counts = lora.census(model)
+    bare = load.without_weights(recipe.base, recipe.revision)
+    writer = Writer(checkpoint.tokenizer(recipe.base, recipe.revision), Physics.of(bare.config))
+    steps = batches.Steps([clip for clip in clips if clip.split == "train"], writer, recipe)
+    counts = lora.census(lora.attach(bare, recipe.rank, recipe.alpha, recipe.targets))
     return {"trainable": sum(count["trainable"] for count in counts.values()),
             "modules": {part: count["modules"] for part, count in counts.items()},
-            "clips": sum(clip.split == "train" for clip in clips), "steps": recipe.steps, "device": runtime.device,
-            "dtype": str(runtime.dtype).removeprefix("torch."), "engine": engine}
+            "clips": len(steps.scored), "steps": recipe.steps, "passes": round(steps.passes, 1),
+            "device": runtime.device, "dtype": str(runtime.dtype).removeprefix("torch."), "engine": engine}
 
 
 def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chosen: Choice, seconds: float,
@@ -136,7 +145,7 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chos
     movement = lora.moved(trainer.model)
     if not all(movement.values()):
         still = ", ".join(part for part, largest in movement.items() if not largest)
-        raise Problem(f"after {chosen.step} steps the adapter of {still} has not moved at all. Train again under another "
+        raise Problem(f"the adapter of {still} has not moved at all until step {chosen.step}. Train again under another "
                       "run name with a higher --learning-rate, more --steps or fewer --warmup-steps.")
     metrics = {"before": before, "after": after, "adapter_moved": movement,
                "seconds_since_start_or_resume": round(seconds, 1), "steps_since_start_or_resume": steps,
@@ -147,6 +156,7 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chos
     voice = {"speaker": trainer.train_dataset.speaker, "run": run.name,
              "codes": cache.digest(run.codes), "metrics": metrics}
     lora.save(trainer.model, run.adapter, base, recipe.to_json(), voice)
+    consent.accompany(run, run.adapter)
     print(f"Held-out loss: backbone {before['eval_backbone_loss']:.3f} -> {after['eval_backbone_loss']:.3f}, depth "
           f"{before['eval_depth_loss']:.3f} -> {after['eval_depth_loss']:.3f}. Adapter: {run.adapter}")
     if after["eval_loss"] > before["eval_loss"]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.distributed as group
 
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, reason
 from tts_kit.runtime import Runtime
 
 LONGEST_WAIT = datetime.timedelta(hours=1)
@@ -91,7 +91,7 @@ def explaining() -> Iterator[None]:
         if not isinstance(error, group.DistError) and "gloo" not in str(error):  # whose errors have no class of their own
             raise
         raise Problem(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} waits for the others, and one of them "
-                      f"has stopped or does not answer ({str(error).splitlines()[0]}). What stopped it stands above, or in "
+                      f"has stopped or does not answer ({reason(error)}). What stopped it stands above, or in "
                       "its own output; then start all of them again: the run goes on from its last checkpoint.") from error
 
 

@@ -144,6 +144,7 @@ class Waiting:
                     own.remove(order)
                     own.append(order)
 
+
 def share(company: list[Order]) -> list[tuple[Order, Line]]:
     """Which lines are said together: one of every order, then the second ones, as long as there is room."""
     lines = [[(order, line) for line in order.ready] for order in company]

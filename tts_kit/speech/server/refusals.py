@@ -2,6 +2,7 @@
 
 import math
 
+from tts_kit.model.load import Taken
 from tts_kit.problem import Problem
 
 BUSY = 503
@@ -41,6 +42,8 @@ def of(problem: Exception) -> Refusal:
     """Any error as a refusal; what is nobody's business stays in the server's log."""
     if isinstance(problem, Refusal):
         return problem
+    if isinstance(problem, Taken):
+        return busy("the voice is saying something else.", 2)
     if isinstance(problem, Problem):
         return Refusal(400, str(problem), "unspeakable", "input")
     return Refusal(500, "the server failed to say this; its log has the reason. Other requests are served.", "failed")

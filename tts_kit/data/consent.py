@@ -65,14 +65,22 @@ def read(folder: str | Path) -> Consent | None:
 
 
 def record(run: Run, who: str, kind: str, statement: str) -> Consent:
-    """Record it for the clips that the run holds now, beside them and beside the adapter if there is one."""
+    """Record it for the clips that the run holds now, beside them and beside the adapter if there is one; what is recorded
+    already keeps its date."""
     who, statement = who.strip(), statement.strip().replace("\r\n", "\n")
     _check(who, kind, statement)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     made = Consent(who, kind, statement, now, *_covered(run))
+    if (old := read(run.folder)) and dataclasses.replace(old, when=now) == made:
+        made = old
     for folder in (run.folder, *[run.adapter] * run.adapter.is_dir()):
-        write_json(folder / FILE, dataclasses.asdict(made))
+        put(made, folder)
     return made
+
+
+def put(made: Consent, folder: str | Path) -> None:
+    """Into a folder that the voice travels in."""
+    write_json(Path(folder) / FILE, dataclasses.asdict(made))
 
 
 def of(run: Run) -> Consent | None:
@@ -92,13 +100,6 @@ def fault(run: Run) -> str:
     return ""
 
 
-def require(run: Run) -> Consent:
-    """The record that a voice needs before everybody may have it; a Problem where none covers it."""
-    if wrong := fault(run):
-        raise Problem(f"A voice is made public only with consent. {wrong}")
-    return of(run)
-
-
 def remind(run: Run, thorough: bool = False, adapter: str | Path = "") -> None:
     """One line where no consent is recorded, with the run or with an `adapter` from elsewhere, for what goes on without;
     `thorough` looks at every clip too."""
@@ -115,7 +116,7 @@ def accompany(run: Run, folder: str | Path) -> Consent | None:
     if fault(run):
         return None
     found = of(run)
-    write_json(Path(folder) / FILE, dataclasses.asdict(found))
+    put(found, folder)
     return found
 
 

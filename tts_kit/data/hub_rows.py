@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tts_kit.data.table import MOST_ROWS, Row, plain
-from tts_kit.problem import Problem
+from tts_kit.problem import Problem, reason
 
 WANTED = ("audio", "text")
 OPTIONAL = ("source", "speaker_id", "recording")
@@ -48,7 +48,7 @@ def rows(name: str, split: str) -> Iterator[Row]:
     try:
         sounds = dataset.select_columns("audio").cast_column("audio", datasets.Audio(decode=False))
     except (TypeError, ValueError, ImportError) as error:
-        raise Problem(f"{name}: the column audio holds no encoded audio files ({_first_line(error)}). Save it as "
+        raise Problem(f"{name}: the column audio holds no encoded audio files ({reason(error)}). Save it as "
                       "datasets.Audio, with bytes or paths.") from error
     paths = sounds.flatten().select_columns("audio.path")
     cells = dataset.select_columns([column for column in ("text", *OPTIONAL) if column in dataset.column_names])
@@ -71,7 +71,7 @@ def _load(datasets, name: str, split: str):
             return splits[split]
         return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise Problem(f"{name} (split {split}) could not be opened as a dataset: {_first_line(error)} Check the "
+        raise Problem(f"{name} (split {split}) could not be opened as a dataset: {reason(error)}. Check the "
                       "spelling of OWNER/NAME:SPLIT, the network and `hf auth login`, or give a folder with "
                       "metadata.csv.") from error
 
@@ -90,7 +90,3 @@ def _version(dataset, name: str) -> str:
     files = [Path(os.path.realpath(file["filename"])) for file in dataset.cache_files]
     own = [file.stat().st_mtime_ns for file in files if file.is_relative_to(os.path.realpath(name))]
     return repr(([(file.parts[-2:], file.stat().st_size) for file in files], own))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
