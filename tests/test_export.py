@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tts_kit import audio, data
+from tts_kit.__main__ import main
 from tts_kit.data import consent, export, intake
+from tts_kit.hub import SIGN
 from tts_kit.problem import Problem
 from tts_kit.recipe import Recipe
 from tts_kit.run import Run
@@ -90,6 +92,16 @@ def test_recordings_are_public_only_with_consent(place, tmp_path):
         assert "voice" in server.public and consent.FILE in {path.name for path in server.files("voice")}
 
 
+def test_what_cannot_be_pushed_is_not_written_first(place, tmp_path, monkeypatch, capsys):
+    """Mistake: a folder that was made for nothing, and is in the way when the consent is there."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place.data, Run("emma").data)
+    (Run("emma").data / intake.ORIGIN).unlink()
+    for given, said in ((["me/voice", "--public"], "only with consent. No consent"), (["voice"], "no name on the hub")):
+        assert main(["dataset", "--run", "emma", "--push", *given]) == 1 and said in capsys.readouterr().err
+    assert not (Run("emma").folder / "dataset").exists()
+
+
 def test_a_dataset_of_somebody_is_not_replaced(place, tmp_path):
     """Mistake: a dataset of that name, with other recordings in its `train`, is wiped."""
     folder = export.export(place, tmp_path / "out")
@@ -104,5 +116,8 @@ def test_a_dataset_of_somebody_is_not_replaced(place, tmp_path):
         export.push(folder, "me/voice")
         (folder / "test" / "metadata.jsonl").unlink()
         export.push(folder, "me/voice")
+        (folder / SIGN).unlink()
+        with pytest.raises(Problem, match="does not say what it holds: no release.json.*export again"):
+            export.push(folder, "me/voice")
     left = {path.relative_to(tmp_path / "hub" / "voice").as_posix() for path in (tmp_path / "hub").rglob("*.jsonl")}
     assert left == {"train/metadata.jsonl"}, "what was taken out is gone there too"

@@ -340,7 +340,8 @@ def test_what_was_done_here_since_is_never_replaced(trained, tmp_path, name):
     shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
     shutil.copytree(trained.folder, shelf.root / "anna")
     volume.bring(shelf, run)
-    for other in ("adapter/.DS_Store", "training/.ipynb_checkpoints/log.jsonl", "release/card.md"):
+    for other in ("consent.json", "adapter/consent.json", "adapter/.DS_Store", "training/.ipynb_checkpoints/log.jsonl",
+                  "release/card.md"):
         harmless = run.folder / other
         harmless.parent.mkdir(exist_ok=True)
         harmless.write_text("of this machine")

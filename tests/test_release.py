@@ -19,7 +19,7 @@ from test_generate import GREEDY
 from test_shared_base import change, codes, make_adapter
 
 from tts_kit import __main__ as verbs
-from tts_kit import runtime, story
+from tts_kit import audio, runtime, story
 from tts_kit.comparison import clips
 from tts_kit.data import consent
 from tts_kit.hub import SIGN
@@ -334,6 +334,39 @@ def test_a_push_is_private_and_public_only_with_consent(copied, tmp_path):
         with pytest.raises(Problem, match="no name on the hub"):
             export.push(copied, folder, "no name at all/..")
         assert len(server.told) == sent
+
+
+def slip_words(run: Run) -> None:
+    """The same words by somebody else, where the codes are still of the first one."""
+    first = next((run.data / "clips").iterdir())
+    audio.write(first, audio.read(first, 24_000)[::-1], 24_000)
+
+
+def slip_all(run: Run) -> None:
+    """Another's recordings, to which that one consents, and which are then moved away."""
+    slip_words(run)
+    consent.record(run, "Ben", "own", "I agree.")
+    shutil.rmtree(run.data)
+
+
+@pytest.mark.parametrize("slip, message", [(slip_words, "is not what .* has learnt"), (slip_all, "other recordings than")])
+def test_no_consent_is_slipped_under_what_was_learnt(copied, tmp_path, slip, message):
+    """Mistake: somebody agrees, and it is another whose voice everybody gets."""
+    slip(copied)
+    folder = export.export(copied, marked=False)
+    assert not (folder / consent.FILE).exists() and "Ben" not in (folder / card.FILE).read_text(encoding="utf-8")
+    with hub.taking(tmp_path / "hub") as server, pytest.raises(Problem, match=f"public only with consent.*{message}"):
+        export.push(copied, folder, "me/voice", public=True)
+    assert not server.told
+
+
+def test_an_export_from_before_the_consent_stays_private(copied, tmp_path):
+    """Mistake: a folder that knows of no consent is public, as the run has one by now."""
+    folder = export.export(copied, marked=False)
+    (folder / consent.FILE).unlink()
+    with hub.taking(tmp_path / "hub") as server, pytest.raises(Problem, match="exported without this run's. Export again"):
+        export.push(copied, folder, "me/voice", public=True)
+    assert not server.told
 
 
 def test_a_push_replaces_only_voices_and_shows_none(copied, tmp_path, capsys):

@@ -259,6 +259,13 @@ def test_pictures_show_what_was_measured():
     assert plots.pictures(unscored, verdict.QUESTIONS) == []
 
 
+def test_no_interval_is_drawn_below_no_words():
+    """Mistake: an arm that is wrong in one word seems to be right in more than all."""
+    figure = plots.voices_and_words(rows_of("base", np.full((5, 2), 0.5), [[1, 1], *[[0, 0]] * 4]))
+    drawn = [segment for lines in figure.axes[0].containers[0].lines[2] for segment in lines.get_segments()]
+    assert np.min([segment[:, 0] for segment in drawn]) == 0 < np.max([segment[:, 0] for segment in drawn])
+
+
 def test_what_was_learnt_by_heart_is_no_victory():
     """Mistake: an arm that says its training clips again sounds exactly like the voice, and wins."""
     rows = [row | {"copied": row["arm"] == "tuned" and row["sentence"] < 5} for arm, gain in (("base", 0.0), ("tuned", 0.2))

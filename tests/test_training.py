@@ -20,6 +20,7 @@ from torch.utils._triton import has_triton
 
 from tts_kit import recipe as recipes
 from tts_kit import runtime
+from tts_kit.data import consent
 from tts_kit.model import compiling, generate, lora, loss
 from tts_kit.model.sampling import Sampling
 from tts_kit.pretrain import shape
@@ -292,9 +293,23 @@ def test_a_run_that_did_not_fit_goes_on_in_less_memory(recipe, run):
     before = adapter(run.adapter)
     (run.adapter / lora.VOICE).unlink()
     shutil.rmtree(max(run.training.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
-    finetune.fit(recipe.but(checkpointing=True, text_off_gpu=True), run, CPU)
+    finetune.fit(recipe.but(checkpointing=True, text_off_gpu=True, compile="no"), run, CPU)
     same(adapter(run.adapter), before)
     assert recipes.read(run.training / recipes.FILE).checkpointing
+
+
+def test_an_adapter_gets_the_consent_however_training_ended(recipe, run, capsys):
+    """Mistake: a training that is killed between its weights and the consent leaves a voice that is nobody's for good; or
+    nobody is reminded that there is none."""
+    made = consent.Consent("Anna", "own", "I agree.", "2024-02-29T12:00:00+00:00", 6, 12.5, "0" * 64)
+    consent.put(made, run.folder)
+    for _ in ("trained", "already trained"):
+        assert consent.read(finetune.fit(recipe, run, CPU)) == made
+        (run.adapter / consent.FILE).unlink()
+    assert "No consent" not in capsys.readouterr().out
+    (run.folder / consent.FILE).unlink()
+    finetune.fit(recipe, run, CPU)
+    assert "No consent to the voice of run" in capsys.readouterr().out
 
 
 def test_a_run_that_has_learnt_nothing_takes_another_recipe(recipe, run, toy):
@@ -313,6 +328,17 @@ def test_a_run_is_bound_to_its_codes(recipe, run, trained_by_then):
     with_codes(run, [*cache.read(run.codes), make_clip("new", 9)])
     with pytest.raises(Problem, match="trained on other codes.*another run name"):
         finetune.fit(recipe, run, CPU)
+
+
+def test_codes_of_other_sounds_are_refused(recipe, run):
+    """Mistake: the same sentences are recorded again, the codes are forgotten, and the old recordings are trained on."""
+    rows = [{"id": clip.id, "text": clip.text, "split": clip.split, "audio": f"{clip.id}.flac"}
+            for clip in cache.read(run.codes)]
+    write_rows(run.data / "manifest.jsonl", rows)
+    assert len(cache.of_run(run)) == len(rows), "codes are enough where the sounds are not there"
+    write_bytes(run.data / rows[0]["audio"], b"another take")
+    with pytest.raises(Problem, match="made from other data than .*tokenize"):
+        cache.of_run(run)
 
 
 def test_codes_older_than_the_data_are_refused(recipe, run):

@@ -32,6 +32,9 @@ def push(folder: Path, name: str, kind: str, message: str, public: bool = False)
     from huggingface_hub import HfApi
 
     refuse_name(name)
+    if not (folder / SIGN).is_file():
+        raise Problem(f"{folder} does not say what it holds: no {SIGN}. An older version of the kit, or somebody else, made "
+                      "it; export again to another --out.")
     try:
         hub = HfApi()
         made = hub.create_repo(name, repo_type=kind, private=not public, exist_ok=True)

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from tts_kit.problem import Problem
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+CONSENT = "consent.json"
+"""In a run's folder and in its adapter: whose voice it is."""
 
 
 class Run:

@@ -52,6 +52,8 @@ def dataset(options: argparse.Namespace) -> None:
     run = Run(options.run)
     folder = options.out or run.folder / "dataset"
     if not (options.push and folder.is_dir()):
+        if options.push:
+            room.refuse_to_push(run, options.push, options.public)
         room.export(run, folder)
     print(room.push(folder, options.push, options.public) if options.push else folder)
 
@@ -97,7 +99,7 @@ def speak(options: argparse.Namespace) -> None:
     run = Run(options.run)
     voice = _voice(options, run, options.adapter or run.adapter, may_be_base=options.untuned)
     if not options.untuned:
-        allowed.remind(run, adapter=(options.adapter and places.adapter(options.adapter)) or "")
+        allowed.remind(run, adapter=(options.adapter and (places.adapter(options.adapter) or options.adapter)) or "")
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None
     voice.int8 = options.int8
     if options.stream:

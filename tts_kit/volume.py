@@ -11,7 +11,7 @@ from modal.volume import FileEntryType
 from tqdm.auto import tqdm
 
 from tts_kit.problem import Problem
-from tts_kit.run import Run, read_json, write_json, writing_file, writing_folder
+from tts_kit.run import CONSENT, Run, read_json, write_json, writing_file, writing_folder
 
 STAYS = ("source", "downloads", "cuts")
 """Parts of a run that are not brought here; nor are checkpoints."""
@@ -54,7 +54,9 @@ def refuse_own(run: Run, coming: Iterable[str] = ()) -> None:
     folders = {PurePosixPath(name).parts[0] for name in brought}.union(coming)
     for path in sorted(run.folder.rglob("*")):
         inside = path.relative_to(run.folder)
-        if path.is_dir() or inside.name == BROUGHT or any(part.startswith(".") for part in inside.parts):
+        # the adapter's copy of a consent that was recorded here; the run's own stays
+        copied = inside == Path(run.adapter.name, CONSENT)
+        if path.is_dir() or inside.name == BROUGHT or copied or any(part.startswith(".") for part in inside.parts):
             continue
         comes = not brought or inside.parts[0] in folders
         if comes and brought.get(inside.as_posix()) != hashlib.sha256(path.read_bytes()).hexdigest():

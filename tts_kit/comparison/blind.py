@@ -5,9 +5,7 @@ against looking, not against digging: who takes the page apart may find that two
 """
 
 import hashlib
-import html
 import json
-import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -129,7 +127,7 @@ def _save(draft: Draft, folder: Path, title: str, kinds: Sequence[str], question
     _keep_old_key(folder / KEY, data["test"])
     key = {"test": data["test"], "kinds": kinds, "questions": questions, "clips": facts, "trials": draft.trials}
     run.write_text(folder / KEY, json.dumps(key, indent=1))
-    run.write_text(folder / PAGE, _filled(data, title))
+    run.write_text(folder / PAGE, pages.page(__file__, title, ("ballot.js", "blind.js"), data, ["media-src data:"])[0])
     return folder / PAGE
 
 
@@ -150,19 +148,3 @@ def _keep_old_key(path: Path, test: str) -> None:
         kept = path.with_name(f"{path.stem}-{hashlib.sha256(repr(old).encode()).hexdigest()[:12]}.json")
         run.write_json(kept, old)
         print(f"Another blind test stood in {path.parent}; its key is kept as {kept.name}.")
-
-
-def _filled(data: dict, title: str) -> str:
-    """The page's text; the policy lets these two texts run and style, and nothing reach a network."""
-    style, script = pages.style(Path(__file__).with_suffix(".css")), _beside("ballot.js") + _beside("blind.js")
-    policy = (f"default-src 'none'; media-src data:; style-src {pages.digest(style)}; "
-              f"script-src {pages.digest(script)}; base-uri 'none'; form-action 'none'")
-    # ASCII JSON without "<" can neither end its script element nor hold U+2028 or half a surrogate pair
-    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    escaped = html.escape(title).encode("ascii", "xmlcharrefreplace").decode("ascii")
-    return string.Template(_beside("blind.html")).substitute(policy=policy, title=escaped, style=style, script=script,
-                                                             data=embedded)
-
-
-def _beside(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")

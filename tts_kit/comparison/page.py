@@ -1,8 +1,5 @@
 """The listening page: sentences in rows, arms in columns, one HTML file that needs nothing else."""
 
-import html
-import json
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +7,7 @@ from types import MappingProxyType
 from tqdm.auto import tqdm
 
 from tts_kit import audio, pages, run
+from tts_kit.pages import escaped
 from tts_kit.problem import Problem
 
 ARMS = {
@@ -136,20 +134,13 @@ def _clip(row: dict, path: Path, columns: list[str]) -> dict:
 
 
 def _filled(data: dict, title: str, sentence: str, facts: dict, figures: str) -> str:
-    """The page's text; the policy lets these two texts run and style, and nothing reach a network."""
-    style, script = pages.style(Path(__file__).with_suffix(".css")), _beside("listening.js") + _beside("page.js")
-    policy = (f"default-src 'none'; media-src data:; img-src data:; style-src {pages.digest(style)}; "
-              f"script-src {pages.digest(script)}; base-uri 'none'; form-action 'none'")
-    listed = "\n".join(f"<div><dt>{_escaped(name)}</dt><dd dir=\"auto\">{_escaped(_plain(value))}</dd></div>"
+    listed = "\n".join(f"<div><dt>{escaped(name)}</dt><dd dir=\"auto\">{escaped(_plain(value))}</dd></div>"
                        for name, value in facts.items())
-    # ASCII JSON without "<" can neither end its script element nor hold U+2028 or half a surrogate pair
-    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     first, *others = sentence.split("\n")
-    evidence = "".join(f'<li dir="auto">{_escaped(each)}</li>' for each in others)
-    return string.Template(_beside("page.html")).substitute(
-        policy=policy, title=_escaped(title), sentence=_escaped(first),
-        evidence=f'<ul class="evidence">{evidence}</ul>' if evidence else "", facts=listed, style=style, data=embedded,
-        script=script, figures=figures)
+    evidence = "".join(f'<li dir="auto">{escaped(each)}</li>' for each in others)
+    return pages.page(
+        __file__, title, ("listening.js", "page.js"), data, ("media-src data:", "img-src data:"), sentence=escaped(first),
+        evidence=f'<ul class="evidence">{evidence}</ul>' if evidence else "", facts=listed, figures=figures)[0]
 
 
 def _figures(figures: list[list[str]]) -> str:
@@ -157,25 +148,17 @@ def _figures(figures: list[list[str]]) -> str:
     if not figures:
         return ""
     head, *lines = figures
-    columns = "".join(f'<th scope="col">{_escaped(name)}</th>' for name in head)
-    cells = [(line[0], "".join(f"<td>{_escaped(cell)}</td>" for cell in line[1:])) for line in lines]
-    body = "".join(f'<tr><th scope="row">{_escaped(name)}</th>{rest}</tr>' for name, rest in cells)
+    columns = "".join(f'<th scope="col">{escaped(name)}</th>' for name in head)
+    cells = [(line[0], "".join(f"<td>{escaped(cell)}</td>" for cell in line[1:])) for line in lines]
+    body = "".join(f'<tr><th scope="row">{escaped(name)}</th>{rest}</tr>' for name, rest in cells)
     return f'<table class="figures"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _pictures(pictures: Sequence[tuple[bytes, str]]) -> str:
     """Pictures side by side, as wide as they fit."""
-    shown = "".join(f'<img src="{pages.embedded(content, "image/png")}" alt="{_escaped(text)}">'
+    shown = "".join(f'<img src="{pages.embedded(content, "image/png")}" alt="{escaped(text)}">'
                     for content, text in pictures)
     return f'<div class="plots">{shown}</div>' if shown else ""
-
-
-def _beside(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(str(text)).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _plain(value) -> str:

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from tts_kit.data import examples, intake, utterance
 from tts_kit.problem import Problem
-from tts_kit.run import Run, read_json, write_json
+from tts_kit.run import CONSENT, Run, read_json, write_json
 
-FILE = "consent.json"
+FILE = CONSENT
 KINDS = {"own": "my own voice", "written": "written permission of the speaker",
          "licensed": "recordings in the public domain or under a licence that allows it", "synthetic": "nobody's voice: a "
          "machine's"}
@@ -98,6 +98,14 @@ def fault(run: Run) -> str:
                 f"{found.clips} clips of {found.seconds / 60:.1f} minutes, now {now[0]} of {now[1] / 60:.1f}, not all the "
                 f"same. {remedy}")
     return ""
+
+
+def recordings(run: Run) -> str:
+    """The sum of the clips that the run's data folder holds, as a record has it; empty where they are not all there."""
+    try:
+        return _covered(run)[2]
+    except Problem:  # codes are enough to train from
+        return ""
 
 
 def remind(run: Run, thorough: bool = False, adapter: str | Path = "") -> None:

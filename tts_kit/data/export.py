@@ -64,11 +64,18 @@ def export(place: Run, out: str | Path) -> Path:
     return out
 
 
+def refuse_to_push(place: Run, name: str, public: bool) -> None:
+    """What can be known to go wrong before anything is written: a name that is none, or a public voice without consent."""
+    hub.refuse_name(name)
+    if public and (wrong := consent.fault(place)):
+        raise Problem(f"A voice is made public only with consent. {wrong}")
+
+
 def push(folder: Path, name: str, public: bool = False) -> str:
     """Put an exported folder on the hub as dataset `owner/name`, public only with consent; returns its address."""
     if not (folder / SPLITS[TRAIN] / TABLE).is_file():
         raise Problem(f"{folder} is no exported dataset: no {SPLITS[TRAIN]}/{TABLE}. Choose another --out.")
     if public and not consent.read(folder):
         raise Problem(f"A voice is made public only with consent, and {folder} was exported without. Record it (python -m "
-                      "tts_kit consent), and export to another --out.")
+                      "tts_kit consent --run NAME), and export to another --out.")
     return hub.push(folder, name, "dataset", "Data of one voice", public)

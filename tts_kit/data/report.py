@@ -6,7 +6,6 @@ In go the utterances of a run and the lists of what was left out; out come figur
 import html
 import io
 import statistics
-import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,11 +121,9 @@ def picture(report: Report) -> bytes:
 
 def write(place: Run, report: Report) -> Path:
     """The page in the run's data, whole by itself: plots and clips are inside."""
-    style = pages.style(Path(__file__).with_suffix(".css"))
-    page = string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(f"The data of {report.name}"), style=style, policy=pages.digest(style),
-        advice=html.escape(advice(report)), sums="\n".join(_sums(report)), lists="\n".join(_lists(report)),
-        plots=pages.embedded(picture(report), "image/png"))
+    page, _ = pages.page(__file__, f"The data of {report.name}", allowed=("img-src data:", "media-src data:"),
+                         advice=html.escape(advice(report)), sums="\n".join(_sums(report)),
+                         lists="\n".join(_lists(report)), plots=pages.embedded(picture(report), "image/png"))
     run.write_text(place.data / FILE, page)
     return place.data / FILE
 

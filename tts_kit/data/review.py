@@ -5,15 +5,12 @@ machine only, and to nobody who does not know the token in its address.
 """
 
 import asyncio
-import html
 import io
 import json
 import secrets
 import socket
-import string
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import soundfile
 
@@ -89,11 +86,7 @@ def shown(entry: Entry) -> dict:
 
 def page(title: str) -> tuple[str, str]:
     """The page and the policy under which a browser may run it: its own script and nothing else."""
-    page, script = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".html", ".js"))
-    style = pages.style(Path(__file__).with_suffix(".css"))
-    filled = string.Template(page).substitute(title=html.escape(title), style=style, script=script)
-    return filled, (f"default-src 'none'; script-src {pages.digest(script)}; style-src {pages.digest(style)}; "
-                    "connect-src 'self'; media-src blob:; img-src data:; base-uri 'none'; form-action 'none'")
+    return pages.page(__file__, title, ["review.js"], allowed=("connect-src 'self'", "media-src blob:", "img-src data:"))
 
 
 class Review:

@@ -65,6 +65,9 @@ def refuse_to_push(run: Run, name: str, public: bool) -> None:
 def push(run: Run, folder: Path, name: str, public: bool = False) -> str:
     """Put an exported folder on the hub as model `owner/name`, public only with consent; returns its address."""
     refuse_to_push(run, name, public)
+    if public and consent.read(folder) != consent.of(run):
+        raise Problem(f"A voice is made public only with consent, and {folder} was exported without this run's. "
+                      "Export again.")
     return hub.push(folder, name, "model", "One voice", public)
 
 

@@ -11,7 +11,7 @@ from tts_kit.data import consent, desk, intake, report, utterance
 from tts_kit.judging import scores
 from tts_kit.model import lora
 from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_json, read_rows
+from tts_kit.run import Run, read_json
 from tts_kit.tokens import cache
 
 
@@ -59,17 +59,20 @@ def fault_of_consent(run: Run, belongs: dict) -> str:
     """What is wrong with the consent to what the adapter has learnt, and what to do; nothing where a record covers it."""
     if (run.data / utterance.MANIFEST).is_file() and (other := fault_of_data(run, belongs)):
         return f"Whose voice it is cannot be told: {other}. Train again from what is there, or move {run.data} away."
-    return consent.fault(run)
+    if wrong := consent.fault(run):
+        return wrong
+    found, learnt = consent.of(run), belongs.get("recordings")
+    if learnt and found.sha256 != learnt:
+        return (f"{run.adapter} has learnt from other recordings than the {found.clips} clips to which {found.who} "
+                f"consented on {found.when[:10]}. Train again from those, in another run.")
+    return ""
 
 
 def fault_of_data(run: Run, belongs: dict) -> str:
     """Why the run's data cannot be shown to be what the adapter has learnt; nothing where they are."""
-    index = run.codes / "index.jsonl"
-    if not (run.data / utterance.MANIFEST).is_file() or not index.is_file():
+    if not (run.data / utterance.MANIFEST).is_file() or not (run.codes / "index.jsonl").is_file():
         return f"{run.data} or {run.codes} is gone"
-    learnt = [(row["id"], row["text"], row["split"]) for row in read_rows(index)]
-    same = learnt == [(each.id, each.text, each.split) for each in utterance.read(run.data)]
-    if not same or cache.digest(run.codes) != belongs.get("codes"):
+    if not cache.are_of_data(run) or cache.digest(run.codes) != belongs.get("codes"):
         return f"{run.data} or {run.codes} is not what {run.adapter} has learnt"
     return ""
 

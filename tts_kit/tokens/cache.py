@@ -74,11 +74,20 @@ def of_run(run: Run) -> list[Clip]:
         raise Problem(f"{run.folder} holds neither data nor codes. Begin with `python -m tts_kit data SOURCE --run "
                       f"{run.name}`, then `python -m tts_kit tokenize --run {run.name}`.")
     clips = read(run.codes)
-    said = [(row["id"], row["text"], row["split"]) for row in read_rows(manifest)] if manifest.exists() else None
-    if said is not None and said != [(clip.id, clip.text, clip.split) for clip in clips]:
+    if manifest.exists() and not are_of_data(run):
         raise Problem(f"{run.codes} was made from other data than {run.data} holds now. Run `python -m tts_kit tokenize` "
                       "again: it encodes only what is missing.")
     return clips
+
+
+def are_of_data(run: Run) -> bool:
+    """Whether a run's codes are those of its data, word by word, and sound by sound where the sounds are there."""
+    said, codec = [*read_rows(run.data / utterance.MANIFEST)], made_by(run.codes)
+    known = [*read_rows(run.codes / "index.jsonl")]
+    if [(row["id"], row["text"], row["split"]) for row in said] != [(row["id"], row["text"], row["split"]) for row in known]:
+        return False
+    sounds = [run.data / row.get("audio", "") for row in said]
+    return all(key(sound, codec) == row["key"] for sound, row in zip(sounds, known) if sound.is_file())
 
 
 def digest(folder: Path) -> str:

@@ -26,7 +26,8 @@ from tts_kit.tuning import batches, ears, processes, watch
 from tts_kit.tuning.choosing import Choice
 from tts_kit.tuning.trainer import CsmTrainer, arguments, last_whole_checkpoint
 
-CODES = "codes.sha256"
+CODES, RECORDINGS = "codes.sha256", "recordings.sha256"
+"""Beside the checkpoints: which codes they have learnt, and from which clips those were made."""
 
 
 def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -36,7 +37,11 @@ def fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerC
     with processes.explaining():
         processes.join(runtime)
         with processes.one_voice():
-            return _fit(recipe, run, runtime, callbacks)
+            adapter = _fit(recipe, run, runtime, callbacks)
+        if processes.is_first():
+            consent.accompany(run, adapter)
+        processes.wait()
+        return adapter
 
 
 def _fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[TrainerCallback]) -> Path:
@@ -56,6 +61,7 @@ def _fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[Trainer
     if processes.is_first():
         write_text(run.training / recipes.FILE, recipe.to_json())
         write_text(run.training / CODES, cache.digest(run.codes))
+        write_text(run.training / RECORDINGS, consent.recordings(run))
     last = last_whole_checkpoint(run.training)
     print(f"Going on from {last.name}." if last else "Starting from the base model.")
     start, first = time.monotonic(), int(last.name.split("-")[1]) if last else 0
@@ -65,7 +71,6 @@ def _fit(recipe: Recipe, run: Run, runtime: Runtime, callbacks: Sequence[Trainer
     seconds, steps = time.monotonic() - start, trainer.state.global_step - first
     if processes.is_first():
         _finish(trainer, base, recipe, run, ears.settle(listener, trainer), seconds, steps)
-    processes.wait()
     return run.adapter
 
 
@@ -154,9 +159,9 @@ def _finish(trainer: CsmTrainer, base: load.Base, recipe: Recipe, run: Run, chos
                "passes": round(trainer.train_dataset.passes * chosen.step / recipe.steps, 2),
                "machine": runtimes.machine(), "versions": runtimes.versions()}
     voice = {"speaker": trainer.train_dataset.speaker, "run": run.name,
-             "codes": cache.digest(run.codes), "metrics": metrics}
+             "codes": cache.digest(run.codes), "recordings": (run.training / RECORDINGS).read_text(encoding="utf-8"),
+             "metrics": metrics}
     lora.save(trainer.model, run.adapter, base, recipe.to_json(), voice)
-    consent.accompany(run, run.adapter)
     print(f"Held-out loss: backbone {before['eval_backbone_loss']:.3f} -> {after['eval_backbone_loss']:.3f}, depth "
           f"{before['eval_depth_loss']:.3f} -> {after['eval_depth_loss']:.3f}. Adapter: {run.adapter}")
     if after["eval_loss"] > before["eval_loss"]:

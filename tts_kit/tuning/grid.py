@@ -1,8 +1,5 @@
 """What each step of a training sounds like: sentences in rows, steps in columns, one HTML file that needs nothing else."""
 
-import html
-import json
-import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +21,8 @@ def write(rows: Sequence[dict], folder: Path, title: str, sentence: str, chosen:
             "sentences": [{"number": number, "text": text, "clips": [clips.get((number, step)) for step in steps]}
                           for number, text in sorted(sentences.items())]}
     page = folder / PAGE
-    run.write_text(page, _filled(data, title, sentence))
+    run.write_text(page, pages.page(__file__, title, ["grid.js"], data, ["media-src data:"],
+                                    sentence=pages.escaped(sentence))[0])
     return page
 
 
@@ -48,22 +46,3 @@ def _clip(row: dict, path: Path) -> dict:
     except Problem as problem:  # the page may travel, and the names of this machine's folders stay at home
         return clip | {"problem": row["failure"] or str(problem).replace(str(path), row["file"])}
     return clip | {"sound": pages.embedded(*audio.compressed(samples, RATE))}
-
-
-def _filled(data: dict, title: str, sentence: str) -> str:
-    """The page's text; the policy lets this script run and this style apply, and nothing reach a network."""
-    style, script = pages.style(_beside("css")), _beside("js").read_text(encoding="utf-8")
-    policy = (f"default-src 'none'; media-src data:; style-src {pages.digest(style)}; script-src {pages.digest(script)}; "
-              "base-uri 'none'; form-action 'none'")
-    # ASCII JSON without "<" can neither end its script element nor hold U+2028 or half a surrogate pair
-    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return string.Template(_beside("html").read_text(encoding="utf-8")).substitute(
-        policy=policy, title=_escaped(title), sentence=_escaped(sentence), style=style, data=embedded, script=script)
-
-
-def _beside(suffix: str) -> Path:
-    return Path(__file__).with_suffix(f".{suffix}")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode("ascii")
