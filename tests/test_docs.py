@@ -41,6 +41,7 @@ RUN = {  # command: what is added to it here, so that it is quick
     'python -m tts_kit speak "Hello." --run anna --stream --int8': "",
     'python -m tts_kit speak "Hello." --run anna --retries 2': "",
     'python -m tts_kit speak "Hello." --run anna --dtype float32': "",
+    'python -m tts_kit speak "Hello." --run anna --strength 1.5': "",
     "python -m tts_kit compare --run anna": "--sentences 1 --seeds 1",
     "python -m tts_kit compare --run anna --arms base tuned tuned:strength=1.5": "--sentences 1 --seeds 1",
     "python -m tts_kit compare --run anna --arms base clone tuned tuned:strength=0.5 tuned:checkpoint=40 clone:references=3":

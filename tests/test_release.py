@@ -304,6 +304,20 @@ def test_the_verb_exports(copied, monkeypatch, capsys):
     assert "nothing was trained there yet" in capsys.readouterr().err
 
 
+def test_the_verb_speaks_as_strongly_as_told(copied, monkeypatch, capsys):
+    """Mistake: the strength that whoever speaks sets cannot be set, or is not heard."""
+    monkeypatch.chdir(copied.folder.parent.parent)
+    given = ["speak", "Hello there.", "--run", "told", "--device", "cpu", "--no-watermark"]
+    said = {}
+    for name, more in (("as trained", []), ("off", ["--strength", "0"]), ("base", ["--untuned"]),
+                       ("loud", ["--strength", "3"])):
+        assert verbs.main([*given, "--out", "said.wav", *more]) == 0
+        said[name] = Path("said.wav").read_bytes()
+    assert said["off"] == said["base"] and len({*said.values()}) == 3
+    assert verbs.main([*given, "--out", "said.wav", "--untuned", "--strength", "2"]) == 1
+    assert "is said without one" in capsys.readouterr().err and Path("said.wav").read_bytes() == said["loud"]
+
+
 def test_a_push_is_private_and_public_only_with_consent(copied, tmp_path):
     """Mistake: a voice that everybody has because nobody asked; or files of the last push, such as a consent that was taken
     back, that stay beside the new ones."""

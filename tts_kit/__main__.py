@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("text", help="what to say, of any length")
     verb.add_argument("--adapter", help="adapter folder; default: the run's")
     verb.add_argument("--untuned", action="store_true", help="speak with the base alone")
+    verb.add_argument("--strength", type=float, default=1.0, help="how much of the adapter is heard: 0 is the base, 1 as "
+                      "trained (default), more is more")
     verb.add_argument("--reference", help="a clip to clone")
     verb.add_argument("--reference-text", help="what is said in that clip")
     verb.add_argument("--retries", type=told.count, default=0, help="tries again for a sentence that does not end by itself")

@@ -86,6 +86,7 @@ def train(options: argparse.Namespace) -> None:
 
 def speak(options: argparse.Namespace) -> None:
     from tts_kit.data import consent as allowed
+    from tts_kit.model import lora
     from tts_kit.speech import files, places
     from tts_kit.speech import speak as room
     from tts_kit.speech import stream as live
@@ -98,6 +99,11 @@ def speak(options: argparse.Namespace) -> None:
     files.check(options.out, options.watermark)
     run = Run(options.run)
     voice = _voice(options, run, options.adapter or run.adapter, may_be_base=options.untuned)
+    if options.strength != 1.0:
+        if options.untuned or not voice.is_tuned:
+            raise Problem("--strength says how much of an adapter is heard, and this is said without one: leave --strength "
+                          "out, or speak with an adapter.")
+        lora.set_strength(voice.model, options.strength, voice.adapter)
     if not options.untuned:
         allowed.remind(run, adapter=(options.adapter and (places.adapter(options.adapter) or options.adapter)) or "")
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None

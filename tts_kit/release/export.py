@@ -23,7 +23,8 @@ def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", 
     `base` is the base as others call it, or where it lies now; `place` is where others will find the folder."""
     out = Path(out) if out else run.folder / "release" / NAMES[merge]
     if strength != 1.0 and not merge:
-        raise Problem(f"strength {strength:g} can be merged in; of an adapter whoever speaks sets it. Give --merged too.")
+        raise Problem(f"strength {strength:g} can be merged in; of an adapter whoever speaks sets it (speak "
+                      "--strength). Give --merged too.")
     _refuse_other_voice(out, run.name, NAMES[merge])
     belongs = lora.read_voice(run.adapter)
     known = facts.gather(run, base or belongs["base"])
