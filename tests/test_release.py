@@ -304,6 +304,12 @@ def test_the_verb_exports(copied, monkeypatch, capsys):
     assert "nothing was trained there yet" in capsys.readouterr().err
 
 
+def test_a_voice_without_an_adapter_has_no_strength(loud):
+    """Mistake: a strength that nothing heeds is taken without a word."""
+    with pytest.raises(Problem, match="strength 0.5 of what.*without an adapter"):
+        speak.load_voice(CPU, base=loud).set_strength(0.5)
+
+
 def test_the_verb_speaks_as_strongly_as_told(copied, monkeypatch, capsys):
     """Mistake: the strength that whoever speaks sets cannot be set, or is not heard."""
     monkeypatch.chdir(copied.folder.parent.parent)
@@ -315,7 +321,7 @@ def test_the_verb_speaks_as_strongly_as_told(copied, monkeypatch, capsys):
         said[name] = Path("said.wav").read_bytes()
     assert said["off"] == said["base"] and len({*said.values()}) == 3
     assert verbs.main([*given, "--out", "said.wav", "--untuned", "--strength", "2"]) == 1
-    assert "is said without one" in capsys.readouterr().err and Path("said.wav").read_bytes() == said["loud"]
+    assert "--untuned leaves it out" in capsys.readouterr().err and Path("said.wav").read_bytes() == said["loud"]
 
 
 def test_a_push_is_private_and_public_only_with_consent(copied, tmp_path):

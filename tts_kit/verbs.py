@@ -86,7 +86,6 @@ def train(options: argparse.Namespace) -> None:
 
 def speak(options: argparse.Namespace) -> None:
     from tts_kit.data import consent as allowed
-    from tts_kit.model import lora
     from tts_kit.speech import files, places
     from tts_kit.speech import speak as room
     from tts_kit.speech import stream as live
@@ -96,14 +95,13 @@ def speak(options: argparse.Namespace) -> None:
                       "neither.")
     if options.stream and options.retries:
         raise Problem("--stream hands out what it says at once, so that nothing can be said again: leave --retries out.")
+    if options.untuned and options.strength != 1.0:
+        raise Problem("--strength says how much of the adapter is heard, and --untuned leaves it out: give one of the two.")
     files.check(options.out, options.watermark)
     run = Run(options.run)
     voice = _voice(options, run, options.adapter or run.adapter, may_be_base=options.untuned)
     if options.strength != 1.0:
-        if options.untuned or not voice.is_tuned:
-            raise Problem("--strength says how much of an adapter is heard, and this is said without one: leave --strength "
-                          "out, or speak with an adapter.")
-        lora.set_strength(voice.model, options.strength, voice.adapter)
+        voice.set_strength(options.strength)
     if not options.untuned:
         allowed.remind(run, adapter=(options.adapter and (places.adapter(options.adapter) or options.adapter)) or "")
     reference = room.Reference(options.reference, options.reference_text) if options.reference else None

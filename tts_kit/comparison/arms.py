@@ -103,11 +103,11 @@ def speaking(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
         if "checkpoint" in knobs:
             lora.restore(voice.model, _kept(run, int(knobs["checkpoint"])))
         if "strength" in knobs:
-            lora.set_strength(voice.model, knobs["strength"])
+            voice.set_strength(knobs["strength"])
         yield replace(voice, sampling=sampling)
     finally:
         if "strength" in knobs:
-            lora.set_strength(voice.model, 1.0)
+            voice.set_strength(1.0)
         if "checkpoint" in knobs:
             lora.restore(voice.model, run.adapter / lora.WEIGHTS)
 

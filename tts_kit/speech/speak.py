@@ -44,6 +44,12 @@ class Voice:
     def is_tuned(self) -> bool:
         return bool(self.adapter) and self.model is not self.base.model
 
+    def set_strength(self, strength: float) -> None:
+        """How much of the adapter is heard from now on: 0 is the base, 1 the adapter as trained."""
+        if not self.is_tuned:
+            raise Problem(f"strength {strength:g} of what? This is {self.base.name} without an adapter. Load one.")
+        lora.set_strength(self.model, strength, self.adapter)
+
     @contextlib.contextmanager
     def speaking(self, tuned: bool = True) -> Iterator[None]:
         """Lets the model speak as this voice, or not tuned as the base, as long as the block lasts."""
