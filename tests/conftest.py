@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from tts_kit import audio, run, runtime
-from tts_kit.data import recording, transcribe
-from tts_kit.data.recording import Piece
+from sample_data.build import shape
+from tts_kit import audio, device, io
+from tts_kit.config import Config
+from tts_kit.data import segment, transcribe
+from tts_kit.data.manifest import SAMPLE_RATE
+from tts_kit.data.segment import Segment
 from tts_kit.data.transcribe import Transcript
-from tts_kit.data.utterance import RATE
 from tts_kit.model import load
-from tts_kit.pretrain import shape
-from tts_kit.recipe import Recipe
-from tts_kit.tokens.clip import Clip
+from tts_kit.tokens.encoded_clip import EncodedClip
 
 torch.set_num_threads(1)
 
@@ -46,20 +46,20 @@ def loud(tmp_path_factory):
 @pytest.fixture
 def base(toy):
     """The toy, freshly loaded on the CPU."""
-    return load.base(toy, runtime.choose("cpu"))
+    return load.load_base(toy, device.choose("cpu"))
 
 
 @pytest.fixture
 def loud_base(loud):
     """The loud toy, freshly loaded on the CPU."""
-    return load.base(loud, runtime.choose("cpu"))
+    return load.load_base(loud, device.choose("cpu"))
 
 
 @pytest.fixture
-def recipe(toy):
+def config(toy):
     """A recipe small enough for the toy."""
-    return Recipe(base=toy, rank=4, alpha=8, steps=4, warmup_steps=0, tokens_per_batch=150, depth_ratio=1.0,
-                  evaluate_every=2, save_every=2, sample_every=0)
+    return Config(base=toy, rank=4, alpha=8, steps=4, warmup_steps=0, tokens_per_batch=150, depth_frame_fraction=1.0,
+                  eval_steps=2, save_steps=2, sample_steps=0)
 
 
 @pytest.fixture
@@ -83,11 +83,11 @@ def chromium(tmp_path_factory):
 
 
 def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "train", books: int = 4,
-              speaker: str = "") -> Clip:
+              speaker: str = "") -> EncodedClip:
     """A clip with random codes, the same for the same name."""
     generator = torch.Generator().manual_seed(sum(name.encode()) * 1000 + frames)
     codes = torch.randint(0, 32, (frames, books), generator=generator, dtype=torch.int16)
-    return Clip(name, text, "0", speaker, name, split, codes)
+    return EncodedClip(name, text, "0", speaker, name, split, codes)
 
 
 def make_cuts(folder: Path) -> Path:
@@ -97,14 +97,14 @@ def make_cuts(folder: Path) -> Path:
         for clip in range(4):
             file = f"clips/{clip + 1:05d}.flac"
             seconds = 2.0 + 0.5 * clip
-            tone = 0.3 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / RATE)
-            audio.write(place / file, tone.astype(np.float32), RATE)
-            pieces.append(Piece(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0, 2.0))
+            tone = 0.3 * np.sin(np.arange(round(seconds * SAMPLE_RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / SAMPLE_RATE)
+            audio.write(place / file, tone.astype(np.float32), SAMPLE_RATE)
+            pieces.append(Segment(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0, 2.0))
             text = CUT_TEXTS[4 * number + clip]
             heard.append(Transcript(file, text, f" {text}", 0.95, 0.01))
-        pieces.append(Piece("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the room"))
-        run.write_rows(place / recording.PIECES, [{"recording": name}, *(dataclasses.asdict(each) for each in pieces)])
-        run.write_rows(place / transcribe.table_of("base"), [dataclasses.asdict(each) for each in heard])
+        pieces.append(Segment("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the room"))
+        io.write_rows(place / segment.PIECES, [{"recording": name}, *(dataclasses.asdict(each) for each in pieces)])
+        io.write_rows(place / transcribe.transcripts_path("base"), [dataclasses.asdict(each) for each in heard])
     return folder
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.data import address
-from tts_kit.problem import Problem
+from tts_kit.data import download
+from tts_kit.errors import KitError
 
 needs_loader = pytest.mark.skipif(not importlib.util.find_spec("yt_dlp"), reason="yt-dlp is not installed "
                                   "(requirements-recordings.txt)")
@@ -43,11 +43,11 @@ def test_a_sound_is_fetched_once_and_kept_under_a_name_of_ours(server, tmp_path)
     site, folder, asked = server
     tone = np.sin(np.arange(48_000) / 10).astype(np.float32) * 0.3
     audio.write(folder / "talk.wav", tone, 24_000)
-    found = address.fetch(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads")
+    found = download.fetch(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads")
     assert found.parent.parent == tmp_path / "downloads" and found.name.startswith("web-") and found.suffix == ".wav"
     assert np.allclose(audio.read(found, 24_000), tone, atol=1e-4)
     count = len(asked)
-    assert address.fetch(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads") == found
+    assert download.fetch(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads") == found
     assert len(asked) == count
 
 
@@ -58,15 +58,15 @@ def test_an_address_without_sound_is_told_in_one_line(server, tmp_path, name, co
     site, folder, _ = server
     if content is not None:
         (folder / name).write_bytes(content)
-    with pytest.raises(Problem, match="cannot be fetched") as told:
-        address.fetch(f"{site}/{name}", tmp_path / "downloads")
+    with pytest.raises(KitError, match="cannot be fetched") as told:
+        download.fetch(f"{site}/{name}", tmp_path / "downloads")
     assert "\n" not in str(told.value)
     assert not list((tmp_path / "downloads").glob("*"))
 
 
 def test_without_the_loader_it_is_said_what_to_install(tmp_path, monkeypatch):
     """Mistake: an ImportError for those who only have files."""
-    monkeypatch.setattr(address.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Problem, match="pip install yt-dlp"):
-        address.fetch("https://example.org/talk", tmp_path)
-    assert address.is_address("HTTPS://example.org/talk") and not address.is_address("owner/name")
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(KitError, match="pip install yt-dlp"):
+        download.fetch("https://example.org/talk", tmp_path)
+    assert download.is_url("HTTPS://example.org/talk") and not download.is_url("owner/name")

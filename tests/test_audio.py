@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from tts_kit import audio
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
 
 RATE = 24_000
 
@@ -69,7 +69,7 @@ def test_bad_files_are_refused_by_name(tmp_path, make, said):
     """Guards against a broken file becoming a training clip, and against an error that does not say what to do."""
     path = tmp_path / "clip.wav"
     make(path)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(KitError) as caught:
         audio.read(path, RATE)
     for words in (str(path), *said):
         assert words in str(caught.value)
@@ -79,7 +79,7 @@ def test_a_truncated_file_is_refused():
     """Guards against training the end of a sentence on a clip whose copy stopped half-way."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 10 * RATE), RATE, format="MP3")
-    with pytest.raises(Problem, match="ends after"):
+    with pytest.raises(KitError, match="ends after"):
         audio.read(buffer.getvalue()[:len(buffer.getvalue()) // 3], RATE)
 
 
@@ -93,7 +93,7 @@ def test_a_long_file_is_refused_unread(tmp_path, monkeypatch):
         file.write(b"data" + struct.pack("<I", size))
         file.truncate(44 + size)
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(KitError) as caught:
         audio.read(path, RATE, max_seconds=30)
     assert str(caught.value) == f"{path} lasts 10800.0 s; the limit is 30 s. Split it or raise max_seconds."
 
@@ -103,7 +103,7 @@ def test_bytes_read_like_a_file(tmp_path):
     path = tmp_path / "clip.flac"
     soundfile.write(path, tone(1.0), RATE)
     assert np.array_equal(audio.read(path.read_bytes(), RATE), audio.read(path, RATE))
-    with pytest.raises(Problem, match="row 3 of owner/voices cannot be read"):
+    with pytest.raises(KitError, match="row 3 of owner/voices cannot be read"):
         audio.read(b"nothing", RATE, name="row 3 of owner/voices")
 
 
@@ -123,9 +123,9 @@ def test_failed_writing_keeps_the_old_file(tmp_path):
     path = tmp_path / "clip.wav"
     audio.write(path, tone(0.5), RATE)
     before = path.read_bytes()
-    with pytest.raises(Problem, match="NaN"):
+    with pytest.raises(KitError, match="NaN"):
         audio.write(path, np.array([0.1, np.nan], dtype=np.float32), RATE)
-    with pytest.raises(Problem, match=".wav or .flac"):
+    with pytest.raises(KitError, match=".wav or .flac"):
         audio.write(tmp_path / "clip.mp3", tone(0.5), RATE)
     assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["clip.wav"]
 
@@ -133,7 +133,7 @@ def test_failed_writing_keeps_the_old_file(tmp_path):
 @pytest.mark.parametrize(("rate", "stored"), [(24_000, 24_000), (20_000, 22_050), (96_000, 48_000)])
 def test_compressed_plays_for_its_length(rate, stored):
     """Guards against MP3 refused for an odd rate, played at the wrong speed because of it, or past full scale."""
-    content, mime = audio.compressed(tone(1.0, rate, amplitude=2.0), rate)
+    content, mime = audio.encode_lossy(tone(1.0, rate, amplitude=2.0), rate)
     assert mime == "audio/mpeg" and len(content) < 30_000 and audio.probe(content)[0] == stored
     played = audio.read(content, RATE)
     assert len(played) == pytest.approx(RATE, abs=200) and np.abs(played).max() < 1.5
@@ -144,15 +144,15 @@ def test_loudness_of_short_and_silent_clips():
     assert audio.loudness(tone(0.1), RATE) == pytest.approx(audio.loudness(tone(2.0), RATE), abs=0.5)
     for silence in (np.zeros(RATE, dtype=np.float32), np.zeros(0, dtype=np.float32)):
         assert audio.loudness(silence, RATE) == -np.inf
-        assert np.array_equal(audio.level(silence, RATE), silence)
+        assert np.array_equal(audio.normalize_loudness(silence, RATE), silence)
 
 
 def test_level_reaches_target_and_guards_the_peak():
     """Guards against clips of different loudness, and against levelling that clips a peak."""
-    assert audio.loudness(audio.level(tone(2.0, amplitude=0.02), RATE), RATE) == pytest.approx(-20, abs=0.1)
+    assert audio.loudness(audio.normalize_loudness(tone(2.0, amplitude=0.02), RATE), RATE) == pytest.approx(-20, abs=0.1)
     click = tone(2.0, amplitude=0.01)
     click[RATE] = 0.5
-    assert np.abs(audio.level(click, RATE)).max() == pytest.approx(10 ** (-1 / 20), abs=1e-4)
+    assert np.abs(audio.normalize_loudness(click, RATE)).max() == pytest.approx(10 ** (-1 / 20), abs=1e-4)
 
 
 def test_trim_keeps_a_lead_and_a_fixed_tail():
@@ -176,7 +176,7 @@ def test_trim_in_a_noisy_room():
 
 def test_player_carries_its_sound_and_escapes_its_label():
     """Guards against a player that points at a file which is not there tomorrow, and against markup in a label."""
-    page = audio.play(tone(0.5), RATE, label="<b>a & b</b>")._repr_html_()
+    page = audio.player(tone(0.5), RATE, label="<b>a & b</b>")._repr_html_()
     assert "data:audio/mpeg;base64," in page and "&lt;b&gt;a &amp; b&lt;/b&gt;" in page and "<b>" not in page
 
 
@@ -198,5 +198,5 @@ def test_the_peak_between_samples_is_kept_under_the_limit():
     tone = np.sin(np.pi / 2 * np.arange(4000) + np.pi / 4).astype(np.float32)  # no sample ever meets its peaks
     assert np.abs(tone).max() == pytest.approx(0.707, abs=1e-3)
     assert audio.true_peak(tone) == pytest.approx(1.0, abs=0.03)
-    assert audio.true_peak(audio.amplify(tone, 5.0)) == pytest.approx(audio.HIGHEST_PEAK, abs=0.01)
+    assert audio.true_peak(audio.amplify(tone, 5.0)) == pytest.approx(audio.MAX_TRUE_PEAK, abs=0.01)
     assert audio.true_peak(np.zeros(0, np.float32)) == 0.0

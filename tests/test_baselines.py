@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.comparison import baselines
-from tts_kit.comparison.baselines import Given
-from tts_kit.comparison.systems import SYSTEMS, System, kokoro, orpheus, process
-from tts_kit.judging import judges, offline
-from tts_kit.problem import Problem
+from tts_kit.comparison import external
+from tts_kit.comparison.external import ExternalClip
+from tts_kit.comparison.external_systems import SYSTEMS, System, kokoro, orpheus, process
+from tts_kit.errors import KitError
+from tts_kit.evaluation import bundled, metrics
 from tts_kit.speech.speak import Reference
 
 RATE = 24_000
@@ -49,12 +49,12 @@ def own(tmp_path, monkeypatch):
         monkeypatch.setitem(SYSTEMS, "own", System(str(tmp_path / "snippet.py"), ("own==1.0",), "MIT", 0.1, **changes))
         monkeypatch.setattr(process, "uv", lambda: "uv")
         monkeypatch.setattr(process, "command", lambda system: [sys.executable, "-I", str(process.RUNNER)])
-        return baselines.parse("own")
+        return external.parse("own")
     return make
 
 
 def spoken(baseline, reference, folder, lines=LINES, **limits) -> list[tuple]:
-    return sorted(baselines.speak(baseline, lines, reference, folder, **limits))
+    return sorted(external.synthesize(baseline, lines, reference, folder, **limits))
 
 
 def reasons(baseline, reference, folder, lines=LINES, **limits) -> list[str]:
@@ -76,19 +76,19 @@ def test_kokoro_really_speaks(tmp_path, reference):
     """Mistake: an arm that was never run; here the wheels are installed, and a judge understands what is said."""
     if not process.uv():
         pytest.skip("uv is missing: pip install uv")
-    said = spoken(baselines.parse("kokoro"), reference, tmp_path / "kokoro")
+    said = spoken(external.parse("kokoro"), reference, tmp_path / "kokoro")
     if all("error" in reason and re.search("fetch|request|network", reason) for _, _, reason in said):
         pytest.skip(f"no network: {said[0][2]}")
     assert [(place, path and path.name, reason) for place, path, reason in said] == [
         (0, "001-1.wav", ""), (1, "001-2.wav", ""), (2, "002-1.wav", "")]
     assert all(1.0 < audio.probe(path)[2] < 4.0 and audio.probe(path)[0] == RATE for _, path, _ in said)
     assert said[0][1].read_bytes() == said[1][1].read_bytes() != said[2][1].read_bytes()
-    if offline.missing():
+    if bundled.missing():
         print("Nobody listened: no judges are installed.")
     else:
         for place in (0, 2):
-            heard = offline.load(1).transcribe(audio.read(said[place][1], 16_000))
-            assert judges.count_wrong_words(LINES[place][1], heard)[1] == 0, heard
+            heard = bundled.load(1).transcribe(audio.read(said[place][1], 16_000))
+            assert metrics.count_wrong_words(LINES[place][1], heard)[1] == 0, heard
 
 
 def test_only_what_is_missing_is_made(tmp_path, reference, own, capsys):
@@ -114,7 +114,7 @@ def test_only_what_is_missing_is_made(tmp_path, reference, own, capsys):
 def test_seeds_differ_unless_the_system_has_no_chance(tmp_path, reference, own):
     """Mistakes: one take under the names of three; a deterministic system that says the same three times over."""
     own(TONE)
-    spoken(baselines.parse("own"), reference, tmp_path / "a")
+    spoken(external.parse("own"), reference, tmp_path / "a")
     assert (tmp_path / "a/001-1.wav").read_bytes() != (tmp_path / "a/001-2.wav").read_bytes()
     count = f"pathlib.Path({str(tmp_path / 'said')!r}).open('a').write('.')"
     counting = "import pathlib\n" + TONE.replace("return [", f"{count}\n        return [")
@@ -169,7 +169,7 @@ def test_stopping_stops_the_system_too(tmp_path, reference, own):
     """Mistake: Ctrl-C ends the kit, and another system goes on in the background with all its memory."""
     child = ("import os, pathlib, subprocess\nchild = subprocess.Popen(['sleep', '300'])\n"
              f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\n")
-    saying = baselines.speak(own(child + TONE), LINES, reference, tmp_path / "own")
+    saying = external.synthesize(own(child + TONE), LINES, reference, tmp_path / "own")
     assert next(saying)[1].name == "001-1.wav"
     saying.close()
     assert all(is_gone(int(each)) for each in (tmp_path / "pid").read_text().split())
@@ -208,7 +208,7 @@ def test_what_cannot_be_had_says_so(tmp_path, reference, monkeypatch):
         pytest.skip("uv is missing: pip install uv")
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
-    found = reasons(baselines.parse("kokoro"), reference, tmp_path / "kokoro")
+    found = reasons(external.parse("kokoro"), reference, tmp_path / "kokoro")
     assert len(found) == 3 and "was not found in the cache" in found[0] and "\n" not in found[0]
 
 
@@ -216,29 +216,29 @@ def test_conditions_are_said_before_anything_is_fetched(tmp_path, reference, mon
     """Mistakes: accepting a licence in the user's name; gigabytes for a machine that cannot run them."""
     monkeypatch.delenv("COQUI_TOS_AGREED", raising=False)
     monkeypatch.setattr(process, "answers", lambda *_: pytest.fail("it was started"))
-    monkeypatch.setattr(baselines.runtime, "choose", lambda: baselines.runtime.Runtime("cpu", None, "", ""))
+    monkeypatch.setattr(external.device_config, "choose", lambda: external.device_config.Runtime("cpu", None, "", ""))
     monkeypatch.setattr(process, "uv", lambda: "")
-    assert "pip install uv" in baselines.available("kokoro")
+    assert "pip install uv" in external.available("kokoro")
     monkeypatch.setattr(process, "uv", lambda: "uv")
-    assert baselines.available("kokoro") == ""
+    assert external.available("kokoro") == ""
     for name, wanted in (("xtts-v2", "no commercial use.*COQUI_TOS_AGREED=1"), ("dia", "NVIDIA"), ("orpheus-3b", "NVIDIA")):
-        found = reasons(baselines.parse(name), reference, tmp_path / name)
+        found = reasons(external.parse(name), reference, tmp_path / name)
         assert len(found) == 3 and re.search(wanted, found[0])
     assert not capsys.readouterr().out
     monkeypatch.setenv("COQUI_TOS_AGREED", "1")
-    assert baselines.available("xtts-v2") == ""
+    assert external.available("xtts-v2") == ""
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_entry_is_whole(name):
     """Mistake: an entry whose file is gone or that installs whatever is newest on the day."""
-    system, said = SYSTEMS[name], baselines.describe(name)
+    system, said = SYSTEMS[name], external.describe(name)
     source = (process.RUNNER.parent / system.snippet).read_text()
     compile(source, system.snippet, "exec")
     assert "\ndef load(reference: str, words: str)" in source and "tts_kit." not in source.replace("tts_kit\"", "")
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", package) for package in system.packages)
     assert all(each in said for each in (*system.packages, system.licence, f"{system.gigabytes:g} GB"))
-    assert baselines.parse(name) == baselines.Baseline(name)
+    assert external.parse(name) == external.ExternalSystem(name)
 
 
 def test_codes_of_orpheus_go_to_their_levels():
@@ -260,12 +260,12 @@ def test_voices_of_another_package_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("words", ["kokorro", "", "folder:", "folder:=x", "folder:../x=y", "folder:tuned=x",
+@pytest.mark.parametrize("words", ["kokorro", "", "folder:", "folder:=x", "folder:../x=y", "folder:finetuned=x",
                                    "folder:kokoro=x", "folder:a b=x", "folder:" + "a" * 33, "folder:a\n=x"])
 def test_unknown_and_hostile_names_are_refused(words):
     """Mistakes: a typing error taken for a system; a name that leads out of the clips' folder or hides an arm."""
-    with pytest.raises(Problem, match="kokoro, pocket-tts, xtts-v2" if not words.startswith("folder:") else "another name"):
-        baselines.parse(words)
+    with pytest.raises(KitError, match="kokoro, pocket-tts, xtts-v2" if not words.startswith("folder:") else "another name"):
+        external.parse(words)
 
 
 def test_files_are_found_by_their_names(tmp_path, capsys):
@@ -277,9 +277,9 @@ def test_files_are_found_by_their_names(tmp_path, capsys):
     (folder / "002.wav").symlink_to(tmp_path / "outside.wav")
     (folder / "evil\n\x1b[2J.txt").write_text("x")
     (folder / "004.wav").write_bytes(b"no audio")
-    baseline = baselines.parse(f"folder:mine={folder}")
+    baseline = external.parse(f"folder:mine={folder}")
     assert baseline.name == "mine" and baseline.system is None
-    found = baselines.from_folder(baseline.name, baseline.folder, [*TEXTS, "It was too dark."])
+    found = external.from_folder(baseline.name, baseline.folder, [*TEXTS, "It was too dark."])
     assert [(each.sentence, each.seed, each.path and each.path.name) for each in found] == [
         (1, None, "001.wav"), (2, None, None), (3, 1, "003-1.flac"), (3, 7, "003-7.wav"), (4, None, None)]
     assert "missing" in found[1].reason and "004.wav cannot be read as audio" in found[4].reason
@@ -297,9 +297,9 @@ def test_files_are_found_by_their_texts(tmp_path, mark, capsys):
     rows = [("file_name", "text"), ("b.wav", TEXTS[1].upper()), ("a.wav", TEXTS[0]), ("c.wav", TEXTS[0].rstrip(".")),
             ("../secret.wav", TEXTS[2]), ("a.wav", "Nobody asked for this.")]
     (tmp_path / "mine/metadata.csv").write_text("\n".join(mark.join(row) for row in rows))
-    found = baselines.from_folder("mine", tmp_path / "mine", TEXTS)
-    assert found == [Given(1, 1, tmp_path / "mine/a.wav"), Given(1, 2, tmp_path / "mine/c.wav"),
-                     Given(2, None, tmp_path / "mine/b.wav"), found[-1]]
+    found = external.from_folder("mine", tmp_path / "mine", TEXTS)
+    assert found == [ExternalClip(1, 1, tmp_path / "mine/a.wav"), ExternalClip(1, 2, tmp_path / "mine/c.wav"),
+                     ExternalClip(2, None, tmp_path / "mine/b.wav"), found[-1]]
     assert found[-1].sentence == 3 and found[-1].path is None and "missing" in found[-1].reason
     said = capsys.readouterr().out
     assert "2 entries" in said and "row 4" in said and "outside" in said and "Nobody asked" in said
@@ -309,17 +309,17 @@ def test_a_take_without_a_number_gets_the_next(tmp_path):
     """Mistake: two takes of one number, of which the page shows one."""
     for name in ("001.wav", "001-0.wav", "001-1.wav", "001-3.wav"):
         audio.write(tmp_path / name, tone(), RATE)
-    found = baselines.from_folder("mine", tmp_path, TEXTS[:1])
+    found = external.from_folder("mine", tmp_path, TEXTS[:1])
     assert [(each.seed, each.path.name) for each in found] == [
         (0, "001-0.wav"), (1, "001-1.wav"), (3, "001-3.wav"), (4, "001.wav")]
 
 
 def test_a_folder_that_fits_nothing_says_what_it_should_hold(tmp_path):
     """Mistake: a whole arm of missing clips because the files are called otherwise."""
-    with pytest.raises(Problem, match="no folder"):
-        baselines.from_folder("mine", tmp_path / "nowhere", TEXTS)
+    with pytest.raises(KitError, match="no folder"):
+        external.from_folder("mine", tmp_path / "nowhere", TEXTS)
     audio.write(tmp_path / "hello.wav", tone(), RATE)
-    with pytest.raises(Problem, match="001.wav to 003.wav"):
-        baselines.from_folder("mine", tmp_path, TEXTS)
-    with pytest.raises(Problem, match="from_folder"):
-        next(baselines.speak(baselines.parse(f"folder:mine={tmp_path}"), LINES, Reference(tmp_path, "x"), tmp_path))
+    with pytest.raises(KitError, match="001.wav to 003.wav"):
+        external.from_folder("mine", tmp_path, TEXTS)
+    with pytest.raises(KitError, match="from_folder"):
+        next(external.synthesize(external.parse(f"folder:mine={tmp_path}"), LINES, Reference(tmp_path, "x"), tmp_path))

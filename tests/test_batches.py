@@ -6,43 +6,43 @@ import pytest
 import torch
 from conftest import make_clip
 
-from tts_kit.tuning import batches
-from tts_kit.tuning.batches import Steps
+from tts_kit.training import dataset
+from tts_kit.training.dataset import MicroBatchDataset
 
 CLIPS = [make_clip(f"clip{number}", 4 + number * 3 % 17, "A few words." if number % 2 else "Words.") for number in range(20)]
 
 
-def steps(base, recipe, **changes):
-    return Steps(CLIPS, base.writer, recipe.but(**changes))
+def steps(base, config, **changes):
+    return MicroBatchDataset(CLIPS, base.writer, config.but(**changes))
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
-def test_every_clip_once_a_pass_and_batches_under_the_budget(base, recipe, packing):
+def test_every_clip_once_a_pass_and_batches_under_the_budget(base, config, packing):
     """Mistake: clips are lost or doubled by bucketing, or a batch outgrows the memory that was planned."""
-    plan = steps(base, recipe, steps=40, packing=packing)
+    plan = steps(base, config, steps=40, packing=packing)
     names, at = [], 0
     while len(names) < len(CLIPS):
         batch = plan[at]
-        assert batch["ids"].numel() <= recipe.tokens_per_batch
+        assert batch["ids"].numel() <= config.tokens_per_batch
         names += batch["names"]
         at += 1
     assert at < len(CLIPS) / 2, "several clips travel together"
     assert Counter(names) == Counter(clip.id for clip in CLIPS)
 
 
-def test_passes_differ_in_order_and_runs_with_one_seed_agree(base, recipe):
+def test_passes_differ_in_order_and_runs_with_one_seed_agree(base, config):
     """Mistake: the same batches in the same order for ever, or another order after a resume."""
-    plan = steps(base, recipe, steps=40)
-    again, other = steps(base, recipe, steps=40), steps(base, recipe, steps=40, seed=1)
+    plan = steps(base, config, steps=40)
+    again, other = steps(base, config, steps=40), steps(base, config, steps=40, seed=1)
     assert plan.plan == again.plan != other.plan
     per_pass = round(len(plan) / plan.passes)
     assert plan.plan[:per_pass] != plan.plan[per_pass:2 * per_pass]
 
 
-def test_depth_frames_are_drawn_afresh_and_the_end_always(base, recipe):
+def test_depth_frames_are_drawn_afresh_and_the_end_always(base, config):
     """Mistake: a subset frozen for every epoch; or the end frame seldom trained, and the voice never stops."""
-    examples = [batches.write(clip, base.writer) for clip in CLIPS[:4]]
-    draws = [torch.cat(batches.sample_depth(examples, 1 / 4, seed)) for seed in range(200)]
+    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS[:4]]
+    draws = [torch.cat(dataset.sample_depth_frames(examples, 1 / 4, seed)) for seed in range(200)]
     assert len({tuple(draw.tolist()) for draw in draws}) > 190
     lengths = torch.tensor([example.scored_frames for example in examples])
     ends = lengths.cumsum(0) - 1
@@ -52,22 +52,22 @@ def test_depth_frames_are_drawn_afresh_and_the_end_always(base, recipe):
     others[ends] = False
     assert share[others].mean().item() == pytest.approx(1 / 4, abs=0.02)
     assert share[others].min() > 0.1
-    assert torch.equal(draws[3], torch.cat(batches.sample_depth(examples, 1 / 4, 3)))
-    alone = Steps([make_clip("only", 40)], base.writer, recipe.but(steps=9, depth_ratio=1 / 4))
+    assert torch.equal(draws[3], torch.cat(dataset.sample_depth_frames(examples, 1 / 4, 3)))
+    alone = MicroBatchDataset([make_clip("only", 40)], base.writer, config.but(steps=9, depth_frame_fraction=1 / 4))
     assert len({tuple(alone[step]["depth_rows"].tolist()) for step in range(9)}) == 9
 
 
-def test_accumulated_micro_batches_are_parts_of_one_step(base, recipe):
+def test_accumulated_micro_batches_are_parts_of_one_step(base, config):
     """Mistake: each micro-batch is averaged by itself, so short ones weigh more than long ones."""
-    plan = steps(base, recipe, steps=3, accumulation=4, depth_ratio=1 / 4)
+    plan = steps(base, config, steps=3, gradient_accumulation_steps=4, depth_frame_fraction=1 / 4)
     parts = [plan[index] for index in range(4, 8)]
     frames = {(part["frames_in_step"], part["depth_in_step"]) for part in parts}
     assert frames == {(sum(len(part["targets"]) for part in parts), sum(len(part["depth_rows"]) for part in parts))}
 
 
-def test_context_comes_from_another_clip_and_is_never_scored(base, recipe):
+def test_context_comes_from_another_clip_and_is_never_scored(base, config):
     """Mistake: a clip is its own context, and the model learns to copy."""
-    plan = steps(base, recipe, steps=60, context_share=0.5, tokens_per_batch=300)
+    plan = steps(base, config, steps=60, context_probability=0.5, tokens_per_batch=300)
     items = [item for batch in plan.plan for item in batch]
     with_context = [item for item in items if item[1] is not None]
     assert 0.35 < len(with_context) / len(items) < 0.65
@@ -78,18 +78,18 @@ def test_context_comes_from_another_clip_and_is_never_scored(base, recipe):
     assert len(example) == len(plan.scored[clip]) + len(plan.heard[context])
 
 
-def test_context_is_of_the_same_speaker(base, recipe):
+def test_context_is_of_the_same_speaker(base, config):
     """Mistake: with several speakers in the data a voice is cloned from somebody else's clip."""
     clips = [make_clip(f"clip{number}", 6, speaker="ab"[number % 2]) for number in range(10)] + [
         make_clip("lonely", 6, speaker="c")]
-    plan = Steps(clips, base.writer, recipe.but(steps=60, context_share=1.0, tokens_per_batch=300))
+    plan = MicroBatchDataset(clips, base.writer, config.but(steps=60, context_probability=1.0, tokens_per_batch=300))
     items = [item for batch in plan.plan for item in batch]
     assert all(clips[clip].speaker == clips[context].speaker for clip, context in items if context is not None)
     assert {clips[clip].id for clip, context in items if context is None} == {"lonely"}
 
 
-def test_a_clip_longer_than_the_budget_travels_alone(base, recipe):
+def test_a_clip_longer_than_the_budget_travels_alone(base, config):
     """Mistake: an endless loop or an empty batch when one clip is larger than the budget."""
-    plan = Steps([*CLIPS[:3], make_clip("long", 200)], base.writer, recipe.but(steps=8))
+    plan = MicroBatchDataset([*CLIPS[:3], make_clip("long", 200)], base.writer, config.but(steps=8))
     assert ["long"] in [plan[index]["names"] for index in range(len(plan))]
     assert all(plan.plan)

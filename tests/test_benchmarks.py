@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.benchmarks import measure, notebook, shapes, train_step
-from tts_kit import runtime
+from tts_kit import device
+from tts_kit.errors import KitError
 from tts_kit.model import lora
-from tts_kit.problem import Problem
 from tts_kit.tokens.codec import Codec
 
-CPU = runtime.choose("cpu")
+CPU = device.choose("cpu")
 KEYS = {"what", "shape", "against", "settings", "kit", "other", "ratio", "machine", "versions", "command", "clock"}
 ROWS = [(path.stem, row) for path in sorted(measure.RESULTS.rglob("*.json"))
         for row in measure.rows_of(json.loads(path.read_text(encoding="utf-8")))]
@@ -26,7 +26,7 @@ def material(steps: int = 1) -> tuple[torch.nn.Module, train_step.Material]:
     """The toy whole, and four clips of different lengths."""
     model = shapes.network("toy", "cpu")
     sounds = shapes.sounds("toy", 4, (2, 6))
-    clips = shapes.encoded(sounds, Codec(model.codec_model, shapes.physics("toy")))
+    clips = shapes.encoded(sounds, Codec(model.codec_model, shapes.spec("toy")))
     return model, train_step.Material(clips, sounds, shapes.writer("toy"), 4, steps)
 
 
@@ -90,7 +90,7 @@ def test_stock_reads_what_the_processor_makes():
     from transformers import CsmProcessor, EncodecFeatureExtractor
 
     _, made = material()
-    numbers, sound, clip = made.writer.physics, made.sounds[0], made.clips[0]
+    numbers, sound, clip = made.writer.spec, made.sounds[0], made.clips[0]
     processor = CsmProcessor(EncodecFeatureExtractor(sampling_rate=numbers.sample_rate), made.writer.tokenizer)
     wanted = processor(
         text=f"<|begin_of_text|>[0]{sound.text}<|end_of_text|><|AUDIO|><|audio_eos|>", audio=sound.wave, output_labels=True,
@@ -110,7 +110,7 @@ def test_both_sides_start_from_the_same_loss(tmp_path):
     model, made = material(steps=2)
     assert train_step.check(model, made, "cpu") <= 1e-5
     model.codec_model = None
-    ours = train_step.kit(lora.attach(model, 32, 32.0), made, 1.0, CPU, tmp_path, {})
+    ours = train_step.kit(lora.add_lora(model, 32, 32.0), made, 1.0, CPU, tmp_path, {})
     theirs = train_step.stock(notebook.stock_model("toy", CPU), made, CPU, tmp_path)
     logged = []
     for side in (ours, theirs):
@@ -124,10 +124,10 @@ def test_another_loss_is_refused():
     """Mistake: timing goes on although the two sides do not do the same work."""
     model, made = material()
     swapped = train_step.Material(made.clips, made.sounds[::-1], made.writer, 4, 1)
-    with pytest.raises((Problem, IndexError, RuntimeError)):
+    with pytest.raises((KitError, IndexError, RuntimeError)):
         train_step.check(model, swapped, "cpu")
     silent = [shapes.Sound(each.text, 0 * each.wave) for each in made.sounds]
-    with pytest.raises(Problem, match="differ by"):
+    with pytest.raises(KitError, match="differ by"):
         train_step.check(model, train_step.Material(made.clips, silent, made.writer, 4, 1), "cpu")
 
 
@@ -137,7 +137,7 @@ def test_the_codec_carries_no_adapter_and_each_step_has_the_same_clips(tmp_path)
     model.codec_model = None
     other = notebook.stock_model("toy", CPU)
     assert not [name for name, _ in other.named_parameters() if "codec" in name and "lora_" in name]
-    ours = train_step.kit(lora.attach(model, 32, 32.0), made, 0.25, CPU, tmp_path, {}).trainer
+    ours = train_step.kit(lora.add_lora(model, 32, 32.0), made, 0.25, CPU, tmp_path, {}).trainer
     theirs = train_step.stock(other, made, CPU, tmp_path).trainer
     assert sum(each.requires_grad * each.numel() for each in ours.model.parameters()) == sum(
         each.requires_grad * each.numel() for each in theirs.model.parameters())
@@ -156,7 +156,7 @@ def test_train_step_runs_to_its_end(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found == json.loads((tmp_path / "train_step-toy-stock-cpu.json").read_text(encoding="utf-8"))
     rows = measure.rows_of(found)
-    assert [row["settings"]["depth_ratio"] for row in rows] == ["1", "1/16"]
+    assert [row["settings"]["depth_frame_fraction"] for row in rows] == ["1", "1/16"]
     for row in rows:
         agrees(row)
         assert len(row["kit"]["runs"]) == len(row["other"]["runs"]) == 2

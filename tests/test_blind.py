@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 from test_page import HOSTILE, RATE, voice
 
-from tts_kit import audio, run
-from tts_kit.comparison import ballots, blind, trials, votes
-from tts_kit.problem import Problem
+from tts_kit import audio, io
+from tts_kit.comparison import listening_test, listening_test_analysis, listening_test_design, listening_test_responses
+from tts_kit.errors import KitError
 
-ARMS = ("real", "codec", "base", "clone", "tuned", "tuned+clone")
+ARMS = ("real", "codec", "base", "clone", "finetuned", "finetuned+clone")
 TEXTS = ("The lamps went out.", HOSTILE, "Where are the keys?", "Nobody is at home.")
-ONE = (("tuned", "clone"),)
+ONE = (("finetuned", "clone"),)
 LISTENER = """(chance, seed) => {
     begin();
     ballot.started = "now";
     ballot.listener = { name: "Ж\\u2028<b>\\ud800", headphones: "yes" };
     const random = () => (seed = seed * 48271 % 2147483647) / 2147483647;
-    const scores = { real: 5, stranger: 1, tuned: 3, clone: 3, "tuned+clone": 3 };
+    const scores = { real: 5, stranger: 1, tuned: 3, clone: 3, "finetuned+clone": 3 };
     while (ballot.votes.length < queue.length) {
         const trial = queue[ballot.votes.length], clips = dealt(ballot.rater, trial);
         const [a, b] = clips.slice(-2).map(clip => arms[clip]), first = random() < chance;
-        const better = a === b ? "=" : (a === "tuned") === first || a === "tuned+clone" ? "A" : "B";
+        const better = a === b ? "=" : (a === "tuned") === first || a === "finetuned+clone" ? "A" : "B";
         const wish = { ab: better, smos: String(scores[b] + (b === "tuned" && first) + (b === "clone" && !first)) };
         vote(wish[trial.kind], clips.map(() => 1), 2.5);
     }
@@ -59,21 +59,21 @@ def embedded(page) -> dict:
 def site(tmp_path_factory):
     """A test of two parts about one pair of arms, in two sentences, one of them hostile."""
     folder = tmp_path_factory.mktemp("comparison")
-    return blind.write(rows(folder, 2), folder, strangers(folder), f"Voices {HOSTILE}", questions=ONE)
+    return listening_test.write(rows(folder, 2), folder, strangers(folder), f"Voices {HOSTILE}", questions=ONE)
 
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory):
     """The usual test, in four sentences."""
     folder = tmp_path_factory.mktemp("larger")
-    return blind.write(rows(folder), folder, strangers(folder), "Voices")
+    return listening_test.write(rows(folder), folder, strangers(folder), "Voices")
 
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory):
     """A test of all parts there are."""
     folder = tmp_path_factory.mktemp("kinds")
-    return blind.write(rows(folder, 2), folder, strangers(folder), "", questions=ONE, kinds=tuple(trials.KINDS))
+    return listening_test.write(rows(folder, 2), folder, strangers(folder), "", questions=ONE, kinds=tuple(listening_test_design.TEST_TYPES))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def opened(chromium, page):
 
 
 def arms_of(page) -> dict:
-    return {clip: facts["arm"] for clip, facts in json.loads((page.parent / blind.KEY).read_text())["clips"].items()}
+    return {clip: facts["arm"] for clip, facts in json.loads((page.parent / listening_test.KEY).read_text())["clips"].items()}
 
 
 def voted(chromium, page, chance: float, seeds) -> list:
@@ -122,7 +122,7 @@ def test_the_page_names_no_arm(larger):
     listed = [trial["id"] for trial in data["trials"]]
     assert listed == sorted(listed) and list(data["clips"]) == sorted(data["clips"])
     firsts = {arms_of(larger)[trial["clips"][0]] for trial in data["trials"] if trial["kind"] == "ab"}
-    assert {"clone", "tuned", "tuned+clone"} == firsts
+    assert {"clone", "finetuned", "finetuned+clone"} == firsts
 
 
 def test_clips_are_equally_loud(larger):
@@ -134,7 +134,7 @@ def test_clips_are_equally_loud(larger):
 
 def test_the_plan_of_the_test(larger):
     """Mistake: a reference that says the same words, a missing catch trial, an anchor that is a reference too."""
-    key = json.loads((larger.parent / blind.KEY).read_text())
+    key = json.loads((larger.parent / listening_test.KEY).read_text())
     catches = [(trial["kind"], trial.get("catch")) for trial in key["trials"].values()]
     assert {each: catches.count(each) for each in set(catches)} == {
         ("ab", None): 8, ("ab", "identical"): 2, ("ab", "repeat"): 2, ("smos", None): 9, ("smos", "voice"): 2,
@@ -147,38 +147,38 @@ def test_the_plan_of_the_test(larger):
 
 def test_the_same_test_twice_is_the_same(larger, tmp_path):
     """Mistake: chance without a seed, so that nobody can make the page again and the key no longer fits the votes."""
-    again = blind.write(rows(tmp_path), tmp_path, strangers(tmp_path), "Voices")
+    again = listening_test.write(rows(tmp_path), tmp_path, strangers(tmp_path), "Voices")
     assert again.read_text() == larger.read_text()
-    assert (tmp_path / blind.KEY).read_text() == (larger.parent / blind.KEY).read_text()
-    assert embedded(blind.write(rows(tmp_path), tmp_path, strangers(tmp_path), "Voices", seed=1))["test"] != \
+    assert (tmp_path / listening_test.KEY).read_text() == (larger.parent / listening_test.KEY).read_text()
+    assert embedded(listening_test.write(rows(tmp_path), tmp_path, strangers(tmp_path), "Voices", seed=1))["test"] != \
         embedded(larger)["test"]
 
 
 def test_an_old_key_is_kept(tmp_path, capsys):
     """Mistake: a second test in the same folder overwrites the key of the first, whose votes are still on their way."""
     made = rows(tmp_path, 2)
-    blind.write(made, tmp_path, strangers(tmp_path), "", questions=ONE)
-    old = run.read_json(tmp_path / blind.KEY, "")
-    blind.write(made, tmp_path, strangers(tmp_path), "", questions=ONE)
+    listening_test.write(made, tmp_path, strangers(tmp_path), "", questions=ONE)
+    old = io.read_json(tmp_path / listening_test.KEY, "")
+    listening_test.write(made, tmp_path, strangers(tmp_path), "", questions=ONE)
     assert not list(tmp_path.glob("blind-*.json"))
-    blind.write(made, tmp_path, strangers(tmp_path), "", questions=ONE, seed=5)
+    listening_test.write(made, tmp_path, strangers(tmp_path), "", questions=ONE, seed=5)
     kept, = tmp_path.glob("blind-*.json")
-    assert run.read_json(kept, "") == old and kept.name in capsys.readouterr().out
+    assert io.read_json(kept, "") == old and kept.name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change, why", [
     (dict(kinds=()), "make no test"), (dict(kinds=("mushra",)), "make no test"), (dict(questions=()), "make no test"),
-    (dict(questions=(("tuned", "tuned"),)), "different arms"),
-    (dict(questions=(("tuned", "kokoro"),)), "no clips of kokoro"),
+    (dict(questions=(("finetuned", "finetuned"),)), "different arms"),
+    (dict(questions=(("finetuned", "kokoro"),)), "no clips of kokoro"),
     (dict(strangers=[]), "another speaker"), (dict(strangers=["nowhere.flac"]), "missing"),
-    (dict(rows=[{"arm": "tuned", "sentence": "1", "text": "", "file": "x"}]), "sentence is '1'"),
+    (dict(rows=[{"arm": "finetuned", "sentence": "1", "text": "", "file": "x"}]), "sentence is '1'"),
     (dict(rows=[]), "none at all")])
 def test_refusals(tmp_path, change, why):
     """Mistake: a KeyError, or a page on which nothing can be found out."""
     given = dict(rows=rows(tmp_path, 2), folder=tmp_path, strangers=strangers(tmp_path), title="") | change
-    with pytest.raises(Problem, match=why):
-        blind.write(**given)
-    assert not (tmp_path / blind.PAGE).exists()
+    with pytest.raises(KitError, match=why):
+        listening_test.write(**given)
+    assert not (tmp_path / listening_test.PAGE).exists()
 
 
 @pytest.mark.parametrize("file", ["../secret.flac", "/etc/passwd", "a\0b", "clips/link.flac"])
@@ -188,9 +188,9 @@ def test_files_stay_inside_the_folder(tmp_path, file):
     made = rows(folder, 2)
     audio.write(tmp_path / "secret.flac", voice(0.5), RATE)
     (folder / "clips/link.flac").symlink_to(tmp_path / "secret.flac")
-    next(row for row in made if row["arm"] == "tuned")["file"] = file
-    with pytest.raises(Problem, match="outside"):
-        blind.write(made, folder, strangers(tmp_path), "", questions=ONE)
+    next(row for row in made if row["arm"] == "finetuned")["file"] = file
+    with pytest.raises(KitError, match="outside"):
+        listening_test.write(made, folder, strangers(tmp_path), "", questions=ONE)
 
 
 def test_a_broken_clip_costs_its_sentence_only(tmp_path, capsys):
@@ -198,13 +198,13 @@ def test_a_broken_clip_costs_its_sentence_only(tmp_path, capsys):
     made = rows(tmp_path, 3)
     broken = next(row for row in made if row["arm"] == "clone")
     audio.write(tmp_path / broken["file"], np.zeros(RATE, np.float32), RATE)
-    blind.write(made, tmp_path, strangers(tmp_path), "", questions=ONE)
-    heard = run.read_json(tmp_path / blind.KEY, "")["clips"].values()
-    used = {clip["sentence"] for clip in heard if clip["arm"] == "tuned"}
+    listening_test.write(made, tmp_path, strangers(tmp_path), "", questions=ONE)
+    heard = io.read_json(tmp_path / listening_test.KEY, "")["clips"].values()
+    used = {clip["sentence"] for clip in heard if clip["arm"] == "finetuned"}
     assert used == {2, 3} and "silent" in capsys.readouterr().out
     only = [row for row in made if row["sentence"] == 1]
-    with pytest.raises(Problem, match="0 sentences"):
-        blind.write(only, tmp_path, strangers(tmp_path), "", questions=ONE)
+    with pytest.raises(KitError, match="0 sentences"):
+        listening_test.write(only, tmp_path, strangers(tmp_path), "", questions=ONE)
 
 
 def test_hostile_text_never_becomes_markup(site):
@@ -246,8 +246,8 @@ def test_a_listener_from_beginning_to_end(browser, site, tmp_path):
                 browser.click(f".seat:nth-child({seat}) .disc")
                 browser.wait(f"seats[{seat - 1}].heard && player.paused")
         heard = [arms[clip] for clip in browser.run("seats.map(seat => seat.clip)")]
-        wish = {"stranger": 1, "clone": 2, "tuned": 4, "real": 5}[heard[1]] if len(heard) == 2 else \
-            2 if heard[1] == heard[2] else 1 if heard[1] == "tuned" else 3
+        wish = {"stranger": 1, "clone": 2, "finetuned": 4, "real": 5}[heard[1]] if len(heard) == 2 else \
+            2 if heard[1] == heard[2] else 1 if heard[1] == "finetuned" else 3
         assert browser.run("part.next.disabled")
         if place % 2:
             browser.press(str(wish))
@@ -261,11 +261,11 @@ def test_a_listener_from_beginning_to_end(browser, site, tmp_path):
         if files := list(tmp_path.glob("votes-*.json")):
             break
         browser.run("new Promise(done => setTimeout(done, 50))")
-    poll = ballots.read(files, site.parent)
+    poll = listening_test_responses.read(files, site.parent)
     assert poll.refused == [] and files[0].read_text() == browser.run("part.votes.value")
     ballot, = poll.ballots
     assert ballot.listener == {"name": "Zoe", "headphones": "yes"} and ballot.failed == 0
-    pairs, scores = (ballots.table([ballot], poll.key, kind, ONE[0]) for kind in ("ab", "smos"))
+    pairs, scores = (listening_test_responses.table([ballot], poll.key, kind, ONE[0]) for kind in ("ab", "smos"))
     assert pairs.tolist() == [[1, 1]] and scores.tolist() == [[2, 2]]
     assert all(vote["seconds"] > 0 and min(vote["plays"]) == 1 for vote in ballot.votes.values())
 
@@ -310,11 +310,11 @@ def test_order_and_sides_are_fair(browser, larger):
         queue.map(trial => [trial.id, dealt(ballot.rater, trial)])]; })""")
     browser.open("about:blank")
     browser.events.clear()
-    key, first = run.read_json(larger.parent / blind.KEY, ""), []
+    key, first = io.read_json(larger.parent / listening_test.KEY, ""), []
     places = {name: [] for name in key["trials"]}
     for rater, order in dealt:
         clips = dict(order)
-        assert all(clips[name] == trials.dealt(key["test"], rater, trial) for name, trial in key["trials"].items())
+        assert all(clips[name] == listening_test_design.assign(key["test"], rater, trial) for name, trial in key["trials"].items())
         for place, (name, heard) in enumerate(order):
             trial = key["trials"][name]
             places[name].append(place)
@@ -364,7 +364,7 @@ def test_hostile_text_stays_text(browser):
 
 
 @pytest.mark.parametrize("width, height", [(1100, 800), (390, 844), (320, 640)])
-@pytest.mark.parametrize("kind", list(trials.KINDS))
+@pytest.mark.parametrize("kind", list(listening_test_design.TEST_TYPES))
 def test_it_fits(chromium, every_kind, width, height, kind):
     """Mistake: a page that must be pushed sideways on a phone, whatever is asked."""
     for browser in opened(chromium, every_kind):
@@ -393,12 +393,12 @@ def test_dark_is_dark(browser):
 def test_known_listeners_are_understood(chromium, larger):
     """Mistake: sides or arms mixed up on the way from the page to the sentence, so that the loser wins."""
     for browser in opened(chromium, larger):
-        found = {chance: votes.results(voted(browser, larger, chance, range(1, 9)), larger.parent)
+        found = {chance: listening_test_analysis.analyse_files(voted(browser, larger, chance, range(1, 9)), larger.parent)
                  for chance in (0.95, 0.5, 0.05)}
     for chance, says in ((0.95, "wins"), (0.5, "no difference"), (0.05, "loses")):
-        assert found[chance]["listeners"] == 8 and not found[chance]["refused"] and not found[chance]["set aside"]
+        assert found[chance]["metric_models"] == 8 and not found[chance]["refused"] and not found[chance]["set aside"]
         pairs, scores = (next(each for each in found[chance]["questions"]
-                              if each["kind"] == kind and each["arms"] == ["tuned", "clone"]) for kind in ("ab", "smos"))
+                              if each["kind"] == kind and each["arms"] == ["finetuned", "clone"]) for kind in ("ab", "smos"))
         assert pairs["says"] == says and abs(pairs["value"] - chance) < 0.15, chance
         assert abs(scores["value"] - (2 * chance - 1)) < 0.4, chance
     assert found[0.95]["headphones"] == 8 and found[0.95]["scores"]["stranger"]["value"] == 1
@@ -409,9 +409,9 @@ def test_an_edit_is_noticed(chromium, larger, tmp_path):
     for browser in opened(chromium, larger):
         file, = voted(browser, larger, 0.9, [3])
     text = file.read_text()
-    assert text.isascii() and ballots.read([file], larger.parent).ballots[0].listener["name"] == "Ж\u2028<b>\ud800"
+    assert text.isascii() and listening_test_responses.read([file], larger.parent).ballots[0].listener["name"] == "Ж\u2028<b>\ud800"
     (tmp_path / "edited.json").write_text(text.replace('"answer":"A"', '"answer":"B"', 1))
     (tmp_path / "formatted.json").write_text(json.dumps(json.loads(text), indent=2))
-    poll = ballots.read([tmp_path], larger.parent)
+    poll = listening_test_responses.read([tmp_path], larger.parent)
     assert [each["file"] for each in poll.refused] == ["edited.json"] and "digest" in poll.refused[0]["why"]
     assert [each.file for each in poll.ballots] == ["formatted.json"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit.pretrain import bundle, sentences
+from sample_data.build import bundle, sentences
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 RATE = 24_000

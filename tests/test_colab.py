@@ -14,8 +14,8 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from test_notebooks import FOLDER, NAMES, cells, plain, source
 
-from tts_kit import runtime
-from tts_kit.problem import Problem
+from tts_kit import device
+from tts_kit.errors import KitError
 
 ROOT = FOLDER.parent
 BADGE = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
@@ -193,7 +193,7 @@ def test_runs_go_to_drive_when_asked_and_are_found_again(colab, tmp_path):
     clicked away that ends in a traceback of Colab's own."""
     done = on_colab("""
         from tts_kit import recipe
-        from tts_kit.problem import Problem
+        from tts_kit.errors import Problem
         from tts_kit.run import Run
         print(runtime.home(), runtime.DRIVE.exists())
         for steps in (7, 8):
@@ -213,9 +213,9 @@ def test_runs_go_to_drive_when_asked_and_are_found_again(colab, tmp_path):
 
 def test_drive_elsewhere_is_refused():
     """Mistake: DRIVE set in Jupyter looks as if it worked, and nothing is on Drive."""
-    with pytest.raises(Problem, match="no Colab notebook. Set it to False"):
-        runtime.home(True)
-    assert runtime.home() == Path("runs") and runtime.home(False) == Path("runs")
+    with pytest.raises(KitError, match="no Colab notebook. Set it to False"):
+        device.runs_dir(True)
+    assert device.runs_dir() == Path("runs") and device.runs_dir(False) == Path("runs")
 
 
 def test_a_served_page_is_shown_once(colab, tmp_path):

@@ -9,17 +9,18 @@ import sys
 import pytest
 import soundfile
 
-from tts_kit import __main__ as verbs
-from tts_kit import data, runtime, story
-from tts_kit.comparison import arms, clips, contest, knobs, verdict
-from tts_kit.comparison.clips import SCORES
-from tts_kit.judging import judges
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows
+from tts_kit import __main__, device, pipeline
+from tts_kit.comparison import arms, compare, sweep, synthesis, verdict
+from tts_kit.comparison.synthesis import SCORES
+from tts_kit.config import Config
+from tts_kit.data import manifest
+from tts_kit.errors import KitError
+from tts_kit.evaluation import metrics
+from tts_kit.io import read_rows
+from tts_kit.run import Run
 from tts_kit.speech import speak
 
-CPU = runtime.choose("cpu")
+CPU = device.choose("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +29,16 @@ def told(loud, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     source = root / "source"
     source.mkdir()
-    rows = (story.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (pipeline.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     some = [*rows[1:7], *rows[8:14], *rows[15:18]]  # of three recordings, the last the shortest
     for row in some:
-        shutil.copy(story.VOICE / row.split(",")[0], source)
+        shutil.copy(pipeline.VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    recipe = Recipe(base=loud, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
-                    evaluate_every=3, save_every=3, sample_every=0)
+    config = Config(base=loud, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
+                    eval_steps=3, save_steps=3, sample_steps=0)
     run = Run("told", root)
-    page = story.tell(source, recipe, run, CPU, sentences=2, seeds=(1, 2))
-    return run, recipe, source, page
+    page = pipeline.run_all(source, config, run, CPU, sentences=2, seeds=(1, 2))
+    return run, config, source, page
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +51,13 @@ def test_every_arm_sentence_and_seed_is_there(told):
     """Mistake: an arm, a seed or the ceiling is left out, or a row points to no clip."""
     run, _, _, page = told
     rows = read_rows(run.comparison / SCORES)
-    counted = {arm: sum(row["arm"] == arm for row in rows) for arm in (*arms.GIVEN, *arms.SPOKEN)}
-    assert counted == {"real": 2, "codec": 2, "base": 4, "clone": 4, "tuned": 4, "tuned+clone": 4}
+    counted = {arm: sum(row["arm"] == arm for row in rows) for arm in (*arms.GIVEN_ARMS, *arms.SPOKEN_ARMS)}
+    assert counted == {"real": 2, "codec": 2, "base": 4, "clone": 4, "finetuned": 4, "finetuned+clone": 4}
     for row in rows:
         assert soundfile.info(run.comparison / row["file"]).duration == pytest.approx(row["seconds"], abs=0.01)
-        if row["arm"] in arms.SPOKEN:
-            assert isinstance(row["stopped"], bool) and row["wall_seconds"] > 0 and row["takes"] == 1
-    assert page == run.comparison / "index.html" and "tuned+clone" in page.read_text(encoding="utf-8")
+        if row["arm"] in arms.SPOKEN_ARMS:
+            assert isinstance(row["ended_with_eos"], bool) and row["wall_seconds"] > 0 and row["takes"] == 1
+    assert page == run.comparison / "index.html" and "finetuned+clone" in page.read_text(encoding="utf-8")
 
 
 def test_the_arms_are_what_they_are_called(told):
@@ -70,7 +71,7 @@ def test_the_arms_are_what_they_are_called(told):
 def test_held_out_sentences_are_compared_and_the_reference_is_not_one(told):
     """Mistake: the model is judged on sentences it was trained on, or hears the answer as its reference."""
     run, _, _, _ = told
-    utterances = data.read(run.data)
+    utterances = manifest.read(run.data)
     held_out = {each.text for each in utterances if each.split == "held_out"}
     assert {row["text"] for row in read_rows(run.comparison / SCORES)} <= held_out
     assert arms.pick_reference(utterances).text not in held_out
@@ -88,24 +89,24 @@ def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
     for sentences, seeds in ((1, (1, 1)), (2, (2,))):
-        page = contest.compare(copy, voice, sentences, seeds)
+        page = compare.compare(copy, voice, sentences, seeds)
     spoken = [(row["sentence"], row["seed"]) for row in read_rows(copy.comparison / SCORES) if row["arm"] == "base"]
     assert spoken == [(1, 1), (1, 2), (2, 2)]
     assert "<dd dir=\"auto\">1, 2</dd>" in page.read_text(encoding="utf-8")
-    with pytest.raises(Problem, match="leave nothing to compare"):
-        contest.compare(copy, voice, 0, (1,))
+    with pytest.raises(KitError, match="leave nothing to compare"):
+        compare.compare(copy, voice, 0, (1,))
 
 
 def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
     """Mistake: an hour of clips is made again after a disconnect, or a lost clip is never made again."""
-    run, recipe, _, _ = told
+    run, config, _, _ = told
     before = {row["file"]: (run.comparison / row["file"]).stat().st_mtime_ns
               for row in read_rows(run.comparison / SCORES)}
     lost = "clips/tuned/002-1.flac"
     content = soundfile.read(run.comparison / lost, dtype="int16")[0].astype(int)
     (run.comparison / lost).unlink()
-    voice = speak.load_voice(CPU, run.adapter, recipe.base)
-    contest.compare(run, voice, 2, (1, 2))
+    voice = speak.load_voice(CPU, run.adapter, config.base)
+    compare.compare(run, voice, 2, (1, 2))
     after = {name: (run.comparison / name).stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == [lost]
     again = soundfile.read(run.comparison / lost, dtype="int16")[0]
@@ -115,33 +116,33 @@ def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
 
 def test_a_comparison_with_other_settings_is_not_mixed_in(told):
     """Mistake: clips of two temperatures stand side by side under one name."""
-    run, recipe, _, _ = told
-    voice = speak.load_voice(CPU, run.adapter, recipe.base)
+    run, config, _, _ = told
+    voice = speak.load_voice(CPU, run.adapter, config.base)
     voice.sampling = speak.Sampling(0.1, 0.1, 5)
-    with pytest.raises(Problem, match="another temperature, another depth temperature, another top k.*Move that folder"):
-        contest.compare(run, voice, 2, (1, 2))
+    with pytest.raises(KitError, match="another temperature, another depth temperature, another top k.*Move that folder"):
+        compare.compare(run, voice, 2, (1, 2))
 
 
 @pytest.mark.parametrize(("text", "wanted"), [
-    ("tuned:strength=0.5,temperature=0.3", (True, False, "tuned:strength=0.5,temperature=0.3")),
-    ("tuned+clone:references=3", (True, True, "tuned+clone:references=3")), ("base", (False, False, "base")),
+    ("finetuned:strength=0.5,temperature=0.3", (True, False, "finetuned:strength=0.5,temperature=0.3")),
+    ("finetuned+clone:references=3", (True, True, "finetuned+clone:references=3")), ("base", (False, False, "base")),
     ("clone:", (False, True, "clone"))])
 def test_an_arm_is_what_is_written(text, wanted):
     """Mistake: a knob that is read and not turned, or one arm under two names."""
     arm = arms.parse(text)
-    assert (arm.tuned, arm.cloned, arm.name) == wanted
+    assert (arm.finetuned, arm.cloned, arm.name) == wanted
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("tunned", "no arm 'tunned'.*base, clone, tuned.*kokoro.*folder:NAME=PATH"), ("tuned:loudness=3", "no knob 'loudness'"),
+    ("tunned", "no arm 'tunned'.*base, clone, tuned.*kokoro.*folder:NAME=PATH"), ("finetuned:loudness=3", "no knob 'loudness'"),
     ("clone:strength=0.5", "has no strength: that is a knob of tuned and tuned"), ("base:references=2", "has no references"),
-    ("tuned:strength=loud", "strength is 'loud'; wanted a number from 0 to 10"), ("clone:references=2.5", "a whole number"),
-    ("clone:references=9", "from 1 to 8"), ("tuned:strength=1,strength=2", "sets a knob twice"),
-    ("tuned:temperature=nan", "temperature is 'nan'"), ("../../etc/passwd", "there is no arm")])
+    ("finetuned:strength=loud", "strength is 'loud'; wanted a number from 0 to 10"), ("clone:references=2.5", "a whole number"),
+    ("clone:references=9", "from 1 to 8"), ("finetuned:strength=1,strength=2", "sets a knob twice"),
+    ("finetuned:temperature=nan", "temperature is 'nan'"), ("../../etc/passwd", "there is no arm")])
 def test_an_arm_that_cannot_be_is_named(text, message):
     """Mistake: a typing error that compares the usual settings with themselves, or a traceback."""
-    with pytest.raises(Problem, match=message):
-        contest.parse(text)
+    with pytest.raises(KitError, match=message):
+        compare.parse_arms(text)
 
 
 def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
@@ -153,28 +154,28 @@ def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
     voice = speak.load_voice(CPU, copy.adapter)
     kept = copy.training / "checkpoint-3" / "adapter_model.safetensors"
     assert kept.is_file()
-    wanted = ("tuned", "tuned:strength=0", "base", "tuned:strength=3", "tuned:checkpoint=3", "clone", "clone:references=2",
+    wanted = ("finetuned", "finetuned:strength=0", "base", "finetuned:strength=3", "finetuned:checkpoint=3", "clone", "clone:references=2",
               "clone:reference_seconds=1")
-    contest.compare(copy, voice, 1, (1,), [*wanted[1:], wanted[0]], trials=())
+    compare.compare(copy, voice, 1, (1,), [*wanted[1:], wanted[0]], trials=())
     clip = {row["arm"]: (copy.comparison / row["file"]).read_bytes() for row in read_rows(copy.comparison / SCORES)}
-    assert clip["tuned:strength=0"] == clip["base"] != clip["tuned"] == clip["tuned:checkpoint=3"]
-    assert len({clip[arm] for arm in ("tuned", "tuned:strength=3", "base", "clone", "clone:references=2")}) == 5
-    with pytest.raises(Problem, match="no adapter was kept at step 77 .*kept were those of 3"):
-        contest.compare(copy, voice, 1, (1,), ["tuned:checkpoint=77"], trials=())
+    assert clip["finetuned:strength=0"] == clip["base"] != clip["finetuned"] == clip["finetuned:checkpoint=3"]
+    assert len({clip[arm] for arm in ("finetuned", "finetuned:strength=3", "base", "clone", "clone:references=2")}) == 5
+    with pytest.raises(KitError, match="no adapter was kept at step 77 .*kept were those of 3"):
+        compare.compare(copy, voice, 1, (1,), ["finetuned:checkpoint=77"], trials=())
 
 
 def test_knobs_are_turned_on_sentences_that_the_report_does_not_use(told, capsys):
     """Mistake: settings are tuned on the sentences or the recordings that score the result afterwards."""
     run, _, _, _ = told
     voice = speak.load_voice(CPU, run.adapter)
-    page = knobs.turn(run, voice, {"strength": [0.5, 2.0]}, "tuned", 2, (1,))
+    page = sweep.run_sweep(run, voice, {"strength": [0.5, 2.0]}, "finetuned", 2, (1,))
     rows = read_rows(run.folder / "knobs" / SCORES)
     assert page == run.folder / "knobs" / "index.html"
-    assert [row["arm"] for row in rows] == ["tuned", "tuned:strength=0.5", "tuned:strength=2"] * 2
-    assert not {row["text"] for row in rows} & {each.text for each in data.read(run.data)}
-    with pytest.raises(Problem, match="nothing to turn"):
-        knobs.turn(run, voice, {})
-    knobs.turn(run, voice, {"strength": [0.5, 0.5]}, "tuned", 50, (1,))
+    assert [row["arm"] for row in rows] == ["finetuned", "finetuned:strength=0.5", "finetuned:strength=2"] * 2
+    assert not {row["text"] for row in rows} & {each.text for each in manifest.read(run.data)}
+    with pytest.raises(KitError, match="nothing to turn"):
+        sweep.run_sweep(run, voice, {})
+    sweep.run_sweep(run, voice, {"strength": [0.5, 0.5]}, "finetuned", 50, (1,))
     assert "50 sentences were asked for; the kit has" in capsys.readouterr().out
 
 
@@ -188,7 +189,7 @@ def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp
     theirs.mkdir()
     shutil.copy(next(run.comparison.glob("clips/real/001.flac")), theirs / "001.flac")
     voice = speak.load_voice(CPU, copy.adapter)
-    page = contest.compare(copy, voice, 2, (1,), ["tuned", f"folder:them={theirs}"], trials=())
+    page = compare.compare(copy, voice, 2, (1,), ["finetuned", f"folder:them={theirs}"], trials=())
     rows = [row for row in read_rows(copy.comparison / SCORES) if row["arm"] == "them"]
     assert [(row["sentence"], (copy.comparison / row["file"]).is_file()) for row in rows] == [(1, True), (2, False)]
     assert rows[1]["lost"] and "them" in page.read_text(encoding="utf-8")
@@ -196,21 +197,21 @@ def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp
     assert "no judges listened" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+@pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_a_clip_that_another_system_lacks_is_a_failure(told, tmp_path, monkeypatch):
     """Mistake: what a system could not say is dropped, and it wins by saying little."""
     monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
     (tmp_path / "theirs").mkdir()
     run, _, _, _ = told
     shutil.copy(run.comparison / "clips/real/001.flac", tmp_path / "theirs")
-    sentences = [clips.Sentence("Hello there."), clips.Sentence("Who is it?")]
-    plan = clips.Plan(run, tmp_path / "out", sentences, (1,), [contest.parse(f"folder:them={tmp_path / 'theirs'}")],
-                      data.read(run.data))
-    rows, lost = clips.make(plan, speak.load_voice(CPU, run.adapter))
-    judged = contest.judge(plan, rows, {each.text: each.audio for each in plan.utterances[:2]})
+    sentences = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")]
+    plan = synthesis.Plan(run, tmp_path / "out", sentences, (1,), [compare.parse_arms(f"folder:them={tmp_path / 'theirs'}")],
+                      manifest.read(run.data))
+    rows, lost = synthesis.synthesize(plan, speak.load_voice(CPU, run.adapter))
+    judged = compare.score(plan, rows, {each.text: each.audio for each in plan.utterances[:2]})
     assert lost == [] and [row["failure"] for row in judged] == ["", "missing"]
-    assert judged[1]["wrong_words"] == judged[1]["words"] == 3 and judged[1]["similarity"] == 0
-    assert verdict.verdict([*judged, *(row | {"arm": "tuned"} for row in judged)], [("tuned", "them")]).count("missing") == 2
+    assert judged[1]["word_errors"] == judged[1]["words"] == 3 and judged[1]["similarity"] == 0
+    assert verdict.verdict([*judged, *(row | {"arm": "finetuned"} for row in judged)], [("finetuned", "them")]).count("missing") == 2
 
 
 def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path):
@@ -218,7 +219,7 @@ def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path
     change is judged again."""
     run, _, _, _ = told
     voice, real = speak.load_voice(CPU, run.adapter), run.comparison / "clips" / "real"
-    sentences, place = [clips.Sentence("Hello there."), clips.Sentence("Who is it?")], tmp_path / "out"
+    sentences, place = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")], tmp_path / "out"
     for name, files in (("first", {"001.flac": "001", "002.flac": "002"}), ("last", {"001.flac": "001"}),
                         ("then", {"001-1.flac": "001", "001-2.flac": "002"})):
         (tmp_path / name).mkdir()
@@ -226,10 +227,10 @@ def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path
             shutil.copy(real / f"{source}.flac", tmp_path / name / file)
 
     def taken(name):
-        them = contest.parse(f"folder:them={tmp_path / name}")
-        return clips.make(clips.Plan(run, place, sentences, (1,), [them], data.read(run.data)), voice)[0]
+        them = compare.parse_arms(f"folder:them={tmp_path / name}")
+        return synthesis.synthesize(synthesis.Plan(run, place, sentences, (1,), [them], manifest.read(run.data)), voice)[0]
 
-    clips.keep(place, [row | {"judged": "these"} for row in taken("first")])
+    synthesis.save_rows(place, [row | {"judged": "these"} for row in taken("first")])
     assert [row.get("judged") for row in taken("first")] == ["these", "these"]
     assert [(row["file"], "lost" in row) for row in taken("then")] == [
         ("clips/them/001-1.flac", False), ("clips/them/001-2.flac", False), ("clips/them/002-0.flac", True)]
@@ -243,33 +244,33 @@ def test_data_made_anew_is_not_judged_by_the_old_adapter(told, tmp_path):
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
-    manifest = copy.data / data.utterance.MANIFEST
+    manifest = copy.data / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace('"train"', '"held_out"', 1))
     voice = speak.load_voice(CPU, copy.adapter)
-    with pytest.raises(Problem, match="other clips than .*data holds now"):
-        contest.compare(copy, voice, 1, (1,))
+    with pytest.raises(KitError, match="other clips than .*data holds now"):
+        compare.compare(copy, voice, 1, (1,))
     shutil.rmtree(copy.codes)
-    with pytest.raises(Problem, match="there is no .*index.jsonl"):
-        contest.compare(copy, voice, 1, (1,))
+    with pytest.raises(KitError, match="there is no .*index.jsonl"):
+        compare.compare(copy, voice, 1, (1,))
 
 
 def test_votes_are_counted_and_leave_the_test_as_it_is(told, monkeypatch):
     """Mistake: who counts the first votes makes another blind test, and those that come later are refused."""
-    run, recipe, _, _ = told
-    voice = speak.load_voice(CPU, run.adapter, recipe.base)
-    contest.compare(run, voice, 2, (1, 2), trials=("preference",))
+    run, config, _, _ = told
+    voice = speak.load_voice(CPU, run.adapter, config.base)
+    compare.compare(run, voice, 2, (1, 2), trials=("preference",))
     key = (run.comparison / "blind.json").read_bytes()
-    page = contest.compare(run, voice, 2, (1, 2), voted=[run.folder / "nobody.json"])
+    page = compare.compare(run, voice, 2, (1, 2), voted=[run.folder / "nobody.json"])
     assert (run.comparison / "blind.json").read_bytes() == key
     assert page.read_text(encoding="utf-8").count("there is no such file") == 1
 
 
-@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+@pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
     """Mistake: all clips are judged, so nobody ever asks whether they are copies."""
     monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
-    run, name = told[0], judges.present()
-    rows = [{"arm": "tuned", "sentence": 1, "seed": 1, "text": "Hello.", "heard": "Hello.", "judged": name, "file": "none"}]
+    run, name = told[0], metrics.load_available()
+    rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "heard": "Hello.", "judged": name, "file": "none"}]
 
     class Asked(Exception):
         pass
@@ -277,19 +278,19 @@ def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
     def load():
         raise Asked
 
-    monkeypatch.setattr(judges, "load", load)
-    plan = clips.Plan(run, run.comparison, [], (1,), [], [])
+    monkeypatch.setattr(metrics, "load", load)
+    plan = synthesis.Plan(run, run.comparison, [], (1,), [], [])
     with pytest.raises(Asked):
-        contest.judge(plan, rows, {})
-    checked = [rows[0] | {"copied": False}, rows[0] | {"seed": None}, rows[0] | {"heard": ""}]
-    assert contest.judge(plan, checked, {}) == checked
+        compare.score(plan, rows, {})
+    checked = [rows[0] | {"memorized": False}, rows[0] | {"seed": None}, rows[0] | {"heard": ""}]
+    assert compare.score(plan, checked, {}) == checked
 
 
 def test_stages_run_again_change_nothing(told, capsys):
     """Mistake: a notebook run twice makes everything twice."""
-    run, recipe, source, _ = told
+    run, config, source, _ = told
     stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
-    story.tell(source, recipe, run, CPU, 2, (1, 2))
+    pipeline.run_all(source, config, run, CPU, 2, (1, 2))
     said = capsys.readouterr().out
     assert "used again" in said and "0 encoded" in said and "already trained" in said
     assert stamps == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
@@ -303,14 +304,14 @@ def verb(folder, *arguments):
 @pytest.fixture
 def workplace(tmp_path):
     """A folder from which the verbs can be called."""
-    (tmp_path / "tts_kit").symlink_to(story.SAMPLES.parent / "tts_kit")
+    (tmp_path / "tts_kit").symlink_to(pipeline.SAMPLES.parent / "tts_kit")
     return tmp_path
 
 
 def test_verbs_from_data_to_comparison(told, workplace, toy):
     """Mistake: a verb has logic of its own, forgets the base given before, or prints more than its JSON."""
     _, _, source, _ = told
-    small = ("--rank", "4", "--steps", "2", "--evaluate-every", "2", "--sample-every", "0", "--learning-rate", "0.01",
+    small = ("--rank", "4", "--steps", "2", "--eval-steps", "2", "--sample-steps", "0", "--learning-rate", "0.01",
              "--warmup-steps", "0")
     assert verb(workplace, "data", str(source), "--run", "one").returncode == 0
     assert verb(workplace, "tokenize", "--run", "one", "--base", toy).returncode == 0
@@ -333,7 +334,7 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
     (("tokenize", "--run", "../etc"), "run name '../etc'"),
     (("data", "no-such-folder"), "no-such-folder"),
     (("train", "--rank", "0"), "rank is 0; it must be a number above 0"),
-    (("speak", "Hi.", "--run", "none", "--untuned", "--base", "tpy"), "tpy is no folder here, and no hub id"),
+    (("speak", "Hi.", "--run", "none", "--no-adapter", "--base", "tpy"), "tpy is no folder here, and no hub id"),
     (("speak", "Hi.", "--reference", "a.wav"), "give --reference FILE and --reference-text TEXT"),
     (("compare", "--run", "none", "--base", "nowhere"), "nothing was trained there yet"),
     (("speak", "Hi.", "--run", "typo"), "nothing was trained there yet"),
@@ -347,7 +348,7 @@ def test_a_verb_that_cannot_go_on_says_one_thing_and_fails(workplace, arguments,
 
 def test_without_a_verb_the_verbs_are_shown(capsys):
     """Mistake: "the following arguments are required: verb", and no word of which there are."""
-    assert verbs.main([]) == 2
+    assert __main__.main([]) == 2
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("doctor", "data", "tokenize", "train", "speak", "compare", "demo"))
 
@@ -360,13 +361,13 @@ def test_an_adapter_of_other_clips_is_not_judged_by_these(told, tmp_path):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
     index = copy.codes / "index.jsonl"
     index.write_text(index.read_text().replace('"train"', '"held_out"', 1))
-    with pytest.raises(Problem, match="was trained on other clips"):
-        contest.compare(copy, speak.load_voice(CPU, copy.adapter), 1, (1,))
+    with pytest.raises(KitError, match="was trained on other clips"):
+        compare.compare(copy, speak.load_voice(CPU, copy.adapter), 1, (1,))
 
 
 def test_every_recipe_field_is_an_option_of_some_verb_with_its_explanation():
     """Mistake: a field that can only be changed by editing code, or an option that explains nothing."""
-    actions = {action.dest: action for sub in verbs.parser()._subparsers._group_actions[0].choices.values()
+    actions = {action.dest: action for sub in __main__.parser()._subparsers._group_actions[0].choices.values()
                for action in sub._actions}
-    for field in dataclasses.fields(Recipe):
+    for field in dataclasses.fields(Config):
         assert len(actions[field.name].help) > 20, field.name

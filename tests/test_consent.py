@@ -9,14 +9,15 @@ import shutil
 import pytest
 from test_tokens import tone
 
-from tts_kit import audio, story
+from tts_kit import audio, pipeline
 from tts_kit.__main__ import main
-from tts_kit.data import consent, intake, utterance
+from tts_kit.data import consent, manifest, prepare
 from tts_kit.data.consent import Consent
-from tts_kit.data.utterance import RATE, Utterance
-from tts_kit.model import terms
-from tts_kit.problem import Problem
-from tts_kit.run import Run, write_json
+from tts_kit.data.manifest import SAMPLE_RATE, Utterance
+from tts_kit.errors import KitError
+from tts_kit.io import write_json
+from tts_kit.model import license
+from tts_kit.run import Run
 
 STATEMENT = "I am Anna. I allow a model of my voice, \"as it is\" — für alle."
 GIVEN = ["--who", "Anna Example", "--kind", "own", "--statement", STATEMENT]
@@ -30,22 +31,22 @@ def run(tmp_path, monkeypatch):
     clips = []
     for number in range(3):
         path = made.data / "clips" / f"{number}.flac"
-        audio.write(path, tone(1.0, 200 + 50 * number), RATE)
+        audio.write(path, tone(1.0, 200 + 50 * number), SAMPLE_RATE)
         clips.append(Utterance(str(number), path, "Hello.", "Hello.", "0", "", "monday", "train", 1.0, number, path.name))
-    utterance.write(made.data, clips)
-    write_json(made.data / intake.ORIGIN, {"source": "/clips", "settings": {}, "fingerprint": ""})
+    manifest.write(made.data, clips)
+    write_json(made.data / prepare.ORIGIN, {"source": "/clips", "settings": {}, "fingerprint": ""})
     return made
 
 
 def spoil(run: Run) -> None:
     """Other sound under the name of a clip that consent was given for."""
-    audio.write(run.data / "clips" / "1.flac", tone(1.0, 999), RATE)
+    audio.write(run.data / "clips" / "1.flac", tone(1.0, 999), SAMPLE_RATE)
 
 
 def test_it_is_kept_word_for_word_with_the_sum_of_the_clips(run):
     """Mistake: a statement that was tidied up, or a sum that nobody else can compute."""
     made = consent.record(run, " Anna Example ", "own", STATEMENT)
-    assert consent.read(run.folder) == made == consent.of(run) and not consent.fault(run)
+    assert consent.read(run.folder) == made == consent.for_run(run) and not consent.problem(run)
     assert (made.who, made.statement, made.clips, made.seconds) == ("Anna Example", STATEMENT, 3, 3.0)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made.when)
     sums = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (run.data / "clips").iterdir())
@@ -55,12 +56,12 @@ def test_it_is_kept_word_for_word_with_the_sum_of_the_clips(run):
 
 def test_no_consent_and_one_for_other_clips_are_told(run):
     """Mistake: one consent, and then other recordings are slipped under it."""
-    assert "No consent to the voice of run anna is recorded. Record it: python -m" in consent.fault(run)
+    assert "No consent to the voice of run anna is recorded. Record it: python -m" in consent.problem(run)
     consent.record(run, "Anna", "own", STATEMENT)
     spoil(run)
-    assert re.search("have changed since Anna consented .* 3 clips .* not all the same. Record it", consent.fault(run))
+    assert re.search("have changed since Anna consented .* 3 clips .* not all the same. Record it", consent.problem(run))
     consent.record(run, "Anna", "own", STATEMENT)
-    assert consent.fault(run) == ""
+    assert consent.problem(run) == ""
 
 
 def test_it_travels_with_the_voice(run, tmp_path):
@@ -69,51 +70,51 @@ def test_it_travels_with_the_voice(run, tmp_path):
     made = consent.record(run, "Anna", "written", STATEMENT)
     assert consent.read(run.adapter) == made, "an adapter that is there already gets it"
     (tmp_path / "away").mkdir()
-    assert consent.accompany(run, tmp_path / "away") == consent.read(tmp_path / "away") == made
+    assert consent.attach(run, tmp_path / "away") == consent.read(tmp_path / "away") == made
     (run.folder / consent.FILE).unlink()
     shutil.rmtree(run.data)
-    assert consent.of(run) == made and not consent.fault(run), "a voice that came without its clips"
+    assert consent.for_run(run) == made and not consent.problem(run), "a voice that came without its clips"
 
 
 def test_a_record_for_other_clips_does_not_travel(run, tmp_path):
     """Mistake: the adapter of new recordings carries the consent to the old ones."""
     consent.record(run, "Anna", "own", STATEMENT)
     spoil(run)
-    assert consent.accompany(run, tmp_path) is None and not (tmp_path / consent.FILE).exists()
+    assert consent.attach(run, tmp_path) is None and not (tmp_path / consent.FILE).exists()
 
 
 def test_what_goes_on_without_says_one_line(run, capsys, tmp_path):
     """Mistake: training stops for want of a record, or nothing at all is said of it."""
-    consent.remind(run)
+    consent.warn_if_missing(run)
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "python -m tts_kit consent --run anna" in said and "Clone only voices" in said
     consent.record(run, "Anna", "own", STATEMENT)
-    consent.accompany(run, tmp_path)
+    consent.attach(run, tmp_path)
     spoil(run)
-    consent.remind(run)
-    consent.remind(Run("other"), adapter=tmp_path)
-    consent.remind(Run("nothing-there"))
+    consent.warn_if_missing(run)
+    consent.warn_if_missing(Run("other"), adapter=tmp_path)
+    consent.warn_if_missing(Run("nothing-there"))
     assert capsys.readouterr().out == ""
-    consent.remind(run, thorough=True)
+    consent.warn_if_missing(run, thorough=True)
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "have changed since Anna" in said
 
 
 def test_the_bundled_voice_has_a_record_of_its_own(run, capsys):
     """Mistake: the demo asks for consent to a voice that is nobody's, or takes any folder for that voice."""
-    origin = {"source": str((story.SAMPLES / "voice").resolve()), "settings": {
-        "held_out_from": str((story.SAMPLES / "held_out").resolve())}}
-    write_json(run.data / intake.ORIGIN, origin)
-    consent.remind(run)
+    origin = {"source": str((pipeline.SAMPLES / "voice").resolve()), "settings": {
+        "held_out_from": str((pipeline.SAMPLES / "held_out").resolve())}}
+    write_json(run.data / prepare.ORIGIN, origin)
+    consent.warn_if_missing(run)
     made = consent.read(run.folder)
     assert capsys.readouterr().out == "" and made.kind == "synthetic" and "Kokoro" in made.who
-    text = " ".join((story.SAMPLES / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((pipeline.SAMPLES / "README.md").read_text(encoding="utf-8").split())
     assert made.statement.split(". ")[0] in text, "as its own page says"
     spoil(run)
-    assert "have changed" in consent.fault(run), "what was put there later is not nobody's voice"
+    assert "have changed" in consent.problem(run), "what was put there later is not nobody's voice"
     (run.folder / consent.FILE).unlink()
-    write_json(run.data / intake.ORIGIN, origin | {"settings": {"held_out_from": "/somebody/else"}})
-    assert consent.of(run) is None
+    write_json(run.data / prepare.ORIGIN, origin | {"settings": {"held_out_from": "/somebody/else"}})
+    assert consent.for_run(run) is None
 
 
 @pytest.mark.parametrize(("who", "kind", "statement", "message"), [
@@ -124,7 +125,7 @@ def test_the_bundled_voice_has_a_record_of_its_own(run, capsys):
 ])
 def test_what_is_no_consent_is_refused(run, who, kind, statement, message):
     """Mistake: an empty statement counts, or a name paints the reader's terminal."""
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(KitError, match=message):
         consent.record(run, who, kind, statement)
     assert not (run.folder / consent.FILE).exists()
 
@@ -135,7 +136,7 @@ def test_what_is_no_consent_is_refused(run, who, kind, statement, message):
 def test_words_are_taken_as_people_write_them(run, who, statement):
     """Mistake: the spaces and joiners of Japanese, French, Persian and Hebrew pass for terminal codes and are refused."""
     made = consent.record(run, who, "own", statement)
-    assert (made.who, made.statement) == (who, statement) and consent.of(run) == made
+    assert (made.who, made.statement) == (who, statement) and consent.for_run(run) == made
 
 
 def test_a_statement_from_a_windows_file_is_taken(run):
@@ -146,7 +147,7 @@ def test_a_statement_from_a_windows_file_is_taken(run):
 def test_what_is_said_again_keeps_its_date(run):
     """Mistake: each time a notebook is run again the consent is of that day."""
     made = dataclasses.replace(consent.record(run, "Anna", "own", STATEMENT), when="2024-02-29T12:00:00+00:00")
-    consent.put(made, run.folder)
+    consent.write(made, run.folder)
     assert consent.record(run, "Anna", "own", STATEMENT) == made == consent.read(run.folder)
     assert consent.record(run, "Anna", "written", STATEMENT).when > made.when
 
@@ -157,8 +158,8 @@ def test_a_broken_record_is_named(run, broken):
     made = dataclasses.asdict(consent.record(run, "Anna", "own", STATEMENT))
     spoiled = {None: json.dumps(made | {"clips": "many"}), "kind": json.dumps(made | {"kind": "none"})}.get(broken, broken)
     (run.folder / consent.FILE).write_text(spoiled)
-    with pytest.raises(Problem, match="consent.json|no kind of consent"):
-        consent.fault(run)
+    with pytest.raises(KitError, match="consent.json|no kind of consent"):
+        consent.problem(run)
 
 
 def test_the_verb_asks_once(run, monkeypatch, capsys):
@@ -215,7 +216,7 @@ def test_the_bases_terms_are_told_to_whoever_makes_a_voice_of_it(run, capsys):
     assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "there are no codes to learn from"
     said = capsys.readouterr().out
     assert "unsloth/csm-1b is under the licence apache-2.0" in said and "forbid impersonation" in said
-    assert "apache-2.0: a voice that is made of it" in terms.binds(str(story.BUNDLED))
-    assert "says of no licence" in terms.binds("somebody/else")
-    assert "CC-BY-4.0" in terms.of("sesame/csm-1b", "apache-2.0")[1]
-    assert "Mimi" not in str(terms.of("tiny-csm", "apache-2.0"))
+    assert "apache-2.0: a voice that is made of it" in license.license_notice(str(pipeline.BUNDLED))
+    assert "says of no licence" in license.license_notice("somebody/else")
+    assert "CC-BY-4.0" in license.prohibited_uses("sesame/csm-1b", "apache-2.0")[1]
+    assert "Mimi" not in str(license.prohibited_uses("tiny-csm", "apache-2.0"))

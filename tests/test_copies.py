@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.judging import copies, judges
-from tts_kit.judging.judges import Judges
+from tts_kit.evaluation import memorization, metrics
+from tts_kit.evaluation.metrics import MetricModels
 
-pytestmark = pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+pytestmark = pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 LEARNT = {"The train to Oslo is late again.": "a", "Nobody has seen the black cat today.": "b"}
 
 
@@ -23,13 +23,13 @@ def learnt(tmp_path):
     return {text: tmp_path / make(name, seed) for seed, (text, name) in enumerate(LEARNT.items())}, make
 
 
-def listeners(asked):
+def metric_models(asked):
     """Judges to whom the voice is how the first samples go."""
-    def recognise(wave):
+    def embed_speaker(wave):
         asked.append(len(wave))
         return wave[4000:4040] + 0.05
 
-    return Judges({"voice": "ours"}, lambda wave: "", recognise, lambda wave: 4.0, 1)
+    return MetricModels({"voice": "ours"}, lambda wave: "", embed_speaker, lambda wave: 4.0, 1)
 
 
 def row(arm, name, text, heard, seed=1):
@@ -40,45 +40,45 @@ def test_a_training_sentence_in_place_of_the_one_asked_for_is_a_copy(learnt, tmp
     """Mistake: a model that recites its training is praised as the best voice of all."""
     training, make = learnt
     rows = [row("real", make("r", 50), "A blue hat.", "A blue hat.", None),
-            row("tuned", make("x", 51), "Where is the small house?", "the train to oslo is very late again"),
-            row("tuned", make("y", 52), "Where is the small house?", "Where is the small mouse?"),
-            row("tuned", make("z", 53), "Where is the small house?", "a wind from elsewhere")]
-    found = copies.check(rows, tmp_path, training, listeners([]))
-    assert [each.get("copied") for each in found] == [None, True, False, False]
+            row("finetuned", make("x", 51), "Where is the small house?", "the train to oslo is very late again"),
+            row("finetuned", make("y", 52), "Where is the small house?", "Where is the small mouse?"),
+            row("finetuned", make("z", 53), "Where is the small house?", "a wind from elsewhere")]
+    found = memorization.check(rows, tmp_path, training, metric_models([]))
+    assert [each.get("memorized") for each in found] == [None, True, False, False]
     assert found[1]["nearest"] == "a.flac" and found[0] == rows[0]
 
 
 def test_one_word_misheard_is_no_copy():
     """Mistake: sentences of one pattern, where a slip makes another learnt one, and the honest model is accused."""
     words = {text: text.lower().rstrip(".").split() for text in LEARNT}
-    assert copies.recited("The train to Oslo is late again.", "The train to Rome is late again.", words) == ""
-    assert copies.recited("The train to Oslo is late again.", "Please bring two green chairs.", words) == next(iter(LEARNT))
-    assert copies.recited("Yes.", "No.", {"Yes.": ["yes"]}) == ""
+    assert memorization.matched_training_text("The train to Oslo is late again.", "The train to Rome is late again.", words) == ""
+    assert memorization.matched_training_text("The train to Oslo is late again.", "Please bring two green chairs.", words) == next(iter(LEARNT))
+    assert memorization.matched_training_text("Yes.", "No.", {"Yes.": ["yes"]}) == ""
 
 
 def test_the_very_sound_of_a_training_clip_is_a_copy_and_another_take_is_not(learnt, tmp_path):
     """Mistake: the limit comes from the generated clips, or any likeness to the voice is called a copy of it."""
     training, make = learnt
     rows = [row("real", make("r", 50), "A blue hat.", "A blue hat.", None),
-            row("tuned", make("same", 0), "A blue hat.", "A blue hat."),
-            row("tuned", make("own", 60), "A blue hat.", "A blue hat.")]
-    found = copies.check(rows, tmp_path, training, listeners([]))
-    assert found[1]["copied"] and found[1]["nearest_similarity"] > 0.99 and found[1]["nearest"] == "a.flac"
-    assert not found[2]["copied"] and found[2]["nearest_similarity"] < 0.9
-    without_real = copies.check(rows[1:], tmp_path, training, listeners([]))
-    assert not without_real[0]["copied"]
+            row("finetuned", make("same", 0), "A blue hat.", "A blue hat."),
+            row("finetuned", make("own", 60), "A blue hat.", "A blue hat.")]
+    found = memorization.check(rows, tmp_path, training, metric_models([]))
+    assert found[1]["memorized"] and found[1]["nearest_similarity"] > 0.99 and found[1]["nearest"] == "a.flac"
+    assert not found[2]["memorized"] and found[2]["nearest_similarity"] < 0.9
+    without_real = memorization.check(rows[1:], tmp_path, training, metric_models([]))
+    assert not without_real[0]["memorized"]
 
 
 def test_clips_are_listened_to_once(learnt, tmp_path):
     """Mistake: a thousand training clips are listened to again for every comparison; or a changed clip keeps its voice."""
     training, make = learnt
-    rows, asked = [row("tuned", make("x", 51), "A blue hat.", "A blue hat.")], []
-    first = copies.check(rows, tmp_path, training, listeners(asked))
-    assert len(asked) == 3 and copies.check(rows, tmp_path, training, listeners(asked)) == first and len(asked) == 3
+    rows, asked = [row("finetuned", make("x", 51), "A blue hat.", "A blue hat.")], []
+    first = memorization.check(rows, tmp_path, training, metric_models(asked))
+    assert len(asked) == 3 and memorization.check(rows, tmp_path, training, metric_models(asked)) == first and len(asked) == 3
     make("x", 99)
-    assert copies.check(rows, tmp_path, training, listeners(asked)) != first and len(asked) == 4
-    others = dataclasses.replace(listeners(asked), names={"voice": "others"})
-    copies.check(rows, tmp_path, training, others)
+    assert memorization.check(rows, tmp_path, training, metric_models(asked)) != first and len(asked) == 4
+    others = dataclasses.replace(metric_models(asked), names={"voice": "others"})
+    memorization.check(rows, tmp_path, training, others)
     assert len(asked) == 7
 
 
@@ -89,8 +89,8 @@ def test_clips_without_a_voice_and_judges_that_break_down_stop_nothing(learnt, t
     def broken(wave):
         raise RuntimeError("no")
 
-    rows = [row("tuned", make("x", 51), "A blue hat.", "Nobody has seen the black cat today"),
-            row("tuned", "gone.flac", "A blue hat.", "") | {"failure": "missing"}]
-    found = copies.check(rows, tmp_path, training, dataclasses.replace(listeners([]), recognise=broken))
-    assert found[0]["copied"] and found[0]["nearest_similarity"] is None and found[1] == rows[1]
-    assert copies.check(rows, tmp_path, {}, listeners([])) == rows
+    rows = [row("finetuned", make("x", 51), "A blue hat.", "Nobody has seen the black cat today"),
+            row("finetuned", "gone.flac", "A blue hat.", "") | {"failure": "missing"}]
+    found = memorization.check(rows, tmp_path, training, dataclasses.replace(metric_models([]), embed_speaker=broken))
+    assert found[0]["memorized"] and found[0]["nearest_similarity"] is None and found[1] == rows[1]
+    assert memorization.check(rows, tmp_path, {}, metric_models([])) == rows

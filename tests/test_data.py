@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import audio, data
-from tts_kit.data import sources, table, utterance
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
+from tts_kit import audio
+from tts_kit.config import Config
+from tts_kit.data import manifest, prepare, sources, table
+from tts_kit.errors import KitError
 from tts_kit.run import Run
 
 RATE = 24_000
-ROOT = Path(data.__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def voice(number: int, seconds: float = 1.0, rate: int = RATE, amplitude: float = 0.2) -> np.ndarray:
@@ -58,11 +58,11 @@ def good(tmp_path):
     return folder
 
 
-def refusal(folder: Path, run: Run, recipe: Recipe | None = None) -> str:
+def refusal(folder: Path, run: Run, config: Config | None = None) -> str:
     """What `prepare` says when it refuses; the source is unchanged and nothing was written."""
     before = contents(folder)
-    with pytest.raises(Problem) as caught:
-        data.prepare(str(folder), run, recipe or Recipe())
+    with pytest.raises(KitError) as caught:
+        prepare.prepare(str(folder), run, config or Config())
     assert contents(folder) == before
     assert not run.folder.exists() or not list(run.folder.iterdir())
     return str(caught.value)
@@ -82,7 +82,7 @@ def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
     quiet = np.concatenate([np.zeros(44_100), voice(2, 1.0, 44_100, 0.02), np.zeros(88_200)])
     soundfile.write(folder / rows[1]["file_name"], np.stack([quiet, quiet], axis=1), 44_100, subtype="PCM_24")
     write_csv(folder, rows)
-    utterances = data.prepare(folder, run, Recipe())
+    utterances = prepare.prepare(folder, run, Config())
     said = "8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to learn from; held out: 2 clips from 1 recording; 2 beside them"
     assert said in capsys.readouterr().out
     second = utterances[1]
@@ -94,7 +94,7 @@ def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
     loud = [audio.loudness(audio.read(each.audio, RATE), RATE) for each in utterances]
     assert np.median(loud) == pytest.approx(-20, abs=0.3)
     assert loud[0] - loud[1] == pytest.approx(20, abs=0.5), "one gain for the voice, not one for each clip"
-    assert data.read(run.data) == utterances
+    assert manifest.read(run.data) == utterances
 
 
 def test_loud_peaks_stay_below_full_scale(tmp_path, run):
@@ -104,7 +104,7 @@ def test_loud_peaks_stay_below_full_scale(tmp_path, run):
     for number, row in enumerate(rows[1:]):
         soundfile.write(folder / row["file_name"], voice(number, amplitude=0.01), RATE, subtype="FLOAT")
     write_csv(folder, rows)
-    first = data.prepare(folder, run, Recipe())[0]
+    first = prepare.prepare(folder, run, Config())[0]
     assert 0.85 < np.abs(audio.read(first.audio, RATE)).max() <= 10 ** (-1 / 20) + 1e-3
 
 
@@ -138,9 +138,9 @@ def test_json_lines(tmp_path, run):
     rows = [{"audio": row["file_name"], "text": row["text"], "speaker_id": 7} for row in write_clips(folder)]
     path = folder / "clips.jsonl"
     path.write_text("\n".join(json.dumps({**row, "text": "Wide\u2028line"}, ensure_ascii=False) for row in rows))
-    utterances = data.prepare(path, run, Recipe())
+    utterances = prepare.prepare(path, run, Config())
     assert {(each.source, each.speaker, each.text) for each in utterances} == {("7", "7", "Wide line.")}
-    assert data.read(run.data) == utterances
+    assert manifest.read(run.data) == utterances
 
 
 @pytest.mark.parametrize("kind", ["one split", "splits", "parquet"])
@@ -159,12 +159,12 @@ def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeyp
     else:
         decoding = made.cast_column("audio", datasets.Audio())
         (decoding if kind == "one split" else datasets.DatasetDict(train=decoding)).save_to_disk(tmp_path / "set")
-    utterances = data.prepare(tmp_path / "set", run, Recipe())
+    utterances = prepare.prepare(tmp_path / "set", run, Config())
     assert "ignored: mood" in capsys.readouterr().out
     assert (utterances[0].id, utterances[0].source, utterances[0].recording) == ("00001-x-0", "3", "x")
-    assert len(utterances) == 6 and data.prepare(tmp_path / "set", run, Recipe()) == utterances
-    with pytest.raises(Problem, match="split test. could not be opened"):
-        data.prepare(f"{tmp_path / 'set'}:test", Run("other", tmp_path / "runs"), Recipe())
+    assert len(utterances) == 6 and prepare.prepare(tmp_path / "set", run, Config()) == utterances
+    with pytest.raises(KitError, match="split test. could not be opened"):
+        prepare.prepare(f"{tmp_path / 'set'}:test", Run("other", tmp_path / "runs"), Config())
 
 
 def test_a_dataset_cannot_name_files_elsewhere(tmp_path, run):
@@ -189,13 +189,13 @@ def test_a_hub_dataset(tmp_path, run, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setattr(datasets, "load_dataset", load_from_hub)
-    assert len(data.prepare("owner/voices:clean", run, Recipe())) == 6
+    assert len(prepare.prepare("owner/voices:clean", run, Config())) == 6
     assert asked == [("owner/voices", "clean")]
-    with pytest.raises(Problem, match="made from owner/voices:clean, not owner/voices:train"):
-        data.prepare("owner/voices", run, Recipe())
+    with pytest.raises(KitError, match="made from owner/voices:clean, not owner/voices:train"):
+        prepare.prepare("owner/voices", run, Config())
     (cache / "clips" / "tapeA_002.wav").unlink()
-    with pytest.raises(Problem, match="owner/voices:clean row 2: tapeA_002.wav is missing"):
-        data.prepare("owner/voices:clean", Run("other", tmp_path / "runs"), Recipe())
+    with pytest.raises(KitError, match="owner/voices:clean row 2: tapeA_002.wav is missing"):
+        prepare.prepare("owner/voices:clean", Run("other", tmp_path / "runs"), Config())
 
 
 def test_a_dataset_without_text_says_which_columns_it_has(tmp_path, run):
@@ -296,7 +296,7 @@ def test_bad_clips_can_be_left_out(tmp_path, run, capsys):
     rows = write_clips(folder)
     write_csv(folder, rows)
     (folder / rows[2]["file_name"]).unlink()
-    utterances = data.prepare(folder, run, Recipe(), skip_bad=True)
+    utterances = prepare.prepare(folder, run, Config(), skip_bad=True)
     assert [each.row for each in utterances] == [1, 2, 4, 5, 6, 7, 8]
     rejected = [json.loads(line) for line in (run.data / "rejected.jsonl").read_text().splitlines()]
     assert [(each["row"], each["file"]) for each in rejected] == [(3, "clips/tapeA_003.wav")]
@@ -348,7 +348,7 @@ def test_bad_json_lines_are_named(tmp_path, line, said):
     path.write_text('{"file_name": "good.wav", "text": "Hi"}\n' + line + "\n")
     assert [said in row.problem for row in table.rows(path)] == [False, True]
     path.write_text('{"file_name": "good.wav", "text": "Hi"}\n{"file_name": "a.wav", "text": "x", "txt": "y"}\n')
-    with pytest.raises(Problem, match="clips.jsonl row 2 has unknown columns: 'txt' .did you mean 'text'"):
+    with pytest.raises(KitError, match="clips.jsonl row 2 has unknown columns: 'txt' .did you mean 'text'"):
         list(table.rows(path))
 
 
@@ -356,7 +356,7 @@ def test_too_many_rows(tmp_path, monkeypatch):
     """Guards against a table that fills the memory."""
     monkeypatch.setattr(table, "MOST_ROWS", 3)
     write_csv(tmp_path, [{"file_name": "a.wav", "text": "x"}] * 4)
-    with pytest.raises(Problem, match="more than 3 rows"):
+    with pytest.raises(KitError, match="more than 3 rows"):
         list(table.rows(tmp_path / "metadata.csv"))
 
 
@@ -367,7 +367,7 @@ def test_sources_that_are_none(tmp_path, name, said):
     """Guards against a mistyped folder being looked for on the hub."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(Problem, match=said) as caught:
+    with pytest.raises(KitError, match=said) as caught:
         list(sources.rows(str(tmp_path / name)))
     assert str(tmp_path / name) in str(caught.value)
 
@@ -382,8 +382,8 @@ def test_several_speakers_need_a_choice(tmp_path, run, capsys):
     write_csv(folder, rows)
     said = refusal(folder, run)
     assert "2 speakers: bob (16 clips, 0.3 minutes), anna (8 clips, 0.1 minutes)" in said and "--speaker NAME" in said
-    assert "Did you mean 'anna'?" in refusal(folder, run, Recipe(speaker="ana"))
-    utterances = data.prepare(folder, run, Recipe(speaker="bob"))
+    assert "Did you mean 'anna'?" in refusal(folder, run, Config(speaker="ana"))
+    utterances = prepare.prepare(folder, run, Config(speaker="bob"))
     assert len(utterances) == 16 and {(each.speaker, each.source) for each in utterances} == {("bob", "1")}
     said = capsys.readouterr().out
     assert "8 clips of other speakers" in said and "16 clips, 0.3 minutes, 1 speaker (bob)" in said
@@ -400,15 +400,15 @@ def test_rows_without_speaker_among_rows_with(tmp_path, run):
 
 def test_a_speaker_asked_of_a_table_without_any(good, run):
     """Guards against a mistyped --speaker that changes nothing."""
-    assert "names no speakers; --speaker asks for 'anna'" in refusal(good, run, Recipe(speaker="anna"))
+    assert "names no speakers; --speaker asks for 'anna'" in refusal(good, run, Config(speaker="anna"))
 
 
 # the split
 
 
-def make_utterances(names: list[str], recording: str = "") -> list[data.Utterance]:
-    return [data.Utterance(id=f"{row:05d}", audio=Path("x.flac"), text="x.", original_text="x", source="0", speaker="",
-                           recording=recording or utterance.recording_of(name), split="", seconds=1.0, row=row,
+def make_utterances(names: list[str], recording: str = "") -> list[manifest.Utterance]:
+    return [manifest.Utterance(id=f"{row:05d}", audio=Path("x.flac"), text="x.", original_text="x", source="0", speaker="",
+                           recording=recording or manifest.session_of(name), split="", seconds=1.0, row=row,
                            file=name)
             for row, name in enumerate(names, 1)]
 
@@ -425,7 +425,7 @@ def test_no_training_clip_is_beside_a_held_out_one(sizes):
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
     order = np.random.default_rng(1).permutation(len(names))
     for seed in range(30):
-        utterances = data.split(make_utterances([names[place] for place in order]), 0.1, seed)
+        utterances = manifest.assign_splits(make_utterances([names[place] for place in order]), 0.1, seed)
         for one, other in neighbours(utterances):
             assert {one.split, other.split} != {"train", "held_out"}
         count = {mark: sum(each.split == mark for each in utterances) for mark in ("train", "held_out", "gap")}
@@ -439,7 +439,7 @@ def test_whole_recordings_are_held_out(sizes, held):
     """Guards against cutting a recording in two where there are enough, and against holding out far more than asked."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
     for seed in range(10):
-        utterances = data.split(make_utterances(names), 0.1, seed)
+        utterances = manifest.assign_splits(make_utterances(names), 0.1, seed)
         marks = {}
         for each in utterances:
             marks.setdefault(each.recording, set()).add(each.split)
@@ -451,14 +451,14 @@ def test_whole_recordings_are_held_out(sizes, held):
 def test_the_seed_decides_the_split(sizes):
     """Guards against a split that changes between two calls, or that no seed can change."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
-    splits = [[each.split for each in data.split(make_utterances(names), 0.1, seed)] for seed in (1, 1, 2, 3, 4)]
+    splits = [[each.split for each in manifest.assign_splits(make_utterances(names), 0.1, seed)] for seed in (1, 1, 2, 3, 4)]
     assert splits[0] == splits[1] and len(set(map(tuple, splits))) >= 3
 
 
 def test_a_named_recording_keeps_the_order_of_the_table():
     """Guards against sorting unnumbered names, whose neighbours are known only from the table."""
     names = [f"take{number % 7}b" for number in range(30)]
-    utterances = data.split(make_utterances(names, recording="sitting"), 0.1, 5)
+    utterances = manifest.assign_splits(make_utterances(names, recording="sitting"), 0.1, 5)
     marks = [each.split for each in utterances]
     first = marks.index("held_out")
     assert marks[first:first + 3] == ["held_out"] * 3 and marks.count("held_out") == 3
@@ -466,8 +466,8 @@ def test_a_named_recording_keeps_the_order_of_the_table():
 
 def test_a_share_that_leaves_nothing_is_refused():
     """Guards against training on no clip at all."""
-    with pytest.raises(Problem, match="held_out 0.95 leaves none of 6 clips"):
-        data.split(make_utterances([f"tape_{number}" for number in range(6)]), 0.95, 1)
+    with pytest.raises(KitError, match="held_out 0.95 leaves none of 6 clips"):
+        manifest.assign_splits(make_utterances([f"tape_{number}" for number in range(6)]), 0.95, 1)
 
 
 @pytest.mark.parametrize(("file", "recording"), [
@@ -476,7 +476,7 @@ def test_a_share_that_leaves_nothing_is_refused():
 ])
 def test_recording_of(file, recording):
     """Guards against every clip counting as a recording of its own, which would put neighbours on both sides."""
-    assert utterance.recording_of(file) == recording
+    assert manifest.session_of(file) == recording
 
 
 # what is on disk
@@ -484,15 +484,15 @@ def test_recording_of(file, recording):
 
 def test_the_same_source_is_used_again(good, run, capsys):
     """Guards against redoing an hour of work, and against redoing it while another stage reads it."""
-    first = data.prepare(good, run, Recipe())
+    first = prepare.prepare(good, run, Config())
     before = {path: path.stat().st_mtime_ns for path in run.data.rglob("*")}
-    assert data.prepare(f"{good}/", run, Recipe(steps=7)) == first
+    assert prepare.prepare(f"{good}/", run, Config(steps=7)) == first
     assert "used again" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.data.rglob("*")} == before
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    (lambda folder: {"recipe": Recipe(max_seconds=20)}, "made with max_seconds 30.0, not 20"),
+    (lambda folder: {"recipe": Config(max_seconds=20)}, "made with max_seconds 30.0, not 20"),
     (lambda folder: {"skip_bad": True}, "made with skip_bad False, not True"),
     (lambda folder: soundfile.write(folder / "clips/tapeA_001.wav", voice(50), RATE), "changed since"),
     (lambda folder: write_csv(folder, [{"file_name": "x.wav", "text": "New"}]), "changed since"),
@@ -500,12 +500,12 @@ def test_the_same_source_is_used_again(good, run, capsys):
 ])
 def test_other_data_is_not_overwritten(good, run, change, said):
     """Guards against an adapter whose data folder silently became that of another source."""
-    data.prepare(good, run, Recipe())
+    prepare.prepare(good, run, Config())
     before = contents(run.data)
-    arguments = {"source": good, "run": run, "recipe": Recipe()}
+    arguments = {"source": good, "run": run, "recipe": Config()}
     changed = change(good)
-    with pytest.raises(Problem, match=said) as caught:
-        data.prepare(**arguments | (changed if isinstance(changed, dict) else {}))
+    with pytest.raises(KitError, match=said) as caught:
+        prepare.prepare(**arguments | (changed if isinstance(changed, dict) else {}))
     assert "choose another run name" in str(caught.value) and f"delete {run.data}" in str(caught.value)
     assert contents(run.data) == before
 
@@ -514,15 +514,15 @@ def test_data_of_unknown_origin_is_not_overwritten(good, run):
     """Guards against deleting what somebody put there by hand."""
     run.data.mkdir(parents=True)
     (run.data / "mine.txt").write_text("keep")
-    with pytest.raises(Problem, match="source.json is missing"):
-        data.prepare(good, run, Recipe())
+    with pytest.raises(KitError, match="source.json is missing"):
+        prepare.prepare(good, run, Config())
     assert contents(run.data) == {Path("mine.txt"): b"keep"}
 
 
 def test_missing_manifest_says_which_verb_makes_it(run):
     """Guards against a later stage that fails with a path and no way forward."""
-    with pytest.raises(Problem, match=r"python -m tts_kit data SOURCE --run voice"):
-        data.read(run.data)
+    with pytest.raises(KitError, match=r"python -m tts_kit data SOURCE --run voice"):
+        manifest.read(run.data)
 
 
 @pytest.mark.parametrize(("spoil", "said"), [
@@ -534,50 +534,49 @@ def test_missing_manifest_says_which_verb_makes_it(run):
 ])
 def test_a_manifest_is_not_trusted(good, run, spoil, said):
     """Guards against a manifest from elsewhere that names files outside, or clips that are not there."""
-    data.prepare(good, run, Recipe())
+    prepare.prepare(good, run, Config())
     path = run.data / "manifest.jsonl"
     lines = path.read_text().splitlines()
     lines[3] = json.dumps(spoil(json.loads(lines[3])))
     path.write_text("\n".join(lines))
-    with pytest.raises(Problem, match=said) as caught:
-        data.read(run.data)
+    with pytest.raises(KitError, match=said) as caught:
+        manifest.read(run.data)
     assert "manifest.jsonl line 4" in str(caught.value) and "python -m tts_kit data" in str(caught.value)
 
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from tts_kit import data
-from tts_kit.recipe import Recipe
+from tts_kit.config import Recipe
 from tts_kit.run import Run
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 name, root, source = sys.argv[1:]
 run = Run(name, root)
 if source:
-    data.prepare(source, run, Recipe())
+    prepare.prepare(source, run, Recipe())
 else:
-    data.write(run.data, data.read(run.data) * 20)
+    manifest.write(run.data, manifest.read(run.data) * 20)
 """
 
 
 @pytest.mark.parametrize("rewrite", [False, True])
 def test_a_full_disk_loses_nothing(good, run, rewrite):
     """Guards against half a data folder, or half a manifest over a whole one, when the kernel refuses to write."""
-    utterances = data.prepare(good, run, Recipe())
+    utterances = prepare.prepare(good, run, Config())
     other = run if rewrite else Run("second", run.folder.parent)
     before = contents(run.folder.parent)
     done = subprocess.run([sys.executable, "-c", FULL_DISK, other.name, run.folder.parent, "" if rewrite else good],
                           capture_output=True, text=True, cwd=ROOT, check=False)
     assert "Problem" in done.stderr and "the disk is full" in done.stderr and done.returncode == 1
-    assert contents(run.folder.parent) == before and data.read(run.data) == utterances
+    assert contents(run.folder.parent) == before and manifest.read(run.data) == utterances
     assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data", "recipe.json"}
-    assert len(data.prepare(good, other, Recipe())) == 8
+    assert len(prepare.prepare(good, other, Config())) == 8
 
 
 KILLED = """
 import os, signal, sys
-from tts_kit import audio, data
-from tts_kit.recipe import Recipe
+from tts_kit import audio
+from tts_kit.config import Recipe
 from tts_kit.run import Run
 write, written = audio.write, []
 def write_three(path, samples, rate):
@@ -585,7 +584,7 @@ def write_three(path, samples, rate):
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(write(path, samples, rate))
 audio.write = write_three
-data.prepare(sys.argv[2], Run("voice", sys.argv[1]), Recipe())
+prepare.prepare(sys.argv[2], Run("voice", sys.argv[1]), Recipe())
 """
 
 
@@ -595,7 +594,7 @@ def test_a_killed_run_leaves_no_data_folder(good, run):
                           check=False)
     assert done.returncode == -signal.SIGKILL and len(list(run.folder.rglob("*.flac"))) == 3
     assert not run.data.exists()
-    assert len(data.prepare(good, run, Recipe())) == 8
+    assert len(prepare.prepare(good, run, Config())) == 8
 
 
 def test_ids_are_unique_safe_and_stable(tmp_path, run):
@@ -608,7 +607,7 @@ def test_ids_are_unique_safe_and_stable(tmp_path, run):
         soundfile.write(folder / name, voice(number), RATE)
         rows.append({"file_name": name, "text": "Hello"})
     write_csv(folder, rows)
-    ids = [each.id for each in data.prepare(folder, run, Recipe())]
+    ids = [each.id for each in prepare.prepare(folder, run, Config())]
     assert ids[:4] == ["00001-n-c-d-1", "00002-n-c-d-1", "00003-x", "00004"] and len(set(ids)) == 6
     assert all(len(each) < 80 and each.isascii() for each in ids)
 

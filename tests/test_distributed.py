@@ -17,11 +17,12 @@ import torch
 from conftest import make_clip
 from test_training import CPU, adapter, same, with_codes
 
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows, write_text
-from tts_kit.tokens.clip import Clip
-from tts_kit.tuning import batches, finetune, processes, trainer, watch
+from tts_kit.config import Config
+from tts_kit.errors import KitError
+from tts_kit.io import read_rows, write_text
+from tts_kit.run import Run
+from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.training import callbacks, dataset, distributed, finetune, trainer
 
 SCRIPT = """
 import os, signal, sys
@@ -32,7 +33,7 @@ from transformers import TrainerCallback
 from tts_kit import problem, recipe, runtime
 from tts_kit.model import load
 from tts_kit.run import Run
-from tts_kit.tuning import choosing, ears, finetune, processes
+from tts_kit.training import choosing, ears, finetune, processes
 
 class Steps(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
@@ -88,7 +89,7 @@ sys.exit(main())
 ROOT = str(Path(__file__).parent.parent)
 
 
-def uneven(*others: Clip) -> list[Clip]:
+def uneven(*others: EncodedClip) -> list[EncodedClip]:
     """Clips of uneven lengths; a step of one micro-batch may hold a single one of them."""
     return [*(make_clip(f"clip{number}", 5 + 3 * number, "Hello.", "held_out" if number < 2 else "train")
               for number in range(10)), *others]
@@ -103,7 +104,7 @@ def clips():
 class Pair:
     """What two processes did that trained one run after the other, until the second one was killed."""
     root: Path
-    asked: dict[str, Recipe]
+    asked: dict[str, Config]
     codes: list[int]
     said: list[str]
     told: list[str]
@@ -116,13 +117,13 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(toy, tmp_path_factory) -> Pair:
     root = tmp_path_factory.mktemp("pair") / "runs"
-    small = Recipe(base=toy, rank=4, alpha=8.0, steps=5, warmup_steps=0, tokens_per_batch=60, depth_ratio=0.5,
-                   evaluate_every=5, save_every=5, sample_every=0)
-    asked = {"halves": small.but(context_share=0.5, sample_every=5, sample_texts=("Hello.",)),
-             "turns": small.but(accumulation=2, targets="backbone"),
-             "dealt": small.but(accumulation=3, packing=False, targets="depth"),
-             "heard": small.but(listen_every=2, patience=1), "poisoned": small.but(steps=12),
-             "dying": small.but(accumulation=2, save_every=2)}
+    small = Config(base=toy, rank=4, alpha=8.0, steps=5, warmup_steps=0, tokens_per_batch=60, depth_frame_fraction=0.5,
+                   eval_steps=5, save_steps=5, sample_steps=0)
+    asked = {"halves": small.but(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
+             "turns": small.but(gradient_accumulation_steps=2, lora_targets="backbone"),
+             "dealt": small.but(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
+             "heard": small.but(generation_eval_steps=2, early_stopping_patience=1), "poisoned": small.but(steps=12),
+             "dying": small.but(gradient_accumulation_steps=2, save_steps=2)}
     for name, one in asked.items():
         write_text(root / f"{name}.json", one.to_json())
         with_codes(Run(name, root), uneven(*[make_clip("poisoned", 8, "A tilde ~ in it.")] * (name == "poisoned")))
@@ -161,7 +162,7 @@ def names(parts: list[dict]) -> list[str]:
 
 
 def losses(run: Run) -> list[dict]:
-    return [row for row in read_rows(run.training / watch.RECORD) if "backbone_loss" in row or "eval_loss" in row]
+    return [row for row in read_rows(run.training / callbacks.RECORD) if "backbone_loss" in row or "eval_loss" in row]
 
 
 def alike(one: Run, other: Run) -> None:
@@ -177,7 +178,7 @@ def alike(one: Run, other: Run) -> None:
 def test_two_processes_train_as_one(pair, clips, name, tmp_path):
     """Mistake: gradients are averaged over processes, a share is lost or counted twice, the schedule runs at double speed,
     a process without a clip hangs, or one whose backbone or depth decoder learns nothing."""
-    finetune.fit(pair.asked[name], with_codes(Run(name, tmp_path), clips), CPU)
+    finetune.finetune(pair.asked[name], with_codes(Run(name, tmp_path), clips), CPU)
     alike(Run(name, pair.root), Run(name, tmp_path))
     assert re.findall(r"(?m)^step (\d+)", pair.of(1, name)) == ["1", "2", "3", "4", "5"]
 
@@ -226,19 +227,19 @@ def test_what_was_interrupted_goes_on(pair, clips, launched, tmp_path, capsys):
         assert out.returncode == 0, out.stderr
         assert out.stdout.count("Held-out loss: backbone") == 1 and out.stdout.count("shared by 2 processes") == 1
     else:
-        finetune.fit(pair.asked["dying"], run, CPU)
+        finetune.finetune(pair.asked["dying"], run, CPU)
     assert (out.stdout if launched else capsys.readouterr().out).count("Going on from checkpoint-2.") == 1
     alone = with_codes(Run("dying", tmp_path / "alone"), clips)
-    finetune.fit(pair.asked["dying"], alone, CPU)
+    finetune.finetune(pair.asked["dying"], alone, CPU)
     alike(run, alone)
 
 
-@pytest.mark.parametrize(("accumulation", "count"), [(1, 2), (1, 4), (2, 2), (3, 2), (4, 2), (2, 3)])
-def test_shares_are_the_step(recipe, base, clips, accumulation, count):
+@pytest.mark.parametrize(("gradient_accumulation_steps", "count"), [(1, 2), (1, 4), (2, 2), (3, 2), (4, 2), (2, 3)])
+def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, count):
     """Mistake: clips are left out or heard twice, or another choice of depth frames is made than by one process."""
-    asked = recipe.but(steps=9, tokens_per_batch=60, accumulation=accumulation, depth_ratio=0.5)
+    asked = config.but(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps, depth_frame_fraction=0.5)
     learnt = [clip for clip in clips if clip.split == "train"]
-    alone, shared = (batches.Steps(learnt, base.writer, asked, number) for number in (1, count))
+    alone, shared = (dataset.MicroBatchDataset(learnt, base.writer, asked, number) for number in (1, count))
     assert len(shared) == 9 * shared.parts and shared.parts % count == 0
     for step in range(9):
         whole, parts = ([steps[step * steps.parts + part] for part in range(steps.parts)] for steps in (alone, shared))
@@ -252,23 +253,23 @@ def test_shares_are_the_step(recipe, base, clips, accumulation, count):
 
 def test_clips_are_dealt_out_evenly(base, clips):
     """Mistake: one process has nearly all of a step, and the others wait for it."""
-    examples = [batches.write(clip, base.writer) for clip in clips]
-    parts = batches.deal([examples], 3)
+    examples = [dataset.build_example(clip, base.writer) for clip in clips]
+    parts = dataset.reshard([examples], 3)
     sizes = [sum(map(len, part)) for part in parts]
     assert [example for part in parts for example in part] == examples
     assert max(sizes) - min(sizes) <= 2 * max(map(len, examples))
-    assert [len(part) for part in batches.deal([examples[:2]], 2)] == [1, 1]
-    assert [len(part) for part in batches.deal([examples[:1]], 3)] == [1, 0, 0]
+    assert [len(part) for part in dataset.reshard([examples[:2]], 2)] == [1, 1]
+    assert [len(part) for part in dataset.reshard([examples[:1]], 3)] == [1, 0, 0]
 
 
-def test_processes_that_cannot_join_are_told_why(recipe, monkeypatch, tmp_path):
+def test_processes_that_cannot_join_are_told_why(config, monkeypatch, tmp_path):
     """Mistake: two processes share a GPU, or each trains alone and they write over each other."""
     for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2", "RANK": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(Problem, match=r"3 processes were started for 2 GPU\(s\).*--num_processes 2, or fewer"):
-        processes.join(dataclasses.replace(CPU, device="cuda"))
-    with pytest.raises(Problem, match="a Mac has one GPU"):
-        processes.join(dataclasses.replace(CPU, device="mps"))
-    with pytest.raises(Problem, match="WORLD_SIZE is 3: several processes were started for what one has to do"):
-        trainer.arguments(recipe, Run("one", tmp_path), CPU)
+    with pytest.raises(KitError, match=r"3 processes were started for 2 GPU\(s\).*--num_processes 2, or fewer"):
+        distributed.init(dataclasses.replace(CPU, device="cuda"))
+    with pytest.raises(KitError, match="a Mac has one GPU"):
+        distributed.init(dataclasses.replace(CPU, device="mps"))
+    with pytest.raises(KitError, match="WORLD_SIZE is 3: several processes were started for what one has to do"):
+        trainer.training_arguments(config, Run("one", tmp_path), CPU)

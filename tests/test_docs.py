@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from test_house import ROOT, tracked
 
-from tts_kit import __main__ as verbs
-from tts_kit import audio, data, runtime, story, tokens
-from tts_kit.recipe import Recipe
+from tts_kit import __main__, audio, device, pipeline, tokens
+from tts_kit.config import Config
+from tts_kit.data import manifest, prepare
 from tts_kit.run import Run
-from tts_kit.speech import serve, voices
-from tts_kit.tuning import finetune
+from tts_kit.server import serve
+from tts_kit.speech import adapters
+from tts_kit.training import finetune
 
 PROGRAMS = ("python", "make", "pip", "bash", "modal", "accelerate", "curl", ".")
 """What a command begins with."""
@@ -36,15 +37,15 @@ RUN = {  # command: what is added to it here, so that it is quick
     "python -m tts_kit dataset --run anna": "",
     "python -m tts_kit tokenize --run anna --base unsloth/csm-1b": "",
     "python -m tts_kit train --run anna --dry-run --json": "",
-    "python -m tts_kit train --run anna": "--steps 2 --evaluate-every 2",
+    "python -m tts_kit train --run anna": "--steps 2 --eval-steps 2",
     'python -m tts_kit speak "Hello there." --run anna --out hello.wav': "",
     'python -m tts_kit speak "Hello." --run anna --stream --int8': "",
     'python -m tts_kit speak "Hello." --run anna --retries 2': "",
     'python -m tts_kit speak "Hello." --run anna --dtype float32': "",
     'python -m tts_kit speak "Hello." --run anna --strength 1.5': "",
     "python -m tts_kit compare --run anna": "--sentences 1 --seeds 1",
-    "python -m tts_kit compare --run anna --arms base tuned tuned:strength=1.5": "--sentences 1 --seeds 1",
-    "python -m tts_kit compare --run anna --arms base clone tuned tuned:strength=0.5 tuned:checkpoint=40 clone:references=3":
+    "python -m tts_kit compare --run anna --arms base tuned finetuned:strength=1.5": "--sentences 1 --seeds 1",
+    "python -m tts_kit compare --run anna --arms base clone tuned finetuned:strength=0.5 finetuned:checkpoint=40 clone:references=3":
         "--sentences 1 --seeds 1",
     'python -m tts_kit consent --run anna --kind own --who "Anna" --statement "This is my voice, and I want it cloned."': "",
     "python -m tts_kit export --run anna": "",
@@ -64,15 +65,15 @@ READ = {  # command: why it is not executed here; it is read by its parser, so t
     "python -m tts_kit compare --run anna --arms clone tuned kokoro folder:rival=their_wavs": INDEX,
     "python -m tts_kit compare --run anna --votes votes/*.json": "test_votes counts what listeners send",
     "python -m tts_kit compare --run anna --knob strength=0.5,1,1.5 --knob temperature=0.3,0.6,0.9": JUDGES,
-    "python -m tts_kit train --run anna --listen-every 50": JUDGES,
+    "python -m tts_kit train --run anna --generation-eval-steps 50": JUDGES,
     "modal run -m tts_kit.modal_app --run anna": "it wants an account; test_modal calls what it calls",
     "pip install -r requirements-modal.txt -c constraints.txt": INDEX,
     "pip install -r requirements-serve.txt -c constraints.txt": INDEX,
     "pip install -r requirements-gpu.txt -c constraints.txt": INDEX,
     "pip install -r requirements-pretrain.txt -c constraints.txt": INDEX,
-    "python -m tts_kit.pretrain": "it takes a day",
-    "python -m tts_kit.pretrain.bundle --out sample_data": "Kokoro speaks for minutes",
-    "python -m tts_kit.pretrain.trial": "it takes hours",
+    "python -m sample_data.build": "it takes a day",
+    "python -m sample_data.build.bundle --out sample_data": "Kokoro speaks for minutes",
+    "python -m sample_data.build.trial": "it takes hours",
     "python -m tts_kit serve --run anna": "it serves until somebody stops it; test_serve drives it",
     "python -m tts_kit detect speech.wav": "an untrained voice says noise, in which no mark is sure; test_watermark runs it",
     "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it wants two GPUs; test_distributed starts two",
@@ -115,18 +116,18 @@ def test_every_command_is_known_once():
 def prepared(loud, tmp_path_factory):
     """A folder as the documents assume it: clips, other clips, and a run called anna, trained for forty steps by a toy."""
     place = tmp_path_factory.mktemp("docs")
-    rows = (story.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (pipeline.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     for folder, some in (("my_clips", [*rows[1:5], *rows[8:12], *rows[15:17]]), ("other_clips", rows[22:24])):
         (place / folder).mkdir()
         for row in some:
-            shutil.copy(story.VOICE / row.split(",")[0], place / folder)
+            shutil.copy(pipeline.VOICE / row.split(",")[0], place / folder)
         (place / folder / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    run, cpu = Run("anna", place / "runs"), runtime.choose("cpu")
-    settings = Recipe(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
-                      evaluate_every=40, save_every=40, sample_every=0)
-    data.prepare(place / "my_clips", run, settings)
+    run, cpu = Run("anna", place / "runs"), device.choose("cpu")
+    settings = Config(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
+                      eval_steps=40, save_steps=40, sample_steps=0)
+    prepare.prepare(place / "my_clips", run, settings)
     tokens.encode(settings, run, cpu)
-    finetune.fit(settings, run, cpu)
+    finetune.finetune(settings, run, cpu)
     return place
 
 
@@ -145,21 +146,21 @@ def test_it_runs(command, here, loud, capsys):
     _begin_anew(command, here)
     words = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", loud))  # the toy stands for what the hub has
     assert words[:3] == ["python", "-m", "tts_kit"]
-    assert verbs.main(words[3:]) == 0 or "doctor" in words, capsys.readouterr().err  # which may find fault with a machine
+    assert __main__.main(words[3:]) == 0 or "doctor" in words, capsys.readouterr().err  # which may find fault with a machine
     assert (here / MADE.get(command, "runs/anna")).exists()
 
 
 def test_what_is_asked_of_the_server_is_answered(here):
     """Mistake: a request to copy from a document that the server refuses: an unknown model, a field that is gone."""
     curl = shutil.which("curl") or pytest.skip("curl is not installed")
-    cast = voices.load(runtime.choose("cpu"), {"anna": here / "runs/anna/adapter"})
+    cast = adapters.load_voices(device.choose("cpu"), {"anna": here / "runs/anna/adapter"})
     server = serve.Server(cast, port=0)
     server.start()
     try:
         for command in ASKED:
             words = shlex.split(command.replace("http://127.0.0.1:8000", server.address))[1:]
             subprocess.run([curl, "-sS", "--fail-with-body", *words], check=True)
-            assert audio.read(here / words[words.index("-o") + 1], data.RATE).size
+            assert audio.read(here / words[words.index("-o") + 1], manifest.SAMPLE_RATE).size
     finally:
         server.close()
     assert ASKED and serve.PORT == 8000
@@ -191,7 +192,7 @@ def _python(words: list[str]) -> None:
     """A verb is parsed; of another module its help is asked for, after what it is told."""
     assert words[0] == "-m"
     if words[1] == "tts_kit":
-        assert verbs.parser().parse_args(words[2:]).verb
+        assert __main__.parser().parse_args(words[2:]).verb
         return
     name = f"{words[1]}.__main__" if (ROOT / words[1].replace(".", "/")).is_dir() else words[1]
     with pytest.raises(SystemExit, match="^0$"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_kit import doctor, runtime
+from tts_kit import device, doctor
 from tts_kit.doctor import base_model, machine, packages
 
 KIT = Path(doctor.__file__).parents[2]
@@ -245,13 +245,13 @@ def test_a_missing_package_is_a_line_and_not_a_crash(tmp_path):
 def test_a_tiny_model_in_a_folder_asks_nothing_special(tmp_path):
     """A demo on a plain laptop refused for what CSM-1B would need; or a big model in a folder waved through."""
     tiny, big = checkpoint(tmp_path / "tiny"), checkpoint(tmp_path / "big", weights=7 * GB)
-    checks = {check.name: check for check in doctor.examine(str(tiny), tmp_path / "runs")}
+    checks = {check.name: check for check in doctor.run_checks(str(tiny), tmp_path / "runs")}
     assert checks["base model"].state == checks["memory"].state == "ok"
     assert "disk for models" not in checks
-    kind = runtime.choose().device
+    kind = device.choose().device
     if kind == "cpu":
         assert checks["device"].state in ("ok", "warn") and "CSM-1B needs" not in checks["device"].seen
-        large = {check.name: check for check in doctor.examine(str(big), tmp_path / "runs")}
+        large = {check.name: check for check in doctor.run_checks(str(big), tmp_path / "runs")}
         assert large["device"].state == "warn"
 
 

@@ -15,19 +15,20 @@ from safetensors.torch import load_file, save
 from test_training import CPU, adapter, same, with_codes
 from transformers import TrainerCallback
 
-from tts_kit import audio, story
-from tts_kit.judging import judges
-from tts_kit.judging.judges import Judges
+from sample_data.build import sentences
+from tts_kit import audio, pipeline
+from tts_kit.config import Config
+from tts_kit.errors import KitError
+from tts_kit.evaluation import metrics as judges
+from tts_kit.evaluation.metrics import MetricModels
+from tts_kit.io import read_rows, write_bytes
 from tts_kit.model import load, lora
-from tts_kit.pretrain import sentences as domain
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows, write_bytes
+from tts_kit.run import Run
 from tts_kit.tokens import cache
-from tts_kit.tuning import choosing, ears, finetune, grid, watch
+from tts_kit.training import callbacks, checkpoint_selection, finetune, generation_eval, grid
 
 pytest.importorskip("scipy", reason="intervals need scipy, which requirements-judges.txt installs")
-installed = pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+installed = pytest.mark.skipif(not judges.load_available(), reason=f"judges are not installed: {judges.INSTALL}")
 SENTENCES = 12
 SHORT = ("Go", "Sit", "Run", "Up", "Dig")
 HOSTILE = '<img src=x onerror="window.hurt=1">\u2028</script><!--<script>'
@@ -38,13 +39,13 @@ def heard(step, similarity, wrong=1, spread=0.03, failure=""):
     luck = np.random.default_rng(step).normal(0, spread, SENTENCES)
     each = wrong if isinstance(wrong, list) else [wrong] * SENTENCES
     return [{"step": step, "sentence": number + 1, "text": f"Sentence {number + 1}.", "words": 10, "failure": failure,
-             "wrong_words": each[number], "similarity": similarity + luck[number] - luck.mean(),
-             "file": f"ears/step-{step:06d}/{number + 1:02d}.flac", "heard": "", "stopped": True, "seconds": 1.0}
+             "word_errors": each[number], "similarity": similarity + luck[number] - luck.mean(),
+             "file": f"ears/step-{step:06d}/{number + 1:02d}.flac", "heard": "", "ended_with_eos": True, "seconds": 1.0}
             for number in range(SENTENCES)]
 
 
 def chosen(*steps, of=60):
-    return choosing.choose([row for rows in steps for row in rows], of)
+    return checkpoint_selection.select([row for rows in steps for row in rows], of)
 
 
 def test_of_equals_the_earliest_is_kept():
@@ -109,23 +110,23 @@ def test_patience_counts_listens_since_the_best():
     """Mistake: the training ends while it still gets better, never ends, or counts the base."""
     rows = [*heard(0, 0.9), *heard(10, 0.5), *heard(20, 0.7), *heard(30, 0.69), *heard(40, 0.69)]
     until = {step: [row for row in rows if row["step"] <= step] for step in (0, 10, 20, 30, 40)}
-    assert [choosing.is_over(until[step], 2) for step in until] == [False, False, False, False, True]
-    assert [choosing.is_over(until[step], 1) for step in until] == [False, False, False, True, True]
-    assert not choosing.is_over(rows, 0)
-    assert choosing.is_over([*heard(10, 0.5, spread=0), *heard(20, 0.5, spread=0)], 1), "the same again is not better"
+    assert [checkpoint_selection.should_stop_early(until[step], 2) for step in until] == [False, False, False, False, True]
+    assert [checkpoint_selection.should_stop_early(until[step], 1) for step in until] == [False, False, False, True, True]
+    assert not checkpoint_selection.should_stop_early(rows, 0)
+    assert checkpoint_selection.should_stop_early([*heard(10, 0.5, spread=0), *heard(20, 0.5, spread=0)], 1), "the same again is not better"
 
 
 def test_the_sentences_are_of_no_report_and_of_no_judging():
     """Mistake: steps are chosen by the sentences that the result is judged by, or that were learnt by heart."""
-    bare = ears.sentences([])
+    bare = generation_eval.read_sentences([])
     assert 12 <= len(bare) <= 20 and len(set(bare)) == len(bare)
     assert not any(character.isdigit() for line in bare for character in line)
-    bundled = [row["text"] for place in (story.VOICE, story.SAMPLES / "held_out")
+    bundled = [row["text"] for place in (pipeline.VOICE, pipeline.SAMPLES / "held_out")
                for row in csv.DictReader((place / "metadata.csv").open(encoding="utf-8"))]
-    taken = {ears._bare(each) for each in (*domain.judging().sentences, *domain.judging().bundled, *bundled)}
-    assert not taken & {ears._bare(line) for line in bare}
+    taken = {generation_eval._bare(each) for each in (*sentences.judging().sentences, *sentences.judging().bundled, *bundled)}
+    assert not taken & {generation_eval._bare(line) for line in bare}
     said = [make_clip("one", 5, bare[0].upper().rstrip(".") + "!", "held_out"), make_clip("two", 5, f'"{bare[3]}"')]
-    assert ears.sentences(said) == [line for line in bare if line not in (bare[0], bare[3])]
+    assert generation_eval.read_sentences(said) == [line for line in bare if line not in (bare[0], bare[3])]
 
 
 def by_ear(wave):
@@ -139,21 +140,21 @@ def some_words(wave):
 
 
 @pytest.fixture
-def listeners(monkeypatch, tmp_path):
+def metric_models(monkeypatch, tmp_path):
     """Judges and sentences that cost nothing in place of the real ones; counts what is said."""
     (tmp_path / "sentences.txt").write_text("".join(f"{word} on.\n" for word in SHORT))
-    monkeypatch.setattr(ears, "SENTENCES", tmp_path / "sentences.txt")
-    made = Judges({"words": "a test", "voice": "a test"}, some_words, by_ear, None)
-    monkeypatch.setattr(judges, "present", lambda: made.name)
+    monkeypatch.setattr(generation_eval, "SENTENCES", tmp_path / "sentences.txt")
+    made = MetricModels({"words": "a test", "voice": "a test"}, some_words, by_ear, None)
+    monkeypatch.setattr(judges, "load_available", lambda: made.name)
     monkeypatch.setattr(judges, "load", lambda: made)
-    calls, say = [], watch.say
-    monkeypatch.setattr(watch, "say", lambda *told: calls.append(told) or say(*told))
+    calls, say = [], callbacks.generate_samples
+    monkeypatch.setattr(callbacks, "generate_samples", lambda *told: calls.append(told) or say(*told))
     return calls
 
 
 @pytest.fixture
-def loud_recipe(recipe, loud):
-    return recipe.but(base=loud, steps=6, save_every=3, evaluate_every=6, learning_rate=0.01, listen_every=2)
+def loud_recipe(config, loud):
+    return config.but(base=loud, steps=6, save_steps=3, eval_steps=6, learning_rate=0.01, generation_eval_steps=2)
 
 
 def of_clips(name, root) -> Run:
@@ -175,27 +176,27 @@ class Interrupt(TrainerCallback):
 
 
 def losses(run):
-    return [(row["step"], row["loss"]) for row in read_rows(run.training / watch.RECORD) if "loss" in row]
+    return [(row["step"], row["loss"]) for row in read_rows(run.training / callbacks.RECORD) if "loss" in row]
 
 
 @installed
-def test_listening_keeps_every_step_and_leaves_no_trace_in_the_losses(loud_recipe, tmp_path, listeners, capsys):
+def test_listening_keeps_every_step_and_leaves_no_trace_in_the_losses(loud_recipe, tmp_path, metric_models, capsys):
     """Mistake: listening draws from the training's chance; or what is saved as chosen is the last step after all."""
     deaf, run = of_clips("deaf", tmp_path), of_clips("one", tmp_path)
-    finetune.fit(loud_recipe.but(listen_every=0), deaf, CPU)
-    finetune.fit(loud_recipe, run, CPU)
-    assert losses(run) == losses(deaf) and not (deaf.training / ears.FOLDER).exists()
-    rows = read_rows(run.training / ears.ROWS)
+    finetune.finetune(loud_recipe.but(generation_eval_steps=0), deaf, CPU)
+    finetune.finetune(loud_recipe, run, CPU)
+    assert losses(run) == losses(deaf) and not (deaf.training / generation_eval.FOLDER).exists()
+    rows = read_rows(run.training / generation_eval.ROWS)
     assert [(row["step"], row["sentence"]) for row in rows] == [(step, number + 1) for step in (0, 2, 4, 6)
                                                                 for number in range(len(SHORT))]
     assert all((run.training / row["file"]).is_file() for row in rows)
-    metrics = json.loads((run.adapter / lora.VOICE).read_text())["metrics"]
-    choice = choosing.choose(rows, 6)
+    metrics = json.loads((run.adapter / lora.METADATA_FILE).read_text())["metrics"]
+    choice = checkpoint_selection.select(rows, 6)
     assert (metrics["chosen_step"], metrics["chosen_by"]) == (choice.step, "ears") and choice.why in capsys.readouterr().out
-    kept = run.training / ears.FOLDER / f"step-{choice.step:06d}"
+    kept = run.training / generation_eval.FOLDER / f"step-{choice.step:06d}"
     same(adapter(run.adapter), adapter(kept))
     same(adapter(deaf.adapter), adapter(kept.with_name("step-000006")))
-    after, = [row for row in read_rows(run.training / watch.RECORD) if row["step"] == choice.step and "eval_loss" in row]
+    after, = [row for row in read_rows(run.training / callbacks.RECORD) if row["step"] == choice.step and "eval_loss" in row]
     assert metrics["after"]["eval_loss"] == after["eval_loss"]
     assert (run.training / "ears.png").read_bytes().startswith(b"\x89PNG")
     # another step is another adapter, or all this would say nothing
@@ -204,127 +205,127 @@ def test_listening_keeps_every_step_and_leaves_no_trace_in_the_losses(loud_recip
 
 
 @installed
-def test_an_interrupted_training_hears_the_same_and_says_nothing_twice(loud_recipe, tmp_path, listeners):
+def test_an_interrupted_training_hears_the_same_and_says_nothing_twice(loud_recipe, tmp_path, metric_models):
     """Mistake: steps are said again after a disconnect, lost, or listed twice, and another step is kept."""
     whole, run = of_clips("whole", tmp_path), of_clips("one", tmp_path)
-    finetune.fit(loud_recipe, whole, CPU)
-    listeners.clear()
+    finetune.finetune(loud_recipe, whole, CPU)
+    metric_models.clear()
     with pytest.raises(KeyboardInterrupt):
-        finetune.fit(loud_recipe, run, CPU, [Interrupt(5)])  # heard at 4, resumed from 3
-    table = run.training / ears.ROWS
+        finetune.finetune(loud_recipe, run, CPU, [Interrupt(5)])  # heard at 4, resumed from 3
+    table = run.training / generation_eval.ROWS
     table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith('{"step": 2')))
-    shutil.rmtree(run.training / ears.FOLDER / "step-000004")  # as a kill while it was said leaves it
-    finetune.fit(loud_recipe, run, CPU)
-    assert len(listeners) == 5  # 0, 2, 4, and 4 again, 6
-    assert read_rows(table) == read_rows(whole.training / ears.ROWS)
+    shutil.rmtree(run.training / generation_eval.FOLDER / "step-000004")  # as a kill while it was said leaves it
+    finetune.finetune(loud_recipe, run, CPU)
+    assert len(metric_models) == 5  # 0, 2, 4, and 4 again, 6
+    assert read_rows(table) == read_rows(whole.training / generation_eval.ROWS)
     same(adapter(run.adapter), adapter(whole.adapter))
     for place in whole.training.glob("ears/*/*.flac"):
         assert (run.training / place.relative_to(whole.training)).read_bytes() == place.read_bytes()
 
 
 @installed
-def test_what_was_heard_of_another_recipe_is_not_mixed_in(loud_recipe, tmp_path, listeners):
+def test_what_was_heard_of_another_recipe_is_not_mixed_in(loud_recipe, tmp_path, metric_models):
     """Mistake: a run that had no checkpoint yet takes another recipe, and the steps of the old one stand beside the new."""
     run = of_clips("one", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        finetune.fit(loud_recipe.but(rank=8), run, CPU, [Interrupt(2)])
-    old = (run.training / ears.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns
-    finetune.fit(loud_recipe, run, CPU)
-    assert (run.training / ears.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns != old
+        finetune.finetune(loud_recipe.but(rank=8), run, CPU, [Interrupt(2)])
+    old = (run.training / generation_eval.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns
+    finetune.finetune(loud_recipe, run, CPU)
+    assert (run.training / generation_eval.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns != old
 
 
 @installed
-def test_patience_ends_the_training_early(loud_recipe, tmp_path, listeners, capsys, monkeypatch):
+def test_patience_ends_the_training_early(loud_recipe, tmp_path, metric_models, capsys, monkeypatch):
     """Mistake: the training goes on to its end, or what is kept then is the step at which it stopped."""
     likeness = iter([0.3] * len(SHORT) + [0.8] * len(SHORT) + [0.6] * 99)
-    monkeypatch.setattr(ears.Ears, "_likeness", lambda self, found: next(likeness))
+    monkeypatch.setattr(generation_eval.GenerationEvalCallback, "_likeness", lambda self, found: next(likeness))
     run = of_clips("one", tmp_path)
-    finetune.fit(loud_recipe.but(steps=20, patience=2), run, CPU)
+    finetune.finetune(loud_recipe.but(steps=20, early_stopping_patience=2), run, CPU)
     assert "The training ends at step 6 of 20: 2 listens without a better step." in capsys.readouterr().out
-    metrics = json.loads((run.adapter / lora.VOICE).read_text())["metrics"]
+    metrics = json.loads((run.adapter / lora.METADATA_FILE).read_text())["metrics"]
     assert metrics["chosen_step"] == 2 and losses(run)[-1][0] == 6
-    same(adapter(run.adapter), adapter(run.training / ears.FOLDER / "step-000002"))
+    same(adapter(run.adapter), adapter(run.training / generation_eval.FOLDER / "step-000002"))
 
 
 @pytest.mark.parametrize("missing", ["judges", "sentences"])
-def test_where_nobody_can_listen_the_last_step_is_kept(recipe, tmp_path, monkeypatch, capsys, missing):
+def test_where_nobody_can_listen_the_last_step_is_kept(config, tmp_path, monkeypatch, capsys, missing):
     """Mistake: the training fails for want of judges, or passes over it in silence."""
     run = of_clips("one", tmp_path)
     if missing == "judges":
-        monkeypatch.setattr(judges, "present", lambda: "")
+        monkeypatch.setattr(judges, "load_available", lambda: "")
     else:
         few = tmp_path / "sentences.txt"
         few.write_text("Text 1.\nAnother one.\n")
-        monkeypatch.setattr(ears, "SENTENCES", few)
-        monkeypatch.setattr(judges, "present", lambda: "a test")
-    finetune.fit(recipe.but(listen_every=2), run, CPU)
+        monkeypatch.setattr(generation_eval, "SENTENCES", few)
+        monkeypatch.setattr(judges, "load_available", lambda: "a test")
+    finetune.finetune(config.but(generation_eval_steps=2), run, CPU)
     said = capsys.readouterr().out
     assert said.count("Nobody can listen to the training") == 1 and "The last step will be kept." in said
     assert (judges.INSTALL in said) is (missing == "judges")
-    metrics = json.loads((run.adapter / lora.VOICE).read_text())["metrics"]
+    metrics = json.loads((run.adapter / lora.METADATA_FILE).read_text())["metrics"]
     assert (metrics["chosen_step"], metrics["chosen_by"]) == (4, "last step") and metrics["passes"] > 0
 
 
-def test_a_clip_that_a_judge_breaks_down_on_counts_as_one_without_sound(recipe, base, tmp_path):
+def test_a_clip_that_a_judge_breaks_down_on_counts_as_one_without_sound(config, base, tmp_path):
     """Mistake: None among the figures ends a training of hours in a traceback."""
     def broken(wave):
         raise ValueError("no idea")
 
     run, clips = of_clips("one", tmp_path), [make_clip("a", 9)]
     audio.write(run.training / "a.flac", np.sin(np.arange(24_000) / 9).astype(np.float32) / 3, 24_000)
-    row = {"step": 2, "sentence": 1, "text": "Four words are here.", "file": "a.flac", "stopped": True}
-    for transcribe, recognise in ((broken, by_ear), (some_words, broken)):
-        listener = ears.Ears(base, recipe, run, clips, Judges({}, transcribe, recognise, None))
+    row = {"step": 2, "sentence": 1, "text": "Four words are here.", "file": "a.flac", "ended_with_eos": True}
+    for transcribe, embed_speaker in ((broken, by_ear), (some_words, broken)):
+        listener = generation_eval.GenerationEvalCallback(base, config, run, clips, MetricModels({}, transcribe, embed_speaker, None))
         listener._centre = np.ones(64) / 8
         found = listener._judge(row)
-        assert "no idea" in found["failure"] and isinstance(found["wrong_words"], int)
-        assert found["wrong_words"] == 4 or found["similarity"] == 0
+        assert "no idea" in found["failure"] and isinstance(found["word_errors"], int)
+        assert found["word_errors"] == 4 or found["similarity"] == 0
 
 
 def test_kept_weights_are_put_back_and_others_refused(base, tmp_path):
     """Mistake: a chosen step is loaded beside the model, in part, or out of another adapter."""
-    model = lora.attach(base.model, 4, 8)
+    model = lora.add_lora(base.model, 4, 8)
     spread_logits(base)
     for weight in model.parameters():
         weight.data.add_(0.01) if weight.requires_grad else None
     before, path = lora.fingerprint(model), tmp_path / "kept.safetensors"
-    lora.keep(model, path)
+    lora.save_weights(model, path)
     for weight in model.parameters():
         weight.data.mul_(3) if weight.requires_grad else None
     assert lora.fingerprint(model) != before
-    lora.restore(model, path)
+    lora.load_weights(model, path)
     assert lora.fingerprint(model) == before
     kept = load_file(path)
     first = next(iter(kept))
     for wrong, message in (({first: torch.zeros(2, 3)}, r"is \(2, 3\) there and \(\d+, \d+\) in the model"),
                            ({"more": torch.zeros(1)}, "more is .* there and missing in the model")):
         write_bytes(path, save(kept | wrong))
-        with pytest.raises(Problem, match=f"kept of another adapter: .*{message}.*same base, rank and targets"):
-            lora.restore(model, path)
+        with pytest.raises(KitError, match=f"kept of another adapter: .*{message}.*same base, rank and targets"):
+            lora.load_weights(model, path)
     path.write_bytes(b"nothing")
-    with pytest.raises(Problem, match="cannot be read as weights of an adapter"):
-        lora.restore(model, path)
+    with pytest.raises(KitError, match="cannot be read as weights of an adapter"):
+        lora.load_weights(model, path)
     assert lora.fingerprint(model) == before
 
 
 def test_the_bundled_model_is_heard_and_its_voice_told_from_another(tmp_path):
     """Mistake: what is said, kept and judged of a real model is noise, in another order, or takes minutes."""
-    if not judges.present():
+    if not judges.load_available():
         pytest.skip(f"judges are not installed: {judges.INSTALL}")
-    base = load.base(str(story.BUNDLED), CPU)
+    base = load.load_base(str(pipeline.BUNDLED), CPU)
     run = Run("real", tmp_path)
-    recipe = Recipe(base=str(story.BUNDLED), listen_every=1)
-    files = sorted(story.VOICE.glob("*.flac"))[:6]
-    codes = base.codec.encode([audio.read(file, base.physics.sample_rate) for file in files])
+    config = Config(base=str(pipeline.BUNDLED), generation_eval_steps=1)
+    files = sorted(pipeline.VOICE.glob("*.flac"))[:6]
+    codes = base.codec.encode([audio.read(file, base.spec.sample_rate) for file in files])
     clips = [dataclasses.replace(make_clip(file.stem, 5), codes=one) for file, one in zip(files, codes)]
     with_codes(run, clips)
-    listener = ears.of(base, recipe, run, cache.of_run(run))
+    listener = generation_eval.build(base, config, run, cache.load_run(run))
     listener.sentences = listener.sentences[:4]
     listener.listen(0, base.model)
     rows = listener.rows()
-    assert sum(row["wrong_words"] for row in rows) < 0.6 * sum(row["words"] for row in rows)
-    assert 0.5 < np.mean([row["similarity"] for row in rows]) < 0.95 and all(row["stopped"] for row in rows)
-    real = [float(listener.listeners.embed(wave, base.physics.sample_rate) @ listener._centre) for wave in listener._real()]
+    assert sum(row["word_errors"] for row in rows) < 0.6 * sum(row["words"] for row in rows)
+    assert 0.5 < np.mean([row["similarity"] for row in rows]) < 0.95 and all(row["ended_with_eos"] for row in rows)
+    real = [float(listener.metric_models.embed(wave, base.spec.sample_rate) @ listener._centre) for wave in listener._real()]
     assert min(real) > np.mean([row["similarity"] for row in rows])
 
 

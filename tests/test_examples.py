@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import __main__, data
-from tts_kit.data import debian, examples, g722
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
+from tts_kit import __main__
+from tts_kit.config import Config
+from tts_kit.data import debian, examples, g722, prepare
+from tts_kit.errors import KitError
 from tts_kit.run import Run
 
 SOUNDS = "usr/share/asterisk/sounds/en_US_f_Allison"
@@ -125,7 +125,7 @@ def test_prompts_become_a_source_like_any_other(fetched, tmp_path, monkeypatch, 
     """Mistake: tones, silence or clips without a text are learned; the licence is lost on the way."""
     unpack_by(unpacker, monkeypatch)
     run = Run("allison", tmp_path / "runs")
-    utterances = data.prepare("example:allison", run, Recipe())
+    utterances = prepare.prepare("example:allison", run, Config())
     said = capsys.readouterr().out
     assert "8 of 14 prompts" in said and "CC BY-SA 3.0" in said and "Allison Smith" in said
     assert ("3 that are sounds or silence, or whose transcript has signs, 1 longer than 30 s, 1 shorter than 0.55 s, "
@@ -195,7 +195,7 @@ def test_without_apt_a_person_learns_what_to_do(cache, tmp_path, monkeypatch, th
     else:
         apt(tmp_path / "bin", "exit 0" if there == "lying" else "echo 'E: Unable to locate it' >&2; exit 100", monkeypatch)
         said = "failed .*sudo apt-get update" if there == "lying" else r"failed \(Unable to locate it\)"
-    with pytest.raises(Problem, match=said) as caught:
+    with pytest.raises(KitError, match=said) as caught:
         examples.allison()
     for part in (*examples.PACKAGES, "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/", str(cache)):
         assert part in str(caught.value)
@@ -234,7 +234,7 @@ def test_a_bad_package_is_named_with_the_remedy(fetched, monkeypatch, unpacker, 
         monkeypatch.setattr(debian, *{"too large": ("LARGEST", 280_000), "too many": ("MOST_FILES", 3)}[spoil])
     path.write_bytes({"cut short": content[:len(content) // 2], "not a package": b"<html>404</html>", "empty": b"",
                       "no such part": content[:8]}.get(spoil, content))
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(KitError) as caught:
         examples.allison()
     assert str(path) in str(caught.value) and f"Delete {path}" in str(caught.value)
     assert not (fetched / "voice").exists()
@@ -247,7 +247,7 @@ def test_a_bad_package_is_named_with_the_remedy(fetched, monkeypatch, unpacker, 
 def test_bad_transcripts_are_named(fetched, members, said):
     """Mistake: a source of no clips, or a text file that unpacks to gigabytes."""
     package(fetched / f"{examples.WRITTEN}_1.6_all.deb", members)
-    with pytest.raises(Problem, match=said):
+    with pytest.raises(KitError, match=said):
         examples.allison()
     assert not (fetched / "voice").exists()
 
@@ -257,7 +257,7 @@ def test_bad_transcripts_are_named(fetched, members, said):
 
 def test_the_bundled_voice_brings_its_held_out_clips(tmp_path, capsys):
     """Mistake: the demo learns from clips by which it is judged, or leaves clips unused that it could learn from."""
-    utterances = data.prepare("example:emma", Run("emma", tmp_path), Recipe())
+    utterances = prepare.prepare("example:emma", Run("emma", tmp_path), Config())
     held_out = [each for each in utterances if each.split == "held_out"]
     assert len(held_out) == 12 and {each.recording for each in held_out} == {"later01", "later02"}
     assert sum(each.split == "train" for each in utterances) == 70 == len(utterances) - 12

@@ -8,12 +8,12 @@ import hub
 import numpy as np
 import pytest
 
-from tts_kit import audio, data
+from tts_kit import audio
 from tts_kit.__main__ import main
-from tts_kit.data import consent, export, intake
-from tts_kit.hub import SIGN
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
+from tts_kit.config import Config
+from tts_kit.data import consent, export, manifest, prepare
+from tts_kit.errors import KitError
+from tts_kit.hub import RELEASE_FILE
 from tts_kit.run import Run
 
 VOICE = Path(__file__).parent.parent / "sample_data" / "voice"
@@ -22,7 +22,7 @@ VOICE = Path(__file__).parent.parent / "sample_data" / "voice"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Run:
     made = Run("emma", tmp_path_factory.mktemp("house"))
-    data.prepare(VOICE, made, Recipe(held_out=0.1))
+    prepare.prepare(VOICE, made, Config(held_out=0.1))
     return made
 
 
@@ -43,13 +43,13 @@ def test_datasets_loads_what_was_exported(place, tmp_path):
     folder = export.export(place, tmp_path / "out")
     loaded = datasets.load_dataset("audiofolder", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
     for split, name in export.SPLITS.items():
-        mine = [each for each in data.read(place.data) if each.split == split]
+        mine = [each for each in manifest.read(place.data) if each.split == split]
         assert len(loaded[name]) == len(mine) > 0
         said = {row["text"]: row for row in loaded[name]}
         assert said.keys() == {each.text for each in mine}
         for each in mine[:3]:
             sound = said[each.text]["audio"].get_all_samples()
-            assert np.allclose(sound.data[0].numpy(), audio.read(each.audio, data.RATE), atol=1e-4)
+            assert np.allclose(sound.data[0].numpy(), audio.read(each.audio, manifest.SAMPLE_RATE), atol=1e-4)
             assert said[each.text]["source"] == each.speaker
 
 
@@ -57,7 +57,7 @@ def test_an_export_replaces_nothing(place, tmp_path):
     """Mistake: a folder of somebody's own that is gone after an export."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(Problem, match="there already"):
+    with pytest.raises(KitError, match="there already"):
         export.export(place, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
@@ -67,10 +67,10 @@ def test_a_refused_push_says_what_to_do(place, tmp_path):
     folder = export.export(place, tmp_path / "out")
     with hub.taking(tmp_path / "hub") as server:
         server.is_refusing = True
-        with pytest.raises(Problem, match=r"could not be pushed to 'me/voice' \(.*stays where it is"):
+        with pytest.raises(KitError, match=r"could not be pushed to 'me/voice' \(.*stays where it is"):
             export.push(folder, "me/voice")
     assert '"visibility":"private"' in server.told[0].replace(" ", "")
-    with pytest.raises(Problem, match="could not be pushed"):
+    with pytest.raises(KitError, match="could not be pushed"):
         export.push(folder, "no name at all/..")
 
 
@@ -78,9 +78,9 @@ def test_recordings_are_public_only_with_consent(place, tmp_path):
     """Mistake: a person's recordings for everybody, and nobody was asked; or the answer stays at home."""
     mine = Run("emma", tmp_path)
     shutil.copytree(place.data, mine.data)
-    (mine.data / intake.ORIGIN).unlink()  # by which it is the bundled voice, whose consent is known
+    (mine.data / prepare.ORIGIN).unlink()  # by which it is the bundled voice, whose consent is known
     silent = export.export(mine, tmp_path / "silent")
-    with hub.taking(tmp_path / "hub") as server, pytest.raises(Problem, match="only with consent.*exported without"):
+    with hub.taking(tmp_path / "hub") as server, pytest.raises(KitError, match="only with consent.*exported without"):
         export.push(silent, "me/voice", public=True)
     assert not server.told and export.NOBODY in (silent / export.CARD).read_text(encoding="utf-8")
     said = consent.record(mine, "Emma *", "own", "I am <b>Emma</b>.")
@@ -96,7 +96,7 @@ def test_what_cannot_be_pushed_is_not_written_first(place, tmp_path, monkeypatch
     """Mistake: a folder that was made for nothing, and is in the way when the consent is there."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place.data, Run("emma").data)
-    (Run("emma").data / intake.ORIGIN).unlink()
+    (Run("emma").data / prepare.ORIGIN).unlink()
     for given, said in ((["me/voice", "--public"], "only with consent. No consent"), (["voice"], "no name on the hub")):
         assert main(["dataset", "--run", "emma", "--push", *given]) == 1 and said in capsys.readouterr().err
     assert not (Run("emma").folder / "dataset").exists()
@@ -109,15 +109,15 @@ def test_a_dataset_of_somebody_is_not_replaced(place, tmp_path):
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"work")
     with hub.taking(tmp_path / "hub"):
-        with pytest.raises(Problem, match="holds something else"):
+        with pytest.raises(KitError, match="holds something else"):
             export.push(folder, "me/voice")
         assert theirs.read_bytes() == b"work"
         theirs.unlink()
         export.push(folder, "me/voice")
         (folder / "test" / "metadata.jsonl").unlink()
         export.push(folder, "me/voice")
-        (folder / SIGN).unlink()
-        with pytest.raises(Problem, match="does not say what it holds: no release.json.*export again"):
+        (folder / RELEASE_FILE).unlink()
+        with pytest.raises(KitError, match="does not say what it holds: no release.json.*export again"):
             export.push(folder, "me/voice")
     left = {path.relative_to(tmp_path / "hub" / "voice").as_posix() for path in (tmp_path / "hub").rglob("*.jsonl")}
     assert left == {"train/metadata.jsonl"}, "what was taken out is gone there too"

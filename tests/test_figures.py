@@ -5,10 +5,10 @@ import json
 import pytest
 from test_house import ROOT
 
-from tts_kit import runtime
+from sample_data.build import shape
+from tts_kit import device
+from tts_kit.config import Config
 from tts_kit.doctor import plan
-from tts_kit.pretrain import shape
-from tts_kit.recipe import Recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -74,7 +74,7 @@ def test_judges_are_as_good_as_said():
     assert row("naturalness of people over espeak-ng; lost by noise at 10 dB") == f"{over:.1f}; {noise:.1f}"
     spent = found["processor seconds for a clip"]
     assert row(f"processor seconds for a clip of {spent['length of a clip']:.1f} s: words, noise, naturalness, voice") == (
-        ", ".join(f"{spent[name]:.2f}" for name in ("words", "noise", "naturalness", "voice")))
+        ", ".join(f"{spent[name]:.2f}" for name in ("words", "noise", "mos", "voice")))
 
 
 def test_the_verdict_errs_as_often_as_said():
@@ -110,17 +110,17 @@ def test_memory_is_saved_as_the_help_says(tmp_path):
     """Mistake: the training step was changed, and the help tells in the old order what saves its memory."""
     for part in (shape.config, shape.tokenizer):
         part("csm-1b").save_pretrained(tmp_path)
-    made, all_frames = (plan.Plan(Recipe(base=str(tmp_path), depth_ratio=ratio)) for ratio in (1 / 16, 1.0))
-    weights, ladder, batch = made.weights(plan.Way()), made.ladder(False), made.recipe.tokens_per_batch
+    made, all_frames = (plan.Plan(Config(base=str(tmp_path), depth_frame_fraction=ratio)) for ratio in (1 / 16, 1.0))
+    weights, ladder, batch = made.weights(plan.MemoryOption()), made.ladder(False), made.config.tokens_per_batch
     peak, half, quarter = (ladder.peak(batch // parts) for parts in (1, 2, 4))
-    checkpointing, more = peak - made.ladder(True).peak(batch), all_frames.ladder(False).peak(batch) - peak
+    gradient_checkpointing, more = peak - made.ladder(True).peak(batch), all_frames.ladder(False).peak(batch) - peak
     rank = plan.ADAPTER_BYTES * sum(each.numel() for each in ladder.model.parameters() if each.requires_grad)
     for told in (f"({(weights + peak) / 1e9:.1f} GB, {weights / 1e9:.1f} of them weights, adapter and CUDA itself)",
-                 f"`--checkpointing` (-{checkpointing / 1e9:.1f} GB",
+                 f"`--gradient-checkpointing` (-{gradient_checkpointing / 1e9:.1f} GB",
                  f"(-{(peak - half) / 1e9:.1f}; a quarter with 4: -{(peak - quarter) / 1e9:.1f})",
                  f"(1 instead of 1/16: +{more / 1e9:.1f})",
-                 f"`--text-off-gpu` (-{(weights - made.weights(plan.Way(text_off=True))) / 1e9:.1f}; "
-                 f"taken by itself below {runtime.SHORT / 1e9:.0f} GB)",
+                 f"`--offload-text-embeddings` (-{(weights - made.weights(plan.MemoryOption(text_off=True))) / 1e9:.1f}; "
+                 f"taken by itself below {device.LOW_MEMORY_BYTES / 1e9:.0f} GB)",
                  f"{rank / 1e9:.2f} GB at 32, {rank / 4e9:.2f} at 8)"):
         assert told in README, told
 

@@ -7,9 +7,10 @@ import pytest
 import soundfile
 from test_data import RATE, contents, voice, write_clips, write_csv
 
-from tts_kit import __main__, data
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
+from tts_kit import __main__
+from tts_kit.config import Config
+from tts_kit.data import manifest, prepare
+from tts_kit.errors import KitError
 from tts_kit.run import Run
 
 
@@ -38,14 +39,14 @@ def learned(folder: Path, **more) -> Path:
 def test_what_is_given_is_held_out_and_all_else_is_learned(tmp_path, run, capsys):
     """Mistake: a second share is held out beside what was given, or one that was given is learned."""
     source, other = learned(tmp_path / "mine"), judged(tmp_path / "late")
-    utterances = data.prepare(source, run, Recipe(held_out=0.5), held_out_from=other)
+    utterances = prepare.prepare(source, run, Config(held_out=0.5), held_out_from=other)
     assert [each.split for each in utterances] == ["train"] * 8 + ["held_out"] * 3
     assert [each.file for each in utterances[8:]] == ["late_50.wav", "late_51.wav", "late_52.wav"]
     assert len({each.id for each in utterances}) == 11 and all(each.audio.is_file() for each in utterances)
     said = capsys.readouterr().out
     assert "8 to learn from; held out: 3 clips from 1 recording." in said and "share their" not in said
-    assert data.read(run.data) == utterances
-    assert data.prepare(source, run, Recipe(held_out=0.5), held_out_from=f"{other}/") == utterances
+    assert manifest.read(run.data) == utterances
+    assert prepare.prepare(source, run, Config(held_out=0.5), held_out_from=f"{other}/") == utterances
 
 
 def test_rows_of_both_with_one_number_stay_apart(tmp_path, run):
@@ -55,7 +56,7 @@ def test_rows_of_both_with_one_number_stay_apart(tmp_path, run):
     for number in (1, 2):
         soundfile.write(other / f"clips/tapeA_{number:03d}.wav", voice(60 + number), RATE)
     write_csv(other, [{"file_name": f"clips/tapeA_{number:03d}.wav", "text": f"Other {number}"} for number in (1, 2)])
-    utterances = data.prepare(source, run, Recipe(), held_out_from=other)
+    utterances = prepare.prepare(source, run, Config(), held_out_from=other)
     clips = {each.audio.read_bytes() for each in utterances}
     assert len(clips) == len(utterances) == 10
 
@@ -66,14 +67,14 @@ def test_two_tables_in_one_folder(tmp_path, run):
     judged(folder / "more")
     rows = [{"file_name": f"more/late_{number}.wav", "text": f"Judged number {number}"} for number in (50, 51)]
     write_csv(folder, rows, name="test.csv")
-    utterances = data.prepare(folder, run, Recipe(), held_out_from=folder / "test.csv")
+    utterances = prepare.prepare(folder, run, Config(), held_out_from=folder / "test.csv")
     assert [each.split for each in utterances].count("held_out") == 2 and len(utterances) == 10
 
 
 def refused(said: str, source: Path, run: Run, **more) -> None:
     """Nothing is written, and the message says this."""
-    with pytest.raises(Problem, match=said):
-        data.prepare(source, run, **{"recipe": Recipe(), **more})
+    with pytest.raises(KitError, match=said):
+        prepare.prepare(source, run, **{"recipe": Config(), **more})
     assert not run.data.exists()
 
 
@@ -115,7 +116,7 @@ def test_the_speaker_is_chosen_where_one_learns(tmp_path, run, capsys):
     table = (other / "metadata.csv").read_text(encoding="utf-8")
     soundfile.write(other / "bert.wav", voice(70), RATE)
     (other / "metadata.csv").write_text(table + "bert.wav,Not hers,bert\n", encoding="utf-8")
-    utterances = data.prepare(source, run, Recipe(), held_out_from=other)
+    utterances = prepare.prepare(source, run, Config(), held_out_from=other)
     assert "1 clips of other speakers are left out" in capsys.readouterr().out
     assert {(each.speaker, each.source) for each in utterances} == {("anna", "0")} and len(utterances) == 11
 
@@ -127,7 +128,7 @@ def test_the_speaker_is_chosen_where_one_learns(tmp_path, run, capsys):
 def test_what_training_hears_of_the_judged_is_said(tmp_path, run, capsys, more, said):
     """Mistake: neighbours of training clips, or their very sentences, make the result look better, and nobody says so."""
     other = judged(tmp_path / "late", **more)
-    data.prepare(learned(tmp_path / "mine"), run, Recipe(), held_out_from=other)
+    prepare.prepare(learned(tmp_path / "mine"), run, Config(), held_out_from=other)
     assert said in capsys.readouterr().out
 
 
@@ -136,20 +137,20 @@ def test_held_out_clips_belong_to_the_data(tmp_path, run, before):
     """Mistake: clips held out until now are learned after a rerun, while the adapter keeps its old judgement."""
     source, other = learned(tmp_path / "mine"), judged(tmp_path / "late")
     ways = [{"held_out_from": other}, {}][::1 if before == "given" else -1]
-    data.prepare(source, run, Recipe(), **ways[0])
+    prepare.prepare(source, run, Config(), **ways[0])
     kept = contents(run.data)
-    with pytest.raises(Problem, match="made with held_out_from"):
-        data.prepare(source, run, Recipe(), **ways[1])
+    with pytest.raises(KitError, match="made with held_out_from"):
+        prepare.prepare(source, run, Config(), **ways[1])
     assert contents(run.data) == kept
 
 
 def test_a_changed_held_out_clip_is_seen(tmp_path, run):
     """Mistake: only the source is looked at when the data is used again."""
     source, other = learned(tmp_path / "mine"), judged(tmp_path / "late")
-    data.prepare(source, run, Recipe(), held_out_from=other)
+    prepare.prepare(source, run, Config(), held_out_from=other)
     soundfile.write(other / "late_50.wav", voice(90), RATE)
-    with pytest.raises(Problem, match="changed since"):
-        data.prepare(source, run, Recipe(), held_out_from=other)
+    with pytest.raises(KitError, match="changed since"):
+        prepare.prepare(source, run, Config(), held_out_from=other)
 
 
 def test_the_verb_takes_a_share_or_a_source(tmp_path, monkeypatch, capsys):
@@ -165,6 +166,6 @@ def test_the_verb_takes_a_share_or_a_source(tmp_path, monkeypatch, capsys):
 
 def test_splitting_by_itself_stays_as_it_was(tmp_path, run):
     """Mistake: the new way changes what is held out where nothing was given."""
-    utterances = data.prepare(learned(tmp_path / "mine"), run, Recipe())
+    utterances = prepare.prepare(learned(tmp_path / "mine"), run, Config())
     assert sorted(each.split for each in utterances) == ["gap"] * 2 + ["held_out"] * 2 + ["train"] * 4
-    assert utterances == [dataclasses.replace(each) for each in data.read(run.data)]
+    assert utterances == [dataclasses.replace(each) for each in manifest.read(run.data)]

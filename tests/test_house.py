@@ -13,7 +13,7 @@ import tts_kit
 HOUSE = Path(tts_kit.__file__).parent
 ROOT = HOUSE.parent
 MODULES = sorted(path for path in HOUSE.rglob("*.py"))
-FLOORS = ["problem", "run", "physics", "recipe", "runtime", "hub", "checkpoint", "pages", "audio", "text", "data", "tokens",
+FLOORS = ["problem", "run", "spec", "recipe", "runtime", "hub", "checkpoint", "pages", "audio", "text", "data", "tokens",
           "watermark", "model", "judging", "tuning", "speech", "comparison", "release", "pretrain", "story", "doctor",
           "options", "verbs", "volume", "modal_app",
           "__main__"]

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CsmForConditionalGeneration
 
-from tts_kit import checkpoint, runtime
+from sample_data.build import shape
+from tts_kit import device, pretrained
+from tts_kit.errors import KitError
 from tts_kit.model import load
-from tts_kit.pretrain import shape
-from tts_kit.problem import Problem
 
-CPU = runtime.choose("cpu")
+CPU = device.choose("cpu")
 
 
 def copy_with(toy: str, folder: Path, change) -> str:
@@ -39,7 +39,7 @@ def test_audio_tables_are_one_after_load_and_after_save_and_reload(base, toy, tm
     assert backbone is depth
     assert torch.equal(depth, saved[load.DEPTH_TABLE])
     base.model.codec_model = base.codec.model
-    again = load.base(str(shape.save(base.model, tmp_path / "again", "toy")), CPU)
+    again = load.load_base(str(shape.save(base.model, tmp_path / "again", "toy")), CPU)
     assert torch.equal(tables(again.model)[0], depth) and tables(again.model)[0] is tables(again.model)[1]
 
 
@@ -48,7 +48,7 @@ def test_the_other_table_alone_is_enough(toy, tmp_path):
     def swap(weights):
         weights[load.BACKBONE_TABLE] = weights.pop(load.DEPTH_TABLE)
 
-    model = load.base(copy_with(toy, tmp_path / "swapped", swap), CPU).model
+    model = load.load_base(copy_with(toy, tmp_path / "swapped", swap), CPU).model
     assert tables(model)[0] is tables(model)[1]
     assert torch.equal(tables(model)[0], load_file(Path(toy) / "model.safetensors")[load.DEPTH_TABLE])
 
@@ -56,8 +56,8 @@ def test_the_other_table_alone_is_enough(toy, tmp_path):
 def test_a_checkpoint_without_any_audio_table_is_refused(toy, tmp_path):
     """Mistake: a random table is accepted in silence."""
     folder = copy_with(toy, tmp_path / "none", lambda weights: weights.pop(load.DEPTH_TABLE))
-    with pytest.raises(Problem, match="no audio embeddings.*Download"):
-        load.base(folder, CPU)
+    with pytest.raises(KitError, match="no audio embeddings.*Download"):
+        load.load_base(folder, CPU)
 
 
 def test_tables_that_differ_are_refused(toy, tmp_path):
@@ -65,8 +65,8 @@ def test_tables_that_differ_are_refused(toy, tmp_path):
     def differ(weights):
         weights[load.BACKBONE_TABLE] = weights[load.DEPTH_TABLE] + 1
 
-    with pytest.raises(Problem, match="they differ.*original checkpoint"):
-        load.base(copy_with(toy, tmp_path / "differ", differ), CPU)
+    with pytest.raises(KitError, match="they differ.*original checkpoint"):
+        load.load_base(copy_with(toy, tmp_path / "differ", differ), CPU)
 
 
 def test_a_base_without_depth_decoder_is_refused(toy, tmp_path):
@@ -75,8 +75,8 @@ def test_a_base_without_depth_decoder_is_refused(toy, tmp_path):
         for name in [name for name in weights if name.startswith("depth_decoder.model.layers")]:
             del weights[name]
 
-    with pytest.raises(Problem, match="lacks the depth decoder.*depth_decoder.model.layers"):
-        load.base(copy_with(toy, tmp_path / "cut", cut), CPU)
+    with pytest.raises(KitError, match="lacks the depth decoder.*depth_decoder.model.layers"):
+        load.load_base(copy_with(toy, tmp_path / "cut", cut), CPU)
 
 
 def test_a_codec_with_a_hole_is_refused(toy, tmp_path):
@@ -84,23 +84,23 @@ def test_a_codec_with_a_hole_is_refused(toy, tmp_path):
     def cut(weights):
         del weights["codec_model.encoder.layers.0.conv.weight"]
 
-    with pytest.raises(Problem, match="lacks 1 of the codec's weights"):
-        load.base(copy_with(toy, tmp_path / "cut", cut), CPU)
+    with pytest.raises(KitError, match="lacks 1 of the codec's weights"):
+        load.load_base(copy_with(toy, tmp_path / "cut", cut), CPU)
 
 
 def test_another_architecture_is_named(toy, tmp_path):
     """Mistake: a Llama folder fails somewhere deep inside with a missing attribute."""
     shutil.copytree(toy, tmp_path / "llama")
     (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(Problem, match="'llama' model; this kit fine-tunes CSM"):
-        load.base(str(tmp_path / "llama"), CPU)
+    with pytest.raises(KitError, match="'llama' model; this kit fine-tunes CSM"):
+        load.load_base(str(tmp_path / "llama"), CPU)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "nowhere", "runs/../../etc"])
 def test_a_base_that_is_not_there(name):
     """Mistake: a page of hub traceback instead of what was looked for and what to do."""
-    with pytest.raises(Problem, match="(?s)" + name + ".*(could not be read|was found neither|is no folder here)"):
-        load.base(name, CPU)
+    with pytest.raises(KitError, match="(?s)" + name + ".*(could not be read|was found neither|is no folder here)"):
+        load.load_base(name, CPU)
 
 
 def test_pickled_weights_are_not_opened(toy, tmp_path):
@@ -109,26 +109,26 @@ def test_pickled_weights_are_not_opened(toy, tmp_path):
     weights = load_file(tmp_path / "pickle" / "model.safetensors")
     (tmp_path / "pickle" / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pickle" / "pytorch_model.bin")
-    with pytest.raises(Problem, match="safetensors"):
-        load.base(str(tmp_path / "pickle"), CPU)
+    with pytest.raises(KitError, match="safetensors"):
+        load.load_base(str(tmp_path / "pickle"), CPU)
 
 
 def test_codec_stays_in_float32_beside_a_16_bit_network(toy):
     """Mistake: loading in bf16 rounds the codec's weights, and the codes change."""
-    half = load.base(toy, runtime.Runtime("cpu", torch.bfloat16, "sdpa", ""))
+    half = load.load_base(toy, device.DeviceConfig("cpu", torch.bfloat16, "sdpa", ""))
     assert half.model.dtype == torch.bfloat16
     assert {weight.dtype for weight in half.codec.model.parameters()} == {torch.float32}
-    assert half.codec.fingerprint() == load.base(toy, CPU).codec.fingerprint()
+    assert half.codec.fingerprint() == load.load_base(toy, CPU).codec.fingerprint()
 
 
 def test_the_fingerprint_is_that_of_the_weights_in_every_precision(toy, tmp_path):
     """Mistake: an adapter trained in bf16 is refused on a float16 card; or one for other weights is accepted."""
-    names = {load.base(toy, runtime.Runtime("cpu", dtype, "sdpa", "")).fingerprint
+    names = {load.load_base(toy, device.DeviceConfig("cpu", dtype, "sdpa", "")).fingerprint
              for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     assert len(names) == 1
     name = "depth_decoder.model.layers.0.mlp.up_proj.weight"
     other = copy_with(toy, tmp_path / "other", lambda weights: weights.update({name: -weights[name]}))
-    assert load.base(other, CPU).fingerprint not in names
+    assert load.load_base(other, CPU).fingerprint not in names
 
 
 @pytest.mark.parametrize("damage", ["truncated", "another shape"])
@@ -143,18 +143,18 @@ def test_damaged_weights_are_named(toy, tmp_path, damage):
         file = Path(folder) / "model.safetensors"
         file.write_bytes(file.read_bytes()[:5000])
         said = "damaged, or was downloaded by half: 5,000 bytes"
-    with pytest.raises(Problem, match=said):
-        load.base(folder, CPU)
+    with pytest.raises(KitError, match=said):
+        load.load_base(folder, CPU)
 
 
 def test_unsloth_without_a_gpu_is_refused_with_the_way_out():
     """Mistake: `import unsloth` raises NotImplementedError at the user."""
-    with pytest.raises(Problem, match="needs an NVIDIA GPU.*'plain' runs everywhere"):
-        load.choose_engine("unsloth", CPU)
-    assert load.choose_engine("auto", CPU)[0] == "plain"
+    with pytest.raises(KitError, match="needs an NVIDIA GPU.*'plain' runs everywhere"):
+        load.choose_backend("unsloth", CPU)
+    assert load.choose_backend("auto", CPU)[0] == "plain"
 
 
 def test_the_toy_is_read_by_plain_transformers(toy):
     """Mistake: a folder only the kit can read."""
-    with checkpoint.opening(toy):
+    with pretrained.explain_load_errors(toy):
         assert CsmForConditionalGeneration.from_pretrained(toy).config.num_codebooks == 4

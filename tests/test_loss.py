@@ -7,10 +7,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import layer as peft_layer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tts_kit import runtime
-from tts_kit.doctor import cost
-from tts_kit.model import lean, load, lora, loss
-from tts_kit.tuning import batches
+from tts_kit import device
+from tts_kit.doctor import step_cost
+from tts_kit.model import fused_lora, load, lora, loss
+from tts_kit.training import dataset
 
 CLIPS = [make_clip("a", 9, "One."), make_clip("b", 5, "Another one?"), make_clip("c", 12, "A third, longer one.")]
 
@@ -27,7 +27,7 @@ def stock_loss(model, example):
 
 
 def kit_means(model, batch):
-    sums = loss.sums(model, batch)
+    sums = loss.loss_sums(model, batch)
     return sums.backbone / sums.frames, sums.depth / sums.depth_frames / (len(sums.by_codebook) - 1)
 
 
@@ -47,7 +47,7 @@ def test_loss_from_sound_is_the_loss_from_codes(base, stock, toy):
     theirs = stock(**inputs, use_cache=False)
     from tts_kit.tokens.prompt import Turn
     example = base.writer.write("clip", [Turn("Hi.", "0", base.codec.encode([wave])[0])])
-    backbone, depth = kit_means(base.model, batches.collate([example], everything([example]), packing=True))
+    backbone, depth = kit_means(base.model, dataset.collate([example], everything([example]), packing=True))
     torch.testing.assert_close(backbone, theirs.backbone_loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(depth, theirs.depth_decoder_loss, rtol=1e-5, atol=1e-6)
 
@@ -55,19 +55,19 @@ def test_loss_from_sound_is_the_loss_from_codes(base, stock, toy):
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_loss_and_gradients_equal_transformers(base, toy, packing):
     """Mistake: hidden state off by one, wrong head or table offset, depth weighed 31 times, clips that see each other."""
-    ours = lora.attach(base.model, 4, 8.0)
-    other = load.base(toy, runtime.choose("cpu"))
-    theirs = lora.attach(other.model, 4, 8.0)
+    ours = lora.add_lora(base.model, 4, 8.0)
+    other = load.load_base(toy, device.choose("cpu"))
+    theirs = lora.add_lora(other.model, 4, 8.0)
     for mine, their in zip(ours.parameters(), theirs.parameters()):
         if mine.requires_grad:
             mine.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(mine.numel()))
             their.data.copy_(mine.data)
-    examples = [batches.write(clip, base.writer) for clip in CLIPS]
-    backbone, depth = kit_means(lora.bare(ours), batches.collate(examples, everything(examples), packing))
+    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS]
+    backbone, depth = kit_means(lora.unwrap(ours), dataset.collate(examples, everything(examples), packing))
     (backbone + depth).backward()
 
     frames = sum(example.scored_frames for example in examples)
-    outputs = [(stock_loss(lora.bare(theirs), example), example.scored_frames / frames) for example in examples]
+    outputs = [(stock_loss(lora.unwrap(theirs), example), example.scored_frames / frames) for example in examples]
     wanted_backbone = sum(out.backbone_loss * share for out, share in outputs)
     wanted_depth = sum(out.depth_decoder_loss * share for out, share in outputs)
     (wanted_backbone + wanted_depth).backward()
@@ -84,13 +84,13 @@ def test_loss_and_gradients_equal_transformers(base, toy, packing):
 
 def test_packed_clips_do_not_see_each_other(base):
     """Mistake: a cache or a full mask in the packed row lets a clip attend to its neighbour."""
-    first, second = (batches.write(clip, base.writer) for clip in CLIPS[:2])
-    changed = batches.write(make_clip("z", 9, "One."), base.writer)
+    first, second = (dataset.build_example(clip, base.writer) for clip in CLIPS[:2])
+    changed = dataset.build_example(make_clip("z", 9, "One."), base.writer)
     assert len(changed) == len(first)
 
     def second_loss(neighbour):
         mask = [torch.zeros(neighbour.scored_frames, dtype=torch.bool), torch.ones(second.scored_frames, dtype=torch.bool)]
-        batch = batches.collate([neighbour, second], mask, packing=True)
+        batch = dataset.collate([neighbour, second], mask, packing=True)
         keep = slice(neighbour.scored_frames, None)
         batch |= {"predictors": batch["predictors"][keep], "targets": batch["targets"][keep],
                   "depth_rows": torch.arange(second.scored_frames)}
@@ -102,12 +102,12 @@ def test_packed_clips_do_not_see_each_other(base):
 
 def test_depth_loss_counts_only_the_chosen_frames(base):
     """Mistake: the sampled depth loss is divided by all frames and so weighs less at a smaller ratio."""
-    example = batches.write(CLIPS[0], base.writer)
+    example = dataset.build_example(CLIPS[0], base.writer)
     mask = torch.zeros(example.scored_frames, dtype=torch.bool)
     mask[[2, 5]] = True
-    chosen = loss.sums(base.model, batches.collate([example], [mask], packing=True))
-    whole = batches.collate([example], everything([example]), packing=True)
-    hidden = base.model.backbone_model(inputs_embeds=loss.embed(base.model, whole), position_ids=whole["positions"],
+    chosen = loss.loss_sums(base.model, dataset.collate([example], [mask], packing=True))
+    whole = dataset.collate([example], everything([example]), packing=True)
+    hidden = base.model.backbone_model(inputs_embeds=loss.embed_inputs(base.model, whole), position_ids=whole["positions"],
                                        use_cache=False).last_hidden_state[0]
     logits = depth_logits(base.model, hidden[whole["predictors"]], whole["targets"])[:, [2, 5]]
     wanted = torch.nn.functional.cross_entropy(logits.transpose(0, 1).flatten(0, 1),
@@ -134,23 +134,23 @@ def test_no_cache_is_built_in_training(base, monkeypatch):
     made = []
     real = cache_utils.DynamicCache.__init__
     monkeypatch.setattr(cache_utils.DynamicCache, "__init__", lambda *a, **k: (made.append(1), real(*a, **k))[1])
-    example = batches.write(CLIPS[0], base.writer)
-    loss.sums(base.model, batches.collate([example], everything([example]), packing=True))
+    example = dataset.build_example(CLIPS[0], base.writer)
+    loss.loss_sums(base.model, dataset.collate([example], everything([example]), packing=True))
     assert not made
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0 ** 12])
 def test_chunks_change_nothing(base, monkeypatch, scale):
     """Mistake: a chunk is left out, scored twice or weighed by its size, or the scale of float16 stays in the gradient."""
-    model = lora.attach(base.model, 4, 8.0)
+    model = lora.add_lora(base.model, 4, 8.0)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
-    examples = [batches.write(clip, base.writer) for clip in CLIPS]
-    batch, seen = batches.collate(examples, everything(examples), packing=True), []
+    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS]
+    batch, seen = dataset.collate(examples, everything(examples), packing=True), []
     for size in (1000, 4):
         monkeypatch.setitem(loss.CHUNK, "cpu", size)
-        sums = loss.sums(lora.bare(model), batch, scale)
+        sums = loss.loss_sums(lora.unwrap(model), batch, scale)
         (sums.backbone + 3 * sums.depth).backward()
         learnt = [weight for weight in model.parameters() if weight.requires_grad]
         seen.append([sums.depth, sums.by_codebook, *(weight.grad for weight in learnt)])
@@ -164,27 +164,27 @@ def test_chunks_change_nothing(base, monkeypatch, scale):
 
 
 def states_and_codes(model, batch):
-    hidden = model.backbone_model(inputs_embeds=loss.embed(model, batch), position_ids=batch["positions"],
+    hidden = model.backbone_model(inputs_embeds=loss.embed_inputs(model, batch), position_ids=batch["positions"],
                                   use_cache=False).last_hidden_state[0]
     return hidden[batch["predictors"]], batch["targets"]
 
 
 def test_memory_of_the_depth_part_is_that_of_a_chunk(base):
     """Mistake: at ratio 1 every frame's activations are kept until the backward pass, 12 GB for eight clips of CSM-1B."""
-    model = lora.attach(base.model, 4, 8.0)
+    model = lora.add_lora(base.model, 4, 8.0)
     peaks = []
     for frames in (loss.CHUNK["cpu"], 8 * loss.CHUNK["cpu"]):
         states, codes = torch.zeros(frames, 32, requires_grad=True), make_clip("a", frames).codes.long()
-        with cost.Ledger([*model.parameters(), *model.buffers(), states, codes]) as ledger:
-            loss.depth_sum(lora.bare(model), states, codes)[0].backward()
+        with step_cost.OpCounter([*model.parameters(), *model.buffers(), states, codes]) as ledger:
+            loss.depth_sum(lora.unwrap(model), states, codes)[0].backward()
         peaks.append(ledger.peak)
     assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_lean_projections_are_pefts(base):
     """Mistake: scaling is lost, or a projection that PEFT was told to treat in another way is treated as a plain one."""
-    model = lora.attach(base.model, 4, 12.0)
-    leaner = [module for module in model.modules() if isinstance(module, lean.Lean)]
+    model = lora.add_lora(base.model, 4, 12.0)
+    leaner = [module for module in model.modules() if isinstance(module, fused_lora.FusedLoraLinear)]
     assert len(leaner) == 28
     for weight in (weight for module in leaner for weight in module.lora_B.parameters()):
         weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(weight.numel()))
@@ -197,13 +197,13 @@ def test_lean_projections_are_pefts(base):
     for mine, theirs in zip(*seen, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
     dropped = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules=["0"], lora_dropout=0.5))
-    assert not [module for module in lean.slim(dropped).modules() if isinstance(module, lean.Lean)]
+    assert not [module for module in fused_lora.fuse_lora_layers(dropped).modules() if isinstance(module, fused_lora.FusedLoraLinear)]
 
 
 def test_sixteen_bit_training_multiplies_in_sixteen_bits(base):
     """Mistake: PEFT takes every input of a bf16 model to float32, and its products with it, at a tenth of the speed."""
-    model = lora.attach(base.model.to(torch.bfloat16), 4, 8.0)
-    examples = [batches.write(clip, base.writer) for clip in CLIPS]
+    model = lora.add_lora(base.model.to(torch.bfloat16), 4, 8.0)
+    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS]
 
     seen = set()
 
@@ -215,6 +215,6 @@ def test_sixteen_bit_training_multiplies_in_sixteen_bits(base):
 
     with Products():
         with torch.autocast("cpu", torch.bfloat16):
-            sums = loss.sums(lora.bare(model), batches.collate(examples, everything(examples), packing=True))
+            sums = loss.loss_sums(lora.unwrap(model), dataset.collate(examples, everything(examples), packing=True))
         (sums.backbone + sums.depth).backward()
     assert seen == {torch.bfloat16}

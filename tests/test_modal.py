@@ -14,21 +14,22 @@ import pytest
 from conftest import make_cuts
 from test_training import adapter, same
 
-from tts_kit import runtime
-from tts_kit.data import desk, recording, transcribe, voices
+from tts_kit import device
+from tts_kit.config import Config
+from tts_kit.data import ingest, segment, speaker_embedding, transcribe
+from tts_kit.errors import KitError
+from tts_kit.io import read_json, read_rows
 from tts_kit.model import lora
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_json, read_rows
+from tts_kit.run import Run
 from tts_kit.tokens import cache
-from tts_kit.tuning import finetune, trainer
+from tts_kit.training import finetune, trainer
 
 modal = pytest.importorskip("modal", reason="modal is not installed: pip install -r requirements-modal.txt")
 
-from tts_kit import modal_app, volume  # noqa: E402
+from tts_kit import modal_app, modal_volume  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-CPU = runtime.choose("cpu")
+CPU = device.choose("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:The .* function is executing locally")
 OFFLINE = """
 import socket
@@ -85,9 +86,9 @@ def trained(toy, tmp_path_factory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         quick = {"base": toy, "rank": 4, "alpha": 8.0, "steps": 2, "warmup_steps": 0, "tokens_per_batch": 700,
-                 "sample_every": 0, "evaluate_every": 2, "save_every": 1}
+                 "sample_steps": 0, "eval_steps": 2, "save_steps": 1}
         source = few(root / "runs" / "anna" / "source")
-        assert modal_app.cut.local("anna", str(source), ["base", "tuned:strength=0.5"]) == []
+        assert modal_app.cut.local("anna", str(source), ["base", "finetuned:strength=0.5"]) == []
         assert modal_app.data.local("anna", quick, str(source), ("", "", ""), False) > 10
         parts = [modal_app.encode.local("anna", quick, part, 2) for part in range(2)]
         assert [part["encoded"] for part in parts] == [5, 5] and not Run("anna").codes.joinpath("index.jsonl").exists()
@@ -156,8 +157,8 @@ def test_the_image_has_the_tested_versions(monkeypatch):
     names = [name for name, _, _ in made]
     assert names[0] == "debian_slim" and names.index("add_local_file") < names.index("pip_install_from_requirements")
     assert not {"pip_install", "uv_pip_install", "run_commands"} & set(names)
-    copied = next(arguments for name, arguments, _ in made if name == "add_local_file")
-    assert copied == (ROOT / "constraints.txt", modal_app.CONSTRAINTS)
+    memorized = next(arguments for name, arguments, _ in made if name == "add_local_file")
+    assert memorized == (ROOT / "constraints.txt", modal_app.CONSTRAINTS)
     installed = [(Path(arguments[0]), named) for name, arguments, named in made if name == "pip_install_from_requirements"]
     for path, named in installed:
         assert path.parent == ROOT and path.is_file() and f"-c {modal_app.CONSTRAINTS}" in named["extra_options"]
@@ -167,8 +168,8 @@ def test_the_image_has_the_tested_versions(monkeypatch):
                  "requirements-judges-online.txt", "requirements-pretrain.txt"}
     wanted = {path.name for path in ROOT.glob("requirements*.txt")} - elsewhere
     assert {path.name for path, _ in installed} == wanted
-    copied = {str(arguments[0]): (arguments[1], named) for name, arguments, named in made if name == "add_local_dir"}
-    assert copied == {str(ROOT / "tts_kit"): ("/root/tts_kit", {"ignore": ["**/__pycache__"]}),
+    memorized = {str(arguments[0]): (arguments[1], named) for name, arguments, named in made if name == "add_local_dir"}
+    assert memorized == {str(ROOT / "tts_kit"): ("/root/tts_kit", {"ignore": ["**/__pycache__"]}),
                       str(ROOT / "sample_data"): ("/root/sample_data", {})}
 
 
@@ -186,12 +187,12 @@ def test_the_stages_make_what_the_verbs_make(trained, toy):
     shutil.copytree(trained.data, alone.data)
     from tts_kit import tokens
 
-    recipe = Recipe(base=toy)
-    tokens.encode(recipe, alone, CPU)
+    config = Config(base=toy)
+    tokens.encode(config, alone, CPU)
     assert (alone.codes / "index.jsonl").read_bytes() == (trained.codes / "index.jsonl").read_bytes()
-    for clip, wanted in zip(cache.of_run(trained), cache.of_run(alone)):
+    for clip, wanted in zip(cache.load_run(trained), cache.load_run(alone)):
         assert clip.codes.equal(wanted.codes)
-    assert cache.made_by(alone.codes) == cache.made_by(trained.codes) and (trained.adapter / lora.VOICE).is_file()
+    assert cache.codec_fingerprint(alone.codes) == cache.codec_fingerprint(trained.codes) and (trained.adapter / lora.METADATA_FILE).is_file()
 
 
 @pytest.mark.parametrize(("count", "most"), [(0, 4), (1, 4), (7, 3), (8, 8), (20, 8)])
@@ -212,19 +213,19 @@ def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
 
     heard = []
     someone = transcribe.Transcriber("someone", write, lambda samples: "en", "en")
-    monkeypatch.setattr(desk, "transcribers", lambda *_: (someone, None))
-    monkeypatch.setattr(voices, "listen", lambda folder: {})
+    monkeypatch.setattr(ingest, "load_asr_models", lambda *_: (someone, None))
+    monkeypatch.setattr(speaker_embedding, "embed_folder", lambda folder: {})
     monkeypatch.chdir(tmp_path)
     together, apart = (make_cuts(Run(name).cuts) for name in ("together", "apart"))
-    for folder in recording.places(together):
-        desk.hear(folder, someone)
-    folders = [str(folder) for folder in recording.places(apart)]
+    for folder in segment.segment_folders(together):
+        ingest.transcribe_segments(folder, someone)
+    folders = [str(folder) for folder in segment.segment_folders(apart)]
     assert len(folders) == 2
     for share in modal_app.split(folders, 8):
         before = contents(apart)
         modal_app.hear.local("apart", share, ("", "none", ""))
         changed = {path for path, content in contents(apart).items() if before.get(path) != content}
-        assert changed == {f"{Path(share[0]).name}/{transcribe.table_of('someone')}"}
+        assert changed == {f"{Path(share[0]).name}/{transcribe.transcripts_path('someone')}"}
     assert contents(apart) == contents(together)
     heard.clear()
     modal_app.hear.local("apart", folders, ("", "none", ""))
@@ -238,7 +239,7 @@ def test_a_training_that_was_taken_away_goes_on(trained, tmp_path, monkeypatch):
             self.kept = []
 
         def commit(self):
-            self.kept.append(trainer.last_whole_checkpoint(Run("anna").training))
+            self.kept.append(trainer.last_complete_checkpoint(Run("anna").training))
             if len(self.kept) == 2:
                 raise KeyboardInterrupt
 
@@ -248,15 +249,15 @@ def test_a_training_that_was_taken_away_goes_on(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("anna", "whole"):
         shutil.copytree(trained.codes, Run(name).codes)
-    asked = vars(Recipe(base=read_json(trained.adapter / "recipe.json", "")["base"])) | dict(
-        rank=4, steps=4, warmup_steps=0, tokens_per_batch=150, evaluate_every=4, save_every=1, sample_every=0)
+    asked = vars(Config(base=read_json(trained.adapter / "recipe.json", "")["base"])) | dict(
+        rank=4, steps=4, warmup_steps=0, tokens_per_batch=150, eval_steps=4, save_steps=1, sample_steps=0)
     with pytest.raises(KeyboardInterrupt):
         modal_app.train.local("anna", asked)
     assert volume_there.kept[1].name == "checkpoint-2" and not Run("anna").adapter.exists()
     assert modal_app.train.local("anna", asked) == "runs/anna/adapter"
     kept = [path.name for path in volume_there.kept[3:]]
     assert kept == ["checkpoint-3", "checkpoint-4", "checkpoint-4"], "after each checkpoint, and at the end"
-    finetune.fit(Recipe(**asked), Run("whole"), CPU)
+    finetune.finetune(Config(**asked), Run("whole"), CPU)
     same(adapter(Run("anna").adapter), adapter(Run("whole").adapter))
 
 
@@ -277,20 +278,20 @@ def test_several_gpus_are_all_used(trained, tmp_path, monkeypatch):
 def test_what_is_brought_is_what_was_there(trained, tmp_path):
     """Mistake: a file is left out or cut short, and working material of gigabytes is brought."""
     shelf, run = Shelf(trained.folder.parent), Run("anna", tmp_path / "runs")
-    count = volume.bring(shelf, run)
+    count = modal_volume.download(shelf, run)
     there, here = contents(trained.folder), contents(run.folder)
-    assert here.pop(volume.BROUGHT) and len(here) == count
+    assert here.pop(modal_volume.BROUGHT) and len(here) == count
     assert here == {name: content for name, content in there.items() if not name.startswith("source/")
                     and "checkpoint-" not in name}
     assert {"adapter", "codes", "data", "training"} <= {name.split("/")[0] for name in here}
-    assert volume.bring(shelf, run) == count, "a second time"
+    assert modal_volume.download(shelf, run) == count, "a second time"
 
 
 @pytest.mark.parametrize("broken_in", ["recipe.json", "adapter/adapter_model.safetensors"])
 def test_a_broken_connection_leaves_what_was_here(trained, tmp_path, monkeypatch, broken_in):
     """Mistake: half of an adapter takes the place of the whole one."""
     shelf, run = Shelf(trained.folder.parent), Run("anna", tmp_path / "runs")
-    volume.bring(shelf, run)
+    modal_volume.download(shelf, run)
     before, whole = contents(run.folder), shelf.read_file
 
     def broken(path):
@@ -300,7 +301,7 @@ def test_a_broken_connection_leaves_what_was_here(trained, tmp_path, monkeypatch
 
     monkeypatch.setattr(shelf, "read_file", broken)
     with pytest.raises(ConnectionError):
-        volume.bring(shelf, run)
+        modal_volume.download(shelf, run)
     assert contents(run.folder) == before and not [path for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
@@ -320,9 +321,9 @@ def test_what_was_brought_in_part_is_brought_in_full_later(trained, tmp_path, mo
         (shelf.root / "anna" / "notes.txt").write_text(content)
         with monkeypatch.context() as patch, pytest.raises(ConnectionError):
             patch.setattr(shelf, "read_file", broken)
-            volume.bring(shelf, run)
-        assert (run.folder / "notes.txt").read_text() == content and (run.adapter / lora.VOICE).is_file()
-    assert volume.bring(shelf, run) == len(contents(run.folder)) - 1
+            modal_volume.download(shelf, run)
+        assert (run.folder / "notes.txt").read_text() == content and (run.adapter / lora.METADATA_FILE).is_file()
+    assert modal_volume.download(shelf, run) == len(contents(run.folder)) - 1
 
 
 def test_a_run_made_here_is_never_replaced(trained, tmp_path):
@@ -330,8 +331,8 @@ def test_a_run_made_here_is_never_replaced(trained, tmp_path):
     run = Run("anna", tmp_path / "runs")
     run.adapter.mkdir(parents=True)
     (run.adapter / "mine.txt").write_text("mine")
-    with pytest.raises(Problem, match="mine.txt was made or changed on this machine.*another --run"):
-        volume.bring(Shelf(trained.folder.parent), run)
+    with pytest.raises(KitError, match="mine.txt was made or changed on this machine.*another --run"):
+        modal_volume.download(Shelf(trained.folder.parent), run)
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "adapter/adapter_config.json", "comparison/votes.json"])
@@ -339,21 +340,21 @@ def test_what_was_done_here_since_is_never_replaced(trained, tmp_path, name):
     """Mistake: a voice was brought once, somebody worked on it here, and the next time that work is gone."""
     shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
     shutil.copytree(trained.folder, shelf.root / "anna")
-    volume.bring(shelf, run)
+    modal_volume.download(shelf, run)
     for other in ("consent.json", "adapter/consent.json", "adapter/.DS_Store", "training/.ipynb_checkpoints/log.jsonl",
                   "release/card.md"):
         harmless = run.folder / other
         harmless.parent.mkdir(exist_ok=True)
         harmless.write_text("of this machine")
-    volume.bring(shelf, run)
+    modal_volume.download(shelf, run)
     assert (run.folder / "release" / "card.md").is_file()
     (run.folder / name).parent.mkdir(exist_ok=True)
     (run.folder / name).write_text("work")
     (shelf.root / "anna" / "comparison").mkdir(exist_ok=True)
     (shelf.root / "anna" / "comparison" / "scores.jsonl").write_text("{}")
     before = contents(run.folder)
-    with pytest.raises(Problem, match=f"{Path(name).name} was made or changed on this machine"):
-        volume.bring(shelf, run)
+    with pytest.raises(KitError, match=f"{Path(name).name} was made or changed on this machine"):
+        modal_volume.download(shelf, run)
     assert contents(run.folder) == before
 
 
@@ -362,11 +363,11 @@ def test_the_source_on_the_volume_is_read_whatever_its_name_here(tmp_path, monke
     shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
     few(tmp_path / "clips")
     monkeypatch.chdir(tmp_path / "clips")
-    assert volume.put(shelf, "example:emma", run) == "example:emma"
-    assert volume.put(shelf, ".", run) == "runs/anna/source/clips"
+    assert modal_volume.upload(shelf, "example:emma", run) == "example:emma"
+    assert modal_volume.upload(shelf, ".", run) == "runs/anna/source/clips"
     assert len(contents(shelf.root / "anna" / "source" / "clips")) == 11
     shutil.copytree(tmp_path / "clips", tmp_path / "again")
-    assert volume.put(shelf, "../again", run) == "runs/anna/source/clips"
+    assert modal_volume.upload(shelf, "../again", run) == "runs/anna/source/clips"
 
 
 def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch, capsys):
@@ -376,10 +377,10 @@ def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch, capsys)
 
     monkeypatch.chdir(tmp_path)
     answer = modal_app.tokenize.local("nobody", {})
-    assert isinstance(answer, Problem)
-    with pytest.raises(Problem):
+    assert isinstance(answer, KitError)
+    with pytest.raises(KitError):
         modal_app._ask(SimpleNamespace(starmap=lambda rows: [answer]), "", [()])
-    with pytest.raises(Problem, match="GPU type 'L44'"):
+    with pytest.raises(KitError, match="GPU type 'L44'"):
         modal_app._ask(SimpleNamespace(with_options=refuse), "L44", [()])
     assert "there is no arm 'tuend'" in str(modal_app.cut.local("anna", "example:emma", ["base", "tuend"])), "at the start"
     with pytest.raises(SystemExit, match="1"):
@@ -406,7 +407,7 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
             return answers
 
     calls = []
-    monkeypatch.setattr("tts_kit.judging.judges.present", lambda *_: False)
+    monkeypatch.setattr("tts_kit.evaluation.metrics.present", lambda *_: False)
     (tmp_path / "cloud" / "runs").mkdir(parents=True)
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
@@ -414,7 +415,7 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
     for name in ("cut", "hear", "data", "encode", "tokenize", "train", "compare"):
         monkeypatch.setattr(modal_app, name, Here(name, getattr(modal_app, name)))
     source = few(tmp_path / "home" / "clips")
-    told = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base", "tuned"]
+    told = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base", "finetuned"]
     modal_app.main.info.raw_f(*told)
     assert calls == [("cut", ""), *((name, "T4") for name in ("hear", "data", "encode", "tokenize")), ("train", "T4:2"),
                      ("compare", "T4")], "the others have no use for a second GPU"
@@ -434,11 +435,11 @@ def test_the_server_has_every_voice_of_the_volume(trained, tmp_path, monkeypatch
         door.bind(("127.0.0.1", 0))
         monkeypatch.setattr(modal_app, "PORT", door.getsockname()[1])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Problem, match="holds no trained voice"):
+    with pytest.raises(KitError, match="holds no trained voice"):
         modal_app.serve.local()
     monkeypatch.chdir(trained.folder.parent.parent)
     monkeypatch.delenv("TTS_KIT_KEY", raising=False)
-    with pytest.raises(Problem, match="key"):
+    with pytest.raises(KitError, match="key"):
         modal_app.serve.local()
     monkeypatch.setenv("TTS_KIT_KEY", "a long enough secret of ours")
     server = modal_app.serve.local()

@@ -10,11 +10,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tts_kit import story
-from tts_kit.data import whisper
-from tts_kit.judging import judges
+from tts_kit import pipeline
+from tts_kit.data import whisper_weights
+from tts_kit.evaluation import metrics
 
-FOLDER = story.SAMPLES.parent / "notebooks"
+FOLDER = pipeline.SAMPLES.parent / "notebooks"
 NAMES = ["01_data", "02_tokenize", "03_finetune", "04_clone_vs_finetune"]
 
 
@@ -85,7 +85,7 @@ def pictures(notebook) -> int:
                for output in cell.outputs)
 
 
-@pytest.mark.skipif(not whisper.is_installed(), reason="no bundled transcriber is installed (requirements-judges.txt)")
+@pytest.mark.skipif(not whisper_weights.is_installed(), reason="no bundled transcriber is installed (requirements-judges.txt)")
 def test_the_first_takes_a_recording_to_reviewed_data(tmp_path):
     """Mistake: a notebook that only knows clips with transcripts, or whose review is open and leads nowhere."""
     (tmp_path / "sample_data").symlink_to(FOLDER.parent / "sample_data")
@@ -116,6 +116,6 @@ def test_the_four_run_in_order_each_alone(toy, tmp_path):
     assert '"who": "Emma"' in (tmp_path / "runs" / "emma" / "adapter" / "consent.json").read_text()
     fourth = executed("04_clone_vs_finetune", here, SENTENCES=1, SEEDS=[1])
     assert "ended by" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
-    assert pictures(fourth) == 2 * bool(judges.present()) and ("In short: " in texts(fourth)) == bool(judges.present())
-    assert texts(fourth).count("Judged on ") == bool(judges.present())  # what a verdict rests on is told once
+    assert pictures(fourth) == 2 * bool(metrics.load_available()) and ("In short: " in texts(fourth)) == bool(metrics.load_available())
+    assert texts(fourth).count("Judged on ") == bool(metrics.load_available())  # what a verdict rests on is told once
     assert (tmp_path / "runs" / "emma" / "comparison" / "index.html").is_file()

@@ -9,13 +9,13 @@ import re
 import numpy as np
 import pytest
 
-from tts_kit import audio, story
+from tts_kit import audio, pipeline
 from tts_kit.comparison import page
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
 
 RATE = 24_000
 SECONDS = {None: 0.8, 1: 1.6, 2: 1.1}
-ARMS = ["real", "codec", "base", "clone", "tuned", "tuned+clone"]
+ARMS = ["real", "codec", "base", "clone", "finetuned", "finetuned+clone"]
 HOSTILE = '<img src=x onerror="window.hurt=1">\u2028"\'</script><!--<script>window.hurt=1//'
 TEXTS = ["The lamps along the river went out.", HOSTILE, "Where are the keys?"]
 
@@ -33,7 +33,7 @@ def row(folder, arm="base", sentence=1, seed=1, **changes) -> dict:
     file = f"clips/{arm}/{sentence:03}-{seed}.flac"
     audio.write(folder / file, voice(SECONDS[seed]), RATE)
     return {"arm": arm, "sentence": sentence, "text": TEXTS[sentence - 1], "seed": seed, "file": file,
-            "seconds": SECONDS[seed], "stopped": None, "wall_seconds": 0.5, "takes": 1} | changes
+            "seconds": SECONDS[seed], "ended_with_eos": None, "wall_seconds": 0.5, "takes": 1} | changes
 
 
 def written(rows, folder, facts=None) -> str:
@@ -58,7 +58,7 @@ def test_the_first_line_leads_and_the_others_are_its_evidence(tmp_path):
 
 def test_twenty_sentences_in_six_arms_travel_in_an_email(tmp_path):
     """Mistake: a page of 30 MB that no mailbox takes; measured on ten seconds of real speech a clip."""
-    spoken = np.concatenate([audio.read(path, RATE) for path in sorted((story.VOICE).glob("*.flac"))[:5]])[:10 * RATE]
+    spoken = np.concatenate([audio.read(path, RATE) for path in sorted((pipeline.VOICE).glob("*.flac"))[:5]])[:10 * RATE]
     rows = [row(tmp_path, arm=arm) for arm in ARMS]
     for each in rows:
         audio.write(tmp_path / each["file"], spoken, RATE)
@@ -71,9 +71,9 @@ def test_twenty_sentences_in_six_arms_travel_in_an_email(tmp_path):
 
 def test_pictures_and_meanings_of_other_arms_are_on_the_page(tmp_path):
     """Mistake: a plot without words for who cannot see it, or a column that nobody explains."""
-    rows = [row(tmp_path), row(tmp_path, arm="tuned:strength=0.5")]
+    rows = [row(tmp_path), row(tmp_path, arm="finetuned:strength=0.5")]
     shown = page.write(rows, tmp_path, "A page", "Nothing.", {}, None, [(b"\x89PNG", '"quoted" <words>')],
-                       {"tuned:strength=0.5": "Half of it."}).read_text()
+                       {"finetuned:strength=0.5": "Half of it."}).read_text()
     assert 'src="data:image/png;base64,iVBORw=="' in shown and "&quot;quoted&quot; &lt;words&gt;" in shown
     assert [arm["meaning"] for arm in embedded(shown)["arms"]] == [page.ARMS["base"], "Half of it."]
 
@@ -86,36 +86,36 @@ def test_files_stay_inside_the_folder(tmp_path, file):
     folder = tmp_path / "comparison"
     good = row(folder)
     (folder / "clips/link.flac").symlink_to(tmp_path / "secret.flac")
-    with pytest.raises(Problem, match="row 2.*outside"):
+    with pytest.raises(KitError, match="row 2.*outside"):
         page.write([good, good | {"seed": 2, "file": file}], folder, "", "", {})
     assert not (folder / "index.html").exists()
 
 
 @pytest.mark.parametrize("change", [{"arm": None}, {"text": ""}, {"sentence": "3"}, {"sentence": True}, {"file": 7},
-                                    {"seed": [1]}, {"stopped": "no"}])
+                                    {"seed": [1]}, {"ended_with_eos": "no"}])
 def test_broken_rows_are_named(tmp_path, change):
     """Mistake: a KeyError or a silent guess where a row lacks a field or holds another type."""
     good = row(tmp_path)
-    with pytest.raises(Problem, match=f"row 2: {next(iter(change))} is"):
+    with pytest.raises(KitError, match=f"row 2: {next(iter(change))} is"):
         page.write([good, good | {"seed": 2} | change], tmp_path, "", "", {})
 
 
 def test_no_clip_is_hidden_by_another(tmp_path):
     """Mistake: two rows for one cell, of which the page shows the last as if it were the only one."""
     rows = [row(tmp_path), row(tmp_path, seed=2), row(tmp_path)]
-    with pytest.raises(Problem, match="rows 1 and 3"):
+    with pytest.raises(KitError, match="rows 1 and 3"):
         page.write(rows, tmp_path, "", "", {})
-    with pytest.raises(Problem, match="no rows"):
+    with pytest.raises(KitError, match="no rows"):
         page.write([], tmp_path, "", "", {})
 
 
 def test_arms_have_their_order_and_columns_are_found(tmp_path):
     """Mistakes: columns in order of appearance; truth values, NaN and the seed taken for measures."""
     first = row(tmp_path, "other", wer=0.25, heard="text", similarity=float("nan"), flag=True, vast=10 ** 400)
-    rows = [first, row(tmp_path, "tuned+clone"), row(tmp_path, "real", seed=None, similarity=0.5),
+    rows = [first, row(tmp_path, "finetuned+clone"), row(tmp_path, "real", seed=None, similarity=0.5),
             row(tmp_path, "codec", seed=None)]
     data = embedded(written(rows, tmp_path))
-    assert [arm["name"] for arm in data["arms"]] == ["real", "codec", "tuned+clone", "other"]
+    assert [arm["name"] for arm in data["arms"]] == ["real", "codec", "finetuned+clone", "other"]
     assert all(arm["meaning"] for arm in data["arms"][:3])
     assert data["columns"] == ["seconds", "wall_seconds", "takes", "wer", "similarity"]
     assert data["sentences"][0]["clips"][0]["figures"] == [SECONDS[1], 0.5, 1, 0.25, None]
@@ -123,7 +123,7 @@ def test_arms_have_their_order_and_columns_are_found(tmp_path):
 
 def test_missing_and_silent_clips_do_not_stop_the_page(tmp_path, capsys):
     """Mistake: one lost file among hundreds, and no page at all; or a page that names folders of this machine."""
-    rows = [row(tmp_path), row(tmp_path, seed=2), row(tmp_path, "tuned"), row(tmp_path, "clone")]
+    rows = [row(tmp_path), row(tmp_path, seed=2), row(tmp_path, "finetuned"), row(tmp_path, "clone")]
     (tmp_path / rows[1]["file"]).unlink()
     audio.write(tmp_path / rows[2]["file"], np.zeros(RATE, np.float32), RATE)
     (tmp_path / rows[3]["file"]).write_bytes(b"not audio")
@@ -136,7 +136,7 @@ def test_missing_and_silent_clips_do_not_stop_the_page(tmp_path, capsys):
 
 def test_clips_are_equally_loud_mp3(tmp_path):
     """Mistake: embedding the clips as they are, so that the louder arm sounds better."""
-    rows = [row(tmp_path), row(tmp_path, "tuned")]
+    rows = [row(tmp_path), row(tmp_path, "finetuned")]
     audio.write(tmp_path / rows[0]["file"], voice(1.5, amplitude=0.01), RATE)
     audio.write(tmp_path / rows[1]["file"], voice(1.5, amplitude=0.4), RATE)
     levels = []
@@ -183,7 +183,7 @@ def test_hostile_text_never_becomes_markup(tmp_path):
 def site(tmp_path_factory):
     """Three sentences, one of them hostile, in seven arms; the spoken ones with two seeds; one clip is missing."""
     folder = tmp_path_factory.mktemp("comparison")
-    rows = [row(folder, arm, sentence, seed, wer=sentence / 10, stopped=seed != 2 if seed else None)
+    rows = [row(folder, arm, sentence, seed, wer=sentence / 10, ended_with_eos=seed != 2 if seed else None)
             for sentence in (1, 2, 3) for arm in ARMS
             for seed in ((None,) if arm in ("real", "codec") else (1, 2) if sentence == 1 else (1,))]
     rows.append(row(folder, "base", 3, 2) | {"arm": f"arm {HOSTILE}", HOSTILE: 7, "__proto__": 3, "constructor": 4})

@@ -12,20 +12,20 @@ import pytest
 import torch
 from transformers import MimiModel
 
-from tts_kit import checkpoint, runtime
-from tts_kit.physics import Physics
-from tts_kit.pretrain import codec_evaluation, codec_training, corpus, quantizer, shape, snapshot
-from tts_kit.pretrain.codec_recipe import CodecRecipe
-from tts_kit.pretrain.codec_step import Training
-from tts_kit.pretrain.crops import Crops
-from tts_kit.pretrain.spectra import Adversary, Spectra
-from tts_kit.problem import Problem
+from sample_data.build import codec_evaluation, codec_training, corpus, quantizer, shape, snapshot
+from sample_data.build.codec_recipe import CodecRecipe
+from sample_data.build.codec_step import Training
+from sample_data.build.crops import Crops
+from sample_data.build.spectra import Adversary, Spectra
+from tts_kit import device, pretrained
+from tts_kit.errors import KitError
+from tts_kit.spec import ModelSpec
 from tts_kit.tokens.codec import Codec
 
 RATE, FRAME = 24_000, 1920
-CPU = runtime.choose("cpu")
+CPU = device.choose("cpu")
 SMALL = CodecRecipe(shape="toy", steps=6, batch=4, seconds=0.32, speed=0.05, learning_rate=3e-3, warmup_steps=2,
-                    free_steps=2, pool_seconds=8, save_every=2, evaluate_every=100)
+                    free_steps=2, pool_seconds=8, save_steps=2, eval_steps=100)
 
 
 def vowels(number: int, seconds: float = 1.6) -> np.ndarray:
@@ -53,7 +53,7 @@ def trained(waves):
 def codec():
     """An untrained toy codec whose codebooks hold something."""
     torch.manual_seed(1)
-    with checkpoint.quiet():
+    with pretrained.quiet():
         model = MimiModel(shape.config("toy").codec_config)
     quantizer.prepare(model, 0)
     quantizer.start(model, torch.randn(400, 16), np.random.default_rng(0))
@@ -82,9 +82,9 @@ def test_training_says_what_plain_mimi_says(trained, waves):
 def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
     """Mistake: the folder lacks the codebooks, or settling them changes the codes; the JSON promises what is not so."""
     training, _ = trained
-    found = codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {"finished": True})
-    physics = Physics.of(shape.config("toy"))
-    plain = Codec(MimiModel.from_pretrained(tmp_path / "codec"), physics)
+    found = codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {"finished": True})
+    spec = ModelSpec.of(shape.config("toy"))
+    plain = Codec(MimiModel.from_pretrained(tmp_path / "codec"), spec)
     with torch.no_grad():
         codes = training.codec.encode(torch.from_numpy(waves[0])[None, None]).audio_codes[0].T
     [read] = plain.encode(waves[:1])
@@ -102,7 +102,7 @@ def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
 def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
     """Mistake: the codes that were learnt are drawn anew, or pass unquantized for the first steps."""
     training, parts = trained
-    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {})
+    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {})
     again = Training(waves, SMALL.but(begin_with=str(tmp_path / "codec"), learning_rate=1e-6), CPU)
     before = [book.embed.clone() for book in quantizer.codebooks(again.codec)]
     first = again.step()
@@ -116,9 +116,9 @@ def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
 def test_a_decoder_is_trained_without_changing_a_code(trained, waves, tmp_path):
     """Mistake: a language model was trained on codes that this codec no longer makes, or no longer says in that way."""
     training, _ = trained
-    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {})
-    recipe = SMALL.but(begin_with=str(tmp_path / "codec"), keep_codes=True, adversary_from=0.0)
-    again, before = Training(waves, recipe, CPU), Training(waves, recipe, CPU)
+    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {})
+    config = SMALL.but(begin_with=str(tmp_path / "codec"), keep_codes=True, adversary_from=0.0)
+    again, before = Training(waves, config, CPU), Training(waves, config, CPU)
     for _ in range(3):
         again.step()
     heard = torch.from_numpy(waves[0])[None, None]
@@ -200,7 +200,7 @@ def test_dead_codes_begin_anew(codec):
 
 def test_a_pool_too_small_for_the_codebooks_is_said(codec):
     """Mistake: k-means over fewer latents than codes fails deep inside numpy."""
-    with pytest.raises(Problem, match="Raise --pool-seconds"):
+    with pytest.raises(KitError, match="Raise --pool-seconds"):
         quantizer.start(codec, torch.randn(31, 16), np.random.default_rng(0))
 
 
@@ -208,18 +208,18 @@ def test_collapse_is_noticed():
     """Mistake: a training whose latents are a constant runs on for half an hour and is unintelligible."""
     silence = [np.zeros(RATE, np.float32)] * 3
     training = Training(silence, SMALL.but(steps=400, free_steps=400, batch=1), CPU)
-    with pytest.raises(Problem, match="collapsed"):
+    with pytest.raises(KitError, match="collapsed"):
         for _ in range(200):
             training.step()
 
 
 def test_same_seed_same_weights_other_seed_other_weights(waves):
     """Mistake: a result nobody can get again."""
-    recipe = SMALL.but(adversary_from=0.5, adversary_channels=2)
-    first, again, other = (Training(waves, recipe.but(seed=seed), CPU) for seed in (0, 0, 1))
+    config = SMALL.but(adversary_from=0.5, adversary_channels=2)
+    first, again, other = (Training(waves, config.but(seed=seed), CPU) for seed in (0, 0, 1))
     for training in (first, again, other):
         torch.manual_seed(time.time_ns())
-        for _ in range(recipe.steps):
+        for _ in range(config.steps):
             training.step()
     ours, theirs, others = weights(first), weights(again), weights(other)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -250,8 +250,8 @@ def test_killed_training_goes_on_to_the_same_weights(waves, tmp_path):
     process.wait()
     [*_, last] = snapshot.steps(work)
     reached = snapshot.facts(last)["step"]
-    recipe = SMALL.but(steps=400, adversary_from=0.005, adversary_channels=2)
-    resumed, whole = Training(waves, recipe, CPU), Training(waves, recipe, CPU)
+    config = SMALL.but(steps=400, adversary_from=0.005, adversary_channels=2)
+    resumed, whole = Training(waves, config, CPU), Training(waves, config, CPU)
     codec_training._go_on(resumed, work, waves)
     for _ in range(3):
         resumed.step()
@@ -264,8 +264,8 @@ def test_killed_training_goes_on_to_the_same_weights(waves, tmp_path):
 
 def test_batches_depend_on_the_step_alone(waves):
     """Mistake: crops that depend on what was drawn before, so that a resumed training sees others."""
-    physics = Physics.of(shape.config("toy"))
-    first, later = Crops(waves, physics, SMALL), Crops(waves, physics, SMALL)
+    spec = ModelSpec.of(shape.config("toy"))
+    first, later = Crops(waves, spec, SMALL), Crops(waves, spec, SMALL)
     for step in range(4):
         wanted = first.batch(step)
     found = later.batch(3)
@@ -277,7 +277,7 @@ def test_batches_depend_on_the_step_alone(waves):
 def test_crops_reach_everything_and_pad_what_is_short():
     """Mistake: ends of clips are never heard, or a short clip breaks the batch."""
     ramp, short = np.linspace(0.1, 0.9, 3 * 4 * FRAME, dtype=np.float32), np.full(100, 0.5, np.float32)
-    crops = Crops([ramp, short], Physics.of(shape.config("toy")), SMALL.but(speed=0.0, batch=200))
+    crops = Crops([ramp, short], ModelSpec.of(shape.config("toy")), SMALL.but(speed=0.0, batch=200))
     batch = crops.make(0)["waves"].numpy()
     padded = batch[batch[:, -1] == 0]
     assert all((row[100:] == 0).all() for row in padded)
@@ -291,7 +291,7 @@ def test_features_of_a_crop_are_those_of_its_moment():
     wave = np.ones(40 * FRAME, np.float32)
     # the feature of a frame is the time of its middle, in frames
     middles = (np.arange(40) + 0.5).astype(np.float16)[:, None]
-    crops = Crops([wave], Physics.of(shape.config("toy")), SMALL, [middles])
+    crops = Crops([wave], ModelSpec.of(shape.config("toy")), SMALL, [middles])
     for begin, speed in ((0, 1.0), (5 * FRAME, 1.0), (5 * FRAME + 700, 1.1)):
         expected = begin / FRAME + (np.arange(4) + 0.5) * speed
         np.testing.assert_allclose(crops._heard(0, begin, speed)[:, 0], expected, rtol=2e-3)
@@ -308,9 +308,9 @@ def test_a_teacher_is_followed_by_the_first_codebook(waves, tmp_path):
 
     features = codec_training.heard(spectral, waves, tmp_path / "teacher.safetensors")
     assert np.concatenate(features).astype(np.float32).mean() == pytest.approx(0, abs=0.01)
-    recipe = SMALL.but(steps=80, batch=16, free_steps=70, warmup_steps=5, pool_seconds=20, learning_rate=0.01)
-    training = Training(waves, recipe, CPU, features)
-    losses = [training.step()["teacher"].item() for _ in range(recipe.steps)]
+    config = SMALL.but(steps=80, batch=16, free_steps=70, warmup_steps=5, pool_seconds=20, learning_rate=0.01)
+    training = Training(waves, config, CPU, features)
+    losses = [training.step()["teacher"].item() for _ in range(config.steps)]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
     batch = training.crops.make(0)
     training.optimizers["builder"].zero_grad()
@@ -396,12 +396,12 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path):
     (tmp_path / "step-000004").mkdir()
     assert [path.name for path in snapshot.steps(tmp_path)] == ["step-000002", "step-000003"]
     (tmp_path / "step-000003" / snapshot.TENSORS).write_bytes(b"cut")
-    with pytest.raises(Problem, match="Remove that folder"):
+    with pytest.raises(KitError, match="Remove that folder"):
         snapshot.load(tmp_path / "step-000003", {"module": module}, {})
 
 
 @pytest.mark.parametrize(("field", "value"), [("batch", 0), ("decay", 1.5), ("speed", 0.7), ("minutes", -1.0)])
 def test_senseless_settings_are_refused(field, value):
     """Mistake: a wrong number is noticed after an hour, or never."""
-    with pytest.raises(Problem, match=f"{field} is"):
+    with pytest.raises(KitError, match=f"{field} is"):
         SMALL.but(**{field: value})

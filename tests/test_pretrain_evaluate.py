@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import audio, runtime, story
-from tts_kit.judging import judges
-from tts_kit.pretrain import corpus, evaluate, goals, takes
-from tts_kit.pretrain.evaluate import UNSEEN, Wish
-from tts_kit.run import read_rows
+from sample_data.build import corpus, evaluate, goals, takes
+from sample_data.build.evaluate import UNSEEN, Wish
+from tts_kit import audio, device, pipeline
+from tts_kit.evaluation import metrics
+from tts_kit.io import read_rows
 from tts_kit.speech import speak
 
-VOICE = sorted(story.VOICE.glob("*.flac"))
-needs_judges = pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+VOICE = sorted(pipeline.VOICE.glob("*.flac"))
+needs_judges = pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 
 
 def say(text, speaker):
@@ -36,8 +36,8 @@ def wish(loud, work):
 
 @pytest.fixture(scope="module")
 def evaluated(wish):
-    if not judges.present():
-        pytest.skip(f"judges are not installed: {judges.INSTALL}")
+    if not metrics.load_available():
+        pytest.skip(f"judges are not installed: {metrics.INSTALL}")
     return evaluate.evaluate(wish, say)
 
 
@@ -54,14 +54,14 @@ def test_every_sentence_has_one_voice_and_the_reference_says_something_else(work
     for row in rows:
         if "line" in row:
             assert (row["line"].reference is not None) == ("clone" in row["arm"])
-            assert row["line"].tuned == row["arm"].startswith("tuned")
+            assert row["line"].finetuned == row["arm"].startswith("finetuned")
             assert row["line"].reference in (None, cloned[row["speaker"]])
     assert len({row["file"] for row in rows}) == len(rows) == 7 * (2 + 4 * 2)
 
 
 def test_clips_are_made_once(wish, work):
     """Mistake: an hour is lost after a stop; or a clip of a sentence that has changed since is judged as the new one."""
-    voice = speak.load_voice(runtime.choose("cpu"), None, str(wish.model))
+    voice = speak.load_voice(device.choose("cpu"), None, str(wish.model))
     clips, cloned = takes.originals(work / "originals", say), takes.references(work / "originals", say)
     planned = takes.plan(clips[:1], cloned, (5,), ("codec", "base", "clone"))
     first = takes.make(planned, work / "once", voice)
@@ -81,7 +81,7 @@ def test_the_results_hold_what_was_asked_for(evaluated):
     group = found["groups"][UNSEEN]
     assert set(group["arms"]) == {"real", "codec", "base", "clone"} and group["sentences"] == 3
     for arm, known in group["arms"].items():
-        assert {"wrong words", "similarity", "normalised similarity", "naturalness", "clips"} <= set(known)
+        assert {"wrong words", "similarity", "normalised similarity", "mos", "clips"} <= set(known)
         assert ("seconds a second" in known) == (arm in ("base", "clone"))
     assert [each["goal"].split(":")[0] for each in found["goals"]] == [goal.what.split(":")[0] for goal in goals.UNSEEN]
     assert len(rows) == 3 * 4 and {row["group"] for row in rows} == {UNSEEN}
@@ -104,7 +104,7 @@ def test_the_command_writes_json_and_rows(wish, work, evaluated, monkeypatch, ca
     out = work / "results" / "toy.json"
     assert evaluate.main(["--model", str(wish.model), "--out", str(out)]) == 0
     written = json.loads(out.read_text(encoding="utf-8"))
-    assert written["command"].startswith("python -m tts_kit.pretrain.evaluate --model")
+    assert written["command"].startswith("python -m sample_data.build.evaluate --model")
     assert written["machine"] and written["versions"]["torch"] and written["judges"] and written["date"]
     assert len(read_rows(out.with_suffix(".jsonl"))) == 12
     assert "goal" in capsys.readouterr().out

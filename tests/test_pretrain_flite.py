@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from sample_data.build import corpus, flite, sentences
 from tts_kit import audio
-from tts_kit.pretrain import corpus, flite, sentences
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
 
 INSTALLED = pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed (apt-get install flite)")
 
@@ -50,7 +50,7 @@ def test_it_makes_a_corpus_that_is_kept(tmp_path, monkeypatch):
 def test_without_it_a_person_is_told_what_to_do(tmp_path, monkeypatch):
     """Mistake: a traceback about a missing file, an hour into a training."""
     monkeypatch.setattr(flite.shutil, "which", lambda name: None)
-    with pytest.raises(Problem, match="apt-get install flite"):
+    with pytest.raises(KitError, match="apt-get install flite"):
         flite.make(tmp_path, 1)
 
 

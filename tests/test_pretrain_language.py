@@ -14,21 +14,22 @@ from conftest import make_clip
 from safetensors.torch import load_file
 from transformers import CsmForConditionalGeneration
 
-from tts_kit import checkpoint, runtime
+from sample_data.build import language, shape
+from sample_data.build import sentences as sentences_of
+from tts_kit import device, pretrained
+from tts_kit.config import Config
+from tts_kit.errors import KitError
+from tts_kit.io import check_replaceable, read_rows
 from tts_kit.model import load
-from tts_kit.physics import Physics
-from tts_kit.pretrain import language, shape
-from tts_kit.pretrain import sentences as sentences_of
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows, refuse_to_replace
+from tts_kit.run import Run
+from tts_kit.spec import ModelSpec
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.prompt import Writer
-from tts_kit.tuning import watch
+from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.training import callbacks
 
-CPU = runtime.choose("cpu")
-RECIPE = Recipe(steps=60, learning_rate=1e-2, warmup_steps=3, tokens_per_batch=300, packing=False, context_share=0.5,
-                depth_ratio=1.0, evaluate_every=20, save_every=20, sample_every=0)
+CPU = device.choose("cpu")
+RECIPE = Config(steps=60, learning_rate=1e-2, warmup_steps=3, tokens_per_batch=300, packing=False, context_probability=0.5,
+                depth_frame_fraction=1.0, eval_steps=20, save_steps=20, sample_steps=0)
 
 
 def sentences() -> list:
@@ -52,9 +53,9 @@ def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
     """Mistake: an audio table untied in training, weights that are not trained, or a folder that only the kit can read."""
     run = Run("pretrain", tmp_path)
     folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE, "toy")
-    losses = [row["eval_loss"] for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
+    losses = [row["eval_loss"] for row in read_rows(run.training / callbacks.RECORD) if "eval_loss" in row]
     assert min(losses) < 0.7 * 2 * 3.56
-    base = load.base(str(folder), CPU)
+    base = load.load_base(str(folder), CPU)
     untouched = shape.untrained("toy", RECIPE.seed)
     for name, weight in base.model.named_parameters():
         if weight.dim() > 1 and "text" not in name:
@@ -73,15 +74,15 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     assert ids == {"0"}
     run = Run("pretrain", tmp_path)
     folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.but(steps=120), "toy")
-    from tts_kit.model.generate import takes
-    from tts_kit.model.sampling import Sampling
+    from tts_kit.generation.generate import generate
+    from tts_kit.generation.sampling import Sampling
     from tts_kit.tokens.prompt import Turn
-    base = load.base(str(folder), CPU)
+    base = load.load_base(str(folder), CPU)
     said = []
     for speaker in (0, 1):
         heard = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), scored=False)
         prompt = base.writer.write("clone", [heard, Turn("Hello there.", "0")])
-        said.append(takes(base.model, base.physics, [prompt], Sampling(0, 0), [0], [3])[0].codes[0, 0].item())
+        said.append(generate(base.model, base.spec, [prompt], Sampling(0, 0), [0], [3])[0].codes[0, 0].item())
     assert said == [3, 5]
 
 
@@ -93,7 +94,7 @@ def test_stopped_and_started_again_is_the_same(tmp_path, codec):
     class Stop(Exception):
         pass
 
-    real = watch.Progress.on_step_end
+    real = callbacks.ProgressCallback.on_step_end
 
     def stop(self, args, state, control, **rest):
         real(self, args, state, control, **rest)
@@ -101,7 +102,7 @@ def test_stopped_and_started_again_is_the_same(tmp_path, codec):
             raise Stop
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(watch.Progress, "on_step_end", stop)
+        patch.setattr(callbacks.ProgressCallback, "on_step_end", stop)
         language.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
     parts = language.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, parts))
@@ -112,7 +113,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, codec):
     """Mistake: hours of speech vanish because --out names the folder they lie in; a model made before can be replaced."""
     (tmp_path / "speech").mkdir()
     (tmp_path / "speech" / "shard.flac").write_bytes(b"precious")
-    with pytest.raises(Problem, match="holds something else: no training.json"):
+    with pytest.raises(KitError, match="holds something else: no training.json"):
         language.train(sentences(), codec, tmp_path / "speech", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
     assert (tmp_path / "speech" / "shard.flac").read_bytes() == b"precious"
     for name, allowed in (("absent", True), ("empty", True), ("own", True), ("file", False)):
@@ -122,8 +123,8 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, codec):
             (tmp_path / name).mkdir()
         if name == "own":
             (tmp_path / name / language.FACTS).touch()
-        with contextlib.nullcontext() if allowed else pytest.raises(Problem):
-            refuse_to_replace(tmp_path / name, language.FACTS)
+        with contextlib.nullcontext() if allowed else pytest.raises(KitError):
+            check_replaceable(tmp_path / name, language.FACTS)
 
 
 def test_it_learns_on_from_a_trained_model(tmp_path, codec):
@@ -133,24 +134,24 @@ def test_it_learns_on_from_a_trained_model(tmp_path, codec):
     little = RECIPE.but(steps=20, learning_rate=1e-5)
     other = language.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
     assert language.facts(other)["begun with"] == language.facts(first), "where its weights come from is forgotten"
-    last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / watch.RECORD)
+    last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / callbacks.RECORD)
                      if "eval_loss" in row) for name in ("first", "second"))
     assert now == pytest.approx(last, rel=0.02)
-    with pytest.raises(Problem, match="not of the shape 'tiny'"):
+    with pytest.raises(KitError, match="not of the shape 'tiny'"):
         language._beginning("tiny", 0, str(first))
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler to fuse operations with")
 def test_fused_layers_learn_the_same(tmp_path, codec):
     """Mistake: compiled layers that are saved under other names, or that compute something else."""
-    short = RECIPE.but(steps=3, evaluate_every=3, save_every=3)
+    short = RECIPE.but(steps=3, eval_steps=3, save_steps=3)
     names, losses = [], []
     for name in ("plain", "fused"):
         run = Run(name, tmp_path)
         folder = language.train(sentences(), codec, tmp_path / f"{name}-model", run, CPU, short, "toy",
                                 compiled=name == "fused")
         names.append(set(load_file(folder / "model.safetensors")))
-        losses += [row["eval_loss"] for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
+        losses += [row["eval_loss"] for row in read_rows(run.training / callbacks.RECORD) if "eval_loss" in row]
     assert names[0] == names[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -161,10 +162,10 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
     spoken = [(f"s{number % 40}", f"Sentence {number}.",
                np.random.default_rng(number).normal(0, 0.1, 3000 + 100 * number).astype(np.float32)) for number in range(80)]
     monkeypatch.setattr(language.corpus, "read", lambda folder: iter(spoken))
-    codec = Codec(codec, Physics.of(shape.config("toy")))
+    codec = Codec(codec, ModelSpec.of(shape.config("toy")))
     folder = language.encode(tmp_path, codec, tmp_path / "codes", variants=2)
     found = language.clips(folder)
-    heard = list(language._varied(spoken, 2, codec.physics.frame_rate))
+    heard = list(language._varied(spoken, 2, codec.spec.frame_rate))
     for clip, (speaker, text, samples) in zip(found, heard, strict=True):
         assert (clip.speaker, clip.text) == (speaker, text)
         assert torch.equal(clip.codes, codec.encode([samples])[0])
@@ -173,7 +174,7 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
         speed = float(speaker.partition("@")[2])
         assert speaker.startswith(f"{name}@") and language.SLOWEST <= speed <= language.FASTEST
         speeds.setdefault(name, set()).add(speed)
-        assert 0 <= len(altered) - len(samples) / speed < 2 + 16000 / codec.physics.frame_rate
+        assert 0 <= len(altered) - len(samples) / speed < 2 + 16000 / codec.spec.frame_rate
     assert all(len(each) == 2 for each in speeds.values())
     assert len({np.flatnonzero(altered)[0] for *_, altered in heard}) > 40
     splits = {split: {clip.speaker.split("@")[0] for clip in found if clip.split == split}
@@ -184,17 +185,17 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
 def test_codes_of_another_codec_are_refused(tmp_path, codec, monkeypatch):
     """Mistake: a new codec is trained, and the network learns on with the codes of the old one."""
     monkeypatch.setattr(language.corpus, "read", lambda folder: iter([("s", "One.", np.ones(2000, np.float32))]))
-    mine = Codec(codec, Physics.of(shape.config("toy")))
+    mine = Codec(codec, ModelSpec.of(shape.config("toy")))
     out = language.encode(tmp_path, mine, tmp_path / "codes", variants=1)
     assert language.encode(tmp_path, mine, out, variants=1) == out
-    other = Codec(shape.untrained("toy", 1).codec_model, mine.physics)
-    with pytest.raises(Problem, match="codes of another codec"):
+    other = Codec(shape.untrained("toy", 1).codec_model, mine.spec)
+    with pytest.raises(KitError, match="codes of another codec"):
         language.encode(tmp_path, other, out, variants=1)
 
 
 def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
     """Mistake: practice changes who is held out, so that trainings with and without it cannot be compared."""
-    codec = Codec(codec, Physics.of(shape.config("toy")))
+    codec = Codec(codec, ModelSpec.of(shape.config("toy")))
     folders = []
     for kind in ("voice", "aaa"):
         monkeypatch.setattr(language.corpus, "read", lambda folder, kind=kind: iter(
@@ -208,16 +209,16 @@ def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
 
 def test_both_sentences_teach_and_noise_is_only_heard(codec):
     """Mistake: half of the speech is read for nothing, or the model is taught to say the noise."""
-    writer = Writer(shape.tokenizer("toy"), Physics.of(shape.config("toy")))
+    writer = PromptBuilder(shape.tokenizer("toy"), ModelSpec.of(shape.config("toy")))
     some = [clip for clip in sentences() if clip.split == "train"]
-    recipe = RECIPE.but(context_share=1.0)
-    clean, noisy = (language.Steps(some, writer, recipe, noise)[3] for noise in (0.0, 0.5))
+    config = RECIPE.but(context_probability=1.0)
+    clean, noisy = (language.Steps(some, writer, config, noise)[3] for noise in (0.0, 0.5))
     lengths = {clip.id: len(clip.codes) + 1 for clip in some}
     assert len(clean["targets"]) > sum(lengths[name] for name in clean["names"])
     assert torch.equal(clean["targets"], noisy["targets"]) and torch.equal(clean["ids"], noisy["ids"])
     heard = clean["is_frame"]
     assert 0.3 < (clean["codes"] != noisy["codes"])[heard].float().mean() < 0.7
-    assert torch.equal(noisy["codes"], language.Steps(some, writer, recipe, 0.5)[3]["codes"])
+    assert torch.equal(noisy["codes"], language.Steps(some, writer, config, 0.5)[3]["codes"])
 
 
 @pytest.mark.parametrize("size", ["toy", "tiny"])
@@ -231,7 +232,7 @@ def test_the_tokenizer_fits_the_model_and_knows_every_text(size):
     assert made.decode(made.encode(said, add_special_tokens=False)) == said
     judged = " ".join(sentences_of.judging().sentences)
     assert len(made.encode(judged)) < (0.45 if size == "tiny" else 1.01) * len(judged)
-    script = f"from tts_kit.pretrain import shape; print(sorted(shape.tokenizer({size!r}).get_vocab().items()))"
+    script = f"from sample_data.build import shape; print(sorted(shape.tokenizer({size!r}).get_vocab().items()))"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
                            cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONHASHSEED": "7"}).stdout
     assert other.strip() == str(sorted(made.get_vocab().items()))
@@ -240,7 +241,7 @@ def test_the_tokenizer_fits_the_model_and_knows_every_text(size):
 def test_a_codec_of_another_shape_is_refused(tmp_path, codec):
     """Mistake: a model is trained for hours on codes that its codec cannot speak."""
     codec.config.sampling_rate = 16_000
-    with pytest.raises(Problem, match="not of the shape 'toy'"):
+    with pytest.raises(KitError, match="not of the shape 'toy'"):
         language.train(sentences(), codec, tmp_path / "model", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
-    with checkpoint.quiet():
+    with pretrained.quiet():
         assert not (tmp_path / "model").exists()

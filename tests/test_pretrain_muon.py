@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from tts_kit.pretrain import shape
-from tts_kit.pretrain.muon import MuonAdamW
+from sample_data.build import shape
+from sample_data.build.muon import MuonAdamW
 
 
 @pytest.fixture

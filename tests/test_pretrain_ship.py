@@ -4,12 +4,11 @@ import pytest
 import torch
 from transformers import CsmForConditionalGeneration
 
-from tts_kit import runtime
+from sample_data.build import __main__, language, shape, ship
+from tts_kit import device
+from tts_kit.errors import KitError
+from tts_kit.io import write_json, write_rows
 from tts_kit.model import load
-from tts_kit.pretrain import __main__ as whole
-from tts_kit.pretrain import language, shape, ship
-from tts_kit.problem import Problem
-from tts_kit.run import write_json, write_rows
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def made(tmp_path):
     seen = {"value": 0.123, "low": 0.1, "high": 0.15}
     results = tmp_path / "results.json"
     write_json(results, {
-        "weights": load.base(str(model), runtime.choose("cpu")).fingerprint, "judges": "two ears", "seeds": [1, 2, 3],
+        "weights": load.load_base(str(model), device.choose("cpu")).fingerprint, "judges": "two ears", "seeds": [1, 2, 3],
         "date": "2026-01-02", "machine": "a desk", "goals": [{"goal": "clone: few wrong words", "seen": seen,
                                                               "reached": False, "by": -0.023}],
         "groups": {"unseen voices": {"sentences": 50, "arms": {"clone": {"clips": 150, "wrong words": seen}}}}})
@@ -49,7 +48,7 @@ def test_results_of_another_model_are_refused(made, tmp_path):
     """Mistake: new weights are bundled with the figures of the old ones."""
     _, results = made
     other = shape.save(shape.untrained("toy", seed=1).half(), tmp_path / "other", "toy")
-    with pytest.raises(Problem, match="judges another model"):
+    with pytest.raises(KitError, match="judges another model"):
         ship.ship(other, results, tmp_path / "bundled")
     assert not (tmp_path / "bundled").exists()
 
@@ -57,14 +56,14 @@ def test_results_of_another_model_are_refused(made, tmp_path):
 def test_a_model_too_large_to_bundle_is_refused(made, tmp_path, monkeypatch):
     """Mistake: a folder that makes every clone of the project slow."""
     monkeypatch.setattr(ship, "MOST_BYTES", 1000)
-    with pytest.raises(Problem, match="at most"):
+    with pytest.raises(KitError, match="at most"):
         ship.ship(*made, tmp_path / "bundled")
 
 
 def test_one_command_calls_every_stage_and_stops_where_one_fails(tmp_path, monkeypatch):
     """Mistake: options that a stage does not know, or a stage that goes on with what a failed one left."""
     called = []
-    for stage in (whole.corpus, whole.flite, whole.codec_training, whole.language, whole.evaluate, whole.ship):
+    for stage in (__main__.corpus, __main__.flite, __main__.codec_training, __main__.language, __main__.evaluate, __main__.ship):
         monkeypatch.setattr(stage, "main", lambda _, name=stage.__name__: called.append(name) or name.endswith("language"))
-    assert whole.main(["--out", str(tmp_path)]) == 1
+    assert __main__.main(["--out", str(tmp_path)]) == 1
     assert [name.rpartition(".")[2] for name in called] == ["corpus", "flite", "codec_training", "language"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sample_data.build import spoil, trial
+from sample_data.build.spoil import RATE
 from tts_kit import audio
-from tts_kit.data.recording import Piece
-from tts_kit.pretrain import spoil, trial
-from tts_kit.pretrain.spoil import RATE
+from tts_kit.data.segment import Segment
 
 VOICE = Path(__file__).parent.parent / "sample_data" / "voice"
 
@@ -23,8 +23,8 @@ def take() -> spoil.Take:
     return spoil.lay_out(clips[:3], clips[3:], np.random.default_rng(4))
 
 
-def piece(begin: float, end: float, reason: str = "") -> Piece:
-    return Piece("clips/1.flac", begin, end, 40, 30, 0, 0, reason)
+def piece(begin: float, end: float, reason: str = "") -> Segment:
+    return Segment("clips/1.flac", begin, end, 40, 30, 0, 0, reason)
 
 
 def test_sentences_lie_where_they_are_said_to(take):
@@ -101,6 +101,6 @@ def test_figures_are_over_all_takes():
 def test_memory_is_the_process_own():
     """Mistake: a figure that counts what the process that started this one holds."""
     held = np.ones(100_000_000)  # 800 MB
-    script = "from tts_kit.pretrain import trial; print(trial._most_memory())"
+    script = "from sample_data.build import trial; print(trial._most_memory())"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert 50 < int(told) < 700 < held.nbytes / 1e6

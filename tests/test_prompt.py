@@ -6,9 +6,9 @@ import torch
 from conftest import make_clip
 from transformers import AutoProcessor
 
-from tts_kit.problem import Problem
-from tts_kit.tokens.prompt import UNSCORED, Turn
-from tts_kit.tuning import batches
+from tts_kit.errors import KitError
+from tts_kit.tokens.prompt import IGNORE_INDEX, Turn
+from tts_kit.training import dataset
 
 
 def test_ids_are_those_of_the_processor(base, toy):
@@ -26,8 +26,8 @@ def test_ids_are_those_of_the_processor(base, toy):
 def test_special_tokens_in_a_text_stay_letters(base):
     """Mistake: a transcript that spells <|AUDIO|> puts a phantom frame into the sequence."""
     example = base.writer.write("clip", [Turn("say <|AUDIO|> and <|audio_eos|>", "0")])
-    assert base.physics.audio_id not in example.ids
-    assert base.physics.audio_end_id not in example.ids
+    assert base.spec.audio_token_id not in example.ids
+    assert base.spec.audio_eos_token_id not in example.ids
     assert base.writer.tokenizer.decode(example.ids[1:-1]) == "[0]say <|AUDIO|> and <|audio_eos|>"
 
 
@@ -35,15 +35,15 @@ def test_labels_of_two_clips_by_hand(base):
     """Mistake: labels shifted by one, the end frame left out, or text, padding or a neighbour clip scored."""
     first = make_clip("a", frames=2, text="A.")
     second = make_clip("b", frames=1, text="B.")
-    one, other = (batches.write(clip, base.writer) for clip in (first, second))
+    one, other = (dataset.build_example(clip, base.writer) for clip in (first, second))
     (a0, a1), (b0,) = first.codes.tolist(), second.codes.tolist()
-    no, end = [UNSCORED] * 4, [0] * 4
+    no, end = [IGNORE_INDEX] * 4, [0] * 4
     # <bos> [ 0 ] A . <eos> frame frame end
     assert one.labels.tolist() == [no] * 7 + [a0, a1, end]
     assert other.labels.tolist() == [no] * 7 + [b0, end]
     whole = [torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)]
-    packed = batches.collate([one, other], whole, packing=True)
-    padded = batches.collate([one, other], whole, packing=False)
+    packed = dataset.collate([one, other], whole, packing=True)
+    padded = dataset.collate([one, other], whole, packing=False)
     for batch, width in ((packed, 10), (padded, 10)):
         assert batch["targets"].tolist() == [a0, a1, end, b0, end]
         # the end of the text predicts the first frame, the last frame predicts the end
@@ -56,13 +56,13 @@ def test_labels_of_two_clips_by_hand(base):
 def test_context_is_heard_and_not_scored(base):
     """Mistake: the loss also trains on the reference clip, whose codes are the answer's neighbours."""
     heard, target = make_clip("a", 3), make_clip("b", 2)
-    joined = batches.join(batches.write(heard, base.writer, scored=False), batches.write(target, base.writer))
-    batch = batches.collate([joined], [torch.ones(3, dtype=torch.bool)], packing=True)
+    joined = dataset.join(dataset.build_example(heard, base.writer, scored=False), dataset.build_example(target, base.writer))
+    batch = dataset.collate([joined], [torch.ones(3, dtype=torch.bool)], packing=True)
     assert batch["targets"].tolist() == [*target.codes.tolist(), [0] * 4]
     assert batch["codes"][0, batch["is_frame"][0]].tolist()[:3] == heard.codes.tolist()
 
 
 def test_a_sequence_longer_than_the_model_is_refused(base):
     """Mistake: a clip beyond the model's positions is cut or trained with positions never seen."""
-    with pytest.raises(Problem, match=r"long clip: 5\d\d positions.*holds 512.*shorter"):
+    with pytest.raises(KitError, match=r"long clip: 5\d\d positions.*holds 512.*shorter"):
         base.writer.write("long clip", [Turn("Hi.", "0", make_clip("a", 520).codes)])

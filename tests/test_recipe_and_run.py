@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tts_kit import recipe as recipes
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.run import Run, read_rows, write_rows, write_text, writing_folder
+from tts_kit.config import CONFIG_FILE, Config, field_help, load_config, read_config, save_config
+from tts_kit.errors import KitError
+from tts_kit.io import atomic_folder, read_rows, write_rows, write_text
+from tts_kit.run import Run
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"rank": 0}, "rank is 0; it must be a number above 0"),
-    ({"depth_ratio": 1.5}, "depth_ratio is 1.5; it must be at most 1"),
+    ({"depth_frame_fraction": 1.5}, "depth_ratio is 1.5; it must be at most 1"),
     ({"targets": "codec"}, "targets is 'codec'; it must be one of both, backbone, depth"),
     ({"held_out": 1.0}, "held_out is 1.0; it must be between 0 and 1"), ({"temperature": -0.5}, "temperature is -0.5"),
     ({"engine": "fast"}, "engine is 'fast'"), ({"steps": 0}, "steps is 0"), ({"steps": 1.5}, "it must be of type int"),
@@ -22,53 +22,53 @@ from tts_kit.run import Run, read_rows, write_rows, write_text, writing_folder
 ])
 def test_values_that_make_no_sense_are_named(change, message):
     """Mistake: found out after the first epoch, as a NaN or a division by zero."""
-    with pytest.raises(Problem, match=message):
-        Recipe(**change)
+    with pytest.raises(KitError, match=message):
+        Config(**change)
 
 
 def test_a_recipe_survives_the_disk(tmp_path):
     """Mistake: a tuple comes back as a list and every resume meets 'another recipe'."""
-    recipe = Recipe(sample_texts=("One.", "Two."), rank=7)
-    write_text(tmp_path / "recipe.json", recipe.to_json())
-    assert recipes.read(tmp_path / "recipe.json") == recipe
-    assert recipe.differences(recipe.but(rank=9)) == {"rank": (7, 9)}
+    config = Config(sample_texts=("One.", "Two."), rank=7)
+    write_text(tmp_path / "recipe.json", config.to_json())
+    assert read_config(tmp_path / "recipe.json") == config
+    assert config.differences(config.but(rank=9)) == {"rank": (7, 9)}
 
 
 def test_a_field_of_another_version_is_named(tmp_path):
     """Mistake: TypeError about an unexpected keyword."""
     write_text(tmp_path / "recipe.json", '{"rank": 4, "warp": 9}')
-    with pytest.raises(Problem, match="does not know: warp"):
-        recipes.read(tmp_path / "recipe.json")
+    with pytest.raises(KitError, match="does not know: warp"):
+        read_config(tmp_path / "recipe.json")
 
 
 def test_a_run_remembers_what_its_stages_were_told(tmp_path):
     """Mistake: the base given to one verb is forgotten by the next; or a refused value is remembered."""
     run = Run("one", tmp_path)
-    assert recipes.recall(run) == Recipe()
-    recipes.remember(run, recipes.recall(run, base="some/base"))
-    assert recipes.recall(run, rank=4) == Recipe(base="some/base", rank=4)
-    assert recipes.recall(run).rank == Recipe.rank
-    write_text(run.training / recipes.FILE, Recipe(base="some/base", rank=16).to_json())
-    assert recipes.recall(run).rank == 16
+    assert load_config(run) == Config()
+    save_config(run, load_config(run, base="some/base"))
+    assert load_config(run, rank=4) == Config(base="some/base", rank=4)
+    assert load_config(run).rank == Config.rank
+    write_text(run.training / CONFIG_FILE, Config(base="some/base", rank=16).to_json())
+    assert load_config(run).rank == 16
 
 
 def test_every_field_is_explained():
     """Mistake: an option whose help is empty because its docstring moved."""
-    assert recipes.explanations().keys() == Recipe.__dataclass_fields__.keys()
+    assert field_help().keys() == Config.__dataclass_fields__.keys()
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a" * 65, "sp ace", "null\0"])
 def test_run_names_stay_inside_runs(name):
     """Mistake: a run name writes outside the runs folder."""
-    with pytest.raises(Problem, match="run name"):
+    with pytest.raises(KitError, match="run name"):
         Run(name)
 
 
 def test_a_failed_folder_leaves_the_old_one(tmp_path):
     """Mistake: the old result is deleted before the new one is whole."""
-    with writing_folder(tmp_path / "out") as beside:
+    with atomic_folder(tmp_path / "out") as beside:
         (beside / "a").write_text("old")
-    with pytest.raises(RuntimeError), writing_folder(tmp_path / "out") as beside:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as beside:
         (beside / "a").write_text("new")
         raise RuntimeError
     assert (tmp_path / "out" / "a").read_text() == "old"
@@ -78,7 +78,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
 def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
     """Mistake: a file of zero bytes where the result was. The kernel itself refuses the write here."""
     write_text(tmp_path / "result", "whole")
-    script = ("import resource, sys; from tts_kit.run import write_bytes\n"
+    script = ("import resource, sys; from tts_kit.io import write_bytes\n"
               "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
               "write_bytes(sys.argv[1], b'x' * 100000)\n")
     out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "result")], capture_output=True, text=True,
@@ -92,7 +92,7 @@ def test_a_broken_row_is_named(tmp_path):
     """Mistake: JSONDecodeError without file or line."""
     write_rows(tmp_path / "rows", [{"a": 1}])
     write_text(tmp_path / "rows", (tmp_path / "rows").read_text() + "{broken\n")
-    with pytest.raises(Problem, match="rows line 2 is not JSON"):
+    with pytest.raises(KitError, match="rows line 2 is not JSON"):
         read_rows(tmp_path / "rows")
 
 
@@ -106,7 +106,7 @@ def test_a_row_may_hold_any_letter(tmp_path):
 def test_leftovers_of_a_killed_write_are_cleared(tmp_path):
     """Mistake: every kill leaves a hidden copy of the data for ever."""
     (tmp_path / ".out.new.killed").mkdir()
-    with writing_folder(tmp_path / "out"):
+    with atomic_folder(tmp_path / "out"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -115,19 +115,19 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path):
     """Mistake: the old folder is set aside, the kill comes, and the next write clears it away."""
     (tmp_path / ".out.old").mkdir()
     (tmp_path / ".out.old" / "a").write_text("old")
-    with pytest.raises(RuntimeError), writing_folder(tmp_path / "out"):
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out"):
         raise RuntimeError
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
 def test_a_refused_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     """Mistake: both copies are gone when the disk fails at the last moment."""
-    with writing_folder(tmp_path / "out") as beside:
+    with atomic_folder(tmp_path / "out") as beside:
         (beside / "a").write_text("old")
     real = Path.rename
     monkeypatch.setattr(Path, "rename", lambda self, target: real(self, target) if ".new." not in self.name else (
         _ for _ in ()).throw(OSError(5, "Input/output error")))
-    with pytest.raises(OSError, match="Input"), writing_folder(tmp_path / "out") as beside:
+    with pytest.raises(OSError, match="Input"), atomic_folder(tmp_path / "out") as beside:
         (beside / "a").write_text("new")
     assert (tmp_path / "out" / "a").read_text() == "old"
 
@@ -136,7 +136,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     """Mistake: a traceback of FileExistsError or PermissionError."""
     (tmp_path / "file").write_text("here")
     for place in (tmp_path / "file" / "inside" / "x.txt", Path("/proc/none/x.txt")):
-        with pytest.raises(Problem, match="could not be written: .*Choose a place"):
+        with pytest.raises(KitError, match="could not be written: .*Choose a place"):
             write_text(place, "text")
-    with pytest.raises(Problem, match="could not be written"), writing_folder(tmp_path / "file" / "inside" / "out"):
+    with pytest.raises(KitError, match="could not be written"), atomic_folder(tmp_path / "file" / "inside" / "out"):
         pass

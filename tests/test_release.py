@@ -18,20 +18,21 @@ from safetensors import safe_open
 from test_generate import GREEDY
 from test_shared_base import change, codes, make_adapter
 
-from tts_kit import __main__ as verbs
-from tts_kit import audio, runtime, story
-from tts_kit.comparison import clips
+from tts_kit import __main__, audio, device, pipeline
+from tts_kit.comparison import synthesis
+from tts_kit.config import Config
 from tts_kit.data import consent
-from tts_kit.hub import SIGN
-from tts_kit.judging import scores
-from tts_kit.model import generate, load, lora, parcel
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.release import card, export, facts
-from tts_kit.run import Run, read_json, read_rows, write_json, write_rows
+from tts_kit.errors import KitError
+from tts_kit.evaluation import scoring
+from tts_kit.export import card, export, summary
+from tts_kit.generation import generate
+from tts_kit.hub import RELEASE_FILE
+from tts_kit.io import read_json, read_rows, write_json, write_rows
+from tts_kit.model import adapter_io, load, lora
+from tts_kit.run import Run
 from tts_kit.speech import speak
 
-CPU = runtime.choose("cpu", "float32")
+CPU = device.choose("cpu", "float32")
 SPEAKER = "3"
 
 
@@ -41,23 +42,23 @@ def told(loud, tmp_path_factory):
     root = tmp_path_factory.mktemp("release") / "runs"
     source = root / "source"
     source.mkdir(parents=True)
-    rows = (story.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (pipeline.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     some = [*rows[1:7], *rows[8:11]]
     for row in some:
-        shutil.copy(story.VOICE / row.split(",")[0], source)
+        shutil.copy(pipeline.VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    recipe = Recipe(base=loud, rank=4, alpha=8, steps=2, warmup_steps=0, learning_rate=0.05, tokens_per_batch=400,
-                    evaluate_every=2, save_every=2, sample_every=0)
+    config = Config(base=loud, rank=4, alpha=8, steps=2, warmup_steps=0, learning_rate=0.05, tokens_per_batch=400,
+                    eval_steps=2, save_steps=2, sample_steps=0)
     run = Run("told", root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TTS_KIT_JUDGES", "none")
-        story.tell(source, recipe, run, CPU, sentences=2, seeds=(1,))
+        pipeline.run_all(source, config, run, CPU, sentences=2, seeds=(1,))
     consent.record(run, "Kokoro-82M", "synthetic", "No person spoke these clips.")
     return run
 
 
 @pytest.fixture
-def copied(told, tmp_path):
+def memorized(told, tmp_path):
     """The run to do with as one likes."""
     shutil.copytree(told.folder, tmp_path / "runs" / "told")
     return Run("told", tmp_path / "runs")
@@ -68,7 +69,7 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     card whose program does not run."""
     run = Run("tiny", tmp_path / "runs")
     # the bundled base, as an untrained one says words that its codec does not know, which transformers does not mind
-    make_adapter(str(story.BUNDLED), run.adapter, 1, scale=0.005)
+    make_adapter(str(pipeline.BUNDLED), run.adapter, 1, scale=0.005)
     out = export.export(run, merge=True, place=str(run.folder / "release" / "merged"))
     with safe_open(out / "model.safetensors", "pt") as file:
         tables = [file.get_tensor(name) for name in (load.BACKBONE_TABLE, load.DEPTH_TABLE)]
@@ -88,48 +89,48 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     for place in (run.adapter, str(out)):
         voice = speak.load_voice(CPU, place)
         assert [voice.sampling.temperature, voice.sampling.depth_temperature] == temperatures
-        prompt, _ = speak.prompt(voice, speak.Line("It is raining in Oslo again."), [])
+        prompt, _ = speak.prompt(voice, speak.Request("It is raining in Oslo again."), [])
         with voice.speaking():
-            take, = generate.takes(voice.base.model, voice.base.physics, [prompt], GREEDY, [0], [40])
+            take, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [40])
         with voice.speaking(False):
-            base, = generate.takes(voice.base.model, voice.base.physics, [prompt], GREEDY, [0], [40])
+            base, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [40])
         assert prompt.ids.tolist() == ids and take.codes.tolist() == frames[:len(take.codes)] and len(take.codes) > 10
-        assert (base.codes.tolist() != take.codes.tolist()) == voice.is_tuned
+        assert (base.codes.tolist() != take.codes.tolist()) == voice.is_finetuned
 
 
 def test_the_program_for_an_adapter_speaks_the_same(tmp_path, monkeypatch):
     """Mistake: a card whose program does not run with PEFT alone, or speaks as the base."""
     run = Run("tiny", tmp_path / "runs")
-    make_adapter(str(story.BUNDLED), run.adapter, 1, scale=0.005)
+    make_adapter(str(pipeline.BUNDLED), run.adapter, 1, scale=0.005)
     out = export.export(run, place=str(run.folder / "release" / "adapter"))
     program = re.search(r"```python\n(.*?)```", (out / card.FILE).read_text(encoding="utf-8"), re.DOTALL).group(1)
     monkeypatch.chdir(tmp_path)
     # in float32 as here, where transformers would take the 16 bits of the file
     found = {}
-    exec(program.replace('"tiny-csm")\nmodel', f'{str(story.BUNDLED)!r}, dtype="float32")\nmodel').replace(
-        '"tiny-csm"', repr(str(story.BUNDLED))), found)
+    exec(program.replace('"tiny-csm")\nmodel', f'{str(pipeline.BUNDLED)!r}, dtype="float32")\nmodel').replace(
+        '"tiny-csm"', repr(str(pipeline.BUNDLED))), found)
     assert soundfile.info(tmp_path / "speech.wav").duration > 0.5
     greedy = {"do_sample": False, "depth_decoder_do_sample": False, "max_new_tokens": 20}
     frames = found["model"].generate(**found["inputs"], **greedy)[0].tolist()
     voice = speak.load_voice(CPU, run.adapter)
-    prompt, _ = speak.prompt(voice, speak.Line("It is raining in Oslo again."), [])
+    prompt, _ = speak.prompt(voice, speak.Request("It is raining in Oslo again."), [])
     with voice.speaking():
-        take, = generate.takes(voice.base.model, voice.base.physics, [prompt], GREEDY, [0], [20])
+        take, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [20])
     assert take.codes.tolist() == frames[:len(take.codes)] and len(take.codes) > 10
 
 
-def test_merged_is_loaded_like_any_voice(told, copied, tmp_path):
+def test_merged_is_loaded_like_any_voice(told, memorized, tmp_path):
     """Mistake: merged weights are sampled as the base and not as the voice, or speak as somebody else."""
-    change(copied.adapter, "recipe.json", temperature=0.3, depth_temperature=0.0, top_k=7)
-    change(copied.adapter, lora.VOICE, speaker=SPEAKER)
-    out = export.export(copied, merge=True, marked=False)
+    change(memorized.adapter, "recipe.json", temperature=0.3, depth_temperature=0.0, top_k=7)
+    change(memorized.adapter, lora.METADATA_FILE, speaker=SPEAKER)
+    out = export.export(memorized, merge=True, marked=False)
     voice = speak.load_voice(CPU, out)
-    assert voice.speaker == SPEAKER and not voice.is_tuned
+    assert voice.speaker == SPEAKER and not voice.is_finetuned
     assert (voice.sampling.temperature, voice.sampling.top_k) == (0.3, 7)
     assert read_json(out / "generation_config.json", "")["depth_decoder_do_sample"] is False
-    with pytest.raises(Problem, match="is a whole model.*Leave --base out"):
+    with pytest.raises(KitError, match="is a whole model.*Leave --base out"):
         speak.load_voice(CPU, out, base="sesame/csm-1b")
-    assert voice.sampling == speak.load_voice(CPU, copied.adapter).sampling
+    assert voice.sampling == speak.load_voice(CPU, memorized.adapter).sampling
 
 
 def test_strength_and_precision_are_merged_in(told, loud, tmp_path):
@@ -141,8 +142,8 @@ def test_strength_and_precision_are_merged_in(told, loud, tmp_path):
             assert weight.dtype == (torch.float32 if name.startswith("codec_model") else torch.bfloat16), name
             if name in plain.keys():  # noqa: SIM118
                 assert torch.equal(weight, plain.get_tensor(name).to(weight.dtype)), name
-    assert load.base(str(out), CPU).codec.fingerprint() == load.base(loud, CPU).codec.fingerprint()
-    with pytest.raises(Problem, match="Give --merged too"):
+    assert load.load_base(str(out), CPU).codec.fingerprint() == load.load_base(loud, CPU).codec.fingerprint()
+    with pytest.raises(KitError, match="Give --merged too"):
         export.export(told, tmp_path / "other", strength=0.5)
 
 
@@ -150,16 +151,16 @@ def test_an_exported_adapter_is_the_contract(told, loud, tmp_path):
     """Mistake: something is missing that others need; the names of this machine's folders are not."""
     out = export.export(told, tmp_path / "out", marked=False)
     assert {path.name for path in out.iterdir()} == {
-        lora.WEIGHTS, parcel.CONFIG, lora.VOICE, "recipe.json", "data.json", "release.json", consent.FILE, card.FILE,
+        lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "recipe.json", "data.json", "release.json", consent.FILE, card.FILE,
         card.SAMPLES}
     for path in (path for path in out.iterdir() if path.suffix in (".json", ".md")):
         assert str(tmp_path) not in path.read_text() and str(Path(loud).parent) not in path.read_text(), path
-    with pytest.raises(Problem, match="needs the base it was trained for, loud.*give --base"):
+    with pytest.raises(KitError, match="needs the base it was trained for, loud.*give --base"):
         speak.load_voice(CPU, out)
     assert codes(speak.load_voice(CPU, out, base=loud)) == codes(speak.load_voice(CPU, told.adapter))
     known = read_json(out / "data.json", "")
     assert known["source"] == "source" and sum(each["clips"] for each in known["clips"].values()) == 9
-    assert read_json(out / lora.VOICE, "")["metrics"]["after"]
+    assert read_json(out / lora.METADATA_FILE, "")["metrics"]["after"]
 
 
 def test_the_card_is_valid_and_plays_what_is_beside_it(told, tmp_path):
@@ -180,29 +181,29 @@ def test_the_card_is_valid_and_plays_what_is_beside_it(told, tmp_path):
     assert "**Whether fine-tuning helped was not measured: no judges listened.**" in read.text
 
 
-def test_what_judges_said_is_on_the_card(copied):
+def test_what_judges_said_is_on_the_card(memorized):
     """Mistake: figures that are left out, or a dataset on the hub that the hub is not told of."""
-    rows = read_rows(copied.comparison / clips.SCORES)
-    judged = {scores.JUDGED: "Whisper and others", "words": 8, "wrong_words": 2, "similarity": 0.5, "naturalness": 3.0}
-    write_rows(copied.comparison / clips.SCORES, [row | judged for row in rows])
-    change(copied.data, "source.json", source="me/clips:train")
-    read = ModelCard.load(export.export(copied, marked=False) / card.FILE)
+    rows = read_rows(memorized.comparison / synthesis.SCORES)
+    judged = {scoring.JUDGED_BY: "Whisper and others", "words": 8, "word_errors": 2, "similarity": 0.5, "mos": 3.0}
+    write_rows(memorized.comparison / synthesis.SCORES, [row | judged for row in rows])
+    change(memorized.data, "source.json", source="me/clips:train")
+    read = ModelCard.load(export.export(memorized, marked=False) / card.FILE)
     assert "## Judged" in read.text and "| tuned | 25.0% |" in read.text and "Judges: Whisper and others." in read.text
     assert read.data.datasets == ["me/clips"] and "| from | me/clips:train |" in read.text
 
 
-def test_a_comparison_without_clips_is_none(copied, capsys):
+def test_a_comparison_without_clips_is_none(memorized, capsys):
     """Mistake: a traceback where the clips were thrown away to save space."""
-    shutil.rmtree(copied.comparison / "clips")
-    out = export.export(copied, marked=False)
+    shutil.rmtree(memorized.comparison / "clips")
+    out = export.export(memorized, marked=False)
     assert "holds no comparison" in capsys.readouterr().out and "## Listen" not in (out / card.FILE).read_text()
 
 
-def test_programs_on_the_card_say_nothing_else(copied, tmp_path):
+def test_programs_on_the_card_say_nothing_else(memorized, tmp_path):
     """Mistake: a name of a speaker or a folder that ends a string, and runs with the program."""
     nasty = 'a"]); print("```") #'
-    change(copied.adapter, lora.VOICE, speaker=nasty, revision=nasty)
-    out = export.export(copied, tmp_path / "my \"voice's", marked=False)
+    change(memorized.adapter, lora.METADATA_FILE, speaker=nasty, revision=nasty)
+    out = export.export(memorized, tmp_path / "my \"voice's", marked=False)
     text = (out / card.FILE).read_text(encoding="utf-8")
     shell, program = (re.search(rf"^```{tongue}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE).group(1)
                       for tongue in ("sh", "python"))
@@ -211,14 +212,14 @@ def test_programs_on_the_card_say_nothing_else(copied, tmp_path):
     assert shlex.split(shell)[-1] == out.name
 
 
-def test_nothing_empty_is_on_the_card(copied, capsys):
+def test_nothing_empty_is_on_the_card(memorized, capsys):
     """Mistake: headings over nothing, or figures of other clips and of another adapter."""
-    shutil.rmtree(copied.data)
-    (copied.folder / consent.FILE).unlink()
-    (copied.adapter / consent.FILE).unlink(missing_ok=True)
-    settings = copied.comparison / "settings.json"
+    shutil.rmtree(memorized.data)
+    (memorized.folder / consent.FILE).unlink()
+    (memorized.adapter / consent.FILE).unlink(missing_ok=True)
+    settings = memorized.comparison / "settings.json"
     write_json(settings, read_json(settings, "") | {"adapter weights": "another"})
-    out = export.export(copied, marked=False)
+    out = export.export(memorized, marked=False)
     told = capsys.readouterr().out
     text = (out / card.FILE).read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Use", "Training", "Terms"]
@@ -227,13 +228,13 @@ def test_nothing_empty_is_on_the_card(copied, capsys):
     assert not (out / "data.json").exists() and not (out / card.SAMPLES).exists()
 
 
-def test_words_stay_words_on_the_card(copied):
+def test_words_stay_words_on_the_card(memorized):
     """Mistake: a sentence or a statement that brings a script, a table or a heading along."""
-    rows = read_rows(copied.comparison / clips.SCORES)
+    rows = read_rows(memorized.comparison / synthesis.SCORES)
     nasty = "<script>x</script> | a [b](c)\n# d `e` --- é"
-    write_rows(copied.comparison / clips.SCORES, [row | {"text": nasty} for row in rows])
-    consent.record(copied, "A <b>", "own", nasty)
-    out = export.export(copied, marked=False)
+    write_rows(memorized.comparison / synthesis.SCORES, [row | {"text": nasty} for row in rows])
+    consent.record(memorized, "A <b>", "own", nasty)
+    out = export.export(memorized, marked=False)
     read = ModelCard.load(out / card.FILE)
     assert "<script" not in read.text and "\n# d" not in read.text and "[b](" not in read.text.replace(r"\[b\]", "")
     assert read.data.widget[0]["text"] == nasty and "é" in read.text
@@ -241,12 +242,12 @@ def test_words_stay_words_on_the_card(copied):
 
 def test_the_hub_files_it_under_its_base(told):
     """Mistake: terms of the base that are not passed on; a folder's name as if it were on the hub."""
-    known = facts.gather(told, "sesame/csm-1b")
+    known = summary.gather(told, "sesame/csm-1b")
     head = card.front_matter(known, "apache-2.0", merged=True, players=[])
     assert (head.base_model, head.base_model_relation, head.license) == ("sesame/csm-1b", "finetune", "apache-2.0")
-    assert card.front_matter(facts.gather(told, told.folder), "", False, []).base_model is None
+    assert card.front_matter(summary.gather(told, told.folder), "", False, []).base_model is None
     assert any("impersonation" in each for each in card.terms.of("sesame/csm-1b", "apache-2.0"))
-    assert card.terms.licence("tiny-csm", str(story.BUNDLED)) == "apache-2.0"
+    assert card.terms.licence("tiny-csm", str(pipeline.BUNDLED)) == "apache-2.0"
 
 
 def test_clips_beside_the_card_are_marked(told, tmp_path):
@@ -254,7 +255,7 @@ def test_clips_beside_the_card_are_marked(told, tmp_path):
     watermark = pytest.importorskip("tts_kit.watermark")
     try:
         watermark.network()
-    except Problem as problem:
+    except KitError as problem:
         pytest.skip(f"the mark cannot be made here: {problem}")
     verbs_out = tmp_path / "out"
     export.export(told, verbs_out)
@@ -268,16 +269,16 @@ def test_an_export_replaces_only_exports(told, tmp_path):
     for folder in (tmp_path / "mine", told.adapter):
         folder.mkdir(exist_ok=True)
         (folder / "README.md").write_text("years of work")
-        with pytest.raises(Problem, match="holds something else"):
+        with pytest.raises(KitError, match="holds something else"):
             export.export(told, folder)
         assert (folder / "README.md").read_text() == "years of work"
     (told.adapter / "README.md").unlink()
     export.export(told, tmp_path / "out", marked=False)
-    change(tmp_path / "out", SIGN, voice="anna")
-    with pytest.raises(Problem, match="holds the voice anna as adapter"):
+    change(tmp_path / "out", RELEASE_FILE, voice="anna")
+    with pytest.raises(KitError, match="holds the voice anna as adapter"):
         export.export(told, tmp_path / "out", marked=False)
-    change(tmp_path / "out", SIGN, voice="told")
-    with pytest.raises(Problem, match="by told as merged"):
+    change(tmp_path / "out", RELEASE_FILE, voice="told")
+    with pytest.raises(KitError, match="by told as merged"):
         export.export(told, tmp_path / "out", merge=True, marked=False)
     export.export(told, tmp_path / "out", marked=False)
 
@@ -294,65 +295,65 @@ def test_an_export_that_fails_leaves_what_was_there(told, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_verb_exports(copied, monkeypatch, capsys):
+def test_the_verb_exports(memorized, monkeypatch, capsys):
     """Mistake: the command line says something else than the function it calls."""
-    monkeypatch.chdir(copied.folder.parent.parent)
-    assert verbs.main(["export", "--run", "told", "--no-watermark"]) == 0
+    monkeypatch.chdir(memorized.folder.parent.parent)
+    assert __main__.main(["export", "--run", "told", "--no-watermark"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "runs/told/release/adapter"
     assert "--adapter runs/told/release/adapter" in Path("runs/told/release/adapter/README.md").read_text()
-    assert verbs.main(["export", "--run", "nobody"]) == 1
+    assert __main__.main(["export", "--run", "nobody"]) == 1
     assert "nothing was trained there yet" in capsys.readouterr().err
 
 
 def test_a_voice_without_an_adapter_has_no_strength(loud):
     """Mistake: a strength that nothing heeds is taken without a word."""
-    with pytest.raises(Problem, match="strength 0.5 of what.*without an adapter"):
+    with pytest.raises(KitError, match="strength 0.5 of what.*without an adapter"):
         speak.load_voice(CPU, base=loud).set_strength(0.5)
 
 
-def test_the_verb_speaks_as_strongly_as_told(copied, monkeypatch, capsys):
+def test_the_verb_speaks_as_strongly_as_told(memorized, monkeypatch, capsys):
     """Mistake: the strength that whoever speaks sets cannot be set, or is not heard."""
-    monkeypatch.chdir(copied.folder.parent.parent)
+    monkeypatch.chdir(memorized.folder.parent.parent)
     given = ["speak", "Hello there.", "--run", "told", "--device", "cpu", "--no-watermark"]
     said = {}
-    for name, more in (("as trained", []), ("off", ["--strength", "0"]), ("base", ["--untuned"]),
+    for name, more in (("as trained", []), ("off", ["--strength", "0"]), ("base", ["--no-adapter"]),
                        ("loud", ["--strength", "3"])):
-        assert verbs.main([*given, "--out", "said.wav", *more]) == 0
+        assert __main__.main([*given, "--out", "said.wav", *more]) == 0
         said[name] = Path("said.wav").read_bytes()
     assert said["off"] == said["base"] and len({*said.values()}) == 3
-    assert verbs.main([*given, "--out", "said.wav", "--untuned", "--strength", "2"]) == 1
-    assert "--untuned leaves it out" in capsys.readouterr().err and Path("said.wav").read_bytes() == said["loud"]
+    assert __main__.main([*given, "--out", "said.wav", "--no-adapter", "--strength", "2"]) == 1
+    assert "--no-adapter leaves it out" in capsys.readouterr().err and Path("said.wav").read_bytes() == said["loud"]
 
 
-def test_a_push_is_private_and_public_only_with_consent(copied, tmp_path):
+def test_a_push_is_private_and_public_only_with_consent(memorized, tmp_path):
     """Mistake: a voice that everybody has because nobody asked; or files of the last push, such as a consent that was taken
     back, that stay beside the new ones."""
-    folder = export.export(copied, marked=False)
+    folder = export.export(memorized, marked=False)
     with hub.taking(tmp_path / "hub") as server:
-        assert export.push(copied, folder, "me/voice") == f"{server.url}/me/voice"
+        assert export.push(memorized, folder, "me/voice") == f"{server.url}/me/voice"
         assert '"visibility":"private"' in server.told[0].replace(" ", "")
         there = {path.relative_to(tmp_path / "hub" / "voice").as_posix(): path for path in server.files("voice")}
         mine = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         assert {name: path.read_bytes() for name, path in there.items()} == {
             name: path.read_bytes() for name, path in mine.items()} and consent.FILE in there
-        (copied.folder / consent.FILE).unlink()
-        (copied.adapter / consent.FILE).unlink(missing_ok=True)
-        export.push(copied, export.export(copied, merge=True, marked=False), "me/voice")
+        (memorized.folder / consent.FILE).unlink()
+        (memorized.adapter / consent.FILE).unlink(missing_ok=True)
+        export.push(memorized, export.export(memorized, merge=True, marked=False), "me/voice")
         left = {path.name for path in server.files("voice")}
-        assert "model.safetensors" in left and not left & {consent.FILE, parcel.CONFIG, parcel.WEIGHTS}
-        consent.record(copied, "Anna", "own", "I agree.")
-        rows = (copied.codes / "index.jsonl").read_text(encoding="utf-8")
-        (copied.codes / "index.jsonl").write_text(rows.replace('"text": "', '"text": "Not '), encoding="utf-8")
+        assert "model.safetensors" in left and not left & {consent.FILE, adapter_io.CONFIG_FILE, adapter_io.WEIGHTS_FILE}
+        consent.record(memorized, "Anna", "own", "I agree.")
+        rows = (memorized.codes / "index.jsonl").read_text(encoding="utf-8")
+        (memorized.codes / "index.jsonl").write_text(rows.replace('"text": "', '"text": "Not '), encoding="utf-8")
         sent = len(server.told)
-        with pytest.raises(Problem, match="public only with consent. Whose voice it is cannot be told: .* has learnt"):
-            export.push(copied, folder, "me/voice", public=True)
-        (copied.codes / "index.jsonl").write_text(rows, encoding="utf-8")
-        (copied.folder / consent.FILE).unlink()
-        (copied.adapter / consent.FILE).unlink()
-        with pytest.raises(Problem, match="public only with consent"):
-            export.push(copied, folder, "me/voice", public=True)
-        with pytest.raises(Problem, match="no name on the hub"):
-            export.push(copied, folder, "no name at all/..")
+        with pytest.raises(KitError, match="public only with consent. Whose voice it is cannot be told: .* has learnt"):
+            export.push(memorized, folder, "me/voice", public=True)
+        (memorized.codes / "index.jsonl").write_text(rows, encoding="utf-8")
+        (memorized.folder / consent.FILE).unlink()
+        (memorized.adapter / consent.FILE).unlink()
+        with pytest.raises(KitError, match="public only with consent"):
+            export.push(memorized, folder, "me/voice", public=True)
+        with pytest.raises(KitError, match="no name on the hub"):
+            export.push(memorized, folder, "no name at all/..")
         assert len(server.told) == sent
 
 
@@ -370,44 +371,44 @@ def slip_all(run: Run) -> None:
 
 
 @pytest.mark.parametrize("slip, message", [(slip_words, "is not what .* has learnt"), (slip_all, "other recordings than")])
-def test_no_consent_is_slipped_under_what_was_learnt(copied, tmp_path, slip, message):
+def test_no_consent_is_slipped_under_what_was_learnt(memorized, tmp_path, slip, message):
     """Mistake: somebody agrees, and it is another whose voice everybody gets."""
-    slip(copied)
-    folder = export.export(copied, marked=False)
+    slip(memorized)
+    folder = export.export(memorized, marked=False)
     assert not (folder / consent.FILE).exists() and "Ben" not in (folder / card.FILE).read_text(encoding="utf-8")
-    with hub.taking(tmp_path / "hub") as server, pytest.raises(Problem, match=f"public only with consent.*{message}"):
-        export.push(copied, folder, "me/voice", public=True)
+    with hub.taking(tmp_path / "hub") as server, pytest.raises(KitError, match=f"public only with consent.*{message}"):
+        export.push(memorized, folder, "me/voice", public=True)
     assert not server.told
 
 
-def test_an_export_from_before_the_consent_stays_private(copied, tmp_path):
+def test_an_export_from_before_the_consent_stays_private(memorized, tmp_path):
     """Mistake: a folder that knows of no consent is public, as the run has one by now."""
-    folder = export.export(copied, marked=False)
+    folder = export.export(memorized, marked=False)
     (folder / consent.FILE).unlink()
-    with hub.taking(tmp_path / "hub") as server, pytest.raises(Problem, match="exported without this run's. Export again"):
-        export.push(copied, folder, "me/voice", public=True)
+    with hub.taking(tmp_path / "hub") as server, pytest.raises(KitError, match="exported without this run's. Export again"):
+        export.push(memorized, folder, "me/voice", public=True)
     assert not server.told
 
 
-def test_a_push_replaces_only_voices_and_shows_none(copied, tmp_path, capsys):
+def test_a_push_replaces_only_voices_and_shows_none(memorized, tmp_path, capsys):
     """Mistake: a model of somebody's own that is gone from the hub, or a private voice that lands where all can see it."""
-    folder = export.export(copied, marked=False)
+    folder = export.export(memorized, marked=False)
     with hub.taking(tmp_path / "hub") as server:
         (tmp_path / "hub" / "thesis").mkdir(parents=True)
         (tmp_path / "hub" / "thesis" / "model.safetensors").write_text("years of work")
-        with pytest.raises(Problem, match=r"holds something else \(model.safetensors, and no release.json\)"):
-            export.push(copied, folder, "me/thesis")
+        with pytest.raises(KitError, match=r"holds something else \(model.safetensors, and no release.json\)"):
+            export.push(memorized, folder, "me/thesis")
         assert [path.read_text() for path in server.files("thesis")] == ["years of work"]
         (tmp_path / "hub" / "shop").mkdir()
         (tmp_path / "hub" / "shop" / "README.md").write_text("made by hand, for everybody")
         server.public.add("shop")
-        with pytest.raises(Problem, match="everybody can see it"):
-            export.push(copied, folder, "me/shop")
+        with pytest.raises(KitError, match="everybody can see it"):
+            export.push(memorized, folder, "me/shop")
         assert len(server.files("shop")) == 1
-        export.push(copied, folder, "me/shop", public=True)
+        export.push(memorized, folder, "me/shop", public=True)
         assert len(server.files("shop")) > 5 and "settings on the hub" not in capsys.readouterr().out
-        export.push(copied, folder, "me/new")
-        export.push(copied, folder, "me/new", public=True)
+        export.push(memorized, folder, "me/new")
+        export.push(memorized, folder, "me/new", public=True)
         assert "private; its settings on the hub make it public" in capsys.readouterr().out
 
 
@@ -418,9 +419,9 @@ def test_a_push_that_fails_says_what_to_do(told, tmp_path, token, is_refusing, s
     folder = export.export(told, tmp_path / "out", marked=False)
     with hub.taking(tmp_path / "hub", token) as server:
         server.is_refusing = is_refusing
-        with pytest.raises(Problem, match=rf"not be pushed to 'me/voice' \(.*{said}.*stays where it is.*hf auth login"):
+        with pytest.raises(KitError, match=rf"not be pushed to 'me/voice' \(.*{said}.*stays where it is.*hf auth login"):
             export.push(told, folder, "me/voice")
     with hub.taking(tmp_path / "hub") as server:
         server.server_close()
-        with pytest.raises(Problem, match="could not be pushed.*the network"):
+        with pytest.raises(KitError, match="could not be pushed.*the network"):
             export.push(told, folder, "me/voice")

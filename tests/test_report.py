@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tts_kit import audio, data, run
-from tts_kit.data import intake, measures, recording, report, suspicion
-from tts_kit.data.utterance import RATE
-from tts_kit.recipe import Recipe
+from tts_kit import audio, io
+from tts_kit.config import Config
+from tts_kit.data import audio_stats, manifest, prepare, quality_flags, report, segment
+from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.run import Run
 
 SECONDS = 3
-MOMENTS = np.arange(SECONDS * RATE) / RATE
+MOMENTS = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
 
 
 def buzz(pitch: float, highest: float = 11_000) -> np.ndarray:
@@ -28,15 +28,15 @@ def buzz(pitch: float, highest: float = 11_000) -> np.ndarray:
 @pytest.mark.parametrize("pitch", [85, 110, 180, 260, 390])
 def test_the_pitch_is_the_voices(pitch):
     """Mistake: the octave below or above, which makes two speakers of one."""
-    assert measures.pitch(buzz(pitch)) == pytest.approx(pitch, rel=0.03)
-    noise = np.random.default_rng(2).normal(0, 0.1, SECONDS * RATE).astype(np.float32)
-    assert measures.pitch(noise) == 0.0 == measures.pitch(np.zeros(100, np.float32))
+    assert audio_stats.pitch(buzz(pitch)) == pytest.approx(pitch, rel=0.03)
+    noise = np.random.default_rng(2).normal(0, 0.1, SECONDS * SAMPLE_RATE).astype(np.float32)
+    assert audio_stats.pitch(noise) == 0.0 == audio_stats.pitch(np.zeros(100, np.float32))
 
 
 @pytest.mark.parametrize("highest", [3_400, 7_500, 11_500])
 def test_the_band_ends_where_the_sound_does(highest):
     """Mistake: a telephone's recording passes for a studio's because its file has a high rate."""
-    assert measures.band(buzz(100, highest)) == pytest.approx(highest, abs=250)
+    assert audio_stats.bandwidth_hz(buzz(100, highest)) == pytest.approx(highest, abs=250)
 
 
 @pytest.mark.parametrize("ratio", [15, 30, 45])
@@ -44,8 +44,8 @@ def test_noise_is_measured_in_the_pauses(ratio):
     """Mistake: a loud room that nobody is told of, or a quiet one that is called noisy for its digital silence."""
     voice = buzz(120)
     noise = np.random.default_rng(1).normal(0, 1, len(voice)) * voice[voice != 0].std() * 10 ** (-ratio / 20)
-    assert measures.noise_ratio((voice + noise).astype(np.float32)) == pytest.approx(ratio, abs=2.5)
-    assert measures.noise_ratio(np.zeros(RATE, np.float32)) == 0.0
+    assert audio_stats.snr_db((voice + noise).astype(np.float32)) == pytest.approx(ratio, abs=2.5)
+    assert audio_stats.snr_db(np.zeros(SAMPLE_RATE, np.float32)) == 0.0
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def place(tmp_path) -> Run:
     """A run of twelve clips, one of which cannot be used, with what a hostile table would say."""
     folder, rows = tmp_path / "clips", []
     for number in range(12):
-        audio.write(folder / f"a{number:02d}.flac", buzz(100 + 3 * number), RATE)
+        audio.write(folder / f"a{number:02d}.flac", buzz(100 + 3 * number), SAMPLE_RATE)
         rows.append((f"a{number:02d}.flac", f"Sentence {'abcdefghijkl'[number]} says one thing and no other {number}."))
     rows[3] = (rows[3][0], "Someone wrote <script>alert(1)</script> & 'quotes' here.")
     rows[7] = (rows[7][0], "Someone wrote <script>alert(1)</script> & 'quotes' here!")
@@ -61,55 +61,55 @@ def place(tmp_path) -> Run:
     with (folder / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "text"), *rows])
     made = Run("anna", tmp_path / "runs")
-    data.prepare(folder, made, Recipe(held_out=0.2), skip_bad=True)
+    prepare.prepare(folder, made, Config(held_out=0.2), skip_bad=True)
     return made
 
 
 def test_everything_is_accounted_for(place):
     """Mistake: clips that are in no row of the table, or minutes that do not add up to the data."""
-    pieces = [recording.Piece(f"rejected/{number}.flac", number, number + 6, 3, 30, 0, 0, "noisy: 3 dB")
+    pieces = [segment.Segment(f"rejected/{number}.flac", number, number + 6, 3, 30, 0, 0, "noisy: 3 dB")
               for number in range(2)]
-    pieces.append(recording.Piece("clips/1.flac", 20, 22, 40, 30, 0, -4.5))
+    pieces.append(segment.Segment("clips/1.flac", 20, 22, 40, 30, 0, -4.5))
     for number in range(2):
-        audio.write(place.cuts / "monday" / f"rejected/{number}.flac", number * buzz(100), RATE)  # one is silent
-    run.write_rows(place.cuts / "monday" / recording.PIECES, [{}, *(dataclasses.asdict(piece) for piece in pieces)])
-    found = report.look(place)
-    assert found.left == {"left out: noisy": report.Left(2, pytest.approx(0.2)),
-                          "left out: could not be used": report.Left(1, None)}
-    assert found.minutes == pytest.approx(sum(each.seconds for each in data.read(place.data)) / 60)
+        audio.write(place.cuts / "monday" / f"rejected/{number}.flac", number * buzz(100), SAMPLE_RATE)  # one is silent
+    io.write_rows(place.cuts / "monday" / segment.PIECES, [{}, *(dataclasses.asdict(piece) for piece in pieces)])
+    found = report.analyse(place)
+    assert found.left == {"left out: noisy": report.Rejected(2, pytest.approx(0.2)),
+                          "left out: could not be used": report.Rejected(1, None)}
+    assert found.minutes == pytest.approx(sum(each.seconds for each in manifest.read(place.data)) / 60)
     assert found.levels == [-4.5]
     page = report.write(place, found).read_text(encoding="utf-8")
     counts = re.findall(r"<th>(?!left)[^<]+</th><td>(\d+)</td>", page)
     assert sum(map(int, counts)) == 12
     assert page.count("noisy: 3 dB") == 2  # with their players
-    assert len(run.read_rows(place.data / intake.REJECTED)) == 1
+    assert len(io.read_rows(place.data / prepare.REJECTED)) == 1
 
 
 def test_twins_are_found_and_strangers_are_not_twins(place):
     """Mistake: the same sentence twice teaches it by heart, unseen; or all short sentences are called alike."""
-    pairs = [(first.file, second.file) for first, second in measures.near_duplicates(data.read(place.data))]
+    pairs = [(first.file, second.file) for first, second in audio_stats.near_duplicates(manifest.read(place.data))]
     assert ("a03.flac", "a07.flac") in pairs
-    few = [dataclasses.replace(each, text=text) for each, text in zip(data.read(place.data), ("Yes.", "No.", "Yes!"))]
-    assert [(first.text, second.text) for first, second in measures.near_duplicates(few)] == [("Yes.", "Yes!")]
+    few = [dataclasses.replace(each, text=text) for each, text in zip(manifest.read(place.data), ("Yes.", "No.", "Yes!"))]
+    assert [(first.text, second.text) for first, second in audio_stats.near_duplicates(few)] == [("Yes.", "Yes!")]
 
 
 def test_the_advice_follows_the_figures(place):
     """Mistake: praise for a minute of noise."""
-    found = report.look(place)
+    found = report.analyse(place)
     assert "little" in report.advice(found)
     many = dataclasses.replace(found, clips=[dataclasses.replace(each, unlike=0.0) for each in found.clips] * 50)
     assert "enough." in report.advice(many) and "kHz" not in report.advice(many)
     loud = dataclasses.replace(many, clips=[dataclasses.replace(each, ratio=9.0) for each in many.clips])
     assert "loud" in report.advice(loud)
-    dull = dataclasses.replace(many, clips=[dataclasses.replace(each, band=3_400.0) for each in many.clips])
+    dull = dataclasses.replace(many, clips=[dataclasses.replace(each, bandwidth_hz=3_400.0) for each in many.clips])
     assert "nothing above 3.4 kHz" in report.advice(dull)
-    strange = [dataclasses.replace(many.clips[0], unlike=suspicion.UNUSUAL + 0.1), *many.clips[1:]]
+    strange = [dataclasses.replace(many.clips[0], unlike=quality_flags.OUTLIER_THRESHOLD + 0.1), *many.clips[1:]]
     assert "1 of them sounds like somebody else" in report.advice(dataclasses.replace(many, clips=strange, compared=True))
 
 
 def test_the_page_is_drawn_and_nothing_in_it_runs(place, chromium):
     """Mistake: a transcript that becomes a script, or a policy that forbids the page its own style."""
-    page = report.write(place, report.look(place))
+    page = report.write(place, report.analyse(place))
     chromium.open(Path(page).resolve().as_uri())
     assert chromium.run("document.querySelectorAll('script').length") == 0
     assert "<script>alert(1)</script>" in chromium.run("document.querySelector('main').innerText")

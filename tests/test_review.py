@@ -2,23 +2,23 @@
 
 import contextlib
 import html
-import io
 import json
 import re
 import urllib.error
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import soundfile
 from conftest import CUT_TEXTS, make_cuts
 
-from tts_kit import run
-from tts_kit.data import draft, recording, review, transcribe
-from tts_kit.data.draft import Draft
-from tts_kit.data.edits import CHECKED, DROPPED, NEW
-from tts_kit.data.utterance import RATE
-from tts_kit.problem import Problem
+from tts_kit import io
+from tts_kit.data import review, review_store, segment, transcribe
+from tts_kit.data.manifest import SAMPLE_RATE
+from tts_kit.data.review_edits import CHECKED, DROPPED, NEW
+from tts_kit.data.review_store import ReviewStore
+from tts_kit.errors import KitError
 
 HOSTILE = '<img src=x onerror="window.hurt=1"></script><!--<script>window.hurt=1//'
 
@@ -32,7 +32,7 @@ def folder(tmp_path) -> Path:
 def running(folder: Path, port: int = 0):
     """A review of the folder, as a person starts it."""
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (requirements-dev.txt)")
-    made = review.Review(Draft(folder, "base"), f"Title {HOSTILE}", port)
+    made = review.Review(ReviewStore(folder, "base"), f"Title {HOSTILE}", port)
     try:
         yield made
     finally:
@@ -53,7 +53,7 @@ def ask(made: review.Review, path: str, token: str | None = None, body: object =
 
 def state(folder: Path) -> dict:
     """What is on disk."""
-    return {entry.id: (entry.text, entry.state) for entry in Draft(folder, "base").entries}
+    return {entry.id: (entry.text, entry.state) for entry in ReviewStore(folder, "base").entries}
 
 
 def test_nobody_without_the_token(folder):
@@ -75,8 +75,8 @@ def test_sound_of_clips_and_of_nothing_else(folder):
     (folder / "secret.flac").write_bytes((folder / "monday/clips/00001.flac").read_bytes())
     with running(folder) as made:
         status, content, _ = ask(made, "sound?id=monday/00002")
-        samples, rate = soundfile.read(io.BytesIO(content))
-        assert (status, rate, len(samples)) == (200, RATE, round(2.5 * RATE))
+        samples, rate = soundfile.read(BytesIO(content))
+        assert (status, rate, len(samples)) == (200, SAMPLE_RATE, round(2.5 * SAMPLE_RATE))
         for id in ("secret", "../secret", "monday/../secret", "monday/clips/00001.flac", "/etc/passwd", "%2e%2e%2fsecret"):
             assert ask(made, f"sound?id={id}")[0] == 400
 
@@ -89,7 +89,7 @@ def test_bad_requests_get_a_sentence_and_change_nothing(folder):
                              ({"do": "text", "id": "monday/00001", "seen": 9, "text": "x"}, 409)):
             seen, content, _ = ask(made, "edit", body=body)
             assert seen == status and json.loads(content)["problem"]
-    assert not (folder / draft.HISTORY).exists()
+    assert not (folder / review_store.HISTORY).exists()
 
 
 def test_the_page_needs_nothing_and_runs_nothing_foreign(folder):
@@ -107,16 +107,16 @@ def test_the_page_needs_nothing_and_runs_nothing_foreign(folder):
 
 def test_a_port_in_use_is_named(folder):
     """Mistake: a traceback of the socket."""
-    with running(folder) as made, pytest.raises(Problem, match=f"port {made.port} of this machine cannot be used"):
-        review.Review(Draft(folder, "base"), "", made.port)
+    with running(folder) as made, pytest.raises(KitError, match=f"port {made.port} of this machine cannot be used"):
+        review.Review(ReviewStore(folder, "base"), "", made.port)
 
 
 @pytest.fixture
 def desk(chromium, folder):
     """The page freshly opened; no test may leave an error in the console or ask anybody else."""
-    place = folder / "monday" / transcribe.table_of("base")
-    rows = run.read_rows(place)
-    run.write_rows(place, [rows[0], rows[1] | {"confidence": 0.4}, rows[2] | {"original_text": HOSTILE}, rows[3]])
+    place = folder / "monday" / transcribe.transcripts_path("base")
+    rows = io.read_rows(place)
+    io.write_rows(place, [rows[0], rows[1] | {"confidence": 0.4}, rows[2] | {"original_text": HOSTILE}, rows[3]])
     with running(folder) as made:
         chromium.look(1280, 800)
         chromium.open(made.address)
@@ -181,7 +181,7 @@ def test_split_drop_merge_undo_by_keys(desk, folder):
     chromium.press("b", control=True)
     chromium.wait("document.querySelectorAll('#list li').length === 9")
     assert [state(folder)[f"monday/00002{letter}"][0] for letter in "ab"] == ["The dog.", "ran away."]
-    assert Draft(folder, "base").wave("monday/00002a").size == round(1.5 * RATE)
+    assert ReviewStore(folder, "base").wave("monday/00002a").size == round(1.5 * SAMPLE_RATE)
     chromium.press("d", control=True)
     chromium.wait("document.getElementById('state').textContent === 'dropped'")
     assert state(folder)["monday/00002a"][1] == DROPPED
@@ -240,4 +240,4 @@ def test_hostile_texts_stay_text(desk):
 def test_the_page_is_part_of_the_kit():
     """Mistake: the page's files are missing where the kit is installed, or the review reads another recording's table."""
     content, _ = review.page("x")
-    assert "</html>" in content and recording.PIECES == "pieces.jsonl"
+    assert "</html>" in content and segment.PIECES == "pieces.jsonl"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.comparison import contest, plots, verdict
-from tts_kit.judging import intervals, judges, scores
-from tts_kit.judging.judges import Judgement, Judges
-from tts_kit.problem import Problem
+from tts_kit.comparison import compare, plots, verdict
+from tts_kit.errors import KitError
+from tts_kit.evaluation import metrics, scoring, stats
+from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 
 pytest.importorskip("scipy", reason="intervals need scipy, which requirements-judges.txt installs")
 
@@ -19,8 +19,8 @@ def rows_of(arm, similarities, wrong=None, words=10, seeds=(1, 2)):
     similarities = np.asarray(similarities, dtype=float)
     wrong = np.zeros(similarities.shape) if wrong is None else np.asarray(wrong)
     return [{"arm": arm, "sentence": number, "text": f"sentence {number}", "seed": seed, "file": f"{arm}{number}-{seed}",
-             "similarity": similarities[number, place], "wrong_words": int(wrong[number, place]), "words": words,
-             "naturalness": 4.0, "stopped": True, "failure": "", "judged": "these", "seconds": 2.0}
+             "similarity": similarities[number, place], "word_errors": int(wrong[number, place]), "words": words,
+             "mos": 4.0, "ended_with_eos": True, "failure": "", "judged": "these", "seconds": 2.0}
             for number in range(len(similarities)) for place, seed in enumerate(seeds)]
 
 
@@ -32,18 +32,18 @@ def system(chance, sentences, gain=0.0, seeds=2):
 
 def test_words_are_counted_over_all_clips():
     """Mistake: the mean of each clip's share, in which a short sentence counts as much as a long one."""
-    rows = rows_of("tuned", [[0.5]], [[2]], words=2, seeds=(1,)) + [
-        row | {"sentence": 1} for row in rows_of("tuned", [[0.5]], [[0]], words=18, seeds=(1,))]
-    assert scores.figures(rows)["wrong words"].value == pytest.approx(2 / 20)
+    rows = rows_of("finetuned", [[0.5]], [[2]], words=2, seeds=(1,)) + [
+        row | {"sentence": 1} for row in rows_of("finetuned", [[0.5]], [[0]], words=18, seeds=(1,))]
+    assert scoring.aggregate(rows)["wrong words"].value == pytest.approx(2 / 20)
 
 
 def test_no_clip_is_compared_with_itself():
     """Mistake: a mean that contains the clip, or the recording of its own words, which makes every real clip a good one."""
     east, north = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    assert scores.similarity(east, {"a": east, "b": north}, "a") == 0.0
-    assert scores.similarity(east, {"a": east, "b": north}, "c") == pytest.approx(2 ** -0.5)
-    assert scores.similarity(east, {"a": east}, "a") is None
-    assert scores.similarity(None, {"a": east, "b": north}, "a") == 0.0
+    assert scoring.similarity(east, {"a": east, "b": north}, "a") == 0.0
+    assert scoring.similarity(east, {"a": east, "b": north}, "c") == pytest.approx(2 ** -0.5)
+    assert scoring.similarity(east, {"a": east}, "a") is None
+    assert scoring.similarity(None, {"a": east, "b": north}, "a") == 0.0
 
 
 def test_many_arms_have_to_be_surer_than_three_questions():
@@ -55,7 +55,7 @@ def test_many_arms_have_to_be_surer_than_three_questions():
         found = verdict.find(rows, [(str(number), "usual") for number in range(20)])
         lucky += any(each.kind != verdict.TIES for each in found)
     assert lucky <= 6
-    assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and intervals.holm([]) == []
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and stats.holm([]) == []
 
 
 def test_the_gap_that_can_be_shown_is_shown():
@@ -63,7 +63,7 @@ def test_the_gap_that_can_be_shown_is_shown():
     gaps = []
     for trial in range(30):
         chance = np.random.default_rng([1, trial])
-        found = scores.differences(rows_of("one", system(chance, 10)), rows_of("other", system(chance, 10)))["similarity"]
+        found = scoring.differences(rows_of("one", system(chance, 10)), rows_of("other", system(chance, 10)))["similarity"]
         gaps.append(found.findable(2))
         assert found.wanted(gaps[-1], 2) == 10 and found.wanted(gaps[-1] / 2, 2) == pytest.approx(40, abs=1)
     gap = float(np.sqrt(np.mean(np.square(gaps))))
@@ -76,10 +76,10 @@ def test_the_gap_that_can_be_shown_is_shown():
 
 def test_a_verdict_says_what_it_could_see_and_what_would_settle_a_tie():
     """Mistake: a tie that sounds like equality, where so few sentences could not have shown anything."""
-    said = told(tuned=0.2, clone=0.2, both=0.2)
+    said = told(finetuned=0.2, clone=0.2, both=0.2)
     assert "four times of five they can show a gap of 0.0" in said and "points of wrong words" in said
     assert "To settle the ties: about" in said and "blind test" in said
-    assert "settle" not in told(tuned=0.5, clone=0.3, both=0.6)
+    assert "settle" not in told(finetuned=0.5, clone=0.3, both=0.6)
 
 
 @pytest.mark.parametrize("sentences", [4, 10])
@@ -88,7 +88,7 @@ def test_identical_systems_tie(sentences):
     kinds = []
     for trial in range(100):
         chance = np.random.default_rng(trial)
-        one, other = (rows_of(arm, system(chance, sentences)) for arm in ("tuned", "clone"))
+        one, other = (rows_of(arm, system(chance, sentences)) for arm in ("finetuned", "clone"))
         kinds.append(verdict.compare(one, other))
     assert kinds.count(verdict.TIES) >= 93
 
@@ -97,7 +97,7 @@ def test_a_clear_gap_is_found():
     """Mistake: intervals so wide that nothing ever wins, or the sign of the difference turned round."""
     for trial in range(10):
         chance = np.random.default_rng(trial)
-        better, worse = rows_of("tuned", system(chance, 10, 0.1)), rows_of("base", system(chance, 10))
+        better, worse = rows_of("finetuned", system(chance, 10, 0.1)), rows_of("base", system(chance, 10))
         assert verdict.compare(better, worse) == verdict.WINS
         assert verdict.compare(worse, better) == verdict.LOSES
 
@@ -122,64 +122,64 @@ def test_what_is_asked_more_shows_less():
 def test_other_systems_are_compared_with_what_is_there():
     """Mistake: clone against another system, without the fine-tune, is "nothing to compare"; or takes are miscounted."""
     rows = rows_of("clone", np.full((4, 2), 0.5)) + rows_of("kokoro", np.full((4, 1), 0.4), seeds=(0,))
-    assert contest.questions(rows)[-1] == ("clone", "kokoro")
-    assert "with 1 to 2 takes each" in verdict.verdict(rows, contest.questions(rows))
+    assert compare.comparisons_for(rows)[-1] == ("clone", "kokoro")
+    assert "with 1 to 2 takes each" in verdict.verdict(rows, compare.comparisons_for(rows))
 
 
 def test_the_same_sentences_are_drawn_for_both():
     """Mistake: arms drawn apart: what is hard for both then hides a small sure difference."""
     hard = np.linspace(0.3, 0.9, 12)[:, None] * np.ones((1, 2))
-    found = scores.differences(rows_of("tuned", hard + 0.01), rows_of("clone", hard))["similarity"]
+    found = scoring.differences(rows_of("finetuned", hard + 0.01), rows_of("clone", hard))["similarity"]
     assert found.above and found.high - found.low < 0.001
 
 
 def test_takes_of_a_sentence_are_drawn_together():
     """Mistake: takes are drawn one by one: a hundred takes of ten sentences are taken for a hundred sentences."""
     values = np.random.default_rng(0).normal(0.7, 0.1, (10, 1))
-    few, many = (scores.figures(rows_of("tuned", values.repeat(takes, 1), seeds=range(takes)))["similarity"]
+    few, many = (scoring.aggregate(rows_of("finetuned", values.repeat(takes, 1), seeds=range(takes)))["similarity"]
                  for takes in (1, 10))
     assert many.high - many.low == pytest.approx(few.high - few.low, rel=1e-6)
 
 
 def test_intervals_are_the_same_each_time_and_infinite_for_too_few():
     """Mistake: the verdict changes when it is computed again; or two sentences prove something."""
-    rows = rows_of("tuned", system(np.random.default_rng(1), 8))
-    assert scores.figures(rows) == scores.figures(rows)
-    two = scores.figures(rows_of("tuned", [[0.2], [0.9]], seeds=(1,)))["similarity"]
+    rows = rows_of("finetuned", system(np.random.default_rng(1), 8))
+    assert scoring.aggregate(rows) == scoring.aggregate(rows)
+    two = scoring.aggregate(rows_of("finetuned", [[0.2], [0.9]], seeds=(1,)))["similarity"]
     assert not two.above and not two.below and two.value == pytest.approx(0.55)
-    assert two.sentences < intervals.FEWEST
+    assert two.sentences < stats.MIN_SENTENCES
 
 
 def test_floor_and_ceiling_make_figures_comparable():
     """Mistake: 0.87 is reported as good although a stranger gets 0.85; or the ceiling compares clips with themselves."""
     voice = {"a": np.array([1.0, 0.0]), "b": np.array([0.6, 0.8])}
-    floor, ceiling = scores.floor([np.array([0.0, 1.0])], voice), scores.ceiling(voice)
-    known = {text: Judgement(1, None, 4, None, text, "", embedding=each) for text, each in voice.items()}
-    assert scores.scale(known, [np.array([0.0, 1.0])]) == (floor, ceiling)
+    floor, ceiling = scoring.nontarget_similarity([np.array([0.0, 1.0])], voice), scoring.target_similarity(voice)
+    known = {text: ClipMetrics(1, None, 4, None, text, "", embedding=each) for text, each in voice.items()}
+    assert scoring.similarity_range(known, [np.array([0.0, 1.0])]) == (floor, ceiling)
     assert ceiling == pytest.approx(0.6) and floor == pytest.approx(0.4472, abs=1e-3)
-    assert scores.normalised(ceiling, floor, ceiling) == 1.0 and scores.normalised(floor, floor, ceiling) == 0.0
-    with pytest.raises(Problem, match="strangers are as like"):
-        scores.normalised(0.5, 0.6, 0.6)
-    with pytest.raises(Problem, match="two or more"):
-        scores.ceiling({"a": voice["a"]})
+    assert scoring.normalized_similarity(ceiling, floor, ceiling) == 1.0 and scoring.normalized_similarity(floor, floor, ceiling) == 0.0
+    with pytest.raises(KitError, match="strangers are as like"):
+        scoring.normalized_similarity(0.5, 0.6, 0.6)
+    with pytest.raises(KitError, match="two or more"):
+        scoring.target_similarity({"a": voice["a"]})
 
 
-def told(tuned, clone, both, base=0.0, wrong=0, how=verdict.verdict):
+def told(finetuned, clone, both, base=0.0, wrong=0, how=verdict.verdict):
     """The verdict on four arms with these gains; `wrong` words of ten in each tuned take."""
     chance = np.random.default_rng(3)
-    gains = {"base": base, "clone": clone, "tuned": tuned, "tuned+clone": both}
+    gains = {"base": base, "clone": clone, "finetuned": finetuned, "finetuned+clone": both}
     rows = []
     for arm, gain in gains.items():
-        lost = np.full((10, 2), wrong) if arm == "tuned" else None
+        lost = np.full((10, 2), wrong) if arm == "finetuned" else None
         rows += rows_of(arm, system(chance, 10, gain), lost)
     return how(rows)
 
 
 def test_the_headline_says_the_same_in_short():
     """Mistake: a last sentence that is kinder than the evidence above it."""
-    assert told(tuned=0.2, clone=0.2, both=0.3, how=verdict.headline) == (
+    assert told(finetuned=0.2, clone=0.2, both=0.3, how=verdict.headline) == (
         "In short: fine-tuning beats the model as it was and ties with cloning; doing both beats cloning.")
-    assert told(tuned=0.1, clone=0.2, both=0.2, wrong=4, how=verdict.headline) == (
+    assert told(finetuned=0.1, clone=0.2, both=0.2, wrong=4, how=verdict.headline) == (
         "In short: fine-tuning is nearer to the voice than the model as it was at the cost of words and loses to "
         "cloning; doing both ties with cloning.")
     assert verdict.headline(rows_of("real", np.zeros((3, 2)))) == ""
@@ -187,24 +187,24 @@ def test_the_headline_says_the_same_in_short():
 
 def test_the_verdict_says_wins_ties_and_loses():
     """Mistake: a tie is sold as a win, a loss is not said, or a nearer voice hides lost words."""
-    said = told(tuned=0.2, clone=0.2, both=0.3)
+    said = told(finetuned=0.2, clone=0.2, both=0.3)
     assert "fine-tuned model sounds more like the voice than the model as it was" in said
     assert "it is a tie" in said.lower() and "reference clip together sounds more like the voice than cloning" in said
-    assert "sounds less like the voice than cloning" in told(tuned=0.1, clone=0.2, both=0.2)
-    assert "than the model as it was, but gets more words wrong" in told(tuned=0.2, clone=0.2, both=0.2, wrong=4)
-    assert "gets more words wrong" in told(tuned=0.0, clone=0.0, both=0.0, wrong=4)
+    assert "sounds less like the voice than cloning" in told(finetuned=0.1, clone=0.2, both=0.2)
+    assert "than the model as it was, but gets more words wrong" in told(finetuned=0.2, clone=0.2, both=0.2, wrong=4)
+    assert "gets more words wrong" in told(finetuned=0.0, clone=0.0, both=0.0, wrong=4)
     assert "10 sentences with 2 takes each" in said
 
 
 def test_unmeasured_and_unheard_are_said():
     """Mistake: no verdict where nothing was measured looks like a tie; silent clips are dropped without a word."""
-    rows = rows_of("tuned", system(np.random.default_rng(0), 4)) + rows_of("base", system(np.random.default_rng(1), 4))
-    rows[0] |= {"failure": "silent", "wrong_words": 10, "similarity": 0.0}
+    rows = rows_of("finetuned", system(np.random.default_rng(0), 4)) + rows_of("base", system(np.random.default_rng(1), 4))
+    rows[0] |= {"failure": "silent", "word_errors": 10, "similarity": 0.0}
     assert "1 clip without anything to hear, counted as all wrong: tuned0-1 (silent)" in verdict.verdict(rows)
     unscored = [{name: value for name, value in row.items() if name != "judged"} for row in rows]
-    [said] = contest.summary(unscored)
+    [said] = compare.summary(unscored)
     assert "not measured" in said and "make judges" in said
-    assert scores.table(unscored)[1][1:4] == ["-", "-", "-"]
+    assert scoring.table(unscored)[1][1:4] == ["-", "-", "-"]
 
 
 def a_judge(name):
@@ -215,16 +215,16 @@ def a_judge(name):
         asked.append(len(wave))
         return "hello there"
 
-    return Judges({"words": name}, transcribe, lambda wave: np.array([1.0, 0.0]), lambda wave: 4.0, 1), asked
+    return MetricModels({"words": name}, transcribe, lambda wave: np.array([1.0, 0.0]), lambda wave: 4.0, 1), asked
 
 
 def a_real(text, pitch=200.0, pace=2.0, seconds=1.0, noise=4.0):
     """What is known of a real clip."""
-    return Judgement(2, None, 10, None, text, "", embedding=np.array([1.0, 0.0]), pitch=pitch, pace=pace, seconds=seconds,
+    return ClipMetrics(2, None, 10, None, text, "", embedding=np.array([1.0, 0.0]), pitch=pitch, pace=pace, seconds=seconds,
                      noise=noise)
 
 
-@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+@pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_judging_goes_on_where_it_stopped(tmp_path):
     """Mistake: everything is judged again after a stop, or scores of two judges stand in one table."""
     tone = np.sin(np.arange(16_000) / 20).astype(np.float32) * 0.3
@@ -232,31 +232,31 @@ def test_judging_goes_on_where_it_stopped(tmp_path):
     for number in range(3):
         audio.write(tmp_path / f"{number}.flac", tone * (number > 0), 16_000)
         rows.append({"arm": "base", "sentence": number, "text": "Hello there.", "seed": 1, "file": f"{number}.flac"})
-    (listeners, asked), saved = a_judge("one"), []
+    (metric_models, asked), saved = a_judge("one"), []
     references = {"other": a_real("other")}
-    judged = scores.judge(rows, tmp_path, listeners, lambda row: references, saved.append)
-    assert len(asked) == 2 and judged[0]["failure"] == "silent" and judged[0]["wrong_words"] == 2
+    judged = scoring.score_rows(rows, tmp_path, metric_models, lambda row: references, saved.append)
+    assert len(asked) == 2 and judged[0]["failure"] == "silent" and judged[0]["word_errors"] == 2
     assert [row["similarity"] for row in judged] == [0.0, 1.0, 1.0] and saved[-1] == judged
-    assert scores.judge(judged, tmp_path, listeners, lambda row: references, saved.append) == judged and len(asked) == 2
+    assert scoring.score_rows(judged, tmp_path, metric_models, lambda row: references, saved.append) == judged and len(asked) == 2
     other, asked = a_judge("another")
-    assert {row["judged"] for row in scores.judge(judged, tmp_path, other, lambda row: references, saved.append)} == {
+    assert {row["judged"] for row in scoring.score_rows(judged, tmp_path, other, lambda row: references, saved.append)} == {
         "words by another"} and len(asked) == 2
 
 
 def test_pictures_show_what_was_measured():
     """Mistake: an arm that was not measured stands at 0, a sentence is paired with another one, or nothing is drawn."""
-    rows = [row for arm, gain in (("real", 0.2), ("base", 0.0), ("tuned", 0.1)) for row in
+    rows = [row for arm, gain in (("real", 0.2), ("base", 0.0), ("finetuned", 0.1)) for row in
             rows_of(arm, np.full((5, 2), 0.5 + gain))]
     figure = plots.voices_and_words(rows)
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["base", "real", "tuned"]
-    arms = scores.by_arm(rows)
-    np.testing.assert_allclose(plots.gains(arms["tuned"], arms["base"], "similarity"), 0.1)
-    np.testing.assert_allclose(plots.gains(arms["tuned"], arms["base"][4:], "similarity"), np.full(3, 0.1))
-    panels = plots.sentence_by_sentence(rows, verdict.QUESTIONS).axes
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["base", "real", "finetuned"]
+    arms = scoring.group_by_arm(rows)
+    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"], "similarity"), 0.1)
+    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"][4:], "similarity"), np.full(3, 0.1))
+    panels = plots.sentence_by_sentence(rows, verdict.PRIMARY_COMPARISONS).axes
     assert len(panels) == 2 and [label.get_text() for label in panels[0].get_yticklabels()] == ["tuned less base"]
-    assert all(content.startswith(b"\x89PNG") and text for content, text in plots.pictures(rows, verdict.QUESTIONS))
+    assert all(content.startswith(b"\x89PNG") and text for content, text in plots.pictures(rows, verdict.PRIMARY_COMPARISONS))
     unscored = [{name: value for name, value in row.items() if name != "judged"} for row in rows]
-    assert plots.pictures(unscored, verdict.QUESTIONS) == []
+    assert plots.pictures(unscored, verdict.PRIMARY_COMPARISONS) == []
 
 
 def test_no_interval_is_drawn_below_no_words():
@@ -268,7 +268,7 @@ def test_no_interval_is_drawn_below_no_words():
 
 def test_what_was_learnt_by_heart_is_no_victory():
     """Mistake: an arm that says its training clips again sounds exactly like the voice, and wins."""
-    rows = [row | {"copied": row["arm"] == "tuned" and row["sentence"] < 5} for arm, gain in (("base", 0.0), ("tuned", 0.2))
+    rows = [row | {"memorized": row["arm"] == "finetuned" and row["sentence"] < 5} for arm, gain in (("base", 0.0), ("finetuned", 0.2))
             for row in rows_of(arm, system(np.random.default_rng(1), 10, gain))]
     assert verdict.headline(rows) == ("In short: fine-tuning beats the model as it was; but 50% of what fine-tuning gives "
                                       "are training clips said again.")
@@ -278,9 +278,9 @@ def test_what_was_learnt_by_heart_is_no_victory():
 def test_noise_is_called_noise():
     """Mistake: similarities of noise are told as a tie between two good voices."""
     values = system(np.random.default_rng(0), 5)
-    noise = [rows_of(arm, values, np.full(values.shape, 9)) for arm in ("base", "tuned")]
+    noise = [rows_of(arm, values, np.full(values.shape, 9)) for arm in ("base", "finetuned")]
     assert "of noise, no voice can be told" in verdict.verdict(noise[0] + noise[1])
-    clear = [rows_of(arm, values) for arm in ("base", "tuned")]
+    clear = [rows_of(arm, values) for arm in ("base", "finetuned")]
     assert "noise" not in verdict.verdict(clear[0] + clear[1])
 
 
@@ -290,24 +290,24 @@ def clips_of(folder, count=3):
     rows = []
     for number in range(count):
         audio.write(folder / f"{number}.flac", tone, 16_000)
-        rows.append({"arm": "tuned", "sentence": number, "text": "Hello there.", "seed": 1, "file": f"{number}.flac"})
+        rows.append({"arm": "finetuned", "sentence": number, "text": "Hello there.", "seed": 1, "file": f"{number}.flac"})
     return rows
 
 
-@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+@pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_length_pitch_pace_and_noise_are_told_against_the_real_clips(tmp_path):
     """Mistake: ratios the wrong way up, semitones without a sign, or a clip compared with the mean that holds itself."""
-    listeners = dataclasses.replace(a_judge("one")[0], listen_for_noise=lambda wave: 3.0)
+    metric_models = dataclasses.replace(a_judge("one")[0], predict_noise_mos=lambda wave: 3.0)
     real = {"Hello there.": a_real("Hello there.", seconds=0.5, pitch=900.0, noise=1.0), "a": a_real("a", pitch=100.0),
             "b": a_real("b", pitch=100.0)}
-    [row] = scores.judge(clips_of(tmp_path, 1), tmp_path, listeners, lambda row: real, lambda rows: None)
-    assert row["length"] == pytest.approx(2.0, abs=0.1) and row["pitch_off"] == pytest.approx(12, abs=0.3)
-    assert row["pace_ratio"] == pytest.approx(1.0, abs=0.05) and row["noisy"] is True and row["letters"] == 10
-    alone = scores.judge(clips_of(tmp_path, 1), tmp_path, listeners, lambda row: {}, lambda rows: None)[0]
-    assert alone["similarity"] is None and not {"length", "pitch_off", "pace_ratio", "noisy"} & set(alone)
+    [row] = scoring.score_rows(clips_of(tmp_path, 1), tmp_path, metric_models, lambda row: real, lambda rows: None)
+    assert row["length"] == pytest.approx(2.0, abs=0.1) and row["f0_difference"] == pytest.approx(12, abs=0.3)
+    assert row["rate_ratio"] == pytest.approx(1.0, abs=0.05) and row["noisy"] is True and row["letters"] == 10
+    alone = scoring.score_rows(clips_of(tmp_path, 1), tmp_path, metric_models, lambda row: {}, lambda rows: None)[0]
+    assert alone["similarity"] is None and not {"length", "f0_difference", "rate_ratio", "noisy"} & set(alone)
 
 
-@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+@pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_a_clip_without_a_score_is_left_out_of_that_measure_alone_and_named(tmp_path):
     """Mistake: a judge's mishap counts as the worst clip or as the best, costs the whole arm its figure, or is not told."""
     def moody(wave):
@@ -319,51 +319,51 @@ def test_a_clip_without_a_score_is_left_out_of_that_measure_alone_and_named(tmp_
     moody.asked = 0
     rows = clips_of(tmp_path)
     rows[2]["text"] = "..."
-    listeners = dataclasses.replace(a_judge("one")[0], recognise=moody)
-    judged = scores.judge(rows, tmp_path, listeners, lambda row: {"x": a_real("x")}, lambda rows: None)
+    metric_models = dataclasses.replace(a_judge("one")[0], embed_speaker=moody)
+    judged = scoring.score_rows(rows, tmp_path, metric_models, lambda row: {"x": a_real("x")}, lambda rows: None)
     assert [row["similarity"] for row in judged] == [0.6, None, 0.6]
-    found = scores.figures(judged)
-    assert found["similarity"].sentences == 2 and found["naturalness"].sentences == 3
+    found = scoring.aggregate(judged)
+    assert found["similarity"].sentences == 2 and found["mos"].sentences == 3
     assert found["wrong words"].sentences == 2 and found["wrong words"].value == 0
-    assert scores.unjudged(judged) == ["1.flac (voice: voice: RuntimeError: out of memory)",
+    assert scoring.missing_scores(judged) == ["1.flac (voice: voice: RuntimeError: out of memory)",
                                        "2.flac (words: its text has none)"]
-    assert scores.failures(judged) == []
+    assert scoring.failures(judged) == []
 
 
-@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+@pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_similarity_is_put_between_strangers_and_the_voice_itself(tmp_path):
     """Mistake: rows that were judged before never get it, or a voice that strangers are as like as itself stops all."""
-    listeners, asked = a_judge("one")
+    metric_models, asked = a_judge("one")
     rows = clips_of(tmp_path, 1)
-    judged = scores.judge(rows, tmp_path, listeners, lambda row: {"x": a_real("x")}, lambda rows: None)
+    judged = scoring.score_rows(rows, tmp_path, metric_models, lambda row: {"x": a_real("x")}, lambda rows: None)
     saved = []
-    [row] = scores.judge(judged, tmp_path, listeners, lambda row: {}, saved.append, lambda row: (0.5, 0.75))
+    [row] = scoring.score_rows(judged, tmp_path, metric_models, lambda row: {}, saved.append, lambda row: (0.5, 0.75))
     assert row["normalised"] == 2.0 and saved == [[row]] and len(asked) == 1
-    assert "normalised" not in scores.judge(judged, tmp_path, listeners, lambda row: {}, saved.append,
+    assert "normalised" not in scoring.score_rows(judged, tmp_path, metric_models, lambda row: {}, saved.append,
                                             lambda row: (0.8, 0.8))[0]
 
 
 def test_the_table_has_a_column_for_what_was_measured_only():
     """Mistake: a table too wide to read, full of columns without a figure; or one that hides what the first arm lacks."""
-    rows = rows_of("real", [[0.9]], seeds=(None,)) + rows_of("tuned", [[0.5]], seeds=(1,))
-    plain = scores.table(rows)
-    assert plain[0] == ["arm", "wrong words", "similarity", "naturalness", "ended by itself"]
-    rows[1] |= {"letters": 50, "wrong_letters": 5, "pitch_off": -1.25, "length": 1.1, "pace_ratio": 0.9, "noisy": True,
-                "copied": False, "normalised": 0.4}
-    full = scores.table(rows)
-    assert full[0] == ["arm", "wrong words", "wrong letters", "similarity", "normalised", "naturalness", "noisy", "length",
+    rows = rows_of("real", [[0.9]], seeds=(None,)) + rows_of("finetuned", [[0.5]], seeds=(1,))
+    plain = scoring.table(rows)
+    assert plain[0] == ["arm", "wrong words", "similarity", "mos", "ended by itself"]
+    rows[1] |= {"letters": 50, "char_errors": 5, "f0_difference": -1.25, "length": 1.1, "rate_ratio": 0.9, "noisy": True,
+                "memorized": False, "normalised": 0.4}
+    full = scoring.table(rows)
+    assert full[0] == ["arm", "wrong words", "wrong letters", "similarity", "normalised", "mos", "noisy", "length",
                        "pitch", "pace", "ended by itself", "copies"]
     assert full[1] == ["real", "0.0%", "-", "0.900", "-", "4.00", "-", "-", "-", "-", "100%", "-"]
     assert full[2][2:] == ["10.0%", "0.500", "0.40", "4.00", "100%", "1.10", "-1.2", "0.90", "100%", "0%"]
-    shown = scores.print_table(full).splitlines()
+    shown = scoring.print_table(full).splitlines()
     assert len(shown) == 4 and shown[0].split() == ["wrong", "wrong", "ended", "by"] and shown[1].split()[-2] == "itself"
     assert max(map(len, shown)) <= 112, "what a page of a notebook holds"
 
 
-@pytest.mark.skipif(not judges.present(), reason=f"judges are not installed: {judges.INSTALL}")
+@pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_scores_of_another_set_leave_nothing_behind(tmp_path):
     """Mistake: the second opinion of a set that is gone stays in the row and in the table."""
     rows = clips_of(tmp_path, 1)
-    rows[0] |= {"judged": "others", "similarity_2": 0.9, "naturalness_2": 5.0, "judge_failed": {"words": "?"}}
-    [row] = scores.judge(rows, tmp_path, a_judge("one")[0], lambda row: {}, lambda rows: None)
-    assert not {"similarity_2", "naturalness_2", "judge_failed"} & set(row) and row["judged"] == "words by one"
+    rows[0] |= {"judged": "others", "sim_2": 0.9, "mos_2": 5.0, "metric_failed": {"words": "?"}}
+    [row] = scoring.score_rows(rows, tmp_path, a_judge("one")[0], lambda row: {}, lambda rows: None)
+    assert not {"sim_2", "mos_2", "metric_failed"} & set(row) and row["judged"] == "words by one"

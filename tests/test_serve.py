@@ -24,17 +24,18 @@ import pytest
 import soundfile
 from test_lora import shake
 
-from tts_kit import audio, runtime, watermark
-from tts_kit.model import generate, load, lora
-from tts_kit.model.sampling import Sampling
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.speech import serve, speak, voices
-from tts_kit.speech.serve import Server
-from tts_kit.speech.server import api, orders
-from tts_kit.speech.server.gate import Gate
-from tts_kit.speech.server.orders import Order, Waiting
-from tts_kit.speech.speak import Line
+from tts_kit import audio, device, watermark
+from tts_kit.config import Config
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
+from tts_kit.generation.sampling import Sampling
+from tts_kit.model import load, lora
+from tts_kit.server import app, queue, serve
+from tts_kit.server.auth import AuthMiddleware
+from tts_kit.server.queue import Job, JobQueue
+from tts_kit.server.serve import Server
+from tts_kit.speech import adapters, speak
+from tts_kit.speech.speak import Request
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "sample_data" / "tiny-csm"
@@ -57,7 +58,7 @@ def running(cast, **settings) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Server]:
     """The bundled model, with the mark, as people start it."""
-    with running(voices.load(runtime.choose("cpu"), {"tiny": TINY})) as made:
+    with running(adapters.load_voices(device.choose("cpu"), {"tiny": TINY})) as made:
         yield made
 
 
@@ -66,16 +67,16 @@ def cast(loud, tmp_path_factory) -> dict:
     """Three voices on one toy that differ: its own, and two adapters; each always says the same."""
     places = {"plain": loud}
     for number, name in enumerate(("anna", "ben"), 1):
-        base = load.base(loud, runtime.choose("cpu"))
-        model = lora.attach(base.model, 4, 8.0)
+        base = load.load_base(loud, device.choose("cpu"))
+        model = lora.add_lora(base.model, 4, 8.0)
         shake(model)
         lora.set_strength(model, number)
         for weight_name, weight in model.named_parameters():
             if "lora_B" in weight_name:
                 weight.data.mul_(number)
         places[name] = tmp_path_factory.mktemp("adapters") / name
-        lora.save(model, places[name], base, Recipe(base=loud).to_json(), {"speaker": "0"})
-    found = voices.load(runtime.choose("cpu"), places)
+        lora.save(model, places[name], base, Config(base=loud).to_json(), {"speaker": "0"})
+    found = adapters.load_voices(device.choose("cpu"), places)
     for voice in found.values():
         voice.sampling = Sampling(0, 0)
     return found
@@ -122,7 +123,7 @@ def until(seen: Callable[[], object], seconds: float = 10) -> None:
 @pytest.fixture
 def held(monkeypatch) -> Iterator[threading.Event]:
     """The worker stops before its next batch until this is set; how many prompts each batch had is in `sizes`."""
-    go, real = threading.Event(), generate.takes
+    go, real = threading.Event(), generate.generate
     go.sizes = []
 
     def waiting(*arguments):
@@ -130,7 +131,7 @@ def held(monkeypatch) -> Iterator[threading.Event]:
         assert go.wait(30)
         return real(*arguments)
 
-    monkeypatch.setattr(generate, "takes", waiting)
+    monkeypatch.setattr(generate, "generate", waiting)
     yield go
     go.set()
 
@@ -295,20 +296,20 @@ def test_a_long_stream_holds_others_up_for_a_sentence_only(toys, monkeypatch):
         long = many.submit(ask, toys, {"input": LONG, "stream_format": "audio"}, headers={"Connection": "close"})
         until(lambda: spoken)
         assert ask(toys, {"voice": "plain"})[0] == 200
-        assert not long.done() and len(speak.cut(LONG)) == 2
+        assert not long.done() and len(speak.split_requests(LONG)) == 2
         assert long.result()[0] == 200
 
 
 def test_turns_go_round_between_clients():
     """Mistake: one client with many requests is served before another one with a single request."""
-    waiting = Waiting(most=40)
+    waiting = JobQueue(most=40)
     for client_name, voice, count in (("greedy", "anna", 20), ("modest", "ben", 1), ("other", "anna", 2)):
         for _ in range(count):
-            waiting.put(Order(client_name, voice, [Line("x.")], False, print))
+            waiting.put(Job(client_name, voice, [Request("x.")], False, print))
     first, second = waiting.take(), waiting.take()
     assert [each.client for each in first[:3]] == ["greedy", "other", "greedy"] and len(first) == 8
     assert [each.client for each in second] == ["modest"]
-    assert len(orders.share([Order("a", "v", [Line("x.")] * 9, False, print, said=1) for _ in range(2)])) == 8
+    assert len(queue.next_batch([Job("a", "v", [Request("x.")] * 9, False, print, said=1) for _ in range(2)])) == 8
 
 
 # too much
@@ -327,7 +328,7 @@ def test_a_full_queue_says_when_to_come_again(cast, held):
 
 def test_who_waited_too_long_is_told(cast, held):
     """Mistake: a client waits for minutes, until what is being said is said, to hear then that it waited in vain."""
-    with running(cast, marked=False, patience=0.2) as server, ThreadPoolExecutor(1) as many:
+    with running(cast, marked=False, queue_timeout=0.2) as server, ThreadPoolExecutor(1) as many:
         first = many.submit(ask, server)
         until(lambda: held.sizes)
         status, content, headers = ask(server, {"voice": "plain"})
@@ -415,7 +416,7 @@ def test_openais_client_raises_its_own_errors(toys):
 def test_a_failure_is_told_and_the_next_is_served(toys, monkeypatch, caplog):
     """Mistake: one bad request ends the thread that speaks, and the server answers no more; or its insides are sent out."""
     with monkeypatch.context() as broken:
-        broken.setattr(generate, "takes", lambda *arguments: 1 / 0)
+        broken.setattr(generate, "generate", lambda *arguments: 1 / 0)
         broken.setattr(generate, "stream", lambda *arguments: 1 / 0)
         for told in ({}, {"stream_format": "audio"}):
             status, content, _ = ask(toys, told)
@@ -484,7 +485,7 @@ def test_a_batch_for_nobody_is_broken_off(toys, cast, slowly):
     made = len(slowly)
     until(lambda: toys.worker.batches)
     assert len(slowly) - made <= 3 and ask(toys)[0] == 200
-    assert speak.speak(LONG, cast["anna"]).seconds * cast["anna"].base.physics.frame_rate > 50, "too short a text to tell"
+    assert speak.speak(LONG, cast["anna"]).seconds * cast["anna"].base.spec.frame_rate > 50, "too short a text to tell"
 
 
 def test_who_stays_in_a_batch_hears_all(toys, cast, held, slowly):
@@ -515,7 +516,7 @@ def test_a_client_that_hangs_up_mid_stream_frees_the_voice(toys, cast, slowly):
         leave(toys, {"stream_format": "audio"}, 500)
     until(lambda: len(toys.waiting) == 0)
     made, (_, content, _) = len(slowly), ask(toys)
-    whole = speak.speak(LONG, cast["anna"]).seconds * cast["anna"].base.physics.frame_rate
+    whole = speak.speak(LONG, cast["anna"]).seconds * cast["anna"].base.spec.frame_rate
     assert made < 1.5 * whole and alike(heard(content), speak.speak(SHORT, cast["ben"]).samples)
 
 
@@ -596,52 +597,52 @@ def test_without_a_key_only_for_this_machine(toys):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
 def test_other_addresses_of_the_machine_want_a_key(cast, host):
     """Mistake: --host 0.0.0.0 opens the voices to everybody on the network."""
-    with pytest.raises(Problem, match="no key was given. Give --key"):
+    with pytest.raises(KitError, match="no key was given. Give --key"):
         Server(cast, host, 0)
-    with pytest.raises(Problem, match="shorter than 16"):
+    with pytest.raises(KitError, match="shorter than 16"):
         Server(cast, host, 0, keys=["secret"])
 
 
 def test_a_port_in_use_is_named(toys, cast):
     """Mistake: a traceback of the socket, after minutes of loading."""
-    with pytest.raises(Problem, match=f"port {toys.port} of 127.0.0.1 is in use.*--port 0"):
-        serve.sit(lambda: pytest.fail("loaded before the port was found free"), port=toys.port)
-    with pytest.raises(Problem, match="no address of this machine"):
+    with pytest.raises(KitError, match=f"port {toys.port} of 127.0.0.1 is in use.*--port 0"):
+        serve.run_server(lambda: pytest.fail("loaded before the port was found free"), port=toys.port)
+    with pytest.raises(KitError, match="no address of this machine"):
         Server(cast, port=70_000)
 
 
-@pytest.mark.parametrize("patience", [0.0, -1.0, float("nan")])
-def test_patience_is_a_time(patience):
+@pytest.mark.parametrize("queue_timeout", [0.0, -1.0, float("nan")])
+def test_patience_is_a_time(queue_timeout):
     """Mistake: a server that refuses every request, or none, for a slip on the command line."""
-    with pytest.raises(Problem, match="--patience .* is no time to wait"):
-        serve.sit(lambda: pytest.fail("loaded"), port=0, patience=patience)
+    with pytest.raises(KitError, match="--queue-timeout .* is no time to wait"):
+        serve.run_server(lambda: pytest.fail("loaded"), port=0, queue_timeout=queue_timeout)
 
 
 def test_what_cannot_begin_says_so_at_once(cast, monkeypatch):
     """Mistake: in a notebook or in the cloud the server's thread dies of what is missing, and nobody learns of it."""
     def missing() -> None:
-        raise Problem("no mark can be made")
+        raise KitError("no mark can be made")
 
     monkeypatch.setattr(watermark, "network", missing)
     made = Server(cast, port=0)
-    with contextlib.closing(made._socket), pytest.raises(Problem, match="no mark can be made"):
+    with contextlib.closing(made._socket), pytest.raises(KitError, match="no mark can be made"):
         made.start()
 
 
 @pytest.mark.parametrize("pairs", [["anna"], ["anna="], ["=x"], ["../x=y"], ["a=x", "a=y"], ["a b=x"]])
 def test_voices_are_told_by_name_and_place(pairs):
     """Mistake: a voice without a name, or one name for two."""
-    with pytest.raises(Problem, match="NAME=PLACE"):
-        serve.places(pairs)
-    assert serve.places(["a=runs/a=b", "b.c=owner/name"]) == {"a": "runs/a=b", "b.c": "owner/name"}
+    with pytest.raises(KitError, match="NAME=PLACE"):
+        serve.parse_voices(pairs)
+    assert serve.parse_voices(["a=runs/a=b", "b.c=owner/name"]) == {"a": "runs/a=b", "b.c": "owner/name"}
 
 
 def test_the_model_is_called_as_on_the_hub_and_no_place_is_told(tmp_path, monkeypatch):
     """Mistake: folders of this machine in what every client reads."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "tiny").mkdir(parents=True)
-    assert api.model_name("sesame/csm-1b") == "sesame/csm-1b"
-    assert api.model_name("here/tiny") == api.model_name(str(tmp_path / "here" / "tiny")) == "tiny"
+    assert app.model_name("sesame/csm-1b") == "sesame/csm-1b"
+    assert app.model_name("here/tiny") == app.model_name(str(tmp_path / "here" / "tiny")) == "tiny"
 
 
 def test_the_gate_counts_who_left():
@@ -649,7 +650,7 @@ def test_the_gate_counts_who_left():
     async def fails(scope, receive, send):
         raise RuntimeError("inside")
 
-    gate = Gate(fails, most=1)
+    gate = AuthMiddleware(fails, most=1)
     scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
     for _ in range(3):
         with pytest.raises(RuntimeError, match="inside"):
@@ -749,7 +750,7 @@ def test_the_page_counts_the_seconds_and_can_be_stopped(chromium, cast, held):
 def test_audio_knows_what_it_can_write():
     """Mistake: a kind is promised that this libsndfile lacks, or bytes are cut where the rate is not its own."""
     wave = (0.3 * np.sin(np.arange(22_050) * 0.1)).astype(np.float32)
-    assert list(audio.kinds()) == ["mp3", "wav", "flac", "opus"]
-    for kind in audio.kinds():
-        samples, rate = soundfile.read(io.BytesIO(audio.encoded(wave, 22_050, kind)))
+    assert list(audio.available_formats()) == ["mp3", "wav", "flac", "opus"]
+    for kind in audio.available_formats():
+        samples, rate = soundfile.read(io.BytesIO(audio.encode(wave, 22_050, kind)))
         assert len(samples) / rate == pytest.approx(1, abs=0.06), kind

@@ -12,31 +12,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_generate import GREEDY, prompts
 
-from tts_kit import runtime
-from tts_kit.model import generate, lean, load, lora, parcel
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
-from tts_kit.run import read_json, write_json
-from tts_kit.speech import speak, stream, voices
+from tts_kit import device
+from tts_kit.config import Config
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
+from tts_kit.io import read_json, write_json
+from tts_kit.model import adapter_io, fused_lora, load, lora
+from tts_kit.speech import adapters, speak, stream
 
-CPU = runtime.choose("cpu", "float32")
+CPU = device.choose("cpu", "float32")
 SPEAKER = "3"
 
 
-def codes(voice, tuned=True):
-    with voice.speaking(tuned):
-        return [take.codes.tolist() for take in generate.takes(
-            voice.base.model, voice.base.physics, prompts(voice.base, "One.", "Two, longer."), GREEDY, [0, 0], [8, 8])]
+def codes(voice, finetuned=True):
+    with voice.speaking(finetuned):
+        return [take.codes.tolist() for take in generate.generate(
+            voice.base.model, voice.base.spec, prompts(voice.base, "One.", "Two, longer."), GREEDY, [0, 0], [8, 8])]
 
 
 def make_adapter(place, folder, seed, targets="both", rank=4, scale=0.2):
     """An adapter with weights of chance, as a voice."""
-    base = load.base(place, CPU)
-    model = lora.attach(base.model, rank, 8.0, targets)
+    base = load.load_base(place, CPU)
+    model = lora.add_lora(base.model, rank, 8.0, targets)
     for name, weight in model.named_parameters():
         if "lora_" in name:
             weight.data.normal_(0, scale, generator=torch.Generator().manual_seed(sum(name.encode()) + seed))
-    lora.save(model, folder, base, Recipe(base=place).to_json(), {"speaker": SPEAKER})
+    lora.save(model, folder, base, Config(base=place).to_json(), {"speaker": SPEAKER})
     return speak.Voice(base, model)
 
 
@@ -52,14 +53,14 @@ def three(loud, tmp_path_factory):
 def test_voices_share_a_base_and_stay_themselves(loud, three):
     """Mistake: after a switch a voice keeps something of the one before it, or the base of the adapters beside it."""
     root, said = three
-    plain = load.base(loud, CPU)
+    plain = load.load_base(loud, CPU)
     said = said | {"base": codes(speak.Voice(plain, plain.model))}
-    made = voices.load(CPU, {"base": loud, "b": root / "b", "a": str(root / "a"), "c": root / "c"})
+    made = adapters.load_voices(CPU, {"base": loud, "b": root / "b", "a": str(root / "a"), "c": root / "c"})
     assert len({id(voice.base) for voice in made.values()}) == 1 and len({str(each) for each in said.values()}) == 4
     for name in ("base", "a", "b", "a", "c", "base", "b", "c", "a"):
         assert codes(made[name]) == said[name], name
-    assert codes(made["a"], tuned=False) == said["base"] and codes(made["a"]) == said["a"]
-    assert made["a"].speaker == SPEAKER and made["base"].speaker == "0" and not made["base"].is_tuned
+    assert codes(made["a"], finetuned=False) == said["base"] and codes(made["a"]) == said["a"]
+    assert made["a"].speaker == SPEAKER and made["base"].speaker == "0" and not made["base"].is_finetuned
     assert not any(weight.requires_grad for weight in made["a"].model.parameters())
 
 
@@ -68,7 +69,7 @@ def test_a_base_that_has_spoken_takes_an_adapter_on(loud, three):
     root, said = three
     voice = speak.load_voice(CPU, base=loud)
     before = codes(voice)
-    assert codes(voices.beside(voice, root / "a")) == said["a"] != before
+    assert codes(adapters.add_adapter(voice, root / "a")) == said["a"] != before
     assert codes(voice) == before
 
 
@@ -77,10 +78,10 @@ def test_a_later_adapter_is_followed_in_place_and_computed_lean(three):
     root, said = three
     first = speak.load_voice(CPU, root / "b")
     assert codes(first) == said["b"]
-    later = voices.beside(first, root / "a")
+    later = adapters.add_adapter(first, root / "a")
     assert codes(later) == said["a"]
     layers = [module for module in later.model.modules() if isinstance(module, lora.LoraLayer)]
-    assert len(layers) == 28 and all(type(layer) is lean.Lean for layer in layers)
+    assert len(layers) == 28 and all(type(layer) is fused_lora.FusedLoraLinear for layer in layers)
     weights = next(layer for layer in layers if later.adapter in layer.lora_B).lora_B[later.adapter].weight
     with torch.no_grad():
         weights.neg_()
@@ -95,18 +96,18 @@ def test_an_adapter_in_the_place_of_another_is_heard(three):
     root, said = three
     first = speak.load_voice(CPU, root / "a")
     for name in ("c", "b", "c"):
-        other = voices.beside(first, root / name)
+        other = adapters.add_adapter(first, root / name)
         assert codes(other) == said[name]
         lora.remove(other.model, other.adapter)
-    assert codes(first) == said["a"] and list(first.model.peft_config) == [lora.FIRST]
+    assert codes(first) == said["a"] and list(first.model.peft_config) == [lora.DEFAULT_ADAPTER]
 
 
 def test_strength_is_each_voices_own(three):
     """Mistake: the slider of one voice turns all of them."""
     root, said = three
-    made = voices.load(CPU, {"a": root / "a", "c": root / "c"})
+    made = adapters.load_voices(CPU, {"a": root / "a", "c": root / "c"})
     lora.set_strength(made["c"].model, 0.0, made["c"].adapter)
-    assert codes(made["a"]) == said["a"] and codes(made["c"]) == codes(made["a"], tuned=False)
+    assert codes(made["a"]) == said["a"] and codes(made["c"]) == codes(made["a"], finetuned=False)
     lora.set_strength(made["c"].model, 1.0, made["c"].adapter)
     assert codes(made["c"]) == said["c"]
 
@@ -115,10 +116,10 @@ def test_strength_is_each_voices_own(three):
 def test_voices_that_share_a_base_are_never_mixed(three, others):
     """Mistake: a voice that begins while another still speaks changes the weights under it, and nobody is told."""
     root, said = three
-    made = voices.load(CPU, {"a": root / "a", "c": root / "c"})
+    made = adapters.load_voices(CPU, {"a": root / "a", "c": root / "c"})
     flow = stream.stream("One.", made["a"])
     next(flow)
-    with pytest.raises(Problem, match="still saying something else"):
+    with pytest.raises(KitError, match="still saying something else"):
         codes(made[others])
     flow.close()
     assert codes(made[others]) == said[others]
@@ -128,7 +129,7 @@ def test_voices_that_share_a_base_are_never_mixed(three, others):
         for _ in range(5):
             try:
                 told.append((name, codes(made[name])))
-            except Problem:
+            except KitError:
                 told.append((name, said[name]))
 
     threads = [threading.Thread(target=talk, args=name) for name in "acac"]
@@ -141,7 +142,7 @@ def test_voices_that_share_a_base_are_never_mixed(three, others):
 
 def test_voices_of_different_bases_are_loaded_apart(loud, toy, three):
     """Mistake: an adapter is put on whatever base came first."""
-    made = voices.load(CPU, {"a": three[0] / "a", "base": toy, "loud": loud})
+    made = adapters.load_voices(CPU, {"a": three[0] / "a", "base": toy, "loud": loud})
     assert made["a"].base is made["loud"].base is not made["base"].base
 
 
@@ -153,9 +154,9 @@ def test_a_refused_adapter_leaves_the_others_as_they_were(three, tmp_path):
     for spoil, message in REFUSED.values():
         folder = shutil.copytree(root / "c", tmp_path / spoil.__name__)
         spoil(folder)
-        with pytest.raises(Problem, match=message):
-            voices.beside(voice, folder)
-    assert codes(voice) == said["a"] and list(voice.model.peft_config) == [lora.FIRST]
+        with pytest.raises(KitError, match=message):
+            adapters.add_adapter(voice, folder)
+    assert codes(voice) == said["a"] and list(voice.model.peft_config) == [lora.DEFAULT_ADAPTER]
 
 
 @pytest.mark.parametrize("field, value", [
@@ -167,10 +168,10 @@ def test_strange_settings_never_reach_the_base(three, tmp_path, field, value):
     root, said = three
     voice = speak.load_voice(CPU, root / "a")
     folder = shutil.copytree(root / "c", tmp_path / "c")
-    change(folder, parcel.CONFIG, **{field: value})
-    with pytest.raises(Problem, match=f"adapter_config.json has {field} .*plain LoRA only"):
-        voices.beside(voice, folder)
-    assert codes(voice) == said["a"] and list(voice.model.peft_config) == [lora.FIRST]
+    change(folder, adapter_io.CONFIG_FILE, **{field: value})
+    with pytest.raises(KitError, match=f"adapter_config.json has {field} .*plain LoRA only"):
+        adapters.add_adapter(voice, folder)
+    assert codes(voice) == said["a"] and list(voice.model.peft_config) == [lora.DEFAULT_ADAPTER]
 
 
 def test_a_base_alone_is_not_wrapped_for_what_is_refused(loud, three, tmp_path):
@@ -178,29 +179,29 @@ def test_a_base_alone_is_not_wrapped_for_what_is_refused(loud, three, tmp_path):
     voice = speak.load_voice(CPU, base=loud)
     folder = shutil.copytree(three[0] / "c", tmp_path / "c")
     lost_layers(folder)
-    with pytest.raises(Problem, match="disagree about"):
-        voices.beside(voice, folder)
+    with pytest.raises(KitError, match="disagree about"):
+        adapters.add_adapter(voice, folder)
     assert not any(isinstance(module, lora.LoraLayer) for module in voice.base.model.modules())
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_strength_is_a_number(three, strength):
     """Mistake: a voice of nothing but NaN, merged and given away."""
-    with pytest.raises(Problem, match="is none"):
+    with pytest.raises(KitError, match="is none"):
         lora.set_strength(speak.load_voice(CPU, three[0] / "a").model, strength)
 
 
 def cut_short(folder):
-    path = folder / lora.WEIGHTS
+    path = folder / lora.WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def make_pointer(folder):
-    (folder / lora.WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 134\n")
+    (folder / lora.WEIGHTS_FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 134\n")
 
 
 def make_pickle(folder):
-    (folder / lora.WEIGHTS).rename(folder / "adapter_model.bin")
+    (folder / lora.WEIGHTS_FILE).rename(folder / "adapter_model.bin")
 
 
 def change(folder, file, **fields):
@@ -208,22 +209,22 @@ def change(folder, file, **fields):
 
 
 def other_rank(folder):
-    change(folder, parcel.CONFIG, r=8)
+    change(folder, adapter_io.CONFIG_FILE, r=8)
 
 
 def other_kind(folder):
-    change(folder, parcel.CONFIG, use_dora=True)
+    change(folder, adapter_io.CONFIG_FILE, use_dora=True)
 
 
 def lost_layers(folder):
-    weights = load_file(folder / lora.WEIGHTS)
-    save_file({name: weight for name, weight in weights.items() if "depth" not in name}, folder / lora.WEIGHTS)
+    weights = load_file(folder / lora.WEIGHTS_FILE)
+    save_file({name: weight for name, weight in weights.items() if "depth" not in name}, folder / lora.WEIGHTS_FILE)
 
 
 def other_width(folder):
-    weights = load_file(folder / lora.WEIGHTS)
+    weights = load_file(folder / lora.WEIGHTS_FILE)
     name = next(name for name in weights if "depth" in name and "lora_A" in name)
-    save_file(weights | {name: weights[name][:, 1:].contiguous()}, folder / lora.WEIGHTS)
+    save_file(weights | {name: weights[name][:, 1:].contiguous()}, folder / lora.WEIGHTS_FILE)
 
 
 REFUSED = {each[0].__name__: each for each in (
@@ -240,7 +241,7 @@ def test_broken_adapters_are_refused_by_name(three, tmp_path, name):
     spoil, message = REFUSED[name]
     folder = shutil.copytree(three[0] / "a", tmp_path / "copy")
     spoil(folder)
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(KitError, match=message):
         speak.load_voice(CPU, folder)
 
 
@@ -248,7 +249,7 @@ def test_a_base_of_pickles_is_refused_by_name(toy, tmp_path):
     """Mistake: the weights of a base are unpickled, or are said to be missing where they lie."""
     folder = shutil.copytree(toy, tmp_path / "copy")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(Problem, match=r"as a pickle \(pytorch_model.bin\)"):
+    with pytest.raises(KitError, match=r"as a pickle \(pytorch_model.bin\)"):
         speak.load_voice(CPU, str(folder))
 
 
@@ -258,7 +259,7 @@ def test_a_base_that_is_half_there_is_named(toy, tmp_path, content, message):
     """Mistake: "header too large", where only a pointer was cloned."""
     folder = shutil.copytree(toy, tmp_path / "copy")
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(KitError, match=message):
         speak.load_voice(CPU, str(folder))
 
 
@@ -267,9 +268,9 @@ def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
     shutil.copytree(three[0] / "a", tmp_path / "hub" / "voice")
     make_pickle(shutil.copytree(three[0] / "a", tmp_path / "hub" / "pickled"))
     script = (
-        "import sys\nfrom tts_kit.speech import places\nfrom tts_kit.problem import Problem\n"
-        "for name in sys.argv[1:]:\n    try:\n        print(sorted(path.name for path in places.adapter(name).iterdir()))\n"
-        "    except Problem as problem:\n        print(problem)\n")
+        "import sys\nfrom tts_kit.speech import resolve\nfrom tts_kit.errors import KitError\n"
+        "for name in sys.argv[1:]:\n    try:\n        print(sorted(path.name for path in resolve.find_adapter(name).iterdir()))\n"
+        "    except KitError as problem:\n        print(problem)\n")
     with hub.serving(tmp_path / "hub") as server:
         own = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_TOKEN": "",
                "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
@@ -278,7 +279,7 @@ def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
                              env=os.environ | own)
     assert ran.returncode == 0, ran.stderr
     fetched, pickled, gated, nobody = ran.stdout.splitlines()[-4:]
-    assert fetched == str(sorted([lora.WEIGHTS, parcel.CONFIG, lora.VOICE, "recipe.json"]))
+    assert fetched == str(sorted([lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "recipe.json"]))
     assert "me/pickled has its weights as a pickle (adapter_model.bin)" in pickled
     assert "pickled/adapter_model.bin" not in server.fetched
     assert "is gated" in gated and "hf auth login" in gated

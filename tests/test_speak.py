@@ -9,19 +9,19 @@ import soundfile
 from test_lora import shake
 from test_tokens import tone
 
-from tts_kit import audio, runtime
+from tts_kit import audio, device
+from tts_kit.config import Config
+from tts_kit.errors import KitError
+from tts_kit.generation.sampling import Sampling
 from tts_kit.model import lora
-from tts_kit.model.sampling import Sampling
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
 from tts_kit.speech import speak
-from tts_kit.speech.speak import Line, Reference, Voice
+from tts_kit.speech.speak import Reference, Request, Voice
 
 
 @pytest.fixture
 def voice(loud_base):
     """A tuned toy that says something definite."""
-    model = lora.attach(loud_base.model, 4, 8.0)
+    model = lora.add_lora(loud_base.model, 4, 8.0)
     shake(model)
     return Voice(loud_base, model, "0", Sampling(0.9, 0.9, 8))
 
@@ -34,8 +34,8 @@ def reference(tmp_path):
 
 def test_four_arms_are_four_different_voices_of_one_model(voice, reference):
     """Mistake: the adapter stays on for the base arm, or the reference is not heard."""
-    arms = {(tuned, bool(given)): speak.speak("Hello.", voice, given, tuned, seed=3).samples
-            for tuned in (False, True) for given in (None, reference)}
+    arms = {(finetuned, bool(given)): speak.speak("Hello.", voice, given, finetuned, seed=3).samples
+            for finetuned in (False, True) for given in (None, reference)}
     names = list(arms)
     for number, one in enumerate(names):
         for other in names[number + 1:]:
@@ -45,7 +45,7 @@ def test_four_arms_are_four_different_voices_of_one_model(voice, reference):
 def test_the_adapter_is_on_again_after_the_base_spoke(voice):
     """Mistake: one base clip switches the adapter off for all that follow."""
     before = speak.speak("Hello.", voice, seed=3).samples
-    speak.speak("Hello.", voice, tuned=False, seed=3)
+    speak.speak("Hello.", voice, finetuned=False, seed=3)
     np.testing.assert_array_equal(speak.speak("Hello.", voice, seed=3).samples, before)
 
 
@@ -62,7 +62,7 @@ def test_the_limit_follows_the_text(voice):
     """Mistake: a fixed ten seconds cuts long sentences and lets short ones babble."""
     short = speak.speak("No.", voice)
     long = speak.speak("This is a sentence of rather more words than the other one has.", voice)
-    assert not short.stopped and not long.stopped
+    assert not short.ended_with_eos and not long.ended_with_eos
     assert short.seconds < 3.5 < long.seconds < 13
 
 
@@ -71,8 +71,8 @@ def test_long_text_is_said_in_sentences_with_pauses(voice):
     text = " ".join(f"This is sentence number {word}, which is here to fill the page a little." for word in
                     ("one", "two", "three", "four", "five", "six"))
     speech = speak.speak(text, voice, seed=1)
-    from tts_kit.text import normalise, sentences
-    assert speech.takes == len(sentences(normalise(text))) > 1
+    from tts_kit.text import normalize, split_sentences
+    assert speech.takes == len(split_sentences(normalize(text))) > 1
     assert speech.seconds > 0.1 * speech.takes
 
 
@@ -83,7 +83,7 @@ def test_a_failed_take_is_tried_again_and_counted(voice):
     voice.base.model.lm_head.weight.data.zero_()
     voice.base.model.depth_decoder.codebooks_head.weight.data.zero_()
     empty = speak.speak("It ends at once.", voice, retries=1)
-    assert empty.takes == 2 and not empty.stopped and empty.seconds == 0
+    assert empty.takes == 2 and not empty.ended_with_eos and empty.seconds == 0
 
 
 def test_long_text_is_batched(voice, monkeypatch):
@@ -98,25 +98,25 @@ def test_long_text_is_batched(voice, monkeypatch):
 def test_a_file_that_cannot_be_written_is_refused_before_speaking(voice, tmp_path, monkeypatch):
     """Mistake: minutes of speech are lost because of the file's name."""
     monkeypatch.setattr(speak, "_say", None)
-    with pytest.raises(Problem, match="ends in '.xyz'"):
+    with pytest.raises(KitError, match="ends in '.xyz'"):
         speak.speak("Hello.", voice, file=tmp_path / "hello.xyz")
 
 
 def test_a_reference_that_is_not_there(voice, tmp_path):
     """Mistake: told to take a row out of a table that the reference never stood in."""
-    with pytest.raises(Problem, match="the reference .*none.wav is no file"):
+    with pytest.raises(KitError, match="the reference .*none.wav is no file"):
         speak.speak("Hello.", voice, Reference(tmp_path / "none.wav", "Hello."))
 
 
 def test_many_lines_come_back_in_their_places(voice, reference):
     """Mistake: batching by length returns clips under the wrong sentence, arm or seed."""
-    lines = [Line(text, seed, given, tuned) for text in ("One.", "A longer second line.") for seed in (1, 2)
-             for given in (None, reference) for tuned in (False, True)]
-    said = dict(speak.say(lines, voice))
+    lines = [Request(text, seed, given, finetuned) for text in ("One.", "A longer second line.") for seed in (1, 2)
+             for given in (None, reference) for finetuned in (False, True)]
+    said = dict(speak.generate_speech(lines, voice))
     assert sorted(said) == list(range(len(lines)))
     for place in (0, 5, 10, 15):
         line = lines[place]
-        alone = speak.speak(line.text, voice, line.reference, line.tuned, line.seed)
+        alone = speak.speak(line.text, voice, line.reference, line.finetuned, line.seed)
         assert alone.samples.shape == said[place].samples.shape
         np.testing.assert_allclose(alone.samples, said[place].samples, atol=1e-4)
 
@@ -134,13 +134,13 @@ def test_several_references_are_all_heard(voice, reference, tmp_path):
 def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voice):
     """Mistake: the voice changes from sentence to sentence, or a runaway first take spoils all that follow."""
     said = speak._Said(voice.base.codec.encode([tone(0.5)])[0], True, 1, 0.0)
-    lines = [Line("The first."), Line("The second.")]
+    lines = [Request("The first."), Request("The second.")]
     [context] = speak._own_context(voice, lines, said)
     assert context.text == "The first." and not context.scored and context.codes is said.codes
-    said.stopped = False
+    said.ended_with_eos = False
     assert speak._own_context(voice, lines, said) == []
-    said.stopped = True
-    assert speak._own_context(voice, [Line("a" * 200), Line("b" * 400)], said) == []
+    said.ended_with_eos = True
+    assert speak._own_context(voice, [Request("a" * 200), Request("b" * 400)], said) == []
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -148,14 +148,14 @@ def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voic
 ])
 def test_text_that_cannot_be_said(voice, text, message):
     """Mistake: empty or broken text is sent to the model, which answers with noise."""
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(KitError, match=message):
         speak.speak(text, voice)
 
 
 def test_a_reference_that_leaves_no_room(voice, tmp_path):
     """Mistake: a reference of half a minute fills the model and the sentence comes out empty."""
     audio.write(tmp_path / "long.wav", tone(40.0), 24_000)
-    with pytest.raises(Problem, match="shorter"):
+    with pytest.raises(KitError, match="shorter"):
         speak.speak("Hello.", voice, Reference(tmp_path / "long.wav", "Long."))
 
 
@@ -166,7 +166,7 @@ def test_a_base_is_sampled_as_it_recommends(toy, tmp_path):
     told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     told |= {"temperature": 0.5, "depth_decoder_temperature": 0.25, "top_k": 7}
     (folder / "generation_config.json").write_text(json.dumps(told), encoding="utf-8")
-    voice = speak.load_voice(runtime.choose("cpu"), base=str(folder))
+    voice = speak.load_voice(device.choose("cpu"), base=str(folder))
     assert voice.sampling == Sampling(0.5, 0.25, 7)
-    assert voice.sampling.asked(Recipe(temperature=0.0, top_k=3)) == Sampling(0.0, 0.25, 3)
-    assert speak.load_voice(runtime.choose("cpu"), base=toy).sampling == Sampling(0.9, 0.9, 50)
+    assert voice.sampling.asked(Config(temperature=0.0, top_k=3)) == Sampling(0.0, 0.25, 3)
+    assert speak.load_voice(device.choose("cpu"), base=toy).sampling == Sampling(0.9, 0.9, 50)

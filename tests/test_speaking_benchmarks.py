@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.benchmarks import encode, generate, growth, measure, train_step
-from tts_kit import runtime
-from tts_kit.model.generate import Sampling
-from tts_kit.problem import Problem
+from tts_kit import device
+from tts_kit.errors import KitError
+from tts_kit.generation.generate import Sampling
 
 ROOT = Path(__file__).parents[1]
-CPU = runtime.choose("cpu")
+CPU = device.choose("cpu")
 QUICK = ["--shape", "toy", "--device", "cpu", "--repeats", "1"]
 MISSING = ("soundfile", "soxr", "matplotlib", "datasets", "pytest", "trl", "pyloudnorm", "conftest")
 """What a lent GPU machine need not have."""
@@ -68,7 +68,7 @@ def test_two_that_differ_are_not_timed(monkeypatch):
     """Mistake: a faster loop that says something else is celebrated."""
     said = generate.Task.kit
     monkeypatch.setattr(generate.Task, "kit", lambda self, *given, **more: (said(self, *given, **more) + 1) % 32)
-    with pytest.raises(Problem, match="different codes for toy"):
+    with pytest.raises(KitError, match="different codes for toy"):
         generate.check("toy", "cpu")
 
 
@@ -92,9 +92,9 @@ def test_encoding_is_compared_from_end_to_end(tmp_path):
 def test_other_codes_are_not_timed():
     """Mistake: batched encoding is fast because it encodes something else."""
     codes = [torch.zeros(100, 4), torch.zeros(50, 4)]
-    with pytest.raises(Problem, match="50.00% of the codes differ"):
+    with pytest.raises(KitError, match="50.00% of the codes differ"):
         encode.unequal(codes, [torch.tensor([0., 1.]).repeat(len(each), 2) for each in codes])
-    with pytest.raises(Problem, match="numbers of frames"):
+    with pytest.raises(KitError, match="numbers of frames"):
         encode.unequal(codes, codes[::-1])
 
 
@@ -107,7 +107,7 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
     file = tmp_path / "growth_toy_cpu.json"
     assert "No picture" in capsys.readouterr().out and not file.with_suffix(".png").exists()
     assert found == json.loads(file.read_text(encoding="utf-8"))
-    assert [(each["clips"], each["depth_ratio"]) for each in found["training"]] == [
+    assert [(each["clips"], each["depth_frame_fraction"]) for each in found["training"]] == [
         (clips, ratio) for clips in (2, 4) for ratio in ("1/16", "1")]
     assert [each["frames"] for each in found["speaking"]] == [4, 8]
     assert found["last_over_first"]["tokens"] == found["last_over_first"]["frames"] == 2

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.benchmarks import measure, speed_table
-from tts_kit.run import write_json
+from tts_kit.io import write_json
 
 H200, T4 = "AMD EPYC, 16 cores, 128 GB, NVIDIA H200", "Intel Xeon, 2 cores, 13 GB, Tesla T4"
 
@@ -18,7 +18,7 @@ def made(what: str, shape: str, against: str, settings: dict, kit: dict, ratio: 
 
 
 def trained(ratio: str, seconds: float, faster: float, batch: int = 8, bytes: float = 7e9, **more) -> dict:
-    settings = {"seconds": "10", "batch": batch, "depth_ratio": ratio, "losses_apart": 4e-7}
+    settings = {"seconds": "10", "batch": batch, "depth_frame_fraction": ratio, "losses_apart": 4e-7}
     return made("train_step", "csm-1b", "stock", settings, {"seconds": seconds, "peak_bytes": bytes}, faster, **more)
 
 

@@ -13,18 +13,19 @@ from torch import nn
 from transformers import MimiModel
 from transformers.models.mimi.modeling_mimi import MimiLayerScale
 
-from tts_kit import audio, runtime
+from sample_data.build import shape
+from tts_kit import audio, device
 from tts_kit.__main__ import main
-from tts_kit.model import generate, lora
-from tts_kit.model.sampling import Sampling
-from tts_kit.physics import Physics
-from tts_kit.pretrain import shape
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
+from tts_kit.generation.sampling import Sampling
+from tts_kit.model import lora
+from tts_kit.spec import ModelSpec
 from tts_kit.speech import speak, stream
 from tts_kit.speech.speak import Reference, Voice
 from tts_kit.tokens import codec as codecs
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.streaming import Stream
+from tts_kit.tokens.streaming import StreamingDecoder
 
 TINY = Path(__file__).parents[1] / "sample_data" / "tiny-csm"
 LONG = " ".join(f"This is sentence number {word} of three, each too long to be said together with the one that comes after."
@@ -34,7 +35,7 @@ LONG = " ".join(f"This is sentence number {word} of three, each too long to be s
 @pytest.fixture
 def voice(loud_base):
     """A tuned toy that says something definite."""
-    model = lora.attach(loud_base.model, 4, 8.0)
+    model = lora.add_lora(loud_base.model, 4, 8.0)
     shake(model)
     return Voice(loud_base, model, "0", Sampling(0.9, 0.9, 8))
 
@@ -60,21 +61,21 @@ def make_codec(size: str = "toy", **changes) -> Codec:
             nn.init.constant_(module.scale, 0.5)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, 0.3 if size == "toy" else 0.03)
-    return Codec(model, Physics.of(config))
+    return Codec(model, ModelSpec.of(config))
 
 
 def make_codes(codec: Codec, frames: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(frames)
-    return torch.randint(0, codec.physics.codebook_size, (frames, codec.physics.codebooks), generator=generator)
+    return torch.randint(0, codec.spec.codebook_size, (frames, codec.spec.num_codebooks), generator=generator)
 
 
 def in_chunks(codec: Codec, codes: torch.Tensor, sizes: list[int]) -> np.ndarray:
     """Codes decoded in chunks of these sizes, over and over."""
-    decoder, pieces, done = Stream(codec), [], 0
+    decoder, pieces, done = StreamingDecoder(codec), [], 0
     while done < len(codes):
         size = sizes[len(pieces) % len(sizes)]
         pieces.append(decoder.decode(codes[done:done + size]))
-        assert len(pieces[-1]) == len(codes[done:done + size]) * codec.physics.frame_samples
+        assert len(pieces[-1]) == len(codes[done:done + size]) * codec.spec.samples_per_frame
         done += size
     return np.concatenate(pieces)
 
@@ -135,7 +136,7 @@ def kept(thing) -> int:
 def test_memory_does_not_grow_with_what_was_said():
     """Mistake: an hour of reading aloud keeps every key, or every chunk through a view of its end."""
     codec = make_codec(sliding_window=40)
-    decoder, sizes = Stream(codec), []
+    decoder, sizes = StreamingDecoder(codec), []
     for count, frame in enumerate(make_codes(codec, 500), 1):
         decoder.decode(frame[None])
         if count in (50, 500):
@@ -151,14 +152,14 @@ def test_a_stream_uses_the_codecs_own_weights():
     """Mistake: every sentence copies the codec."""
     codec = make_codec()
     before = {weight.data_ptr() for weight in codec.model.parameters()}
-    assert {step.conv.weight.data_ptr() for step in Stream(codec).steps if hasattr(step, "conv")} <= before
+    assert {step.conv.weight.data_ptr() for step in StreamingDecoder(codec).steps if hasattr(step, "conv")} <= before
 
 
 def test_two_streams_of_one_codec_do_not_hear_each_other():
     """Mistake: the state lies in the codec, and a second listener garbles the first."""
     codec = make_codec()
     one, other = make_codes(codec, 12), make_codes(codec, 13)
-    first, second, pieces = Stream(codec), Stream(codec), []
+    first, second, pieces = StreamingDecoder(codec), StreamingDecoder(codec), []
     for frame in range(12):
         pieces.append(first.decode(one[frame:frame + 1]))
         second.decode(other[frame:frame + 1])
@@ -169,9 +170,9 @@ def test_two_streams_of_one_codec_do_not_hear_each_other():
 def test_no_frames_are_no_sound():
     """Mistake: an empty chunk is an error, or a gap."""
     codec = make_codec()
-    decoder, codes = Stream(codec), make_codes(codec, 4)
+    decoder, codes = StreamingDecoder(codec), make_codes(codec, 4)
     pieces = [decoder.decode(part) for part in (codes[:0], codes[:2], codes[:0], codes[2:])]
-    assert [len(piece) // codec.physics.frame_samples for piece in pieces] == [0, 2, 0, 2]
+    assert [len(piece) // codec.spec.samples_per_frame for piece in pieces] == [0, 2, 0, 2]
     np.testing.assert_allclose(np.concatenate(pieces), codec.decode([codes])[0], atol=1e-5)
 
 
@@ -182,8 +183,8 @@ def test_no_frames_are_no_sound():
 ])
 def test_a_codec_that_cannot_be_streamed_is_refused(changes, seen):
     """Mistake: a codec that looks ahead is decoded in chunks all the same, and clicks."""
-    with pytest.raises(Problem, match=seen):
-        Stream(make_codec(**changes))
+    with pytest.raises(KitError, match=seen):
+        StreamingDecoder(make_codec(**changes))
 
 
 def test_a_layer_that_nobody_knows_is_refused():
@@ -191,19 +192,19 @@ def test_a_layer_that_nobody_knows_is_refused():
     codec = make_codec()
     holder = getattr(codec.model.decoder, "decoder_seanet", codec.model.decoder)
     holder.layers[1] = nn.LSTM(2, 2)
-    with pytest.raises(Problem, match="a layer LSTM"):
-        Stream(codec)
+    with pytest.raises(KitError, match="a layer LSTM"):
+        StreamingDecoder(codec)
 
 
-@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("finetuned", [True, False])
 @pytest.mark.parametrize("text", ["Hello.", LONG], ids=["one sentence", "several"])
-def test_a_stream_says_what_speak_says(voice, reference, tuned, text):
+def test_a_stream_says_what_speak_says(voice, reference, finetuned, text):
     """Mistake: other seeds, limits, contexts or pauses than in `speak`, or one arm for the other."""
-    given = reference if tuned else None
-    whole, flow = speak.speak(text, voice, given, tuned, seed=4), stream.stream(text, voice, given, tuned, seed=4)
+    given = reference if finetuned else None
+    whole, flow = speak.speak(text, voice, given, finetuned, seed=4), stream.stream(text, voice, given, finetuned, seed=4)
     got = np.concatenate(list(flow))
-    assert whole.takes == len(speak.cut(text)) == (1 if text == "Hello." else 3)
-    assert got.dtype == np.float32 and got.shape == whole.samples.shape and flow.stopped == whole.stopped
+    assert whole.takes == len(speak.split_requests(text)) == (1 if text == "Hello." else 3)
+    assert got.dtype == np.float32 and got.shape == whole.samples.shape and flow.ended_with_eos == whole.ended_with_eos
     np.testing.assert_allclose(got, whole.samples, rtol=0, atol=1e-4)
     assert flow.seconds == pytest.approx(whole.seconds) and flow.rate == whole.rate
     assert 0 < flow.first_seconds <= flow.wall_seconds
@@ -211,12 +212,12 @@ def test_a_stream_says_what_speak_says(voice, reference, tuned, text):
 
 def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
     """Mistake: a streamed chapter changes its voice from sentence to sentence, unlike one that is made whole."""
-    tiny = speak.load_voice(runtime.choose("cpu"), base=str(TINY))
+    tiny = speak.load_voice(device.choose("cpu"), base=str(TINY))
     text = ("Who is that girl over there by the river, and why does she wait? " * 3 + "We met in the garden. "
             "The river is deep.")
     whole, flow = speak.speak(text, tiny, seed=1), stream.stream(text, tiny, seed=1)
     got = np.concatenate(list(flow))
-    assert whole.takes > 1 and whole.stopped and flow.stopped
+    assert whole.takes > 1 and whole.ended_with_eos and flow.ended_with_eos
     assert got.shape == whole.samples.shape
     np.testing.assert_allclose(got, whole.samples, rtol=0, atol=1e-4)
 
@@ -248,8 +249,8 @@ def test_the_first_sound_comes_after_two_frames(voice, frames_made):
     flow = stream.stream("This is a sentence of rather more words than the other one has.", voice)
     assert frames_made["frames"] == 0
     chunk = next(flow)
-    assert frames_made["frames"] == 2 and len(chunk) == 2 * voice.base.physics.frame_samples
-    rest = [len(chunk) // voice.base.physics.frame_samples for chunk in flow]
+    assert frames_made["frames"] == 2 and len(chunk) == 2 * voice.base.spec.samples_per_frame
+    rest = [len(chunk) // voice.base.spec.samples_per_frame for chunk in flow]
     assert rest[:8] == [2, 2, 3, 4, 6, 9, 12, 12] and max(rest) == 12 and frames_made["open"] == 0
 
 
@@ -267,7 +268,7 @@ def test_sound_that_is_made_fast_enough_never_pauses():
 def test_a_listener_who_leaves_frees_the_voice(voice, frames_made):
     """Mistake: the adapter stays off, and the caches stay held, after a listener hung up."""
     before = speak.speak("Hello.", voice, seed=3).samples
-    flow, others = stream.stream(LONG, voice, tuned=False), frames_made["open"]
+    flow, others = stream.stream(LONG, voice, finetuned=False), frames_made["open"]
     next(flow)
     assert frames_made["open"] == others + 1
     flow.close()
@@ -283,16 +284,16 @@ def test_the_end_frame_is_never_heard(voice, monkeypatch):
     flow = stream.stream("Hello.", voice)
     got = np.concatenate(list(flow))
     np.testing.assert_allclose(got, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
-    assert flow.stopped
+    assert flow.ended_with_eos
     codes[0] = 0
     nothing = stream.stream("Hello.", voice)
-    assert list(nothing) == [] and not nothing.stopped and nothing.first_seconds is None
+    assert list(nothing) == [] and not nothing.ended_with_eos and nothing.first_seconds is None
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "empty"), ("...", "no letter")])
 def test_a_text_that_cannot_be_said_is_refused_at_once(voice, text, message):
     """Mistake: a server has already answered 200 when the text turns out to be empty."""
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(KitError, match=message):
         stream.stream(text, voice)
 
 
@@ -313,14 +314,14 @@ def test_a_stream_that_breaks_off_leaves_what_was_there(voice, tmp_path, monkeyp
     path = tmp_path / "hello.wav"
     path.write_bytes(b"an older take")
     made = []
-    real = Stream.decode
-    monkeypatch.setattr(Stream, "decode", lambda self, codes: made.append(codes) or real(self, codes) * np.float32(
+    real = StreamingDecoder.decode
+    monkeypatch.setattr(StreamingDecoder, "decode", lambda self, codes: made.append(codes) or real(self, codes) * np.float32(
         np.nan if len(made) == 3 else 1.0))
-    with pytest.raises(Problem, match="NaN or infinity"):
+    with pytest.raises(KitError, match="NaN or infinity"):
         stream.stream("This is a sentence of some words.", voice).save(path)
     assert len(made) == 3 and frames_made["open"] == 0
     assert path.read_bytes() == b"an older take" and [each.name for each in tmp_path.iterdir()] == ["hello.wav"]
-    with pytest.raises(Problem, match="ends in '.xyz'"):
+    with pytest.raises(KitError, match="ends in '.xyz'"):
         stream.stream("Hello.", voice).save(tmp_path / "hello.xyz")
     assert len(made) == 3
 
@@ -328,7 +329,7 @@ def test_a_stream_that_breaks_off_leaves_what_was_there(voice, tmp_path, monkeyp
 def test_the_verb_streams(toy, tmp_path, monkeypatch, capsys):
     """Mistake: `speak --stream` writes nothing, does not say when the first sound came, or takes --retries in silence."""
     monkeypatch.chdir(tmp_path)
-    given = ["speak", "Hello.", "--untuned", "--base", toy, "--device", "cpu", "--stream"]
+    given = ["speak", "Hello.", "--no-adapter", "--base", toy, "--device", "cpu", "--stream"]
     assert main([*given, "--out", "hello.flac"]) == 0
     assert re.search(r"hello\.flac: \d+\.\d s in \d+\.\d s, first sound after \d\.\d\d s, (ended|ran)",
                      capsys.readouterr().out)

@@ -6,24 +6,24 @@ import pytest
 import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-from tts_kit import runtime
-from tts_kit.model.sampling import Sampling
-from tts_kit.pretrain import sentences, shape, ship
+from sample_data.build import sentences, shape, ship
+from tts_kit import device
+from tts_kit.generation.sampling import Sampling
+from tts_kit.pipeline import BUNDLED
 from tts_kit.speech import speak
-from tts_kit.story import BUNDLED
 
 HELD_OUT = BUNDLED.parent / "held_out"
 
 
 @pytest.fixture(scope="module")
 def voice() -> speak.Voice:
-    return speak.load_voice(runtime.choose("cpu"), base=str(BUNDLED))
+    return speak.load_voice(device.choose("cpu"), base=str(BUNDLED))
 
 
 def test_plain_transformers_loads_it_as_the_kit_does(voice):
     """Mistake: a table that transformers draws anew at load, or files that only the kit understands."""
     plain = CsmForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
-    assert AutoProcessor.from_pretrained(BUNDLED).feature_extractor.sampling_rate == voice.base.physics.sample_rate
+    assert AutoProcessor.from_pretrained(BUNDLED).feature_extractor.sampling_rate == voice.base.spec.sample_rate
     mine = voice.base.model.state_dict()
     for name, weight in plain.state_dict().items():
         assert name.startswith("codec_model") or torch.equal(mine[name], weight), name
@@ -57,7 +57,7 @@ def test_it_speaks_and_stops(voice):
     """Mistake: a bundled model that runs to its limit, is silent, or is sampled too hot to be understood."""
     assert voice.sampling == Sampling(0.15, 0.1, 50)
     reference = speak.Reference(HELD_OUT / "later01_01.flac", "Do you always sleep before breakfast?")
-    lines = [speak.Line(text, 1, given, False) for text in sentences.judging().bundled[:4] for given in (None, reference)]
-    for _, said in speak.say(lines, voice):
-        assert said.stopped and 1.0 < said.seconds < 8.0
+    lines = [speak.Request(text, 1, given, False) for text in sentences.judging().bundled[:4] for given in (None, reference)]
+    for _, said in speak.generate_speech(lines, voice):
+        assert said.ended_with_eos and 1.0 < said.seconds < 8.0
         assert abs(said.samples).max() > 0.05

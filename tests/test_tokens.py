@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from tts_kit import audio, data, runtime, tokens
-from tts_kit.data.utterance import Utterance
-from tts_kit.problem import Problem
-from tts_kit.run import Run, read_rows
+from tts_kit import audio, device, tokens
+from tts_kit.data import prepare
+from tts_kit.data.manifest import Utterance
+from tts_kit.errors import KitError
+from tts_kit.io import read_rows
+from tts_kit.run import Run
 from tts_kit.tokens import cache
 
 
@@ -40,7 +42,7 @@ def test_batched_codes_are_those_of_one_by_one(base):
     waves = [tone(seconds, number) for number, seconds in enumerate((0.31, 1.0, 0.08, 0.555, 2.0))]
     together = base.codec.encode(waves)
     for wave, codes in zip(waves, together):
-        assert codes.shape == (-(-len(wave) // base.physics.frame_samples), 4)
+        assert codes.shape == (-(-len(wave) // base.spec.samples_per_frame), 4)
         assert torch.equal(codes, base.codec.encode([wave])[0])
     assert len(torch.cat(together).unique()) > 10
 
@@ -65,7 +67,7 @@ def test_decoding_in_a_batch_and_by_levels(base):
     codes = base.codec.encode([tone(0.4, 1), tone(1.2, 2)])
     together = base.codec.decode(codes)
     for clip, wave in zip(codes, together):
-        assert len(wave) == len(clip) * base.physics.frame_samples
+        assert len(wave) == len(clip) * base.spec.samples_per_frame
         np.testing.assert_allclose(wave, base.codec.decode([clip])[0], atol=2e-5)
     first = codes[0].clone()
     first[:, 2:] = 7
@@ -76,20 +78,20 @@ def test_decoding_in_a_batch_and_by_levels(base):
 def test_a_second_run_encodes_nothing_and_a_new_clip_only_itself(base, sounds, tmp_path):
     """Mistake: everything is encoded again each time, or a changed clip is not."""
     folder = tmp_path / "codes"
-    assert cache.fill(sounds, folder, base.codec) == {"kept": 0, "encoded": 5, "damaged": 0}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 0, "encoded": 5, "damaged": 0}
     before = {clip.id: clip.codes for clip in cache.read(folder)}
-    assert cache.fill(sounds, folder, base.codec) == {"kept": 5, "encoded": 0, "damaged": 0}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 5, "encoded": 0, "damaged": 0}
     audio.write(sounds[2].audio, tone(0.5, 99), 24_000)
-    assert cache.fill(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 0}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 0}
     after = {clip.id: clip.codes for clip in cache.read(folder)}
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["clip2"]
 
 
 def test_another_codec_makes_other_entries(base, sounds, tmp_path):
     """Mistake: codes of one base are taken for those of another."""
-    cache.fill(sounds, tmp_path / "codes", base.codec)
+    cache.encode_missing(sounds, tmp_path / "codes", base.codec)
     next(base.codec.model.parameters()).data.add_(0.5)
-    assert cache.fill(sounds, tmp_path / "codes", base.codec)["encoded"] == 5
+    assert cache.encode_missing(sounds, tmp_path / "codes", base.codec)["encoded"] == 5
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "out of range"])
@@ -98,14 +100,14 @@ def test_damaged_entries_are_found_and_made_again(base, sounds, tmp_path, damage
     from safetensors.torch import save
 
     folder = tmp_path / "codes"
-    cache.fill(sounds, folder, base.codec)
+    cache.encode_missing(sounds, folder, base.codec)
     wanted = [clip.codes for clip in cache.read(folder)]
     one, other = (cache.entry(folder, cache.key(each.audio, base.codec.fingerprint())) for each in sounds[:2])
     broken = torch.full((4, 4), 77, dtype=torch.int16)
     content = {"truncated": one.read_bytes()[:-9], "foreign": other.read_bytes(), "empty": b"", "out of range": save(
         {"codes": broken}, metadata={"key": one.stem, "frames": "4", "codebooks": "4"})}[damage]
     one.write_bytes(content)
-    assert cache.fill(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 1}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 1}
     assert all(torch.equal(clip.codes, codes) for clip, codes in zip(cache.read(folder), wanted))
 
 
@@ -115,12 +117,12 @@ def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
         audio.write(tmp_path / "in" / f"take{number:02d}.wav", tone(4.0, number), 24_000)
     rows = "".join(f"take{number:02d}.wav,Some words here.\n" for number in range(40))
     (tmp_path / "in" / "metadata.csv").write_text("file_name,text\n" + rows)
-    from tts_kit.recipe import Recipe
-    run, recipe = Run("one", tmp_path), Recipe(base=toy)
-    data.prepare(tmp_path / "in", run, recipe)
+    from tts_kit.config import Config
+    run, config = Run("one", tmp_path), Config(base=toy)
+    prepare.prepare(tmp_path / "in", run, config)
     script = ("import sys, torch; torch.set_num_threads(1)\n"
-              "from tts_kit import runtime, tokens; from tts_kit.recipe import Recipe; from tts_kit.run import Run\n"
-              "tokens.encode(Recipe(base=sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'))\n")
+              "from tts_kit import device, tokens; from tts_kit.config import Config; from tts_kit.run import Run\n"
+              "tokens.encode(Config(base=sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
     process = subprocess.Popen([sys.executable, "-c", script, toy, str(tmp_path)], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 60
@@ -130,15 +132,15 @@ def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     made = len(list(run.codes.glob("entries/*.safetensors")))
-    counts = tokens.encode(recipe, run, runtime.choose("cpu"))
+    counts = tokens.encode(config, run, device.choose("cpu"))
     assert counts == {"kept": made, "encoded": 40 - made, "damaged": 0} and made >= 5
     assert len(cache.read(run.codes)) == len(read_rows(run.data / "manifest.jsonl")) == 40
 
 
 def test_codes_without_data_say_which_verb_is_missing(toy, tmp_path):
     """Mistake: a traceback about a missing manifest."""
-    from tts_kit.recipe import Recipe
+    from tts_kit.config import Config
 
-    with pytest.raises(Problem, match="python -m tts_kit data"):
-        tokens.encode(Recipe(base=toy), Run("none", tmp_path), runtime.choose("cpu"))
+    with pytest.raises(KitError, match="python -m tts_kit data"):
+        tokens.encode(Config(base=toy), Run("none", tmp_path), device.choose("cpu"))
     shutil.rmtree(tmp_path / "none", ignore_errors=True)

@@ -18,17 +18,19 @@ from safetensors.torch import load_file, save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._triton import has_triton
 
-from tts_kit import recipe as recipes
-from tts_kit import runtime
+from sample_data.build import shape
+from tts_kit import device as runtime
+from tts_kit.config import CONFIG_FILE, read_config
 from tts_kit.data import consent
-from tts_kit.model import compiling, generate, lora, loss
-from tts_kit.model.sampling import Sampling
-from tts_kit.pretrain import shape
-from tts_kit.problem import Problem
-from tts_kit.run import Run, read_rows, write_bytes, write_json, write_rows
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
+from tts_kit.generation.sampling import Sampling
+from tts_kit.io import read_rows, write_bytes, write_json, write_rows
+from tts_kit.model import compile, lora, loss
+from tts_kit.run import Run
 from tts_kit.tokens import cache, codec
 from tts_kit.tokens.prompt import Turn
-from tts_kit.tuning import finetune, trainer, watch
+from tts_kit.training import callbacks, finetune, trainer
 
 CPU = runtime.choose("cpu")
 TOY_CODEC = codec.Codec(shape.untrained("toy").codec_model, None).fingerprint()
@@ -57,12 +59,12 @@ def run(tmp_path):
     return with_codes(Run("one", tmp_path), clips)
 
 
-def prepared(recipe, run, arithmetic=CPU):
-    return finetune.prepare(recipe, run, cache.of_run(run), arithmetic)
+def prepared(config, run, arithmetic=CPU):
+    return finetune.prepare(config, run, cache.load_run(run), arithmetic)
 
 
 def adapter(folder) -> dict:
-    return load_file(Path(folder) / lora.WEIGHTS)
+    return load_file(Path(folder) / lora.WEIGHTS_FILE)
 
 
 def same(one: dict, other: dict, **tolerance) -> None:
@@ -71,23 +73,23 @@ def same(one: dict, other: dict, **tolerance) -> None:
         torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
 
 
-def test_logged_loss_is_the_sum_of_both_named_parts(recipe, run):
+def test_logged_loss_is_the_sum_of_both_named_parts(config, run):
     """Mistake: Trainer scales the depth loss by 31, or divides once more by the accumulation steps."""
-    _, made = prepared(recipe.but(accumulation=2, depth_weight=0.5), run)
+    _, made = prepared(config.but(gradient_accumulation_steps=2, depth_loss_weight=0.5), run)
     made.train()
     rows = [row for row in made.state.log_history if "loss" in row]
-    assert len(rows) == recipe.steps
+    assert len(rows) == config.steps
     for row in rows:
         assert row["loss"] == pytest.approx(row["backbone_loss"] + 0.5 * row["depth_loss"], rel=1e-5)
         assert 3.3 < row["backbone_loss"] < 3.8 and 3.3 < row["depth_loss"] < 3.8  # ln 35 = 3.56, untrained
 
 
-def test_four_micro_batches_are_one_big_batch(recipe, run):
+def test_four_micro_batches_are_one_big_batch(config, run):
     """Mistake: a mean of means; clips of unequal length make the accumulated gradient another one."""
-    big = recipe.but(tokens_per_batch=100_000, accumulation=1, steps=1, depth_ratio=0.5, learning_rate=0.1)
+    big = config.but(tokens_per_batch=100_000, gradient_accumulation_steps=1, steps=1, depth_frame_fraction=0.5, learning_rate=0.1)
     _, whole = prepared(big, run)
     order = [item for batch in whole.train_dataset.plan for item in batch]
-    _, parts = prepared(big.but(accumulation=4), run)
+    _, parts = prepared(big.but(gradient_accumulation_steps=4), run)
     parts.train_dataset.plan = [order[:1], order[1:2], order[2:6], order[6:]]
     gradients = []
     for made in (whole, parts):
@@ -110,11 +112,11 @@ def test_four_micro_batches_are_one_big_batch(recipe, run):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_checkpointing_computes_again_and_gives_the_same_adapter(recipe, run, tmp_path):
+def test_checkpointing_computes_again_and_gives_the_same_adapter(config, run, tmp_path):
     """Mistake: gradient checkpointing with LoRA crashes on a leaf written in place, trains nothing, or is never on."""
     calls, made = {}, {}
-    for name, checkpointing in (("plain", False), ("saving", True)):
-        base, trained = prepared(recipe.but(checkpointing=checkpointing, evaluate_every=1000), run)
+    for name, gradient_checkpointing in (("plain", False), ("saving", True)):
+        base, trained = prepared(config.but(gradient_checkpointing=gradient_checkpointing, eval_steps=1000), run)
         calls[name] = 0
         for part in (base.model.backbone_model, base.model.depth_decoder.model):
             part.layers[0].mlp.register_forward_pre_hook(
@@ -125,87 +127,87 @@ def test_checkpointing_computes_again_and_gives_the_same_adapter(recipe, run, tm
     assert calls["saving"] == 2 * calls["plain"] > 0
 
 
-def test_evaluation_is_the_mean_over_all_held_out_frames(recipe, run, base):
+def test_evaluation_is_the_mean_over_all_held_out_frames(config, run, base):
     """Mistake: held-out losses averaged over batches of unequal size, or measured only after training began."""
-    _, made = prepared(recipe, run)
+    _, made = prepared(config, run)
     alone = made.evaluate()
-    _, small = prepared(recipe.but(tokens_per_batch=10), run)
+    _, small = prepared(config.but(tokens_per_batch=10), run)
     assert small.evaluate()["eval_backbone_loss"] == pytest.approx(alone["eval_backbone_loss"], rel=1e-6)
     assert small.evaluate()["eval_depth_loss"] == pytest.approx(alone["eval_depth_loss"], rel=1e-6)
-    finetune.fit(recipe, run, CPU)
-    rows = [row for row in read_rows(run.training / watch.RECORD) if "eval_loss" in row]
+    finetune.finetune(config, run, CPU)
+    rows = [row for row in read_rows(run.training / callbacks.RECORD) if "eval_loss" in row]
     assert [row["step"] for row in rows] == [0, 2, 4]
-    metrics = json.loads((run.adapter / lora.VOICE).read_text())["metrics"]
+    metrics = json.loads((run.adapter / lora.METADATA_FILE).read_text())["metrics"]
     assert [metrics[when]["eval_loss"] for when in ("before", "after")] == [rows[0]["eval_loss"], rows[2]["eval_loss"]]
     assert rows[0]["eval_loss"] == pytest.approx(alone["eval_loss"])
 
 
-def test_one_clip_is_learnt_until_its_codes_come_back(recipe, run, tmp_path):
+def test_one_clip_is_learnt_until_its_codes_come_back(config, run, tmp_path):
     """Mistake: anything between labels, heads and generation that does not fit: then a clip cannot be reproduced."""
     clip = make_clip("only", 6, "Remember me.")
     held = [make_clip(f"held{number}", 4, split="held_out") for number in range(2)]
     with_codes(run, [clip, *held])
-    base, made = prepared(recipe.but(rank=16, alpha=32, steps=200, learning_rate=0.01, evaluate_every=1000,
-                                            save_every=1000), run)
+    base, made = prepared(config.but(rank=16, alpha=32, steps=200, learning_rate=0.01, eval_steps=1000,
+                                            save_steps=1000), run)
     spread_logits(base)
     made.train()
     made.model.eval()
     prompt = base.writer.write("again", [Turn(clip.text, clip.source)])
-    take, = generate.takes(base.model, base.physics, [prompt], Sampling(0, 0), [0], [20])
-    assert take.stopped
+    take, = generate.generate(base.model, base.spec, [prompt], Sampling(0, 0), [0], [20])
+    assert take.ended_with_eos
     assert take.codes.tolist() == clip.codes.tolist()
 
 
-def test_killed_training_resumes_to_the_same_weights(recipe, run, tmp_path):
+def test_killed_training_resumes_to_the_same_weights(config, run, tmp_path):
     """Mistake: after SIGKILL the order of clips, the optimizer or the schedule starts anew, or a half checkpoint is read."""
-    recipe = recipe.but(steps=30, save_every=3, evaluate_every=15, depth_ratio=0.25)
+    config = config.but(steps=30, save_steps=3, eval_steps=15, depth_frame_fraction=0.25)
     whole = with_codes(Run("whole", tmp_path), cache.read(run.codes))
-    finetune.fit(recipe, whole, CPU)
-    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    finetune.finetune(config, whole, CPU)
+    (tmp_path / "recipe.json").write_text(config.to_json())
     script = ("import sys, torch; torch.set_num_threads(1)\n"
-              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import finetune\n"
-              "finetune.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'))\n")
+              "from tts_kit import config, device; from tts_kit.run import Run; from tts_kit.training import finetune\n"
+              "finetune.finetune(config.read_config(sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
-    while trainer.last_whole_checkpoint(run.training) is None and process.poll() is None:
+    while trainer.last_complete_checkpoint(run.training) is None and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
-    last = trainer.last_whole_checkpoint(run.training)
+    last = trainer.last_complete_checkpoint(run.training)
     broken = run.training / "checkpoint-29"
     broken.mkdir()  # as a kill in the middle of saving leaves it
     (broken / "trainer_state.json").write_text("{")
-    finetune.fit(recipe, run, CPU)
+    finetune.finetune(config, run, CPU)
     assert not (run.adapter / "checkpoint").exists() and last is not None
     same(adapter(run.adapter), adapter(whole.adapter))
-    kept, wanted = (read_rows(one.training / watch.RECORD) for one in (run, whole))
+    kept, wanted = (read_rows(one.training / callbacks.RECORD) for one in (run, whole))
     assert [row["step"] for row in kept] == [row["step"] for row in wanted]
 
 
 @pytest.mark.parametrize("every", [1, 7], ids=["looked at once", "looked at late"])
-def test_a_clip_without_a_finite_loss_stops_the_run_by_name(recipe, run, every):
+def test_a_clip_without_a_finite_loss_stops_the_run_by_name(config, run, every):
     """Mistake: one broken clip turns every weight into NaN and the run goes on for hours, or every clip is called guilty."""
     clips = cache.read(run.codes)
     poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
     with_codes(run, [*clips, poisoned])
-    base, made = prepared(recipe.but(steps=20), run)
+    base, made = prepared(config.but(steps=20), run)
     tilde = base.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
     base.model.embed_text_tokens.weight.data[tilde] = float("nan")
     made.args.logging_steps = every
-    with pytest.raises(Problem, match=r"step \d+: the loss is not a finite number; clip poisoned\. Listen"):
+    with pytest.raises(KitError, match=r"step \d+: the loss is not a finite number; clip poisoned\. Listen"):
         made.train()
     assert all(torch.isfinite(weight).all() for name, weight in made.model.named_parameters() if "lora_" in name)
 
 
-def test_looking_seldom_sees_the_same(recipe, run, tmp_path):
+def test_looking_seldom_sees_the_same(config, run, tmp_path):
     """Mistake: where the host looks at the losses every tenth step, the curve has a tenth of its points, or means of ten; or
     weights are saved and held-out clips judged before anybody saw what was learnt."""
     seen = []
     for every in (1, 5):
-        _, made = prepared(recipe.but(steps=7, evaluate_every=3, save_every=6, accumulation=2),
+        _, made = prepared(config.but(steps=7, eval_steps=3, save_steps=6, gradient_accumulation_steps=2),
                            with_codes(Run(f"every{every}", tmp_path), cache.read(run.codes)))
         made.args.logging_steps = every
         made.train()
@@ -217,12 +219,12 @@ def test_looking_seldom_sees_the_same(recipe, run, tmp_path):
         assert often == pytest.approx(seldom, rel=1e-6)
 
 
-def test_a_step_never_waits_for_the_device(recipe, run):
+def test_a_step_never_waits_for_the_device(config, run):
     """Mistake: a number is asked for, or a mask of unknown size made, in the middle of a step, and the GPU runs dry."""
-    _, made = prepared(recipe, run)
+    _, made = prepared(config, run)
     inputs = made.train_dataset[0]
     with Waits() as waits:
-        sums = loss.sums(lora.bare(made.model), inputs)
+        sums = loss.loss_sums(lora.unwrap(made.model), inputs)
         (sums.backbone + sums.depth).backward()
     assert not waits.seen
 
@@ -240,11 +242,11 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_text_embeddings_in_main_memory_train_the_same(recipe, run, tmp_path):
+def test_text_embeddings_in_main_memory_train_the_same(config, run, tmp_path):
     """Mistake: the table moves back with the model, is asked for on the device, or gives other rows."""
     made = []
     for far in (False, True):
-        base, trained = prepared(recipe.but(text_off_gpu=far),
+        base, trained = prepared(config.but(offload_text_embeddings=far),
                                  with_codes(Run(f"far{far}", tmp_path), cache.read(run.codes)))
         assert ("embed_text_tokens.weight" in dict(base.model.named_parameters())) is not far
         batch = trained.data_collator([trained.train_dataset[0]])
@@ -255,11 +257,11 @@ def test_text_embeddings_in_main_memory_train_the_same(recipe, run, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler, and there is no g++")
-def test_compiled_layers_train_the_same(recipe, run, tmp_path, capsys):
+def test_compiled_layers_train_the_same(config, run, tmp_path, capsys):
     """Mistake: compiled layers lose the adapter or the clips' borders, or are called compiled and are not."""
     made = []
     for wanted in ("no", "yes"):
-        base, trained = prepared(recipe.but(compile=wanted, steps=2, evaluate_every=2),
+        base, trained = prepared(config.but(compile=wanted, steps=2, eval_steps=2),
                                  with_codes(Run(wanted, tmp_path), cache.read(run.codes)))
         assert (base.model.backbone_model.layers[0]._compiled_call_impl is not None) is (wanted == "yes")
         trained.train()
@@ -269,189 +271,189 @@ def test_compiled_layers_train_the_same(recipe, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("steps", "device", "wanted", "why"), [
-    (compiling.PAYS_FROM, "cpu", False, "on cpu"), (20, "cuda", False, "too few|no Triton"),
-    (compiling.PAYS_FROM, "cuda", True, "win back|no Triton")])
-def test_compiling_is_decided_by_what_it_pays(recipe, steps, device, wanted, why):
+    (compile.MIN_STEPS_TO_COMPILE, "cpu", False, "on cpu"), (20, "cuda", False, "too few|no Triton"),
+    (compile.MIN_STEPS_TO_COMPILE, "cuda", True, "win back|no Triton")])
+def test_compiling_is_decided_by_what_it_pays(config, steps, device, wanted, why):
     """Mistake: sixty steps wait two minutes for a compiler, or a long run goes without."""
-    compiled, reason = compiling.choose(recipe.but(steps=steps), dataclasses.replace(CPU, device=device))
+    compiled, reason = compile.should_compile(config.but(steps=steps), dataclasses.replace(CPU, device=device))
     assert re.search(why, reason)
     assert compiled is (wanted and has_triton())
 
 
-def test_another_recipe_in_the_same_run_is_refused(recipe, run):
+def test_another_recipe_in_the_same_run_is_refused(config, run):
     """Mistake: a run goes on with other values than it began with, or is overwritten."""
-    finetune.fit(recipe, run, CPU)
+    finetune.finetune(config, run, CPU)
     before = adapter(run.adapter)
-    with pytest.raises(Problem, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4"):
-        finetune.fit(recipe.but(rank=8, steps=9), run, CPU)
+    with pytest.raises(KitError, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4"):
+        finetune.finetune(config.but(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
 
 
-def test_a_run_that_did_not_fit_goes_on_in_less_memory(recipe, run):
+def test_a_run_that_did_not_fit_goes_on_in_less_memory(config, run):
     """Mistake: out of memory at step 60, and what would save it is another recipe."""
-    finetune.fit(recipe, run, CPU)
+    finetune.finetune(config, run, CPU)
     before = adapter(run.adapter)
-    (run.adapter / lora.VOICE).unlink()
+    (run.adapter / lora.METADATA_FILE).unlink()
     shutil.rmtree(max(run.training.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
-    finetune.fit(recipe.but(checkpointing=True, text_off_gpu=True, compile="no"), run, CPU)
+    finetune.finetune(config.but(gradient_checkpointing=True, offload_text_embeddings=True, compile="no"), run, CPU)
     same(adapter(run.adapter), before)
-    assert recipes.read(run.training / recipes.FILE).checkpointing
+    assert read_config(run.training / CONFIG_FILE).gradient_checkpointing
 
 
-def test_an_adapter_gets_the_consent_however_training_ended(recipe, run, capsys):
+def test_an_adapter_gets_the_consent_however_training_ended(config, run, capsys):
     """Mistake: a training that is killed between its weights and the consent leaves a voice that is nobody's for good; or
     nobody is reminded that there is none."""
     made = consent.Consent("Anna", "own", "I agree.", "2024-02-29T12:00:00+00:00", 6, 12.5, "0" * 64)
-    consent.put(made, run.folder)
+    consent.write(made, run.folder)
     for _ in ("trained", "already trained"):
-        assert consent.read(finetune.fit(recipe, run, CPU)) == made
+        assert consent.read(finetune.finetune(config, run, CPU)) == made
         (run.adapter / consent.FILE).unlink()
     assert "No consent" not in capsys.readouterr().out
     (run.folder / consent.FILE).unlink()
-    finetune.fit(recipe, run, CPU)
+    finetune.finetune(config, run, CPU)
     assert "No consent to the voice of run" in capsys.readouterr().out
 
 
-def test_a_run_that_has_learnt_nothing_takes_another_recipe(recipe, run, toy):
+def test_a_run_that_has_learnt_nothing_takes_another_recipe(config, run, toy):
     """Mistake: a misspelt base or a batch too large for the card blocks the run's name for ever."""
-    with pytest.raises(Problem, match="no/such"):
-        finetune.fit(recipe.but(base="no/such"), run, CPU)
-    assert finetune.fit(recipe, run, CPU) == run.adapter
+    with pytest.raises(KitError, match="no/such"):
+        finetune.finetune(config.but(base="no/such"), run, CPU)
+    assert finetune.finetune(config, run, CPU) == run.adapter
 
 
-@pytest.mark.parametrize("trained_by_then", ["finished", "stopped"])
-def test_a_run_is_bound_to_its_codes(recipe, run, trained_by_then):
+@pytest.mark.parametrize("trained_by_then", ["finished", "ended_with_eos"])
+def test_a_run_is_bound_to_its_codes(config, run, trained_by_then):
     """Mistake: an adapter of old clips is called trained, or a resume goes on with other clips."""
-    finetune.fit(recipe, run, CPU)
-    if trained_by_then == "stopped":
-        (run.adapter / lora.VOICE).unlink()
+    finetune.finetune(config, run, CPU)
+    if trained_by_then == "ended_with_eos":
+        (run.adapter / lora.METADATA_FILE).unlink()
     with_codes(run, [*cache.read(run.codes), make_clip("new", 9)])
-    with pytest.raises(Problem, match="trained on other codes.*another run name"):
-        finetune.fit(recipe, run, CPU)
+    with pytest.raises(KitError, match="trained on other codes.*another run name"):
+        finetune.finetune(config, run, CPU)
 
 
-def test_codes_of_other_sounds_are_refused(recipe, run):
+def test_codes_of_other_sounds_are_refused(config, run):
     """Mistake: the same sentences are recorded again, the codes are forgotten, and the old recordings are trained on."""
     rows = [{"id": clip.id, "text": clip.text, "split": clip.split, "audio": f"{clip.id}.flac"}
             for clip in cache.read(run.codes)]
     write_rows(run.data / "manifest.jsonl", rows)
-    assert len(cache.of_run(run)) == len(rows), "codes are enough where the sounds are not there"
+    assert len(cache.load_run(run)) == len(rows), "codes are enough where the sounds are not there"
     write_bytes(run.data / rows[0]["audio"], b"another take")
-    with pytest.raises(Problem, match="made from other data than .*tokenize"):
-        cache.of_run(run)
+    with pytest.raises(KitError, match="made from other data than .*tokenize"):
+        cache.load_run(run)
 
 
-def test_codes_older_than_the_data_are_refused(recipe, run):
+def test_codes_older_than_the_data_are_refused(config, run):
     """Mistake: new data is prepared, the codes are forgotten, and the old clips are trained on."""
     write_rows(run.data / "manifest.jsonl", [{"id": "another", "text": "Words.", "split": "train"}])
-    with pytest.raises(Problem, match="made from other data than .*tokenize"):
-        finetune.fit(recipe, run, CPU)
+    with pytest.raises(KitError, match="made from other data than .*tokenize"):
+        finetune.finetune(config, run, CPU)
 
 
-def test_micro_batches_are_never_dropped(recipe, run, monkeypatch):
+def test_micro_batches_are_never_dropped(config, run, monkeypatch):
     """Mistake: with two GPUs in sight Trainer loads two items at once, and one of them is thrown away."""
     with pytest.raises(ValueError, match="too many values"):
         trainer._only(None, [{}, {}])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(Problem, match="WORLD_SIZE is 2"):
-        trainer.arguments(recipe, run, CPU)
+    with pytest.raises(KitError, match="WORLD_SIZE is 2"):
+        trainer.training_arguments(config, run, CPU)
 
 
-def test_a_sample_that_ends_at_once_is_no_crash(recipe, run):
+def test_a_sample_that_ends_at_once_is_no_crash(config, run):
     """Mistake: the codec is asked to decode nothing, and the training ends in its traceback at the same step each time."""
-    base, _ = prepared(recipe.but(sample_every=2), run)
+    base, _ = prepared(config.but(sample_steps=2), run)
     base.model.lm_head.weight.data.zero_()
     base.model.depth_decoder.codebooks_head.weight.data.zero_()
-    watch.Samples(base, recipe.but(sample_every=2, temperature=0.0, depth_temperature=0.0), run, "0").speak(2)
+    callbacks.SampleCallback(base, config.but(sample_steps=2, temperature=0.0, depth_temperature=0.0), run, "0").speak(2)
     assert (run.training / "samples" / "step-000002" / "1.wav").is_file()
 
 
-def test_a_finished_run_is_not_trained_again(recipe, run, capsys):
+def test_a_finished_run_is_not_trained_again(config, run, capsys):
     """Mistake: running a notebook again throws an hour of training away."""
-    finetune.fit(recipe, run, CPU)
-    stamp = (run.adapter / lora.WEIGHTS).stat().st_mtime_ns
-    finetune.fit(recipe, run, CPU)
+    finetune.finetune(config, run, CPU)
+    stamp = (run.adapter / lora.WEIGHTS_FILE).stat().st_mtime_ns
+    finetune.finetune(config, run, CPU)
     assert "already trained" in capsys.readouterr().out
-    assert (run.adapter / lora.WEIGHTS).stat().st_mtime_ns == stamp
+    assert (run.adapter / lora.WEIGHTS_FILE).stat().st_mtime_ns == stamp
 
 
-def test_samples_plot_and_metrics_are_there(recipe, run):
+def test_samples_plot_and_metrics_are_there(config, run):
     """Mistake: a training of which nothing can be seen or heard."""
-    finetune.fit(recipe.but(sample_every=2, sample_texts=("One.", "Two?")), run, CPU)
+    finetune.finetune(config.but(sample_steps=2, sample_texts=("One.", "Two?")), run, CPU)
     heard = sorted(str(path.relative_to(run.training)) for path in run.training.glob("samples/*/*.wav"))
     assert heard == [f"samples/step-{step:06d}/{number}.wav" for step in (0, 2, 4) for number in (1, 2)]
     assert (run.training / "losses.png").read_bytes().startswith(b"\x89PNG")
-    belongs = json.loads((run.adapter / lora.VOICE).read_text())
+    belongs = json.loads((run.adapter / lora.METADATA_FILE).read_text())
     assert belongs["metrics"]["adapter_moved"].keys() == {"backbone", "depth"}
     assert belongs["metrics"]["after"]["eval_loss"] < belongs["metrics"]["before"]["eval_loss"]
     assert belongs["speaker"] == "0" and len(belongs["base_fingerprint"]) == 16
     assert not list(run.adapter.glob("*.bin")) and not list(run.adapter.glob("README.md"))
 
 
-def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(recipe, run, tmp_path):
+def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(config, run, tmp_path):
     """Mistake: a full disk leaves half a checkpoint that is taken for a whole one."""
-    recipe = recipe.but(steps=6)
-    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    config = config.but(steps=6)
+    (tmp_path / "recipe.json").write_text(config.to_json())
     script = ("import resource, sys, torch; torch.set_num_threads(1)\n"
-              "from tts_kit import recipe, runtime; from tts_kit.run import Run; from tts_kit.tuning import finetune\n"
+              "from tts_kit import config, device; from tts_kit.run import Run; from tts_kit.training import finetune\n"
               "from transformers import TrainerCallback\n"
               "class Full(TrainerCallback):\n"
               "    def on_step_end(self, args, state, control, **_):\n"
               "        if state.global_step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-              "finetune.fit(recipe.read(sys.argv[1]), Run('one', sys.argv[2]), runtime.choose('cpu'), [Full()])\n")
+              "finetune.finetune(config.read_config(sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'), [Full()])\n")
     out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
                          capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert out.returncode != 0
     assert "the disk is full" in out.stderr and "run the same command again" in out.stderr
-    assert trainer.last_whole_checkpoint(run.training).name == "checkpoint-2"
-    assert finetune.fit(recipe, run, CPU) == run.adapter
+    assert trainer.last_complete_checkpoint(run.training).name == "checkpoint-2"
+    assert finetune.finetune(config, run, CPU) == run.adapter
 
 
-def test_trl_progress_callback_plugs_in(recipe, run):
+def test_trl_progress_callback_plugs_in(config, run):
     """Mistake: trl is asked for in requirements.txt and nothing of it works with this trainer."""
     from trl import RichProgressCallback
 
-    assert finetune.fit(recipe, run, CPU, callbacks=[RichProgressCallback()]) == run.adapter
+    assert finetune.finetune(config, run, CPU, callbacks=[RichProgressCallback()]) == run.adapter
 
 
-def test_codes_of_another_codec_are_refused(recipe, run):
+def test_codes_of_another_codec_are_refused(config, run):
     """Mistake: codes of one codec are trained into a model that speaks through another."""
     with_codes(run, cache.read(run.codes), codec="another")
-    with pytest.raises(Problem, match="made by another codec.*tokenize.*--base"):
-        prepared(recipe, run)
+    with pytest.raises(KitError, match="made by another codec.*tokenize.*--base"):
+        prepared(config, run)
 
 
-def test_codes_that_are_missing_or_damaged_are_named(recipe, run, tmp_path):
+def test_codes_that_are_missing_or_damaged_are_named(config, run, tmp_path):
     """Mistake: a truncated cache entry ends in a traceback of safetensors, or a foreign one is trained on."""
-    with pytest.raises(Problem, match="neither data nor codes. Begin with .*data SOURCE --run empty"):
-        finetune.fit(recipe, Run("empty", tmp_path), CPU)
+    with pytest.raises(KitError, match="neither data nor codes. Begin with .*data SOURCE --run empty"):
+        finetune.finetune(config, Run("empty", tmp_path), CPU)
     entries = sorted(run.codes.glob("entries/*"))
     whole = entries[3].read_bytes()
     for content, complaint in ((whole[:40], "cannot be read"), (entries[4].read_bytes(), "holds something else")):
         entries[3].write_bytes(content)
-        with pytest.raises(Problem, match=rf"{entries[3].name} \(clip clip3\) {complaint}.*tokenize.*again"):
-            prepared(recipe, run)
+        with pytest.raises(KitError, match=rf"{entries[3].name} \(clip clip3\) {complaint}.*tokenize.*again"):
+            prepared(config, run)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(recipe, run, dtype):
+def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(config, run, dtype):
     """Mistake: 16-bit norms or cross-entropy, an adapter rounded at every step, or a dtype clash in the first batch."""
-    exact = prepared(recipe, run)[1]
+    exact = prepared(config, run)[1]
     wanted = exact.evaluate()
     # without a GPU there is no loss scaler for float16; everything else of its path runs here
-    half = runtime.Runtime("cpu", dtype, "sdpa", "")
-    base, made = prepared(recipe, run, half)
+    half = runtime.DeviceConfig("cpu", dtype, "sdpa", "")
+    base, made = prepared(config, run, half)
     seen = made.evaluate()
     for name in ("eval_backbone_loss", "eval_depth_loss"):
         assert seen[name] == pytest.approx(wanted[name], rel=5e-3)
     assert {weight.dtype for weight in made.model.parameters() if weight.requires_grad} == {torch.float32}
     with made._arithmetic():
-        sums = loss.sums(base.model, made.train_dataset[0])
+        sums = loss.loss_sums(base.model, made.train_dataset[0])
         assert sums.depth.dtype == sums.backbone.dtype == torch.float32
         assert base.model.backbone_model.layers[0].mlp.up_proj(torch.ones(1, 32)).dtype == dtype
         normed = base.model.backbone_model.norm(torch.full((1, 32), 300.0, dtype=dtype))
     assert torch.isfinite(normed).all()  # 300 squared is no float16
     made.train()
-    assert all(lora.moved(made.model).values())
-    watch.Samples(base, recipe.but(sample_every=1, sample_texts=("One.",)), run, "0").speak(9)
+    assert all(lora.max_lora_b(made.model).values())
+    callbacks.SampleCallback(base, config.but(sample_steps=1, sample_texts=("One.",)), run, "0").speak(9)
     assert (run.training / "samples" / "step-000009" / "1.wav").is_file()

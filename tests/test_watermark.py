@@ -11,13 +11,13 @@ import pytest
 import soundfile
 import torch
 
-from tts_kit import audio, story, watermark
+from tts_kit import audio, pipeline, watermark
 from tts_kit.__main__ import main
-from tts_kit.problem import Problem
-from tts_kit.run import read_json
+from tts_kit.errors import KitError
+from tts_kit.io import read_json
 
 RATE = 24_000
-VOICE = story.SAMPLES / "held_out" / "later01_01.flac"
+VOICE = pipeline.SAMPLES / "held_out" / "later01_01.flac"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def speech():
 
 @pytest.fixture(scope="module")
 def marked(speech):
-    return watermark.mark(speech, RATE)
+    return watermark.apply(speech, RATE)
 
 
 def decibels(before: np.ndarray, after: np.ndarray) -> float:
@@ -44,10 +44,10 @@ def highs(wave: np.ndarray) -> np.ndarray:
 
 def test_it_is_found_in_marked_speech_and_not_in_unmarked(speech, marked):
     """Mistake: a detector that says yes, or no, to everything."""
-    others = [audio.read(path, RATE) for path in sorted((story.SAMPLES / "strangers").glob("*.flac"))]
+    others = [audio.read(path, RATE) for path in sorted((pipeline.SAMPLES / "strangers").glob("*.flac"))]
     assert watermark.detect(marked, RATE) > 0.9
     assert max(watermark.detect(wave, RATE) for wave in [speech, *others]) < 0.1
-    assert min(watermark.detect(watermark.mark(wave, RATE), RATE) for wave in others) > 0.9
+    assert min(watermark.detect(watermark.apply(wave, RATE), RATE) for wave in others) > 0.9
 
 
 def test_it_is_quiet_below_two_kilohertz_and_nothing_above(speech, marked):
@@ -55,7 +55,7 @@ def test_it_is_quiet_below_two_kilohertz_and_nothing_above(speech, marked):
     assert marked.dtype == np.float32 and marked.shape == speech.shape and np.abs(marked).max() <= 1
     assert decibels(speech, marked) > 13, "the mark lies deep under the speech"
     assert decibels(highs(speech), highs(marked)) > 30, "and only where Perth puts it"
-    np.testing.assert_array_equal(watermark.mark(speech, RATE), marked)
+    np.testing.assert_array_equal(watermark.apply(speech, RATE), marked)
 
 
 def test_it_is_perths_own_mark(speech, marked, monkeypatch):
@@ -69,7 +69,7 @@ def test_it_is_perths_own_mark(speech, marked, monkeypatch):
     wave = audio.resample(speech, RATE, watermark.RATE)
     with torch.inference_mode():
         wanted = theirs.apply_watermark(wave, watermark.RATE)
-        seen = watermark.mark(wave, watermark.RATE)[:len(wanted)]
+        seen = watermark.apply(wave, watermark.RATE)[:len(wanted)]
         assert float(theirs.get_watermark(audio.resample(marked, RATE, watermark.RATE), watermark.RATE, round=False)) > 0.9
     np.testing.assert_allclose(seen, wanted, atol=1e-5)
 
@@ -115,7 +115,7 @@ def test_it_survives_what_the_table_says(speech, marked, damage):
     """Mistake: a mark that is gone with the first upload, or that is found after it in everything."""
     def done(wave):
         if damage == "mp3":
-            return soundfile.read(io.BytesIO(audio.compressed(wave, RATE, 0.4)[0]), dtype="float32")[0]
+            return soundfile.read(io.BytesIO(audio.encode_lossy(wave, RATE, 0.4)[0]), dtype="float32")[0]
         if damage.endswith("kHz"):
             rate = int(damage.split()[0]) * 1_000
             return audio.resample(audio.resample(wave, RATE, rate), rate, RATE)
@@ -129,7 +129,7 @@ def test_it_survives_what_the_table_says(speech, marked, damage):
 def test_every_rate_can_be_marked(speech, rate):
     """Mistake: only the model's rate works, or another one gets the mark at another pitch."""
     wave = audio.resample(speech, RATE, rate)
-    done = watermark.mark(wave, rate)
+    done = watermark.apply(wave, rate)
     assert done.shape == wave.shape and watermark.detect(done, rate) > 0.9
 
 
@@ -140,15 +140,15 @@ def test_a_stream_gets_the_mark_of_the_whole(speech, rate, chunk):
     if chunk == 1:
         wave = wave[:rate // 2]
     chunks = [wave[start:start + chunk] for start in range(0, len(wave), chunk)]
-    made = list(watermark.stream(iter(chunks), rate))
-    np.testing.assert_allclose(np.concatenate(made), watermark.mark(wave, rate), atol=1e-5)
+    made = list(watermark.apply_stream(iter(chunks), rate))
+    np.testing.assert_allclose(np.concatenate(made), watermark.apply(wave, rate), atol=1e-5)
     assert len(made) > 1
 
 
 def test_a_stream_waits_for_a_quarter_of_a_second_only(speech):
     """Mistake: streamed speech is held back until all of it is there."""
     given = []
-    flow = watermark.stream((given.append(part) or part for part in np.array_split(speech, 40)), RATE)
+    flow = watermark.apply_stream((given.append(part) or part for part in np.array_split(speech, 40)), RATE)
     first = next(flow)
     assert len(first) and sum(map(len, given)) / RATE < watermark.AROUND + 0.25
 
@@ -158,7 +158,7 @@ def test_long_speech_needs_no_more_memory(speech, monkeypatch):
     lengths, real = [], watermark._marked
     monkeypatch.setattr(watermark, "_marked", lambda heard, *rest: lengths.append(len(heard)) or real(heard, *rest))
     long = np.tile(speech, 9)
-    done = watermark.mark(long, RATE)
+    done = watermark.apply(long, RATE)
     assert len(lengths) > 2 and max(lengths) <= (watermark.PIECE + 3 * watermark.AROUND) * RATE
     in_one = real(long, RATE, 0, len(long))
     np.testing.assert_allclose(done, in_one, atol=1e-4)
@@ -168,22 +168,22 @@ def test_long_speech_needs_no_more_memory(speech, monkeypatch):
 def test_nothing_silence_and_little(speech):
     """Mistake: not a number, a crash or a mark out of nothing."""
     for samples in (np.zeros(0, np.float32), np.zeros(1, np.float32), np.zeros(30 * RATE, np.float32)):
-        np.testing.assert_array_equal(watermark.mark(samples, RATE), samples)
+        np.testing.assert_array_equal(watermark.apply(samples, RATE), samples)
         assert watermark.detect(samples, RATE) == 0.0
     for count in (1, 7, 240, RATE // 20):
-        done = watermark.mark(speech[RATE:RATE + count], RATE)
+        done = watermark.apply(speech[RATE:RATE + count], RATE)
         assert done.shape == (count,) and np.isfinite(done).all() and 0 <= watermark.detect(done, RATE) <= 1
     loud = np.sign(speech) * np.minimum(1, np.abs(speech) * 20)
-    assert np.abs(watermark.mark(loud, RATE)).max() <= 1
+    assert np.abs(watermark.apply(loud, RATE)).max() <= 1
     padded = np.concatenate([np.zeros(15 * RATE, np.float32), speech, np.zeros(15 * RATE, np.float32)])
-    assert watermark.detect(watermark.mark(padded, RATE), RATE) > 0.9, "silence around speech hides nothing"
+    assert watermark.detect(watermark.apply(padded, RATE), RATE) > 0.9, "silence around speech hides nothing"
 
 
 @pytest.mark.parametrize("samples", [np.full(100, np.nan), np.zeros((2, 100))])
 def test_what_is_no_wave_is_refused(samples):
     """Mistake: two channels are marked as if they were two thousand short clips, or NaN is passed on."""
-    with pytest.raises(Problem, match="finite numbers"):
-        watermark.mark(samples, RATE)
+    with pytest.raises(KitError, match="finite numbers"):
+        watermark.apply(samples, RATE)
 
 
 class Bomb:
@@ -216,7 +216,7 @@ def test_weights_that_were_changed_are_not_opened(tampered, tmp_path):
     """Mistake: whoever changes the file of weights runs code on this machine."""
     torch.load(tampered, weights_only=False).close()
     (tmp_path / "exploded").unlink()  # so the pickle goes off where it is read
-    with pytest.raises(Problem, match="another SHA-256.*was not opened"):
+    with pytest.raises(KitError, match="another SHA-256.*was not opened"):
         watermark.network()
     assert not (tmp_path / "exploded").exists()
 
@@ -224,7 +224,7 @@ def test_weights_that_were_changed_are_not_opened(tampered, tmp_path):
 def test_the_pickle_inside_is_never_read(tampered, tmp_path, monkeypatch, speech):
     """Mistake: the sum is right, and yet something is unpickled."""
     monkeypatch.setattr(watermark, "SHA256", watermark.hashlib.sha256(tampered.read_bytes()).hexdigest())
-    assert watermark.detect(watermark.mark(speech, RATE), RATE) > 0.9
+    assert watermark.detect(watermark.apply(speech, RATE), RATE) > 0.9
     assert not (tmp_path / "exploded").exists()
 
 
@@ -236,14 +236,14 @@ def test_without_the_package_the_remedy_is_named_before_anything_is_said(monkeyp
     monkeypatch.setattr(watermark.importlib.metadata, "distribution", missing)
     monkeypatch.chdir(tmp_path)
     watermark.network.cache_clear()
-    assert main(["speak", "Hello.", "--untuned", "--base", "nowhere/no-model"]) == 1
+    assert main(["speak", "Hello.", "--no-adapter", "--base", "nowhere/no-model"]) == 1
     told = capsys.readouterr().err
     assert "pip install --no-deps resemble-perth" in told and "--no-watermark" in told
 
 
 def test_what_a_person_says_is_not_taken_for_a_machines(monkeypatch, tmp_path, capsys):
     """Mistake: a second of a person's speech, of which the network can be surer than of marked speech in noise."""
-    assert watermark.wanted(1.0) == watermark.wanted(2.9) == 0.8 and watermark.wanted(3.0) == watermark.wanted(99) == 0.5
+    assert watermark.min_score(1.0) == watermark.min_score(2.9) == 0.8 and watermark.min_score(3.0) == watermark.min_score(99) == 0.5
     monkeypatch.setattr(watermark, "detect", lambda *_: 0.7)
     for seconds in (1, 4):
         audio.write(tmp_path / f"{seconds}.wav", np.zeros(seconds * RATE, np.float32), RATE)
@@ -257,7 +257,7 @@ def test_the_last_moment_of_a_long_file_is_not_judged_alone(monkeypatch, tmp_pat
     monkeypatch.setattr(watermark, "_seen", lambda samples, rate: lengths.append(len(samples) / rate) or real(samples, rate))
     noise = np.random.default_rng(0).normal(0, 0.1, round(20.2 * 16_000)).astype(np.float32)
     audio.write(tmp_path / "long.wav", noise, 16_000)
-    sure, enough = watermark.look(tmp_path / "long.wav")
+    sure, enough = watermark.detect_file(tmp_path / "long.wav")
     assert min(lengths) >= watermark.PIECE / 2 and sum(lengths) == pytest.approx(20.2) and sure < 0.5 and not enough
 
 
@@ -273,7 +273,7 @@ def test_phones_recordings_and_streams_are_read(marked, tmp_path, capsys):
             for ready in resampler.resample(part):
                 out.mux(stream.encode(ready))
         out.mux(stream.encode(None))
-    whole, unknown = audio.encoded(marked, RATE, "wav"), b"\xff" * 4
+    whole, unknown = audio.encode(marked, RATE, "wav"), b"\xff" * 4
     (tmp_path / "live.wav").write_bytes(whole[:4] + unknown + whole[8:40] + unknown + whole[44:])
     assert main(["detect", str(tmp_path / "call.m4a"), str(tmp_path / "live.wav")]) == 0
     assert capsys.readouterr().out.count("marked as made by a machine") == 2
@@ -303,13 +303,13 @@ def test_the_verb_detects_and_its_status_tells(speech, marked, tmp_path, capsys)
 def test_the_verb_marks_what_it_says_unless_told_otherwise(stream, tmp_path, monkeypatch, capsys):
     """Mistake: speech leaves the house unmarked, or the mark changes what is said."""
     monkeypatch.chdir(tmp_path)
-    given = ["speak", "The dog ran away.", "--untuned", "--base", str(story.BUNDLED), "--device", "cpu", *stream]
+    given = ["speak", "The dog ran away.", "--no-adapter", "--base", str(pipeline.BUNDLED), "--device", "cpu", *stream]
     assert main([*given, "--out", "marked.wav"]) == 0
     assert "No watermark" not in capsys.readouterr().out
     assert main([*given, "--no-watermark", "--out", "plain.wav"]) == 0
     assert "No watermark, as asked" in capsys.readouterr().out
     done, plain = (audio.read(name, RATE) for name in ("marked.wav", "plain.wav"))
-    assert watermark.look("marked.wav")[0] > 0.9 and watermark.look("plain.wav")[0] < 0.1
+    assert watermark.detect_file("marked.wav")[0] > 0.9 and watermark.detect_file("plain.wav")[0] < 0.1
     assert len(done) == len(plain) and decibels(plain, done) > 10
     assert [each.name for each in sorted(tmp_path.iterdir())] == ["marked.wav", "plain.wav"]
 
@@ -320,5 +320,5 @@ def test_the_readme_says_what_was_measured():
     from tests.benchmarks import watermark as bench
 
     found = read_json(bench.RESULTS, "Measure again.")
-    assert bench.block(found) in (story.SAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert bench.block(found) in (pipeline.SAMPLES.parent / "README.md").read_text(encoding="utf-8")
     assert list(found["sure from"].values()) == [watermark.SURE, watermark.SURE_OF_LITTLE]

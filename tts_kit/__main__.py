@@ -7,14 +7,14 @@ from pathlib import Path
 
 from tts_kit import options as told
 from tts_kit import verbs as does
-from tts_kit.problem import command
-from tts_kit.recipe import Recipe
+from tts_kit.config import Config
+from tts_kit.errors import report_errors
 
 DATA = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 BASE = ("base", "revision")
 
 
-@command
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb."""
     top = parser()
@@ -29,23 +29,23 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tts_kit", description=__doc__)
     top.set_defaults(verb=None)
     verbs = top.add_subparsers(metavar="verb")
-    everything = tuple(field.name for field in dataclasses.fields(Recipe))
+    everything = tuple(field.name for field in dataclasses.fields(Config))
 
     verb = told.verb(verbs, "doctor", does.doctor, "is this machine ready? what to do where it is not", run=False)
     told.planner(verb)
 
     _data_verbs(verbs)
-    told.recipe(told.verb(verbs, "tokenize", does.tokenize, "utterances -> codes, made once"), BASE)
+    told.config(told.verb(verbs, "tokenize", does.tokenize, "utterances -> codes, made once"), BASE)
 
     verb = told.verb(verbs, "train", does.train, "codes -> adapter")
     verb.add_argument("--dry-run", action="store_true", help="count what would be trained, and load no weights")
     verb.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
-    told.recipe(verb, tuple(name for name in everything if name not in DATA))
+    told.config(verb, tuple(name for name in everything if name not in DATA))
 
     verb = told.verb(verbs, "speak", does.speak, "text -> speech")
     verb.add_argument("text", help="what to say, of any length")
     verb.add_argument("--adapter", help="adapter folder; default: the run's")
-    verb.add_argument("--untuned", action="store_true", help="speak with the base alone")
+    verb.add_argument("--no-adapter", action="store_true", help="speak with the base alone")
     verb.add_argument("--strength", type=float, default=1.0, help="how much of the adapter is heard: 0 is the base, 1 as "
                       "trained (default), more is more")
     verb.add_argument("--reference", help="a clip to clone")
@@ -56,24 +56,24 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", default="speech.wav", help="file to write, .wav or .flac")
     verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave out the mark of a machine")
     verb.add_argument("--seed", type=told.count, default=0, help="another seed is another take (default 0)")
-    told.recipe(verb, BASE + does.SAMPLING)
+    told.config(verb, BASE + does.SAMPLING)
 
     verb = told.verb(verbs, "compare", does.compare, "held-out sentences in every arm -> a page to listen to, and a verdict")
     told.comparison(verb, 10, [1, 2, 3])
     told.contest(verb)
-    told.recipe(verb, BASE + does.SAMPLING)
+    told.config(verb, BASE + does.SAMPLING)
 
     verb = told.verb(verbs, "demo", does.demo, "the whole story on the bundled voice", default="demo")
     verb.add_argument("--source", help="other clips than the bundled voice (see the verb data)")
     told.comparison(verb, 10, [1, 2])
-    told.recipe(verb, everything)
+    told.config(verb, everything)
 
     _verbs_of_release(verbs)
     return top
 
 
 def _data_verbs(verbs) -> None:
-    verb = told.verb(verbs, "data", does.data,
+    verb = told.verb(verbs, "data", does.prepare,
                      "a recording, or clips with transcripts -> checked, levelled, split utterances")
     verb.add_argument("source", help="a recording, a folder of them or an address, which are cut and written down; a "
                       "folder with metadata.csv, a .jsonl file, a hub dataset (owner/name), or an example: example:emma is "
@@ -86,7 +86,7 @@ def _data_verbs(verbs) -> None:
     verb.add_argument("--held-out-from", metavar="SOURCE", default="",
                       help="another source, whose clips are held out instead of a share of the first one's")
     verb.add_argument("--skip-bad", action="store_true", help="leave bad clips out, with a list, instead of stopping")
-    told.recipe(verb, DATA)
+    told.config(verb, DATA)
 
     verb = told.verb(verbs, "review", does.review, "a page to put right what was written down of recordings",
                      computes=False)
@@ -95,7 +95,7 @@ def _data_verbs(verbs) -> None:
     told.verb(verbs, "report", does.report, "the run's data as a page: how much, how clean, what to listen to first",
               computes=False)
 
-    verb = told.verb(verbs, "dataset", does.dataset, "the run's data as a folder that `datasets` loads, or on the hub",
+    verb = told.verb(verbs, "dataset", does.export_dataset, "the run's data as a folder that `datasets` loads, or on the hub",
                      computes=False)
     verb.add_argument("--out", type=Path, help="a new folder (default: dataset, in the run's folder)")
     verb.add_argument("--push", metavar="OWNER/NAME", help="put it on the hub too, as this dataset; what was exported "
@@ -124,11 +124,11 @@ def _verbs_of_release(verbs) -> None:
                       "it is private")
     verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave the mark of a machine out of "
                       "the clips beside the card")
-    told.recipe(verb, BASE)
+    told.config(verb, BASE)
 
     _serve_verb(verbs)
 
-    verb = told.verb(verbs, "detect", does.detect, "whether files carry the mark of machine-made speech; exit status 0: all "
+    verb = told.verb(verbs, "detect", does.detect_watermark, "whether files carry the mark of machine-made speech; exit status 0: all "
                      "do, 1: one does not, 2: one cannot be read", run=False)
     verb.add_argument("files", nargs="+", metavar="FILE", help="sound of any length: WAV, FLAC, MP3, OGG, Opus; "
                       "M4A and others where PyAV is")
@@ -144,10 +144,10 @@ def _serve_verb(verbs) -> None:
     verb.add_argument("--key", action="append", default=[], help="what clients have to know; may be given often. Wanted "
                       "where others can reach the server. The variable TTS_KIT_KEY is one too, and more private")
     verb.add_argument("--int8", action="store_true", help="8-bit weights: faster where memory is slow, a little less exact")
-    verb.add_argument("--patience", type=float, default=120.0, metavar="SECONDS",
+    verb.add_argument("--queue-timeout", type=float, default=120.0, metavar="SECONDS",
                       help="how long a request may wait for its turn before it is refused (default 120)")
     verb.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave out the mark of a machine")
-    told.recipe(verb, BASE + does.SAMPLING)
+    told.config(verb, BASE + does.SAMPLING)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,26 @@
 
 import contextlib
 import html
-import io
 import os
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
-from tts_kit import pages, run
-from tts_kit.problem import Problem
+from tts_kit import html as pages
+from tts_kit import io
+from tts_kit.errors import KitError
 
-LOWEST_RATE = 16_000
-SILENCE = 10 ** (-60 / 20)
+MIN_SAMPLE_RATE = 16_000
+SILENCE_LUFS = 10 ** (-60 / 20)
 TARGET_LUFS = -20.0
-HIGHEST_PEAK = 10 ** (-1 / 20)
+MAX_TRUE_PEAK = 10 ** (-1 / 20)
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-KINDS = {"mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg", MP3_RATES), "wav": ("WAV", "PCM_16", "audio/wav", ()),
+CONTENT_TYPES = {"mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg", MP3_RATES), "wav": ("WAV", "PCM_16", "audio/wav", ()),
          "flac": ("FLAC", "PCM_16", "audio/flac", ()),
          "opus": ("OGG", "OPUS", "audio/ogg", (8_000, 12_000, 16_000, 24_000, 48_000))}
 """Of files that are sent: container, coding, mime type, and the rates it knows if not all."""
@@ -33,17 +34,17 @@ def read(path: str | Path | bytes, rate: int, max_seconds: float | None = None, 
     name = name or ("audio bytes" if isinstance(path, bytes) else str(path))
     with _opened(path, name) as file:
         own_rate = file.samplerate
-        if own_rate < LOWEST_RATE:
+        if own_rate < MIN_SAMPLE_RATE:
             seen = f"{own_rate / 1000:g} kHz" + " telephone" * (own_rate <= 8_000)
-            raise Problem(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {LOWEST_RATE // 1000} kHz or more. "
+            raise KitError(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {MIN_SAMPLE_RATE // 1000} kHz or more. "
                           f"{seen} audio has nothing above {own_rate / 2000:g} kHz, and the voice would learn that. "
                           "Use the original recording, or leave this clip out.")
         samples = _decode(file, name, max_seconds)
     if not np.isfinite(samples).all():
-        raise Problem(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
+        raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
                       "Export it again from the original, or leave it out.")
-    if np.abs(samples).max() < SILENCE:
-        raise Problem(f"{name} is silent: its peak is below -60 dBFS. Record it again, or leave it out.")
+    if np.abs(samples).max() < SILENCE_LUFS:
+        raise KitError(f"{name} is silent: its peak is below -60 dBFS. Record it again, or leave it out.")
     return resample(samples, own_rate, rate)
 
 
@@ -69,46 +70,46 @@ def check_name(path: str | Path) -> str:
     """The format that the suffix of `path` asks for."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise Problem(f"{path} ends in {suffix!r}; audio is written as {' or '.join(FORMATS)}. Choose one of these.")
+        raise KitError(f"{path} ends in {suffix!r}; audio is written as {' or '.join(FORMATS)}. Choose one of these.")
     return FORMATS[suffix]
 
 
 def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
     """(samples,) to a 16-bit WAV or FLAC, by the suffix of `path`; whole or not at all."""
     kind = check_name(path)
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     soundfile.write(buffer, _clipped(samples, path), rate, format=kind, subtype="PCM_16")
-    run.write_bytes(path, buffer.getvalue())
+    io.write_bytes(path, buffer.getvalue())
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+def open_writer(path: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Inside, a function that appends (samples,) to what becomes a 16-bit WAV or FLAC at `path` when all went well."""
     kind = check_name(path)
-    with run.writing_file(path) as raw, soundfile.SoundFile(raw, "w", rate, 1, "PCM_16", format=kind) as file:
+    with io.atomic_file(path) as raw, soundfile.SoundFile(raw, "w", rate, 1, "PCM_16", format=kind) as file:
         yield lambda samples: file.write(_clipped(samples, path))
 
 
-def compressed(samples: np.ndarray, rate: int, saving: float = 0.0) -> tuple[bytes, str]:
+def encode_lossy(samples: np.ndarray, rate: int, saving: float = 0.0) -> tuple[bytes, str]:
     """(samples,) as MP3 bytes and their mime type, small enough to embed and played by every browser; of best quality with
     `saving` 0, two thirds of its size with 0.4."""
     allowed = next((each for each in MP3_RATES if each >= rate), MP3_RATES[-1])
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     soundfile.write(buffer, _clipped(resample(samples, rate, allowed), "audio"), allowed,
                     format="MP3", subtype="MPEG_LAYER_III", compression_level=saving)
     return buffer.getvalue(), "audio/mpeg"
 
 
-def kinds() -> dict[str, str]:
+def available_formats() -> dict[str, str]:
     """The kinds of files that this machine's libsndfile can write, with their mime types."""
-    return {kind: mime for kind, (container, coding, mime, _) in KINDS.items() if soundfile.check_format(container, coding)}
+    return {kind: mime for kind, (container, coding, mime, _) in CONTENT_TYPES.items() if soundfile.check_format(container, coding)}
 
 
-def encoded(samples: np.ndarray, rate: int, kind: str) -> bytes:
+def encode(samples: np.ndarray, rate: int, kind: str) -> bytes:
     """(samples,) as the bytes of a file of one of the `kinds`."""
-    container, coding, _, rates = KINDS[kind]
+    container, coding, _, rates = CONTENT_TYPES[kind]
     allowed = next((each for each in rates if each >= rate), rates[-1] if rates else rate)
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     soundfile.write(buffer, _clipped(resample(samples, rate, allowed), "speech"), allowed, format=container, subtype=coding)
     return buffer.getvalue()
 
@@ -140,10 +141,10 @@ def true_peak(samples: np.ndarray) -> float:
 def amplify(samples: np.ndarray, factor: float) -> np.ndarray:
     """(samples,) times `factor`, or times less where the true peak would pass -1 dBFS."""
     peak = true_peak(samples) * factor
-    return (samples * (factor * min(1.0, HIGHEST_PEAK / peak) if peak > 0 else factor)).astype(np.float32)
+    return (samples * (factor * min(1.0, MAX_TRUE_PEAK / peak) if peak > 0 else factor)).astype(np.float32)
 
 
-def level(samples: np.ndarray, rate: int, target: float = TARGET_LUFS) -> np.ndarray:
+def normalize_loudness(samples: np.ndarray, rate: int, target: float = TARGET_LUFS) -> np.ndarray:
     """(samples,) brought to `target` LUFS, with the true peak kept under -1 dBFS."""
     return amplify(samples, gain(loudness(samples, rate), target))
 
@@ -165,13 +166,13 @@ def trim(samples: np.ndarray, rate: int, tail: float = 0.25, lead: float = 0.1) 
     return np.pad(kept, (0, voice_end - begin + round(tail * rate) - len(kept)))
 
 
-def play(samples: np.ndarray, rate: int, label: str = ""):
+def player(samples: np.ndarray, rate: int, label: str = ""):
     """A player for a notebook that carries its sound inside, so it still plays when the notebook is moved."""
     from IPython.display import HTML
 
-    content, mime = compressed(samples, rate)
+    content, mime = encode_lossy(samples, rate)
     caption = f"<figcaption>{html.escape(label)}</figcaption>" if label else ""
-    source = pages.embedded(content, mime)
+    source = pages.data_uri(content, mime)
     return HTML(f'<figure style="margin:0.5em 0">{caption}<audio controls src="{source}"></audio></figure>')
 
 
@@ -187,20 +188,20 @@ def spectrogram_png(samples: np.ndarray, rate: int, width: int = 400, height: in
     decibels = 10 * np.log10(power + 1e-10)
     top = max(decibels.max(), -20.0)
     grey = np.clip((decibels - top + 80) / 80 * 255, 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     Image.fromarray(grey[::-1]).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
 def _opened(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
     if isinstance(path, bytes):
-        size, source = len(path), io.BytesIO(path)
+        size, source = len(path), BytesIO(path)
     else:
         if not os.path.isfile(path):  # unlike Path.is_file, it takes names too long for the disk as absent
-            raise Problem(f"{name} is missing: no such file. Put it there, or take its row out of the table.")
+            raise KitError(f"{name} is missing: no such file. Put it there, or take its row out of the table.")
         size, source = Path(path).stat().st_size, str(path)
     if size == 0:
-        raise Problem(f"{name} is empty (0 bytes). Copy it again from the original, or leave it out.")
+        raise KitError(f"{name} is empty (0 bytes). Copy it again from the original, or leave it out.")
     try:
         return soundfile.SoundFile(source)
     except UNREADABLE as error:
@@ -219,24 +220,24 @@ def _decode(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> 
     except UNREADABLE as error:
         raise _unreadable(name, error) from error
     if max(announced, count) > limit:
-        raise Problem(f"{name} lasts {max(announced, count) / rate:.1f} s; the limit is {max_seconds:g} s. "
+        raise KitError(f"{name} lasts {max(announced, count) / rate:.1f} s; the limit is {max_seconds:g} s. "
                       "Split it or raise max_seconds.")
     if count == 0:
-        raise Problem(f"{name} has zero length: a header and no samples. Record it again, or leave it out.")
+        raise KitError(f"{name} has zero length: a header and no samples. Record it again, or leave it out.")
     if count < 0.95 * announced:
-        raise Problem(f"{name} ends after {count / rate:.1f} s of the {announced / rate:.1f} s it announces. "
+        raise KitError(f"{name} ends after {count / rate:.1f} s of the {announced / rate:.1f} s it announces. "
                       "Copy it again from the original, or leave it out.")
     return np.concatenate(blocks)
 
 
-def _unreadable(name: str, error: Exception) -> Problem:
-    return Problem(f"{name} cannot be read as audio ({str(error).rstrip('.')}). Wanted WAV, FLAC, MP3 or OGG: export "
+def _unreadable(name: str, error: Exception) -> KitError:
+    return KitError(f"{name} cannot be read as audio ({str(error).rstrip('.')}). Wanted WAV, FLAC, MP3 or OGG: export "
                    "it again, or leave it out.")
 
 
 def _clipped(samples: np.ndarray, name) -> np.ndarray:
     if not np.isfinite(samples).all():
-        raise Problem(f"{name}: the samples hold NaN or infinity and would be noise; nothing was written.")
+        raise KitError(f"{name}: the samples hold NaN or infinity and would be noise; nothing was written.")
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
 
 

@@ -3,24 +3,24 @@
 import re
 from pathlib import Path
 
-from tts_kit.problem import Problem, reason
-from tts_kit.run import write_json
+from tts_kit.errors import KitError, reason
+from tts_kit.io import write_json
 
-NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
-SIGN = "release.json"
+REPO_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+RELEASE_FILE = "release.json"
 """In every folder that the kit makes for others: what it holds, and that the kit may replace it."""
 EMPTY = {".gitattributes", "README.md"}
 """What a repository holds at most in which nothing has been put."""
 
 
-def is_name(place: str) -> bool:
+def is_repo_id(place: str) -> bool:
     """Whether it has the form OWNER/NAME."""
-    return bool(re.fullmatch(NAME, place))
+    return bool(re.fullmatch(REPO_ID, place))
 
 
-def sign(folder: Path, kind: str, **more) -> None:
+def write_release_file(folder: Path, kind: str, **more) -> None:
     """Say of a folder for others what it holds."""
-    write_json(folder / SIGN, {"kind": kind, **more})
+    write_json(folder / RELEASE_FILE, {"kind": kind, **more})
 
 
 def push(folder: Path, name: str, kind: str, message: str, public: bool = False) -> str:
@@ -31,9 +31,9 @@ def push(folder: Path, name: str, kind: str, message: str, public: bool = False)
     import httpx
     from huggingface_hub import HfApi
 
-    refuse_name(name)
-    if not (folder / SIGN).is_file():
-        raise Problem(f"{folder} does not say what it holds: no {SIGN}. An older version of the kit, or somebody else, made "
+    check_repo_id(name)
+    if not (folder / RELEASE_FILE).is_file():
+        raise KitError(f"{folder} does not say what it holds: no {RELEASE_FILE}. An older version of the kit, or somebody else, made "
                       "it; export again to another --out.")
     try:
         hub = HfApi()
@@ -45,22 +45,22 @@ def push(folder: Path, name: str, kind: str, message: str, public: bool = False)
                           delete_patterns="*")
     # errors of the hub are HTTPErrors, a token that was copied by half is a ValueError
     except (httpx.HTTPError, OSError, ValueError) as error:
-        raise Problem(f"{folder} could not be pushed to {name!r} ({reason(error)}). It stays where it is. Log in (hf auth "
+        raise KitError(f"{folder} could not be pushed to {name!r} ({reason(error)}). It stays where it is. Log in (hf auth "
                       "login) with a token that may write, check the name (owner/name) and the network, and push "
                       "again.") from error
     return str(made)
 
 
-def refuse_name(name: str) -> None:
-    if not is_name(name):
-        raise Problem(f"{name!r} could not be pushed to: it is no name on the hub. Wanted: OWNER/NAME.")
+def check_repo_id(name: str) -> None:
+    if not is_repo_id(name):
+        raise KitError(f"{name!r} could not be pushed to: it is no name on the hub. Wanted: OWNER/NAME.")
 
 
 def _refuse_other(name: str, is_private: bool, files: set[str], public: bool) -> None:
     if not public and not is_private:
-        raise Problem(f"{name} is there and everybody can see it. Give --public if that is what you want, or another name.")
-    if SIGN not in files and (other := files - EMPTY):
-        raise Problem(f"{name} is there and holds something else ({min(other)}, and no {SIGN}). All of it would be "
+        raise KitError(f"{name} is there and everybody can see it. Give --public if that is what you want, or another name.")
+    if RELEASE_FILE not in files and (other := files - EMPTY):
+        raise KitError(f"{name} is there and holds something else ({min(other)}, and no {RELEASE_FILE}). All of it would be "
                       "replaced; push to another name.")
     if public and is_private:
         print(f"{name} was there already and is private; its settings on the hub make it public.")

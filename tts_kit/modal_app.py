@@ -14,11 +14,10 @@ from pathlib import Path
 
 import modal
 
+from tts_kit import modal_volume
 from tts_kit import options as told
-from tts_kit import recipe as recipes
-from tts_kit import volume as shelf
-from tts_kit.problem import Problem, command
-from tts_kit.recipe import Recipe
+from tts_kit.config import Config, load_config
+from tts_kit.errors import KitError, report_errors
 from tts_kit.run import Run
 
 HOUSE = Path(__file__).parent
@@ -60,7 +59,7 @@ def _stage(function: Callable) -> modal.Function:
     def step(*arguments):
         try:
             return function(*arguments)
-        except Problem as problem:
+        except KitError as problem:
             return problem  # as an answer: what is raised would be tried again, and paid again
         finally:
             _keep()
@@ -72,52 +71,52 @@ def _stage(function: Callable) -> modal.Function:
 @_stage
 def cut(name: str, source: str, arms: list[str]) -> list[str]:
     """Cut the source's recordings into clips; their folders, none where it has transcripts."""
-    from tts_kit.comparison import contest
-    from tts_kit.data import desk
+    from tts_kit.comparison import compare as contest
+    from tts_kit.data import ingest
 
-    list(map(contest.parse, arms))  # a misspelt one is told now, and not when a training was paid
-    files = desk.find(source, Run(name))[1]
-    return [str(folder) for folder in desk.cut(files, Run(name))] if files else []
+    list(map(contest.parse_arms, arms))  # a misspelt one is told now, and not when a training was paid
+    files = ingest.find_recordings(source, Run(name))[1]
+    return [str(folder) for folder in ingest.segment_files(files, Run(name))] if files else []
 
 
 @_stage
 def hear(name: str, folders: list[str], transcribers: tuple[str, str, str]) -> None:
     """Write down some of the cut recordings."""
-    from tts_kit import runtime
-    from tts_kit.data import desk
+    from tts_kit import device
+    from tts_kit.data import ingest
 
-    first, second = desk.transcribers(runtime.choose(), *transcribers)
+    first, second = ingest.load_asr_models(device.choose(), *transcribers)
     for folder in folders:
-        desk.hear(Path(folder), first, second, transcribers[2])
+        ingest.transcribe_segments(Path(folder), first, second, transcribers[2])
 
 
 @_stage
 def data(name: str, given: dict, source: str, transcribers: tuple[str, str, str], skip_bad: bool) -> float:
     """Checked, levelled and split utterances; returns their seconds. Recordings that were heard are not heard again."""
-    from tts_kit import data, runtime
-    from tts_kit.data import desk
+    from tts_kit import device
+    from tts_kit.data import ingest, prepare
 
-    run, recipe = _recall(name, given)
-    taken = desk.take_in(source, run, runtime.choose(), *transcribers, recipe.speaker)
-    return sum(each.seconds for each in data.prepare(taken, run, recipe, skip_bad or taken != source))
+    run, config = _recall(name, given)
+    taken = ingest.ingest(source, run, device.choose(), *transcribers, config.speaker)
+    return sum(each.seconds for each in prepare.prepare(taken, run, config, skip_bad or taken != source))
 
 
 @_stage
 def encode(name: str, given: dict, part: int, parts: int) -> dict:
     """Codes of some of the utterances."""
-    from tts_kit import runtime, tokens
+    from tts_kit import device, tokens
 
-    run, recipe = _recall(name, given)
-    return tokens.encode_part(recipe, run, runtime.choose(), part, parts)
+    run, config = _recall(name, given)
+    return tokens.encode_part(config, run, device.choose(), part, parts)
 
 
 @_stage
 def tokenize(name: str, given: dict) -> dict:
     """Codes of all utterances, and their index; those that are there are not made again."""
-    from tts_kit import runtime, tokens
+    from tts_kit import device, tokens
 
-    run, recipe = _recall(name, given)
-    return tokens.encode(recipe, run, runtime.choose())
+    run, config = _recall(name, given)
+    return tokens.encode(config, run, device.choose())
 
 
 @_stage
@@ -125,24 +124,24 @@ def train(name: str, given: dict) -> str:
     """The adapter, from the last checkpoint on, with all the GPUs there are."""
     import torch
 
-    from tts_kit import runtime
-    from tts_kit.tuning import finetune, trainer
+    from tts_kit import device
+    from tts_kit.training import finetune, trainer
 
-    run, recipe = _recall(name, given)
+    run, config = _recall(name, given)
     if torch.cuda.device_count() > 1:
         # what these processes write is kept by Modal itself, which commits every few seconds
-        return str(finetune.launch(recipe, run, torch.cuda.device_count()))
-    return str(finetune.fit(recipe, run, runtime.choose(), [trainer.AfterSaving(_keep)]))
+        return str(finetune.launch(config, run, torch.cuda.device_count()))
+    return str(finetune.finetune(config, run, device.choose(), [trainer.OnSaveCallback(_keep)]))
 
 
 @_stage
 def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str:
     """The page to listen to, and the verdict."""
-    from tts_kit import runtime
-    from tts_kit.comparison import contest
+    from tts_kit import device
+    from tts_kit.comparison import compare as contest
     from tts_kit.speech import speak
 
-    voice = speak.load_voice(runtime.choose(), Run(name).adapter)
+    voice = speak.load_voice(device.choose(), Run(name).adapter)
     return str(contest.compare(Run(name), voice, sentences, seeds, arms))
 
 
@@ -151,20 +150,21 @@ def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str
 @modal.web_server(PORT, startup_timeout=600)
 def serve():
     """Every voice on the volume, as `python -m tts_kit serve` has it; TTS_KIT_KEY is the key to it."""
-    from tts_kit import runtime
-    from tts_kit.speech import serve, voices
+    from tts_kit import device
+    from tts_kit.server import serve
+    from tts_kit.speech import adapters
 
     found = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
     if not found:
-        raise Problem("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
-    server = serve.Server(voices.load(runtime.choose(), found), "0.0.0.0", PORT, serve.keys([]))
+        raise KitError("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
+    server = serve.Server(adapters.load_voices(device.choose(), found), "0.0.0.0", PORT, serve.read_api_keys([]))
     server.start()
     return server
 
 
 @app.local_entrypoint()
 def main(*arguments: str) -> None:
-    command(_tell)(arguments) and sys.exit(1)
+    report_errors(_tell)(arguments) and sys.exit(1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -179,15 +179,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--arms", nargs="+", default=list(told.ARMS), help="as of the verb compare")
     made.add_argument("--smoke", action="store_true", help="two steps on the bundled base, to see that all of it runs")
     told.comparison(made, 10, [1, 2, 3])
-    told.recipe(made, tuple(field.name for field in dataclasses.fields(Recipe)))
+    told.config(made, tuple(field.name for field in dataclasses.fields(Config)))
     return made
 
 
 def _check(arguments: Sequence[str]) -> None:
     """What a person can mistake, as far as this machine knows it."""
     options = parser().parse_args(arguments)
-    Recipe(**told.given(options))
-    shelf.refuse_own(Run(options.run))
+    Config(**told.given(options))
+    modal_volume.check_local_changes(Run(options.run))
 
 
 def _tell(arguments: Sequence[str]) -> None:
@@ -199,7 +199,7 @@ def _tell(arguments: Sequence[str]) -> None:
     if options.smoke:
         given, options.sentences, options.seeds = _small(given), 1, [1]
     heard = (options.transcriber, options.second_transcriber, options.language)
-    source = shelf.put(volume, options.source, run)
+    source = modal_volume.upload(volume, options.source, run)
     folders = _ask(cut, "", [(run.name, source, options.arms)])[0]
     _ask(hear, gpu, [(run.name, share, heard) for share in split(folders, options.containers)])
     seconds, = _ask(data, gpu, [(run.name, given, source, heard, options.skip_bad)])
@@ -208,7 +208,7 @@ def _tell(arguments: Sequence[str]) -> None:
     _ask(tokenize, gpu, [(run.name, given)])
     _ask(train, gpus, [(run.name, given)])
     _ask(compare, gpu, [(run.name, options.sentences, options.seeds, options.arms)])
-    print(f"Brought {shelf.bring(volume, run)} files. Hear it: {(run.comparison / 'index.html').resolve().as_uri()}")
+    print(f"Brought {modal_volume.download(volume, run)} files. Hear it: {(run.comparison / 'index.html').resolve().as_uri()}")
 
 
 def split(whole: Sequence, most: int) -> list[list]:
@@ -221,8 +221,8 @@ def _ask(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
     try:
         answers = list((stage.with_options(gpu=gpu) if gpu else stage).starmap(rows))
     except modal.exception.Error as error:
-        raise Problem(f"Modal stopped: {error} What was made is on the volume; the same command goes on.") from error
-    for problem in (answer for answer in answers if isinstance(answer, Problem)):
+        raise KitError(f"Modal stopped: {error} What was made is on the volume; the same command goes on.") from error
+    for problem in (answer for answer in answers if isinstance(answer, KitError)):
         raise problem
     return answers
 
@@ -230,11 +230,11 @@ def _ask(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
 def _small(given: dict) -> dict:
     """A recipe for two steps, on the bundled base where no other is given."""
     return {"base": "sample_data/tiny-csm", "tokens_per_batch": 700} | given | dict(
-        steps=2, warmup_steps=0, evaluate_every=2, save_every=1, sample_every=0, listen_every=0)
+        steps=2, warmup_steps=0, eval_steps=2, save_steps=1, sample_steps=0, generation_eval_steps=0)
 
 
-def _recall(name: str, given: dict) -> tuple[Run, Recipe]:
-    return Run(name), recipes.recall(Run(name), **given)
+def _recall(name: str, given: dict) -> tuple[Run, Config]:
+    return Run(name), load_config(Run(name), **given)
 
 
 def _keep() -> None:
@@ -247,4 +247,4 @@ if not __package__:
     sys.exit("containers would not find this file by its path. Give its module instead: modal run -m tts_kit.modal_app ...")
 if __name__ in sys.argv and "run" in sys.argv[:sys.argv.index(__name__)]:
     # `modal run -m` imports this, and reads what stands behind only when an image is built; mistakes are told before
-    command(_check)(sys.argv[sys.argv.index(__name__) + 1:]) and sys.exit(1)
+    report_errors(_check)(sys.argv[sys.argv.index(__name__) + 1:]) and sys.exit(1)

@@ -5,17 +5,16 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from tts_kit import recipe as recipes
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
+from tts_kit.config import BACKENDS, COMPILE, LORA_TARGETS, Config, field_help
+from tts_kit.errors import KitError
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = ("auto", "float32", "bfloat16")
-ARMS = ("base", "clone", "tuned", "tuned+clone")
+ARMS = ("base", "clone", "finetuned", "finetuned+clone")
 TRIALS = ("ab", "smos", "preference", "abx", "cmos")
-PLANNED = ("revision", "rank", "targets", "steps", "tokens_per_batch", "accumulation", "packing", "context_share",
-           "depth_ratio", "checkpointing", "text_off_gpu", "evaluate_every")
-CHOICES = {"targets": recipes.TARGETS, "engine": recipes.ENGINES, "compile": recipes.COMPILE}
+PLANNED = ("revision", "rank", "lora_targets", "steps", "tokens_per_batch", "gradient_accumulation_steps", "packing", "context_probability",
+           "depth_frame_fraction", "gradient_checkpointing", "offload_text_embeddings", "eval_steps")
+CHOICES = {"lora_targets": LORA_TARGETS, "backend": BACKENDS, "compile": COMPILE}
 
 
 def verb(verbs: argparse._SubParsersAction, name: str, function: Callable, explanation: str, run: bool = True,
@@ -43,8 +42,8 @@ def comparison(verb: argparse.ArgumentParser, sentences: int, seeds: list[int]) 
 def contest(verb: argparse.ArgumentParser) -> None:
     """Who is compared, how the knobs stand, and what people said."""
     verb.add_argument("--arms", nargs="+", metavar="ARM", default=list(ARMS),
-                      help=f"of the voice's model: {', '.join(ARMS)}, with knobs behind a colon (tuned:strength=0.5, "
-                      "tuned:checkpoint=40, clone:references=3); other systems: kokoro, pocket-tts, xtts-v2, f5-tts, "
+                      help=f"of the voice's model: {', '.join(ARMS)}, with knobs behind a colon (finetuned:strength=0.5, "
+                      "finetuned:checkpoint=40, clone:references=3); other systems: kokoro, pocket-tts, xtts-v2, f5-tts, "
                       f"orpheus-3b, dia; clips of any other: folder:NAME=PATH (default {' '.join(ARMS)})")
     verb.add_argument("--blind", nargs="*", choices=TRIALS, default=list(TRIALS[:2]),
                       help="what listeners are asked on the page for them (default ab smos; nothing: no such page)")
@@ -53,7 +52,7 @@ def contest(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--knob", type=knob, action="append", default=[], metavar="NAME=VALUE,VALUE",
                       help="instead of the arms, turn this knob (temperature, depth_temperature, strength, checkpoint, "
                       "references, reference_seconds), on sentences and clips that are not held out; may be given often")
-    verb.add_argument("--knobs-of", choices=ARMS, default="tuned", help="the arm whose knobs are turned (default tuned)")
+    verb.add_argument("--knobs-of", choices=ARMS, default="finetuned", help="the arm whose knobs are turned (default tuned)")
 
 
 def planner(verb: argparse.ArgumentParser) -> None:
@@ -61,13 +60,13 @@ def planner(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--plan", action="store_true", help="what training would need on the usual GPUs: batch, memory, "
                       "minutes and dollars, for the clips and the recipe of --run with what is given here")
     verb.add_argument("--run", help="of --plan: name of the run (default: an example of one hour)")
-    recipe(verb, ("base", *PLANNED))
+    config(verb, ("base", *PLANNED))
 
 
 def plans(told: argparse.Namespace) -> bool:
     """Whether the doctor was asked for a plan; what only a plan heeds is refused without."""
     if not told.plan and (needless := [name for name in ("run", *PLANNED) if vars(told)[name] is not None]):
-        raise Problem(f"--{needless[0].replace('_', '-')} says for what to plan: give --plan too, or leave it out.")
+        raise KitError(f"--{needless[0].replace('_', '-')} says for what to plan: give --plan too, or leave it out.")
     return told.plan
 
 
@@ -80,11 +79,11 @@ def knob(text: str) -> tuple[str, list[float]]:
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE,VALUE, as in strength=0.5,1,1.5") from error
 
 
-def recipe(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
+def config(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
     """Options out of the recipe's fields; one that is not given keeps what the run remembers, or the default."""
-    explanations = recipes.explanations()
+    explanations = field_help()
     group = verb.add_argument_group("recipe", "What is not given stays as the run remembers it.")
-    for field in dataclasses.fields(Recipe):
+    for field in dataclasses.fields(Config):
         if field.name in names and not any(field.name == action.dest for action in verb._actions):
             kind = type(field.default)
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else (
@@ -95,7 +94,7 @@ def recipe(verb: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
 
 def given(told: argparse.Namespace) -> dict:
     """The recipe's fields that were given on the command line."""
-    found = {field.name: vars(told).get(field.name) for field in dataclasses.fields(Recipe)}
+    found = {field.name: vars(told).get(field.name) for field in dataclasses.fields(Config)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not None}
 
 

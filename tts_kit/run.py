@@ -1,21 +1,11 @@
-"""One run's folder on disk, and writing that is whole or not at all."""
+"""The folders of one run on disk."""
 
-import contextlib
-import errno
-import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from safetensors import SafetensorError
+from tts_kit import io
+from tts_kit.errors import KitError
 
-from tts_kit.problem import Problem
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 CONSENT = "consent.json"
 """In a run's folder and in its adapter: whose voice it is."""
 
@@ -25,7 +15,7 @@ class Run:
 
     def __init__(self, name: str, root: str | Path = "runs"):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            raise Problem(f"run name {name!r}: wanted 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter "
+            raise KitError(f"run name {name!r}: wanted 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter "
                           "or digit. Choose another name.")
         self.name = name
         self.folder = Path(root) / name
@@ -38,125 +28,28 @@ class Run:
         self.comparison = self.folder / "comparison"
 
 
-@contextlib.contextmanager
-def writing_file(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path`, renamed at the end: a reader sees the old file or the new one, never half of it."""
-    path = Path(path)
-    with explaining_refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(beside, 0o644)
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+FORMAT = 2
+INPUTS = "inputs.json"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """The whole file or the old one."""
-    with writing_file(path) as file:
-        file.write(content)
+def write_inputs(folder: Path, **inputs: str) -> None:
+    """Record in a stage's folder what it was made from: name -> digest or setting."""
+    io.write_json(folder / INPUTS, {"format": FORMAT, **inputs})
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+def changed_inputs(folder: Path, **inputs: str) -> list[str]:
+    """Names of the inputs that differ from those `folder` was made from; all of them where it has no record."""
+    recorded = read_inputs(folder)
+    return [name for name, value in inputs.items() if recorded.get(name) != value]
 
 
-def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_rows(path: Path, rows: Iterable[dict]) -> None:
-    """One JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Rows of a JSON-lines file; a broken line is named."""
-    rows = []
-    # split, not splitlines: a text may hold U+2028, which is no end of a row
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise Problem(f"{path} line {number} is not JSON ({error.msg}). Repair the line, or remove the file and "
-                          "run the stage again.") from error
-    return rows
-
-
-def read_json(path: Path, remedy: str) -> dict:
-    """One JSON object from a file; a file that is none is named, with what to do."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Problem(f"{path} cannot be read as JSON ({error}). {remedy}") from error
-    if not isinstance(value, dict):
-        raise Problem(f"{path} holds no JSON object. {remedy}")
-    return value
-
-
-@contextlib.contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
-    """A folder filled beside `path` and moved there when the block ends well; what stood there is replaced then."""
-    path = Path(path)
-    with explaining_refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(path)
-        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
-    old = path.with_name(f".{path.name}.old")
-    try:
-        with explaining_refusals(path):
-            yield beside
-        beside.chmod(0o755)
-        if path.exists():
-            path.rename(old)
-        beside.rename(path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def refuse_to_replace(folder: Path, sign: str) -> None:
-    """A folder that will be replaced as a whole has to be one of its kind, which the file `sign` shows, or empty."""
-    folder = Path(folder)
-    if folder.exists() and not (folder / sign).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Problem(f"{folder} is there and holds something else: no {sign}. All of it would be replaced; choose another "
-                      "--out.")
-
-
-def _clear_leftovers(path: Path) -> None:
-    """Put back what a kill between two renames left aside, and remove what it left unfinished."""
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for leftover in (old, *path.parent.glob(f".{path.name}.new.*")):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def explaining_refusals(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a sentence that says what is safe and what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # safetensors and torch report an OSError as a class of their own, with the number or the words only in the text
-        full = getattr(error, "errno", None) in FULL or any(
-            f"os error {number})" in str(error) or os.strerror(number) in str(error) for number in FULL)
-        if full:
-            free = shutil.disk_usage(next(folder for folder in Path(path).absolute().parents if folder.exists())).free
-            raise Problem(f"{path} could not be written: the disk is full ({free / 1e9:.1f} GB free). What was there "
-                          "before is untouched. Free some space and run the same command again.") from error
-        if isinstance(error, OSError) and error.errno:
-            raise Problem(f"{path} could not be written: {os.strerror(error.errno)} ({error.filename or path}). Choose a "
-                          "place where this user may write, or move what stands in the way.") from error
-        raise
+def read_inputs(folder: Path) -> dict:
+    """What a stage's folder was made from; empty if the folder does not exist. Folders of older formats are refused."""
+    if not folder.exists():
+        return {}
+    path = folder / INPUTS
+    recorded = io.read_json(path, f"Move {folder} away and run its stage again.") if path.exists() else {}
+    if recorded.get("format") != FORMAT:
+        raise KitError(f"{folder} was written by an older version of tts_kit (run format {recorded.get('format', 1)}, wanted "
+                       f"{FORMAT}). Move the run away and make it again, or use the version that wrote it.")
+    return recorded

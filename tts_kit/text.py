@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
 
 PLAIN = str.maketrans({
     **dict.fromkeys("‘’‚‛ʼ′", "'"), **dict.fromkeys("“”„‟«»″", '"'), **dict.fromkeys("‐‑‒–−", "-"),
@@ -19,26 +19,26 @@ SENTENCE_END = re.compile(r"""[.!?]+["')\]]*\s+|[。！？]+["'」』）)]*\s*""
 CLAUSE_ENDS = (re.compile(r"[;:]\s+"), re.compile(r",\s+"))
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Plain quotes, dashes and spaces, one line, a full stop after a final letter or digit; numbers stay."""
     for position, character in enumerate(text, 1):
         if _unspeakable(character):
             name = unicodedata.name(character, "no name")
-            raise Problem(f"the text holds U+{ord(character):04X} ({name}) at position {position}, which nobody can "
+            raise KitError(f"the text holds U+{ord(character):04X} ({name}) at position {position}, which nobody can "
                           "speak: control characters, invisible marks and broken encodings are refused. Remove it.")
     plain = " ".join(unicodedata.normalize("NFC", text).translate(PLAIN).split())
     if not plain:
-        raise Problem("the text is empty; wanted at least one word. Write what is said, or leave it out.")
+        raise KitError("the text is empty; wanted at least one word. Write what is said, or leave it out.")
     if not _has_word(plain):
-        raise Problem(f"the text {plain[:40]!r} holds no letter and no digit. Write what is said, or leave it out.")
+        raise KitError(f"the text {plain[:40]!r} holds no letter and no digit. Write what is said, or leave it out.")
     return plain + "." if unicodedata.category(plain[-1])[0] in "LMN" else plain
 
 
-def sentences(text: str, max_characters: int = 200) -> list[str]:
+def split_sentences(text: str, max_characters: int = 200) -> list[str]:
     """Chunks of at most `max_characters`: whole sentences where they fit; nothing is lost but whitespace."""
     chunks: list[str] = []
     open_chunk = False
-    for sentence in _split_sentences(normalise(text)):
+    for sentence in _split_sentences(normalize(text)):
         pieces = _halve(sentence, max_characters)
         if open_chunk and len(chunks[-1]) + 1 + len(sentence) <= max_characters:
             chunks[-1] += " " + sentence
@@ -48,7 +48,7 @@ def sentences(text: str, max_characters: int = 200) -> list[str]:
     return _without_wordless(chunks)
 
 
-def budget_seconds(text: str) -> float:
+def max_speech_seconds(text: str) -> float:
     """The longest a sane reading of `text` takes; a voice still speaking then has run away."""
     return 2.0 + len(text) / 7
 

@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn import functional
 
 from tts_kit import audio
-from tts_kit.data import streams
-from tts_kit.problem import Problem
+from tts_kit.data import decode
+from tts_kit.errors import KitError
 
 PACKAGE, VERSION = "resemble-perth", "1.0.1"
 WEIGHTS = "perth/perth_net/pretrained/implicit/perth_net_250000.pth.tar"
@@ -44,12 +44,12 @@ SURE, SURE_OF_LITTLE, LITTLE = 0.5, 0.8, 3.0
 above it, so that little sound needs more."""
 
 
-def mark(samples: np.ndarray, rate: int) -> np.ndarray:
+def apply(samples: np.ndarray, rate: int) -> np.ndarray:
     """(samples,) with the mark in it, float32 and within [-1, 1]; the same each time; silence as it came."""
-    return np.concatenate([np.zeros(0, np.float32), *stream([samples], rate)])
+    return np.concatenate([np.zeros(0, np.float32), *apply_stream([samples], rate)])
 
 
-def stream(chunks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+def apply_stream(chunks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
     """What `mark` makes of the chunks (samples,) joined, in other chunks and AROUND seconds of sound later."""
     # pieces begin where a spectrum begins, so that the mark goes on as if nothing had been cut
     step = rate // math.gcd(rate, SPECTRA)
@@ -74,33 +74,33 @@ def detect(samples: np.ndarray, rate: int) -> float:
     return max(_seen(part, rate) for part in parts)
 
 
-def wanted(seconds: float) -> float:
+def min_score(seconds: float) -> float:
     """How sure `detect` must be of so much sound."""
     return SURE if seconds >= LITTLE else SURE_OF_LITTLE
 
 
-def look(path: str | Path) -> tuple[float, bool]:
+def detect_file(path: str | Path) -> tuple[float, bool]:
     """How sure `detect` is of a sound file of any length and rate, read piece by piece, and whether that is enough."""
     sure, seconds = 0.0, 0.0
     blocks, rate = _blocks(path)
     try:
         for piece in _whole(blocks):
             if not np.isfinite(piece).all():
-                raise Problem(f"{path} holds samples that are not numbers (NaN or infinity). Export it again.")
+                raise KitError(f"{path} holds samples that are not numbers (NaN or infinity). Export it again.")
             sure, seconds = max(sure, detect(piece, rate)), seconds + len(piece) / rate
     except audio.UNREADABLE as error:
-        raise Problem(f"{path} breaks off ({str(error).rstrip('.')}). Copy it again from the original.") from error
-    return sure, sure >= wanted(seconds)
+        raise KitError(f"{path} breaks off ({str(error).rstrip('.')}). Copy it again from the original.") from error
+    return sure, sure >= min_score(seconds)
 
 
-def report(paths: Iterable[str | Path]) -> int:
+def report_files(paths: Iterable[str | Path]) -> int:
     """Print of each file whether it has the mark; 0 where all have it, 1 where one has not, 2 where one cannot be read."""
     network()
     worst = 0
     for path in paths:
         try:
-            sure, enough = look(path)
-        except Problem as problem:
+            sure, enough = detect_file(path)
+        except KitError as problem:
             print(problem, file=sys.stderr)
             worst = 2
             continue
@@ -117,10 +117,10 @@ def network() -> "Perth":
         path = Path(importlib.metadata.distribution(PACKAGE).locate_file(WEIGHTS))
         content = path.read_bytes()
     except (importlib.metadata.PackageNotFoundError, OSError) as error:
-        raise Problem(f"{PACKAGE} is not installed, which marks speech as made by a machine. Install it: pip install "
+        raise KitError(f"{PACKAGE} is not installed, which marks speech as made by a machine. Install it: pip install "
                       f"--no-deps {PACKAGE}=={VERSION}. With --no-watermark speak, serve and export do without.") from error
     if hashlib.sha256(content).hexdigest() != SHA256:
-        raise Problem(f"{path} is not the file of {PACKAGE} {VERSION} (another SHA-256) and was not opened. Install that: "
+        raise KitError(f"{path} is not the file of {PACKAGE} {VERSION} (another SHA-256) and was not opened. Install that: "
                       f"pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}")
     found = Perth()
     # the file is torch's archive: a pickle, which is left alone, and every tensor's plain numbers under its place in line
@@ -193,7 +193,7 @@ def _blocks(path: str | Path) -> tuple[Iterator[np.ndarray], int]:
     try:
         rate = soundfile.info(str(path)).samplerate
     except audio.UNREADABLE:
-        return streams.blocks(path, RATE), RATE
+        return decode.read_blocks(path, RATE), RATE
     return soundfile.blocks(str(path), round(PIECE * rate), dtype="float32"), rate
 
 
@@ -214,7 +214,7 @@ def _whole(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 def _checked(samples: np.ndarray) -> np.ndarray:
     samples = np.asarray(samples, np.float32)
     if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise Problem(f"a mark needs (samples,) of finite numbers; these are of shape {samples.shape}"
+        raise KitError(f"a mark needs (samples,) of finite numbers; these are of shape {samples.shape}"
                       f"{' and not all numbers' * (not np.isfinite(samples).all())}. Mix them to one channel, or leave "
                       "this clip out.")
     return samples

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tts_kit import runtime
-from tts_kit.run import Run, write_json
+from tts_kit import device
+from tts_kit.io import write_json
+from tts_kit.run import Run
 
 RUN = "benchmark-demo"
 RESULTS = Path(__file__).parent / "results" / "demo.json"
@@ -30,7 +31,7 @@ def main() -> None:
     stages = dict(zip(("data", "tokenize", "train", "compare"), np.diff(moments).round().astype(int).tolist()))
     found = {"what": "make demo, after installing", "seconds": round(ended - begun),
              "stages": stages, "printed": [line for line in printed.splitlines() if "file://" not in line],
-             "machine": runtime.machine(), "versions": runtime.versions(), "command": "python -m tests.benchmarks.demo"}
+             "machine": device.machine(), "versions": device.versions(), "command": "python -m tests.benchmarks.demo"}
     write_json(RESULTS, found)
     print(json.dumps(found))
 

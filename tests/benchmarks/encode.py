@@ -14,8 +14,8 @@ import torch
 from tqdm.auto import tqdm
 
 from tests.benchmarks import measure, shapes
-from tts_kit import runtime
-from tts_kit.problem import Problem
+from tts_kit import device as runtime
+from tts_kit.errors import KitError
 from tts_kit.tokens import codec
 from tts_kit.tokens.codec import Codec
 
@@ -29,7 +29,7 @@ def listener(shape: str, device: str) -> Codec:
     """The codec of the bundled tiny-csm, or one of random weights."""
     if shape == "tiny":
         return codec.load(str(TINY), device=device)
-    return Codec(shapes.network(shape, device).codec_model, shapes.physics(shape))
+    return Codec(shapes.network(shape, device).codec_model, shapes.spec(shape))
 
 
 def batched(sound: Codec, waves: Sequence[np.ndarray], batch: int) -> list[torch.Tensor]:
@@ -46,7 +46,7 @@ def batched(sound: Codec, waves: Sequence[np.ndarray], batch: int) -> list[torch
 def stock(sound: Codec, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
     """The same by transformers' own call, a clip at a time."""
     found = []
-    with runtime.precise():
+    with runtime.full_float32():
         for wave in waves:
             codes = sound.model.encode(torch.from_numpy(wave)[None, None].to(sound.device)).audio_codes
             found.append(codes[0].T.to("cpu", torch.int16))
@@ -56,18 +56,18 @@ def stock(sound: Codec, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
 def unequal(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor]) -> float:
     """The share of codes in which two lists differ; refuses more than arithmetic explains."""
     if [each.shape for each in one] != [each.shape for each in two]:
-        raise Problem("the same clips have different numbers of frames by two ways of encoding. Nothing is timed before "
+        raise KitError("the same clips have different numbers of frames by two ways of encoding. Nothing is timed before "
                       "that is mended.")
     share = (torch.cat(list(one)) != torch.cat(list(two))).float().mean().item()
     if share > MOST_UNEQUAL:
-        raise Problem(f"{share:.2%} of the codes differ between two ways of encoding the same clips; wanted none, or at "
+        raise KitError(f"{share:.2%} of the codes differ between two ways of encoding the same clips; wanted none, or at "
                       f"most {MOST_UNEQUAL:.2%} tipped by the order of additions. Nothing is timed before that is mended.")
     return share
 
 
 def rows(shape: str, device: str, clips: int, batch: int, repeats: int) -> list[dict]:
     """Many at once against both ways of one by one."""
-    sound, numbers = listener(shape, device), shapes.physics(shape)
+    sound, numbers = listener(shape, device), shapes.spec(shape)
     waves = [each.wave for each in shapes.sounds(shape, clips, SECONDS)]
     seconds = sum(map(len, waves)) / numbers.sample_rate
     work = {"kit": partial(batched, sound, waves, batch), "kit's codec": partial(batched, sound, waves, 1),

@@ -18,15 +18,16 @@ import torch
 from torch.nn.functional import pad
 
 from tests.benchmarks import measure, shapes
-from tts_kit import runtime
-from tts_kit.model import generate, load
-from tts_kit.model.generate import Sampling
-from tts_kit.physics import Physics
-from tts_kit.problem import Problem
-from tts_kit.runtime import Runtime
+from tts_kit import device as runtime
+from tts_kit.device import DeviceConfig
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
+from tts_kit.generation.generate import Sampling
+from tts_kit.model import load
+from tts_kit.spec import ModelSpec
 from tts_kit.tokens import streaming
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.prompt import Example, Turn, Writer
+from tts_kit.tokens.prompt import Example, PromptBuilder, Turn
 
 TINY = Path(__file__).parents[2] / "sample_data" / "tiny-csm"
 FRAMES = 50
@@ -49,8 +50,8 @@ class Speaker:
     """A network with what both sides need to speak with it; they share the weights."""
     model: torch.nn.Module
     codec: Codec
-    physics: Physics
-    writer: Writer
+    spec: ModelSpec
+    writer: PromptBuilder
     sampling: Sampling
 
     def prompts(self, count: int) -> list[Example]:
@@ -70,8 +71,8 @@ class Task:
     def kit(self, sampling: Sampling | None = None, int8: bool = False) -> torch.Tensor:
         """(prompts, frames, codebooks) codes said by the kit."""
         speaker, count = self.speaker, len(self.prompts)
-        with mock.patch.object(generate, "is_end", lambda frame: torch.zeros(len(frame), dtype=torch.bool)):
-            takes = generate.takes(speaker.model, speaker.physics, self.prompts, sampling or speaker.sampling,
+        with mock.patch.object(generate, "is_eos_frame", lambda frame: torch.zeros(len(frame), dtype=torch.bool)):
+            takes = generate.generate(speaker.model, speaker.spec, self.prompts, sampling or speaker.sampling,
                                    range(count), [self.frames] * count, int8=int8)
         return torch.stack([take.codes for take in takes]).long()
 
@@ -83,38 +84,38 @@ class Task:
                 input_ids=ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=self.frames,
                 **stock_sampling(sampling or self.speaker.sampling), **CACHES[cache], **more).cpu()
         if codes.shape[1] != self.frames:
-            raise Problem(f"transformers ended after {codes.shape[1]} of {self.frames} frames: its stop rule is not off.")
+            raise KitError(f"transformers ended after {codes.shape[1]} of {self.frames} frames: its stop rule is not off.")
         return codes
 
     def first_sound(self, int8: bool = False) -> float:
         """Seconds until the first prompt can be heard while it is still being said."""
         speaker, begun = self.speaker, measure.now(self.device)
-        frames = generate.stream(speaker.model, speaker.physics, self.prompts, speaker.sampling,
+        frames = generate.stream(speaker.model, speaker.spec, self.prompts, speaker.sampling,
                                  range(len(self.prompts)), self.frames, int8)
         chunk = torch.stack([frame[0] for frame in itertools.islice(frames, FIRST)])
-        streaming.Stream(speaker.codec).decode(chunk)
+        streaming.StreamingDecoder(speaker.codec).decode(chunk)
         seconds = measure.now(self.device) - begun
         frames.close()
         return seconds
 
     def decode(self, codes: torch.Tensor) -> float:
         """Seconds for the sound of one whole clip, its words that are no codes made some that are."""
-        known = codes[0].clamp(max=self.speaker.physics.codebook_size - 1)
+        known = codes[0].clamp(max=self.speaker.spec.codebook_size - 1)
         return measure.timed(lambda: self.speaker.codec.decode([known]), self.device)()
 
 
-def speaker(shape: str, place: Runtime) -> Speaker:
+def speaker(shape: str, place: DeviceConfig) -> Speaker:
     """The bundled tiny-csm, or a network of random weights that says something else in every frame."""
     if shape == "tiny":
-        base = load.base(str(TINY), place)
-        return Speaker(base.model, base.codec, base.physics, base.writer, base.sampling)
+        base = load.load_base(str(TINY), place)
+        return Speaker(base.model, base.codec, base.spec, base.writer, base.sampling)
     model = shapes.network(shape, place.device)
-    codec, model.codec_model = Codec(model.codec_model, shapes.physics(shape)), None
+    codec, model.codec_model = Codec(model.codec_model, shapes.spec(shape)), None
     for weight in model.parameters():
         if weight.dim() > 1:
             weight.data.normal_(0, weight.shape[1] ** -0.5)
     shapes.cast(model, place.dtype)
-    return Speaker(model, codec, shapes.physics(shape), shapes.writer(shape), Sampling())
+    return Speaker(model, codec, shapes.spec(shape), shapes.writer(shape), Sampling())
 
 
 def left_padded(prompts: Sequence[Example], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,16 +149,16 @@ def check(shape: str, device: str) -> str:
     """Refuse to time two that do not say the same."""
     speaking = speaker(shape, runtime.choose(device, "float32"))
     task = Task(speaking, speaking.prompts(CHECKED), CHECKED_FRAMES, device)
-    nothing = list(range(speaking.physics.codebook_size, speaking.model.config.vocab_size))
+    nothing = list(range(speaking.spec.codebook_size, speaking.model.config.vocab_size))
     greedy = Sampling(temperature=0, depth_temperature=0)
-    with runtime.precise():
+    with runtime.full_float32():
         codes = task.kit(greedy)
         wanted = task.other(greedy, suppress_tokens=nothing, depth_decoder_suppress_tokens=nothing)
     # transformers keeps it in the depth decoder's own settings, where it would slow down what is timed next
     speaking.model.depth_decoder.generation_config.suppress_tokens = None
     if not torch.equal(codes, wanted):
         clip, frame, book = (codes != wanted).nonzero()[0].tolist()
-        raise Problem(f"the kit and transformers say different codes for {shape}, greedy and in float32: first at clip "
+        raise KitError(f"the kit and transformers say different codes for {shape}, greedy and in float32: first at clip "
                       f"{clip}, frame {frame}, codebook {book}. Nothing is timed before that is mended.")
     return f"equal: {len(codes.unique())} different codes in {codes.numel()}, greedy, float32"
 
@@ -188,7 +189,7 @@ def row(shape: str, task: Task, equality: str, repeats: int, cache: str = "dynam
 
 def side(task: Task, seconds: Sequence[float], memory: int | None, first_sound: float) -> dict:
     """What one side reached, in the units that people ask for."""
-    median, rate = statistics.median(seconds), task.speaker.physics.frame_rate
+    median, rate = statistics.median(seconds), task.speaker.spec.frame_rate
     frames = len(task.prompts) * task.frames
     return measure.speed(seconds, frames, "frames/s", rtf=median * rate / task.frames, frames_per_second=frames / median,
                          audio_seconds_per_second=frames / rate / median, first_audio_seconds=first_sound,

@@ -14,49 +14,49 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks import generate, measure, shapes, train_step
-from tts_kit import runtime
+from tts_kit import device
+from tts_kit.device import DeviceConfig
+from tts_kit.io import read_json, write_json
 from tts_kit.model import attention, lora
-from tts_kit.run import read_json, write_json
-from tts_kit.runtime import Runtime
-from tts_kit.tokens.clip import Clip
-from tts_kit.tuning import batches
+from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.training import dataset
 
 TOKENS, RATIOS, FRAMES = (350, 700, 1400, 2800), {"1/16": 1 / 16, "1": 1.0}, (25, 50, 100, 200, 400)
 SECONDS = 10.0
 """Of every clip that is learnt from."""
 
 
-def clips(shape: str, count: int) -> list[Clip]:
+def clips(shape: str, count: int) -> list[EncodedClip]:
     """Clips of random codes and letters, all as long."""
-    numbers, chance = shapes.physics(shape), torch.Generator().manual_seed(0)
+    numbers, chance = shapes.spec(shape), torch.Generator().manual_seed(0)
     size = (round(SECONDS * numbers.frame_rate), numbers.codebooks)
     text = "abcdefghijk" * round(shapes.LETTERS * SECONDS / 11)
-    return [Clip(f"clip{number}", text, "0", "", f"clip{number}", "train",
+    return [EncodedClip(f"clip{number}", text, "0", "", f"clip{number}", "train",
                  torch.randint(1, numbers.codebook_size, size, generator=chance, dtype=torch.int16))
             for number in range(count)]
 
 
-def training(shape: str, tokens: Sequence[int], place: Runtime, repeats: int, folder: Path) -> list[dict]:
+def training(shape: str, tokens: Sequence[int], place: DeviceConfig, repeats: int, folder: Path) -> list[dict]:
     """Seconds and bytes of a step, one micro-batch of about so many tokens, at each depth ratio."""
     model = shapes.network(shape, place.device)
     model.codec_model = None
     shapes.cast(model, place.dtype)
     attention.install(model)
-    model = lora.attach(model, train_step.RANK, float(train_step.RANK), "both", train_step.SEED)
+    model = lora.add_lora(model, train_step.RANK, float(train_step.RANK), "both", train_step.SEED)
     writer, steps = shapes.writer(shape), train_step.STEPS[place.device]
-    length = len(batches.write(clips(shape, 1)[0], writer))
+    length = len(dataset.build_example(clips(shape, 1)[0], writer))
     sides = {}
     for count in sorted({max(1, round(each / length)) for each in tokens}):
         material = train_step.Material(clips(shape, count), [], writer, count, steps)
         for name, ratio in RATIOS.items():
             sides[count, name] = train_step.kit(model, material, ratio, place, folder, {})
     seconds = measure.alternate({key: side.run for key, side in sides.items()}, repeats)
-    return [{"tokens": count * length, "clips": count, "depth_ratio": ratio, "seconds": statistics.median(taken),
+    return [{"tokens": count * length, "clips": count, "depth_frame_fraction": ratio, "seconds": statistics.median(taken),
              "runs": [round(each, 6) for each in taken], "peak_bytes": sides[count, ratio].peak()}
             for (count, ratio), taken in seconds.items()]
 
 
-def speaking(shape: str, frames: Sequence[int], place: Runtime, repeats: int) -> list[dict]:
+def speaking(shape: str, frames: Sequence[int], place: DeviceConfig, repeats: int) -> list[dict]:
     """Seconds for one clip of so many frames."""
     said_by = generate.speaker(shape, place)
     tasks = {count: generate.Task(said_by, said_by.prompts(1), count, place.device) for count in frames}
@@ -67,7 +67,7 @@ def speaking(shape: str, frames: Sequence[int], place: Runtime, repeats: int) ->
 
 def summary(steps: Sequence[dict], said: Sequence[dict]) -> dict:
     """What the plots show, in figures: the last point over the first."""
-    by_ratio = {ratio: [each for each in steps if each["depth_ratio"] == ratio] for ratio in RATIOS}
+    by_ratio = {ratio: [each for each in steps if each["depth_frame_fraction"] == ratio] for ratio in RATIOS}
     found = {"tokens": by_ratio["1"][-1]["tokens"] / by_ratio["1"][0]["tokens"],
              "step_seconds": {ratio: each[-1]["seconds"] / each[0]["seconds"] for ratio, each in by_ratio.items()},
              "frames": said[-1]["frames"] / said[0]["frames"],
@@ -86,7 +86,7 @@ def draw(found: dict, path: Path) -> None:
     figure = Figure(figsize=(10, 3), dpi=80, layout="constrained")
     time, memory, speech = figure.subplots(1, 3)
     for ratio in RATIOS:
-        points = [each for each in found["training"] if each["depth_ratio"] == ratio]
+        points = [each for each in found["training"] if each["depth_frame_fraction"] == ratio]
         tokens = [each["tokens"] for each in points]
         time.plot(tokens, [each["seconds"] for each in points], "o-", label=f"depth ratio {ratio}")
         if points[0]["peak_bytes"] is not None:
@@ -122,15 +122,15 @@ def main(told: Sequence[str] | None = None) -> dict:
         found = read_json(options.draw, "Measure it again.")
         print(drawn(found, options.draw))
         return found
-    place = runtime.choose(options.device)
+    place = device.choose(options.device)
     with tempfile.TemporaryDirectory() as folder:
         steps = training(options.shape, options.tokens, place, options.repeats, Path(folder))
     said = speaking(options.shape, options.frames, place, options.repeats)
     settings = {"rank": train_step.RANK, "clip_seconds": SECONDS, "dtype": str(place.dtype).removeprefix("torch."),
-                "frame_rate": shapes.physics(options.shape).frame_rate, "threads": torch.get_num_threads(),
+                "frame_rate": shapes.spec(options.shape).frame_rate, "threads": torch.get_num_threads(),
                 "clock": measure.clock(place.device)[1], "memory": measure.MEMORY[place.device]}
     found = {"what": "growth", "shape": options.shape, "settings": settings, "training": steps, "speaking": said,
-             "last_over_first": summary(steps, said), "machine": runtime.machine(), "versions": runtime.versions(),
+             "last_over_first": summary(steps, said), "machine": device.machine(), "versions": device.versions(),
              "command": measure.command()}
     path = options.out / f"growth_{options.shape}_{place.device}.json"
     write_json(path, found)
@@ -145,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="in a batch")
     made.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="of a spoken clip")
     made.add_argument("--repeats", type=int, default=measure.REPEATS)
-    made.add_argument("--device", choices=runtime.DEVICES, default="auto")
+    made.add_argument("--device", choices=device.DEVICES, default="auto")
     made.add_argument("--out", "--folder", type=Path, default=measure.RESULTS)
     made.add_argument("--draw", type=Path, metavar="FILE", help="only draw what was measured before")
     return made

@@ -16,10 +16,11 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from tests.benchmarks import measure
-from tts_kit import audio, runtime, text
-from tts_kit.model import load, loss, stack
-from tts_kit.model.talker import Talker
-from tts_kit.run import write_json
+from tts_kit import audio, device, text
+from tts_kit.generation import fused_decoder
+from tts_kit.generation.engine import InferenceEngine
+from tts_kit.io import write_json
+from tts_kit.model import load, loss
 from tts_kit.tokens.prompt import Turn
 
 DATA = Path(__file__).parents[2] / "sample_data"
@@ -27,13 +28,13 @@ HELD_OUT = DATA / "held_out"
 
 
 @torch.inference_mode()
-def losses(base: load.Base, talker: Talker, words: str, codes: torch.Tensor) -> tuple[float, float]:
+def losses(base: load.Base, talker: InferenceEngine, words: str, codes: torch.Tensor) -> tuple[float, float]:
     """Mean cross-entropy of codebook 0, and of the others, of one clip (frames, codebooks)."""
     prompt = base.writer.write("clip", [Turn(words, "0", codes)])
     batch = {name: getattr(prompt, name)[None] for name in ("ids", "codes", "is_frame")}
     length = len(prompt)
     room, places = talker.backbone.room(1, length), slice(0, length)
-    states = talker.backbone(loss.embed(base.model, batch), talker.backbone.turns(length), room, places, length)[0]
+    states = talker.backbone(loss.embed_inputs(base.model, batch), talker.backbone.turns(length), room, places, length)[0]
     frames = prompt.is_frame.nonzero()[:, 0]
     states, said = states[frames - 1], prompt.codes[frames]
     first = cross_entropy(talker.first_head(states), said[:, 0])
@@ -51,22 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     parser.add_argument("--clips", type=int, default=12, help="of the bundled voice, held out")
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     options = parser.parse_args(arguments)
-    base = load.base(str(DATA / "tiny-csm"), runtime.choose("cpu"))
-    talkers = [Talker(base.model, base.physics, int8) for int8 in (False, True)]
+    base = load.load_base(str(DATA / "tiny-csm"), device.choose("cpu"))
+    talkers = [InferenceEngine(base.model, base.spec, int8) for int8 in (False, True)]
     with open(HELD_OUT / "metadata.csv", encoding="utf-8", newline="") as file:
         clips = list(csv.DictReader(file))[:options.clips]
     found = []
     for clip in tqdm(clips, desc="clips"):
-        codes, = base.codec.encode([audio.read(HELD_OUT / clip["file_name"], base.physics.sample_rate)])
+        codes, = base.codec.encode([audio.read(HELD_OUT / clip["file_name"], base.spec.sample_rate)])
         # every product as in speaking, where few positions come at once
-        with mock.patch.object(stack, "FEW", 1_000_000):
-            found.append([losses(base, talker, text.normalise(clip["text"]), codes) for talker in talkers])
+        with mock.patch.object(fused_decoder, "FEW", 1_000_000):
+            found.append([losses(base, talker, text.normalize(clip["text"]), codes) for talker in talkers])
     means = torch.tensor(found).mean(0)
     result = {"what": "8-bit weights", "shape": "tiny", "clips": len(found),
               "loss": {"codebook 0": means[0, 0].item(), "others": means[0, 1].item()},
               "loss_8_bit": {"codebook 0": means[1, 0].item(), "others": means[1, 1].item()},
               "most_apart": (torch.tensor(found)[:, 1] - torch.tensor(found)[:, 0]).abs().max().item(),
-              "machine": runtime.machine(), "versions": runtime.versions(), "command": measure.command()}
+              "machine": device.machine(), "versions": device.versions(), "command": measure.command()}
     write_json(options.out / "int8.json", result)
     print(json.dumps(result))
     return result

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tts_kit import audio, runtime
+from tts_kit import audio, device
 from tts_kit.data import examples
-from tts_kit.judging import judges, noise, scores, spelling
-from tts_kit.judging.judges import RATE, Judgement, Judges
-from tts_kit.run import write_json
+from tts_kit.evaluation import dnsmos, metrics, scoring, wer
+from tts_kit.evaluation.metrics import SAMPLE_RATE, ClipMetrics, MetricModels
+from tts_kit.io import write_json
 
 RESULTS = Path(__file__).parent / "results" / "judges.json"
 CLIPS, PAIRS = 20, 8
@@ -39,18 +39,18 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.redirect_stdout(io.StringIO()):  # the licence is in README and beside the clips
         people = {"allison": read(examples.allison()), "emma": read(examples.SAMPLES / "held_out")}
-    listeners = judges.load(options.threads, wanted="offline")
-    heard = {name: listen(clips, listeners) for name, clips in people.items()}
+    metric_models = metrics.load(options.threads, wanted="offline")
+    heard = {name: listen(clips, metric_models) for name, clips in people.items()}
     clips = people["allison"]
     machines = {name: speak(clips[:count], voice) for name, (voice, count) in MACHINES.items()}
-    heard |= {name: listen(some, listeners) for name, some in machines.items()}
-    heard |= {name: listen([(text, damage(wave)) for text, wave in clips[:PAIRS]], listeners)
+    heard |= {name: listen(some, metric_models) for name, some in machines.items()}
+    heard |= {name: listen([(text, damage(wave)) for text, wave in clips[:PAIRS]], metric_models)
               for name, damage in DAMAGES.items()}
-    found = {"what": "the judges' own checks", "command": "python -m tests.benchmarks.judges", "judges": listeners.name,
+    found = {"what": "the judges' own checks", "command": "python -m tests.benchmarks.judges", "judges": metric_models.name,
              "bounds": bounds(heard), "figures": {name: figures(each) for name, each in heard.items()},
-             "noise": noise_gate(clips, heard), "bad input": bad_input(listeners, *clips[0]),
-             "processor seconds for a clip": seconds(clips, listeners), "threads": options.threads,
-             "machine": runtime.machine(), "versions": runtime.versions(), "date": datetime.date.today().isoformat()}
+             "noise": noise_gate(clips, heard), "bad input": bad_input(metric_models, *clips[0]),
+             "processor seconds for a clip": seconds(clips, metric_models), "threads": options.threads,
+             "machine": device.machine(), "versions": device.versions(), "date": datetime.date.today().isoformat()}
     write_json(RESULTS, found)
     print(json.dumps(found["bounds"], indent=1), f"\n{sum(each['reached'] for each in found['bounds'])} of "
           f"{len(found['bounds'])} bounds reached. In {RESULTS}.")
@@ -60,7 +60,7 @@ def read(folder: Path) -> list[tuple[str, Wave]]:
     """(text, samples at 16 kHz) of the first clips of a folder that are sentences."""
     with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["text"], folder / row["file_name"]) for row in csv.DictReader(file)]
-    return [(text, judges.read(path)) for text, path in rows if spelling.size(text)[0] in WORDS][:CLIPS]
+    return [(text, metrics.read(path)) for text, path in rows if wer.length(text)[0] in WORDS][:CLIPS]
 
 
 def flite(voice: str) -> Callable[[str, str], list[str]]:
@@ -77,7 +77,7 @@ def speak(clips: Sequence[tuple[str, Wave]], command: Callable[[str, str], list[
     for text, _ in clips:
         with tempfile.NamedTemporaryFile(suffix=".wav") as file:
             subprocess.run(command(text, file.name), check=True, capture_output=True)
-            made.append((text, judges.read(file.name)))
+            made.append((text, metrics.read(file.name)))
     return made
 
 
@@ -91,12 +91,12 @@ def noisy(decibels: float) -> Callable[[Wave], Wave]:
 
 
 def looped(wave: Wave) -> Wave:
-    tail = audio.trim(wave, RATE, 0.0, 0.0)[-round(LOOP * RATE):]
+    tail = audio.trim(wave, SAMPLE_RATE, 0.0, 0.0)[-round(LOOP * SAMPLE_RATE):]
     return np.concatenate([wave, *[tail] * 3])
 
 
 def late(wave: Wave) -> Wave:
-    return np.concatenate([np.zeros(2 * RATE, np.float32), wave, np.zeros(2 * RATE, np.float32)])
+    return np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), wave, np.zeros(2 * SAMPLE_RATE, np.float32)])
 
 
 DAMAGES = {"noise 40 dB": noisy(40), "noise 30 dB": noisy(30), "noise 20 dB": noisy(20), "noise 10 dB": noisy(10),
@@ -104,37 +104,37 @@ DAMAGES = {"noise 40 dB": noisy(40), "noise 30 dB": noisy(30), "noise 20 dB": no
            "in 4 s of silence": late}
 
 
-def listen(clips: Sequence[tuple[str, Wave]], listeners: Judges) -> list[Judgement]:
-    return [listeners.judge(wave, RATE, text) for text, wave in clips]
+def listen(clips: Sequence[tuple[str, Wave]], metric_models: MetricModels) -> list[ClipMetrics]:
+    return [metric_models.judge(wave, SAMPLE_RATE, text) for text, wave in clips]
 
 
-def figures(heard: Sequence[Judgement]) -> dict:
+def figures(heard: Sequence[ClipMetrics]) -> dict:
     """Figures of one kind of clips, over all of them."""
     return {"clips": len(heard), "wrong words": wrong(heard), "wrong letters": round(
-                sum(each.wrong_letters for each in heard) / sum(each.letters for each in heard), 4),
+                sum(each.char_errors for each in heard) / sum(each.letters for each in heard), 4),
             **{name: round(float(np.mean([getattr(each, name) for each in heard if getattr(each, name)])), 3)
-               for name in ("naturalness", "noise", "pitch", "pace", "seconds")}}
+               for name in ("mos", "noise", "pitch", "pace", "seconds")}}
 
 
-def wrong(heard: Sequence[Judgement]) -> float:
-    return round(sum(each.wrong_words for each in heard) / sum(each.words for each in heard), 4)
+def wrong(heard: Sequence[ClipMetrics]) -> float:
+    return round(sum(each.word_errors for each in heard) / sum(each.words for each in heard), 4)
 
 
-def natural(heard: Sequence[Judgement]) -> float:
-    return float(np.mean([each.naturalness for each in heard]))
+def natural(heard: Sequence[ClipMetrics]) -> float:
+    return float(np.mean([each.mos for each in heard]))
 
 
-def alike(heard: Sequence[Judgement], real: Sequence[Judgement]) -> float:
+def alike(heard: Sequence[ClipMetrics], real: Sequence[ClipMetrics]) -> float:
     """Mean similarity of clips to the mean of the real ones of other sentences; the same words are left out."""
     known = {str(place): each.embedding for place, each in enumerate(real)}
-    return float(np.mean([scores.similarity(each.embedding, known, str(place)) for place, each in enumerate(heard)]))
+    return float(np.mean([scoring.similarity(each.embedding, known, str(place)) for place, each in enumerate(heard)]))
 
 
-def bounds(heard: dict[str, list[Judgement]]) -> list[dict]:
+def bounds(heard: dict[str, list[ClipMetrics]]) -> list[dict]:
     """Each bound with what was seen."""
     person, some = heard["allison"], heard["allison"][:PAIRS]
     drop = natural(some) - natural(heard["noise 10 dB"])
-    moved = [abs(one.naturalness - other.naturalness) for one, other in zip(some, heard["20 dB quieter"])]
+    moved = [abs(one.mos - other.mos) for one, other in zip(some, heard["20 dB quieter"])]
     turned = [one.embedding @ other.embedding for one, other in zip(some, heard["20 dB quieter"])]
     waited = [one.embedding @ other.embedding for one, other in zip(some, heard["in 4 s of silence"])]
     wanted = [
@@ -152,35 +152,35 @@ def bounds(heard: dict[str, list[Judgement]]) -> list[dict]:
              "reached": bool(seen < limit if sign == "<" else seen > limit)} for what, seen, sign, limit in wanted]
 
 
-def noise_gate(clips: Sequence[tuple[str, Wave]], heard: dict[str, list[Judgement]]) -> dict:
+def noise_gate(clips: Sequence[tuple[str, Wave]], heard: dict[str, list[ClipMetrics]]) -> dict:
     """How many clips are called noisier than the voice's own recordings, where those are all others of the person."""
     real = [each.noise for each in heard["allison"]]
-    share = {"its own clips": np.mean([noise.is_noisier(each, real[:place] + real[place + 1:])
+    share = {"its own clips": np.mean([dnsmos.is_noisier(each, real[:place] + real[place + 1:])
                                        for place, each in enumerate(real)])}
-    share |= {name: np.mean([noise.is_noisier(each.noise, real) for each in heard[name]])
+    share |= {name: np.mean([dnsmos.is_noisier(each.noise, real) for each in heard[name]])
               for name in DAMAGES if name.startswith("noise")}
     return {"judge": "DNSMOS's opinion of the background", "noisiest of the person's clips": round(min(real), 3),
-            "spread between its clips": round(float(np.std(real)), 3), "margin": noise.MARGIN,
+            "spread between its clips": round(float(np.std(real)), 3), "margin": dnsmos.MARGIN,
             "called noisier": {name: round(float(each), 3) for name, each in share.items()}}
 
 
-def bad_input(listeners: Judges, text: str, wave: Wave) -> dict:
+def bad_input(metric_models: MetricModels, text: str, wave: Wave) -> dict:
     """What is said of clips that are none."""
     cases = {"missing": None, "empty": wave[:0], "silent": wave * 0, "broken": wave * np.nan,
-             "noise only": np.random.default_rng(1).normal(0, 0.05, 3 * RATE).astype(np.float32)}
-    heard = {name: listeners.judge(each, RATE, text) for name, each in cases.items()}
-    return {name: {"failure": each.failure, "words": each.words, "wrong words": each.wrong_words}
+             "noise only": np.random.default_rng(1).normal(0, 0.05, 3 * SAMPLE_RATE).astype(np.float32)}
+    heard = {name: metric_models.judge(each, SAMPLE_RATE, text) for name, each in cases.items()}
+    return {name: {"failure": each.failure, "words": each.words, "wrong words": each.word_errors}
             for name, each in heard.items()}
 
 
-def seconds(clips: Sequence[tuple[str, Wave]], listeners: Judges) -> dict:
+def seconds(clips: Sequence[tuple[str, Wave]], metric_models: MetricModels) -> dict:
     """Processor seconds of each judge for one clip, the mean over several: the clock would count what else runs."""
-    waves = [judges.prepared(wave, RATE) for _, wave in clips[:PAIRS]]
-    asked = {"words": listeners.transcribe, "voice": listeners.recognise, "naturalness": listeners.rate,
-             "noise": listeners.listen_for_noise, "pitch": lambda wave: judges.prosody.pitch(wave, RATE),
-             "level and trim": lambda wave: judges.prepared(wave, RATE)}
-    spent = {"length of a clip": float(np.mean([len(wave) for wave in waves])) / RATE}
-    with judges.few_threads(listeners.threads):
+    waves = [metrics.prepared(wave, SAMPLE_RATE) for _, wave in clips[:PAIRS]]
+    asked = {"words": metric_models.transcribe, "voice": metric_models.embed_speaker, "mos": metric_models.rate,
+             "noise": metric_models.predict_noise_mos, "pitch": lambda wave: metrics.prosody.pitch(wave, SAMPLE_RATE),
+             "level and trim": lambda wave: metrics.prepared(wave, SAMPLE_RATE)}
+    spent = {"length of a clip": float(np.mean([len(wave) for wave in waves])) / SAMPLE_RATE}
+    with metrics.few_threads(metric_models.threads):
         for name, judge in asked.items():
             begun = time.process_time()
             for wave in waves:

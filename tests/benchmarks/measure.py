@@ -14,8 +14,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from tts_kit import runtime
-from tts_kit.run import write_json
+from tts_kit import device as runtime
+from tts_kit.io import write_json
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 5

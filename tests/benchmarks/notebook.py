@@ -14,14 +14,14 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import pad
 from transformers import TrainingArguments
 
+from sample_data.build import shape
 from tests.benchmarks import shapes
+from tts_kit.device import DeviceConfig
+from tts_kit.errors import KitError
 from tts_kit.model import lora
-from tts_kit.pretrain import shape
-from tts_kit.problem import Problem
-from tts_kit.runtime import Runtime
-from tts_kit.tokens.clip import Clip
-from tts_kit.tokens.prompt import UNSCORED, Example, Writer
-from tts_kit.tuning import batches
+from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.prompt import IGNORE_INDEX, Example, PromptBuilder
+from tts_kit.training import dataset
 
 RANK, SEED = 32, 3407
 SECONDS, POSITIONS, MICRO_BATCH = 10, 256, 2
@@ -40,13 +40,13 @@ class StockTrainer(transformers.Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # the count stays out of the forward, where it would weigh the depth loss once for each of its codebooks
-        return model(**inputs).loss * (inputs["labels"] != UNSCORED).sum() / num_items_in_batch
+        return model(**inputs).loss * (inputs["labels"] != IGNORE_INDEX).sum() / num_items_in_batch
 
 
-def arguments(batch: int, steps: int, taken: Runtime, folder: Path) -> TrainingArguments:
+def arguments(batch: int, steps: int, taken: DeviceConfig, folder: Path) -> TrainingArguments:
     """The notebook's, but for the optimizer and the order of clips, which is the kit's."""
     if batch > 1 and batch % MICRO_BATCH:
-        raise Problem(f"--batch is {batch}; the notebook takes {MICRO_BATCH} clips at a time. Give 1 or a multiple of it.")
+        raise KitError(f"--batch is {batch}; the notebook takes {MICRO_BATCH} clips at a time. Give 1 or a multiple of it.")
     return TrainingArguments(
         output_dir=str(folder / "stock"), per_device_train_batch_size=min(MICRO_BATCH, batch),
         gradient_accumulation_steps=max(1, batch // MICRO_BATCH), max_steps=steps, warmup_steps=10,
@@ -56,27 +56,27 @@ def arguments(batch: int, steps: int, taken: Runtime, folder: Path) -> TrainingA
         train_sampling_strategy="sequential", dataloader_pin_memory=taken.device == "cuda")
 
 
-def padded(clips: Sequence[Clip], sounds: Sequence[shapes.Sound], writer: Writer) -> list[dict]:
+def padded(clips: Sequence[EncodedClip], sounds: Sequence[shapes.Sound], writer: PromptBuilder) -> list[dict]:
     """Clips as the notebook's processor gives them: ids and labels of one width, and the wave, which is encoded in the
     forward. (The forward cuts each wave to its clip, so that only memory and copying pay for the padding of sound.)"""
-    numbers = writer.physics
-    return [_padded(batches.write(clip, writer), sound, SECONDS * numbers.sample_rate + 1)
+    numbers = writer.spec
+    return [_padded(dataset.build_example(clip, writer), sound, SECONDS * numbers.sample_rate + 1)
             for clip, sound in zip(clips, sounds)]
 
 
 def _padded(example: Example, sound: shapes.Sound, samples: int) -> dict:
     room, silence = POSITIONS - len(example), samples - len(sound.wave)
     if room < 0 or silence < 0:
-        raise Problem(f"a clip has {len(example)} positions and {len(sound.wave)} samples; the notebook pads to {POSITIONS} "
+        raise KitError(f"a clip has {len(example)} positions and {len(sound.wave)} samples; the notebook pads to {POSITIONS} "
                       f"and {samples}. Use --seconds {SECONDS} or less.")
     return {"input_ids": pad(example.ids, (0, room), value=int(example.ids[0])),
             "attention_mask": pad(torch.ones_like(example.ids), (0, room)),
-            "labels": pad(torch.where(example.is_frame, example.ids, UNSCORED), (0, room), value=UNSCORED),
+            "labels": pad(torch.where(example.is_frame, example.ids, IGNORE_INDEX), (0, room), value=IGNORE_INDEX),
             "input_values": pad(torch.from_numpy(sound.wave), (0, silence))[None],
             "input_values_cutoffs": torch.tensor([len(sound.wave)])}
 
 
-def stock_model(name: str, taken: Runtime):
+def stock_model(name: str, taken: DeviceConfig):
     """The notebook's network: its codec inside in float32, no adapter on that."""
     model = shapes.network(name, taken.device)
     for part in (model.embed_text_tokens, model.backbone_model, model.depth_decoder, model.lm_head):
@@ -85,7 +85,7 @@ def stock_model(name: str, taken: Runtime):
     return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=lora.pattern("both")))
 
 
-def unsloth_model(name: str, taken: Runtime, folder: Path):
+def unsloth_model(name: str, taken: DeviceConfig, folder: Path):
     """The same network through unsloth, with the notebook's options."""
     from unsloth import FastModel
 
@@ -98,7 +98,7 @@ def unsloth_model(name: str, taken: Runtime, folder: Path):
                                     target_modules=lora.pattern("both"), use_gradient_checkpointing="unsloth")
 
 
-def why_not(against: str, taken: Runtime) -> str:
+def why_not(against: str, taken: DeviceConfig) -> str:
     """Why the other side cannot run here; empty where it can."""
     if against == "stock":
         return ""

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from transformers import CsmForConditionalGeneration
 
-from tts_kit.physics import Physics
-from tts_kit.pretrain import shape
-from tts_kit.problem import Problem
-from tts_kit.tokens.clip import Clip
+from sample_data.build import shape
+from tts_kit.errors import KitError
+from tts_kit.spec import ModelSpec
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.prompt import Writer
+from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.prompt import PromptBuilder
 
 SHAPES = ("csm-1b", "small", "tiny", "toy")
 LETTERS = 4.4
@@ -30,13 +30,13 @@ class Sound:
     """(samples,) float32, whole frames"""
 
 
-def physics(name: str) -> Physics:
-    return Physics.of(shape.config(name))
+def spec(name: str) -> ModelSpec:
+    return ModelSpec.of(shape.config(name))
 
 
-def writer(name: str) -> Writer:
+def writer(name: str) -> PromptBuilder:
     """Of the byte tokenizer; the ids of csm-1b's own text are no quicker to look up."""
-    return Writer(shape.tokenizer(name), physics(name))
+    return PromptBuilder(shape.tokenizer(name), spec(name))
 
 
 def network(name: str, device: str) -> CsmForConditionalGeneration:
@@ -56,25 +56,25 @@ def seconds(text: str) -> tuple[float, float]:
     try:
         least, most = (float(each) for each in (text.split("-") * 2)[:2])
     except ValueError:
-        raise Problem(f"seconds is {text!r}; wanted a number, or two with a dash between: 10 or 2-10.") from None
+        raise KitError(f"seconds is {text!r}; wanted a number, or two with a dash between: 10 or 2-10.") from None
     return least, most
 
 
 def sounds(name: str, count: int, between: tuple[float, float], seed: int = 0) -> list[Sound]:
     """Clips whose lengths stand evenly between two bounds, in a shuffled order; noise and tones, and letters."""
-    chance, numbers = np.random.default_rng(seed), physics(name)
+    chance, numbers = np.random.default_rng(seed), spec(name)
     lengths = chance.permutation(np.linspace(*between, count) if count > 1 else np.array([between[1]]))
     return [_sound(length, numbers, chance) for length in lengths]
 
 
-def encoded(waves: Sequence[Sound], codec: Codec) -> list[Clip]:
+def encoded(waves: Sequence[Sound], codec: Codec) -> list[EncodedClip]:
     """Clips with the codes that the codec gives, one by one as transformers does it in its forward."""
-    return [Clip(f"clip{number}", each.text, "0", "", f"clip{number}", "train", codec.encode([each.wave])[0])
+    return [EncodedClip(f"clip{number}", each.text, "0", "", f"clip{number}", "train", codec.encode([each.wave])[0])
             for number, each in enumerate(waves)]
 
 
-def _sound(length: float, numbers: Physics, chance: np.random.Generator) -> Sound:
-    samples = round(length * numbers.frame_rate) * numbers.frame_samples
+def _sound(length: float, numbers: ModelSpec, chance: np.random.Generator) -> Sound:
+    samples = round(length * numbers.frame_rate) * numbers.samples_per_frame
     times = np.arange(samples) / numbers.sample_rate
     wave = 0.02 * chance.standard_normal(samples)
     for pitch in chance.uniform(80, 2000, 8):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks import measure
-from tts_kit.run import read_json, write_text
+from tts_kit.io import read_json, write_text
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
@@ -89,7 +89,7 @@ def trained(found: Sequence[Row], value: Callable[[dict], float | None], wanted:
 
 def training_on_cpu(found: Sequence[Row]) -> tuple[str, bool] | None:
     """Clips of 10 s, where the notebook's padding to 10 s costs it least."""
-    wanted = [("", {"shape": "small", "seconds": "10", "depth_ratio": ratio}) for ratio in ("1", "1/16")]
+    wanted = [("", {"shape": "small", "seconds": "10", "depth_frame_fraction": ratio}) for ratio in ("1", "1/16")]
     return trained(on_cpu(found), lambda row: row["ratio"], wanted, lambda place, x: x >= (4, 12)[place], "{:.1f}x")
 
 
@@ -111,7 +111,7 @@ def memory_on_h200(found: Sequence[Row]) -> tuple[str, bool] | None:
 
 
 def big_batch(ratio: str, batch: int = 8) -> dict:
-    return {"shape": "csm-1b", "seconds": "10", "batch": batch, "depth_ratio": ratio}
+    return {"shape": "csm-1b", "seconds": "10", "batch": batch, "depth_frame_fraction": ratio}
 
 
 def gigabytes(side: dict) -> float | None:
@@ -213,9 +213,9 @@ def short(number: float) -> str:
 
 def settings_of(row: Row) -> str:
     """What tells a row from its neighbours."""
-    told = {name: row.value(name) for name in ("batch", "seconds", "depth_ratio", "cache", "by", "int8")}
+    told = {name: row.value(name) for name in ("batch", "seconds", "depth_frame_fraction", "cache", "by", "int8")}
     told["dtype"] = row.found["what"].partition("train_step ")[2] or None
-    words = {"batch": "batch {}", "seconds": "clips of {} s", "depth_ratio": "ratio {}", "cache": "against the {} cache",
+    words = {"batch": "batch {}", "seconds": "clips of {} s", "depth_frame_fraction": "ratio {}", "cache": "against the {} cache",
              "by": "against {}", "int8": "8-bit weights", "dtype": "both in {}"}
     if row.found["what"] == "encode":
         told["seconds"] = "-".join(f"{each:g}" for each in row.value("between_seconds"))

@@ -19,16 +19,17 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback
 
 from tests.benchmarks import measure, notebook, shapes
-from tts_kit import checkpoint, runtime
+from tts_kit import device as runtime
+from tts_kit import pretrained
+from tts_kit.config import Config
+from tts_kit.device import DeviceConfig
+from tts_kit.errors import KitError
 from tts_kit.model import attention, lora, loss
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
 from tts_kit.run import Run
-from tts_kit.runtime import Runtime
-from tts_kit.tokens.clip import Clip
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.prompt import Writer
-from tts_kit.tuning import batches, trainer
+from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.training import dataset, trainer
 
 WHAT = "train_step"
 RATIOS = ("1", "1/4", "1/16")
@@ -45,9 +46,9 @@ AGREEMENT = {"cpu": 1e-5, "cuda": 1e-4, "mps": 1e-4}
 @dataclass(frozen=True)
 class Material:
     """What both sides learn from."""
-    clips: list[Clip]
+    clips: list[EncodedClip]
     sounds: list[shapes.Sound]
-    writer: Writer
+    writer: PromptBuilder
     batch: int
     steps: int
 
@@ -86,7 +87,7 @@ class Side:
 
     def run(self) -> float:
         """Seconds per step of one run."""
-        with checkpoint.quiet():
+        with pretrained.quiet():
             self.trainer.train()
         return self.watch.seconds
 
@@ -100,12 +101,12 @@ class Side:
         return None if more is None else own + more
 
 
-def kit(model, material: Material, ratio: float, taken: Runtime, folder: Path, changes: dict) -> Side:
+def kit(model, material: Material, ratio: float, taken: DeviceConfig, folder: Path, changes: dict) -> Side:
     """The kit's trainer as `finetune.prepare` makes it, each step one micro-batch of the given clips."""
-    recipe = Recipe(steps=material.steps, rank=RANK, alpha=float(RANK), depth_ratio=ratio, seed=SEED, **changes)
-    data = batches.Steps(material.clips, material.writer, recipe)
+    config = Config(steps=material.steps, rank=RANK, alpha=float(RANK), depth_frame_fraction=ratio, seed=SEED, **changes)
+    data = dataset.MicroBatchDataset(material.clips, material.writer, config)
     data.plan = [[(place, None) for place in group] for group in material.groups]
-    asked = trainer.arguments(recipe, Run("kit", folder), taken)
+    asked = trainer.training_arguments(config, Run("kit", folder), taken)
     asked.save_strategy = asked.eval_strategy = "no"
     watch = Stopwatch(taken.device)
     made = trainer.CsmTrainer(model, asked, data, [], taken, callbacks=[watch])
@@ -113,7 +114,7 @@ def kit(model, material: Material, ratio: float, taken: Runtime, folder: Path, c
     return Side(made, watch)
 
 
-def stock(model, material: Material, taken: Runtime, folder: Path) -> Side:
+def stock(model, material: Material, taken: DeviceConfig, folder: Path) -> Side:
     """Trainer and PEFT as the notebook uses them."""
     items = notebook.padded(material.clips, material.sounds, material.writer)
     asked = notebook.arguments(material.batch, material.steps, taken, folder)
@@ -128,17 +129,17 @@ def check(model, material: Material, device: str) -> float:
     """How far apart the two losses of two clips are at ratio 1, relative, in float32; too far is refused."""
     shortest = sorted(range(len(material.clips)), key=lambda place: len(material.clips[place].codes))[:2]
     clips, sounds = ([of[place] for place in shortest] for of in (material.clips, material.sounds))
-    examples = [batches.write(clip, material.writer) for clip in clips]
-    batch = batches.collate(examples, batches.sample_depth(examples, 1.0, 0), packing=True)
+    examples = [dataset.build_example(clip, material.writer) for clip in clips]
+    batch = dataset.collate(examples, dataset.sample_depth_frames(examples, 1.0, 0), packing=True)
     items = transformers.default_data_collator(notebook.padded(clips, sounds, material.writer))
-    with torch.no_grad(), runtime.precise():
-        sums = loss.sums(model, _on(batch, device))
+    with torch.no_grad(), runtime.full_float32():
+        sums = loss.loss_sums(model, _on(batch, device))
         ours = (sums.backbone / sums.frames, sums.depth / sums.depth_frames / (len(sums.by_codebook) - 1))
         out = model(**_on(items, device))
     theirs = (out.backbone_loss, out.depth_decoder_loss)
     apart = max(abs(mine.item() / other.item() - 1) for mine, other in zip(ours, theirs))
     if not apart <= AGREEMENT[device]:
-        raise Problem(f"the losses of the two sides differ by {apart:.1e}, relative: {ours} and {theirs}; wanted at most "
+        raise KitError(f"the losses of the two sides differ by {apart:.1e}, relative: {ours} and {theirs}; wanted at most "
                       f"{AGREEMENT[device]}. What is timed would not be the same work: run tests/test_loss.py.")
     return apart
 
@@ -147,7 +148,7 @@ def _on(batch: dict, device: str) -> dict:
     return {name: each.to(device) if isinstance(each, torch.Tensor) else each for name, each in batch.items()}
 
 
-def compare(options: argparse.Namespace, taken: Runtime, folder: Path) -> list[dict]:
+def compare(options: argparse.Namespace, taken: DeviceConfig, folder: Path) -> list[dict]:
     """The rows of every clip length and depth ratio."""
     steps = options.steps or STEPS[taken.device]
     ours = shapes.network(options.shape, taken.device)
@@ -155,7 +156,7 @@ def compare(options: argparse.Namespace, taken: Runtime, folder: Path) -> list[d
     for spread in options.seconds:
         sounds = shapes.sounds(options.shape, options.batch * min(steps, DIFFERENT), shapes.seconds(spread))
         begun = measure.now(taken.device)
-        clips = shapes.encoded(sounds, Codec(ours.codec_model, shapes.physics(options.shape)))
+        clips = shapes.encoded(sounds, Codec(ours.codec_model, shapes.spec(options.shape)))
         encoding[spread] = (measure.now(taken.device) - begun) / len(clips)
         materials[spread] = Material(clips, sounds, shapes.writer(options.shape), options.batch, steps)
         apart = max(apart, check(ours, materials[spread], taken.device))
@@ -163,7 +164,7 @@ def compare(options: argparse.Namespace, taken: Runtime, folder: Path) -> list[d
     ours.codec_model = None
     shapes.cast(ours, taken.dtype)
     attention.install(ours)
-    ours = lora.attach(ours, RANK, float(RANK), "both", SEED)
+    ours = lora.add_lora(ours, RANK, float(RANK), "both", SEED)
     theirs = (notebook.unsloth_model(options.shape, taken, folder) if options.against == "unsloth"
               else notebook.stock_model(options.shape, taken))
     rows = []
@@ -177,7 +178,7 @@ def compare(options: argparse.Namespace, taken: Runtime, folder: Path) -> list[d
                     "losses_apart": apart, "encoding_once_seconds_per_clip": encoding[spread], **dict(options.set)}
         other = {"name": notebook.SIDES[options.against], **found[options.against]}
         what = WHAT if options.dtype == "auto" else f"{WHAT} {options.dtype}"
-        rows += [measure.row(what, options.shape, options.against, {"depth_ratio": ratio, **settings}, found[ratio], other)
+        rows += [measure.row(what, options.shape, options.against, {"depth_frame_fraction": ratio, **settings}, found[ratio], other)
                  for ratio in options.ratios]
     return rows
 

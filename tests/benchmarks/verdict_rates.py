@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tts_kit import runtime
+from tts_kit import device
 from tts_kit.comparison import verdict
-from tts_kit.judging import intervals, scores
-from tts_kit.run import write_json
+from tts_kit.evaluation import scoring, stats
+from tts_kit.io import write_json
 
 RESULTS = Path(__file__).parent / "results" / "verdict_rates.json"
 SEEDS = (1, 2)
 RUNS = 1000
-TIED, FOUND, LUCKY = 0.95, intervals.POWER, 0.05
+TIED, FOUND, LUCKY = 0.95, stats.POWER, 0.05
 LUCK = dict(similarity=0.035, hard_similarity=0.04, words=9, wrong=0.15, hard_wrong=0.10)
 """Spread between takes and between sentences of one system, words of a sentence, their mean share of wrong ones."""
 
@@ -31,8 +31,8 @@ def rows_of(arm: str, chance: np.random.Generator, sentences: int, nearer: float
         for seed in SEEDS:
             alike = 0.7 + LUCK["hard_similarity"] * hard[0, number] + nearer + chance.normal(0, LUCK["similarity"])
             rows.append({"arm": arm, "sentence": number, "seed": seed, "similarity": alike, "words": LUCK["words"],
-                         "wrong_words": int(chance.binomial(LUCK["words"], share)), "naturalness": 4.0, "failure": "",
-                         scores.JUDGED: "constructed"})
+                         "word_errors": int(chance.binomial(LUCK["words"], share)), "mos": 4.0, "failure": "",
+                         scoring.JUDGED_BY: "constructed"})
     return rows
 
 
@@ -51,7 +51,7 @@ def findable(sentences: int) -> float:
     for run in range(200):
         chance = np.random.default_rng([9, sentences, run])
         one, other = rows_of("one", chance, sentences), rows_of("other", chance, sentences)
-        gaps.append(scores.differences(one, other)["similarity"].findable(len(verdict.TESTED)))
+        gaps.append(scoring.differences(one, other)["similarity"].findable(len(verdict.TESTED)))
     return float(np.sqrt(np.mean(np.square(gaps))))
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     goal = (f"identical systems tie in {TIED:.0%} of runs; a gap of the promised size is found in {FOUND:.0%}, within "
             f"{100 * LUCKY:.0f} points")
     found = {"what": "the verdict where the truth is known", "goal": goal, "runs": RUNS, "luck": LUCK,
-             "cases": rates(), "machine": runtime.machine(), "versions": runtime.versions(),
+             "cases": rates(), "machine": device.machine(), "versions": device.versions(),
              "command": "python -m tests.benchmarks.verdict_rates"}
     write_json(RESULTS, found)
     print(json.dumps(found))

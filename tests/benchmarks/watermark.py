@@ -22,11 +22,11 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
-from tts_kit import audio, runtime, story, watermark
+from tts_kit import audio, device, pipeline, watermark
 from tts_kit.data import debian, examples, g722, table
-from tts_kit.judging import judges
+from tts_kit.evaluation import metrics
+from tts_kit.io import read_json, write_json
 from tts_kit.model import load
-from tts_kit.run import read_json, write_json
 from tts_kit.speech import speak
 
 RESULTS = Path(__file__).parent / "results" / "watermark.json"
@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument("--judged-before", action="store_true", help="keep what the judges said last, which takes longest")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    base = load.base(str(story.BUNDLED), runtime.choose("cpu"))
+    base = load.load_base(str(pipeline.BUNDLED), device.choose("cpu"))
     plain, speaking = clips(base)
-    marked = [(kind, text, watermark.mark(wave, RATE)) for kind, text, wave in plain]
+    marked = [(kind, text, watermark.apply(wave, RATE)) for kind, text, wave in plain]
     judged = {name: read_json(RESULTS, "Leave out --judged-before.")[name] for name in (
         "judges", "heard")} if options.judged_before else judge(plain, marked, options.threads)
     command = f"python -m tests.benchmarks.watermark{' --judged-before' * options.judged_before}"
@@ -68,7 +68,7 @@ def main() -> None:
              "survival": survival(plain, marked, damages(base)), "unmarked speech": false_alarms(),
              "difference": difference(plain, marked), **judged, "processor seconds for a second": seconds(
                  [wave for _, _, wave in plain]) | {"tiny-csm's speaking": speaking}, "threads": options.threads,
-             "machine": runtime.machine(), "versions": runtime.versions() | {"av": av.__version__},
+             "machine": device.machine(), "versions": device.versions() | {"av": av.__version__},
              "date": datetime.date.today().isoformat()}
     write_json(RESULTS, found)
     if options.block:
@@ -82,19 +82,19 @@ def figures_of(waves: Sequence[np.ndarray]) -> dict:
 
 def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
-        listeners = judges.load(threads, wanted="offline")
-    return {"judges": listeners.name, "heard": heard(plain, marked, listeners)}
+        metric_models = metrics.load(threads, wanted="offline")
+    return {"judges": metric_models.name, "heard": heard(plain, marked, metric_models)}
 
 
 def clips(base: load.Base) -> tuple[list[Clip], float]:
     """Two sentences a clip of the bundled voice, one of each stranger, and what tiny-csm says; and its processor seconds
     for a second."""
-    rows = list(table.rows(story.SAMPLES / "held_out" / "metadata.csv")) + list(
-        table.rows(story.SAMPLES / "voice" / "metadata.csv"))
+    rows = list(table.rows(pipeline.SAMPLES / "held_out" / "metadata.csv")) + list(
+        table.rows(pipeline.SAMPLES / "voice" / "metadata.csv"))
     said = [(row.text, audio.read(row.sound.content(), RATE)) for row in rows[:2 * EMMA]]
     made = [("emma", f"{one[0]} {other[0]}", np.concatenate([one[1], other[1]]))
             for one, other in zip(said[::2], said[1::2])]
-    made += [("strangers", "", audio.read(path, RATE)) for path in sorted((story.SAMPLES / "strangers").glob("*.flac"))]
+    made += [("strangers", "", audio.read(path, RATE)) for path in sorted((pipeline.SAMPLES / "strangers").glob("*.flac"))]
     voice = speak.Voice(base, base.model, sampling=base.sampling)
     begun = time.process_time()
     spoken = [("tiny-csm", text, speak.speak(text, voice, seed=number).samples)
@@ -194,13 +194,13 @@ def survival(plain: Sequence[Clip], marked: Sequence[Clip], damages: dict[str, D
 def look(waves: Sequence[np.ndarray], rate: int = RATE) -> tuple[list[float], list[bool]]:
     """How sure of each, and whether that is enough."""
     sure = [watermark.detect(wave, rate) for wave in waves]
-    return sure, [each >= watermark.wanted(len(wave) / rate) for each, wave in zip(sure, waves)]
+    return sure, [each >= watermark.min_score(len(wave) / rate) for each, wave in zip(sure, waves)]
 
 
 def false_alarms() -> dict:
     """What is not marked: people, synthetic voices, noise; whole files, and every second of them by itself."""
-    paths = [*(story.SAMPLES / "voice").glob("*.flac"), *(story.SAMPLES / "held_out").glob("*.flac"),
-             *(story.SAMPLES / "strangers").glob("*.flac"), story.SAMPLES / "recording.flac"]
+    paths = [*(pipeline.SAMPLES / "voice").glob("*.flac"), *(pipeline.SAMPLES / "held_out").glob("*.flac"),
+             *(pipeline.SAMPLES / "strangers").glob("*.flac"), pipeline.SAMPLES / "recording.flac"]
     synthetic = [audio.read(path, RATE) for path in sorted(paths)]
     hiss = [np.random.default_rng(seed).normal(0, 0.05, 3 * RATE).astype(np.float32) for seed in range(20)]
     report = {}
@@ -246,17 +246,17 @@ def high(before: np.ndarray, after: np.ndarray) -> float:
     return 10 * np.log10(power[0] / power[1])
 
 
-def heard(plain: Sequence[Clip], marked: Sequence[Clip], listeners: judges.Judges) -> dict:
+def heard(plain: Sequence[Clip], marked: Sequence[Clip], metric_models: metrics.MetricModels) -> dict:
     """What the judges say before and after, clip by clip; the difference with its interval."""
     report = {}
     for kind in dict.fromkeys(kind for kind, _, _ in plain):
         pairs = [(text or "Nobody wrote it down.", one, other) for (each, text, one), (_, _, other) in zip(plain, marked)
                  if each == kind][:JUDGED]
-        said = [(listeners.judge(one, RATE, text), listeners.judge(other, RATE, text))
+        said = [(metric_models.judge(one, RATE, text), metric_models.judge(other, RATE, text))
                 for text, one, other in tqdm(pairs, desc=kind)]
         before, after = zip(*said)
-        drop = [two.naturalness - one.naturalness for one, two in said]
-        report[kind] = {"clips": len(said), "naturalness": means(before, after, "naturalness"),
+        drop = [two.mos - one.mos for one, two in said]
+        report[kind] = {"clips": len(said), "mos": means(before, after, "mos"),
                         "naturalness moved": estimate(drop), "noise": means(before, after, "noise"),
                         "similarity of a clip to itself unmarked": round(statistics.fmean(
                             float(one.embedding @ two.embedding) for one, two in said), 4)}
@@ -287,8 +287,8 @@ def gone(found: dict) -> str:
     return f"{', '.join(names)} and {last}"
 
 
-def wrong(said: Sequence[judges.Judgement]) -> float:
-    return round(sum(each.wrong_words for each in said) / sum(each.words for each in said), 4)
+def wrong(said: Sequence[metrics.ClipMetrics]) -> float:
+    return round(sum(each.word_errors for each in said) / sum(each.words for each in said), 4)
 
 
 def means(before, after, field: str) -> list[float]:
@@ -305,8 +305,8 @@ def seconds(waves: Sequence[np.ndarray]) -> dict:
     """Processor seconds for a second of sound: whole clips, and as a stream in chunks of 0.16 s."""
     long, chunk = np.concatenate(waves), 2 * RATE * 80 // 1000
     chunks = [long[start:start + chunk] for start in range(0, len(long), chunk)]
-    jobs = {"marking": lambda: watermark.mark(long, RATE), "detecting": lambda: watermark.detect(long, RATE),
-            "marking a stream in chunks of 0.16 s": lambda: [None for _ in watermark.stream(chunks, RATE)]}
+    jobs = {"marking": lambda: watermark.apply(long, RATE), "detecting": lambda: watermark.detect(long, RATE),
+            "marking a stream in chunks of 0.16 s": lambda: [None for _ in watermark.apply_stream(chunks, RATE)]}
     spent = {}
     for name, job in jobs.items():
         begun = time.process_time()
@@ -321,7 +321,7 @@ def block(found: dict) -> str:
     lines += [f"| {name} | {each['found']:.0%} of {each['clips']} | {each['sureness']:.2f} | {each['false alarms']:.0%} |"
               for name, each in found["survival"].items()]
     spent, told = found["processor seconds for a second"], found["heard"]
-    natural = "; ".join(f"{kind} {each['naturalness'][0]:.2f} -> {each['naturalness'][1]:.2f} (moved by "
+    natural = "; ".join(f"{kind} {each['mos'][0]:.2f} -> {each['mos'][1]:.2f} (moved by "
                         f"{each['naturalness moved']['mean']:+.2f}, standard error "
                         f"{each['naturalness moved']['standard error']:.2f})" for kind, each in told.items())
     words = "; ".join(f"{kind} {each['wrong words'][0]:.1%} -> {each['wrong words'][1]:.1%}" for kind, each in told.items()

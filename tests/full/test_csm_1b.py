@@ -7,12 +7,12 @@ import json
 import subprocess
 import sys
 
-from tts_kit import runtime
-from tts_kit.recipe import Recipe
+from tts_kit import device
+from tts_kit.config import Config
 
 BUILD = """
 import sys, torch
-from tts_kit.pretrain import shape
+from sample_data.build import shape
 torch.set_default_dtype(torch.bfloat16)
 shape.save(shape.untrained("csm-1b"), sys.argv[1], "csm-1b")
 """
@@ -24,7 +24,7 @@ from tts_kit.model import generate, load, lora
 from tts_kit.run import Run
 from tts_kit.tokens import cache
 from tts_kit.tokens.prompt import Turn
-from tts_kit.tuning import finetune
+from tts_kit.training import finetune
 recipe, run = recipes.read(sys.argv[1]), Run("full", sys.argv[2])
 figures, start = {}, time.monotonic()
 base, made = finetune.prepare(recipe, run, cache.of_run(run), runtime.choose("cpu"))
@@ -59,12 +59,12 @@ def test_the_real_shape_trains_and_speaks(tmp_path):
     fingerprint = codec.load(str(folder)).fingerprint()
     clips = [make_clip(f"clip{number}", 32, split="held_out" if number > 1 else "train", books=32) for number in range(4)]
     with_codes(Run("full", tmp_path), clips, fingerprint)
-    recipe = Recipe(base=str(folder), steps=1, warmup_steps=0, sample_every=0, depth_ratio=1.0, tokens_per_batch=100)
-    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    config = Config(base=str(folder), steps=1, warmup_steps=0, sample_steps=0, depth_frame_fraction=1.0, tokens_per_batch=100)
+    (tmp_path / "recipe.json").write_text(config.to_json())
     out = subprocess.run([sys.executable, "-c", STORY, str(tmp_path / "recipe.json"), str(tmp_path)], check=True,
                          stdout=subprocess.PIPE, text=True)
     figures = json.loads(out.stdout.splitlines()[-1])
-    print(json.dumps(figures | {"machine": runtime.machine(), "versions": runtime.versions()}, indent=2))
+    print(json.dumps(figures | {"machine": device.machine(), "versions": device.versions()}, indent=2))
     assert figures["trainable"] == 26_935_296
     assert figures["frames"] == [3, 32] and figures["wave_samples"] == 3 * 1920
     assert 6 < figures["losses"]["backbone_loss"] < 10 and 6 < figures["losses"]["depth_loss"] < 10  # ln 2051 = 7.6

@@ -30,10 +30,10 @@ import pytest
 import soundfile
 import torch
 
-from tts_kit import runtime
+from tts_kit import device
+from tts_kit.config import Config
+from tts_kit.io import write_json
 from tts_kit.model import load, lora
-from tts_kit.recipe import Recipe
-from tts_kit.run import write_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results" / "serve_load.json"
@@ -56,12 +56,12 @@ class Answer:
 
 def adapter(folder: Path) -> Path:
     """A voice a little beside the bundled one: untrained, and small enough to speak words still."""
-    base = load.base(str(TINY), runtime.choose("cpu"))
-    model = lora.attach(base.model, 4, 8.0)
+    base = load.load_base(str(TINY), device.choose("cpu"))
+    model = lora.add_lora(base.model, 4, 8.0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(0, 0.01, generator=torch.Generator().manual_seed(sum(name.encode())))
-    lora.save(model, folder, base, Recipe(base=str(TINY)).to_json(), {"speaker": "0"})
+    lora.save(model, folder, base, Config(base=str(TINY)).to_json(), {"speaker": "0"})
     return folder
 
 
@@ -69,7 +69,7 @@ def adapter(folder: Path) -> Path:
 def serving(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     """The verb, by its port and its process."""
     command = [sys.executable, "-m", "tts_kit", "serve", "--voice", f"tiny={TINY}", "--voice", f"other={adapter(folder)}",
-               "--port", "0", "--device", "cpu", "--patience", "900"]
+               "--port", "0", "--device", "cpu", "--queue-timeout", "900"]
     surroundings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(command, cwd=folder.parent, env=surroundings, stdout=subprocess.PIPE, text=True)
     try:
@@ -156,8 +156,8 @@ def test_two_hundred_requests_of_twenty_clients(tmp_path):
         "requests at once": {"sent": CONNECTIONS, "answers": dict(statuses), "a request after them": last.status}}
     write_json(RESULTS, {
         "what": "the server under load", "command": "make test-load", "model": TINY.name, "voices": len(VOICES),
-        "requests": REQUESTS, "clients": CLIENTS, **found, "machine": runtime.machine(), "threads": 1,
-        "versions": runtime.versions() | {name: importlib.metadata.version(name) for name in ("fastapi", "uvicorn")},
+        "requests": REQUESTS, "clients": CLIENTS, **found, "machine": device.machine(), "threads": 1,
+        "versions": device.versions() | {name: importlib.metadata.version(name) for name in ("fastapi", "uvicorn")},
         "date": datetime.date.today().isoformat()})
     print(json.dumps(found, indent=1))
     assert found["lost"] == found["mixed up"] == 0

@@ -6,26 +6,26 @@ from types import MappingProxyType
 
 from tqdm.auto import tqdm
 
-from tts_kit import audio, pages, run
-from tts_kit.pages import escaped
-from tts_kit.problem import Problem
+from tts_kit import audio, html, io
+from tts_kit.errors import KitError
+from tts_kit.html import escape
 
 ARMS = {
     "real": "The recording itself.",
     "codec": "The recording through the codec and back: the ceiling, which no spoken arm can pass.",
     "base": "The model as downloaded.",
     "clone": "The base model with a reference clip of the voice.",
-    "tuned": "The fine-tuned model.",
-    "tuned+clone": "The fine-tuned model with the reference clip.",
+    "finetuned": "The fine-tuned model.",
+    "finetuned+clone": "The fine-tuned model with the reference clip.",
 }
 """What each arm is, in the order of the columns; arms not named here come after these."""
 
 MEASURES = ("seconds", "wall_seconds", "takes")
-NOT_MEASURES = ("sentence", "seed", "words", "letters", "wrong_letters", "normalised", "noise", "spoken", "length", "pitch",
-                "pitch_off", "pace", "pace_ratio", "nearest_similarity")
+NOT_MEASURES = ("sentence", "seed", "words", "letters", "char_errors", "normalised", "noise", "spoken", "length", "pitch",
+                "f0_difference", "pace", "rate_ratio", "nearest_similarity")
 """Numbers of a row that say something of an arm and little of a clip."""
 WANTED = {"arm": (str,), "sentence": (int,), "text": (str,), "file": (str,), "seed": (int, type(None)),
-          "stopped": (bool, type(None))}
+          "ended_with_eos": (bool, type(None))}
 LARGEST = 1e15  # beyond it the browser rounds
 RATE = 24_000  # one rate for every arm, so that only the voice differs
 SAVING = 0.4  # about 60 kbit/s: twenty sentences of ten seconds in six arms stay below 15 MB, and speech sounds the same
@@ -43,7 +43,7 @@ def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts
     """
     folder = Path(folder)
     if not rows:
-        raise Problem(f"{folder / 'scores.jsonl'} has no rows; a page wants at least one clip. "
+        raise KitError(f"{folder / 'scores.jsonl'} has no rows; a page wants at least one clip. "
                       "Run the comparison first.")
     paths = [_path(row, number, folder) for number, row in enumerate(rows, 1)]
     _refuse_twins(rows, folder)
@@ -54,7 +54,7 @@ def write(rows: list[dict], folder: str | Path, title: str, sentence: str, facts
         print(f"{len(lost)} of {len(rows)} clips cannot be played and are marked so on the page, first {lost[0]!r}.")
     data = {"arms": _arms(rows, meanings), "columns": columns, "sentences": _sentences(rows, clips)}
     page = folder / "index.html"
-    run.write_text(page, _filled(data, title, sentence, facts, _figures(figures or []) + _pictures(pictures)))
+    io.write_text(page, _filled(data, title, sentence, facts, _figures(figures or []) + _pictures(pictures)))
     return page
 
 
@@ -65,7 +65,7 @@ def _path(row: dict, number: int, folder: Path) -> Path:
         if type(row.get(name)) not in kinds or row.get(name) == "":
             wanted = " or ".join({str: "some text", int: "a whole number", bool: "true or false"}.get(kind, "null")
                                  for kind in kinds)
-            raise Problem(f"{where}: {name} is {row.get(name)!r}; wanted {wanted}. Run the comparison again, or repair "
+            raise KitError(f"{where}: {name} is {row.get(name)!r}; wanted {wanted}. Run the comparison again, or repair "
                           "the row.")
     path = folder / row["file"]
     try:
@@ -73,7 +73,7 @@ def _path(row: dict, number: int, folder: Path) -> Path:
     except ValueError:  # an absolute path, or a name with a null byte
         inside = False
     if not inside:
-        raise Problem(f"{where}: the file {row['file']!r} lies outside {folder}; only clips inside it go onto the "
+        raise KitError(f"{where}: the file {row['file']!r} lies outside {folder}; only clips inside it go onto the "
                       "page. Copy the clip there and name it from there.")
     return path
 
@@ -84,7 +84,7 @@ def _refuse_twins(rows: list[dict], folder: Path) -> None:
     for number, row in enumerate(rows, 1):
         place = (row["sentence"], row["text"], row["arm"], row.get("seed"))
         if place in seen:
-            raise Problem(f"{folder / 'scores.jsonl'} rows {seen[place]} and {number} are both sentence {place[0]}, "
+            raise KitError(f"{folder / 'scores.jsonl'} rows {seen[place]} and {number} are both sentence {place[0]}, "
                           f"arm {place[2]!r}, seed {place[3]}; each may stand there once. Remove one of them.")
         seen[place] = number
 
@@ -120,26 +120,26 @@ def _clip(row: dict, path: Path, columns: list[str]) -> dict:
     """One clip with its figures, and either its sound and picture or the reason why it has none."""
     # a browser would round a long seed, so it travels as text
     seed = None if row.get("seed") is None else str(row["seed"])
-    clip = {"arm": row["arm"], "seed": seed, "stopped": row.get("stopped"),
+    clip = {"arm": row["arm"], "seed": seed, "ended_with_eos": row.get("ended_with_eos"),
             "figures": [_number(row.get(name)) for name in columns]}
     if not path.is_file():
         return clip | {"problem": "missing"}
     try:
-        samples = audio.level(audio.read(path, RATE), RATE)
-    except Problem as problem:  # the page may travel, and the names of this machine's folders stay at home
+        samples = audio.normalize_loudness(audio.read(path, RATE), RATE)
+    except KitError as problem:  # the page may travel, and the names of this machine's folders stay at home
         return clip | {"problem": str(problem).replace(str(path), row["file"])}
-    sound, kind = audio.compressed(samples, RATE, SAVING)
+    sound, kind = audio.encode_lossy(samples, RATE, SAVING)
     picture = audio.spectrogram_png(samples, RATE, *PICTURE)
-    return clip | {"sound": pages.embedded(sound, kind), "picture": pages.embedded(picture, "image/png")}
+    return clip | {"sound": html.data_uri(sound, kind), "picture": html.data_uri(picture, "image/png")}
 
 
 def _filled(data: dict, title: str, sentence: str, facts: dict, figures: str) -> str:
-    listed = "\n".join(f"<div><dt>{escaped(name)}</dt><dd dir=\"auto\">{escaped(_plain(value))}</dd></div>"
+    listed = "\n".join(f"<div><dt>{escape(name)}</dt><dd dir=\"auto\">{escape(_plain(value))}</dd></div>"
                        for name, value in facts.items())
     first, *others = sentence.split("\n")
-    evidence = "".join(f'<li dir="auto">{escaped(each)}</li>' for each in others)
-    return pages.page(
-        __file__, title, ("listening.js", "page.js"), data, ("media-src data:", "img-src data:"), sentence=escaped(first),
+    evidence = "".join(f'<li dir="auto">{escape(each)}</li>' for each in others)
+    return html.page(
+        __file__, title, ("listening.js", "page.js"), data, ("media-src data:", "img-src data:"), sentence=escape(first),
         evidence=f'<ul class="evidence">{evidence}</ul>' if evidence else "", facts=listed, figures=figures)[0]
 
 
@@ -148,15 +148,15 @@ def _figures(figures: list[list[str]]) -> str:
     if not figures:
         return ""
     head, *lines = figures
-    columns = "".join(f'<th scope="col">{escaped(name)}</th>' for name in head)
-    cells = [(line[0], "".join(f"<td>{escaped(cell)}</td>" for cell in line[1:])) for line in lines]
-    body = "".join(f'<tr><th scope="row">{escaped(name)}</th>{rest}</tr>' for name, rest in cells)
+    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    cells = [(line[0], "".join(f"<td>{escape(cell)}</td>" for cell in line[1:])) for line in lines]
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th>{rest}</tr>' for name, rest in cells)
     return f'<table class="figures"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _pictures(pictures: Sequence[tuple[bytes, str]]) -> str:
     """Pictures side by side, as wide as they fit."""
-    shown = "".join(f'<img src="{pages.embedded(content, "image/png")}" alt="{escaped(text)}">'
+    shown = "".join(f'<img src="{html.data_uri(content, "image/png")}" alt="{escape(text)}">'
                     for content, text in pictures)
     return f'<div class="plots">{shown}</div>' if shown else ""
 

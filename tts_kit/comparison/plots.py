@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tts_kit.comparison.verdict import Questions
-from tts_kit.judging import scores
-from tts_kit.judging.intervals import Estimate
+from tts_kit.comparison.verdict import Comparisons
+from tts_kit.evaluation import scoring
+from tts_kit.evaluation.stats import Estimate
 
 INK, ACCENT = "#7a756c", "#b3402a"
 """Seen on white paper and on black."""
@@ -16,7 +16,7 @@ Picture = tuple[bytes, str]
 """A PNG and what it shows in words, for who cannot see it."""
 
 
-def pictures(rows: Sequence[dict], asked: Questions) -> list[Picture]:
+def pictures(rows: Sequence[dict], asked: Comparisons) -> list[Picture]:
     """Both pictures, as far as something was measured."""
     made = [(voices_and_words(rows), "Similarity against wrong words of every arm, with 95 % intervals."),
             (sentence_by_sentence(rows, asked), "Differences of two arms, sentence by sentence.")]
@@ -25,14 +25,14 @@ def pictures(rows: Sequence[dict], asked: Questions) -> list[Picture]:
 
 def voices_and_words(rows: Sequence[dict]):
     """Every arm as a point: nearer to the voice upwards, fewer wrong words to the left; None where none was judged."""
-    points = {arm: found for arm, mine in scores.by_arm(rows).items()
-              if {"similarity", "wrong words"} <= set(found := scores.figures(mine))}
+    points = {arm: found for arm, mine in scoring.group_by_arm(rows).items()
+              if {"similarity", "wrong words"} <= set(found := scoring.aggregate(mine))}
     if not points:
         return None
     figure, axis = _figure(5.2, 4.2)
     for arm, found in points.items():
         words, alike = found["wrong words"], found["similarity"]
-        colour = ACCENT if arm.startswith("tuned") else INK
+        colour = ACCENT if arm.startswith("finetuned") else INK
         reach = np.minimum(_bars(words), [[words.value], [np.inf]])  # no interval is wrong in less than no words
         axis.errorbar(100 * words.value, alike.value, _bars(alike), 100 * reach, fmt="o", color=colour, markersize=5,
                       elinewidth=1, alpha=0.9)
@@ -42,9 +42,9 @@ def voices_and_words(rows: Sequence[dict]):
     return figure
 
 
-def sentence_by_sentence(rows: Sequence[dict], asked: Questions):
+def sentence_by_sentence(rows: Sequence[dict], asked: Comparisons):
     """What the first arm of each question gains on every sentence, and all in all; None where nothing was judged."""
-    arms = scores.by_arm(rows)
+    arms = scoring.group_by_arm(rows)
     pairs = [(one, other) for one, other in asked if {one, other} <= set(arms)
              and all(len(gains(arms[one], arms[other], name)) for name, _, _ in PANELS)]
     if not pairs:
@@ -52,7 +52,7 @@ def sentence_by_sentence(rows: Sequence[dict], asked: Questions):
     figure = _empty(9, 1.2 + 0.75 * len(pairs))
     for axis, (name, scale, title) in zip(figure.subplots(1, 2, sharey=True), PANELS):
         for line, (one, other) in enumerate(pairs):
-            values, found = gains(arms[one], arms[other], name), scores.differences(arms[one], arms[other])[name]
+            values, found = gains(arms[one], arms[other], name), scoring.differences(arms[one], arms[other])[name]
             axis.plot(scale * values, np.full(len(values), -line), "|", color=INK, markersize=12, alpha=0.8)
             axis.errorbar(scale * found.value, -line, xerr=scale * _bars(found), fmt="o", color=ACCENT, markersize=5)
         axis.axvline(0, color=INK, linewidth=0.8, linestyle=":")
@@ -64,7 +64,7 @@ def sentence_by_sentence(rows: Sequence[dict], asked: Questions):
 
 def gains(one: Sequence[dict], other: Sequence[dict], name: str) -> np.ndarray:
     """By how much the figure of `one` is above that of `other`, for each sentence that both said (sentences,)."""
-    mine, theirs = dict(scores.measures(one)).get(name, {}), dict(scores.measures(other)).get(name, {})
+    mine, theirs = dict(scoring.per_metric_sums(one)).get(name, {}), dict(scoring.per_metric_sums(other)).get(name, {})
     both = [each for each in sorted(set(mine) & set(theirs)) if mine[each][1] and theirs[each][1]]
     return np.array([mine[each][0] / mine[each][1] - theirs[each][0] / theirs[each][1] for each in both])
 

@@ -7,7 +7,7 @@ forty minutes little is gained.
 import statistics
 from collections.abc import Sequence
 
-from tts_kit.data.measures import Measured
+from tts_kit.data.audio_stats import AudioStats
 
 HEARD, STEADY, PLENTY = 5, 25, 40
 """Minutes."""
@@ -19,13 +19,13 @@ OFTEN = 0.05
 """Share of clips said twice from which on it is mentioned."""
 
 
-def advise(clips: Sequence[Measured], strangers: int | None, twins: int) -> str:
+def advise(clips: Sequence[AudioStats], strangers: int | None, twins: int) -> str:
     """The paragraph on all clips of a run; `strangers` of them sound like somebody else, None where nobody compared."""
     return " ".join(filter(None, (_amount(clips), _voice(strangers), _room(clips), _dullness(clips),
                                   _repetition(twins, len(clips)))))
 
 
-def _amount(clips: Sequence[Measured]) -> str:
+def _amount(clips: Sequence[AudioStats]) -> str:
     minutes = sum(each.clip.seconds for each in clips) / 60
     more = max(1, round(STEADY - minutes))
     told = f"{minutes:.1f} minutes in {len(clips)} clips: "
@@ -45,7 +45,7 @@ def _voice(strangers: int | None) -> str:
     return f"{strangers} of them sound{'s' * (strangers == 1)} like somebody else: listen to these first, below."
 
 
-def _room(clips: Sequence[Measured]) -> str:
+def _room(clips: Sequence[AudioStats]) -> str:
     usual = statistics.median(each.ratio for each in clips)
     if usual >= QUIET:
         return f"The room is quiet ({usual:.0f} dB under the voice)."
@@ -53,8 +53,8 @@ def _room(clips: Sequence[Measured]) -> str:
     return f"The room {kind} ({usual:.0f} dB under the voice), and the model learns the room with the voice."
 
 
-def _dullness(clips: Sequence[Measured]) -> str:
-    usual = statistics.median(each.band for each in clips)
+def _dullness(clips: Sequence[AudioStats]) -> str:
+    usual = statistics.median(each.bandwidth_hz for each in clips)
     return f"There is nothing above {usual / 1000:.1f} kHz: use the original recording if there is one." * (usual < DULL)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from tts_kit import audio, text
+from tts_kit.config import Config
+from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.table import Row
-from tts_kit.data.utterance import RATE
-from tts_kit.problem import Problem
-from tts_kit.recipe import Recipe
+from tts_kit.errors import KitError
 
 SHORTEST = 0.5
 
@@ -28,8 +28,8 @@ class Checked:
 class Checker:
     """Checks rows one after another and remembers them, to find what comes twice."""
 
-    def __init__(self, recipe: Recipe, speaker: str):
-        self.recipe = recipe
+    def __init__(self, config: Config, speaker: str):
+        self.config = config
         self.speaker = speaker
         self.files: dict[str, Row] = {}
         self.contents: dict[bytes, Row] = {}
@@ -37,39 +37,39 @@ class Checker:
     def check(self, row: Row) -> Checked:
         """The row with its measures, or a Problem that says what is wrong with it and what to do."""
         if row.problem:
-            raise Problem(row.problem)
+            raise KitError(row.problem)
         if self.speaker and not row.speaker:
-            raise Problem(f"{row.file} names no speaker, in a table that names others. Fill in its source.")
+            raise KitError(f"{row.file} names no speaker, in a table that names others. Fill in its source.")
         said = self._text(row)
         content = row.sound.content()
         if isinstance(content, Path):
             self._only_once(self.files, os.path.realpath(content), row, "is")
-        samples = audio.read(content, RATE, self.recipe.max_seconds, row.file)
+        samples = audio.read(content, SAMPLE_RATE, self.config.max_seconds, row.file)
         self._only_once(self.contents, hashlib.sha256(samples.tobytes()).digest(), row, "sounds exactly like")
-        trimmed = audio.trim(samples, RATE)
-        seconds = min(len(samples), len(trimmed)) / RATE
+        trimmed = audio.trim(samples, SAMPLE_RATE)
+        seconds = min(len(samples), len(trimmed)) / SAMPLE_RATE
         if seconds < SHORTEST:
-            raise Problem(f"{row.file} holds {seconds:.2f} s of sound; the limit is {SHORTEST} s or more. Join it with "
+            raise KitError(f"{row.file} holds {seconds:.2f} s of sound; the limit is {SHORTEST} s or more. Join it with "
                           "its neighbour, or leave it out.")
-        return Checked(row, said, audio.loudness(trimmed, RATE))
+        return Checked(row, said, audio.loudness(trimmed, SAMPLE_RATE))
 
     def _text(self, row: Row) -> str:
         try:
-            said = text.normalise(row.text)
-        except Problem as problem:
-            raise Problem(f"{row.file}: {problem}") from problem
-        if len(said) > self.recipe.max_characters:
-            raise Problem(f"{row.file}: the text has {len(said)} characters; the limit is "
+            said = text.normalize(row.text)
+        except KitError as problem:
+            raise KitError(f"{row.file}: {problem}") from problem
+        if len(said) > self.config.max_characters:
+            raise KitError(f"{row.file}: the text has {len(said)} characters; the limit is "
                           f"{self.recipe.max_characters}. Split the clip and its text, or raise max_characters.")
         return said
 
     def _only_once(self, seen: dict, key, row: Row, relation: str) -> None:
         first = seen.setdefault(key, row)
         if first is not row:
-            raise Problem(f"{row.file} {relation} {first.file} of row {first.number}; wanted each clip once. Remove "
+            raise KitError(f"{row.file} {relation} {first.file} of row {first.number}; wanted each clip once. Remove "
                           "one of the two rows.")
 
 
 def voice(row: Row, factor: float) -> np.ndarray:
     """The row's clip as it is stored: (samples,) at 24 kHz, trimmed, times `factor` as far as its peak allows."""
-    return audio.amplify(audio.trim(audio.read(row.sound.content(), RATE, name=row.file), RATE), factor)
+    return audio.amplify(audio.trim(audio.read(row.sound.content(), SAMPLE_RATE, name=row.file), SAMPLE_RATE), factor)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from tts_kit.data import examples, intake, utterance
-from tts_kit.problem import Problem
-from tts_kit.run import CONSENT, Run, read_json, write_json
+from tts_kit.data import examples, manifest, prepare
+from tts_kit.errors import KitError
+from tts_kit.io import read_json, write_json
+from tts_kit.run import CONSENT, Run
 
 FILE = CONSENT
 KINDS = {"own": "my own voice", "written": "written permission of the speaker",
@@ -59,7 +60,7 @@ def read(folder: str | Path) -> Consent | None:
     wanted = {field.name: field.type for field in dataclasses.fields(Consent)}
     if set(found) != set(wanted) or not all(isinstance(found[name], (int, float) if kind is float else kind)
                                             for name, kind in wanted.items()):
-        raise Problem(f"{path} is no record of consent: wanted {', '.join(wanted)}. {remedy}")
+        raise KitError(f"{path} is no record of consent: wanted {', '.join(wanted)}. {remedy}")
     _check(found["who"], found["kind"], found["statement"])
     return Consent(**found)
 
@@ -74,24 +75,24 @@ def record(run: Run, who: str, kind: str, statement: str) -> Consent:
     if (old := read(run.folder)) and dataclasses.replace(old, when=now) == made:
         made = old
     for folder in (run.folder, *[run.adapter] * run.adapter.is_dir()):
-        put(made, folder)
+        write(made, folder)
     return made
 
 
-def put(made: Consent, folder: str | Path) -> None:
+def write(made: Consent, folder: str | Path) -> None:
     """Into a folder that the voice travels in."""
     write_json(Path(folder) / FILE, dataclasses.asdict(made))
 
 
-def of(run: Run) -> Consent | None:
+def for_run(run: Run) -> Consent | None:
     """The run's record, or the one that came with its adapter; a run on an example of the kit's gets that example's own."""
     return read(run.folder) or read(run.adapter) or _record_example(run)
 
 
-def fault(run: Run) -> str:
+def problem(run: Run) -> str:
     """What is wrong with the consent to a run's voice, and what to do; nothing where a record covers its very clips."""
     remedy = f"Record it: python -m tts_kit consent --run {run.name}"
-    if (found := of(run)) is None:
+    if (found := for_run(run)) is None:
         return f"No consent to the voice of run {run.name} is recorded. {remedy}"
     if run.data.is_dir() and (now := _covered(run))[2] != found.sha256:
         return (f"The recordings of run {run.name} have changed since {found.who} consented on {found.when[:10]}: then "
@@ -100,52 +101,52 @@ def fault(run: Run) -> str:
     return ""
 
 
-def recordings(run: Run) -> str:
+def audio_digest(run: Run) -> str:
     """The sum of the clips that the run's data folder holds, as a record has it; empty where they are not all there."""
     try:
         return _covered(run)[2]
-    except Problem:  # codes are enough to train from
+    except KitError:  # codes are enough to train from
         return ""
 
 
-def remind(run: Run, thorough: bool = False, adapter: str | Path = "") -> None:
+def warn_if_missing(run: Run, thorough: bool = False, adapter: str | Path = "") -> None:
     """One line where no consent is recorded, with the run or with an `adapter` from elsewhere, for what goes on without;
     `thorough` looks at every clip too."""
     if (adapter and read(adapter)) or not (run.data.is_dir() or run.adapter.is_dir() or adapter):
         return
-    wrong = fault(run) if thorough else f"No consent to the voice of run {run.name} is recorded." * (of(run) is None)
+    wrong = problem(run) if thorough else f"No consent to the voice of run {run.name} is recorded." * (for_run(run) is None)
     if wrong:
         print(f"{wrong.partition(' Record it')[0]} Clone only voices whose owner agreed, and record it before you share "
               f"the voice: python -m tts_kit consent --run {run.name}")
 
 
-def accompany(run: Run, folder: str | Path) -> Consent | None:
+def attach(run: Run, folder: str | Path) -> Consent | None:
     """Put the run's record, if one covers its clips, into a folder that the voice travels in."""
-    if fault(run):
+    if problem(run):
         return None
-    found = of(run)
-    put(found, folder)
+    found = for_run(run)
+    write(found, folder)
     return found
 
 
 def ask(run: Run, who: str = "", kind: str = "", statement: str = "") -> Consent:
     """The record that is there and fits, or a new one out of what is given and what a person answers at the terminal."""
-    utterance.read(run.data)
+    manifest.read(run.data)
     given = {"who": who, "kind": kind, "statement": statement}
     if not any(given.values()):
-        if not fault(run):
-            return of(run)
+        if not problem(run):
+            return for_run(run)
         if made := _record_example(run):
             return made
     lacking = [f"--{name}" for name, value in given.items() if not value]
     if lacking and not sys.stdin.isatty():
         proposal = f" A statement could be: \"{PROPOSED[kind].strip()}\"" if kind in PROPOSED and not statement else ""
-        raise Problem(f"{', '.join(lacking)} is missing, and there is no terminal to ask at. Give --who NAME, --kind "
+        raise KitError(f"{', '.join(lacking)} is missing, and there is no terminal to ask at. Give --who NAME, --kind "
                       f"{'|'.join(KINDS)} and --statement \"WORD FOR WORD\".{proposal}")
     try:
         return record(run, *_answers(run, **given))
     except EOFError as error:
-        raise Problem("The questions were not answered; nothing was recorded.") from error
+        raise KitError("The questions were not answered; nothing was recorded.") from error
 
 
 def _answers(run: Run, who: str, kind: str, statement: str) -> tuple[str, str, str]:
@@ -168,21 +169,21 @@ def _answers(run: Run, who: str, kind: str, statement: str) -> tuple[str, str, s
 def _check(who: str, kind: str, statement: str) -> None:
     if kind not in KINDS:
         listed = ", ".join(f"{name} ({meaning})" for name, meaning in KINDS.items())
-        raise Problem(f"{kind!r} is no kind of consent; wanted one of: {listed}.")
+        raise KitError(f"{kind!r} is no kind of consent; wanted one of: {listed}.")
     for name, value in (("who", who), ("statement", statement)):
         if not any(character.isalnum() for character in value):
-            raise Problem(f"A consent needs {name}: {value!r} says nothing. Give --{name}.")
+            raise KitError(f"A consent needs {name}: {value!r} says nothing. Give --{name}.")
         if len(value) > LONGEST[name]:
-            raise Problem(f"{name} has {len(value)} characters; wanted at most {LONGEST[name]}. Shorten it.")
+            raise KitError(f"{name} has {len(value)} characters; wanted at most {LONGEST[name]}. Shorten it.")
         if hidden := "".join(each for each in value if each not in BREAKS[name] + JOINERS
                              and unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp")):
-            raise Problem(f"{name} holds {hidden[:8]!a}, which controls a terminal or turns the order of words; wanted "
+            raise KitError(f"{name} holds {hidden[:8]!a}, which controls a terminal or turns the order of words; wanted "
                           f"words alone{', in one line' * (name == 'who')}. Leave it out.")
 
 
 def _covered(run: Run) -> tuple[int, float, str]:
     """Clips, seconds and the SHA-256 of what the run's data folder holds."""
-    clips = utterance.read(run.data)
+    clips = manifest.read(run.data)
     bar = tqdm(clips, desc="looking at clips", unit="clip", leave=False, disable=len(clips) < 1_000)
     sums = sorted(hashlib.sha256(each.audio.read_bytes()).hexdigest() for each in bar)
     whole = hashlib.sha256("".join(f"{each}\n" for each in sums).encode()).hexdigest()
@@ -191,11 +192,11 @@ def _covered(run: Run) -> tuple[int, float, str]:
 
 def _record_example(run: Run) -> Consent | None:
     """The record that an example of the kit's brings along; None for any other source."""
-    if not (run.data / intake.ORIGIN).is_file():
+    if not (run.data / prepare.ORIGIN).is_file():
         return None
-    source = read_json(run.data / intake.ORIGIN, f"Delete {run.data} and make it again.").get("source")
+    source = read_json(run.data / prepare.ORIGIN, f"Delete {run.data} and make it again.").get("source")
     own = {os.path.realpath(place / name): told for place, name, told in _EXAMPLES}
-    others = intake.held_out_from(run.data)
+    others = prepare.held_out_source(run.data)
     if source not in own or others not in ("", os.path.realpath(examples.SAMPLES / "held_out")):
         return None
     return record(run, *own[source])

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from tts_kit.problem import Problem
-from tts_kit.run import explaining_refusals
+from tts_kit.errors import KitError
+from tts_kit.io import explain_os_errors
 
 LARGEST = 100_000_000
 MOST_FILES = 10_000
@@ -26,13 +26,13 @@ def fetch(names: Sequence[str], folder: Path, by_hand: str) -> list[Path]:
         remedy = f"Fetch {' and '.join(missing)} from {by_hand} (the files end in _all.deb), put them into {folder}, "
         remedy += "and run the same command again."
         if not shutil.which("apt-get"):
-            raise Problem(f"{' and '.join(missing)}: packages of Debian and Ubuntu, and apt-get is missing. {remedy}")
-        with explaining_refusals(folder):
+            raise KitError(f"{' and '.join(missing)}: packages of Debian and Ubuntu, and apt-get is missing. {remedy}")
+        with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(["apt-get", "download", *missing], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or any(_found(name, folder) is None for name in missing):
             said = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["E: no reason given"]
-            raise Problem(f"apt-get download {' '.join(missing)} failed ({said[0][2:].strip()}). Refresh its lists with "
+            raise KitError(f"apt-get download {' '.join(missing)} failed ({said[0][2:].strip()}). Refresh its lists with "
                           f"`sudo apt-get update` and try again. {remedy[0].upper()}{remedy[1:]}")
     return [_found(name, folder) for name in names]
 
@@ -46,13 +46,13 @@ def files(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
             for count, member in enumerate(archive):
                 seen += max(0, member.size)
                 if seen > LARGEST or count >= MOST_FILES:
-                    raise Problem(f"{package} holds more than {LARGEST / 1e6:.0f} MB or {MOST_FILES:,} files; that is not "
+                    raise KitError(f"{package} holds more than {LARGEST / 1e6:.0f} MB or {MOST_FILES:,} files; that is not "
                                   f"the package that was asked for. {remedy}")
                 found = re.fullmatch(pattern, member.name)
                 if found and member.isfile():
                     yield found[1], archive.extractfile(member).read()
     except BROKEN as error:
-        raise Problem(f"{package} is no package that can be read ({error or type(error).__name__}). {remedy}") from error
+        raise KitError(f"{package} is no package that can be read ({error or type(error).__name__}). {remedy}") from error
 
 
 def _found(name: str, folder: Path) -> Path | None:
@@ -87,7 +87,7 @@ def _data(package: Path) -> bytes:
             break
         if name.startswith("data.tar"):
             if name.endswith(".zst"):
-                raise Problem(f"{package} is packed with zstd, which dpkg-deb unpacks, and dpkg-deb is missing. Take "
+                raise KitError(f"{package} is packed with zstd, which dpkg-deb unpacks, and dpkg-deb is missing. Take "
                               "Debian's package instead of Ubuntu's.")
             return content[place + 60:place + 60 + size]
         place += 60 + size + size % 2

@@ -3,16 +3,16 @@
 import csv
 import difflib
 import gzip
-import io
 from collections import Counter
 from collections.abc import Iterator
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 
-from tts_kit import audio, run
+from tts_kit import audio, io
 from tts_kit.data import debian, g722
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
 
 MARK = "example:"
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -41,13 +41,13 @@ def resolve(source: str, held_out_from: str) -> tuple[str, str]:
     if name != "emma":
         near = difflib.get_close_matches(name, ("emma", "allison"), 1)
         hint = f" Did you mean {MARK}{near[0]}?" if near else ""
-        raise Problem(f"{source}: no such example; wanted {MARK}emma (synthetic, travels with the kit) or {MARK}allison "
+        raise KitError(f"{source}: no such example; wanted {MARK}emma (synthetic, travels with the kit) or {MARK}allison "
                       f"(a person's voice, fetched).{hint}")
     if held_out_from:
-        raise Problem(f"{source} brings its own held-out clips; --held-out-from {held_out_from} would be others. Leave it "
+        raise KitError(f"{source} brings its own held-out clips; --held-out-from {held_out_from} would be others. Leave it "
                       f"out, or give {SAMPLES / 'voice'} as the source.")
     if not (SAMPLES / "voice").is_dir():
-        raise Problem(f"{SAMPLES} is missing: {source} travels with the kit's repository. Run in a clone of it.")
+        raise KitError(f"{SAMPLES} is missing: {source} travels with the kit's repository. Run in a clone of it.")
     return str(SAMPLES / "voice"), str(SAMPLES / "held_out")
 
 
@@ -60,7 +60,7 @@ def allison() -> Path:
         reasons = {name: _reason(len(clips[name]) / g722.BYTES_A_SECOND, texts.get(name, "")) for name in sorted(clips)}
         kept = [name for name, reason in reasons.items() if not reason]
         if not kept:
-            raise Problem(f"{spoken.name} and {written.name} hold no prompt with its text. Delete both in {CACHE} and run "
+            raise KitError(f"{spoken.name} and {written.name} hold no prompt with its text. Delete both in {CACHE} and run "
                           "the same command again.")
         _write(folder, [(name, texts[name], clips[name]) for name in kept])
         left_out = Counter(filter(None, reasons.values()))
@@ -75,10 +75,10 @@ def _texts(package: Path) -> Iterator[tuple[str, str]]:
     """(name of the prompt, what is said in it)."""
     for name, content in debian.files(package, TEXTS):
         try:
-            with gzip.open(io.BytesIO(content)) as file:
+            with gzip.open(BytesIO(content)) as file:
                 lines = file.read(LONGEST_TEXTS).decode("utf-8", "replace").splitlines()
         except debian.BROKEN as error:
-            raise Problem(f"{name}.gz in {package} cannot be read ({error}). Delete the package and run the same command "
+            raise KitError(f"{name}.gz in {package} cannot be read ({error}). Delete the package and run the same command "
                           "again.") from error
         for line in lines:
             prompt, colon, text = line.partition(":")
@@ -99,14 +99,14 @@ def _reason(seconds: float, text: str) -> str:
 
 def _write(folder: Path, prompts: list[tuple[str, str, bytes]]) -> None:
     """A source like any other: clips, metadata.csv, and the licence beside them."""
-    table = io.StringIO()
+    table = StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("file_name", "text", "source", "recording"))
-    with run.writing_folder(folder) as beside:
+    with io.atomic_folder(folder) as beside:
         decoded = g722.decode([content for _, _, content in prompts])
         for (name, text, _), samples in zip(prompts, decoded):
             audio.write(beside / f"{name}.flac", (samples / -float(np.iinfo(np.int16).min)).astype(np.float32), g722.RATE)
             # prompts of one family share half sentences, so whole families are held out
             writer.writerow((f"{name}.flac", text, "allison", name.replace("/", "-").split("-")[0]))
-        run.write_text(beside / "metadata.csv", table.getvalue())
-        run.write_text(beside / "LICENCE.txt", LICENCE)
+        io.write_text(beside / "metadata.csv", table.getvalue())
+        io.write_text(beside / "LICENCE.txt", LICENCE)

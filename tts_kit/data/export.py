@@ -7,10 +7,10 @@ import shutil
 import string
 from pathlib import Path
 
-from tts_kit import hub, pages, run
-from tts_kit.data import consent, utterance
-from tts_kit.data.utterance import HELD_OUT, TRAIN
-from tts_kit.problem import Problem
+from tts_kit import html, hub, io
+from tts_kit.data import consent, manifest
+from tts_kit.data.manifest import HELD_OUT, TRAIN
+from tts_kit.errors import KitError
 from tts_kit.run import Run
 
 SPLITS = {TRAIN: "train", HELD_OUT: "test"}
@@ -45,37 +45,37 @@ def export(place: Run, out: str | Path) -> Path:
     """Write the data of a run to a new folder; one that is there is left as it is."""
     out = Path(out)
     if out.exists():
-        raise Problem(f"{out} is there already and was left as it is. Choose another --out.")
-    clips = [each for each in utterance.read(place.data) if each.split in SPLITS]
-    with run.writing_folder(out) as beside:
+        raise KitError(f"{out} is there already and was left as it is. Choose another --out.")
+    clips = [each for each in manifest.read(place.data) if each.split in SPLITS]
+    with io.atomic_folder(out) as beside:
         for split, name in SPLITS.items():
             mine = [each for each in clips if each.split == split]
             (beside / name).mkdir()
             for each in mine:
                 shutil.copyfile(each.audio, beside / name / each.audio.name)
-            run.write_rows(beside / name / TABLE, (
+            io.write_rows(beside / name / TABLE, (
                 {"file_name": each.audio.name, "text": each.text, "source": each.speaker or each.source,
                  "recording": each.recording} for each in mine))
         minutes = f"{sum(each.seconds for each in clips) / 60:.1f}"
-        hub.sign(beside, "dataset", voice=place.name)
-        allowed = consent.accompany(place, beside)
-        said = f"Consent: {pages.markdown(str(allowed))}" if allowed else NOBODY
-        run.write_text(beside / CARD, TEXT.substitute(name=place.name, clips=len(clips), minutes=minutes, allowed=said))
+        hub.write_release_file(beside, "dataset", voice=place.name)
+        allowed = consent.attach(place, beside)
+        said = f"Consent: {html.markdown(str(allowed))}" if allowed else NOBODY
+        io.write_text(beside / CARD, TEXT.substitute(name=place.name, clips=len(clips), minutes=minutes, allowed=said))
     return out
 
 
-def refuse_to_push(place: Run, name: str, public: bool) -> None:
+def check_push(place: Run, name: str, public: bool) -> None:
     """What can be known to go wrong before anything is written: a name that is none, or a public voice without consent."""
-    hub.refuse_name(name)
-    if public and (wrong := consent.fault(place)):
-        raise Problem(f"A voice is made public only with consent. {wrong}")
+    hub.check_repo_id(name)
+    if public and (wrong := consent.problem(place)):
+        raise KitError(f"A voice is made public only with consent. {wrong}")
 
 
 def push(folder: Path, name: str, public: bool = False) -> str:
     """Put an exported folder on the hub as dataset `owner/name`, public only with consent; returns its address."""
     if not (folder / SPLITS[TRAIN] / TABLE).is_file():
-        raise Problem(f"{folder} is no exported dataset: no {SPLITS[TRAIN]}/{TABLE}. Choose another --out.")
+        raise KitError(f"{folder} is no exported dataset: no {SPLITS[TRAIN]}/{TABLE}. Choose another --out.")
     if public and not consent.read(folder):
-        raise Problem(f"A voice is made public only with consent, and {folder} was exported without. Record it (python -m "
+        raise KitError(f"A voice is made public only with consent, and {folder} was exported without. Record it (python -m "
                       "tts_kit consent --run NAME), and export to another --out.")
     return hub.push(folder, name, "dataset", "Data of one voice", public)

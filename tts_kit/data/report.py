@@ -4,20 +4,21 @@ In go the utterances of a run and the lists of what was left out; out come figur
 """
 
 import html
-import io
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
-from tts_kit import audio, pages, run
+from tts_kit import audio, io
+from tts_kit import html as pages
 from tts_kit.data import advice as advisor
-from tts_kit.data import desk, intake, measures, recording, suspicion, utterance, voices
-from tts_kit.data.edits import DROPPED
-from tts_kit.data.measures import Measured
-from tts_kit.data.utterance import RATE
-from tts_kit.problem import Problem
+from tts_kit.data import audio_stats, ingest, manifest, prepare, quality_flags, segment, speaker_embedding
+from tts_kit.data.audio_stats import AudioStats
+from tts_kit.data.manifest import SAMPLE_RATE
+from tts_kit.data.review_edits import DROPPED
+from tts_kit.errors import KitError
 from tts_kit.run import Run
 
 FILE = "report.html"
@@ -27,7 +28,7 @@ ACCENT, GREY = "#0b8079", "#8a857c"
 
 
 @dataclass(frozen=True)
-class Left:
+class Rejected:
     """What is not in the data."""
     clips: int
     minutes: float | None
@@ -37,14 +38,14 @@ class Left:
 @dataclass(frozen=True)
 class Report:
     name: str
-    clips: Sequence[Measured]
-    left: dict[str, Left]
+    clips: Sequence[AudioStats]
+    left: dict[str, Rejected]
     """By reason."""
     twins: Sequence[tuple]
     """Pairs of utterances that say nearly the same."""
     levels: Sequence[float]
     """LUFS of each clip as it was recorded, empty where there was no recording."""
-    rejected: Sequence[tuple[Path, recording.Piece]]
+    rejected: Sequence[tuple[Path, segment.Segment]]
     """Pieces of recordings that were left out, with their sound."""
     refused: Sequence[dict]
     """Rows of clips that could not be used."""
@@ -56,26 +57,26 @@ class Report:
         return sum(each.clip.seconds for each in self.clips) / 60
 
     @property
-    def strangers(self) -> list[Measured]:
+    def strangers(self) -> list[AudioStats]:
         """Clips that sound like somebody else, the strangest first."""
-        return sorted((each for each in self.clips if each.unlike > suspicion.UNUSUAL), key=lambda each: -each.unlike)
+        return sorted((each for each in self.clips if each.unlike > quality_flags.OUTLIER_THRESHOLD), key=lambda each: -each.unlike)
 
 
-def look(place: Run) -> Report:
+def analyse(place: Run) -> Report:
     """Measure a run's data, once it has some."""
-    clips = utterance.read(place.data)
-    pieces = [(folder / piece.file, piece) for folder in recording.places(place.cuts) for piece in recording.pieces(folder)]
-    refused = place.data / intake.REJECTED
+    clips = manifest.read(place.data)
+    pieces = [(folder / piece.file, piece) for folder in segment.segment_folders(place.cuts) for piece in segment.read_segments(folder)]
+    refused = place.data / prepare.REJECTED
     return Report(
-        name=place.name, clips=measures.measure(clips), left=dict(_left(place, [piece for _, piece in pieces])),
-        twins=measures.near_duplicates(clips), levels=[piece.level for _, piece in pieces if not piece.reason],
+        name=place.name, clips=audio_stats.measure(clips), left=dict(_left(place, [piece for _, piece in pieces])),
+        twins=audio_stats.near_duplicates(clips), levels=[piece.level for _, piece in pieces if not piece.reason],
         rejected=[(path, piece) for path, piece in pieces if piece.reason],
-        refused=run.read_rows(refused) if refused.is_file() else [], compared=voices.is_installed())
+        refused=io.read_rows(refused) if refused.is_file() else [], compared=speaker_embedding.is_installed())
 
 
-def show(place: Run) -> None:
+def display(place: Run) -> None:
     """Say what there is to say, and where the page lies."""
-    found = look(place)
+    found = analyse(place)
     print(f"{advice(found)}\nOpen {write(place, found).resolve().as_uri()}")
 
 
@@ -108,13 +109,13 @@ def figure(report: Report):
         axes.spines[["left", "bottom"]].set_color(GREY)
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=GREY)
-    axes.axvline(suspicion.UNUSUAL, color=GREY, linewidth=1, linestyle=":")
+    axes.axvline(quality_flags.OUTLIER_THRESHOLD, color=GREY, linewidth=1, linestyle=":")
     return made
 
 
 def picture(report: Report) -> bytes:
     """The figure as a PNG, for light and dark paper."""
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     figure(report).savefig(buffer, format="png", dpi=140, transparent=True)
     return buffer.getvalue()
 
@@ -123,12 +124,12 @@ def write(place: Run, report: Report) -> Path:
     """The page in the run's data, whole by itself: plots and clips are inside."""
     page, _ = pages.page(__file__, f"The data of {report.name}", allowed=("img-src data:", "media-src data:"),
                          advice=html.escape(advice(report)), sums="\n".join(_sums(report)),
-                         lists="\n".join(_lists(report)), plots=pages.embedded(picture(report), "image/png"))
-    run.write_text(place.data / FILE, page)
+                         lists="\n".join(_lists(report)), plots=pages.data_uri(picture(report), "image/png"))
+    io.write_text(place.data / FILE, page)
     return place.data / FILE
 
 
-def _left(place: Run, pieces: Sequence[recording.Piece]) -> Iterator[tuple[str, Left]]:
+def _left(place: Run, pieces: Sequence[segment.Segment]) -> Iterator[tuple[str, Rejected]]:
     """What every stage left out, by reason."""
     seconds: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -136,20 +137,20 @@ def _left(place: Run, pieces: Sequence[recording.Piece]) -> Iterator[tuple[str, 
         kind = piece.reason.partition(":")[0]
         counts[kind] += 1
         seconds[kind] += piece.seconds
-    if (place.cuts / desk.SETTINGS).is_file():
-        for entry in desk.again(place).entries:
+    if (place.cuts / ingest.SETTINGS).is_file():
+        for entry in ingest.load_review(place).entries:
             if entry.state == DROPPED or not entry.text:
                 kind = "dropped in the review" if entry.state == DROPPED else "without a text"
                 counts[kind] += 1
                 seconds[kind] += entry.seconds
-    yield from ((f"left out: {kind}", Left(count, seconds[kind] / 60)) for kind, count in counts.most_common())
-    if (place.data / intake.REJECTED).is_file():
-        yield "left out: could not be used", Left(len(run.read_rows(place.data / intake.REJECTED)), None)
+    yield from ((f"left out: {kind}", Rejected(count, seconds[kind] / 60)) for kind, count in counts.most_common())
+    if (place.data / prepare.REJECTED).is_file():
+        yield "left out: could not be used", Rejected(len(io.read_rows(place.data / prepare.REJECTED)), None)
 
 
 def _sums(report: Report) -> Iterator[str]:
-    names = {utterance.TRAIN: "to learn from", utterance.HELD_OUT: "held out, to judge by",
-             utterance.GAP: "unused beside held-out ones"}
+    names = {manifest.TRAIN: "to learn from", manifest.HELD_OUT: "held out, to judge by",
+             manifest.EXCLUDED: "unused beside held-out ones"}
     for split, told in names.items():
         some = [each.clip.seconds for each in report.clips if each.clip.split == split]
         if some:
@@ -184,13 +185,13 @@ def _lists(report: Report) -> Iterator[str]:
         (None, row["reason"], f"row {row['row']}", row["file"]) for row in report.refused[:MOST]])
 
 
-def _far(clips: Sequence[Measured], measure: Callable[[Measured], float]) -> list[Measured]:
+def _far(clips: Sequence[AudioStats], measure: Callable[[AudioStats], float]) -> list[AudioStats]:
     """The clips farthest from the middle, as a ratio."""
     middle = statistics.median([measure(each) for each in clips] or [1.0])
     return sorted(clips, key=lambda each: -max(measure(each) / middle, middle / max(measure(each), 1e-6)))
 
 
-def _list(title: str, why: str, clips: Sequence[Measured], told: Callable[[Measured], str]) -> str:
+def _list(title: str, why: str, clips: Sequence[AudioStats], told: Callable[[AudioStats], str]) -> str:
     return _section(title, why, [(each.clip.audio, each.clip.text, told(each), each.clip.file) for each in clips[:LISTED]])
 
 
@@ -207,7 +208,7 @@ def _section(title: str, why: str, rows: Sequence[tuple[Path | None, str, str, s
 
 def _player(path: Path) -> str:
     try:
-        sound = pages.embedded(*audio.compressed(audio.read(path, RATE), RATE))
-    except Problem:  # a piece may have been left out because it is silent
+        sound = pages.data_uri(*audio.encode_lossy(audio.read(path, SAMPLE_RATE), SAMPLE_RATE))
+    except KitError:  # a piece may have been left out because it is silent
         return "<audio></audio>"
     return f'<audio controls preload="none" src="{sound}"></audio>'

@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import soundfile
 
-from tts_kit import pages, runtime
-from tts_kit.data.draft import Draft
-from tts_kit.data.edits import Entry, Stale
-from tts_kit.data.utterance import RATE
-from tts_kit.problem import Problem
+from tts_kit import device, html
+from tts_kit.data.manifest import SAMPLE_RATE
+from tts_kit.data.review_edits import EditConflict, ReviewClip
+from tts_kit.data.review_store import ReviewStore
+from tts_kit.errors import KitError
 
 MOST_BYTES = 100_000
 """Of a request."""
@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 SOUND = {"Content-Type": "audio/wav", "Cache-Control": "no-store"}
 
 
-def app(draft: Draft, token: str, title: str):
+def app(draft: ReviewStore, token: str, title: str):
     """The page and what it asks for, as an ASGI application."""
     from starlette.applications import Starlette
     from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -45,9 +45,9 @@ def app(draft: Draft, token: str, title: str):
                 return JSONResponse({"problem": "wrong token: open the address that the review printed."}, 403)
             try:
                 said = await answer(draft, request)
-            except Stale as stale:
+            except EditConflict as stale:
                 return JSONResponse({"problem": str(stale), "now": shown(stale.now) if stale.now else None}, 409)
-            except Problem as problem:
+            except KitError as problem:
                 return JSONResponse({"problem": str(problem)}, 400)
             is_sound = isinstance(said, bytes)
             return Response(said, headers=SOUND) if is_sound else JSONResponse(said)
@@ -57,18 +57,18 @@ def app(draft: Draft, token: str, title: str):
                              Route("/edit", guarded(_edit), methods=["POST"])])
 
 
-async def _clips(draft: Draft, request) -> list[dict]:
+async def _clips(draft: ReviewStore, request) -> list[dict]:
     return [shown(entry) for entry in await asyncio.to_thread(lambda: draft.entries)]
 
 
-async def _sound(draft: Draft, request) -> bytes:
+async def _sound(draft: ReviewStore, request) -> bytes:
     samples = await asyncio.to_thread(draft.wave, request.query_params.get("id", ""))
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
 
 
-async def _edit(draft: Draft, request) -> dict:
+async def _edit(draft: ReviewStore, request) -> dict:
     changed = await asyncio.to_thread(draft.edit, await _body(request))
     return {"changed": [shown(entry) for entry in changed], "order": [entry.id for entry in draft.entries]}
 
@@ -77,7 +77,7 @@ def _same(said: str | None, token: str) -> bool:
     return secrets.compare_digest((said or "").encode(), token.encode())
 
 
-def shown(entry: Entry) -> dict:
+def shown(entry: ReviewClip) -> dict:
     """An entry as the page gets it; no place on this machine is in it."""
     return {"id": entry.id, "recording": entry.recording, "seconds": round(entry.seconds, 2), "text": entry.text,
             "heard": entry.heard, "state": entry.state, "revision": entry.revision, "suspicion": round(entry.suspicion, 3),
@@ -86,17 +86,17 @@ def shown(entry: Entry) -> dict:
 
 def page(title: str) -> tuple[str, str]:
     """The page and the policy under which a browser may run it: its own script and nothing else."""
-    return pages.page(__file__, title, ["review.js"], allowed=("connect-src 'self'", "media-src blob:", "img-src data:"))
+    return html.page(__file__, title, ["review.js"], allowed=("connect-src 'self'", "media-src blob:", "img-src data:"))
 
 
 class Review:
     """A running review: `address` to open, `close` to end."""
 
-    def __init__(self, draft: Draft, title: str, port: int = 0):
+    def __init__(self, draft: ReviewStore, title: str, port: int = 0):
         try:
             import uvicorn
         except ImportError as error:
-            raise Problem("the review page needs uvicorn and starlette: pip install uvicorn starlette -c "
+            raise KitError("the review page needs uvicorn and starlette: pip install uvicorn starlette -c "
                           "constraints.txt") from error
         self.token = secrets.token_urlsafe(24)
         self._socket = _listening(port)
@@ -122,7 +122,7 @@ class Review:
 
     def show(self, height: int = 720):
         """The page inside a notebook."""
-        return runtime.frame(self.port, f"/?token={self.token}", height)
+        return device.embed_iframe(self.port, f"/?token={self.token}", height)
 
 
 def _listening(port: int) -> socket.socket:
@@ -133,7 +133,7 @@ def _listening(port: int) -> socket.socket:
         made.listen(64)  # from now on nobody is refused, even before the server is ready
     except OSError as error:
         made.close()
-        raise Problem(f"port {port} of this machine cannot be used ({error.strerror}). Leave --port out, or choose "
+        raise KitError(f"port {port} of this machine cannot be used ({error.strerror}). Leave --port out, or choose "
                       "another.") from error
     return made
 
@@ -144,11 +144,11 @@ async def _body(request) -> dict:
     async for piece in request.stream():
         content += piece
         if len(content) > MOST_BYTES:
-            raise Problem(f"the request is larger than {MOST_BYTES} bytes.")
+            raise KitError(f"the request is larger than {MOST_BYTES} bytes.")
     try:
         asked = json.loads(content)
     except ValueError as error:
-        raise Problem("the request is no JSON. Reload the page.") from error
+        raise KitError("the request is no JSON. Reload the page.") from error
     if not isinstance(asked, dict):
-        raise Problem("the request is no edit. Reload the page.")
+        raise KitError("the request is no edit. Reload the page.")
     return asked

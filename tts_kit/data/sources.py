@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tts_kit.data import hub_rows, table
+from tts_kit.data import hub_dataset, table
 from tts_kit.data.table import Row
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 DATASET_FILES = ("*.parquet", "*.arrow")
@@ -26,14 +26,14 @@ def rows(source: str) -> Iterator[Row]:
     if found := _table(path):
         return table.rows(found)
     if path.is_dir() and not any(next(path.rglob(pattern), None) for pattern in DATASET_FILES):
-        raise Problem(f"{path} has no metadata.csv. Wanted one beside the audio, with a first line file_name,text and "
+        raise KitError(f"{path} has no metadata.csv. Wanted one beside the audio, with a first line file_name,text and "
                       "a line for each clip; or a dataset saved with save_to_disk or as parquet.")
     if path.is_file():
-        raise Problem(f"{path} is neither .csv nor .jsonl. Give the table, or the folder that holds metadata.csv.")
+        raise KitError(f"{path} is neither .csv nor .jsonl. Give the table, or the folder that holds metadata.csv.")
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise Problem(f"{source}: no such file or folder, and not the name of a hub dataset (OWNER/NAME or "
+        raise KitError(f"{source}: no such file or folder, and not the name of a hub dataset (OWNER/NAME or "
                       "OWNER/NAME:SPLIT). Check the spelling.")
-    return hub_rows.rows(str(path), split)
+    return hub_dataset.rows(str(path), split)
 
 
 def held_out(source: str, learned: str) -> Iterator[Row]:
@@ -41,7 +41,7 @@ def held_out(source: str, learned: str) -> Iterator[Row]:
     if not source:
         return
     if _place(source) == _place(learned):
-        raise Problem(f"{source} is the source itself; wanted other clips to judge by than those to learn from. Name a "
+        raise KitError(f"{source} is the source itself; wanted other clips to judge by than those to learn from. Name a "
                       "source with these alone, or leave --held-out-from out: then a share of the clips is held out.")
     for row in rows(source):
         yield dataclasses.replace(row, held_out=True, table=f"held-out {row.table}")

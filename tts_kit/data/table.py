@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tts_kit.data import utterance
-from tts_kit.problem import Problem
+from tts_kit.data import manifest
+from tts_kit.errors import KitError
 
 COLUMNS = ("file_name", "audio", "text", "source", "speaker_id", "recording")
 OTHER_NAMES = {"sentence": "text", "transcript": "text", "transcription": "text", "speaker": "source", "path": "file_name",
@@ -20,7 +20,7 @@ MOST_BYTES = 1 << 30
 LONGEST_CELL = 100_000
 
 
-class Sound(Protocol):
+class AudioSource(Protocol):
     """Where a row's audio lies."""
 
     def content(self) -> Path | bytes:
@@ -41,7 +41,7 @@ class Row:
     text: str = ""
     speaker: str = ""
     recording: str = ""
-    sound: Sound | None = None
+    sound: AudioSource | None = None
     problem: str = ""
     """Why this row cannot be used, if that was seen while reading it."""
     held_out: bool = False
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class File:
+class AudioFile:
     """A sound that is a file of its own."""
     path: Path
 
@@ -71,10 +71,10 @@ def rows(path: Path) -> Iterator[Row]:
     number = 0
     for number, record in enumerate(records, 1):
         if number > MOST_ROWS:
-            raise Problem(f"{path.name} has more than {MOST_ROWS:,} rows, which is the limit. Split it.")
+            raise KitError(f"{path.name} has more than {MOST_ROWS:,} rows, which is the limit. Split it.")
         yield _row(path, number, record)
     if number == 0:
-        raise Problem(f"{path.name} has no rows. Wanted one for each clip, with file_name and text.")
+        raise KitError(f"{path.name} has no rows. Wanted one for each clip, with file_name and text.")
 
 
 def plain(value: object) -> str:
@@ -84,13 +84,13 @@ def plain(value: object) -> str:
 
 def _text(path: Path) -> str:
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise Problem(f"{path.name} has {size / 1e9:.1f} GB; the limit is {MOST_BYTES / 1e9:.1f} GB. Split it.")
+        raise KitError(f"{path.name} has {size / 1e9:.1f} GB; the limit is {MOST_BYTES / 1e9:.1f} GB. Split it.")
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b"\n") + 1
-        raise Problem(f"{path.name} line {line} is not UTF-8 (byte 0x{content[error.start]:02X}). Save the table as "
+        raise KitError(f"{path.name} line {line} is not UTF-8 (byte 0x{content[error.start]:02X}). Save the table as "
                       "UTF-8; spreadsheets call it 'CSV UTF-8'.") from error
 
 
@@ -105,30 +105,30 @@ def _row(path: Path, number: int, record: dict | str) -> Row:
         problem = f"{long[0]} has {len(cells[long[0]])} characters; the limit is {LONGEST_CELL}. Shorten it."
     elif not file:
         problem = "no file name; wanted one in file_name. Fill it in, or remove the row."
-    elif (audio := utterance.inside(path.parent, file)) is None:
+    elif (audio := manifest.resolve_inside(path.parent, file)) is None:
         problem = f"{file!r} leads outside the folder of {path.name}; wanted a file inside it. Copy the file there."
     return Row(path.name, number, file, cells.get("text", ""), cells.get("source") or cells.get("speaker_id", ""),
-               cells.get("recording", ""), File(audio) if audio else None, problem)
+               cells.get("recording", ""), AudioFile(audio) if audio else None, problem)
 
 
 def _check_columns(table: str, columns: Sequence[str]) -> None:
     """Refuse columns nobody reads, and a table without those that everybody needs."""
     if len(columns) == 1 and (other := next((mark for mark in (";", "\t") if mark in columns[0]), None)):
-        raise Problem(f"{table} is separated by {other!r}; wanted , or | between the columns. Save it as comma-separated.")
+        raise KitError(f"{table} is separated by {other!r}; wanted , or | between the columns. Save it as comma-separated.")
     if columns and not set(columns) & {*COLUMNS, *OTHER_NAMES, "filename"}:
-        raise Problem(f"{table} begins with {', '.join(columns)[:60]!r}, which names no column. Put a first line above it: "
+        raise KitError(f"{table} begins with {', '.join(columns)[:60]!r}, which names no column. Put a first line above it: "
                       "file_name,text (and source, recording if there are any), in the order of the cells.")
     if strange := [name for name in columns if name not in COLUMNS]:
         named = [f"{name[:40]!r}{_nearest(name)}" for name in strange]
-        raise Problem(f"{table} has unknown columns: {', '.join(named)}. Accepted: file_name or audio, text, source or "
+        raise KitError(f"{table} has unknown columns: {', '.join(named)}. Accepted: file_name or audio, text, source or "
                       "speaker_id, recording; the first line must name them. Rename or remove the others.")
     if twice := [name for name in columns if columns.count(name) > 1]:
-        raise Problem(f"{table} has the column {twice[0]!r} twice. Remove one.")
+        raise KitError(f"{table} has the column {twice[0]!r} twice. Remove one.")
     for one, other in (("file_name", "audio"), ("source", "speaker_id")):
         if one in columns and other in columns:
-            raise Problem(f"{table} has both {one!r} and {other!r}, which mean the same. Remove one.")
+            raise KitError(f"{table} has both {one!r} and {other!r}, which mean the same. Remove one.")
     if "text" not in columns or not {"file_name", "audio"} & set(columns):
-        raise Problem(f"{table} has the columns {', '.join(columns) or '(none)'}; wanted at least file_name and text. "
+        raise KitError(f"{table} has the columns {', '.join(columns) or '(none)'}; wanted at least file_name and text. "
                       "Add what is missing.")
 
 
@@ -161,7 +161,7 @@ def _csv_lines(path: Path, content: str) -> list[list[str]]:
         literal = delimiter == "|" and any("\n" in cell for cells in lines for cell in cells)
     except csv.Error as error:
         if delimiter == ",":
-            raise Problem(f"{path.name} line {last + 1} is not well-formed CSV ({error}). Close every double quote, "
+            raise KitError(f"{path.name} line {last + 1} is not well-formed CSV ({error}). Close every double quote, "
                           "and write one inside a quoted cell twice.") from error
         literal = True
     if literal:  # | tables are often written without quoting: a quotation mark is then part of the text

@@ -13,17 +13,17 @@ NEEDS = "CSM-1B with LoRA is computed to need about 5 GB (3.3 weights, 0.43 adap
 def hardware(small: bool) -> list[Check]:
     """Device, memory, and unsloth, which works only on a GPU."""
     try:
-        runtime = importlib.import_module("tts_kit.runtime")
+        device_config = importlib.import_module("tts_kit.device")
     except (ImportError, OSError) as error:
         return [Check("device", "fail", f"unknown, because a package cannot be imported: {error}", INSTALL)]
-    chosen = runtime.choose()
-    memory = ram(runtime.memory(), small)
+    chosen = device_config.choose()
+    memory = ram(device_config.memory(), small)
     engine = packages.unsloth(packages.installed("unsloth"), chosen.device)
     if chosen.device == "cuda":
-        name, total, free = runtime.gpu_memory()
+        name, total, free = device_config.gpu_memory()
         return [Check("device", "ok", chosen.why), gpu(name, total, free, small), memory, engine]
     driver = Path("/proc/driver/nvidia/version").exists()
-    return [device(chosen.device, chosen.why, small, driver, runtime.on_colab()), memory, engine]
+    return [device(chosen.device, chosen.why, small, driver, device_config.on_colab()), memory, engine]
 
 
 def device(kind: str, why: str, small: bool, driver: bool, colab: bool) -> Check:

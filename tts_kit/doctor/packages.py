@@ -28,7 +28,7 @@ RULES = (  # package, from this version, below this one, state, why; the first t
 REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
 
 
-def examine() -> list[Check]:
+def check_all() -> list[Check]:
     """Python, each required package, and what other packages bring along."""
     return [python(sys.version_info[:3]), *(package(name, installed(name)) for name in REQUIRED),
             vision(installed("torch"), installed("torchvision"), _requirements("torchvision")), torchaudio(), mp3()]

@@ -7,13 +7,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "clip_by_clip"
-Clips = tuple[torch.Tensor, torch.Tensor]
+PackedClips = tuple[torch.Tensor, torch.Tensor]
 """For every place of clips side by side, (clips, longest), where it lies in the row; and for each of the row the reverse."""
 
 
 def install(model: torch.nn.Module) -> None:
     """Let a model of transformers attend this way when it is told to, and as ever when not."""
-    AttentionInterface.register(NAME, clip_by_clip)
+    AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"": NAME})
     if model.device.type == "cpu" and model.dtype == torch.bfloat16:
@@ -21,7 +21,7 @@ def install(model: torch.nn.Module) -> None:
         model.depth_decoder.set_attn_implementation("eager")
 
 
-def told(model: torch.nn.Module, clips: Clips | None) -> dict:
+def attention_kwargs(model: torch.nn.Module, clips: PackedClips | None) -> dict:
     """What to tell the backbone beside its inputs: rows that are clips, or clips in a row."""
     if model.config._attn_implementation != NAME:
         return {}
@@ -29,8 +29,8 @@ def told(model: torch.nn.Module, clips: Clips | None) -> dict:
     return {"attention_mask": torch.empty(1, 1, 1, 1, device="cpu"), "clips": clips}
 
 
-def clip_by_clip(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                 attention_mask: torch.Tensor | None, clips: Clips | None = None, **more) -> tuple[torch.Tensor, None]:
+def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                 attention_mask: torch.Tensor | None, clips: PackedClips | None = None, **more) -> tuple[torch.Tensor, None]:
     """(rows, heads, positions, size) of each -> (rows, positions, heads, size), as transformers calls it."""
     if attention_mask is None or attention_mask.numel() != 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)

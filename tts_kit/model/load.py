@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from transformers import CsmForConditionalGeneration
 
-from tts_kit import checkpoint
+from tts_kit import pretrained
+from tts_kit.device import DeviceConfig
+from tts_kit.errors import KitError
+from tts_kit.generation.sampling import Sampling
 from tts_kit.model import attention
-from tts_kit.model.sampling import Sampling
-from tts_kit.physics import Physics
-from tts_kit.problem import Problem
-from tts_kit.runtime import Runtime
+from tts_kit.spec import ModelSpec
 from tts_kit.tokens import codec
-from tts_kit.tokens.prompt import Writer
+from tts_kit.tokens.prompt import PromptBuilder
 
 BACKBONE_TABLE = "backbone_model.embed_tokens.embed_audio_tokens.weight"
 DEPTH_TABLE = "depth_decoder.model.embed_tokens.weight"
 
 
-class Taken(Problem):
+class ModelBusyError(KitError):
     """A network that is asked to say two things at once."""
 
 
@@ -33,12 +33,12 @@ class Base:
     """A loaded model with everything that belongs to it."""
     model: torch.nn.Module
     codec: codec.Codec
-    writer: Writer
-    physics: Physics
-    runtime: Runtime
+    writer: PromptBuilder
+    spec: ModelSpec
+    device_config: DeviceConfig
     name: str
     revision: str
-    engine: str
+    backend: str
     sampling: Sampling
     """As the checkpoint wants to be sampled."""
     fingerprint: str
@@ -50,7 +50,7 @@ class Base:
     def taken(self) -> Iterator[None]:
         """For one that speaks, as long as the block lasts; another one is refused meanwhile."""
         if not self.turn.acquire(blocking=False):
-            raise Taken(f"{self.name} is still saying something else, in this voice or one that shares it, and would mix "
+            raise ModelBusyError(f"{self.name} is still saying something else, in this voice or one that shares it, and would mix "
                         "the two. Let that end, or close it, or load the voice apart.")
         try:
             yield
@@ -58,18 +58,18 @@ class Base:
             self.turn.release()
 
 
-def base(name: str, runtime: Runtime, revision: str = "", engine: str = "plain", codec_device: str = "") -> Base:
+def load_base(name: str, device_config: DeviceConfig, revision: str = "", backend: str = "peft", codec_device: str = "") -> Base:
     """Load a CSM on the device and in the dtype of `runtime`, frozen; its codec there too, or on a device of its own."""
-    config = checkpoint.config(name, revision)
-    loader = _with_unsloth if engine == "unsloth" else _with_transformers
-    model = loader(name, revision, runtime)
-    physics = Physics.of(config)
-    sound = codec.load(name, revision, codec_device or runtime.device)
+    config = pretrained.config(name, revision)
+    loader = _with_unsloth if backend == "unsloth" else _with_transformers
+    model = loader(name, revision, device_config)
+    spec = ModelSpec.of(config)
+    sound = codec.load(name, revision, codec_device or device_config.device)
     model.codec_model = None  # kept beside the model in float32, where no training mode, cast or adapter reaches it
     model.requires_grad_(False).eval()
-    writer = Writer(checkpoint.tokenizer(name, revision), physics)
-    return Base(model, sound, writer, physics, runtime, name, checkpoint.exact_revision(config, revision), engine,
-                Sampling.recommended(checkpoint.generation(name, revision)), fingerprint(model))
+    writer = PromptBuilder(pretrained.tokenizer(name, revision), spec)
+    return Base(model, sound, writer, spec, device_config, name, pretrained.resolved_revision(config, revision), backend,
+                Sampling.recommended(pretrained.generation(name, revision)), fingerprint(model))
 
 
 def fingerprint(model: CsmForConditionalGeneration) -> str:
@@ -84,25 +84,25 @@ def fingerprint(model: CsmForConditionalGeneration) -> str:
 
 def without_weights(name: str, revision: str = "") -> CsmForConditionalGeneration:
     """The same network on the meta device: for counting, at no cost."""
-    config = checkpoint.config(name, revision)
+    config = pretrained.config(name, revision)
     with torch.device("meta"):
         model = CsmForConditionalGeneration(config)
     attention.install(model)
     return model
 
 
-def choose_engine(asked: str, runtime: Runtime) -> tuple[str, str]:
-    """The engine and the reason for it."""
+def choose_backend(asked: str, device_config: DeviceConfig) -> tuple[str, str]:
+    """The backend and the reason for it."""
     installed = importlib.util.find_spec("unsloth") is not None
     if asked == "unsloth":
-        if not installed or runtime.device != "cuda":
-            missing = "unsloth is not installed" if not installed else f"the device is {runtime.device}"
-            raise Problem(f"engine 'unsloth' was asked for, but {missing}. It needs an NVIDIA GPU and "
-                          "`pip install -r requirements-gpu.txt -c constraints.txt`; engine 'plain' runs everywhere.")
+        if not installed or device_config.device != "cuda":
+            missing = "unsloth is not installed" if not installed else f"the device is {device_config.device}"
+            raise KitError(f"backend 'unsloth' was asked for, but {missing}. It needs an NVIDIA GPU and "
+                          "`pip install -r requirements-gpu.txt -c constraints.txt`; backend 'peft' runs everywhere.")
         return "unsloth", "asked for"
-    if asked == "plain":
-        return "plain", "asked for"
-    return "plain", ("it is proven equal to transformers" + (", unsloth is used when asked for" if installed else ""))
+    if asked == "peft":
+        return "peft", "asked for"
+    return "peft", ("it is proven equal to transformers" + (", unsloth is used when asked for" if installed else ""))
 
 
 def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> None:
@@ -112,10 +112,10 @@ def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> Non
     """
     if odd := sorted(missing - {BACKBONE_TABLE, DEPTH_TABLE}):
         part = "the depth decoder" if all(key.startswith("depth_decoder.") for key in odd) else "weights"
-        raise Problem(f"{name} lacks {part}: {len(odd)} tensors, among them {odd[0]}. A model with random parts cannot be "
+        raise KitError(f"{name} lacks {part}: {len(odd)} tensors, among them {odd[0]}. A model with random parts cannot be "
                       "tuned; download the whole checkpoint again.")
     if {BACKBONE_TABLE, DEPTH_TABLE} <= missing:
-        raise Problem(f"{name} has no audio embeddings ({BACKBONE_TABLE}). Download the whole checkpoint again.")
+        raise KitError(f"{name} has no audio embeddings ({BACKBONE_TABLE}). Download the whole checkpoint again.")
     if not model.config.tie_codebooks_embeddings:
         return
     backbone, depth = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens
@@ -124,7 +124,7 @@ def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> Non
     elif DEPTH_TABLE in missing or torch.equal(backbone.weight, depth.weight):
         depth.weight = backbone.weight
     else:
-        raise Problem(f"{name} says its two audio tables are one (tie_codebooks_embeddings), but they differ: it was saved "
+        raise KitError(f"{name} says its two audio tables are one (tie_codebooks_embeddings), but they differ: it was saved "
                       "after a broken load. Use the original checkpoint.")
 
 
@@ -136,22 +136,22 @@ def untie(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:
     return model
 
 
-def _with_transformers(name: str, revision: str, runtime: Runtime) -> CsmForConditionalGeneration:
-    model, report = checkpoint.weights(CsmForConditionalGeneration, name, revision, dtype=runtime.dtype,
-                                       attn_implementation=runtime.attention)
+def _with_transformers(name: str, revision: str, device_config: DeviceConfig) -> CsmForConditionalGeneration:
+    model, report = pretrained.weights(CsmForConditionalGeneration, name, revision, dtype=device_config.dtype,
+                                       attn_implementation=device_config.attention)
     tie(model, {key for key in report["missing_keys"] if not key.startswith("codec_model.")}, name)
-    model.to(runtime.device)
+    model.to(device_config.device)
     attention.install(model)
     return model
 
 
-def _with_unsloth(name: str, revision: str, runtime: Runtime) -> CsmForConditionalGeneration:
+def _with_unsloth(name: str, revision: str, device_config: DeviceConfig) -> CsmForConditionalGeneration:
     from unsloth import FastModel
 
-    with checkpoint.opening(name):
+    with pretrained.explain_load_errors(name):
         model, _ = FastModel.from_pretrained(name, revision=revision or None, auto_model=CsmForConditionalGeneration,
-                                             dtype=runtime.dtype, load_in_4bit=False, full_finetuning=False)
+                                             dtype=device_config.dtype, load_in_4bit=False, full_finetuning=False)
     # unsloth does not report what was missing; a random backbone table shows as a difference and is refused
     tie(model, set(), name)
     # it leaves some projections in another dtype, which only autocast forgives, and speaking runs without
-    return model.to(runtime.dtype)
+    return model.to(device_config.dtype)

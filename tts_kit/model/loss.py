@@ -12,7 +12,7 @@ CHUNK = {"gpu": 128, "cpu": 64}
 
 
 @dataclass
-class Sums:
+class LossSums:
     """Summed cross-entropies and how many frames each was summed over."""
     backbone: torch.Tensor
     frames: int
@@ -22,20 +22,20 @@ class Sums:
     """(codebooks,) sums per codebook, the first over `frames`, the others over `depth_frames`; detached."""
 
 
-def sums(model, batch: dict, scale: float = 1.0) -> Sums:
+def loss_sums(model, batch: dict, scale: float = 1.0) -> LossSums:
     """Losses of one batch as made by `tuning.batches`, before any averaging; `scale` is about how large the gradient of a
     sum will be, which only matters to float16."""
-    hidden = model.backbone_model(inputs_embeds=embed(model, batch), position_ids=batch["positions"], use_cache=False,
-                                  **attention.told(model, batch["clips"])).last_hidden_state
+    hidden = model.backbone_model(inputs_embeds=embed_inputs(model, batch), position_ids=batch["positions"], use_cache=False,
+                                  **attention.attention_kwargs(model, batch["clips"])).last_hidden_state
     # each scored frame is predicted from the position before it
     states, targets = hidden.flatten(0, 1).index_select(0, batch["predictors"]), batch["targets"]
     backbone = cross_entropy(model.lm_head(states).float(), targets[:, 0], reduction="sum")
     chosen = batch["depth_rows"]
     depth, by_codebook = depth_sum(model, states.index_select(0, chosen), targets.index_select(0, chosen), scale)
-    return Sums(backbone, len(targets), depth, len(chosen), torch.cat([backbone.detach()[None], by_codebook]))
+    return LossSums(backbone, len(targets), depth, len(chosen), torch.cat([backbone.detach()[None], by_codebook]))
 
 
-def embed(model, batch: dict) -> torch.Tensor:
+def embed_inputs(model, batch: dict) -> torch.Tensor:
     """(rows, positions, hidden): text embeddings, and the sum of a frame's code embeddings where a frame stands."""
     table = model.backbone_model.embed_tokens
     codes = batch["codes"] + table.audio_tokens_offsets
@@ -47,10 +47,10 @@ def embed(model, batch: dict) -> torch.Tensor:
 def depth_sum(model, states: torch.Tensor, codes: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Backbone states (frames, hidden) and codes (frames, codebooks) -> the summed loss, and its part of each codebook."""
     weights = [weight for weight in model.depth_decoder.parameters() if weight.requires_grad]
-    return InChunks.apply(model, codes, scale, torch.is_grad_enabled(), states, *weights)
+    return ChunkedDepthLoss.apply(model, codes, scale, torch.is_grad_enabled(), states, *weights)
 
 
-class InChunks(torch.autograd.Function):
+class ChunkedDepthLoss(torch.autograd.Function):
     """The depth loss a few frames at a time. What a chunk needs for its gradient lives only as long as the chunk: the
     gradient is taken on the way forward, nothing is computed twice, and memory does not grow with the batch."""
 
@@ -63,7 +63,7 @@ class InChunks(torch.autograd.Function):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(learning):
                 part = states[chunk].detach().requires_grad_(learning)
-                each = Heads.apply(depth_states(model, part, codes[chunk]), model.depth_decoder.codebooks_head.weight,
+                each = CodebookCrossEntropy.apply(depth_states(model, part, codes[chunk]), model.depth_decoder.codebooks_head.weight,
                                    codes[chunk, 1:].T)
                 total = each.sum() * scale
             by_codebook += each.detach()
@@ -81,7 +81,7 @@ class InChunks(torch.autograd.Function):
         return (None, None, None, None, *(found * factor for found in context.gradients))
 
 
-class Heads(torch.autograd.Function):
+class CodebookCrossEntropy(torch.autograd.Function):
     """States (codebooks, frames, hidden), one head a codebook and codes (codebooks, frames) -> (codebooks,) summed
     cross-entropies in float32. The chances turn into the gradient where they stand: logits are most of the memory."""
 

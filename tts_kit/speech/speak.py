@@ -10,13 +10,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, text
-from tts_kit import recipe as recipes
-from tts_kit.model import generate, load, lora
-from tts_kit.model.generate import Take
-from tts_kit.model.sampling import Sampling
-from tts_kit.problem import Problem
-from tts_kit.runtime import Runtime
-from tts_kit.speech import places
+from tts_kit.config import CONFIG_FILE, read_config
+from tts_kit.device import DeviceConfig
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
+from tts_kit.generation.generate import Generation
+from tts_kit.generation.sampling import Sampling
+from tts_kit.model import load, lora
+from tts_kit.speech import resolve
 from tts_kit.tokens.prompt import Example, Turn
 
 PAUSE_SECONDS = 0.15
@@ -37,23 +38,23 @@ class Voice:
     sampling: Sampling = field(default_factory=Sampling)
     int8: bool = False
     """Whether weights are rounded to 8 bits for speaking: fewer bytes to read, and not quite the same."""
-    adapter: str = lora.FIRST
+    adapter: str = lora.DEFAULT_ADAPTER
     """Which of the model's adapters speaks; empty for the base alone, though others may share its network."""
 
     @property
-    def is_tuned(self) -> bool:
+    def is_finetuned(self) -> bool:
         return bool(self.adapter) and self.model is not self.base.model
 
     def set_strength(self, strength: float) -> None:
         """How much of the adapter is heard from now on: 0 is the base, 1 the adapter as trained."""
-        if not self.is_tuned:
-            raise Problem(f"strength {strength:g} of what? This is {self.base.name} without an adapter. Load one.")
+        if not self.is_finetuned:
+            raise KitError(f"strength {strength:g} of what? This is {self.base.name} without an adapter. Load one.")
         lora.set_strength(self.model, strength, self.adapter)
 
     @contextlib.contextmanager
-    def speaking(self, tuned: bool = True) -> Iterator[None]:
+    def speaking(self, finetuned: bool = True) -> Iterator[None]:
         """Lets the model speak as this voice, or not tuned as the base, as long as the block lasts."""
-        with self.base.taken(), lora.speaking(self.model, tuned and self.is_tuned, self.adapter):
+        with self.base.taken(), lora.adapter_enabled(self.model, finetuned and self.is_finetuned, self.adapter):
             yield
 
 
@@ -64,17 +65,17 @@ class Reference:
     text: str
 
 
-Given = Reference | tuple[Reference, ...] | None
+References = Reference | tuple[Reference, ...] | None
 """What is to be cloned: one clip, several, or nothing."""
 
 
 @dataclass(frozen=True)
-class Line:
+class Request:
     """One sentence to be said, by one arm, with one seed."""
     text: str
     seed: int = 0
-    reference: Given = None
-    tuned: bool = True
+    reference: References = None
+    finetuned: bool = True
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Speech:
     samples: np.ndarray
     """(samples,) float32"""
     rate: int
-    stopped: bool
+    ended_with_eos: bool
     """Whether every sentence was said and ended by itself."""
     takes: int
     """Generations spent, retries included."""
@@ -97,33 +98,33 @@ class Speech:
         return Path(path)
 
 
-def load_voice(runtime: Runtime, place: str | Path | None = None, base: str = "", revision: str = "") -> Voice:
+def load_voice(device_config: DeviceConfig, place: str | Path | None = None, base: str = "", revision: str = "") -> Voice:
     """The voice of an adapter, of merged weights or of a base, each a folder or a hub id; without a place that of `base`,
     which with an adapter overrides the base that the adapter names."""
-    adapter = places.adapter(place) if place else None
+    adapter = resolve.find_adapter(place) if place else None
     if adapter is None:
-        loaded = load.base(places.whole(place, base), runtime, revision)
-        return Voice(loaded, loaded.model, **places.manner(loaded.name, revision, loaded.sampling))
-    belongs = lora.read_voice(adapter)
-    recipe = recipes.read(adapter / recipes.FILE)
+        loaded = load.load_base(resolve.require_no_base(place, base), device_config, revision)
+        return Voice(loaded, loaded.model, **resolve.speaker_and_sampling(loaded.name, revision, loaded.sampling))
+    belongs = lora.read_metadata(adapter)
+    config = read_config(adapter / CONFIG_FILE)
     if base in ("", belongs["base"]):
         base, revision = belongs["base"], revision or belongs["revision"]
     try:
-        loaded = load.base(base, runtime, revision)
-    except Problem as problem:
-        raise Problem(f"{place} needs the base it was trained for, {base}. {problem} If it lies elsewhere now, give "
+        loaded = load.load_base(base, device_config, revision)
+    except KitError as problem:
+        raise KitError(f"{place} needs the base it was trained for, {base}. {problem} If it lies elsewhere now, give "
                       "--base PLACE.") from problem
-    return Voice(loaded, lora.load(loaded, adapter), belongs["speaker"], loaded.sampling.asked(recipe))
+    return Voice(loaded, lora.load(loaded, adapter), belongs["speaker"], loaded.sampling.asked(config))
 
 
-def speak(words: str, voice: Voice, reference: Given = None, tuned: bool = True, seed: int = 0,
+def speak(words: str, voice: Voice, reference: References = None, finetuned: bool = True, seed: int = 0,
           retries: int = 0, file: str | Path | None = None) -> Speech:
     """Say a text of any length in sentences; without a reference the first becomes that of the rest, if it can."""
     if file is not None:
         audio.check_name(file)
-    lines, context = cut(words, reference, tuned, seed), turns(voice, reference)
+    lines, context = split_requests(words, reference, finetuned, seed), turns(voice, reference)
     said = _say(voice, lines[:1], [context], retries)
-    context = turns_of_rest(voice, lines, context, said[0])
+    context = context_after_first(voice, lines, context, said[0])
     rest = lines[1:]
     for start in tqdm(range(0, len(rest), BATCH), desc="speaking", unit="batch", disable=len(rest) < 2):
         batch = rest[start:start + BATCH]
@@ -134,14 +135,14 @@ def speak(words: str, voice: Voice, reference: Given = None, tuned: bool = True,
     return speech
 
 
-def say(lines: Sequence[Line], voice: Voice, retries: int = 0, name: str = "") -> Iterator[tuple[int, Speech]]:
+def generate_speech(lines: Sequence[Request], voice: Voice, retries: int = 0, name: str = "") -> Iterator[tuple[int, Speech]]:
     """Say many independent sentences in batches, each as one piece; gives (place in lines, speech) as they are done."""
-    lines = [replace(line, text=text.normalise(line.text)) for line in lines]
+    lines = [replace(line, text=text.normalize(line.text)) for line in lines]
     contexts = {given: turns(voice, given) for given in {line.reference for line in lines}}
     with tqdm(total=len(lines), desc=name or "speaking", unit="clip", disable=len(lines) < 4) as bar:
-        for tuned in (False, True):
+        for finetuned in (False, True):
             # sentences of like length share a batch, which lasts as long as its longest
-            order = sorted((index for index, line in enumerate(lines) if line.tuned is tuned),
+            order = sorted((index for index, line in enumerate(lines) if line.finetuned is finetuned),
                            key=lambda index: len(lines[index].text))
             for start in range(0, len(order), BATCH):
                 batch = order[start:start + BATCH]
@@ -151,47 +152,47 @@ def say(lines: Sequence[Line], voice: Voice, retries: int = 0, name: str = "") -
                 bar.update(len(batch))
 
 
-def cut(words: str, reference: Given = None, tuned: bool = True, seed: int = 0) -> list[Line]:
+def split_requests(words: str, reference: References = None, finetuned: bool = True, seed: int = 0) -> list[Request]:
     """A text of any length in sentences, each with a seed of its own."""
-    chunks = text.sentences(text.normalise(words))
-    return [Line(chunk, seed + number, reference, tuned) for number, chunk in enumerate(chunks)]
+    chunks = text.split_sentences(text.normalize(words))
+    return [Request(chunk, seed + number, reference, finetuned) for number, chunk in enumerate(chunks)]
 
 
-def turns(voice: Voice, given: Given) -> list[Turn]:
+def turns(voice: Voice, given: References) -> list[Turn]:
     """The turns that come before what is said."""
     return [_heard(voice, each) for each in ([given] if isinstance(given, Reference) else given or ())]
 
 
-def turns_of_rest(voice: Voice, lines: Sequence[Line], context: list[Turn], first: "Take | _Said") -> list[Turn]:
+def context_after_first(voice: Voice, lines: Sequence[Request], context: list[Turn], first: "Generation | _Said") -> list[Turn]:
     """The turns before the second sentence and all after it, when the `first` was said with `context` before it."""
     return context or _own_context(voice, lines, first)
 
 
-def prompt(voice: Voice, line: Line, context: list[Turn]) -> tuple[Example, int]:
+def prompt(voice: Voice, line: Request, context: list[Turn]) -> tuple[Example, int]:
     """What the model is given for a line, and the most frames it may answer with."""
     written = voice.base.writer.write(line.text[:40], [*context, Turn(line.text, voice.speaker)])
     return written, _limit(voice, line, len(written))
 
 
-def well_ended(take: Take) -> bool:
+def is_complete(take: Generation) -> bool:
     """Whether something was said, and ended by itself."""
-    return take.stopped and len(take.codes) >= FEWEST_FRAMES
+    return take.ended_with_eos and len(take.codes) >= FEWEST_FRAMES
 
 
 @dataclass
 class _Said:
     codes: object
-    stopped: bool
+    ended_with_eos: bool
     takes: int
     wall_seconds: float
 
 
-def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]], retries: int) -> list[_Said]:
+def _say(voice: Voice, lines: Sequence[Request], contexts: Sequence[list[Turn]], retries: int) -> list[_Said]:
     """Generate one batch; a line that failed is tried again with another seed as often as allowed."""
     if not lines:
         return []
     said = _generate(voice, lines, contexts)
-    again = [number for number, one in enumerate(said) if not one.stopped]
+    again = [number for number, one in enumerate(said) if not one.ended_with_eos]
     if again and retries > 0:
         other = [replace(lines[number], seed=lines[number].seed + RETRY_STEP) for number in again]
         for number, one in zip(again, _say(voice, other, [contexts[number] for number in again], retries - 1)):
@@ -201,50 +202,50 @@ def _say(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]], re
     return said
 
 
-def _generate(voice: Voice, lines: Sequence[Line], contexts: Sequence[list[Turn]]) -> list[_Said]:
+def _generate(voice: Voice, lines: Sequence[Request], contexts: Sequence[list[Turn]]) -> list[_Said]:
     base, start = voice.base, time.monotonic()
     prompts, limits = zip(*(prompt(voice, line, context) for line, context in zip(lines, contexts)))
-    with voice.speaking(lines[0].tuned):
-        takes = generate.takes(base.model, base.physics, prompts, voice.sampling, [line.seed for line in lines], limits,
+    with voice.speaking(lines[0].finetuned):
+        takes = generate.generate(base.model, base.spec, prompts, voice.sampling, [line.seed for line in lines], limits,
                                voice.int8)
     share = (time.monotonic() - start) / len(lines)
-    return [_Said(take.codes, well_ended(take), 1, share) for take in takes]
+    return [_Said(take.codes, is_complete(take), 1, share) for take in takes]
 
 
-def _limit(voice: Voice, line: Line, used: int) -> int:
+def _limit(voice: Voice, line: Request, used: int) -> int:
     """Most frames for a line: a slow reading of its text, within what the model holds."""
-    physics = voice.base.physics
-    room = physics.longest - used
-    if room < physics.frame_rate:
-        raise Problem(f"{line.text[:60]!r} and its reference take {used} of the model's {physics.longest} positions; less "
+    spec = voice.base.spec
+    room = spec.max_positions - used
+    if room < spec.frame_rate:
+        raise KitError(f"{line.text[:60]!r} and its reference take {used} of the model's {spec.max_positions} positions; less "
                       "than a second is left for speech. Use a shorter reference.")
-    return min(round(text.budget_seconds(line.text) * physics.frame_rate), room)
+    return min(round(text.max_speech_seconds(line.text) * spec.frame_rate), room)
 
 
 def _heard(voice: Voice, reference: Reference) -> Turn:
     if not Path(reference.path).is_file():
-        raise Problem(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and its "
+        raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and its "
                       "exact words.")
-    wave = audio.read(reference.path, voice.base.physics.sample_rate)
-    return Turn(text.normalise(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
+    wave = audio.read(reference.path, voice.base.spec.sample_rate)
+    return Turn(text.normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
 
 
-def _own_context(voice: Voice, lines: Sequence[Line], said: "Take | _Said") -> list[Turn]:
+def _own_context(voice: Voice, lines: Sequence[Request], said: "Generation | _Said") -> list[Turn]:
     """The first sentence as reference of the others, unless it failed or leaves them no room."""
     context = Turn(lines[0].text, voice.speaker, said.codes, scored=False)
-    writer, physics = voice.base.writer, voice.base.physics
-    longest = max((len(writer.text_ids(line.text, voice.speaker)) + text.budget_seconds(line.text) * physics.frame_rate
+    writer, spec = voice.base.writer, voice.base.spec
+    longest = max((len(writer.text_ids(line.text, voice.speaker)) + text.max_speech_seconds(line.text) * spec.frame_rate
                    for line in lines[1:]), default=0)
     used = len(writer.text_ids(context.text, context.speaker)) + len(said.codes) + 1
-    return [context] if said.stopped and used + longest <= physics.longest else []
+    return [context] if said.ended_with_eos and used + longest <= spec.max_positions else []
 
 
 def _join(voice: Voice, said: Sequence[_Said]) -> Speech:
     """Sentences one after the other with a short pause."""
-    rate = voice.base.physics.sample_rate
+    rate = voice.base.spec.sample_rate
     pause = np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
     pieces = [pause]
     for one in said:
         pieces += [voice.base.codec.decode([one.codes])[0], pause]
-    return Speech(np.concatenate(pieces[1:-1]), rate, all(one.stopped for one in said), sum(one.takes for one in said),
+    return Speech(np.concatenate(pieces[1:-1]), rate, all(one.ended_with_eos for one in said), sum(one.takes for one in said),
                   sum(one.wall_seconds for one in said))

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from tts_kit import audio
-from tts_kit.model import generate
-from tts_kit.model.generate import Take
+from tts_kit.generation import generate
+from tts_kit.generation.generate import Generation
 from tts_kit.speech import speak
-from tts_kit.speech.speak import PAUSE_SECONDS, Given, Line, Voice
+from tts_kit.speech.speak import PAUSE_SECONDS, References, Request, Voice
 from tts_kit.tokens import streaming
 from tts_kit.tokens.prompt import Turn
 
@@ -20,15 +20,15 @@ SHORTEST, LONGEST = 2, 12
 """Frames in the first chunk of a sentence, and in the longest."""
 
 
-class Flow(Iterator[np.ndarray]):
+class SpeechStream(Iterator[np.ndarray]):
     """Speech while it is made: iterate for chunks (samples,) float32, and `close` to stop early.
 
     A voice says one thing at a time: let this end, or close it, before the same voice is asked for something else.
     """
 
-    def __init__(self, voice: Voice, lines: Sequence[Line], context: list[Turn], asked: float):
-        self.rate = voice.base.physics.sample_rate
-        self.stopped = True
+    def __init__(self, voice: Voice, lines: Sequence[Request], context: list[Turn], asked: float):
+        self.rate = voice.base.spec.sample_rate
+        self.ended_with_eos = True
         """Whether every sentence until now was said and ended by itself."""
         self.seconds = 0.0
         """Of sound until now."""
@@ -52,48 +52,48 @@ class Flow(Iterator[np.ndarray]):
 
     def save(self, path: str | Path) -> Path:
         """All that is still to come into a 16-bit WAV or FLAC, chunk by chunk; whole or not at all."""
-        with contextlib.closing(self), audio.writing(Path(path), self.rate) as write:
+        with contextlib.closing(self), audio.open_writer(Path(path), self.rate) as write:
             for chunk in self:
                 write(chunk)
         return Path(path)
 
-    def _speak(self, voice: Voice, lines: Sequence[Line], context: list[Turn]) -> Iterator[np.ndarray]:
+    def _speak(self, voice: Voice, lines: Sequence[Request], context: list[Turn]) -> Iterator[np.ndarray]:
         for number, line in enumerate(lines):
             if number:
                 yield np.zeros(round(PAUSE_SECONDS * self.rate), dtype=np.float32)
-            take = yield from sentence(voice, line, context)
-            self.stopped = self.stopped and take.stopped
+            take = yield from stream_sentence(voice, line, context)
+            self.ended_with_eos = self.ended_with_eos and take.ended_with_eos
             if not number:
-                context = speak.turns_of_rest(voice, lines, context, take)
+                context = speak.context_after_first(voice, lines, context, take)
 
 
-def stream(words: str, voice: Voice, reference: Given = None, tuned: bool = True, seed: int = 0) -> Flow:
+def stream(words: str, voice: Voice, reference: References = None, finetuned: bool = True, seed: int = 0) -> SpeechStream:
     """Say what `speak.speak` says, but hand it out as it is made; what was handed out cannot be tried again.
 
     Text and reference are checked at once; speech is made when it is asked for, chunk by chunk.
     """
     asked = time.monotonic()
-    return Flow(voice, speak.cut(words, reference, tuned, seed), speak.turns(voice, reference), asked)
+    return SpeechStream(voice, speak.split_requests(words, reference, finetuned, seed), speak.turns(voice, reference), asked)
 
 
-def sentence(voice: Voice, line: Line, context: list[Turn]) -> Generator[np.ndarray, None, Take]:
+def stream_sentence(voice: Voice, line: Request, context: list[Turn]) -> Generator[np.ndarray, None, Generation]:
     """One sentence in chunks of sound; at last its codes, and whether it said something and ended by itself."""
     prompt, limit = speak.prompt(voice, line, context)
-    base, decoder = voice.base, streaming.Stream(voice.base.codec)
+    base, decoder = voice.base, streaming.StreamingDecoder(voice.base.codec)
     said, done, ended = [], 0, False
-    with voice.speaking(line.tuned), contextlib.closing(generate.stream(
-            base.model, base.physics, [prompt], voice.sampling, [line.seed], limit, voice.int8)) as frames:
+    with voice.speaking(line.finetuned), contextlib.closing(generate.stream(
+            base.model, base.spec, [prompt], voice.sampling, [line.seed], limit, voice.int8)) as frames:
         for frame in frames:
-            if ended := bool(generate.is_end(frame)):
+            if ended := bool(generate.is_eos_frame(frame)):
                 break
             said.append(frame.to(torch.int16))
             if len(said) - done >= _worth_a_chunk(done):
                 yield decoder.decode(torch.cat(said[done:]))
                 done = len(said)
-    codes = torch.cat(said) if said else torch.zeros(0, base.physics.codebooks, dtype=torch.int16)
+    codes = torch.cat(said) if said else torch.zeros(0, base.spec.num_codebooks, dtype=torch.int16)
     if done < len(said):
         yield decoder.decode(codes[done:])
-    return Take(codes, speak.well_ended(Take(codes, ended)))
+    return Generation(codes, speak.is_complete(Generation(codes, ended)))
 
 
 def _worth_a_chunk(done: int) -> int:

@@ -10,25 +10,26 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from tts_kit import audio
-from tts_kit.data import utterance
-from tts_kit.data.utterance import Utterance
-from tts_kit.problem import Problem
-from tts_kit.run import Run, read_json, read_rows, write_bytes, write_json, write_rows
-from tts_kit.tokens.clip import Clip
+from tts_kit.data import manifest as utterance
+from tts_kit.data.manifest import Utterance
+from tts_kit.errors import KitError
+from tts_kit.io import read_json, read_rows, write_bytes, write_json, write_rows
+from tts_kit.run import Run
 from tts_kit.tokens.codec import Codec
+from tts_kit.tokens.encoded_clip import EncodedClip
 
 FORMAT = "1"
 SECONDS_PER_BATCH = 120.0
 
 
-class Damaged(Exception):
+class CorruptEntry(Exception):
     """A cache entry that is not what its name says."""
 
 
-def fill(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
+def encode_missing(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
     """Encode what is missing and write the index; returns how many entries were kept, encoded and found damaged."""
     fingerprint, (keys, counts) = codec.fingerprint(), add(utterances, folder, codec)
-    write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.physics)})
+    write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.spec)})
     write_rows(folder / "index.jsonl", (
         {"id": each.id, "text": each.text, "source": each.source, "speaker": each.speaker, "recording": each.recording,
          "split": each.split, "key": name} for each, name in zip(utterances, keys)))
@@ -52,37 +53,37 @@ def add(utterances: list[Utterance], folder: Path, codec: Codec) -> tuple[list[s
     return keys, counts
 
 
-def read(folder: Path) -> list[Clip]:
+def read(folder: Path) -> list[EncodedClip]:
     """The clips of a run, every entry checked."""
     if not (folder / "index.jsonl").is_file():
-        raise Problem(f"{folder} holds no codes. Run `python -m tts_kit tokenize --run {folder.parent.name}` first.")
+        raise KitError(f"{folder} holds no codes. Run `python -m tts_kit tokenize --run {folder.parent.name}` first.")
     clips = []
     for row in read_rows(folder / "index.jsonl"):
         path = entry(folder, row.pop("key"))
         try:
-            clips.append(Clip(**row, codes=open_entry(path, path.stem)))
-        except Damaged as error:
-            raise Problem(f"{path} (clip {row['id']}) {error}. Run `python -m tts_kit tokenize` again: "
+            clips.append(EncodedClip(**row, codes=open_entry(path, path.stem)))
+        except CorruptEntry as error:
+            raise KitError(f"{path} (clip {row['id']}) {error}. Run `python -m tts_kit tokenize` again: "
                           "it encodes only what is missing or damaged.") from error
     return clips
 
 
-def of_run(run: Run) -> list[Clip]:
+def load_run(run: Run) -> list[EncodedClip]:
     """The clips of a run, provided that they are those of its data."""
     manifest = run.data / utterance.MANIFEST
     if not manifest.exists() and not run.codes.exists():
-        raise Problem(f"{run.folder} holds neither data nor codes. Begin with `python -m tts_kit data SOURCE --run "
+        raise KitError(f"{run.folder} holds neither data nor codes. Begin with `python -m tts_kit data SOURCE --run "
                       f"{run.name}`, then `python -m tts_kit tokenize --run {run.name}`.")
     clips = read(run.codes)
-    if manifest.exists() and not are_of_data(run):
-        raise Problem(f"{run.codes} was made from other data than {run.data} holds now. Run `python -m tts_kit tokenize` "
+    if manifest.exists() and not matches_data(run):
+        raise KitError(f"{run.codes} was made from other data than {run.data} holds now. Run `python -m tts_kit tokenize` "
                       "again: it encodes only what is missing.")
     return clips
 
 
-def are_of_data(run: Run) -> bool:
+def matches_data(run: Run) -> bool:
     """Whether a run's codes are those of its data, word by word, and sound by sound where the sounds are there."""
-    said, codec = [*read_rows(run.data / utterance.MANIFEST)], made_by(run.codes)
+    said, codec = [*read_rows(run.data / utterance.MANIFEST)], codec_fingerprint(run.codes)
     known = [*read_rows(run.codes / "index.jsonl")]
     if [(row["id"], row["text"], row["split"]) for row in said] != [(row["id"], row["text"], row["split"]) for row in known]:
         return False
@@ -95,7 +96,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "index.jsonl").read_bytes()).hexdigest()[:16]
 
 
-def made_by(folder: Path) -> str:
+def codec_fingerprint(folder: Path) -> str:
     """The fingerprint of the codec that made a folder's codes."""
     return read_json(folder / "codec.json", "Run `python -m tts_kit tokenize` again.").get("codec", "")
 
@@ -116,12 +117,12 @@ def open_entry(path: Path, name: str) -> torch.Tensor:
             # a copy, because what safetensors gives is the mapped file itself, and dies with it
             label, codes = file.metadata() or {}, file.get_tensor("codes").clone()
     except FileNotFoundError as error:
-        raise Damaged("is missing") from error
+        raise CorruptEntry("is missing") from error
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"cannot be read ({error})") from error
+        raise CorruptEntry(f"cannot be read ({error})") from error
     if label.get("key") != name or codes.dtype != torch.int16 or list(codes.shape) != [
             int(label.get("frames", -1)), int(label.get("codebooks", -1))]:
-        raise Damaged("holds something else than its name says")
+        raise CorruptEntry("holds something else than its name says")
     return codes
 
 
@@ -130,10 +131,10 @@ def _state(path: Path, name: str, codec: Codec) -> str:
         return "missing"
     try:
         codes = open_entry(path, name)
-    except Damaged:
+    except CorruptEntry:
         return "damaged"
-    inside = codes.numel() and codes.min() >= 0 and codes.max() < codec.physics.codebook_size
-    return "whole" if inside and codes.shape[1] == codec.physics.codebooks else "damaged"
+    inside = codes.numel() and codes.min() >= 0 and codes.max() < codec.spec.codebook_size
+    return "whole" if inside and codes.shape[1] == codec.spec.num_codebooks else "damaged"
 
 
 def _encode(missing: list[tuple[Utterance, str]], folder: Path, codec: Codec, fingerprint: str) -> None:
@@ -145,7 +146,7 @@ def _encode(missing: list[tuple[Utterance, str]], folder: Path, codec: Codec, fi
             at_once = SECONDS_PER_BATCH if codec.device.type != "cpu" else 0
             count = max(1, int(at_once / max(missing[0][0].seconds, 0.1)))
             batch, missing = missing[:count], missing[count:]
-            waves = [audio.read(each.audio, codec.physics.sample_rate) for each, _ in batch]
+            waves = [audio.read(each.audio, codec.spec.sample_rate) for each, _ in batch]
             for codes, (_, name) in zip(codec.encode(waves), batch):
                 label = {"key": name, "codec": fingerprint, "frames": str(codes.shape[0]),
                          "codebooks": str(codes.shape[1])}

@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from transformers import MimiModel
 
-from tts_kit import checkpoint, runtime
-from tts_kit.physics import Physics
-from tts_kit.problem import Problem
+from tts_kit import device as runtime
+from tts_kit import pretrained
+from tts_kit.errors import KitError
+from tts_kit.spec import ModelSpec
 
 
 class Codec:
     """Mimi in evaluation mode; takes and gives float32 waves at `physics.sample_rate`."""
 
-    def __init__(self, model: MimiModel, physics: Physics):
+    def __init__(self, model: MimiModel, spec: ModelSpec):
         self.model = model.float().eval().requires_grad_(False)
-        self.physics = physics
+        self.spec = spec
 
     @property
     def device(self) -> torch.device:
@@ -34,13 +35,13 @@ class Codec:
     @torch.inference_mode()
     def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Waves of any lengths in one batch -> one (frames, codebooks) int16 tensor each."""
-        size = self.physics.frame_samples
+        size = self.spec.samples_per_frame
         frames = [-(-len(wave) // size) for wave in waves]
         # whole frames, so that a clip's codes do not depend on its neighbours in the batch
         batch = np.zeros((len(waves), 1, max(frames) * size), dtype=np.float32)
         for row, wave in zip(batch, waves):
             row[0, :len(wave)] = wave
-        with runtime.precise():
+        with runtime.full_float32():
             codes = self.model.encode(torch.from_numpy(batch).to(self.device)).audio_codes
         codes = codes.transpose(1, 2).to("cpu", torch.int16).contiguous()
         return [row[:count].clone() for row, count in zip(codes, frames)]
@@ -51,21 +52,21 @@ class Codec:
         counts = [len(clip) for clip in codes]
         if not max(counts, default=0):
             return [np.zeros(0, dtype=np.float32) for _ in codes]
-        batch = torch.zeros(len(codes), max(counts), self.physics.codebooks, dtype=torch.long)
+        batch = torch.zeros(len(codes), max(counts), self.spec.num_codebooks, dtype=torch.long)
         for row, clip in zip(batch, codes):
             row[:len(clip)] = clip
         batch = batch[..., :levels].transpose(1, 2).to(self.device)
-        with runtime.precise():
+        with runtime.full_float32():
             waves = self.model.decode(batch).audio_values[:, 0].cpu().numpy()
-        return [wave[:count * self.physics.frame_samples].copy() for wave, count in zip(waves, counts)]
+        return [wave[:count * self.spec.samples_per_frame].copy() for wave, count in zip(waves, counts)]
 
 
 def load(base: str, revision: str = "", device: str = "cpu") -> Codec:
     """The codec alone, out of a CSM checkpoint; the other weights are not kept in memory."""
-    config = checkpoint.config(base, revision)
-    model, report = checkpoint.weights(MimiModel, base, revision, config=config.codec_config, dtype=torch.float32,
+    config = pretrained.config(base, revision)
+    model, report = pretrained.weights(MimiModel, base, revision, config=config.codec_config, dtype=torch.float32,
                                        key_mapping={r"^codec_model\.": ""})
     if report["missing_keys"]:
-        raise Problem(f"{base} lacks {len(report['missing_keys'])} of the codec's weights "
+        raise KitError(f"{base} lacks {len(report['missing_keys'])} of the codec's weights "
                       f"({sorted(report['missing_keys'])[0]}, ...). Download it again, or use another checkpoint.")
-    return Codec(model.to(device), Physics.of(config))
+    return Codec(model.to(device), ModelSpec.of(config))

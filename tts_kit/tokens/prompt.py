@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from tts_kit.physics import Physics
-from tts_kit.problem import Problem
+from tts_kit.errors import KitError
+from tts_kit.spec import ModelSpec
 
-UNSCORED = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Example:
 
     @property
     def scored_frames(self) -> int:
-        return int((self.labels[:, 0] != UNSCORED).sum())
+        return int((self.labels[:, 0] != IGNORE_INDEX).sum())
 
 
-class Writer:
+class PromptBuilder:
     """Writes examples for one tokenizer and one model."""
 
-    def __init__(self, tokenizer, physics: Physics):
+    def __init__(self, tokenizer, spec: ModelSpec):
         self.tokenizer = tokenizer
-        self.physics = physics
+        self.spec = spec
         self.begin, self.end = tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|end_of_text|>"])
 
     def text_ids(self, text: str, speaker: str) -> list[int]:
@@ -58,21 +58,21 @@ class Writer:
         """One example out of turns in order; the last may ask for speech."""
         parts = [self._turn(turn) for turn in turns]
         example = Example(name, *(torch.cat(columns) for columns in zip(*parts)))
-        if len(example) > self.physics.longest:
-            raise Problem(f"{name}: {len(example)} positions (text and frames); the model holds {self.physics.longest}. "
+        if len(example) > self.spec.max_positions:
+            raise KitError(f"{name}: {len(example)} positions (text and frames); the model holds {self.spec.max_positions}. "
                           "Use a shorter text, clip or reference.")
         return example
 
     def _turn(self, turn: Turn) -> tuple[torch.Tensor, ...]:
-        width = self.physics.codebooks
+        width = self.spec.num_codebooks
         text = torch.tensor(self.text_ids(turn.text, turn.speaker))
         nothing = torch.zeros(len(text), width, dtype=torch.long)
-        no_label = torch.full_like(nothing, UNSCORED)
+        no_label = torch.full_like(nothing, IGNORE_INDEX)
         if turn.codes is None:
             return text, nothing, torch.zeros(len(text), dtype=torch.bool), no_label
         frames = torch.cat([turn.codes.long(), torch.zeros(1, width, dtype=torch.long)])
-        ids = torch.full((len(frames),), self.physics.audio_id)
-        ids[-1] = self.physics.audio_end_id
-        labels = frames if turn.scored else torch.full_like(frames, UNSCORED)
+        ids = torch.full((len(frames),), self.spec.audio_token_id)
+        ids[-1] = self.spec.audio_eos_token_id
+        labels = frames if turn.scored else torch.full_like(frames, IGNORE_INDEX)
         is_frame = torch.arange(len(text) + len(frames)) >= len(text)
         return torch.cat([text, ids]), torch.cat([nothing, frames]), is_frame, torch.cat([no_label, labels])

@@ -6,12 +6,12 @@ from torch import nn
 from transformers import DynamicCache, MimiModel
 from transformers.models.mimi import modeling_mimi as mimi
 
-from tts_kit import runtime
-from tts_kit.problem import Problem
+from tts_kit import device
+from tts_kit.errors import KitError
 from tts_kit.tokens.codec import Codec
 
 
-class Stream:
+class StreamingDecoder:
     """One utterance, decoded in chunks of any sizes; joined they are what `Codec.decode` makes of the whole."""
 
     def __init__(self, codec: Codec):
@@ -23,7 +23,7 @@ class Stream:
         """The next (frames, codebooks) -> (samples,) float32, as long as these frames."""
         if not len(codes):
             return np.zeros(0, dtype=np.float32)
-        with runtime.precise():
+        with device.full_float32():
             sound = self.codec.model.quantizer.decode(codes.T[None].to(self.codec.device, torch.long))
             for step in self.steps:
                 sound = step(sound)
@@ -140,6 +140,6 @@ def _keeping(layer: nn.Module):
     return layer
 
 
-def _refusal(seen: str, wanted: str) -> Problem:
-    return Problem(f"this codec cannot be decoded in chunks without seams: it has {seen}; wanted {wanted}. Decode whole "
+def _refusal(seen: str, wanted: str) -> KitError:
+    return KitError(f"this codec cannot be decoded in chunks without seams: it has {seen}; wanted {wanted}. Decode whole "
                    "utterances instead (`Codec.decode`, or speak without --stream).")
