@@ -201,7 +201,7 @@ def kit_segments() -> list[dict]:
 def kit_quality(count: int) -> dict:
     clips = manifest.read(kit_prepared()[0].data)
     return {"clips": [{"id": each.clip.id, "characters_per_second": each.pace, "LUFS": each.level, "SNR_dB": each.ratio,
-                       "pitch_hz": each.pitch, "bandwidth_hz": each.band, "speaker_outlier": each.unlike}
+                       "pitch_hz": each.pitch, "bandwidth_hz": each.bandwidth_hz, "speaker_outlier": each.unlike}
                       for each in audio_stats.measure(clips[:count])],
             "near_duplicates": [[one.id, other.id] for one, other in audio_stats.near_duplicates(clips)]}
 
