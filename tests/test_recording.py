@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from tts_kit import audio
-from tts_kit.data import decode, segment, vad
+from tts_kit.data import segment, vad
 from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.vad import VadTrack
 from tts_kit.errors import KitError
@@ -219,7 +219,7 @@ def test_blocks_are_the_whole_file(tmp_path, rate, channels):
     chance = np.random.default_rng(1)
     tone = np.sin(np.arange(70 * rate) * 2 * np.pi * 440 / rate)[:, None] * chance.uniform(0.1, 0.2, channels)
     soundfile.write(tmp_path / "tone.wav", tone, rate, subtype="PCM_16")
-    blocks = list(decode.read_blocks(tmp_path / "tone.wav", 16_000))
+    blocks = list(audio.read_blocks(tmp_path / "tone.wav", 16_000))
     whole = np.concatenate(blocks)
     assert len(blocks) > 1 and abs(len(whole) - 70 * 16_000) <= 1
     wanted = audio.resample(tone.mean(axis=1).astype(np.float32), rate, 16_000)
@@ -232,7 +232,7 @@ def test_blocks_are_the_whole_file(tmp_path, rate, channels):
 def test_what_libsndfile_cannot_read_goes_through_ffmpegs_libraries(tmp_path, suffix):
     """Mistake: a phone's or a video's sound is refused."""
     subprocess.run(["ffmpeg", "-v", "error", "-t", "5", "-i", TAKE, tmp_path / f"take.{suffix}"], check=True)
-    whole = np.concatenate(list(decode.read_blocks(tmp_path / f"take.{suffix}", SAMPLE_RATE)))
+    whole = np.concatenate(list(audio.read_blocks(tmp_path / f"take.{suffix}", SAMPLE_RATE)))
     assert len(whole) == pytest.approx(5 * SAMPLE_RATE, rel=0.03) and whole.std() > 0.01
 
 
@@ -265,7 +265,7 @@ def test_a_video_without_sound_is_named(tmp_path):
     subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=size=32x32:duration=1", tmp_path / "mute.mp4"],
                    check=True)
     with pytest.raises(KitError, match="holds no sound, only video"):
-        list(decode.read_blocks(tmp_path / "mute.mp4", SAMPLE_RATE))
+        list(audio.read_blocks(tmp_path / "mute.mp4", SAMPLE_RATE))
 
 
 @DETECTOR

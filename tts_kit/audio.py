@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -16,6 +17,8 @@ from tts_kit import io
 from tts_kit.errors import KitError
 
 MIN_SAMPLE_RATE = 16_000
+BLOCK_SECONDS = 30
+"""Length of the blocks in which long files are read."""
 SILENCE_LUFS = 10 ** (-60 / 20)
 TARGET_LUFS = -20.0
 MAX_TRUE_PEAK = 10 ** (-1 / 20)
@@ -46,6 +49,22 @@ def read(path: str | Path | bytes, rate: int, max_seconds: float | None = None, 
     if np.abs(samples).max() < SILENCE_LUFS:
         raise KitError(f"{name} is silent: its peak is below -60 dBFS. Record it again, or leave it out.")
     return resample(samples, own_rate, rate)
+
+
+def read_blocks(path: str | Path, rate: int) -> Iterator[np.ndarray]:
+    """Blocks of (samples,) at `rate`, about 30 s each, of a file of any length; PyAV decodes what libsndfile cannot read."""
+    path = Path(path)
+    if not path.is_file():
+        raise KitError(f"{path} is missing: no such file. Check the name.")
+    if path.stat().st_size == 0:
+        raise KitError(f"{path} is empty (0 bytes). Copy it again from the original.")
+    try:
+        file = soundfile.SoundFile(str(path))
+    except UNREADABLE as error:
+        yield from _read_container(path, rate, error)
+        return
+    with file:
+        yield from _resample_blocks(_file_blocks(file, path), file.samplerate, rate, path)
 
 
 def probe(path: str | Path | bytes, name: str = "") -> tuple[int, int, float]:
@@ -228,6 +247,58 @@ def _decode(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> 
         raise KitError(f"{name} ends after {count / rate:.1f} s of the {announced / rate:.1f} s it announces. "
                       "Copy it again from the original, or leave it out.")
     return np.concatenate(blocks)
+
+
+def _file_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
+    try:
+        while len(block := file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
+            yield block.mean(axis=1)
+    except UNREADABLE as error:
+        raise KitError(f"{path} breaks off ({str(error).rstrip('.')}). Copy it again from the original.") from error
+
+
+def _read_container(path: Path, rate: int, soundfile_error: Exception) -> Iterator[np.ndarray]:
+    """Blocks of a file in a container that only FFmpeg's libraries read: M4A, MP4, WEBM ..."""
+    try:
+        import av
+    except ImportError:
+        raise KitError(f"{path} cannot be read by libsndfile ({str(soundfile_error).rstrip('.')}). For more formats: pip "
+                       "install av, or convert it to WAV or FLAC.") from soundfile_error
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                types = ", ".join(stream.type for stream in container.streams) or "nothing"
+                raise KitError(f"{path} holds no sound, only {types}. Give the file that has the voice in it.")
+            stream = container.streams.audio[0]
+            to_mono = av.AudioResampler("fltp", "mono", stream.rate)
+            frames = itertools.chain(container.decode(stream), [None])  # None flushes the resampler
+            blocks = (mono.to_ndarray()[0] for frame in frames for mono in to_mono.resample(frame))
+            yield from _resample_blocks(blocks, stream.rate, rate, path)
+    except av.FFmpegError as error:
+        raise KitError(f"{path} cannot be read as audio ({error.strerror or error}). Wanted anything that libsndfile or "
+                       "FFmpeg reads: WAV, FLAC, MP3, M4A, MP4, WEBM ...") from error
+
+
+def _resample_blocks(blocks: Iterator[np.ndarray], own_rate: int, rate: int, path: Path) -> Iterator[np.ndarray]:
+    """The blocks at `rate`, gathered to BLOCK_SECONDS; telephone audio and NaN samples are refused."""
+    if own_rate < MIN_SAMPLE_RATE:
+        raise KitError(f"{path} is sampled at {own_rate / 1000:g} kHz; wanted {MIN_SAMPLE_RATE // 1000} kHz or more. The "
+                       "voice would learn to sound like a telephone. Use the original recording.")
+    resample_chunk = soxr.ResampleStream(own_rate, rate, 1, dtype="float32", quality="HQ").resample_chunk
+    gathered, count, total = [], 0, 0
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise KitError(f"{path} holds samples that are not numbers (NaN or infinity). Export it again from the "
+                           "original.")
+        gathered.append(resample_chunk(np.ascontiguousarray(block, np.float32)))
+        count += len(gathered[-1])
+        total += len(block)
+        if count >= BLOCK_SECONDS * rate:
+            yield np.concatenate(gathered)
+            gathered, count = [], 0
+    if total == 0:
+        raise KitError(f"{path} has zero length: a header and no samples. Record it again.")
+    yield np.concatenate([*gathered, resample_chunk(np.zeros(0, np.float32), last=True)])
 
 
 def _unreadable(name: str, error: Exception) -> KitError:

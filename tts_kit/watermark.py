@@ -21,7 +21,6 @@ from torch import nn
 from torch.nn import functional
 
 from tts_kit import audio
-from tts_kit.data import decode
 from tts_kit.errors import KitError
 
 PACKAGE, VERSION = "resemble-perth", "1.0.1"
@@ -193,7 +192,7 @@ def _blocks(path: str | Path) -> tuple[Iterator[np.ndarray], int]:
     try:
         rate = soundfile.info(str(path)).samplerate
     except audio.UNREADABLE:
-        return decode.read_blocks(path, RATE), RATE
+        return audio.read_blocks(path, RATE), RATE
     return soundfile.blocks(str(path), round(PIECE * rate), dtype="float32"), rate
 
 

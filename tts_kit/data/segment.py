@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, io
-from tts_kit.data import decode, vad
+from tts_kit.data import vad
 from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.vad import STEP, VadTrack
 from tts_kit.errors import KitError
@@ -73,7 +73,7 @@ def segment_recording(path: str | Path, folder: str | Path) -> list[Segment]:
     if (place / PIECES).is_file():
         return read_segments(place)
     with tqdm(desc=f"listening to {path.name}", unit="s", bar_format="{desc}: {n:.0f} s [{elapsed}]") as bar:
-        heard = vad.detect_speech(_counted(decode.read_blocks(path, vad.RATE), vad.RATE, bar))
+        heard = vad.detect_speech(_counted(audio.read_blocks(path, vad.RATE), vad.RATE, bar))
     planned = plan(heard)
     if not planned:
         raise KitError(f"{path} holds {heard.seconds:.0f} s and nobody speaks in it. Give a recording of one voice.")
@@ -203,7 +203,7 @@ def _peak(path: Path, spans: Sequence[tuple[float, float]]) -> float:
 
 def _spans(path: Path, spans: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:
     """(samples,) at 24 kHz of every span, in their order; a few blocks are in memory at a time."""
-    blocks, left, start = decode.read_blocks(path, SAMPLE_RATE), np.zeros(0, np.float32), 0
+    blocks, left, start = audio.read_blocks(path, SAMPLE_RATE), np.zeros(0, np.float32), 0
     for begin, end in spans:
         first, last = round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)
         while start + len(left) < last and (block := next(blocks, None)) is not None:
