@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from test_notebooks import FOLDER, NAMES, cells, plain, source
 
-from tts_kit import device
+from tts_kit import colab
 from tts_kit.errors import KitError
 
 ROOT = FOLDER.parent
@@ -214,8 +214,8 @@ def test_runs_go_to_drive_when_asked_and_are_found_again(colab, tmp_path):
 def test_drive_elsewhere_is_refused():
     """Mistake: DRIVE set in Jupyter looks as if it worked, and nothing is on Drive."""
     with pytest.raises(KitError, match="no Colab notebook. Set it to False"):
-        device.runs_dir(True)
-    assert device.runs_dir() == Path("runs") and device.runs_dir(False) == Path("runs")
+        colab.runs_dir(True)
+    assert colab.runs_dir() == Path("runs") and colab.runs_dir(False) == Path("runs")
 
 
 def test_a_served_page_is_shown_once(colab, tmp_path):

@@ -9,7 +9,7 @@ import sys
 import pytest
 import soundfile
 
-from tts_kit import __main__, device, pipeline
+from tts_kit import cli, device, pipeline, samples
 from tts_kit.comparison import arms, compare, sweep, synthesis, verdict
 from tts_kit.comparison.synthesis import SCORES
 from tts_kit.config import Config
@@ -29,10 +29,10 @@ def told(loud, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     source = root / "source"
     source.mkdir()
-    rows = (pipeline.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     some = [*rows[1:7], *rows[8:14], *rows[15:18]]  # of three recordings, the last the shortest
     for row in some:
-        shutil.copy(pipeline.VOICE / row.split(",")[0], source)
+        shutil.copy(samples.VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
     config = Config(base=loud, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
                     eval_steps=3, save_steps=3, sample_steps=0)
@@ -304,7 +304,7 @@ def verb(folder, *arguments):
 @pytest.fixture
 def workplace(tmp_path):
     """A folder from which the verbs can be called."""
-    (tmp_path / "tts_kit").symlink_to(pipeline.SAMPLES.parent / "tts_kit")
+    (tmp_path / "tts_kit").symlink_to(samples.SAMPLE_DATA.parent / "tts_kit")
     return tmp_path
 
 
@@ -348,7 +348,7 @@ def test_a_verb_that_cannot_go_on_says_one_thing_and_fails(workplace, arguments,
 
 def test_without_a_verb_the_verbs_are_shown(capsys):
     """Mistake: "the following arguments are required: verb", and no word of which there are."""
-    assert __main__.main([]) == 2
+    assert cli.main([]) == 2
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("doctor", "data", "tokenize", "train", "speak", "compare", "demo"))
 
@@ -367,7 +367,7 @@ def test_an_adapter_of_other_clips_is_not_judged_by_these(told, tmp_path):
 
 def test_every_recipe_field_is_an_option_of_some_verb_with_its_explanation():
     """Mistake: a field that can only be changed by editing code, or an option that explains nothing."""
-    actions = {action.dest: action for sub in __main__.parser()._subparsers._group_actions[0].choices.values()
+    actions = {action.dest: action for sub in cli.build_parser()._subparsers._group_actions[0].choices.values()
                for action in sub._actions}
     for field in dataclasses.fields(Config):
         assert len(actions[field.name].help) > 20, field.name

@@ -9,8 +9,8 @@ import shutil
 import pytest
 from test_tokens import tone
 
-from tts_kit import audio, pipeline
-from tts_kit.__main__ import main
+from tts_kit import audio, samples
+from tts_kit.cli import main
 from tts_kit.data import consent, manifest, prepare
 from tts_kit.data.consent import Consent
 from tts_kit.data.manifest import SAMPLE_RATE, Utterance
@@ -87,7 +87,7 @@ def test_what_goes_on_without_says_one_line(run, capsys, tmp_path):
     """Mistake: training stops for want of a record, or nothing at all is said of it."""
     consent.warn_if_missing(run)
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "python -m tts_kit consent --run anna" in said and "Clone only voices" in said
+    assert said.count("\n") == 1 and "tts-kit consent --run anna" in said and "Clone only voices" in said
     consent.record(run, "Anna", "own", STATEMENT)
     consent.attach(run, tmp_path)
     spoil(run)
@@ -102,13 +102,13 @@ def test_what_goes_on_without_says_one_line(run, capsys, tmp_path):
 
 def test_the_bundled_voice_has_a_record_of_its_own(run, capsys):
     """Mistake: the demo asks for consent to a voice that is nobody's, or takes any folder for that voice."""
-    origin = {"source": str((pipeline.SAMPLES / "voice").resolve()), "settings": {
-        "held_out_from": str((pipeline.SAMPLES / "held_out").resolve())}}
+    origin = {"source": str((samples.SAMPLE_DATA / "voice").resolve()), "settings": {
+        "held_out_from": str((samples.SAMPLE_DATA / "held_out").resolve())}}
     write_json(run.data / prepare.ORIGIN, origin)
     consent.warn_if_missing(run)
     made = consent.read(run.folder)
     assert capsys.readouterr().out == "" and made.kind == "synthetic" and "Kokoro" in made.who
-    text = " ".join((pipeline.SAMPLES / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((samples.SAMPLE_DATA / "README.md").read_text(encoding="utf-8").split())
     assert made.statement.split(". ")[0] in text, "as its own page says"
     spoil(run)
     assert "have changed" in consent.problem(run), "what was put there later is not nobody's voice"
@@ -216,7 +216,7 @@ def test_the_bases_terms_are_told_to_whoever_makes_a_voice_of_it(run, capsys):
     assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "there are no codes to learn from"
     said = capsys.readouterr().out
     assert "unsloth/csm-1b is under the licence apache-2.0" in said and "forbid impersonation" in said
-    assert "apache-2.0: a voice that is made of it" in license.license_notice(str(pipeline.BUNDLED))
+    assert "apache-2.0: a voice that is made of it" in license.license_notice(str(samples.TINY_CSM))
     assert "says of no licence" in license.license_notice("somebody/else")
     assert "CC-BY-4.0" in license.prohibited_uses("sesame/csm-1b", "apache-2.0")[1]
     assert "Mimi" not in str(license.prohibited_uses("tiny-csm", "apache-2.0"))

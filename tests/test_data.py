@@ -521,7 +521,7 @@ def test_data_of_unknown_origin_is_not_overwritten(good, run):
 
 def test_missing_manifest_says_which_verb_makes_it(run):
     """Guards against a later stage that fails with a path and no way forward."""
-    with pytest.raises(KitError, match=r"python -m tts_kit data SOURCE --run voice"):
+    with pytest.raises(KitError, match=r"tts-kit prepare SOURCE --run voice"):
         manifest.read(run.data)
 
 
@@ -541,7 +541,7 @@ def test_a_manifest_is_not_trusted(good, run, spoil, said):
     path.write_text("\n".join(lines))
     with pytest.raises(KitError, match=said) as caught:
         manifest.read(run.data)
-    assert "manifest.jsonl line 4" in str(caught.value) and "python -m tts_kit data" in str(caught.value)
+    assert "manifest.jsonl line 4" in str(caught.value) and "tts-kit prepare" in str(caught.value)
 
 
 FULL_DISK = """
@@ -569,7 +569,7 @@ def test_a_full_disk_loses_nothing(good, run, rewrite):
                           capture_output=True, text=True, cwd=ROOT, check=False)
     assert "Problem" in done.stderr and "the disk is full" in done.stderr and done.returncode == 1
     assert contents(run.folder.parent) == before and manifest.read(run.data) == utterances
-    assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data", "recipe.json"}
+    assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data", "config.json"}
     assert len(prepare.prepare(good, other, Config())) == 8
 
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from tts_kit import audio, device, io
-from tts_kit.__main__ import main
+from tts_kit.cli import main
 from tts_kit.config import Config
 from tts_kit.data import ingest, manifest, prepare, segment, transcribe, whisper_weights
 from tts_kit.errors import KitError
@@ -35,7 +35,7 @@ def place(tmp_path_factory) -> Run:
     (root / "takes" / "notes.txt").write_text("not asked for")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert main(["data", "takes", "--run", "anna", "--transcriber", "bundled", "--skip-bad"]) == 0
+        assert main(["data", "takes", "--run", "anna", "--asr-model", "bundled", "--skip-bad"]) == 0
     return Run("anna", root / "runs")
 
 
@@ -62,7 +62,7 @@ def test_who_doubts_hears_otherwise_and_knows_its_language(place, monkeypatch, c
     first = transcribe.load(whisper_weights.BUNDLED, CPU)
     doubter = transcribe.second_pass_model(first, CPU)
     assert (doubter.name, doubter.only, first.only) == (whisper_weights.TINY, "en", "")
-    clip = audio.read(next(place.cuts.glob("*/clips/*.flac")), transcribe.RATE)
+    clip = audio.read(next(place.segments.glob("*/clips/*.flac")), transcribe.RATE)
     [tiny] = {doubter.write(clip, "en")} - {first.write(clip, "en")}
     assert tiny == transcribe.load(whisper_weights.TINY, CPU).write(clip, "en")
     assert doubter.write(clip, "de") == transcribe.slowed(first).write(clip, "de")
@@ -94,15 +94,15 @@ def test_a_correction_reaches_the_data_and_nothing_else_changes(place, tmp_path)
 @WHISPER
 def test_bad_files_are_named_and_the_rest_goes_on(place, capsys):
     """Mistake: one broken file stops a batch, or is passed over in silence; what was done is done again."""
-    stamp = (place.cuts / segment.name_of(Path("long take.flac")) / segment.PIECES).stat().st_mtime_ns
+    stamp = (place.segments / segment.name_of(Path("long take.flac")) / segment.PIECES).stat().st_mtime_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place.folder.parent.parent)
-        assert main(["data", "takes", "--run", "anna", "--transcriber", "bundled", "--skip-bad"]) == 0
+        assert main(["data", "takes", "--run", "anna", "--asr-model", "bundled", "--skip-bad"]) == 0
     told = capsys.readouterr().out
     for name, reason in (("broken.wav", "cannot be read"), ("empty.mp3", "is empty"), ("silence.wav", "nobody speaks")):
         assert any(name in line and reason in line for line in told.splitlines()), told
     assert "notes.txt" not in told and "it is used again" in told
-    assert (place.cuts / segment.name_of(Path("long take.flac")) / segment.PIECES).stat().st_mtime_ns == stamp
+    assert (place.segments / segment.name_of(Path("long take.flac")) / segment.PIECES).stat().st_mtime_ns == stamp
 
 
 @WHISPER
@@ -151,7 +151,7 @@ def test_a_review_of_nothing_says_what_to_do(tmp_path, monkeypatch, capsys):
     """Mistake: a traceback where a step was left out."""
     monkeypatch.chdir(tmp_path)
     assert main(["review", "--run", "x"]) == 1
-    assert "python -m tts_kit data RECORDING --run x" in capsys.readouterr().err
+    assert "tts-kit prepare RECORDING --run x" in capsys.readouterr().err
 
 
 @WHISPER
@@ -166,7 +166,7 @@ def test_an_unknown_transcriber_is_refused(tmp_path):
 def test_writing_down_goes_on_where_it_stopped(place, tmp_path):
     """Mistake: an hour of transcription is lost by one interruption, or clips are heard twice."""
     folder = tmp_path / "take"
-    shutil.copytree(place.cuts / segment.name_of(Path("long take.flac")), folder)
+    shutil.copytree(place.segments / segment.name_of(Path("long take.flac")), folder)
     table = folder / transcribe.transcripts_path("bundled")
     rows = io.read_rows(table)
     io.write_rows(table, rows[:-2])
@@ -191,11 +191,11 @@ def test_writing_down_goes_on_where_it_stopped(place, tmp_path):
 def test_later_recordings_are_written_down_by_whoever_wrote_the_first(place, tmp_path):
     """Mistake: a second batch with another transcriber, after which nothing of the run can be read any more."""
     mine = Run("anna", tmp_path)
-    shutil.copytree(place.cuts, mine.cuts)
+    shutil.copytree(place.segments, mine.segments)
     samples, rate = soundfile.read(TAKE)
     soundfile.write(tmp_path / "more.wav", samples[:20 * rate], rate)
     bundled = transcribe.load("bundled", CPU)
     other = transcribe.Transcriber("other", bundled.write, bundled.tell)
     draft = ingest.segment_and_transcribe([tmp_path / "more.wav"], mine, other)
-    assert {entry.recording for entry in draft.entries} == {each.name for each in segment.segment_folders(mine.cuts)}
-    assert len(segment.segment_folders(mine.cuts)) == 2
+    assert {entry.recording for entry in draft.entries} == {each.name for each in segment.segment_folders(mine.segments)}
+    assert len(segment.segment_folders(mine.segments)) == 2

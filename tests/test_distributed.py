@@ -119,11 +119,11 @@ def pair(toy, tmp_path_factory) -> Pair:
     root = tmp_path_factory.mktemp("pair") / "runs"
     small = Config(base=toy, rank=4, alpha=8.0, steps=5, warmup_steps=0, tokens_per_batch=60, depth_frame_fraction=0.5,
                    eval_steps=5, save_steps=5, sample_steps=0)
-    asked = {"halves": small.but(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
-             "turns": small.but(gradient_accumulation_steps=2, lora_targets="backbone"),
-             "dealt": small.but(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
-             "heard": small.but(generation_eval_steps=2, early_stopping_patience=1), "poisoned": small.but(steps=12),
-             "dying": small.but(gradient_accumulation_steps=2, save_steps=2)}
+    asked = {"halves": small.replace(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
+             "turns": small.replace(gradient_accumulation_steps=2, lora_targets="backbone"),
+             "dealt": small.replace(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
+             "heard": small.replace(generation_eval_steps=2, early_stopping_patience=1), "poisoned": small.replace(steps=12),
+             "dying": small.replace(gradient_accumulation_steps=2, save_steps=2)}
     for name, one in asked.items():
         write_text(root / f"{name}.json", one.to_json())
         with_codes(Run(name, root), uneven(*[make_clip("poisoned", 8, "A tilde ~ in it.")] * (name == "poisoned")))
@@ -237,7 +237,7 @@ def test_what_was_interrupted_goes_on(pair, clips, launched, tmp_path, capsys):
 @pytest.mark.parametrize(("gradient_accumulation_steps", "count"), [(1, 2), (1, 4), (2, 2), (3, 2), (4, 2), (2, 3)])
 def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, count):
     """Mistake: clips are left out or heard twice, or another choice of depth frames is made than by one process."""
-    asked = config.but(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps, depth_frame_fraction=0.5)
+    asked = config.replace(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps, depth_frame_fraction=0.5)
     learnt = [clip for clip in clips if clip.split == "train"]
     alone, shared = (dataset.MicroBatchDataset(learnt, base.writer, asked, number) for number in (1, count))
     assert len(shared) == 9 * shared.parts and shared.parts % count == 0

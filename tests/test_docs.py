@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_house import ROOT, tracked
 
-from tts_kit import __main__, audio, device, pipeline, tokens
+from tts_kit import audio, cli, device, samples, tokens
 from tts_kit.config import Config
 from tts_kit.data import manifest, prepare
 from tts_kit.run import Run
@@ -27,29 +27,29 @@ SHOWN = ("  ", "my_clips/", "file_name,", "tts_kit/")
 """How a block begins that holds no commands, but what they print or read."""
 
 RUN = {  # command: what is added to it here, so that it is quick
-    "python -m tts_kit doctor --base unsloth/csm-1b": "",
-    "python -m tts_kit doctor": "",
-    "python -m tts_kit doctor --plan --run anna": "",
-    "python -m tts_kit data example:emma": "--run emma",
-    "python -m tts_kit data my_clips --run anna": "",
-    "python -m tts_kit data my_clips --held-out-from other_clips": "",
-    "python -m tts_kit report --run anna": "",
-    "python -m tts_kit dataset --run anna": "",
-    "python -m tts_kit tokenize --run anna --base unsloth/csm-1b": "",
-    "python -m tts_kit train --run anna --dry-run --json": "",
-    "python -m tts_kit train --run anna": "--steps 2 --eval-steps 2",
-    'python -m tts_kit speak "Hello there." --run anna --out hello.wav': "",
-    'python -m tts_kit speak "Hello." --run anna --stream --int8': "",
-    'python -m tts_kit speak "Hello." --run anna --retries 2': "",
-    'python -m tts_kit speak "Hello." --run anna --dtype float32': "",
-    'python -m tts_kit speak "Hello." --run anna --strength 1.5': "",
-    "python -m tts_kit compare --run anna": "--sentences 1 --seeds 1",
-    "python -m tts_kit compare --run anna --arms base tuned finetuned:strength=1.5": "--sentences 1 --seeds 1",
-    "python -m tts_kit compare --run anna --arms base clone tuned finetuned:strength=0.5 finetuned:checkpoint=40 clone:references=3":
+    "tts-kit doctor --base unsloth/csm-1b": "",
+    "tts-kit doctor": "",
+    "tts-kit doctor --plan --run anna": "",
+    "tts-kit prepare example:emma": "--run emma",
+    "tts-kit prepare my_clips --run anna": "",
+    "tts-kit prepare my_clips --eval-source other_clips": "",
+    "tts-kit report --run anna": "",
+    "tts-kit export-dataset --run anna": "",
+    "tts-kit tokenize --run anna --base unsloth/csm-1b": "",
+    "tts-kit train --run anna --dry-run --json": "",
+    "tts-kit train --run anna": "--steps 2 --eval-steps 2",
+    'tts-kit speak "Hello there." --run anna --out hello.wav': "",
+    'tts-kit speak "Hello." --run anna --stream --int8': "",
+    'tts-kit speak "Hello." --run anna --retries 2': "",
+    'tts-kit speak "Hello." --run anna --dtype float32': "",
+    'tts-kit speak "Hello." --run anna --strength 1.5': "",
+    "tts-kit compare --run anna": "--sentences 1 --seeds 1",
+    "tts-kit compare --run anna --arms base tuned finetuned:strength=1.5": "--sentences 1 --seeds 1",
+    "tts-kit compare --run anna --arms base clone tuned finetuned:strength=0.5 finetuned:checkpoint=40 clone:references=3":
         "--sentences 1 --seeds 1",
-    'python -m tts_kit consent --run anna --kind own --who "Anna" --statement "This is my voice, and I want it cloned."': "",
-    "python -m tts_kit export --run anna": "",
-    "python -m tts_kit export --run anna --merged": "",
+    'tts-kit consent --run anna --kind own --who "Anna" --statement "This is my voice, and I want it cloned."': "",
+    "tts-kit export --run anna": "",
+    "tts-kit export --run anna --merged": "",
 }
 JUDGES, INDEX = "judges listen to it for minutes", "a package index answers it"
 READ = {  # command: why it is not executed here; it is read by its parser, so that an option renamed is found
@@ -60,12 +60,12 @@ READ = {  # command: why it is not executed here; it is read by its parser, so t
     ". .venv/bin/activate": "the tests run inside of it",
     "pip install -r requirements.txt -c constraints.txt": INDEX,
     "pip install -r requirements-recordings.txt -c constraints.txt": INDEX,
-    "python -m tts_kit data interview.m4a --run anna": "two Whispers write for a minute; test_notebooks lets them",
-    "python -m tts_kit review --run anna": "it serves a page until somebody stops it; test_review drives it",
-    "python -m tts_kit compare --run anna --arms clone tuned kokoro folder:rival=their_wavs": INDEX,
-    "python -m tts_kit compare --run anna --votes votes/*.json": "test_votes counts what listeners send",
-    "python -m tts_kit compare --run anna --knob strength=0.5,1,1.5 --knob temperature=0.3,0.6,0.9": JUDGES,
-    "python -m tts_kit train --run anna --generation-eval-steps 50": JUDGES,
+    "tts-kit prepare interview.m4a --run anna": "two Whispers write for a minute; test_notebooks lets them",
+    "tts-kit review --run anna": "it serves a page until somebody stops it; test_review drives it",
+    "tts-kit compare --run anna --arms clone tuned kokoro folder:rival=their_wavs": INDEX,
+    "tts-kit compare --run anna --responses votes/*.json": "test_votes counts what listeners send",
+    "tts-kit compare --run anna --sweep strength=0.5,1,1.5 --sweep temperature=0.3,0.6,0.9": JUDGES,
+    "tts-kit train --run anna --generation-eval-steps 50": JUDGES,
     "modal run -m tts_kit.modal_app --run anna": "it wants an account; test_modal calls what it calls",
     "pip install -r requirements-modal.txt -c constraints.txt": INDEX,
     "pip install -r requirements-serve.txt -c constraints.txt": INDEX,
@@ -74,8 +74,8 @@ READ = {  # command: why it is not executed here; it is read by its parser, so t
     "python -m sample_data.build": "it takes a day",
     "python -m sample_data.build.bundle --out sample_data": "Kokoro speaks for minutes",
     "python -m sample_data.build.trial": "it takes hours",
-    "python -m tts_kit serve --run anna": "it serves until somebody stops it; test_serve drives it",
-    "python -m tts_kit detect speech.wav": "an untrained voice says noise, in which no mark is sure; test_watermark runs it",
+    "tts-kit serve --run anna": "it serves until somebody stops it; test_serve drives it",
+    "tts-kit detect-watermark speech.wav": "an untrained voice says noise, in which no mark is sure; test_watermark runs it",
     "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it wants two GPUs; test_distributed starts two",
     "make test-load": "it is heavy on purpose",
     "bash tests/benchmarks/gpu.sh": "it wants a GPU; test_speaking_benchmarks lets it run without",
@@ -116,11 +116,11 @@ def test_every_command_is_known_once():
 def prepared(loud, tmp_path_factory):
     """A folder as the documents assume it: clips, other clips, and a run called anna, trained for forty steps by a toy."""
     place = tmp_path_factory.mktemp("docs")
-    rows = (pipeline.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     for folder, some in (("my_clips", [*rows[1:5], *rows[8:12], *rows[15:17]]), ("other_clips", rows[22:24])):
         (place / folder).mkdir()
         for row in some:
-            shutil.copy(pipeline.VOICE / row.split(",")[0], place / folder)
+            shutil.copy(samples.VOICE / row.split(",")[0], place / folder)
         (place / folder / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
     run, cpu = Run("anna", place / "runs"), device.choose("cpu")
     settings = Config(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
@@ -146,7 +146,7 @@ def test_it_runs(command, here, loud, capsys):
     _begin_anew(command, here)
     words = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", loud))  # the toy stands for what the hub has
     assert words[:3] == ["python", "-m", "tts_kit"]
-    assert __main__.main(words[3:]) == 0 or "doctor" in words, capsys.readouterr().err  # which may find fault with a machine
+    assert cli.main(words[3:]) == 0 or "doctor" in words, capsys.readouterr().err  # which may find fault with a machine
     assert (here / MADE.get(command, "runs/anna")).exists()
 
 
@@ -192,7 +192,7 @@ def _python(words: list[str]) -> None:
     """A verb is parsed; of another module its help is asked for, after what it is told."""
     assert words[0] == "-m"
     if words[1] == "tts_kit":
-        assert __main__.parser().parse_args(words[2:]).verb
+        assert cli.build_parser().parse_args(words[2:]).verb
         return
     name = f"{words[1]}.__main__" if (ROOT / words[1].replace(".", "/")).is_dir() else words[1]
     with pytest.raises(SystemExit, match="^0$"):

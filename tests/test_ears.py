@@ -16,7 +16,7 @@ from test_training import CPU, adapter, same, with_codes
 from transformers import TrainerCallback
 
 from sample_data.build import sentences
-from tts_kit import audio, pipeline
+from tts_kit import audio, samples
 from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics as judges
@@ -121,7 +121,7 @@ def test_the_sentences_are_of_no_report_and_of_no_judging():
     bare = generation_eval.read_sentences([])
     assert 12 <= len(bare) <= 20 and len(set(bare)) == len(bare)
     assert not any(character.isdigit() for line in bare for character in line)
-    bundled = [row["text"] for place in (pipeline.VOICE, pipeline.SAMPLES / "held_out")
+    bundled = [row["text"] for place in (samples.VOICE, samples.SAMPLE_DATA / "held_out")
                for row in csv.DictReader((place / "metadata.csv").open(encoding="utf-8"))]
     taken = {generation_eval._bare(each) for each in (*sentences.judging().sentences, *sentences.judging().bundled, *bundled)}
     assert not taken & {generation_eval._bare(line) for line in bare}
@@ -154,7 +154,7 @@ def metric_models(monkeypatch, tmp_path):
 
 @pytest.fixture
 def loud_recipe(config, loud):
-    return config.but(base=loud, steps=6, save_steps=3, eval_steps=6, learning_rate=0.01, generation_eval_steps=2)
+    return config.replace(base=loud, steps=6, save_steps=3, eval_steps=6, learning_rate=0.01, generation_eval_steps=2)
 
 
 def of_clips(name, root) -> Run:
@@ -183,7 +183,7 @@ def losses(run):
 def test_listening_keeps_every_step_and_leaves_no_trace_in_the_losses(loud_recipe, tmp_path, metric_models, capsys):
     """Mistake: listening draws from the training's chance; or what is saved as chosen is the last step after all."""
     deaf, run = of_clips("deaf", tmp_path), of_clips("one", tmp_path)
-    finetune.finetune(loud_recipe.but(generation_eval_steps=0), deaf, CPU)
+    finetune.finetune(loud_recipe.replace(generation_eval_steps=0), deaf, CPU)
     finetune.finetune(loud_recipe, run, CPU)
     assert losses(run) == losses(deaf) and not (deaf.training / generation_eval.FOLDER).exists()
     rows = read_rows(run.training / generation_eval.ROWS)
@@ -228,7 +228,7 @@ def test_what_was_heard_of_another_recipe_is_not_mixed_in(loud_recipe, tmp_path,
     """Mistake: a run that had no checkpoint yet takes another recipe, and the steps of the old one stand beside the new."""
     run = of_clips("one", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        finetune.finetune(loud_recipe.but(rank=8), run, CPU, [Interrupt(2)])
+        finetune.finetune(loud_recipe.replace(rank=8), run, CPU, [Interrupt(2)])
     old = (run.training / generation_eval.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns
     finetune.finetune(loud_recipe, run, CPU)
     assert (run.training / generation_eval.FOLDER / "step-000000" / "01.flac").stat().st_mtime_ns != old
@@ -240,7 +240,7 @@ def test_patience_ends_the_training_early(loud_recipe, tmp_path, metric_models, 
     likeness = iter([0.3] * len(SHORT) + [0.8] * len(SHORT) + [0.6] * 99)
     monkeypatch.setattr(generation_eval.GenerationEvalCallback, "_likeness", lambda self, found: next(likeness))
     run = of_clips("one", tmp_path)
-    finetune.finetune(loud_recipe.but(steps=20, early_stopping_patience=2), run, CPU)
+    finetune.finetune(loud_recipe.replace(steps=20, early_stopping_patience=2), run, CPU)
     assert "The training ends at step 6 of 20: 2 listens without a better step." in capsys.readouterr().out
     metrics = json.loads((run.adapter / lora.METADATA_FILE).read_text())["metrics"]
     assert metrics["chosen_step"] == 2 and losses(run)[-1][0] == 6
@@ -258,7 +258,7 @@ def test_where_nobody_can_listen_the_last_step_is_kept(config, tmp_path, monkeyp
         few.write_text("Text 1.\nAnother one.\n")
         monkeypatch.setattr(generation_eval, "SENTENCES", few)
         monkeypatch.setattr(judges, "load_available", lambda: "a test")
-    finetune.finetune(config.but(generation_eval_steps=2), run, CPU)
+    finetune.finetune(config.replace(generation_eval_steps=2), run, CPU)
     said = capsys.readouterr().out
     assert said.count("Nobody can listen to the training") == 1 and "The last step will be kept." in said
     assert (judges.INSTALL in said) is (missing == "judges")
@@ -312,10 +312,10 @@ def test_the_bundled_model_is_heard_and_its_voice_told_from_another(tmp_path):
     """Mistake: what is said, kept and judged of a real model is noise, in another order, or takes minutes."""
     if not judges.load_available():
         pytest.skip(f"judges are not installed: {judges.INSTALL}")
-    base = load.load_base(str(pipeline.BUNDLED), CPU)
+    base = load.load_base(str(samples.TINY_CSM), CPU)
     run = Run("real", tmp_path)
-    config = Config(base=str(pipeline.BUNDLED), generation_eval_steps=1)
-    files = sorted(pipeline.VOICE.glob("*.flac"))[:6]
+    config = Config(base=str(samples.TINY_CSM), generation_eval_steps=1)
+    files = sorted(samples.VOICE.glob("*.flac"))[:6]
     codes = base.codec.encode([audio.read(file, base.spec.sample_rate) for file in files])
     clips = [dataclasses.replace(make_clip(file.stem, 5), codes=one) for file, one in zip(files, codes)]
     with_codes(run, clips)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import __main__
+from tts_kit import cli
 from tts_kit.config import Config
 from tts_kit.data import debian, examples, g722, prepare
 from tts_kit.errors import KitError
@@ -267,10 +267,10 @@ def test_the_bundled_voice_brings_its_held_out_clips(tmp_path, capsys):
 @pytest.mark.parametrize(("source", "more", "said"), [
     ("example:alison", [], "no such example; .*Did you mean example:allison"),
     ("example:", [], "wanted example:emma"),
-    ("example:emma", ["--held-out-from", "mine"], "example:emma brings its own held-out clips"),
+    ("example:emma", ["--eval-source", "mine"], "example:emma brings its own held-out clips"),
 ])
 def test_a_name_that_is_none(source, more, said, tmp_path, monkeypatch, capsys):
     """Mistake: a misspelt example is looked for on the hub."""
     monkeypatch.chdir(tmp_path)
-    assert __main__.main(["data", source, *more]) == 1
+    assert cli.main(["data", source, *more]) == 1
     assert re.search(said, capsys.readouterr().err)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.__main__ import main
+from tts_kit.cli import main
 from tts_kit.config import Config
 from tts_kit.data import consent, export, manifest, prepare
 from tts_kit.errors import KitError
@@ -98,7 +98,7 @@ def test_what_cannot_be_pushed_is_not_written_first(place, tmp_path, monkeypatch
     shutil.copytree(place.data, Run("emma").data)
     (Run("emma").data / prepare.ORIGIN).unlink()
     for given, said in ((["me/voice", "--public"], "only with consent. No consent"), (["voice"], "no name on the hub")):
-        assert main(["dataset", "--run", "emma", "--push", *given]) == 1 and said in capsys.readouterr().err
+        assert main(["dataset", "--run", "emma", "--push-to-hub", *given]) == 1 and said in capsys.readouterr().err
     assert not (Run("emma").folder / "dataset").exists()
 
 

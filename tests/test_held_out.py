@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from test_data import RATE, contents, voice, write_clips, write_csv
 
-from tts_kit import __main__
+from tts_kit import cli
 from tts_kit.config import Config
 from tts_kit.data import manifest, prepare
 from tts_kit.errors import KitError
@@ -154,13 +154,13 @@ def test_a_changed_held_out_clip_is_seen(tmp_path, run):
 
 
 def test_the_verb_takes_a_share_or_a_source(tmp_path, monkeypatch, capsys):
-    """Mistake: --held-out 0.3 is given beside --held-out-from and silently means nothing; or the verb forgets to pass it."""
+    """Mistake: --held-out 0.3 is given beside --eval-source and silently means nothing; or the verb forgets to pass it."""
     monkeypatch.chdir(tmp_path)
     source, other = learned(tmp_path / "mine"), judged(tmp_path / "late")
-    both = ["data", str(source), "--run", "one", "--held-out-from", str(other)]
-    assert __main__.main([*both, "--held-out", "0.3"]) == 1
+    both = ["data", str(source), "--run", "one", "--eval-source", str(other)]
+    assert cli.main([*both, "--held-out", "0.3"]) == 1
     assert "give one of the two" in capsys.readouterr().err and not (tmp_path / "runs").exists()
-    assert __main__.main(both) == 0
+    assert cli.main(both) == 0
     assert "held out: 3 clips" in capsys.readouterr().out
 
 

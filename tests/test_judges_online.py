@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tts_kit import audio, pipeline
+from tts_kit import audio, samples
 from tts_kit.data import whisper_weights
 from tts_kit.errors import KitError
 from tts_kit.evaluation import bundled, hub_models, metrics
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.skipif(bool(bundled.missing()), reason=f"judges are no
               pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export:DeprecationWarning")]
 needs_packages = pytest.mark.skipif(bool(hub_models.missing()), reason=f"not installed (requirements-judges-online.txt): "
                                     f"{', '.join(hub_models.missing())}")
-CLIP = sorted(pipeline.VOICE.glob("*.flac"))[0]
+CLIP = sorted(samples.VOICE.glob("*.flac"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_weights_that_are_here_are_judged_with_under_their_own_names(hub, wave, 
     assert "WavLM base plus SV 839012c" in metric_models.name and "UTMOS22 strong 5555555" in metric_models.name
     assert "large-v3-turbo int8" in metric_models.name and "DNSMOS" in metric_models.name and "Resemblyzer" not in metric_models.name
     text = next(line.split(",", 1)[1].rsplit(",", 2)[0] for line in (
-        pipeline.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines() if line.startswith(CLIP.name))
+        samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines() if line.startswith(CLIP.name))
     found = metric_models.judge(audio.read(CLIP, metrics.SAMPLE_RATE), metrics.SAMPLE_RATE, text)
     assert found.failed == {} and found.words > 3 and found.word_errors <= 1
     assert found.embedding.shape == (80,) and found.embedding_2.shape == (24,)

@@ -216,7 +216,7 @@ def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
     monkeypatch.setattr(ingest, "load_asr_models", lambda *_: (someone, None))
     monkeypatch.setattr(speaker_embedding, "embed_folder", lambda folder: {})
     monkeypatch.chdir(tmp_path)
-    together, apart = (make_cuts(Run(name).cuts) for name in ("together", "apart"))
+    together, apart = (make_cuts(Run(name).segments) for name in ("together", "apart"))
     for folder in segment.segment_folders(together):
         ingest.transcribe_segments(folder, someone)
     folders = [str(folder) for folder in segment.segment_folders(apart)]
@@ -249,7 +249,7 @@ def test_a_training_that_was_taken_away_goes_on(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("anna", "whole"):
         shutil.copytree(trained.codes, Run(name).codes)
-    asked = vars(Config(base=read_json(trained.adapter / "recipe.json", "")["base"])) | dict(
+    asked = vars(Config(base=read_json(trained.adapter / "config.json", "")["base"])) | dict(
         rank=4, steps=4, warmup_steps=0, tokens_per_batch=150, eval_steps=4, save_steps=1, sample_steps=0)
     with pytest.raises(KeyboardInterrupt):
         modal_app.train.local("anna", asked)
@@ -269,10 +269,10 @@ def test_several_gpus_are_all_used(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(finetune.subprocess, "run",
                         lambda command, **_: asked.append(command) or SimpleNamespace(returncode=1))
-    problem = modal_app.train.local("anna", {"base": read_json(trained.adapter / "recipe.json", "")["base"], "rank": 5})
+    problem = modal_app.train.local("anna", {"base": read_json(trained.adapter / "config.json", "")["base"], "rank": 5})
     assert "training with 2 processes has stopped" in str(problem)
     assert " ".join(asked[0][1:]).endswith("--multi_gpu --num_processes 2 -m tts_kit train --run anna")
-    assert read_json(Run("anna").folder / "recipe.json", "")["rank"] == 5
+    assert read_json(Run("anna").folder / "config.json", "")["rank"] == 5
 
 
 def test_what_is_brought_is_what_was_there(trained, tmp_path):
@@ -287,7 +287,7 @@ def test_what_is_brought_is_what_was_there(trained, tmp_path):
     assert modal_volume.download(shelf, run) == count, "a second time"
 
 
-@pytest.mark.parametrize("broken_in", ["recipe.json", "adapter/adapter_model.safetensors"])
+@pytest.mark.parametrize("broken_in", ["config.json", "adapter/adapter_model.safetensors"])
 def test_a_broken_connection_leaves_what_was_here(trained, tmp_path, monkeypatch, broken_in):
     """Mistake: half of an adapter takes the place of the whole one."""
     shelf, run = Shelf(trained.folder.parent), Run("anna", tmp_path / "runs")
@@ -335,7 +335,7 @@ def test_a_run_made_here_is_never_replaced(trained, tmp_path):
         modal_volume.download(Shelf(trained.folder.parent), run)
 
 
-@pytest.mark.parametrize("name", ["recipe.json", "adapter/adapter_config.json", "comparison/votes.json"])
+@pytest.mark.parametrize("name", ["config.json", "adapter/adapter_config.json", "comparison/votes.json"])
 def test_what_was_done_here_since_is_never_replaced(trained, tmp_path, name):
     """Mistake: a voice was brought once, somebody worked on it here, and the next time that work is gone."""
     shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")

@@ -10,11 +10,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tts_kit import pipeline
+from tts_kit import samples
 from tts_kit.data import whisper_weights
 from tts_kit.evaluation import metrics
 
-FOLDER = pipeline.SAMPLES.parent / "notebooks"
+FOLDER = samples.SAMPLE_DATA.parent / "notebooks"
 NAMES = ["01_data", "02_tokenize", "03_finetune", "04_clone_vs_finetune"]
 
 

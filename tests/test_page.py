@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from tts_kit import audio, pipeline
+from tts_kit import audio, samples
 from tts_kit.comparison import page
 from tts_kit.errors import KitError
 
@@ -58,7 +58,7 @@ def test_the_first_line_leads_and_the_others_are_its_evidence(tmp_path):
 
 def test_twenty_sentences_in_six_arms_travel_in_an_email(tmp_path):
     """Mistake: a page of 30 MB that no mailbox takes; measured on ten seconds of real speech a clip."""
-    spoken = np.concatenate([audio.read(path, RATE) for path in sorted((pipeline.VOICE).glob("*.flac"))[:5]])[:10 * RATE]
+    spoken = np.concatenate([audio.read(path, RATE) for path in sorted((samples.VOICE).glob("*.flac"))[:5]])[:10 * RATE]
     rows = [row(tmp_path, arm=arm) for arm in ARMS]
     for each in rows:
         audio.write(tmp_path / each["file"], spoken, RATE)

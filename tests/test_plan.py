@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from sample_data.build import shape
-from tts_kit import __main__, pretrained
+from tts_kit import cli, pretrained
 from tts_kit.config import Config, save_config
 from tts_kit.doctor import gpus, measured_speed, memory_model, plan, step_cost
 from tts_kit.errors import KitError
@@ -63,7 +63,7 @@ def ledger_of(model, made: dict) -> tuple[step_cost.OpCounter, int]:
 
 def finished(run: Run, config: Config, machine: str, **metrics) -> None:
     """As if the run had been trained with this recipe on that machine."""
-    write_text(run.adapter / "recipe.json", config.to_json())
+    write_text(run.adapter / "config.json", config.to_json())
     write_json(run.adapter / lora.METADATA_FILE, {"metrics": {"machine": machine, "steps": config.steps, **metrics}})
 
 
@@ -191,17 +191,17 @@ def test_a_machine_that_is_no_card_has_its_own_row(config, run):
 
 def test_another_recipes_time_is_no_measure(config, run):
     """Mistake: seconds of small batches are printed for large ones."""
-    finished(run, config.but(tokens_per_batch=75), "Tesla T4", seconds_since_start_or_resume=100.0)
+    finished(run, config.replace(tokens_per_batch=75), "Tesla T4", seconds_since_start_or_resume=100.0)
     found, said = measured_speed.for_run(run, config)
     assert found is None and "tokens_per_batch 75" in said
-    assert measured_speed.for_run(run, config.but(tokens_per_batch=75, steps=9, learning_rate=1.0))[0]
+    assert measured_speed.for_run(run, config.replace(tokens_per_batch=75, steps=9, learning_rate=1.0))[0]
     assert measured_speed.for_run(Run("two", run.folder.parent), config)[0] is None
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_clips_of_the_run_are_planned_for(config, run, packing):
     """Mistake: a plan for clips of another length, or for more than there are."""
-    voice = memory_model.training_data(config.but(packing=packing, context_probability=0.5), run)
+    voice = memory_model.training_data(config.replace(packing=packing, context_probability=0.5), run)
     assert len(voice.clips) == 10 and len(voice.held_out) == 2
     assert voice.seconds == pytest.approx(sum(range(22, 32)) / 12.5)
     for size in (voice.longest, 150, 400):
@@ -213,14 +213,14 @@ def test_the_clips_of_the_run_are_planned_for(config, run, packing):
 
 def test_no_batch_is_larger_than_the_clips(config, run):
     """Mistake: a plan for two thousand clips where there are ten."""
-    made = plan.Plan(config.but(tokens_per_batch=100_000), run)
+    made = plan.Plan(config.replace(tokens_per_batch=100_000), run)
     assert made.rows[0].fits == made.voice.whole == pytest.approx(10 * made.voice.of_clip, abs=1)
     assert made.rows[0].gradient_accumulation_steps == 1 and "all clips" in plan._table(made)[1]
 
 
 def test_the_verb_prints_the_table(toy, capsys):
     """Mistake: the plan is there, but the command line does not lead to it, or the table breaks in a narrow window."""
-    assert __main__.main(["doctor", "--plan", "--base", toy, "--rank", "4", "--depth-frame-fraction", "0.5"]) == 0
+    assert cli.main(["doctor", "--plan", "--base", toy, "--rank", "4", "--depth-frame-fraction", "0.5"]) == 0
     said = capsys.readouterr().out
     table = said.split("\n\n")[0].splitlines()
     assert len(table) == 1 + len(gpus.GPUS) and all(line.endswith("computed") for line in table[1:])
@@ -228,7 +228,7 @@ def test_the_verb_prints_the_table(toy, capsys):
     assert "prices of late 2025, which may have changed" in " ".join(said.split())
     assert f"--run NAME --base {toy} --rank 4 --depth-frame-fraction 0.5" in said
     assert max(len(line) for line in said.splitlines() if toy not in line) <= 100
-    assert __main__.main(["doctor", "--rank", "4"]) == 1
+    assert cli.main(["doctor", "--rank", "4"]) == 1
     assert "--rank says for what to plan" in capsys.readouterr().err
 
 
@@ -252,6 +252,6 @@ def test_bytes_and_operations_become_seconds():
 
 def test_the_recipe_of_the_run_is_planned_for(config, run):
     """Mistake: the plan forgets what the run was told before."""
-    save_config(run, config.but(rank=2))
+    save_config(run, config.replace(rank=2))
     assert "rank 2," in plan.format_plan(run)
     assert "rank 3," in plan.format_plan(run, rank=3)

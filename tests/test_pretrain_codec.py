@@ -45,7 +45,7 @@ def waves():
 @pytest.fixture(scope="module")
 def trained(waves):
     """A toy trained long enough for its codes to mean something, with its losses."""
-    training = Training(waves, SMALL.but(steps=90, free_steps=40, warmup_steps=10, pool_seconds=20), CPU)
+    training = Training(waves, SMALL.replace(steps=90, free_steps=40, warmup_steps=10, pool_seconds=20), CPU)
     return training, [training.step() for _ in range(90)]
 
 
@@ -103,7 +103,7 @@ def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
     """Mistake: the codes that were learnt are drawn anew, or pass unquantized for the first steps."""
     training, parts = trained
     codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {})
-    again = Training(waves, SMALL.but(begin_with=str(tmp_path / "codec"), learning_rate=1e-6), CPU)
+    again = Training(waves, SMALL.replace(begin_with=str(tmp_path / "codec"), learning_rate=1e-6), CPU)
     before = [book.embed.clone() for book in quantizer.codebooks(again.codec)]
     first = again.step()
     assert again.quantizing and "commitment" in first
@@ -117,7 +117,7 @@ def test_a_decoder_is_trained_without_changing_a_code(trained, waves, tmp_path):
     """Mistake: a language model was trained on codes that this codec no longer makes, or no longer says in that way."""
     training, _ = trained
     codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {})
-    config = SMALL.but(begin_with=str(tmp_path / "codec"), keep_codes=True, adversary_from=0.0)
+    config = SMALL.replace(begin_with=str(tmp_path / "codec"), keep_codes=True, adversary_from=0.0)
     again, before = Training(waves, config, CPU), Training(waves, config, CPU)
     for _ in range(3):
         again.step()
@@ -207,7 +207,7 @@ def test_a_pool_too_small_for_the_codebooks_is_said(codec):
 def test_collapse_is_noticed():
     """Mistake: a training whose latents are a constant runs on for half an hour and is unintelligible."""
     silence = [np.zeros(RATE, np.float32)] * 3
-    training = Training(silence, SMALL.but(steps=400, free_steps=400, batch=1), CPU)
+    training = Training(silence, SMALL.replace(steps=400, free_steps=400, batch=1), CPU)
     with pytest.raises(KitError, match="collapsed"):
         for _ in range(200):
             training.step()
@@ -215,8 +215,8 @@ def test_collapse_is_noticed():
 
 def test_same_seed_same_weights_other_seed_other_weights(waves):
     """Mistake: a result nobody can get again."""
-    config = SMALL.but(adversary_from=0.5, adversary_channels=2)
-    first, again, other = (Training(waves, config.but(seed=seed), CPU) for seed in (0, 0, 1))
+    config = SMALL.replace(adversary_from=0.5, adversary_channels=2)
+    first, again, other = (Training(waves, config.replace(seed=seed), CPU) for seed in (0, 0, 1))
     for training in (first, again, other):
         torch.manual_seed(time.time_ns())
         for _ in range(config.steps):
@@ -234,7 +234,7 @@ import torch
 torch.set_num_threads(1)
 import test_pretrain_codec as here
 here.codec_training.train([here.vowels(number) for number in range(8)], [here.vowels(9)], sys.argv[1],
-                          here.SMALL.but(steps=400, adversary_from=0.005, adversary_channels=2), here.CPU)
+                          here.SMALL.replace(steps=400, adversary_from=0.005, adversary_channels=2), here.CPU)
 """
 
 
@@ -250,7 +250,7 @@ def test_killed_training_goes_on_to_the_same_weights(waves, tmp_path):
     process.wait()
     [*_, last] = snapshot.steps(work)
     reached = snapshot.facts(last)["step"]
-    config = SMALL.but(steps=400, adversary_from=0.005, adversary_channels=2)
+    config = SMALL.replace(steps=400, adversary_from=0.005, adversary_channels=2)
     resumed, whole = Training(waves, config, CPU), Training(waves, config, CPU)
     codec_training._go_on(resumed, work, waves)
     for _ in range(3):
@@ -277,7 +277,7 @@ def test_batches_depend_on_the_step_alone(waves):
 def test_crops_reach_everything_and_pad_what_is_short():
     """Mistake: ends of clips are never heard, or a short clip breaks the batch."""
     ramp, short = np.linspace(0.1, 0.9, 3 * 4 * FRAME, dtype=np.float32), np.full(100, 0.5, np.float32)
-    crops = Crops([ramp, short], ModelSpec.of(shape.config("toy")), SMALL.but(speed=0.0, batch=200))
+    crops = Crops([ramp, short], ModelSpec.of(shape.config("toy")), SMALL.replace(speed=0.0, batch=200))
     batch = crops.make(0)["waves"].numpy()
     padded = batch[batch[:, -1] == 0]
     assert all((row[100:] == 0).all() for row in padded)
@@ -308,7 +308,7 @@ def test_a_teacher_is_followed_by_the_first_codebook(waves, tmp_path):
 
     features = codec_training.heard(spectral, waves, tmp_path / "teacher.safetensors")
     assert np.concatenate(features).astype(np.float32).mean() == pytest.approx(0, abs=0.01)
-    config = SMALL.but(steps=80, batch=16, free_steps=70, warmup_steps=5, pool_seconds=20, learning_rate=0.01)
+    config = SMALL.replace(steps=80, batch=16, free_steps=70, warmup_steps=5, pool_seconds=20, learning_rate=0.01)
     training = Training(waves, config, CPU, features)
     losses = [training.step()["teacher"].item() for _ in range(config.steps)]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
@@ -404,4 +404,4 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path):
 def test_senseless_settings_are_refused(field, value):
     """Mistake: a wrong number is noticed after an hour, or never."""
     with pytest.raises(KitError, match=f"{field} is"):
-        SMALL.but(**{field: value})
+        SMALL.replace(**{field: value})

@@ -9,12 +9,12 @@ import soundfile
 
 from sample_data.build import corpus, evaluate, goals, takes
 from sample_data.build.evaluate import UNSEEN, Wish
-from tts_kit import audio, device, pipeline
+from tts_kit import audio, device, samples
 from tts_kit.evaluation import metrics
 from tts_kit.io import read_rows
 from tts_kit.speech import speak
 
-VOICE = sorted(pipeline.VOICE.glob("*.flac"))
+VOICE = sorted(samples.VOICE.glob("*.flac"))
 needs_judges = pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 
 

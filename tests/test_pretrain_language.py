@@ -73,7 +73,7 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     ids = {clip.source for clip in sentences()} | {language.SPEAKER}
     assert ids == {"0"}
     run = Run("pretrain", tmp_path)
-    folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.but(steps=120), "toy")
+    folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.replace(steps=120), "toy")
     from tts_kit.generation.generate import generate
     from tts_kit.generation.sampling import Sampling
     from tts_kit.tokens.prompt import Turn
@@ -131,7 +131,7 @@ def test_it_learns_on_from_a_trained_model(tmp_path, codec):
     """Mistake: the trained weights are not taken, the tables come apart, or a model of another shape is half loaded."""
     first = language.train(sentences(), codec, tmp_path / "model", Run("first", tmp_path), CPU, RECIPE, "toy")
     second = Run("second", tmp_path)
-    little = RECIPE.but(steps=20, learning_rate=1e-5)
+    little = RECIPE.replace(steps=20, learning_rate=1e-5)
     other = language.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
     assert language.facts(other)["begun with"] == language.facts(first), "where its weights come from is forgotten"
     last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / callbacks.RECORD)
@@ -144,7 +144,7 @@ def test_it_learns_on_from_a_trained_model(tmp_path, codec):
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler to fuse operations with")
 def test_fused_layers_learn_the_same(tmp_path, codec):
     """Mistake: compiled layers that are saved under other names, or that compute something else."""
-    short = RECIPE.but(steps=3, eval_steps=3, save_steps=3)
+    short = RECIPE.replace(steps=3, eval_steps=3, save_steps=3)
     names, losses = [], []
     for name in ("plain", "fused"):
         run = Run(name, tmp_path)
@@ -211,7 +211,7 @@ def test_both_sentences_teach_and_noise_is_only_heard(codec):
     """Mistake: half of the speech is read for nothing, or the model is taught to say the noise."""
     writer = PromptBuilder(shape.tokenizer("toy"), ModelSpec.of(shape.config("toy")))
     some = [clip for clip in sentences() if clip.split == "train"]
-    config = RECIPE.but(context_probability=1.0)
+    config = RECIPE.replace(context_probability=1.0)
     clean, noisy = (language.Steps(some, writer, config, noise)[3] for noise in (0.0, 0.5))
     lengths = {clip.id: len(clip.codes) + 1 for clip in some}
     assert len(clean["targets"]) > sum(lengths[name] for name in clean["names"])

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from test_generate import GREEDY
 from test_shared_base import change, codes, make_adapter
 
-from tts_kit import __main__, audio, device, pipeline
+from tts_kit import audio, cli, device, pipeline, samples
 from tts_kit.comparison import synthesis
 from tts_kit.config import Config
 from tts_kit.data import consent
@@ -42,10 +42,10 @@ def told(loud, tmp_path_factory):
     root = tmp_path_factory.mktemp("release") / "runs"
     source = root / "source"
     source.mkdir(parents=True)
-    rows = (pipeline.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     some = [*rows[1:7], *rows[8:11]]
     for row in some:
-        shutil.copy(pipeline.VOICE / row.split(",")[0], source)
+        shutil.copy(samples.VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
     config = Config(base=loud, rank=4, alpha=8, steps=2, warmup_steps=0, learning_rate=0.05, tokens_per_batch=400,
                     eval_steps=2, save_steps=2, sample_steps=0)
@@ -69,7 +69,7 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     card whose program does not run."""
     run = Run("tiny", tmp_path / "runs")
     # the bundled base, as an untrained one says words that its codec does not know, which transformers does not mind
-    make_adapter(str(pipeline.BUNDLED), run.adapter, 1, scale=0.005)
+    make_adapter(str(samples.TINY_CSM), run.adapter, 1, scale=0.005)
     out = export.export(run, merge=True, place=str(run.folder / "release" / "merged"))
     with safe_open(out / "model.safetensors", "pt") as file:
         tables = [file.get_tensor(name) for name in (load.BACKBONE_TABLE, load.DEPTH_TABLE)]
@@ -101,14 +101,14 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
 def test_the_program_for_an_adapter_speaks_the_same(tmp_path, monkeypatch):
     """Mistake: a card whose program does not run with PEFT alone, or speaks as the base."""
     run = Run("tiny", tmp_path / "runs")
-    make_adapter(str(pipeline.BUNDLED), run.adapter, 1, scale=0.005)
+    make_adapter(str(samples.TINY_CSM), run.adapter, 1, scale=0.005)
     out = export.export(run, place=str(run.folder / "release" / "adapter"))
     program = re.search(r"```python\n(.*?)```", (out / card.FILE).read_text(encoding="utf-8"), re.DOTALL).group(1)
     monkeypatch.chdir(tmp_path)
     # in float32 as here, where transformers would take the 16 bits of the file
     found = {}
-    exec(program.replace('"tiny-csm")\nmodel', f'{str(pipeline.BUNDLED)!r}, dtype="float32")\nmodel').replace(
-        '"tiny-csm"', repr(str(pipeline.BUNDLED))), found)
+    exec(program.replace('"tiny-csm")\nmodel', f'{str(samples.TINY_CSM)!r}, dtype="float32")\nmodel').replace(
+        '"tiny-csm"', repr(str(samples.TINY_CSM))), found)
     assert soundfile.info(tmp_path / "speech.wav").duration > 0.5
     greedy = {"do_sample": False, "depth_decoder_do_sample": False, "max_new_tokens": 20}
     frames = found["model"].generate(**found["inputs"], **greedy)[0].tolist()
@@ -121,7 +121,7 @@ def test_the_program_for_an_adapter_speaks_the_same(tmp_path, monkeypatch):
 
 def test_merged_is_loaded_like_any_voice(told, memorized, tmp_path):
     """Mistake: merged weights are sampled as the base and not as the voice, or speak as somebody else."""
-    change(memorized.adapter, "recipe.json", temperature=0.3, depth_temperature=0.0, top_k=7)
+    change(memorized.adapter, "config.json", temperature=0.3, depth_temperature=0.0, top_k=7)
     change(memorized.adapter, lora.METADATA_FILE, speaker=SPEAKER)
     out = export.export(memorized, merge=True, marked=False)
     voice = speak.load_voice(CPU, out)
@@ -151,7 +151,7 @@ def test_an_exported_adapter_is_the_contract(told, loud, tmp_path):
     """Mistake: something is missing that others need; the names of this machine's folders are not."""
     out = export.export(told, tmp_path / "out", marked=False)
     assert {path.name for path in out.iterdir()} == {
-        lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "recipe.json", "data.json", "release.json", consent.FILE, card.FILE,
+        lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "config.json", "data.json", "release.json", consent.FILE, card.FILE,
         card.SAMPLES}
     for path in (path for path in out.iterdir() if path.suffix in (".json", ".md")):
         assert str(tmp_path) not in path.read_text() and str(Path(loud).parent) not in path.read_text(), path
@@ -247,7 +247,7 @@ def test_the_hub_files_it_under_its_base(told):
     assert (head.base_model, head.base_model_relation, head.license) == ("sesame/csm-1b", "finetune", "apache-2.0")
     assert card.front_matter(summary.gather(told, told.folder), "", False, []).base_model is None
     assert any("impersonation" in each for each in card.terms.of("sesame/csm-1b", "apache-2.0"))
-    assert card.terms.licence("tiny-csm", str(pipeline.BUNDLED)) == "apache-2.0"
+    assert card.terms.licence("tiny-csm", str(samples.TINY_CSM)) == "apache-2.0"
 
 
 def test_clips_beside_the_card_are_marked(told, tmp_path):
@@ -298,10 +298,10 @@ def test_an_export_that_fails_leaves_what_was_there(told, tmp_path, monkeypatch)
 def test_the_verb_exports(memorized, monkeypatch, capsys):
     """Mistake: the command line says something else than the function it calls."""
     monkeypatch.chdir(memorized.folder.parent.parent)
-    assert __main__.main(["export", "--run", "told", "--no-watermark"]) == 0
+    assert cli.main(["export", "--run", "told", "--no-watermark"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "runs/told/release/adapter"
     assert "--adapter runs/told/release/adapter" in Path("runs/told/release/adapter/README.md").read_text()
-    assert __main__.main(["export", "--run", "nobody"]) == 1
+    assert cli.main(["export", "--run", "nobody"]) == 1
     assert "nothing was trained there yet" in capsys.readouterr().err
 
 
@@ -318,10 +318,10 @@ def test_the_verb_speaks_as_strongly_as_told(memorized, monkeypatch, capsys):
     said = {}
     for name, more in (("as trained", []), ("off", ["--strength", "0"]), ("base", ["--no-adapter"]),
                        ("loud", ["--strength", "3"])):
-        assert __main__.main([*given, "--out", "said.wav", *more]) == 0
+        assert cli.main([*given, "--out", "said.wav", *more]) == 0
         said[name] = Path("said.wav").read_bytes()
     assert said["off"] == said["base"] and len({*said.values()}) == 3
-    assert __main__.main([*given, "--out", "said.wav", "--no-adapter", "--strength", "2"]) == 1
+    assert cli.main([*given, "--out", "said.wav", "--no-adapter", "--strength", "2"]) == 1
     assert "--no-adapter leaves it out" in capsys.readouterr().err and Path("said.wav").read_bytes() == said["loud"]
 
 

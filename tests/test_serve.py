@@ -597,7 +597,7 @@ def test_without_a_key_only_for_this_machine(toys):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
 def test_other_addresses_of_the_machine_want_a_key(cast, host):
     """Mistake: --host 0.0.0.0 opens the voices to everybody on the network."""
-    with pytest.raises(KitError, match="no key was given. Give --key"):
+    with pytest.raises(KitError, match="no key was given. Give --api-key"):
         Server(cast, host, 0)
     with pytest.raises(KitError, match="shorter than 16"):
         Server(cast, host, 0, keys=["secret"])

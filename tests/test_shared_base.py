@@ -279,7 +279,7 @@ def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
                              env=os.environ | own)
     assert ran.returncode == 0, ran.stderr
     fetched, pickled, gated, nobody = ran.stdout.splitlines()[-4:]
-    assert fetched == str(sorted([lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "recipe.json"]))
+    assert fetched == str(sorted([lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "config.json"]))
     assert "me/pickled has its weights as a pickle (adapter_model.bin)" in pickled
     assert "pickled/adapter_model.bin" not in server.fetched
     assert "is gated" in gated and "hf auth login" in gated

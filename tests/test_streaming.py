@@ -15,7 +15,7 @@ from transformers.models.mimi.modeling_mimi import MimiLayerScale
 
 from sample_data.build import shape
 from tts_kit import audio, device
-from tts_kit.__main__ import main
+from tts_kit.cli import main
 from tts_kit.errors import KitError
 from tts_kit.generation import generate
 from tts_kit.generation.sampling import Sampling

@@ -141,6 +141,6 @@ def test_codes_without_data_say_which_verb_is_missing(toy, tmp_path):
     """Mistake: a traceback about a missing manifest."""
     from tts_kit.config import Config
 
-    with pytest.raises(KitError, match="python -m tts_kit data"):
+    with pytest.raises(KitError, match="tts-kit prepare"):
         tokens.encode(Config(base=toy), Run("none", tmp_path), device.choose("cpu"))
     shutil.rmtree(tmp_path / "none", ignore_errors=True)

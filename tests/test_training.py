@@ -75,7 +75,7 @@ def same(one: dict, other: dict, **tolerance) -> None:
 
 def test_logged_loss_is_the_sum_of_both_named_parts(config, run):
     """Mistake: Trainer scales the depth loss by 31, or divides once more by the accumulation steps."""
-    _, made = prepared(config.but(gradient_accumulation_steps=2, depth_loss_weight=0.5), run)
+    _, made = prepared(config.replace(gradient_accumulation_steps=2, depth_loss_weight=0.5), run)
     made.train()
     rows = [row for row in made.state.log_history if "loss" in row]
     assert len(rows) == config.steps
@@ -86,10 +86,10 @@ def test_logged_loss_is_the_sum_of_both_named_parts(config, run):
 
 def test_four_micro_batches_are_one_big_batch(config, run):
     """Mistake: a mean of means; clips of unequal length make the accumulated gradient another one."""
-    big = config.but(tokens_per_batch=100_000, gradient_accumulation_steps=1, steps=1, depth_frame_fraction=0.5, learning_rate=0.1)
+    big = config.replace(tokens_per_batch=100_000, gradient_accumulation_steps=1, steps=1, depth_frame_fraction=0.5, learning_rate=0.1)
     _, whole = prepared(big, run)
     order = [item for batch in whole.train_dataset.plan for item in batch]
-    _, parts = prepared(big.but(gradient_accumulation_steps=4), run)
+    _, parts = prepared(big.replace(gradient_accumulation_steps=4), run)
     parts.train_dataset.plan = [order[:1], order[1:2], order[2:6], order[6:]]
     gradients = []
     for made in (whole, parts):
@@ -116,7 +116,7 @@ def test_checkpointing_computes_again_and_gives_the_same_adapter(config, run, tm
     """Mistake: gradient checkpointing with LoRA crashes on a leaf written in place, trains nothing, or is never on."""
     calls, made = {}, {}
     for name, gradient_checkpointing in (("plain", False), ("saving", True)):
-        base, trained = prepared(config.but(gradient_checkpointing=gradient_checkpointing, eval_steps=1000), run)
+        base, trained = prepared(config.replace(gradient_checkpointing=gradient_checkpointing, eval_steps=1000), run)
         calls[name] = 0
         for part in (base.model.backbone_model, base.model.depth_decoder.model):
             part.layers[0].mlp.register_forward_pre_hook(
@@ -131,7 +131,7 @@ def test_evaluation_is_the_mean_over_all_held_out_frames(config, run, base):
     """Mistake: held-out losses averaged over batches of unequal size, or measured only after training began."""
     _, made = prepared(config, run)
     alone = made.evaluate()
-    _, small = prepared(config.but(tokens_per_batch=10), run)
+    _, small = prepared(config.replace(tokens_per_batch=10), run)
     assert small.evaluate()["eval_backbone_loss"] == pytest.approx(alone["eval_backbone_loss"], rel=1e-6)
     assert small.evaluate()["eval_depth_loss"] == pytest.approx(alone["eval_depth_loss"], rel=1e-6)
     finetune.finetune(config, run, CPU)
@@ -147,7 +147,7 @@ def test_one_clip_is_learnt_until_its_codes_come_back(config, run, tmp_path):
     clip = make_clip("only", 6, "Remember me.")
     held = [make_clip(f"held{number}", 4, split="held_out") for number in range(2)]
     with_codes(run, [clip, *held])
-    base, made = prepared(config.but(rank=16, alpha=32, steps=200, learning_rate=0.01, eval_steps=1000,
+    base, made = prepared(config.replace(rank=16, alpha=32, steps=200, learning_rate=0.01, eval_steps=1000,
                                             save_steps=1000), run)
     spread_logits(base)
     made.train()
@@ -160,14 +160,14 @@ def test_one_clip_is_learnt_until_its_codes_come_back(config, run, tmp_path):
 
 def test_killed_training_resumes_to_the_same_weights(config, run, tmp_path):
     """Mistake: after SIGKILL the order of clips, the optimizer or the schedule starts anew, or a half checkpoint is read."""
-    config = config.but(steps=30, save_steps=3, eval_steps=15, depth_frame_fraction=0.25)
+    config = config.replace(steps=30, save_steps=3, eval_steps=15, depth_frame_fraction=0.25)
     whole = with_codes(Run("whole", tmp_path), cache.read(run.codes))
     finetune.finetune(config, whole, CPU)
-    (tmp_path / "recipe.json").write_text(config.to_json())
+    (tmp_path / "config.json").write_text(config.to_json())
     script = ("import sys, torch; torch.set_num_threads(1)\n"
               "from tts_kit import config, device; from tts_kit.run import Run; from tts_kit.training import finetune\n"
               "finetune.finetune(config.read_config(sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "config.json"), str(tmp_path)],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while trainer.last_complete_checkpoint(run.training) is None and process.poll() is None:
@@ -193,7 +193,7 @@ def test_a_clip_without_a_finite_loss_stops_the_run_by_name(config, run, every):
     clips = cache.read(run.codes)
     poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
     with_codes(run, [*clips, poisoned])
-    base, made = prepared(config.but(steps=20), run)
+    base, made = prepared(config.replace(steps=20), run)
     tilde = base.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
     base.model.embed_text_tokens.weight.data[tilde] = float("nan")
     made.args.logging_steps = every
@@ -207,7 +207,7 @@ def test_looking_seldom_sees_the_same(config, run, tmp_path):
     weights are saved and held-out clips judged before anybody saw what was learnt."""
     seen = []
     for every in (1, 5):
-        _, made = prepared(config.but(steps=7, eval_steps=3, save_steps=6, gradient_accumulation_steps=2),
+        _, made = prepared(config.replace(steps=7, eval_steps=3, save_steps=6, gradient_accumulation_steps=2),
                            with_codes(Run(f"every{every}", tmp_path), cache.read(run.codes)))
         made.args.logging_steps = every
         made.train()
@@ -246,7 +246,7 @@ def test_text_embeddings_in_main_memory_train_the_same(config, run, tmp_path):
     """Mistake: the table moves back with the model, is asked for on the device, or gives other rows."""
     made = []
     for far in (False, True):
-        base, trained = prepared(config.but(offload_text_embeddings=far),
+        base, trained = prepared(config.replace(offload_text_embeddings=far),
                                  with_codes(Run(f"far{far}", tmp_path), cache.read(run.codes)))
         assert ("embed_text_tokens.weight" in dict(base.model.named_parameters())) is not far
         batch = trained.data_collator([trained.train_dataset[0]])
@@ -261,7 +261,7 @@ def test_compiled_layers_train_the_same(config, run, tmp_path, capsys):
     """Mistake: compiled layers lose the adapter or the clips' borders, or are called compiled and are not."""
     made = []
     for wanted in ("no", "yes"):
-        base, trained = prepared(config.but(compile=wanted, steps=2, eval_steps=2),
+        base, trained = prepared(config.replace(compile=wanted, steps=2, eval_steps=2),
                                  with_codes(Run(wanted, tmp_path), cache.read(run.codes)))
         assert (base.model.backbone_model.layers[0]._compiled_call_impl is not None) is (wanted == "yes")
         trained.train()
@@ -275,7 +275,7 @@ def test_compiled_layers_train_the_same(config, run, tmp_path, capsys):
     (compile.MIN_STEPS_TO_COMPILE, "cuda", True, "win back|no Triton")])
 def test_compiling_is_decided_by_what_it_pays(config, steps, device, wanted, why):
     """Mistake: sixty steps wait two minutes for a compiler, or a long run goes without."""
-    compiled, reason = compile.should_compile(config.but(steps=steps), dataclasses.replace(CPU, device=device))
+    compiled, reason = compile.should_compile(config.replace(steps=steps), dataclasses.replace(CPU, device=device))
     assert re.search(why, reason)
     assert compiled is (wanted and has_triton())
 
@@ -285,7 +285,7 @@ def test_another_recipe_in_the_same_run_is_refused(config, run):
     finetune.finetune(config, run, CPU)
     before = adapter(run.adapter)
     with pytest.raises(KitError, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4"):
-        finetune.finetune(config.but(rank=8, steps=9), run, CPU)
+        finetune.finetune(config.replace(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
 
 
@@ -295,7 +295,7 @@ def test_a_run_that_did_not_fit_goes_on_in_less_memory(config, run):
     before = adapter(run.adapter)
     (run.adapter / lora.METADATA_FILE).unlink()
     shutil.rmtree(max(run.training.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
-    finetune.finetune(config.but(gradient_checkpointing=True, offload_text_embeddings=True, compile="no"), run, CPU)
+    finetune.finetune(config.replace(gradient_checkpointing=True, offload_text_embeddings=True, compile="no"), run, CPU)
     same(adapter(run.adapter), before)
     assert read_config(run.training / CONFIG_FILE).gradient_checkpointing
 
@@ -317,7 +317,7 @@ def test_an_adapter_gets_the_consent_however_training_ended(config, run, capsys)
 def test_a_run_that_has_learnt_nothing_takes_another_recipe(config, run, toy):
     """Mistake: a misspelt base or a batch too large for the card blocks the run's name for ever."""
     with pytest.raises(KitError, match="no/such"):
-        finetune.finetune(config.but(base="no/such"), run, CPU)
+        finetune.finetune(config.replace(base="no/such"), run, CPU)
     assert finetune.finetune(config, run, CPU) == run.adapter
 
 
@@ -361,10 +361,10 @@ def test_micro_batches_are_never_dropped(config, run, monkeypatch):
 
 def test_a_sample_that_ends_at_once_is_no_crash(config, run):
     """Mistake: the codec is asked to decode nothing, and the training ends in its traceback at the same step each time."""
-    base, _ = prepared(config.but(sample_steps=2), run)
+    base, _ = prepared(config.replace(sample_steps=2), run)
     base.model.lm_head.weight.data.zero_()
     base.model.depth_decoder.codebooks_head.weight.data.zero_()
-    callbacks.SampleCallback(base, config.but(sample_steps=2, temperature=0.0, depth_temperature=0.0), run, "0").speak(2)
+    callbacks.SampleCallback(base, config.replace(sample_steps=2, temperature=0.0, depth_temperature=0.0), run, "0").speak(2)
     assert (run.training / "samples" / "step-000002" / "1.wav").is_file()
 
 
@@ -379,7 +379,7 @@ def test_a_finished_run_is_not_trained_again(config, run, capsys):
 
 def test_samples_plot_and_metrics_are_there(config, run):
     """Mistake: a training of which nothing can be seen or heard."""
-    finetune.finetune(config.but(sample_steps=2, sample_texts=("One.", "Two?")), run, CPU)
+    finetune.finetune(config.replace(sample_steps=2, sample_texts=("One.", "Two?")), run, CPU)
     heard = sorted(str(path.relative_to(run.training)) for path in run.training.glob("samples/*/*.wav"))
     assert heard == [f"samples/step-{step:06d}/{number}.wav" for step in (0, 2, 4) for number in (1, 2)]
     assert (run.training / "losses.png").read_bytes().startswith(b"\x89PNG")
@@ -392,8 +392,8 @@ def test_samples_plot_and_metrics_are_there(config, run):
 
 def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(config, run, tmp_path):
     """Mistake: a full disk leaves half a checkpoint that is taken for a whole one."""
-    config = config.but(steps=6)
-    (tmp_path / "recipe.json").write_text(config.to_json())
+    config = config.replace(steps=6)
+    (tmp_path / "config.json").write_text(config.to_json())
     script = ("import resource, sys, torch; torch.set_num_threads(1)\n"
               "from tts_kit import config, device; from tts_kit.run import Run; from tts_kit.training import finetune\n"
               "from transformers import TrainerCallback\n"
@@ -401,7 +401,7 @@ def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(config, run,
               "    def on_step_end(self, args, state, control, **_):\n"
               "        if state.global_step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
               "finetune.finetune(config.read_config(sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'), [Full()])\n")
-    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path)],
+    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "config.json"), str(tmp_path)],
                          capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert out.returncode != 0
     assert "the disk is full" in out.stderr and "run the same command again" in out.stderr
@@ -455,5 +455,5 @@ def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(config, r
     assert torch.isfinite(normed).all()  # 300 squared is no float16
     made.train()
     assert all(lora.max_lora_b(made.model).values())
-    callbacks.SampleCallback(base, config.but(sample_steps=1, sample_texts=("One.",)), run, "0").speak(9)
+    callbacks.SampleCallback(base, config.replace(sample_steps=1, sample_texts=("One.",)), run, "0").speak(9)
     assert (run.training / "samples" / "step-000009" / "1.wav").is_file()

@@ -11,13 +11,13 @@ import pytest
 import soundfile
 import torch
 
-from tts_kit import audio, pipeline, watermark
-from tts_kit.__main__ import main
+from tts_kit import audio, samples, watermark
+from tts_kit.cli import main
 from tts_kit.errors import KitError
 from tts_kit.io import read_json
 
 RATE = 24_000
-VOICE = pipeline.SAMPLES / "held_out" / "later01_01.flac"
+VOICE = samples.SAMPLE_DATA / "held_out" / "later01_01.flac"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def highs(wave: np.ndarray) -> np.ndarray:
 
 def test_it_is_found_in_marked_speech_and_not_in_unmarked(speech, marked):
     """Mistake: a detector that says yes, or no, to everything."""
-    others = [audio.read(path, RATE) for path in sorted((pipeline.SAMPLES / "strangers").glob("*.flac"))]
+    others = [audio.read(path, RATE) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
     assert watermark.detect(marked, RATE) > 0.9
     assert max(watermark.detect(wave, RATE) for wave in [speech, *others]) < 0.1
     assert min(watermark.detect(watermark.apply(wave, RATE), RATE) for wave in others) > 0.9
@@ -303,7 +303,7 @@ def test_the_verb_detects_and_its_status_tells(speech, marked, tmp_path, capsys)
 def test_the_verb_marks_what_it_says_unless_told_otherwise(stream, tmp_path, monkeypatch, capsys):
     """Mistake: speech leaves the house unmarked, or the mark changes what is said."""
     monkeypatch.chdir(tmp_path)
-    given = ["speak", "The dog ran away.", "--no-adapter", "--base", str(pipeline.BUNDLED), "--device", "cpu", *stream]
+    given = ["speak", "The dog ran away.", "--no-adapter", "--base", str(samples.TINY_CSM), "--device", "cpu", *stream]
     assert main([*given, "--out", "marked.wav"]) == 0
     assert "No watermark" not in capsys.readouterr().out
     assert main([*given, "--no-watermark", "--out", "plain.wav"]) == 0
@@ -320,5 +320,5 @@ def test_the_readme_says_what_was_measured():
     from tests.benchmarks import watermark as bench
 
     found = read_json(bench.RESULTS, "Measure again.")
-    assert bench.block(found) in (pipeline.SAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert bench.block(found) in (samples.SAMPLE_DATA.parent / "README.md").read_text(encoding="utf-8")
     assert list(found["sure from"].values()) == [watermark.SURE, watermark.SURE_OF_LITTLE]

@@ -1,4 +1,4 @@
-"""What all pages of the kit have in common: paper and ink, and that nothing runs on them but their own script."""
+"""Self-contained HTML pages: one layout, embedded style, scripts and data, and a content security policy."""
 
 import base64
 import hashlib
@@ -9,48 +9,51 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__)
+LAYOUT = Path(__file__)
 
 
-def page(module: str, title: str, scripts: Sequence[str] = (), data: dict | None = None, allowed: Sequence[str] = (),
+def page(module: str, title: str, scripts: Sequence[str] = (), data: dict | None = None, csp: Sequence[str] = (),
          **parts: str) -> tuple[str, str]:
-    """A page out of what lies beside a module: its HTML, filled with `parts`, which are HTML too, its style and its scripts,
-    which find `data`. With it the policy under which a browser may show it: those, and else what is `allowed`."""
-    own = Path(module)
-    body = string.Template(_text(own.with_suffix(".html"))).substitute(parts, title=escape(title))
-    style = _text(HERE.with_suffix(".css")) + _text(own.with_suffix(".css"))
-    script = "".join(_text(own.with_name(name)) for name in scripts)
-    runs = [f"script-src {_digest(script)}"] * bool(script)
-    policy = "; ".join(["default-src 'none'", f"style-src {_digest(style)}", *runs, *allowed, "base-uri 'none'",
+    """Build a page from the .html, .css and `scripts` beside a module; return it and its content security policy.
+
+    `parts` (HTML) fill the template, `data` is embedded as JSON, `csp` are more directives of the policy.
+    """
+    source = Path(module)
+    body = string.Template(_text(source.with_suffix(".html"))).substitute(parts, title=escape(title))
+    style = _text(LAYOUT.with_suffix(".css")) + _text(source.with_suffix(".css"))
+    script = "".join(_text(source.with_name(name)) for name in scripts)
+    script_src = [f"script-src {_csp_hash(script)}"] if script else []
+    policy = "; ".join(["default-src 'none'", f"style-src {_csp_hash(style)}", *script_src, *csp, "base-uri 'none'",
                         "form-action 'none'"])
-    told = [] if data is None else [f'<script type="application/json" id="data">{_json(data)}</script>']
-    return string.Template(_text(HERE.with_suffix(".html"))).substitute(
-        policy=policy, title=escape(title), style=style, body=body,
-        scripts="\n".join([*told, *[f"<script>{script}</script>"] * bool(script)])), policy
+    scripts_html = [] if data is None else [f'<script type="application/json" id="data">{_json(data)}</script>']
+    if script:
+        scripts_html.append(f"<script>{script}</script>")
+    return string.Template(_text(LAYOUT.with_suffix(".html"))).substitute(
+        policy=policy, title=escape(title), style=style, body=body, scripts="\n".join(scripts_html)), policy
 
 
 def data_uri(content: bytes, mime: str) -> str:
-    """An address that holds its content."""
+    """A data: URI with this content."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
 def escape(text: object) -> str:
-    """Words that somebody wrote, as nothing but words on a page."""
+    """Escape text for HTML, in ASCII."""
     return html.escape(str(text)).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def markdown(text: object) -> str:
-    """The same on a page of Markdown, in one line."""
+    """Escape text for Markdown, in one line."""
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _json(data: dict) -> str:
-    """ASCII without "<", which can neither end its script element nor hold U+2028 or half a surrogate pair."""
+    """JSON that is safe inside a script element: ASCII, without "<"."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _digest(text: str) -> str:
-    """What a policy calls the one script, or the one style, that it lets through."""
+def _csp_hash(text: str) -> str:
+    """The CSP source expression that allows exactly this inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
 
 

@@ -1,50 +1,58 @@
-"""The cloud door: every stage on Modal's machines, on one volume, each going on where it stopped.
+"""All stages on Modal's machines with one Volume; each stage continues where it stopped.
 
-`modal run -m tts_kit.modal_app --run NAME --source example:emma --gpu L4` makes the voice and brings it here; the same
-command goes on after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves every voice on the volume.
+`modal run -m tts_kit.modal_app --run NAME --source example:emma --gpu L4` trains a voice and downloads the run; the same
+command continues after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves every voice on the volume.
 """
 
 import argparse
-import dataclasses
 import functools
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import modal
+from modal.volume import FileEntryType
+from tqdm.auto import tqdm
 
-from tts_kit import modal_volume
-from tts_kit import options as told
+from tts_kit import cli
 from tts_kit.config import Config, load_config
 from tts_kit.errors import KitError, report_errors
-from tts_kit.run import Run
+from tts_kit.io import atomic_file, atomic_folder, read_json, write_json
+from tts_kit.run import CONSENT, Run
 
-HOUSE = Path(__file__).parent
-ROOT = HOUSE.parent
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE.parent
 HOME = "/root"
-"""Of the containers: where they begin, and where Modal looks for Python's modules."""
+"""Working directory of the containers, on their Python path."""
 PYTHON = "3.11"
-CONSTRAINTS = "/constraints.txt"
-REQUIREMENTS = {"requirements.txt": "", "requirements-recordings.txt": "", "requirements-judges.txt": "",
-                "requirements-judges-alone.txt": "--no-deps ", "requirements-serve.txt": ""}
 SECRETS = ("HF_TOKEN", "TTS_KIT_KEY")
-"""Variables of this machine that the containers get too, where they are set: for gated models, and to be let in to serve."""
+"""Local environment variables passed to the containers if set: for gated models, and the server's API key."""
 DAY = 24 * 3600
-PART = 1800.0
-"""Seconds of speech for which a container of its own is worth its start."""
+SECONDS_PER_CONTAINER = 1800.0
+"""Seconds of speech that are worth another container for encoding."""
 PORT = 8000
+NOT_DOWNLOADED = ("source", "downloads", "segments")
+"""Parts of a run that stay on the volume, as do checkpoints."""
+DOWNLOADED = "modal.json"
+"""In a local run folder: SHA-256 of every file downloaded from the volume, so that it may be replaced."""
 
 
 def _image() -> modal.Image:
-    """What README has people install, in the tested versions, and the kit as it lies here."""
-    image = modal.Image.debian_slim(python_version=PYTHON).apt_install("g++")  # with which torch compiles layers
-    image = image.add_local_file(ROOT / "constraints.txt", CONSTRAINTS, copy=True)
-    for file, how in REQUIREMENTS.items():
-        image = image.pip_install_from_requirements(str(ROOT / file), extra_options=f"{how}-c {CONSTRAINTS}")
-    # the model hub's files stay on the volume: a base is fetched once
-    image = image.env({"HF_HOME": f"{HOME}/runs/.hub"}).workdir(HOME)
-    image = image.add_local_dir(HOUSE, f"{HOME}/tts_kit", ignore=["**/__pycache__"])
+    """The tested versions of all dependencies, and the package as it is here."""
+    image = modal.Image.debian_slim(python_version=PYTHON).apt_install("g++")  # torch.compile needs a compiler
+    if modal.is_local():
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        image = image.add_local_file(ROOT / "constraints.txt", "/constraints.txt", copy=True)
+        image = image.uv_pip_install(*extras["audio"], *extras["eval"], *extras["serve"],
+                                     requirements=[str(ROOT / "requirements.txt")], extra_options="-c /constraints.txt")
+        image = image.uv_pip_install(requirements=[str(ROOT / "requirements-no-deps.txt")], extra_options="--no-deps")
+    image = image.env({"HF_HOME": f"{HOME}/runs/.hub"}).workdir(HOME)  # hub files stay on the volume
+    image = image.add_local_dir(PACKAGE, f"{HOME}/tts_kit", ignore=["**/__pycache__"])
     return image.add_local_dir(ROOT / "sample_data", f"{HOME}/sample_data")
 
 
@@ -54,197 +62,277 @@ app = modal.App("tts-kit", image=_image(), include_source=False, volumes={f"{HOM
 
 
 def _stage(function: Callable) -> modal.Function:
-    """A step on Modal: it sees what the others left, keeps what it made, and after a crash is tried again."""
+    """Make a function a step on Modal: it reads and commits the volume, and is retried after a crash."""
     @functools.wraps(function)
     def step(*arguments):
         try:
             return function(*arguments)
-        except KitError as problem:
-            return problem  # as an answer: what is raised would be tried again, and paid again
+        except KitError as error:
+            return error  # returned, because a raised error would be retried and paid again
         finally:
-            _keep()
+            _commit()
 
-    # each call mounts what was committed before it; a container in its second would have to reload, with no file open
+    # each call gets a fresh container: one that is reused would have to reload the volume with no file open
     return app.function(timeout=DAY, retries=3, cpu=4.0, memory=16 * 1024, single_use_containers=True)(step)
 
 
 @_stage
-def cut(name: str, source: str, arms: list[str]) -> list[str]:
-    """Cut the source's recordings into clips; their folders, none where it has transcripts."""
-    from tts_kit.comparison import compare as contest
+def segment(name: str, source: str, arms: list[str]) -> list[str]:
+    """Segment the source's recordings; return their folders, none if the source has transcripts."""
+    from tts_kit.comparison import compare
     from tts_kit.data import ingest
 
-    list(map(contest.parse_arms, arms))  # a misspelt one is told now, and not when a training was paid
+    for arm in arms:
+        compare.parse_arms(arm)  # refuse a misspelt arm now and not after a paid training
     files = ingest.find_recordings(source, Run(name))[1]
     return [str(folder) for folder in ingest.segment_files(files, Run(name))] if files else []
 
 
 @_stage
-def hear(name: str, folders: list[str], transcribers: tuple[str, str, str]) -> None:
-    """Write down some of the cut recordings."""
+def transcribe(name: str, folders: list[str], asr: tuple[str, str, str]) -> None:
+    """Transcribe some of the segmented recordings."""
     from tts_kit import device
     from tts_kit.data import ingest
 
-    first, second = ingest.load_asr_models(device.choose(), *transcribers)
+    first, second = ingest.load_asr_models(device.choose(), *asr)
     for folder in folders:
-        ingest.transcribe_segments(Path(folder), first, second, transcribers[2])
+        ingest.transcribe_segments(Path(folder), first, second, asr[2])
 
 
 @_stage
-def data(name: str, given: dict, source: str, transcribers: tuple[str, str, str], skip_bad: bool) -> float:
-    """Checked, levelled and split utterances; returns their seconds. Recordings that were heard are not heard again."""
+def prepare(name: str, changes: dict, source: str, asr: tuple[str, str, str], skip_bad: bool) -> float:
+    """Prepare the run's data; return its seconds. Transcribed recordings are not transcribed again."""
     from tts_kit import device
-    from tts_kit.data import ingest, prepare
+    from tts_kit.data import ingest
+    from tts_kit.data import prepare as preparation
 
-    run, config = _recall(name, given)
-    taken = ingest.ingest(source, run, device.choose(), *transcribers, config.speaker)
-    return sum(each.seconds for each in prepare.prepare(taken, run, config, skip_bad or taken != source))
+    run, config = _load(name, changes)
+    prepared = ingest.ingest(source, run, device.choose(), *asr, config.speaker)
+    utterances = preparation.prepare(prepared, run, config, skip_bad or prepared != source)
+    return sum(utterance.seconds for utterance in utterances)
 
 
 @_stage
-def encode(name: str, given: dict, part: int, parts: int) -> dict:
-    """Codes of some of the utterances."""
+def encode(name: str, changes: dict, part: int, parts: int) -> dict:
+    """Encode some of the clips."""
     from tts_kit import device, tokens
 
-    run, config = _recall(name, given)
+    run, config = _load(name, changes)
     return tokens.encode_part(config, run, device.choose(), part, parts)
 
 
 @_stage
-def tokenize(name: str, given: dict) -> dict:
-    """Codes of all utterances, and their index; those that are there are not made again."""
+def tokenize(name: str, changes: dict) -> dict:
+    """Encode what is missing, and write the index."""
     from tts_kit import device, tokens
 
-    run, config = _recall(name, given)
+    run, config = _load(name, changes)
     return tokens.encode(config, run, device.choose())
 
 
 @_stage
-def train(name: str, given: dict) -> str:
-    """The adapter, from the last checkpoint on, with all the GPUs there are."""
+def train(name: str, changes: dict) -> str:
+    """Train the adapter on all GPUs of the container, from the last checkpoint on."""
     import torch
 
     from tts_kit import device
     from tts_kit.training import finetune, trainer
 
-    run, config = _recall(name, given)
+    run, config = _load(name, changes)
     if torch.cuda.device_count() > 1:
-        # what these processes write is kept by Modal itself, which commits every few seconds
+        # Modal commits what these processes write every few seconds
         return str(finetune.launch(config, run, torch.cuda.device_count()))
-    return str(finetune.finetune(config, run, device.choose(), [trainer.OnSaveCallback(_keep)]))
+    return str(finetune.finetune(config, run, device.choose(), [trainer.OnSaveCallback(_commit)]))
 
 
 @_stage
 def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str:
-    """The page to listen to, and the verdict."""
+    """Make the comparison's page and verdict."""
     from tts_kit import device
-    from tts_kit.comparison import compare as contest
+    from tts_kit.comparison import compare as comparison
     from tts_kit.speech import speak
 
     voice = speak.load_voice(device.choose(), Run(name).adapter)
-    return str(contest.compare(Run(name), voice, sentences, seeds, arms))
+    return str(comparison.compare(Run(name), voice, sentences, seeds, arms))
 
 
 @app.function(gpu=os.environ.get("TTS_KIT_GPU", "L4").replace("none", "") or None, timeout=DAY, scaledown_window=300)
 @modal.concurrent(max_inputs=100)
 @modal.web_server(PORT, startup_timeout=600)
 def serve():
-    """Every voice on the volume, as `python -m tts_kit serve` has it; TTS_KIT_KEY is the key to it."""
+    """Serve every voice on the volume, as `tts-kit serve` does; TTS_KIT_KEY is the API key."""
     from tts_kit import device
     from tts_kit.server import serve
     from tts_kit.speech import adapters
 
-    found = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
-    if not found:
+    voices = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
+    if not voices:
         raise KitError("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
-    server = serve.Server(adapters.load_voices(device.choose(), found), "0.0.0.0", PORT, serve.read_api_keys([]))
+    server = serve.Server(adapters.load_voices(device.choose(), voices), "0.0.0.0", PORT, serve.read_api_keys([]))
     server.start()
     return server
 
 
 @app.local_entrypoint()
 def main(*arguments: str) -> None:
-    report_errors(_tell)(arguments) and sys.exit(1)
+    report_errors(run_stages)(arguments) and sys.exit(1)
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="modal run -m tts_kit.modal_app", description=__doc__)
-    made.add_argument("--run", default="voice", help="name of the run; its folder is runs/NAME, there and here")
-    made.add_argument("--source", default="example:emma", help="as of the verb data; what lies here is put on the volume")
-    made.add_argument("--gpu", default="L4", help="Modal's name of a GPU (default L4); H100:2: train with two; none: no GPU")
-    made.add_argument("--containers", type=told.count, default=8, help="how many at most share transcribing and tokenizing")
-    for name in ("--transcriber", "--second-transcriber", "--language"):
-        made.add_argument(name, default="", help="as of the verb data")
-    made.add_argument("--skip-bad", action="store_true", help="as of the verb data")
-    made.add_argument("--arms", nargs="+", default=list(told.ARMS), help="as of the verb compare")
-    made.add_argument("--smoke", action="store_true", help="two steps on the bundled base, to see that all of it runs")
-    told.comparison(made, 10, [1, 2, 3])
-    told.config(made, tuple(field.name for field in dataclasses.fields(Config)))
-    return made
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="modal run -m tts_kit.modal_app", description=__doc__)
+    parser.add_argument("--run", default="voice", help="name of the run; its folder is runs/NAME, on the volume and here")
+    parser.add_argument("--source", default="example:emma", help="as for tts-kit prepare; local files are uploaded")
+    parser.add_argument("--gpu", default="L4", help="Modal's name of a GPU (default L4); H100:2: train on two; none: no GPU")
+    parser.add_argument("--containers", type=cli.non_negative_int, default=8, help="at most as many transcribe and encode at once")
+    for name in ("--asr-model", "--verify-asr-model", "--language"):
+        parser.add_argument(name, default="", help="as for tts-kit prepare")
+    parser.add_argument("--skip-bad", action="store_true", help="as for tts-kit prepare")
+    parser.add_argument("--arms", nargs="+", default=list(cli.ARMS), help="as for tts-kit compare")
+    parser.add_argument("--smoke", action="store_true", help="two steps on the bundled model, to see that everything runs")
+    cli.add_comparison_options(parser, 10, [1, 2, 3])
+    cli.add_config_options(parser, cli.ALL_FIELDS)
+    return parser
 
 
-def _check(arguments: Sequence[str]) -> None:
-    """What a person can mistake, as far as this machine knows it."""
-    options = parser().parse_args(arguments)
-    Config(**told.given(options))
-    modal_volume.check_local_changes(Run(options.run))
+def check_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line and refuse what can be known to be wrong without a container."""
+    args = build_parser().parse_args(arguments)
+    Config(**cli.config_changes(args))
+    check_local_changes(Run(args.run))
+    return args
 
 
-def _tell(arguments: Sequence[str]) -> None:
-    """The whole story from here: each stage is asked for in turn, and the results are brought."""
-    _check(arguments)
-    options = parser().parse_args(arguments)
-    run, given, gpus = Run(options.run), told.given(options), "" if options.gpu == "none" else options.gpu
+def run_stages(arguments: Sequence[str]) -> None:
+    """Call the stages one after the other, and download the run."""
+    args = check_arguments(arguments)
+    run, changes = Run(args.run), cli.config_changes(args)
+    gpus = "" if args.gpu == "none" else args.gpu
     gpu = gpus.partition(":")[0]
-    if options.smoke:
-        given, options.sentences, options.seeds = _small(given), 1, [1]
-    heard = (options.transcriber, options.second_transcriber, options.language)
-    source = modal_volume.upload(volume, options.source, run)
-    folders = _ask(cut, "", [(run.name, source, options.arms)])[0]
-    _ask(hear, gpu, [(run.name, share, heard) for share in split(folders, options.containers)])
-    seconds, = _ask(data, gpu, [(run.name, given, source, heard, options.skip_bad)])
-    parts = min(max(1, options.containers), 1 + int(seconds // PART))
-    _ask(encode, gpu, [(run.name, given, part, parts) for part in range(parts)])
-    _ask(tokenize, gpu, [(run.name, given)])
-    _ask(train, gpus, [(run.name, given)])
-    _ask(compare, gpu, [(run.name, options.sentences, options.seeds, options.arms)])
-    print(f"Brought {modal_volume.download(volume, run)} files. Hear it: {(run.comparison / 'index.html').resolve().as_uri()}")
+    if args.smoke:
+        changes = {"base": "sample_data/tiny-csm", "tokens_per_batch": 700} | changes | dict(
+            steps=2, warmup_steps=0, eval_steps=2, save_steps=1, sample_steps=0, generation_eval_steps=0)
+        args.sentences, args.seeds = 1, [1]
+    asr = (args.asr_model, args.verify_asr_model, args.language)
+    source = upload(args.source, run)
+    folders = _call(segment, "", [(run.name, source, args.arms)])[0]
+    shares = [folders[index::args.containers] for index in range(min(args.containers, len(folders)))]
+    _call(transcribe, gpu, [(run.name, share, asr) for share in shares])
+    seconds, = _call(prepare, gpu, [(run.name, changes, source, asr, args.skip_bad)])
+    parts = min(max(1, args.containers), 1 + int(seconds // SECONDS_PER_CONTAINER))
+    _call(encode, gpu, [(run.name, changes, part, parts) for part in range(parts)])
+    _call(tokenize, gpu, [(run.name, changes)])
+    _call(train, gpus, [(run.name, changes)])
+    _call(compare, gpu, [(run.name, args.sentences, args.seeds, args.arms)])
+    print(f"Downloaded {download(run)} files. Listen: {(run.comparison / 'index.html').resolve().as_uri()}")
 
 
-def split(whole: Sequence, most: int) -> list[list]:
-    """Shares of like size, none of them empty."""
-    return [list(whole[part::most]) for part in range(min(most, len(whole)))]
-
-
-def _ask(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
-    """The answers of a stage to each row of arguments, asked for in as many containers at once."""
+def _call(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
+    """Call a stage with each row of arguments, in parallel containers; return the results."""
     try:
-        answers = list((stage.with_options(gpu=gpu) if gpu else stage).starmap(rows))
+        results = list((stage.with_options(gpu=gpu) if gpu else stage).starmap(rows))
     except modal.exception.Error as error:
-        raise KitError(f"Modal stopped: {error} What was made is on the volume; the same command goes on.") from error
-    for problem in (answer for answer in answers if isinstance(answer, KitError)):
-        raise problem
-    return answers
+        raise KitError(f"Modal stopped: {error} Finished work is on the volume; the same command continues.") from error
+    for result in results:
+        if isinstance(result, KitError):
+            raise result
+    return results
 
 
-def _small(given: dict) -> dict:
-    """A recipe for two steps, on the bundled base where no other is given."""
-    return {"base": "sample_data/tiny-csm", "tokens_per_batch": 700} | given | dict(
-        steps=2, warmup_steps=0, eval_steps=2, save_steps=1, sample_steps=0, generation_eval_steps=0)
+def _load(name: str, changes: dict) -> tuple[Run, Config]:
+    return Run(name), load_config(Run(name), **changes)
 
 
-def _recall(name: str, given: dict) -> tuple[Run, Config]:
-    return Run(name), load_config(Run(name), **given)
-
-
-def _keep() -> None:
-    """Let the other containers see what was written, and let it stay; on this machine it lies on the disk already."""
+def _commit() -> None:
+    """Make what was written visible to the other containers."""
     if not modal.is_local():
         volume.commit()
+
+
+def upload(source: str, run: Run) -> str:
+    """Upload a local file or folder once; return the path that a container reads, or another kind of source itself."""
+    path, folder = Path(source).expanduser().resolve(), f"{run.name}/source"
+    if not path.exists():
+        return source
+    try:
+        uploaded = [entry.path.lstrip("/") for entry in volume.iterdir(f"/{folder}", recursive=False)]
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        uploaded = []
+    if uploaded:
+        print(f"{uploaded[0]} is on the volume already and is used again; another source needs another --run.")
+        return f"runs/{uploaded[0]}"
+    with volume.batch_upload() as batch:
+        (batch.put_directory if path.is_dir() else batch.put_file)(path, f"/{folder}/{path.name}")
+    return f"runs/{folder}/{path.name}"
+
+
+def download(run: Run) -> int:
+    """Download a run's results, each folder completely or not at all; return the number of files."""
+    files = [PurePosixPath(entry.path.lstrip("/")) for entry in volume.iterdir(f"/{run.name}", recursive=True)
+             if entry.type == FileEntryType.FILE]
+    by_folder = defaultdict(list)
+    for file in files:
+        if file.parts[1] not in NOT_DOWNLOADED and not any(part.startswith((".", "checkpoint-")) for part in file.parts[1:]):
+            by_folder[file.parts[1]].append(file)
+    check_local_changes(run, by_folder)
+    count = sum(map(len, by_folder.values()))
+    with tqdm(total=count, desc="download", unit="file") as bar:
+        for folder, members in sorted(by_folder.items()):
+            digests = _download_folder(run, folder, members, bar)
+            digests |= {name: digest for name, digest in _downloaded(run).items() if PurePosixPath(name).parts[0] != folder}
+            write_json(run.folder / DOWNLOADED, dict(sorted(digests.items())))
+    return count
+
+
+def check_local_changes(run: Run, incoming: Iterable[str] = ()) -> None:
+    """Refuse to replace what was made or changed here; `incoming` are folders and files of the run on the volume."""
+    downloaded = _downloaded(run)
+    replaced = {PurePosixPath(name).parts[0] for name in downloaded}.union(incoming)
+    for path in sorted(run.folder.rglob("*")):
+        inside = path.relative_to(run.folder)
+        # the adapter's copy of a consent that was recorded here may be replaced; the run's own stays
+        is_copy = inside == Path(run.adapter.name, CONSENT)
+        if path.is_dir() or inside.name == DOWNLOADED or is_copy or any(part.startswith(".") for part in inside.parts):
+            continue
+        if (not downloaded or inside.parts[0] in replaced) and downloaded.get(inside.as_posix()) != _sha256(path):
+            raise KitError(f"{path} was made or changed on this machine, and a download would replace it. "
+                           f"Choose another --run, or move {run.folder} away.")
+
+
+def _download_folder(run: Run, name: str, files: list[PurePosixPath], bar: tqdm) -> dict[str, str]:
+    """Download a folder of a run, or a single file, atomically; return the digests."""
+    if files[0].parts[1:] == (name,):
+        with atomic_file(run.folder / name) as target:
+            return {name: _read(files[0], target, bar)}
+    digests = {}
+    with atomic_folder(run.folder / name) as staging:
+        for file in files:
+            path = staging.joinpath(*file.parts[2:])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as target:
+                digests[PurePosixPath(*file.parts[1:]).as_posix()] = _read(file, target, bar)
+    return digests
+
+
+def _read(file: PurePosixPath, target: BinaryIO, bar: tqdm) -> str:
+    digest = hashlib.sha256()
+    for chunk in volume.read_file(file.as_posix()):
+        target.write(chunk)
+        digest.update(chunk)
+    bar.update()
+    return digest.hexdigest()
+
+
+def _downloaded(run: Run) -> dict[str, str]:
+    path = run.folder / DOWNLOADED
+    return read_json(path, f"Move {run.folder} away, and download it again.") if path.exists() else {}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if not __package__:
     sys.exit("containers would not find this file by its path. Give its module instead: modal run -m tts_kit.modal_app ...")
 if __name__ in sys.argv and "run" in sys.argv[:sys.argv.index(__name__)]:
-    # `modal run -m` imports this, and reads what stands behind only when an image is built; mistakes are told before
-    report_errors(_check)(sys.argv[sys.argv.index(__name__) + 1:]) and sys.exit(1)
+    # `modal run -m` imports this module and parses the arguments only after the image is built: check them before that
+    report_errors(check_arguments)(sys.argv[sys.argv.index(__name__) + 1:]) and sys.exit(1)

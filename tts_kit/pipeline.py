@@ -1,8 +1,9 @@
-"""The whole story in one call: data, codes, adapter, comparison; each stage goes on where it stopped."""
+"""All stages in one call: data, codes, adapter, comparison; each stage continues where it stopped."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from tts_kit import tokens
+from tts_kit import samples, tokens
 from tts_kit.comparison import compare
 from tts_kit.config import Config
 from tts_kit.data import prepare
@@ -11,17 +12,14 @@ from tts_kit.run import Run
 from tts_kit.speech import speak
 from tts_kit.training import finetune
 
-SAMPLES = Path(__file__).parent.parent / "sample_data"
-VOICE = SAMPLES / "voice"
-BUNDLED = SAMPLES / "tiny-csm"
-TINY_PRESET = dict(rank=16, alpha=32, steps=60, learning_rate=8e-4, tokens_per_batch=700, depth_frame_fraction=1 / 2, eval_steps=20,
-             save_steps=20, sample_steps=20, generation_eval_steps=20)
-"""Recipe fields for the bundled base."""
+TINY_PRESET = dict(rank=16, alpha=32.0, steps=60, learning_rate=8e-4, tokens_per_batch=700, depth_frame_fraction=1 / 2,
+                   eval_steps=20, save_steps=20, sample_steps=20, generation_eval_steps=20)
+"""Config for fine-tuning the bundled model."""
 
 
 def run_all(source: str | Path, config: Config, run: Run, device_config: DeviceConfig, sentences: int = 10,
-         seeds: tuple[int, ...] = (1, 2, 3)) -> Path:
-    """From clips with transcripts to a page to listen to; returns the page."""
+            seeds: Sequence[int] = (1, 2, 3)) -> Path:
+    """Run all stages on clips with transcripts; return the comparison's page."""
     prepare.prepare(source, run, config)
     tokens.encode(config, run, device_config)
     adapter = finetune.finetune(config, run, device_config)
@@ -29,6 +27,6 @@ def run_all(source: str | Path, config: Config, run: Run, device_config: DeviceC
     return compare.compare(run, voice, sentences, seeds)
 
 
-def choose_base(name: str) -> str:
-    """The base asked for, or the bundled one."""
-    return name or str(BUNDLED)
+def demo_settings(base: str | None) -> dict:
+    """Config fields of the demo: the bundled model with its preset, or another base with the defaults."""
+    return {"base": base} if base else {"base": str(samples.TINY_CSM), **TINY_PRESET}

@@ -7,7 +7,7 @@ from tts_kit import io
 from tts_kit.errors import KitError
 
 CONSENT = "consent.json"
-"""In a run's folder and in its adapter: whose voice it is."""
+"""File in a run folder and its adapter: whose voice it is."""
 
 
 class Run:
@@ -19,7 +19,7 @@ class Run:
                           "or digit. Choose another name.")
         self.name = name
         self.folder = Path(root) / name
-        self.cuts = self.folder / "cuts"
+        self.segments = self.folder / "segments"
         self.reviewed = self.folder / "reviewed"
         self.data = self.folder / "data"
         self.codes = self.folder / "codes"

@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     rate = ModelSpec.of(shape.config(config.shape)).sample_rate
     learnt, held_out = split(_hours(corpus.read(options.corpus), options.hours), options.held_out)
     learnt, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves] for waves in (learnt, held_out))
-    print(f"{device_config.why} {len(learnt)} clips to learn from ({sum(map(len, learnt)) / rate / 3600:.2f} hours), "
+    print(f"{device_config.reason} {len(learnt)} clips to learn from ({sum(map(len, learnt)) / rate / 3600:.2f} hours), "
           f"{len(held_out)} of other speakers held out.")
     train(learnt, held_out, options.out, config, device_config, teacher.load(options.teacher, rate) if options.teacher
           else None)

@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     codes = encode(options.corpus, codec, run.codes / CORPUS)
     practice = options.practice and encode(options.practice, codec, run.codes / PRACTICE, variants=1)
     train(clips(codes, practice), model.to("cpu"), options.out, run, place,
-          RECIPE.but(steps=options.steps, tokens_per_batch=options.positions), options.size,
+          RECIPE.replace(steps=options.steps, tokens_per_batch=options.positions), options.size,
           begin_with=options.begin_with, compiled=options.compile, codec_facts=codec_evaluation.read(options.codec))
     print(f"Model: {options.out}")
 

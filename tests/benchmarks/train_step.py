@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     parser.add_argument("--out", "--folder", type=Path, default=measure.RESULTS)
     options = parser.parse_args(arguments)
     taken = runtime.choose(options.device, options.dtype)
-    print(taken.why)
+    print(taken.reason)
     if why := notebook.why_not(options.against, taken):
         print(f"{options.against} is not measured: {why}.")
         nothing = measure.not_measured(why)

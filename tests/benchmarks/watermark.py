@@ -22,7 +22,7 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
-from tts_kit import audio, device, pipeline, watermark
+from tts_kit import audio, device, samples, watermark
 from tts_kit.data import debian, examples, g722, table
 from tts_kit.evaluation import metrics
 from tts_kit.io import read_json, write_json
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--judged-before", action="store_true", help="keep what the judges said last, which takes longest")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    base = load.load_base(str(pipeline.BUNDLED), device.choose("cpu"))
+    base = load.load_base(str(samples.TINY_CSM), device.choose("cpu"))
     plain, speaking = clips(base)
     marked = [(kind, text, watermark.apply(wave, RATE)) for kind, text, wave in plain]
     judged = {name: read_json(RESULTS, "Leave out --judged-before.")[name] for name in (
@@ -89,12 +89,12 @@ def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
 def clips(base: load.Base) -> tuple[list[Clip], float]:
     """Two sentences a clip of the bundled voice, one of each stranger, and what tiny-csm says; and its processor seconds
     for a second."""
-    rows = list(table.rows(pipeline.SAMPLES / "held_out" / "metadata.csv")) + list(
-        table.rows(pipeline.SAMPLES / "voice" / "metadata.csv"))
+    rows = list(table.rows(samples.SAMPLE_DATA / "held_out" / "metadata.csv")) + list(
+        table.rows(samples.SAMPLE_DATA / "voice" / "metadata.csv"))
     said = [(row.text, audio.read(row.sound.content(), RATE)) for row in rows[:2 * EMMA]]
     made = [("emma", f"{one[0]} {other[0]}", np.concatenate([one[1], other[1]]))
             for one, other in zip(said[::2], said[1::2])]
-    made += [("strangers", "", audio.read(path, RATE)) for path in sorted((pipeline.SAMPLES / "strangers").glob("*.flac"))]
+    made += [("strangers", "", audio.read(path, RATE)) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
     voice = speak.Voice(base, base.model, sampling=base.sampling)
     begun = time.process_time()
     spoken = [("tiny-csm", text, speak.speak(text, voice, seed=number).samples)
@@ -199,8 +199,8 @@ def look(waves: Sequence[np.ndarray], rate: int = RATE) -> tuple[list[float], li
 
 def false_alarms() -> dict:
     """What is not marked: people, synthetic voices, noise; whole files, and every second of them by itself."""
-    paths = [*(pipeline.SAMPLES / "voice").glob("*.flac"), *(pipeline.SAMPLES / "held_out").glob("*.flac"),
-             *(pipeline.SAMPLES / "strangers").glob("*.flac"), pipeline.SAMPLES / "recording.flac"]
+    paths = [*(samples.SAMPLE_DATA / "voice").glob("*.flac"), *(samples.SAMPLE_DATA / "held_out").glob("*.flac"),
+             *(samples.SAMPLE_DATA / "strangers").glob("*.flac"), samples.SAMPLE_DATA / "recording.flac"]
     synthetic = [audio.read(path, RATE) for path in sorted(paths)]
     hiss = [np.random.default_rng(seed).normal(0, 0.05, 3 * RATE).astype(np.float32) for seed in range(20)]
     report = {}

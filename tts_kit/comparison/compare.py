@@ -142,7 +142,7 @@ def check_held_out(run: Run, voice: Voice, utterances: Sequence[Utterance]) -> N
         return
     index = run.codes / "index.jsonl"
     if not index.is_file():
-        raise KitError(f"what {run.adapter} has learnt cannot be told: there is no {index}. Run `python -m tts_kit tokenize` "
+        raise KitError(f"what {run.adapter} has learnt cannot be told: there is no {index}. Run `tts-kit tokenize` "
                       "again, on the same data.")
     learnt = [(row["id"], row["text"], row["split"]) for row in read_rows(index)]
     same = learnt == [(each.id, each.text, each.split) for each in utterances]

@@ -55,7 +55,7 @@ def read(folder: str | Path) -> Consent | None:
     path = Path(folder) / FILE
     if not path.is_file():
         return None
-    remedy = "Repair it, or delete it and record the consent again: python -m tts_kit consent --run NAME"
+    remedy = "Repair it, or delete it and record the consent again: tts-kit consent --run NAME"
     found = read_json(path, remedy)
     wanted = {field.name: field.type for field in dataclasses.fields(Consent)}
     if set(found) != set(wanted) or not all(isinstance(found[name], (int, float) if kind is float else kind)
@@ -91,7 +91,7 @@ def for_run(run: Run) -> Consent | None:
 
 def problem(run: Run) -> str:
     """What is wrong with the consent to a run's voice, and what to do; nothing where a record covers its very clips."""
-    remedy = f"Record it: python -m tts_kit consent --run {run.name}"
+    remedy = f"Record it: tts-kit consent --run {run.name}"
     if (found := for_run(run)) is None:
         return f"No consent to the voice of run {run.name} is recorded. {remedy}"
     if run.data.is_dir() and (now := _covered(run))[2] != found.sha256:
@@ -117,7 +117,7 @@ def warn_if_missing(run: Run, thorough: bool = False, adapter: str | Path = "") 
     wrong = problem(run) if thorough else f"No consent to the voice of run {run.name} is recorded." * (for_run(run) is None)
     if wrong:
         print(f"{wrong.partition(' Record it')[0]} Clone only voices whose owner agreed, and record it before you share "
-              f"the voice: python -m tts_kit consent --run {run.name}")
+              f"the voice: tts-kit consent --run {run.name}")
 
 
 def attach(run: Run, folder: str | Path) -> Consent | None:

@@ -44,7 +44,7 @@ def resolve(source: str, held_out_from: str) -> tuple[str, str]:
         raise KitError(f"{source}: no such example; wanted {MARK}emma (synthetic, travels with the kit) or {MARK}allison "
                       f"(a person's voice, fetched).{hint}")
     if held_out_from:
-        raise KitError(f"{source} brings its own held-out clips; --held-out-from {held_out_from} would be others. Leave it "
+        raise KitError(f"{source} brings its own held-out clips; --eval-source {held_out_from} would be others. Leave it "
                       f"out, or give {SAMPLES / 'voice'} as the source.")
     if not (SAMPLES / "voice").is_dir():
         raise KitError(f"{SAMPLES} is missing: {source} travels with the kit's repository. Run in a clone of it.")

@@ -64,7 +64,7 @@ def ingest(source: str | Path, place: Run, device_config: DeviceConfig, transcri
     if not files:
         return source
     folder = export_reviewed(segment_and_transcribe(files, place, *load_asr_models(device_config, transcriber, second, language), language), place, speaker)
-    print(f"Put the texts right: python -m tts_kit review --run {place.name}")
+    print(f"Put the texts right: tts-kit review --run {place.name}")
     return folder
 
 
@@ -90,7 +90,7 @@ def segment_and_transcribe(files: Sequence[Path], place: Run, first: Transcriber
     """Cut every recording that can be and write it down, with those of earlier times; what was done before is used again,
     what cannot be done is named."""
     folders = segment_files(files, place)
-    io.write_json(place.cuts / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
+    io.write_json(place.segments / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
     for folder in folders:
         transcribe_segments(folder, first, second, language)
     return load_review(place)
@@ -101,13 +101,13 @@ def segment_files(files: Sequence[Path], place: Run) -> list[Path]:
     failed = []
     for file in files:
         try:
-            print(f"{file.name}: {segment.summary(segment.segment_recording(file, place.cuts))}.")
+            print(f"{file.name}: {segment.summary(segment.segment_recording(file, place.segments))}.")
         except KitError as problem:
             failed.append(str(problem))
             print(problem)
     if len(failed) == len(files):
         raise KitError(f"none of {len(files)} recordings can be used. {failed[0]}")
-    return segment.segment_folders(place.cuts)
+    return segment.segment_folders(place.segments)
 
 
 def transcribe_segments(folder: Path, first: Transcriber, second: Transcriber | None = None, language: str = "") -> None:
@@ -120,12 +120,12 @@ def transcribe_segments(folder: Path, first: Transcriber, second: Transcriber | 
 
 def load_review(place: Run) -> ReviewStore:
     """The draft of a run whose recordings were cut before."""
-    path = place.cuts / SETTINGS
+    path = place.segments / SETTINGS
     if not path.is_file():
-        raise KitError(f"{place.cuts} holds no cut recordings. Make them first: python -m tts_kit data RECORDING --run "
+        raise KitError(f"{place.segments} holds no cut recordings. Make them first: tts-kit prepare RECORDING --run "
                       f"{place.name}")
-    told = io.read_json(path, f"Run `python -m tts_kit data RECORDING --run {place.name}` again.")
-    return ReviewStore(place.cuts, told["transcriber"], told["second"])
+    told = io.read_json(path, f"Run `tts-kit prepare RECORDING --run {place.name}` again.")
+    return ReviewStore(place.segments, told["transcriber"], told["second"])
 
 
 def open_review(draft: ReviewStore, place: Run, port: int = 0) -> review.Review:
@@ -150,7 +150,7 @@ def export_reviewed(draft: ReviewStore, place: Run, speaker: str = "") -> Path:
     """What was not dropped and has a text, as a folder with a table; an older one is replaced, as it can be made again."""
     kept = [entry for entry in draft.entries if entry.state != DROPPED and entry.text]
     if not kept:
-        raise KitError(f"no clip of {place.cuts} has a text. Write some: python -m tts_kit review --run {place.name}")
+        raise KitError(f"no clip of {place.segments} has a text. Write some: tts-kit review --run {place.name}")
     with io.atomic_folder(place.reviewed) as beside:
         io.write_rows(beside / TABLE, _rows(draft, kept, beside, speaker))
     return place.reviewed

@@ -56,8 +56,8 @@ def read(folder: Path) -> list[Utterance]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise KitError(f"{path} is missing: this run has no data yet. Make it first: "
-                      f"python -m tts_kit data SOURCE --run {Path(folder).parent.name or 'NAME'}")
-    remedy = f"Delete {folder} and make it again: python -m tts_kit data SOURCE --run {Path(folder).parent.name}"
+                      f"tts-kit prepare SOURCE --run {Path(folder).parent.name or 'NAME'}")
+    remedy = f"Delete {folder} and make it again: tts-kit prepare SOURCE --run {Path(folder).parent.name}"
     wanted = {field.name for field in dataclasses.fields(Utterance)}
     utterances = []
     for number, row in enumerate(io.read_rows(path), 1):

@@ -65,7 +65,7 @@ class Report:
 def analyse(place: Run) -> Report:
     """Measure a run's data, once it has some."""
     clips = manifest.read(place.data)
-    pieces = [(folder / piece.file, piece) for folder in segment.segment_folders(place.cuts) for piece in segment.read_segments(folder)]
+    pieces = [(folder / piece.file, piece) for folder in segment.segment_folders(place.segments) for piece in segment.read_segments(folder)]
     refused = place.data / prepare.REJECTED
     return Report(
         name=place.name, clips=audio_stats.measure(clips), left=dict(_left(place, [piece for _, piece in pieces])),
@@ -122,7 +122,7 @@ def picture(report: Report) -> bytes:
 
 def write(place: Run, report: Report) -> Path:
     """The page in the run's data, whole by itself: plots and clips are inside."""
-    page, _ = pages.page(__file__, f"The data of {report.name}", allowed=("img-src data:", "media-src data:"),
+    page, _ = pages.page(__file__, f"The data of {report.name}", csp=("img-src data:", "media-src data:"),
                          advice=html.escape(advice(report)), sums="\n".join(_sums(report)),
                          lists="\n".join(_lists(report)), plots=pages.data_uri(picture(report), "image/png"))
     io.write_text(place.data / FILE, page)
@@ -137,7 +137,7 @@ def _left(place: Run, pieces: Sequence[segment.Segment]) -> Iterator[tuple[str, 
         kind = piece.reason.partition(":")[0]
         counts[kind] += 1
         seconds[kind] += piece.seconds
-    if (place.cuts / ingest.SETTINGS).is_file():
+    if (place.segments / ingest.SETTINGS).is_file():
         for entry in ingest.load_review(place).entries:
             if entry.state == DROPPED or not entry.text:
                 kind = "dropped in the review" if entry.state == DROPPED else "without a text"

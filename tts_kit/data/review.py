@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import soundfile
 
-from tts_kit import device, html
+from tts_kit import colab, html
 from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.review_edits import EditConflict, ReviewClip
 from tts_kit.data.review_store import ReviewStore
@@ -86,7 +86,7 @@ def shown(entry: ReviewClip) -> dict:
 
 def page(title: str) -> tuple[str, str]:
     """The page and the policy under which a browser may run it: its own script and nothing else."""
-    return html.page(__file__, title, ["review.js"], allowed=("connect-src 'self'", "media-src blob:", "img-src data:"))
+    return html.page(__file__, title, ["review.js"], csp=("connect-src 'self'", "media-src blob:", "img-src data:"))
 
 
 class Review:
@@ -122,7 +122,7 @@ class Review:
 
     def show(self, height: int = 720):
         """The page inside a notebook."""
-        return device.embed_iframe(self.port, f"/?token={self.token}", height)
+        return colab.embed_iframe(self.port, f"/?token={self.token}", height)
 
 
 def _listening(port: int) -> socket.socket:

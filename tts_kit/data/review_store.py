@@ -118,7 +118,7 @@ def _entries(folder: Path, transcriber: str, second: str) -> dict[str, ReviewCli
             if piece.reason:
                 continue
             if piece.file not in said:
-                raise KitError(f"{place / piece.file} has not been written down yet. Run python -m tts_kit data again with "
+                raise KitError(f"{place / piece.file} has not been written down yet. Run tts-kit prepare again with "
                               "the same recordings: it goes on where it stopped.")
             heard, other = said[piece.file], again.get(piece.file)
             name = f"{place.name}/{Path(piece.file).stem}"

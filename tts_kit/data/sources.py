@@ -42,7 +42,7 @@ def held_out(source: str, learned: str) -> Iterator[Row]:
         return
     if _place(source) == _place(learned):
         raise KitError(f"{source} is the source itself; wanted other clips to judge by than those to learn from. Name a "
-                      "source with these alone, or leave --held-out-from out: then a share of the clips is held out.")
+                      "source with these alone, or leave --eval-source out: then a share of the clips is held out.")
     for row in rows(source):
         yield dataclasses.replace(row, held_out=True, table=f"held-out {row.table}")
 

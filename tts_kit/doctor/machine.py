@@ -21,9 +21,9 @@ def hardware(small: bool) -> list[Check]:
     engine = packages.unsloth(packages.installed("unsloth"), chosen.device)
     if chosen.device == "cuda":
         name, total, free = device_config.gpu_memory()
-        return [Check("device", "ok", chosen.why), gpu(name, total, free, small), memory, engine]
+        return [Check("device", "ok", chosen.reason), gpu(name, total, free, small), memory, engine]
     driver = Path("/proc/driver/nvidia/version").exists()
-    return [device(chosen.device, chosen.why, small, driver, device_config.on_colab()), memory, engine]
+    return [device(chosen.device, chosen.reason, small, driver, device_config.on_colab()), memory, engine]
 
 
 def device(kind: str, why: str, small: bool, driver: bool, colab: bool) -> Check:

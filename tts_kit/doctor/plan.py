@@ -190,9 +190,9 @@ def _advice(made: Plan) -> list[str]:
 def command(made: Plan, row: Row) -> str:
     """What to type for a row: the recipe's fields that are not what the run remembers."""
     remembered = load_config(made.run) if made.run else Config()
-    wanted = made.config.but(gradient_checkpointing=row.way.gradient_checkpointing, offload_text_embeddings=row.way.text_off)
+    wanted = made.config.replace(gradient_checkpointing=row.way.gradient_checkpointing, offload_text_embeddings=row.way.text_off)
     if row.gradient_accumulation_steps != made.config.gradient_accumulation_steps:
-        wanted = wanted.but(tokens_per_batch=row.micro, gradient_accumulation_steps=row.gradient_accumulation_steps)
+        wanted = wanted.replace(tokens_per_batch=row.micro, gradient_accumulation_steps=row.gradient_accumulation_steps)
     words = ["python", "-m", "tts_kit", "train", "--run", made.run.name if made.run else "NAME"]
     for name, (value, _) in wanted.differences(remembered).items():
         option = name.replace("_", "-")

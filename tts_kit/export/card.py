@@ -18,7 +18,7 @@ PLAYED, SENTENCES = ("finetuned", "finetuned+clone", "clone", "base"), 4
 HEARD = {"finetuned": "the voice", "finetuned+clone": "the voice, with a reference", "clone": "the base, with a reference",
          "base": "the base"}
 KIT = """```sh
-python -m tts_kit speak "It is raining in Oslo again." --adapter {place}
+tts-kit speak "It is raining in Oslo again." --adapter {place}
 ```"""
 # what stands in the programs is quoted by json, whose strings are Python's
 WITH_PEFT = """With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the base with a

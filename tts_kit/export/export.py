@@ -54,7 +54,7 @@ def copy(adapter: Path, folder: Path, known: summary.RunSummary, revision: str =
     config = read_json(adapter / adapter_io.CONFIG_FILE, adapter_io.RESTORE)
     write_json(folder / adapter_io.CONFIG_FILE, config | {"base_model_name_or_path": known.base} | (
         {"revision": revision} if revision else {}))
-    (folder / CONFIG_FILE).write_text(known.config.but(base=known.base).to_json(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(known.config.replace(base=known.base).to_json(), encoding="utf-8")
 
 
 def check_push(run: Run, name: str, public: bool) -> None:

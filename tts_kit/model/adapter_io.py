@@ -34,14 +34,14 @@ def read_metadata(folder: Path) -> dict:
     """What an adapter folder says of itself; the folder is checked before any weight is loaded."""
     folder = Path(folder)
     if not folder.exists():
-        raise KitError(f"{folder} does not exist: nothing was trained there yet. `python -m tts_kit train --run NAME` makes "
+        raise KitError(f"{folder} does not exist: nothing was trained there yet. `tts-kit train --run NAME` makes "
                       "it.")
     if folder.is_dir():
         pretrained.check_no_pickles(folder, [path.name for path in folder.iterdir()])
     for name in (WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE):
         if not (folder / name).is_file():
             raise KitError(f"{folder} is not an adapter of this kit: {name} is missing. Wanted: the folder that "
-                          "`python -m tts_kit train` wrote, usually runs/NAME/adapter.")
+                          "`tts-kit train` wrote, usually runs/NAME/adapter.")
     belongs = read_json(folder / METADATA_FILE, RESTORE)
     if lacking := [name for name in ("base", "revision", "base_fingerprint", "speaker") if name not in belongs]:
         raise KitError(f"{folder / METADATA_FILE} does not say {' and '.join(lacking)}. {RESTORE}")
@@ -58,7 +58,7 @@ def _refuse_strange(path: Path) -> None:
         # what is empty is written in many ways, which differ between versions
         if (found or None) not in [each or None for each in allowed]:
             raise KitError(f"{path} has {name} {found!r}; wanted {' or '.join(map(repr, allowed))}: the kit speaks with "
-                          "plain LoRA only. Train with `python -m tts_kit train`, or restore the file.")
+                          "plain LoRA only. Train with `tts-kit train`, or restore the file.")
 
 
 def check_compatible(base: Base, folder: Path, belongs: dict) -> None:

@@ -157,7 +157,7 @@ def save(model: PeftModel, folder: Path, base: Base, recipe_json: str, voice: di
     with atomic_folder(folder) as beside:
         model.save_pretrained(beside, save_embedding_layers=False)
         (beside / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
-        (beside / "recipe.json").write_text(recipe_json, encoding="utf-8")
+        (beside / "config.json").write_text(recipe_json, encoding="utf-8")
         (beside / METADATA_FILE).write_text(json.dumps(belongs, indent=2) + "\n", encoding="utf-8")
 
 

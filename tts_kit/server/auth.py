@@ -34,7 +34,7 @@ def check(host: str, keys: Sequence[str]) -> None:
         raise KitError(f"a key of the server is shorter than {SHORTEST_KEY} characters, or not plain ASCII. Make one: python "
                       '-c "import secrets; print(secrets.token_urlsafe(32))"')
     if not keys and not is_loopback(host):
-        raise KitError(f"on {host} others could speak in these voices, and no key was given. Give --key KEY (or the variable "
+        raise KitError(f"on {host} others could speak in these voices, and no key was given. Give --api-key KEY (or the variable "
                       "TTS_KIT_KEY), or leave --host out to serve this machine only.")
 
 
@@ -78,7 +78,7 @@ class AuthMiddleware:
         host = _name(f"//{headers.get('host', '')}")
         if not is_loopback(host):
             raise APIError(403, "this server answers to localhost only, not to the name in this request's Host header. Open "
-                          "it by its address, or start it with --key.", "wrong_host")
+                          "it by its address, or start it with --api-key.", "wrong_host")
         if "origin" in headers and headers["origin"].partition("://")[2] != headers["host"]:
             raise APIError(403, "a page from elsewhere may not speak here (Origin header).", "wrong_origin")
 

@@ -20,7 +20,7 @@ from tts_kit.speech.speak import Voice
 
 HOST, PORT = "127.0.0.1", 8000
 KEY = "TTS_KIT_KEY"
-"""Variable with a key, which unlike --key nobody sees who lists this machine's processes."""
+"""Variable with a key, which unlike --api-key nobody sees who lists this machine's processes."""
 FILES = 8192
 """That a process may have open: each connection is one."""
 SILENT = 60.0

@@ -56,14 +56,14 @@ def add(utterances: list[Utterance], folder: Path, codec: Codec) -> tuple[list[s
 def read(folder: Path) -> list[EncodedClip]:
     """The clips of a run, every entry checked."""
     if not (folder / "index.jsonl").is_file():
-        raise KitError(f"{folder} holds no codes. Run `python -m tts_kit tokenize --run {folder.parent.name}` first.")
+        raise KitError(f"{folder} holds no codes. Run `tts-kit tokenize --run {folder.parent.name}` first.")
     clips = []
     for row in read_rows(folder / "index.jsonl"):
         path = entry(folder, row.pop("key"))
         try:
             clips.append(EncodedClip(**row, codes=open_entry(path, path.stem)))
         except CorruptEntry as error:
-            raise KitError(f"{path} (clip {row['id']}) {error}. Run `python -m tts_kit tokenize` again: "
+            raise KitError(f"{path} (clip {row['id']}) {error}. Run `tts-kit tokenize` again: "
                           "it encodes only what is missing or damaged.") from error
     return clips
 
@@ -72,11 +72,11 @@ def load_run(run: Run) -> list[EncodedClip]:
     """The clips of a run, provided that they are those of its data."""
     manifest = run.data / utterance.MANIFEST
     if not manifest.exists() and not run.codes.exists():
-        raise KitError(f"{run.folder} holds neither data nor codes. Begin with `python -m tts_kit data SOURCE --run "
-                      f"{run.name}`, then `python -m tts_kit tokenize --run {run.name}`.")
+        raise KitError(f"{run.folder} holds neither data nor codes. Begin with `tts-kit prepare SOURCE --run "
+                      f"{run.name}`, then `tts-kit tokenize --run {run.name}`.")
     clips = read(run.codes)
     if manifest.exists() and not matches_data(run):
-        raise KitError(f"{run.codes} was made from other data than {run.data} holds now. Run `python -m tts_kit tokenize` "
+        raise KitError(f"{run.codes} was made from other data than {run.data} holds now. Run `tts-kit tokenize` "
                       "again: it encodes only what is missing.")
     return clips
 
@@ -98,7 +98,7 @@ def digest(folder: Path) -> str:
 
 def codec_fingerprint(folder: Path) -> str:
     """The fingerprint of the codec that made a folder's codes."""
-    return read_json(folder / "codec.json", "Run `python -m tts_kit tokenize` again.").get("codec", "")
+    return read_json(folder / "codec.json", "Run `tts-kit tokenize` again.").get("codec", "")
 
 
 def key(clip: Path, fingerprint: str) -> str:

@@ -22,7 +22,7 @@ def init(device_config: DeviceConfig) -> None:
     if started == 1 or group.is_initialized():
         return
     if device_config.device == "mps":
-        raise KitError(f"{started} processes were started, and a Mac has one GPU. Start `python -m tts_kit train` without a "
+        raise KitError(f"{started} processes were started, and a Mac has one GPU. Start `tts-kit train` without a "
                       "launcher.")
     if device_config.device == "cuda":
         if place >= torch.cuda.device_count():

@@ -89,10 +89,10 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
             callbacks: Sequence[TrainerCallback] = ()) -> tuple[load.Base, CsmTrainer]:
     """The base with a fresh adapter, and a trainer over the run's codes."""
     engine, why = load.choose_backend(config.backend, device_config)
-    print(f"{device_config.why} Engine: {engine} ({why}).")
+    print(f"{device_config.reason} Engine: {engine} ({why}).")
     base = load.load_base(config.base, device_config, config.revision, engine, codec_device="cpu")
     if cache.codec_fingerprint(run.codes) != base.codec.fingerprint():
-        raise KitError(f"{run.codes} was made by another codec than that of {config.base}. Run `python -m tts_kit tokenize` "
+        raise KitError(f"{run.codes} was made by another codec than that of {config.base}. Run `tts-kit tokenize` "
                       "with the same --base again; codes that fit are kept.")
     model = lora.add_lora(base.model, config.rank, config.alpha, config.lora_targets, config.seed)
     print(lora.format_parameter_table(lora.count_parameters(model)))
@@ -155,7 +155,7 @@ def _finish(trainer: CsmTrainer, base: load.Base, config: Config, run: Run, chos
     metrics = {"before": before, "after": after, "adapter_moved": movement,
                "seconds_since_start_or_resume": round(seconds, 1), "steps_since_start_or_resume": steps,
                "steps": config.steps,
-               "chosen_step": chosen.step, "chosen_by": chosen.by, "chosen_because": chosen.why,
+               "chosen_step": chosen.step, "chosen_by": chosen.by, "chosen_because": chosen.reason,
                "passes": round(trainer.train_dataset.passes * chosen.step / config.steps, 2),
                "machine": device.machine(), "versions": device.versions()}
     voice = {"speaker": trainer.train_dataset.speaker, "run": run.name,

@@ -1,4 +1,4 @@
-"""The one config, and a run's folder: what is refused, what is remembered, what is written whole."""
+"""Config, run folders and atomic writing."""
 
 import subprocess
 import sys
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tts_kit.config import CONFIG_FILE, Config, field_help, load_config, read_config, save_config
+from tts_kit.config import CONFIG_FILE, Config, load_config, read_config, save_config
 from tts_kit.errors import KitError
 from tts_kit.io import atomic_folder, read_rows, write_rows, write_text
-from tts_kit.run import Run
+from tts_kit.run import Run, changed_inputs, write_inputs
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"rank": 0}, "rank is 0; it must be a number above 0"),
-    ({"depth_frame_fraction": 1.5}, "depth_ratio is 1.5; it must be at most 1"),
-    ({"targets": "codec"}, "targets is 'codec'; it must be one of both, backbone, depth"),
+    ({"depth_frame_fraction": 1.5}, "depth_frame_fraction is 1.5; it must be at most 1"),
+    ({"lora_targets": "codec"}, "lora_targets is 'codec'; it must be one of both, backbone, depth"),
     ({"held_out": 1.0}, "held_out is 1.0; it must be between 0 and 1"), ({"temperature": -0.5}, "temperature is -0.5"),
-    ({"engine": "fast"}, "engine is 'fast'"), ({"steps": 0}, "steps is 0"), ({"steps": 1.5}, "it must be of type int"),
+    ({"backend": "fast"}, "backend is 'fast'"), ({"steps": 0}, "steps is 0"), ({"steps": 1.5}, "it must be of type int"),
     ({"sample_texts": "One."}, "of type tuple"), ({"sample_texts": ()}, "a tuple of sentences"),
 ])
 def test_values_that_make_no_sense_are_named(change, message):
@@ -26,23 +26,23 @@ def test_values_that_make_no_sense_are_named(change, message):
         Config(**change)
 
 
-def test_a_recipe_survives_the_disk(tmp_path):
-    """Mistake: a tuple comes back as a list and every resume meets 'another recipe'."""
+def test_a_config_survives_the_disk(tmp_path):
+    """Mistake: a tuple comes back as a list, and every resume is refused for another config."""
     config = Config(sample_texts=("One.", "Two."), rank=7)
-    write_text(tmp_path / "recipe.json", config.to_json())
-    assert read_config(tmp_path / "recipe.json") == config
-    assert config.differences(config.but(rank=9)) == {"rank": (7, 9)}
+    write_text(tmp_path / "config.json", config.to_json())
+    assert read_config(tmp_path / "config.json") == config
+    assert config.differences(config.replace(rank=9)) == {"rank": (7, 9)}
 
 
 def test_a_field_of_another_version_is_named(tmp_path):
     """Mistake: TypeError about an unexpected keyword."""
-    write_text(tmp_path / "recipe.json", '{"rank": 4, "warp": 9}')
+    write_text(tmp_path / "config.json", '{"rank": 4, "warp": 9}')
     with pytest.raises(KitError, match="does not know: warp"):
-        read_config(tmp_path / "recipe.json")
+        read_config(tmp_path / "config.json")
 
 
-def test_a_run_remembers_what_its_stages_were_told(tmp_path):
-    """Mistake: the base given to one verb is forgotten by the next; or a refused value is remembered."""
+def test_a_run_stores_its_config(tmp_path):
+    """Mistake: the base given to one command is not known to the next; or a refused value is stored."""
     run = Run("one", tmp_path)
     assert load_config(run) == Config()
     save_config(run, load_config(run, base="some/base"))
@@ -52,9 +52,9 @@ def test_a_run_remembers_what_its_stages_were_told(tmp_path):
     assert load_config(run).rank == 16
 
 
-def test_every_field_is_explained():
-    """Mistake: an option whose help is empty because its docstring moved."""
-    assert field_help().keys() == Config.__dataclass_fields__.keys()
+def test_every_field_has_help():
+    """Mistake: an option of the command line without an explanation."""
+    assert all(len(field.metadata["help"]) > 8 for field in Config.__dataclass_fields__.values())
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a" * 65, "sp ace", "null\0"])
@@ -140,3 +140,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
             write_text(place, "text")
     with pytest.raises(KitError, match="could not be written"), atomic_folder(tmp_path / "file" / "inside" / "out"):
         pass
+
+
+def test_changed_inputs_are_named(tmp_path):
+    """Mistake: a stage goes on with what was made from other data."""
+    write_inputs(tmp_path / "codes", data="1", codec="2")
+    assert changed_inputs(tmp_path / "codes", data="1", codec="2") == []
+    assert changed_inputs(tmp_path / "codes", data="1", codec="3") == ["codec"]
+    assert changed_inputs(tmp_path / "missing", data="1") == ["data"]
+
+
+def test_older_run_folders_are_refused_in_one_sentence(tmp_path):
+    """Mistake: files of another layout are read as if they were of this one."""
+    (tmp_path / "codes").mkdir()
+    with pytest.raises(KitError, match=r"older version of tts_kit \(run format 1, wanted 2\)"):
+        changed_inputs(tmp_path / "codes", data="1")

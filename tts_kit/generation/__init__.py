@@ -1,0 +1,1 @@
+"""Autoregressive generation: sampling, fused decoder layers with a static KV cache, the inference engine."""
