@@ -1,4 +1,4 @@
-"""README's speed table, written from the result files and from nothing else: python -m tests.benchmarks.speed_table"""
+"""The speed tables of README.md here, written from the result files and from nothing else: python -m tests.benchmarks.speed_table"""
 
 import argparse
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.benchmarks import measure
 from tts_kit.io import read_json, write_text
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 MISSING = "not measured"
 EXACT = 1e-5
