@@ -23,8 +23,8 @@ def test_every_clip_once_a_pass_and_batches_under_the_budget(base, config, packi
     names, at = [], 0
     while len(names) < len(CLIPS):
         batch = plan[at]
-        assert batch["ids"].numel() <= config.tokens_per_batch
-        names += batch["names"]
+        assert batch["input_ids"].numel() <= config.tokens_per_batch
+        names += batch["clip_ids"]
         at += 1
     assert at < len(CLIPS) / 2, "several clips travel together"
     assert Counter(names) == Counter(clip.id for clip in CLIPS)
@@ -54,15 +54,15 @@ def test_depth_frames_are_drawn_afresh_and_the_end_always(base, config):
     assert share[others].min() > 0.1
     assert torch.equal(draws[3], torch.cat(dataset.sample_depth_frames(examples, 1 / 4, 3)))
     alone = MicroBatchDataset([make_clip("only", 40)], base.writer, config.replace(steps=9, depth_frame_fraction=1 / 4))
-    assert len({tuple(alone[step]["depth_rows"].tolist()) for step in range(9)}) == 9
+    assert len({tuple(alone[step]["depth_frame_index"].tolist()) for step in range(9)}) == 9
 
 
 def test_accumulated_micro_batches_are_parts_of_one_step(base, config):
     """Mistake: each micro-batch is averaged by itself, so short ones weigh more than long ones."""
     plan = steps(base, config, steps=3, gradient_accumulation_steps=4, depth_frame_fraction=1 / 4)
     parts = [plan[index] for index in range(4, 8)]
-    frames = {(part["frames_in_step"], part["depth_in_step"]) for part in parts}
-    assert frames == {(sum(len(part["targets"]) for part in parts), sum(len(part["depth_rows"]) for part in parts))}
+    frames = {(part["frames_in_step"], part["depth_frames_in_step"]) for part in parts}
+    assert frames == {(sum(len(part["targets"]) for part in parts), sum(len(part["depth_frame_index"]) for part in parts))}
 
 
 def test_context_comes_from_another_clip_and_is_never_scored(base, config):
@@ -91,5 +91,5 @@ def test_context_is_of_the_same_speaker(base, config):
 def test_a_clip_longer_than_the_budget_travels_alone(base, config):
     """Mistake: an endless loop or an empty batch when one clip is larger than the budget."""
     plan = MicroBatchDataset([*CLIPS[:3], make_clip("long", 200)], base.writer, config.replace(steps=8))
-    assert ["long"] in [plan[index]["names"] for index in range(len(plan))]
+    assert ["long"] in [plan[index]["clip_ids"] for index in range(len(plan))]
     assert all(plan.plan)

@@ -143,7 +143,7 @@ def test_the_codec_carries_no_adapter_and_each_step_has_the_same_clips(tmp_path)
         each.requires_grad * each.numel() for each in theirs.model.parameters())
     assert ours.args.max_steps == theirs.args.max_steps == 3 == len(ours.train_dataset)
     for step in range(3):
-        texts = ours.train_dataset[step]["ids"][~ours.train_dataset[step]["is_frame"]]
+        texts = ours.train_dataset[step]["input_ids"][~ours.train_dataset[step]["audio_mask"]]
         items = [theirs.train_dataset[4 * step + place] for place in range(4)]
         said = torch.cat([each["input_ids"][(each["labels"] == -100) & each["attention_mask"].bool()] for each in items])
         assert torch.equal(texts, said)

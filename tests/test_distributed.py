@@ -158,7 +158,7 @@ def ends(process) -> tuple[int, str, str]:
 
 
 def names(parts: list[dict]) -> list[str]:
-    return [name for part in parts for name in part["names"]]
+    return [name for part in parts for name in part["clip_ids"]]
 
 
 def losses(run: Run) -> list[dict]:
@@ -243,11 +243,11 @@ def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, c
     assert len(shared) == 9 * shared.parts and shared.parts % count == 0
     for step in range(9):
         whole, parts = ([steps[step * steps.parts + part] for part in range(steps.parts)] for steps in (alone, shared))
-        counted = [part for part in parts if part["counts"]]
+        counted = [part for part in parts if part["loss_weight"]]
         assert counted and names(counted) == names(whole)
-        chosen, wanted = (torch.cat([part["targets"][part["depth_rows"]] for part in some]) for some in (counted, whole))
+        chosen, wanted = (torch.cat([part["targets"][part["depth_frame_index"]] for part in some]) for some in (counted, whole))
         assert torch.equal(chosen, wanted)
-        assert {(part["frames_in_step"], part["depth_in_step"]) for part in parts} == {
+        assert {(part["frames_in_step"], part["depth_frames_in_step"]) for part in parts} == {
             (sum(len(part["targets"]) for part in counted), len(chosen))}
 
 

@@ -92,8 +92,8 @@ def test_packed_clips_do_not_see_each_other(base):
         mask = [torch.zeros(neighbour.scored_frames, dtype=torch.bool), torch.ones(second.scored_frames, dtype=torch.bool)]
         batch = dataset.collate([neighbour, second], mask, packing=True)
         keep = slice(neighbour.scored_frames, None)
-        batch |= {"predictors": batch["predictors"][keep], "targets": batch["targets"][keep],
-                  "depth_rows": torch.arange(second.scored_frames)}
+        batch |= {"predictor_index": batch["predictor_index"][keep], "targets": batch["targets"][keep],
+                  "depth_frame_index": torch.arange(second.scored_frames)}
         return kit_means(base.model, batch)
 
     assert [value.item() for value in second_loss(first)] == pytest.approx(
@@ -107,9 +107,9 @@ def test_depth_loss_counts_only_the_chosen_frames(base):
     mask[[2, 5]] = True
     chosen = loss.loss_sums(base.model, dataset.collate([example], [mask], packing=True))
     whole = dataset.collate([example], everything([example]), packing=True)
-    hidden = base.model.backbone_model(inputs_embeds=loss.embed_inputs(base.model, whole), position_ids=whole["positions"],
+    hidden = base.model.backbone_model(inputs_embeds=loss.embed_inputs(base.model, whole), position_ids=whole["position_ids"],
                                        use_cache=False).last_hidden_state[0]
-    logits = depth_logits(base.model, hidden[whole["predictors"]], whole["targets"])[:, [2, 5]]
+    logits = depth_logits(base.model, hidden[whole["predictor_index"]], whole["targets"])[:, [2, 5]]
     wanted = torch.nn.functional.cross_entropy(logits.transpose(0, 1).flatten(0, 1),
                                                whole["targets"][[2, 5], 1:].flatten(), reduction="sum")
     assert chosen.depth_frames == 2
@@ -164,9 +164,9 @@ def test_chunks_change_nothing(base, monkeypatch, scale):
 
 
 def states_and_codes(model, batch):
-    hidden = model.backbone_model(inputs_embeds=loss.embed_inputs(model, batch), position_ids=batch["positions"],
+    hidden = model.backbone_model(inputs_embeds=loss.embed_inputs(model, batch), position_ids=batch["position_ids"],
                                   use_cache=False).last_hidden_state[0]
-    return hidden[batch["predictors"]], batch["targets"]
+    return hidden[batch["predictor_index"]], batch["targets"]
 
 
 def test_memory_of_the_depth_part_is_that_of_a_chunk(base):

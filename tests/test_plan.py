@@ -115,7 +115,7 @@ def test_arithmetic_is_that_of_csm_1b(model, billion):
     """Mistake: a count of operations that has nothing to do with the network: its parameters say how many there must be."""
     for ratio in (1 / 16, 1.0):
         made = batch(billion, 8, ratio)
-        positions, depth = made["ids"].numel(), len(made["depth_rows"])
+        positions, depth = made["input_ids"].numel(), len(made["depth_frame_index"])
         # 1.966 and 7.386 GFLOP are two a weight; attention comes on top: scores and sums, in each of the 16 layers
         attention = 16 * 4 * positions * 170 * 2048
         forward = 1.966e9 * positions + 7.386e9 * depth
@@ -208,7 +208,7 @@ def test_the_clips_of_the_run_are_planned_for(config, run, packing):
         examples = voice.filled(size)
         assert max(map(len, examples)) == voice.longest
         laid = dataset.collate(examples, dataset.sample_depth_frames(examples, 1.0, 0), packing)
-        assert size - voice.longest < laid["ids"].numel() <= size
+        assert size - voice.longest < laid["input_ids"].numel() <= size
 
 
 def test_no_batch_is_larger_than_the_clips(config, run):

@@ -214,9 +214,9 @@ def test_both_sentences_teach_and_noise_is_only_heard(codec):
     config = RECIPE.replace(context_probability=1.0)
     clean, noisy = (language.Steps(some, writer, config, noise)[3] for noise in (0.0, 0.5))
     lengths = {clip.id: len(clip.codes) + 1 for clip in some}
-    assert len(clean["targets"]) > sum(lengths[name] for name in clean["names"])
-    assert torch.equal(clean["targets"], noisy["targets"]) and torch.equal(clean["ids"], noisy["ids"])
-    heard = clean["is_frame"]
+    assert len(clean["targets"]) > sum(lengths[name] for name in clean["clip_ids"])
+    assert torch.equal(clean["targets"], noisy["targets"]) and torch.equal(clean["input_ids"], noisy["input_ids"])
+    heard = clean["audio_mask"]
     assert 0.3 < (clean["codes"] != noisy["codes"])[heard].float().mean() < 0.7
     assert torch.equal(noisy["codes"], language.Steps(some, writer, config, 0.5)[3]["codes"])
 

@@ -47,10 +47,10 @@ def test_labels_of_two_clips_by_hand(base):
     for batch, width in ((packed, 10), (padded, 10)):
         assert batch["targets"].tolist() == [a0, a1, end, b0, end]
         # the end of the text predicts the first frame, the last frame predicts the end
-        assert batch["predictors"].tolist() == [6, 7, 8, width + 6, width + 7]
-        assert batch["depth_rows"].tolist() == [0, 1, 2, 3, 4]
-    assert packed["positions"].tolist() == [[*range(10), *range(9)]]
-    assert padded["ids"].shape == (2, 10)
+        assert batch["predictor_index"].tolist() == [6, 7, 8, width + 6, width + 7]
+        assert batch["depth_frame_index"].tolist() == [0, 1, 2, 3, 4]
+    assert packed["position_ids"].tolist() == [[*range(10), *range(9)]]
+    assert padded["input_ids"].shape == (2, 10)
 
 
 def test_context_is_heard_and_not_scored(base):
@@ -59,7 +59,7 @@ def test_context_is_heard_and_not_scored(base):
     joined = dataset.join(dataset.build_example(heard, base.writer, scored=False), dataset.build_example(target, base.writer))
     batch = dataset.collate([joined], [torch.ones(3, dtype=torch.bool)], packing=True)
     assert batch["targets"].tolist() == [*target.codes.tolist(), [0] * 4]
-    assert batch["codes"][0, batch["is_frame"][0]].tolist()[:3] == heard.codes.tolist()
+    assert batch["codes"][0, batch["audio_mask"][0]].tolist()[:3] == heard.codes.tolist()
 
 
 def test_a_sequence_longer_than_the_model_is_refused(base):

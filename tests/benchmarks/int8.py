@@ -31,7 +31,7 @@ HELD_OUT = DATA / "held_out"
 def losses(base: load.Base, talker: InferenceEngine, words: str, codes: torch.Tensor) -> tuple[float, float]:
     """Mean cross-entropy of codebook 0, and of the others, of one clip (frames, codebooks)."""
     prompt = base.writer.write("clip", [Turn(words, "0", codes)])
-    batch = {name: getattr(prompt, name)[None] for name in ("ids", "codes", "is_frame")}
+    batch = {"input_ids": prompt.ids[None], "codes": prompt.codes[None], "audio_mask": prompt.is_frame[None]}
     length = len(prompt)
     room, places = talker.backbone.room(1, length), slice(0, length)
     states = talker.backbone(loss.embed_inputs(base.model, batch), talker.backbone.turns(length), room, places, length)[0]

@@ -113,7 +113,7 @@ def step(model: torch.nn.Module, batch: dict, learns: bool = True) -> StepCost:
         if learns:
             (sums.backbone + sums.depth).backward()
     model.zero_grad(set_to_none=True)
-    return StepCost(batch["ids"].numel(), ledger.peak, ledger.work)
+    return StepCost(batch["input_ids"].numel(), ledger.peak, ledger.work)
 
 
 @contextlib.contextmanager

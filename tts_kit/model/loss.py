@@ -25,12 +25,12 @@ class LossSums:
 def loss_sums(model, batch: dict, scale: float = 1.0) -> LossSums:
     """Losses of one batch as made by `tuning.batches`, before any averaging; `scale` is about how large the gradient of a
     sum will be, which only matters to float16."""
-    hidden = model.backbone_model(inputs_embeds=embed_inputs(model, batch), position_ids=batch["positions"], use_cache=False,
-                                  **attention.attention_kwargs(model, batch["clips"])).last_hidden_state
+    hidden = model.backbone_model(inputs_embeds=embed_inputs(model, batch), position_ids=batch["position_ids"], use_cache=False,
+                                  **attention.attention_kwargs(model, batch["packed_clips"])).last_hidden_state
     # each scored frame is predicted from the position before it
-    states, targets = hidden.flatten(0, 1).index_select(0, batch["predictors"]), batch["targets"]
+    states, targets = hidden.flatten(0, 1).index_select(0, batch["predictor_index"]), batch["targets"]
     backbone = cross_entropy(model.lm_head(states).float(), targets[:, 0], reduction="sum")
-    chosen = batch["depth_rows"]
+    chosen = batch["depth_frame_index"]
     depth, by_codebook = depth_sum(model, states.index_select(0, chosen), targets.index_select(0, chosen), scale)
     return LossSums(backbone, len(targets), depth, len(chosen), torch.cat([backbone.detach()[None], by_codebook]))
 
@@ -40,8 +40,8 @@ def embed_inputs(model, batch: dict) -> torch.Tensor:
     table = model.backbone_model.embed_tokens
     codes = batch["codes"] + table.audio_tokens_offsets
     audio = embedding_bag(codes.flatten(0, 1), table.embed_audio_tokens.weight, mode="sum").view(*codes.shape[:2], -1)
-    text = batch["text"] if "text" in batch else model.embed_text_tokens(batch["ids"])
-    return torch.where(batch["is_frame"][..., None], audio, text)
+    text = batch["text"] if "text" in batch else model.embed_text_tokens(batch["input_ids"])
+    return torch.where(batch["audio_mask"][..., None], audio, text)
 
 
 def depth_sum(model, states: torch.Tensor, codes: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,4 +22,4 @@ def offload_text_embeddings(model: torch.nn.Module) -> None:
 def prefetch_text(model: torch.nn.Module, batch: dict) -> dict:
     """A batch on its way to the device, with the rows of its text if the table is far, so that nobody waits for them."""
     table = model.embed_text_tokens
-    return batch | {"text": table(batch["ids"])} if isinstance(table, OffloadedEmbedding) else batch
+    return batch | {"text": table(batch["input_ids"])} if isinstance(table, OffloadedEmbedding) else batch

@@ -43,7 +43,7 @@ class MicroBatchDataset(torch.utils.data.Dataset):
         # a process that has nothing to do in a step computes its first clip too, which does not count there
         batch = collate(mine or micro_batches[0][:1], chosen[before:before + len(mine)] or chosen[:1], self.config.packing)
         return batch | {"frames_in_step": sum(len(mask) for mask in chosen),
-                        "depth_in_step": sum(int(mask.sum()) for mask in chosen), "counts": int(bool(mine))}
+                        "depth_frames_in_step": sum(int(mask.sum()) for mask in chosen), "loss_weight": int(bool(mine))}
 
     def example(self, item: Item) -> Example:
         clip, context = item
@@ -118,15 +118,15 @@ def collate(examples: Sequence[Example], depth: Sequence[torch.Tensor], packing:
     predictors = (lay([_before_scored(example) for example in examples], False)).flatten().nonzero()[:, 0]
     labels = torch.cat([example.labels for example in examples])
     return {
-        "ids": lay([example.ids for example in examples], 0),
+        "input_ids": lay([example.ids for example in examples], 0),
         "codes": lay([example.codes for example in examples], 0),
-        "is_frame": lay([example.is_frame for example in examples], False),
-        "positions": _positions([len(example) for example in examples], packing),
-        "clips": _apart_and_together([len(example) for example in examples]) if packing else None,
-        "predictors": predictors,
+        "audio_mask": lay([example.is_frame for example in examples], False),
+        "position_ids": _positions([len(example) for example in examples], packing),
+        "packed_clips": _apart_and_together([len(example) for example in examples]) if packing else None,
+        "predictor_index": predictors,
         "targets": labels[labels[:, 0] != IGNORE_INDEX],
-        "depth_rows": torch.cat(list(depth)).nonzero()[:, 0],
-        "names": [example.name for example in examples],
+        "depth_frame_index": torch.cat(list(depth)).nonzero()[:, 0],
+        "clip_ids": [example.name for example in examples],
     }
 
 

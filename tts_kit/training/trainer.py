@@ -44,12 +44,12 @@ class CsmTrainer(transformers.Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss; shares add up to the loss of one big batch."""
-        a_depth_sum = 1 / inputs["depth_in_step"] / (inputs["codes"].shape[-1] - 1)
+        a_depth_sum = 1 / inputs["depth_frames_in_step"] / (inputs["codes"].shape[-1] - 1)
         scaler = self.accelerator.scaler
         with self._arithmetic():
             sums = loss.loss_sums(lora.unwrap(self.model), inputs,
                              a_depth_sum * self.depth_loss_weight * (scaler.get_scale() if scaler else 1))
-        parts = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * a_depth_sum]) * inputs["counts"]
+        parts = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * a_depth_sum]) * inputs["loss_weight"]
         if model.training:
             self._keep(parts.detach(), inputs)
         # Trainer divides by the number of micro-batches; ours are shares already
@@ -152,7 +152,7 @@ class CsmTrainer(transformers.Trainer):
         """Which clips of a micro-batch have no finite loss by themselves."""
         scored = {example.name: example for example in self.train_dataset.scored}
         guilty = []
-        for name in inputs["names"]:
+        for name in inputs["clip_ids"]:
             batch = dataset.for_evaluation([scored[name]], self.train_dataset.config)[0]
             with self._arithmetic():
                 sums = loss.loss_sums(lora.unwrap(self.model), self._prepare_inputs(batch))
