@@ -21,7 +21,7 @@ from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.segment import Segment
 from tts_kit.data.transcribe import Transcript
 from tts_kit.model import load
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 
 torch.set_num_threads(1)
 

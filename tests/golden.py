@@ -51,14 +51,14 @@ from transformers import CsmForConditionalGeneration
 from transformers.utils import logging
 
 from sample_data.build import shape
-from tts_kit import audio, config, device, errors, io, run, text, tokens, watermark
+from tts_kit import audio, config, device, errors, io, run, text, watermark
 from tts_kit.comparison import verdict
 from tts_kit.data import audio_stats, manifest, prepare, quality_flags, segment
 from tts_kit.evaluation import memorization, metrics, scoring, stats, wer
 from tts_kit.generation import generate, sampling
 from tts_kit.model import load, lora, loss
 from tts_kit.speech import speak, stream
-from tts_kit.tokens import cache, codec, encoded_clip, prompt, streaming
+from tts_kit.tokens import cache, codec, prompt, streaming
 from tts_kit.training import callbacks, dataset, finetune
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +118,7 @@ def kit_toy() -> str:
 def kit_toy_clip(name: str, frames: int, words: str = "Hello there.", split: str = "train"):
     generator = torch.Generator().manual_seed(sum(name.encode()) * 1000 + frames)
     codes = torch.randint(0, 32, (frames, 4), generator=generator, dtype=torch.int16)
-    return encoded_clip.EncodedClip(name, words, "0", "", name, split, codes)
+    return cache.EncodedClip(name, words, "0", "", name, split, codes)
 
 
 def kit_train_toy(name: str) -> tuple[list[dict], dict[str, torch.Tensor]]:
@@ -127,7 +127,7 @@ def kit_train_toy(name: str) -> tuple[list[dict], dict[str, torch.Tensor]]:
     clips = [kit_toy_clip(f"clip{number}", 5 + number, texts[number % 4], "held_out" if number < 2 else "train")
              for number in range(12)]
     place = run.Run(name, SCRATCH)
-    cache.encode_missing([], place.codes, codec.load(kit_toy()))
+    run.write_inputs(place.codes, codec=codec.load(kit_toy()).fingerprint())
     told = config.Config(base=kit_toy(), **{**TOY, **TOY_TRAININGS[name]})
     _, training = finetune.prepare(told, place, clips, kit_cpu())
     training.args.eval_on_start = True
@@ -144,8 +144,8 @@ def kit_prepared():
     """A run with the data and the codes of sample_data/voice; its recipe; how many clips were encoded."""
     place, told = run.Run("voice", SCRATCH), config.Config(**FEW_STEPS)
     prepare.prepare(SAMPLES / "voice", place, told)
-    counts = tokens.encode(told, place, kit_cpu()), tokens.encode(told, place, kit_cpu())
-    return place, told, [(each["encoded"], each["kept"]) for each in counts]
+    counts = cache.tokenize(told, place, kit_cpu()), cache.tokenize(told, place, kit_cpu())
+    return place, told, [(each["encoded"], each["cached"]) for each in counts]
 
 
 @functools.cache
@@ -165,7 +165,7 @@ def kit_adapter_tensors() -> dict[str, torch.Tensor]:
 
 
 def kit_manifest(place) -> list[dict]:
-    return [{"id": each.id, "text": each.text, "speaker": each.speaker, "recording": each.recording, "split": each.split,
+    return [{"id": each.id, "text": each.text, "speaker": each.speaker, "recording": each.session, "split": {"excluded": "gap"}.get(each.split, each.split),
              "duration_seconds": each.seconds, "row": each.row, "file": each.file} for each in manifest.read(place.data)]
 
 
@@ -187,8 +187,8 @@ def kit_prepare_table(source: Path, held_out_from: Path) -> tuple[list[dict], li
 def kit_split(recordings: list[str], share: float, seed: int) -> list[str]:
     """Which split each clip gets, given the recording it was cut from."""
     made = [manifest.Utterance(f"{number:03d}", Path("x"), "A.", "A.", "0", "", name, "", 1.0, number,
-                                f"{name}_{number:03d}.wav") for number, name in enumerate(recordings)]
-    return [each.split for each in manifest.assign_splits(made, share, seed)]
+                                f"{name}_{number:03d}.wav", "") for number, name in enumerate(recordings)]
+    return [{"excluded": "gap"}.get(each.split, each.split) for each in manifest.assign_splits(made, share, seed)]
 
 
 def kit_segments() -> list[dict]:
@@ -265,9 +265,9 @@ def kit_encoded(path: Path) -> torch.Tensor:
 
 def kit_conversation(turns: list[tuple]) -> dict[str, list]:
     """(text, speaker, codes or None, scored) of each turn -> the sequence that the model reads."""
-    made = kit_voice().base.writer.write("conversation", [prompt.Turn(*each) for each in turns])
-    return {"ids": made.ids.tolist(), "is_frame": made.is_frame.int().tolist(), "codes_sha256": sha256(made.codes.numpy()),
-            "labels_sha256": sha256(made.labels.numpy()), "scored_frames": made.scored_frames}
+    made = kit_voice().base.prompt_builder.build("conversation", [prompt.Turn(*each) for each in turns])
+    return {"ids": made.input_ids.tolist(), "is_frame": made.audio_mask.int().tolist(), "codes_sha256": sha256(made.codes.numpy()),
+            "labels_sha256": sha256(made.labels.numpy()), "scored_frames": made.target_frames}
 
 
 def kit_read_sound(path: Path, rate: int) -> np.ndarray:
@@ -360,7 +360,7 @@ def kit_toy_losses(packing: bool) -> tuple[dict[str, float], dict[str, torch.Ten
     model = lora.add_lora(base.model, 4, 8.0)
     shake(model)
     examples = kit_toy_examples(base)
-    chosen = [torch.ones(example.scored_frames, dtype=torch.bool) for example in examples]
+    chosen = [torch.ones(example.target_frames, dtype=torch.bool) for example in examples]
     found = loss.loss_sums(lora.unwrap(model), dataset.collate(examples, chosen, packing))
     backbone, depth = found.backbone / found.frames, found.depth / found.depth_frames / (len(found.by_codebook) - 1)
     (backbone + depth).backward()
@@ -375,20 +375,20 @@ def kit_transformers_losses() -> tuple[dict[str, float], dict[str, torch.Tensor]
     model = lora.add_lora(stock.requires_grad_(False).eval(), 4, 8.0)
     shake(model)
     examples = kit_toy_examples(load.load_base(kit_toy(), kit_cpu()))
-    frames, backbone, depth = sum(example.scored_frames for example in examples), 0, 0
+    frames, backbone, depth = sum(example.target_frames for example in examples), 0, 0
     for example in examples:
-        embeds = torch.where(example.is_frame[:, None], stock.backbone_model.embed_tokens(example.codes[None])[0],
-                             stock.embed_text_tokens(example.ids))
+        embeds = torch.where(example.audio_mask[:, None], stock.backbone_model.embed_tokens(example.codes[None])[0],
+                             stock.embed_text_tokens(example.input_ids))
         out = stock(inputs_embeds=embeds[None], labels=example.labels[None], use_cache=False)
-        backbone = backbone + out.backbone_loss * example.scored_frames / frames
-        depth = depth + out.depth_decoder_loss * example.scored_frames / frames
+        backbone = backbone + out.backbone_loss * example.target_frames / frames
+        depth = depth + out.depth_decoder_loss * example.target_frames / frames
     (backbone + depth).backward()
     return {"backbone_loss": backbone.item(), "depth_loss": depth.item()}, gradients(model)
 
 
 def kit_toy_examples(base):
     clips = (("a", 9, "One."), ("b", 5, "Another one?"), ("c", 12, "A third, longer one."))
-    return [dataset.build_example(kit_toy_clip(*each), base.writer) for each in clips]
+    return [dataset.build_example(kit_toy_clip(*each), base.prompt_builder) for each in clips]
 
 
 def kit_demo_figures(printed: list[str]) -> dict:

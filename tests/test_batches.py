@@ -13,7 +13,7 @@ CLIPS = [make_clip(f"clip{number}", 4 + number * 3 % 17, "A few words." if numbe
 
 
 def steps(base, config, **changes):
-    return MicroBatchDataset(CLIPS, base.writer, config.replace(**changes))
+    return MicroBatchDataset(CLIPS, base.prompt_builder, config.replace(**changes))
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
@@ -41,10 +41,10 @@ def test_passes_differ_in_order_and_runs_with_one_seed_agree(base, config):
 
 def test_depth_frames_are_drawn_afresh_and_the_end_always(base, config):
     """Mistake: a subset frozen for every epoch; or the end frame seldom trained, and the voice never stops."""
-    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS[:4]]
+    examples = [dataset.build_example(clip, base.prompt_builder) for clip in CLIPS[:4]]
     draws = [torch.cat(dataset.sample_depth_frames(examples, 1 / 4, seed)) for seed in range(200)]
     assert len({tuple(draw.tolist()) for draw in draws}) > 190
-    lengths = torch.tensor([example.scored_frames for example in examples])
+    lengths = torch.tensor([example.target_frames for example in examples])
     ends = lengths.cumsum(0) - 1
     share = torch.stack(draws).float().mean(0)
     assert (share[ends] == 1).all()
@@ -53,7 +53,7 @@ def test_depth_frames_are_drawn_afresh_and_the_end_always(base, config):
     assert share[others].mean().item() == pytest.approx(1 / 4, abs=0.02)
     assert share[others].min() > 0.1
     assert torch.equal(draws[3], torch.cat(dataset.sample_depth_frames(examples, 1 / 4, 3)))
-    alone = MicroBatchDataset([make_clip("only", 40)], base.writer, config.replace(steps=9, depth_frame_fraction=1 / 4))
+    alone = MicroBatchDataset([make_clip("only", 40)], base.prompt_builder, config.replace(steps=9, depth_frame_fraction=1 / 4))
     assert len({tuple(alone[step]["depth_frame_index"].tolist()) for step in range(9)}) == 9
 
 
@@ -74,7 +74,7 @@ def test_context_comes_from_another_clip_and_is_never_scored(base, config):
     assert all(clip != context for clip, context in with_context)
     clip, context = with_context[0]
     example = plan.example((clip, context))
-    assert example.scored_frames == len(CLIPS[clip].codes) + 1
+    assert example.target_frames == len(CLIPS[clip].codes) + 1
     assert len(example) == len(plan.scored[clip]) + len(plan.heard[context])
 
 
@@ -82,7 +82,7 @@ def test_context_is_of_the_same_speaker(base, config):
     """Mistake: with several speakers in the data a voice is cloned from somebody else's clip."""
     clips = [make_clip(f"clip{number}", 6, speaker="ab"[number % 2]) for number in range(10)] + [
         make_clip("lonely", 6, speaker="c")]
-    plan = MicroBatchDataset(clips, base.writer, config.replace(steps=60, context_probability=1.0, tokens_per_batch=300))
+    plan = MicroBatchDataset(clips, base.prompt_builder, config.replace(steps=60, context_probability=1.0, tokens_per_batch=300))
     items = [item for batch in plan.plan for item in batch]
     assert all(clips[clip].speaker == clips[context].speaker for clip, context in items if context is not None)
     assert {clips[clip].id for clip, context in items if context is None} == {"lonely"}
@@ -90,6 +90,6 @@ def test_context_is_of_the_same_speaker(base, config):
 
 def test_a_clip_longer_than_the_budget_travels_alone(base, config):
     """Mistake: an endless loop or an empty batch when one clip is larger than the budget."""
-    plan = MicroBatchDataset([*CLIPS[:3], make_clip("long", 200)], base.writer, config.replace(steps=8))
+    plan = MicroBatchDataset([*CLIPS[:3], make_clip("long", 200)], base.prompt_builder, config.replace(steps=8))
     assert ["long"] in [plan[index]["clip_ids"] for index in range(len(plan))]
     assert all(plan.plan)

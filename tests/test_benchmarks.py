@@ -27,7 +27,7 @@ def material(steps: int = 1) -> tuple[torch.nn.Module, train_step.Material]:
     model = shapes.network("toy", "cpu")
     sounds = shapes.sounds("toy", 4, (2, 6))
     clips = shapes.encoded(sounds, Codec(model.codec_model, shapes.spec("toy")))
-    return model, train_step.Material(clips, sounds, shapes.writer("toy"), 4, steps)
+    return model, train_step.Material(clips, sounds, shapes.prompt_builder("toy"), 4, steps)
 
 
 def agrees(row: dict) -> None:
@@ -90,13 +90,13 @@ def test_stock_reads_what_the_processor_makes():
     from transformers import CsmProcessor, EncodecFeatureExtractor
 
     _, made = material()
-    numbers, sound, clip = made.writer.spec, made.sounds[0], made.clips[0]
-    processor = CsmProcessor(EncodecFeatureExtractor(sampling_rate=numbers.sample_rate), made.writer.tokenizer)
+    numbers, sound, clip = made.prompt_builder.spec, made.sounds[0], made.clips[0]
+    processor = CsmProcessor(EncodecFeatureExtractor(sampling_rate=numbers.sample_rate), made.prompt_builder.tokenizer)
     wanted = processor(
         text=f"<|begin_of_text|>[0]{sound.text}<|end_of_text|><|AUDIO|><|audio_eos|>", audio=sound.wave, output_labels=True,
         text_kwargs={"padding": "max_length", "max_length": notebook.POSITIONS, "padding_side": "right"},
         audio_kwargs={"max_length": 240_001, "padding": "max_length", "sampling_rate": 24_000})
-    found = notebook.padded([clip], [sound], made.writer)[0]
+    found = notebook.padded([clip], [sound], made.prompt_builder)[0]
     for name in ("attention_mask", "labels", "input_values", "input_values_cutoffs"):
         np.testing.assert_array_equal(found[name].numpy(), wanted[name][0].numpy(), err_msg=name)
     heard = found["attention_mask"].bool()
@@ -123,12 +123,12 @@ def test_both_sides_start_from_the_same_loss(tmp_path):
 def test_another_loss_is_refused():
     """Mistake: timing goes on although the two sides do not do the same work."""
     model, made = material()
-    swapped = train_step.Material(made.clips, made.sounds[::-1], made.writer, 4, 1)
+    swapped = train_step.Material(made.clips, made.sounds[::-1], made.prompt_builder, 4, 1)
     with pytest.raises((KitError, IndexError, RuntimeError)):
         train_step.check(model, swapped, "cpu")
     silent = [shapes.Sound(each.text, 0 * each.wave) for each in made.sounds]
     with pytest.raises(KitError, match="differ by"):
-        train_step.check(model, train_step.Material(made.clips, silent, made.writer, 4, 1), "cpu")
+        train_step.check(model, train_step.Material(made.clips, silent, made.prompt_builder, 4, 1), "cpu")
 
 
 def test_the_codec_carries_no_adapter_and_each_step_has_the_same_clips(tmp_path):

@@ -83,12 +83,12 @@ def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
     soundfile.write(folder / rows[1]["file_name"], np.stack([quiet, quiet], axis=1), 44_100, subtype="PCM_24")
     write_csv(folder, rows)
     utterances = prepare.prepare(folder, run, Config())
-    said = "8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to learn from; held out: 2 clips from 1 recording; 2 beside them"
+    said = "8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to learn from; held out: 2 clips from 1 session; 2 beside them"
     assert said in capsys.readouterr().out
     second = utterances[1]
     assert (second.id, second.row, second.file) == ("00002-tapeA-002", 2, "clips/tapeA_002.wav")
     assert (second.text, second.original_text) == ("Sentence number 2.", "Sentence number 2")
-    assert (second.source, second.speaker, second.recording) == ("0", "", "tapeA")
+    assert (second.source, second.speaker, second.session) == ("0", "", "tapeA")
     assert soundfile.info(second.audio).samplerate == RATE and soundfile.info(second.audio).channels == 1
     assert second.seconds == pytest.approx(1.35, abs=0.05) == soundfile.info(second.audio).duration
     loud = [audio.loudness(audio.read(each.audio, RATE), RATE) for each in utterances]
@@ -161,7 +161,7 @@ def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeyp
         (decoding if kind == "one split" else datasets.DatasetDict(train=decoding)).save_to_disk(tmp_path / "set")
     utterances = prepare.prepare(tmp_path / "set", run, Config())
     assert "ignored: mood" in capsys.readouterr().out
-    assert (utterances[0].id, utterances[0].source, utterances[0].recording) == ("00001-x-0", "3", "x")
+    assert (utterances[0].id, utterances[0].source, utterances[0].session) == ("00001-x-0", "3", "x")
     assert len(utterances) == 6 and prepare.prepare(tmp_path / "set", run, Config()) == utterances
     with pytest.raises(KitError, match="split test. could not be opened"):
         prepare.prepare(f"{tmp_path / 'set'}:test", Run("other", tmp_path / "runs"), Config())
@@ -308,7 +308,7 @@ def test_too_few_clips(tmp_path, run):
     folder = tmp_path / "recordings"
     write_csv(folder, write_clips(folder, 5))
     said = refusal(folder, run)
-    assert "5 usable clips; the least is 6" in said and "Add more clips" in said
+    assert "5 usable clips; the minimum is 6" in said and "Add more clips" in said
 
 
 # tables that cannot be used
@@ -406,17 +406,17 @@ def test_a_speaker_asked_of_a_table_without_any(good, run):
 # the split
 
 
-def make_utterances(names: list[str], recording: str = "") -> list[manifest.Utterance]:
+def make_utterances(names: list[str], session: str = "") -> list[manifest.Utterance]:
     return [manifest.Utterance(id=f"{row:05d}", audio=Path("x.flac"), text="x.", original_text="x", source="0", speaker="",
-                           recording=recording or manifest.session_of(name), split="", seconds=1.0, row=row,
-                           file=name)
+                           session=session or manifest.session_of(name), split="", seconds=1.0, row=row,
+                           file=name, sha256="")
             for row, name in enumerate(names, 1)]
 
 
 def neighbours(utterances):
     """Pairs of clips that follow each other in one recording, by the number in the name."""
-    ordered = sorted(utterances, key=lambda each: (each.recording, int(each.file.split("_")[1])))
-    return [(one, other) for one, other in itertools.pairwise(ordered) if one.recording == other.recording]
+    ordered = sorted(utterances, key=lambda each: (each.session, int(each.file.split("_")[1])))
+    return [(one, other) for one, other in itertools.pairwise(ordered) if one.session == other.session]
 
 
 @pytest.mark.parametrize("sizes", [[6], [50], [3, 3], [30, 30, 1], [50, 50, 1, 1], [5, 1]])
@@ -428,8 +428,8 @@ def test_no_training_clip_is_beside_a_held_out_one(sizes):
         utterances = manifest.assign_splits(make_utterances([names[place] for place in order]), 0.1, seed)
         for one, other in neighbours(utterances):
             assert {one.split, other.split} != {"train", "held_out"}
-        count = {mark: sum(each.split == mark for each in utterances) for mark in ("train", "held_out", "gap")}
-        assert count["held_out"] >= 2 and count["train"] >= 1 and count["gap"] <= 2
+        count = {mark: sum(each.split == mark for each in utterances) for mark in ("train", "held_out", "excluded")}
+        assert count["held_out"] >= 2 and count["train"] >= 1 and count["excluded"] <= 2
         assert count["held_out"] <= max(2, 0.15 * len(names))
 
 
@@ -442,8 +442,8 @@ def test_whole_recordings_are_held_out(sizes, held):
         utterances = manifest.assign_splits(make_utterances(names), 0.1, seed)
         marks = {}
         for each in utterances:
-            marks.setdefault(each.recording, set()).add(each.split)
-        assert all(len(found) == 1 and "gap" not in found for found in marks.values())
+            marks.setdefault(each.session, set()).add(each.split)
+        assert all(len(found) == 1 and "excluded" not in found for found in marks.values())
         assert sum(each.split == "held_out" for each in utterances) in held
 
 
@@ -458,7 +458,7 @@ def test_the_seed_decides_the_split(sizes):
 def test_a_named_recording_keeps_the_order_of_the_table():
     """Guards against sorting unnumbered names, whose neighbours are known only from the table."""
     names = [f"take{number % 7}b" for number in range(30)]
-    utterances = manifest.assign_splits(make_utterances(names, recording="sitting"), 0.1, 5)
+    utterances = manifest.assign_splits(make_utterances(names, session="sitting"), 0.1, 5)
     marks = [each.split for each in utterances]
     first = marks.index("held_out")
     assert marks[first:first + 3] == ["held_out"] * 3 and marks.count("held_out") == 3
@@ -470,13 +470,13 @@ def test_a_share_that_leaves_nothing_is_refused():
         manifest.assign_splits(make_utterances([f"tape_{number}" for number in range(6)]), 0.95, 1)
 
 
-@pytest.mark.parametrize(("file", "recording"), [
+@pytest.mark.parametrize(("file", "session"), [
     ("LJ001-0001.wav", "LJ001"), ("clip_007.flac", "clip"), ("intro.wav", "intro"), ("tape2/001.wav", "tape2"),
     ("001.wav", "recording"), ("tape2/a_1.wav", "tape2/a"), ("1034_121119_000005_000001.wav", "1034_121119_000005"),
 ])
-def test_recording_of(file, recording):
+def test_session_of(file, session):
     """Guards against every clip counting as a recording of its own, which would put neighbours on both sides."""
-    assert manifest.session_of(file) == recording
+    assert manifest.session_of(file) == session
 
 
 # what is on disk
@@ -492,7 +492,7 @@ def test_the_same_source_is_used_again(good, run, capsys):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    (lambda folder: {"recipe": Config(max_seconds=20)}, "made with max_seconds 30.0, not 20"),
+    (lambda folder: {"config": Config(max_seconds=20)}, "made with max_seconds 30.0, not 20"),
     (lambda folder: {"skip_bad": True}, "made with skip_bad False, not True"),
     (lambda folder: soundfile.write(folder / "clips/tapeA_001.wav", voice(50), RATE), "changed since"),
     (lambda folder: write_csv(folder, [{"file_name": "x.wav", "text": "New"}]), "changed since"),
@@ -502,7 +502,7 @@ def test_other_data_is_not_overwritten(good, run, change, said):
     """Guards against an adapter whose data folder silently became that of another source."""
     prepare.prepare(good, run, Config())
     before = contents(run.data)
-    arguments = {"source": good, "run": run, "recipe": Config()}
+    arguments = {"source": good, "run": run, "config": Config()}
     changed = change(good)
     with pytest.raises(KitError, match=said) as caught:
         prepare.prepare(**arguments | (changed if isinstance(changed, dict) else {}))
@@ -547,13 +547,14 @@ def test_a_manifest_is_not_trusted(good, run, spoil, said):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from tts_kit.config import Recipe
+from tts_kit.config import Config
+from tts_kit.data import manifest, prepare
 from tts_kit.run import Run
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 name, root, source = sys.argv[1:]
 run = Run(name, root)
 if source:
-    prepare.prepare(source, run, Recipe())
+    prepare.prepare(source, run, Config())
 else:
     manifest.write(run.data, manifest.read(run.data) * 20)
 """
@@ -567,7 +568,7 @@ def test_a_full_disk_loses_nothing(good, run, rewrite):
     before = contents(run.folder.parent)
     done = subprocess.run([sys.executable, "-c", FULL_DISK, other.name, run.folder.parent, "" if rewrite else good],
                           capture_output=True, text=True, cwd=ROOT, check=False)
-    assert "Problem" in done.stderr and "the disk is full" in done.stderr and done.returncode == 1
+    assert "KitError" in done.stderr and "the disk is full" in done.stderr and done.returncode == 1
     assert contents(run.folder.parent) == before and manifest.read(run.data) == utterances
     assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data", "config.json"}
     assert len(prepare.prepare(good, other, Config())) == 8
@@ -576,7 +577,8 @@ def test_a_full_disk_loses_nothing(good, run, rewrite):
 KILLED = """
 import os, signal, sys
 from tts_kit import audio
-from tts_kit.config import Recipe
+from tts_kit.config import Config
+from tts_kit.data import manifest, prepare
 from tts_kit.run import Run
 write, written = audio.write, []
 def write_three(path, samples, rate):
@@ -584,7 +586,7 @@ def write_three(path, samples, rate):
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(write(path, samples, rate))
 audio.write = write_three
-prepare.prepare(sys.argv[2], Run("voice", sys.argv[1]), Recipe())
+prepare.prepare(sys.argv[2], Run("voice", sys.argv[1]), Config())
 """
 
 

@@ -52,7 +52,7 @@ def test_a_recording_becomes_data(place):
         words = sentence.rstrip(".?").split()
         heard = sum(word.casefold().strip(",") in said.casefold() for word in words)
         assert heard >= 0.6 * len(words), sentence  # figures are written as figures
-    assert {each.recording for each in manifest.read(place.data)} == {segment.name_of(Path("long take.flac"))}
+    assert {each.session for each in manifest.read(place.data)} == {segment.name_of(Path("long take.flac"))}
 
 
 @pytest.mark.skipif(not whisper_weights.is_installed(whisper_weights.TINY), reason="tiny.en is not installed (requirements-recordings.txt)")

@@ -21,7 +21,7 @@ from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_text
 from tts_kit.run import Run
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.training import callbacks, dataset, distributed, finetune, trainer
 
 SCRIPT = """
@@ -63,7 +63,7 @@ def listening(base, recipe, run, clips):
 def based(*arguments, **named):
     made = whole(*arguments, **named)
     if name == "poisoned":
-        tilde = made.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
+        tilde = made.prompt_builder.tokenizer("~", add_special_tokens=False).input_ids[0]
         made.model.embed_text_tokens.weight.data[tilde] = float("nan")
     return made
 
@@ -239,7 +239,7 @@ def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, c
     """Mistake: clips are left out or heard twice, or another choice of depth frames is made than by one process."""
     asked = config.replace(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps, depth_frame_fraction=0.5)
     learnt = [clip for clip in clips if clip.split == "train"]
-    alone, shared = (dataset.MicroBatchDataset(learnt, base.writer, asked, number) for number in (1, count))
+    alone, shared = (dataset.MicroBatchDataset(learnt, base.prompt_builder, asked, number) for number in (1, count))
     assert len(shared) == 9 * shared.parts and shared.parts % count == 0
     for step in range(9):
         whole, parts = ([steps[step * steps.parts + part] for part in range(steps.parts)] for steps in (alone, shared))
@@ -253,7 +253,7 @@ def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, c
 
 def test_clips_are_dealt_out_evenly(base, clips):
     """Mistake: one process has nearly all of a step, and the others wait for it."""
-    examples = [dataset.build_example(clip, base.writer) for clip in clips]
+    examples = [dataset.build_example(clip, base.prompt_builder) for clip in clips]
     parts = dataset.reshard([examples], 3)
     sizes = [sum(map(len, part)) for part in parts]
     assert [example for part in parts for example in part] == examples

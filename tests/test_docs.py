@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from test_house import ROOT, tracked
 
-from tts_kit import audio, cli, device, samples, tokens
+from tts_kit import audio, cli, device, samples
 from tts_kit.config import Config
 from tts_kit.data import manifest, prepare
 from tts_kit.run import Run
+from tts_kit.tokens import cache
 from tts_kit.server import serve
 from tts_kit.speech import adapters
 from tts_kit.training import finetune
@@ -122,7 +123,7 @@ def prepared(loud, tmp_path_factory):
     settings = Config(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
                       eval_steps=40, save_steps=40, sample_steps=0)
     prepare.prepare(place / "my_clips", run, settings)
-    tokens.encode(settings, run, cpu)
+    cache.tokenize(settings, run, cpu)
     finetune.finetune(settings, run, cpu)
     return place
 

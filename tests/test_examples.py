@@ -132,7 +132,7 @@ def test_prompts_become_a_source_like_any_other(fetched, tmp_path, monkeypatch, 
             "1 without a transcript") in said
     assert [each.text for each in utterances] == [f"What {name} says." for name in PROMPTS]
     assert {each.speaker for each in utterances} == {"allison"}
-    assert {each.recording for each in utterances} == set("abcd")
+    assert {each.session for each in utterances} == set("abcd")
     assert "CC BY-SA 3.0" in (fetched / "voice" / "LICENCE.txt").read_text(encoding="utf-8")
     clip, rate = soundfile.read(fetched / "voice" / "a-1.flac", dtype="int16")
     assert rate == 16_000 and np.array_equal(clip, g722.decode([PROMPTS["a-1"]])[0])
@@ -259,7 +259,7 @@ def test_the_bundled_voice_brings_its_held_out_clips(tmp_path, capsys):
     """Mistake: the demo learns from clips by which it is judged, or leaves clips unused that it could learn from."""
     utterances = prepare.prepare("example:emma", Run("emma", tmp_path), Config())
     held_out = [each for each in utterances if each.split == "held_out"]
-    assert len(held_out) == 12 and {each.recording for each in held_out} == {"later01", "later02"}
+    assert len(held_out) == 12 and {each.session for each in held_out} == {"later01", "later02"}
     assert sum(each.split == "train" for each in utterances) == 70 == len(utterances) - 12
     assert "share their" not in capsys.readouterr().out
 

@@ -15,16 +15,16 @@ GREEDY = Sampling(temperature=0, depth_temperature=0)
 
 
 def prompts(base, *texts):
-    context = Turn("A reference.", "0", make_clip("ref", 6).codes, scored=False)
-    return [base.writer.write(text, [context, Turn(text, "0")] if number % 2 else [Turn(text, "0")])
+    context = Turn("A reference.", "0", make_clip("ref", 6).codes, in_loss=False)
+    return [base.prompt_builder.build(text, [context, Turn(text, "0")] if number % 2 else [Turn(text, "0")])
             for number, text in enumerate(texts)]
 
 
 def stock_codes(stock, base, prompt, frames):
     """Transformers' greedy generate, forbidden the words that are no codes, as the kit is."""
     words = list(range(base.spec.codebook_size, stock.config.vocab_size))
-    embeds = torch.where(prompt.is_frame[:, None], stock.backbone_model.embed_tokens(prompt.codes[None])[0],
-                         stock.embed_text_tokens(prompt.ids))
+    embeds = torch.where(prompt.audio_mask[:, None], stock.backbone_model.embed_tokens(prompt.codes[None])[0],
+                         stock.embed_text_tokens(prompt.input_ids))
     out = stock.generate(inputs_embeds=embeds[None], attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                          do_sample=False, depth_decoder_do_sample=False, max_new_tokens=frames, suppress_tokens=words,
                          depth_decoder_suppress_tokens=words)

@@ -44,7 +44,7 @@ def test_what_is_given_is_held_out_and_all_else_is_learned(tmp_path, run, capsys
     assert [each.file for each in utterances[8:]] == ["late_50.wav", "late_51.wav", "late_52.wav"]
     assert len({each.id for each in utterances}) == 11 and all(each.audio.is_file() for each in utterances)
     said = capsys.readouterr().out
-    assert "8 to learn from; held out: 3 clips from 1 recording." in said and "share their" not in said
+    assert "8 to learn from; held out: 3 clips from 1 session." in said and "share their" not in said
     assert manifest.read(run.data) == utterances
     assert prepare.prepare(source, run, Config(held_out=0.5), held_out_from=f"{other}/") == utterances
 
@@ -74,7 +74,7 @@ def test_two_tables_in_one_folder(tmp_path, run):
 def refused(said: str, source: Path, run: Run, **more) -> None:
     """Nothing is written, and the message says this."""
     with pytest.raises(KitError, match=said):
-        prepare.prepare(source, run, **{"recipe": Config(), **more})
+        prepare.prepare(source, run, **{"config": Config(), **more})
     assert not run.data.exists()
 
 
@@ -94,7 +94,7 @@ def test_the_source_itself_is_no_other_source(tmp_path, run, name):
     refused("is the source itself", source / "metadata.csv", run, held_out_from=source / name)
 
 
-@pytest.mark.parametrize(("count", "said"), [(1, "8 usable clips to learn from and 1 held out; the least is 4 and 2")])
+@pytest.mark.parametrize(("count", "said"), [(1, "8 usable clips to train on and 1 held out; the minimum is 4 and 2")])
 def test_too_few_are_refused(tmp_path, run, count, said):
     """Mistake: a verdict from one sentence."""
     refused(said, learned(tmp_path / "mine"), run, held_out_from=judged(tmp_path / "late", count=count))
@@ -122,8 +122,8 @@ def test_the_speaker_is_chosen_where_one_learns(tmp_path, run, capsys):
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    ({"recording": "tapeA"}, "3 of 3 held-out clips share their recording with clips to learn from (late_50.wav: tapeA)"),
-    ({"text": "sentence number 5"}, "3 of 3 held-out clips share their text with clips to learn from"),
+    ({"session": "tapeA"}, "3 of 3 held-out clips share their session with training clips (late_50.wav: tapeA)"),
+    ({"text": "sentence number 5"}, "3 of 3 held-out clips share their text with training clips"),
 ])
 def test_what_training_hears_of_the_judged_is_said(tmp_path, run, capsys, more, said):
     """Mistake: neighbours of training clips, or their very sentences, make the result look better, and nobody says so."""
@@ -167,5 +167,5 @@ def test_the_verb_takes_a_share_or_a_source(tmp_path, monkeypatch, capsys):
 def test_splitting_by_itself_stays_as_it_was(tmp_path, run):
     """Mistake: the new way changes what is held out where nothing was given."""
     utterances = prepare.prepare(learned(tmp_path / "mine"), run, Config())
-    assert sorted(each.split for each in utterances) == ["gap"] * 2 + ["held_out"] * 2 + ["train"] * 4
+    assert sorted(each.split for each in utterances) == ["excluded"] * 2 + ["held_out"] * 2 + ["train"] * 4
     assert utterances == [dataclasses.replace(each) for each in manifest.read(run.data)]

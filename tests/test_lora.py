@@ -60,10 +60,10 @@ def test_a_step_leaves_the_base_as_it_was(base):
     model = lora.add_lora(base.model, 4, 8.0)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
-    example = dataset.build_example(make_clip("a", 6), base.writer)
+    example = dataset.build_example(make_clip("a", 6), base.prompt_builder)
     for _ in range(2):
         sums = loss.loss_sums(lora.unwrap(model), dataset.collate(
-            [example], [torch.ones(example.scored_frames, dtype=torch.bool)], packing=True))
+            [example], [torch.ones(example.target_frames, dtype=torch.bool)], packing=True))
         (sums.backbone + sums.depth).backward()
         optimizer.step()
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}

@@ -16,13 +16,13 @@ CLIPS = [make_clip("a", 9, "One."), make_clip("b", 5, "Another one?"), make_clip
 
 
 def everything(examples):
-    return [torch.ones(example.scored_frames, dtype=torch.bool) for example in examples]
+    return [torch.ones(example.target_frames, dtype=torch.bool) for example in examples]
 
 
 def stock_loss(model, example):
     """Transformers' forward on one clip, from embeddings and three-dimensional labels."""
-    embeds = torch.where(example.is_frame[:, None], model.backbone_model.embed_tokens(example.codes[None])[0],
-                         model.embed_text_tokens(example.ids))
+    embeds = torch.where(example.audio_mask[:, None], model.backbone_model.embed_tokens(example.codes[None])[0],
+                         model.embed_text_tokens(example.input_ids))
     return model(inputs_embeds=embeds[None], labels=example.labels[None], use_cache=False)
 
 
@@ -46,7 +46,7 @@ def test_loss_from_sound_is_the_loss_from_codes(base, stock, toy):
                                                                     processor_kwargs={"output_labels": True})
     theirs = stock(**inputs, use_cache=False)
     from tts_kit.tokens.prompt import Turn
-    example = base.writer.write("clip", [Turn("Hi.", "0", base.codec.encode([wave])[0])])
+    example = base.prompt_builder.build("clip", [Turn("Hi.", "0", base.codec.encode([wave])[0])])
     backbone, depth = kit_means(base.model, dataset.collate([example], everything([example]), packing=True))
     torch.testing.assert_close(backbone, theirs.backbone_loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(depth, theirs.depth_decoder_loss, rtol=1e-5, atol=1e-6)
@@ -62,12 +62,12 @@ def test_loss_and_gradients_equal_transformers(base, toy, packing):
         if mine.requires_grad:
             mine.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(mine.numel()))
             their.data.copy_(mine.data)
-    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS]
+    examples = [dataset.build_example(clip, base.prompt_builder) for clip in CLIPS]
     backbone, depth = kit_means(lora.unwrap(ours), dataset.collate(examples, everything(examples), packing))
     (backbone + depth).backward()
 
-    frames = sum(example.scored_frames for example in examples)
-    outputs = [(stock_loss(lora.unwrap(theirs), example), example.scored_frames / frames) for example in examples]
+    frames = sum(example.target_frames for example in examples)
+    outputs = [(stock_loss(lora.unwrap(theirs), example), example.target_frames / frames) for example in examples]
     wanted_backbone = sum(out.backbone_loss * share for out, share in outputs)
     wanted_depth = sum(out.depth_decoder_loss * share for out, share in outputs)
     (wanted_backbone + wanted_depth).backward()
@@ -84,16 +84,16 @@ def test_loss_and_gradients_equal_transformers(base, toy, packing):
 
 def test_packed_clips_do_not_see_each_other(base):
     """Mistake: a cache or a full mask in the packed row lets a clip attend to its neighbour."""
-    first, second = (dataset.build_example(clip, base.writer) for clip in CLIPS[:2])
-    changed = dataset.build_example(make_clip("z", 9, "One."), base.writer)
+    first, second = (dataset.build_example(clip, base.prompt_builder) for clip in CLIPS[:2])
+    changed = dataset.build_example(make_clip("z", 9, "One."), base.prompt_builder)
     assert len(changed) == len(first)
 
     def second_loss(neighbour):
-        mask = [torch.zeros(neighbour.scored_frames, dtype=torch.bool), torch.ones(second.scored_frames, dtype=torch.bool)]
+        mask = [torch.zeros(neighbour.target_frames, dtype=torch.bool), torch.ones(second.target_frames, dtype=torch.bool)]
         batch = dataset.collate([neighbour, second], mask, packing=True)
-        keep = slice(neighbour.scored_frames, None)
+        keep = slice(neighbour.target_frames, None)
         batch |= {"predictor_index": batch["predictor_index"][keep], "targets": batch["targets"][keep],
-                  "depth_frame_index": torch.arange(second.scored_frames)}
+                  "depth_frame_index": torch.arange(second.target_frames)}
         return kit_means(base.model, batch)
 
     assert [value.item() for value in second_loss(first)] == pytest.approx(
@@ -102,8 +102,8 @@ def test_packed_clips_do_not_see_each_other(base):
 
 def test_depth_loss_counts_only_the_chosen_frames(base):
     """Mistake: the sampled depth loss is divided by all frames and so weighs less at a smaller ratio."""
-    example = dataset.build_example(CLIPS[0], base.writer)
-    mask = torch.zeros(example.scored_frames, dtype=torch.bool)
+    example = dataset.build_example(CLIPS[0], base.prompt_builder)
+    mask = torch.zeros(example.target_frames, dtype=torch.bool)
     mask[[2, 5]] = True
     chosen = loss.loss_sums(base.model, dataset.collate([example], [mask], packing=True))
     whole = dataset.collate([example], everything([example]), packing=True)
@@ -134,7 +134,7 @@ def test_no_cache_is_built_in_training(base, monkeypatch):
     made = []
     real = cache_utils.DynamicCache.__init__
     monkeypatch.setattr(cache_utils.DynamicCache, "__init__", lambda *a, **k: (made.append(1), real(*a, **k))[1])
-    example = dataset.build_example(CLIPS[0], base.writer)
+    example = dataset.build_example(CLIPS[0], base.prompt_builder)
     loss.loss_sums(base.model, dataset.collate([example], everything([example]), packing=True))
     assert not made
 
@@ -146,7 +146,7 @@ def test_chunks_change_nothing(base, monkeypatch, scale):
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
-    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS]
+    examples = [dataset.build_example(clip, base.prompt_builder) for clip in CLIPS]
     batch, seen = dataset.collate(examples, everything(examples), packing=True), []
     for size in (1000, 4):
         monkeypatch.setitem(loss.CHUNK, "cpu", size)
@@ -203,7 +203,7 @@ def test_lean_projections_are_pefts(base):
 def test_sixteen_bit_training_multiplies_in_sixteen_bits(base):
     """Mistake: PEFT takes every input of a bf16 model to float32, and its products with it, at a tenth of the speed."""
     model = lora.add_lora(base.model.to(torch.bfloat16), 4, 8.0)
-    examples = [dataset.build_example(clip, base.writer) for clip in CLIPS]
+    examples = [dataset.build_example(clip, base.prompt_builder) for clip in CLIPS]
 
     seen = set()
 

@@ -92,7 +92,7 @@ def trained(toy, tmp_path_factory) -> Run:
         assert modal_app.data.local("anna", quick, str(source), ("", "", ""), False) > 10
         parts = [modal_app.encode.local("anna", quick, part, 2) for part in range(2)]
         assert [part["encoded"] for part in parts] == [5, 5] and not Run("anna").codes.joinpath("index.jsonl").exists()
-        assert modal_app.tokenize.local("anna", quick) == {"kept": 10, "encoded": 0, "damaged": 0}
+        assert modal_app.tokenize.local("anna", quick) == {"cached": 10, "encoded": 0, "corrupt": 0}
         assert modal_app.train.local("anna", quick) == "runs/anna/adapter"
     return Run("anna", root / "runs")
 
@@ -185,10 +185,10 @@ def test_the_stages_make_what_the_verbs_make(trained, toy):
     """Mistake: a stage in the cloud has logic of its own, or a part of the clips is encoded otherwise."""
     alone = Run("alone", trained.folder.parent.parent / "verbs")
     shutil.copytree(trained.data, alone.data)
-    from tts_kit import tokens
+    from tts_kit.tokens import cache
 
     config = Config(base=toy)
-    tokens.encode(config, alone, CPU)
+    cache.tokenize(config, alone, CPU)
     assert (alone.codes / "index.jsonl").read_bytes() == (trained.codes / "index.jsonl").read_bytes()
     for clip, wanted in zip(cache.load_run(trained), cache.load_run(alone)):
         assert clip.codes.equal(wanted.codes)

@@ -46,8 +46,8 @@ def run(tmp_path):
 def batch(folder: str, clips: int, ratio: float) -> dict:
     """Packed clips of ten seconds: 44 positions of text and 126 frames, the last of which ends it."""
     spec = ModelSpec.of(pretrained.config(folder))
-    writer = PromptBuilder(pretrained.tokenizer(folder), spec)
-    examples = [dataset.build_example(make_clip("x", 125, "x" * 39, books=spec.num_codebooks), writer)] * clips
+    prompt_builder = PromptBuilder(pretrained.tokenizer(folder), spec)
+    examples = [dataset.build_example(make_clip("x", 125, "x" * 39, books=spec.num_codebooks), prompt_builder)] * clips
     return dataset.collate(examples, dataset.sample_depth_frames(examples, ratio, 0), True)
 
 

@@ -80,8 +80,8 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     base = load.load_base(str(folder), CPU)
     said = []
     for speaker in (0, 1):
-        heard = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), scored=False)
-        prompt = base.writer.write("clone", [heard, Turn("Hello there.", "0")])
+        heard = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), in_loss=False)
+        prompt = base.prompt_builder.build("clone", [heard, Turn("Hello there.", "0")])
         said.append(generate(base.model, base.spec, [prompt], Sampling(0, 0), [0], [3])[0].codes[0, 0].item())
     assert said == [3, 5]
 
@@ -209,16 +209,16 @@ def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
 
 def test_both_sentences_teach_and_noise_is_only_heard(codec):
     """Mistake: half of the speech is read for nothing, or the model is taught to say the noise."""
-    writer = PromptBuilder(shape.tokenizer("toy"), ModelSpec.of(shape.config("toy")))
+    prompt_builder = PromptBuilder(shape.tokenizer("toy"), ModelSpec.of(shape.config("toy")))
     some = [clip for clip in sentences() if clip.split == "train"]
     config = RECIPE.replace(context_probability=1.0)
-    clean, noisy = (language.Steps(some, writer, config, noise)[3] for noise in (0.0, 0.5))
+    clean, noisy = (language.Steps(some, prompt_builder, config, noise)[3] for noise in (0.0, 0.5))
     lengths = {clip.id: len(clip.codes) + 1 for clip in some}
     assert len(clean["targets"]) > sum(lengths[name] for name in clean["clip_ids"])
     assert torch.equal(clean["targets"], noisy["targets"]) and torch.equal(clean["input_ids"], noisy["input_ids"])
     heard = clean["audio_mask"]
     assert 0.3 < (clean["codes"] != noisy["codes"])[heard].float().mean() < 0.7
-    assert torch.equal(noisy["codes"], language.Steps(some, writer, config, 0.5)[3]["codes"])
+    assert torch.equal(noisy["codes"], language.Steps(some, prompt_builder, config, 0.5)[3]["codes"])
 
 
 @pytest.mark.parametrize("size", ["toy", "tiny"])

@@ -19,23 +19,23 @@ def test_ids_are_those_of_the_processor(base, toy):
             {"role": "3", "content": [{"type": "text", "text": "Yes."}]}]
     wanted = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
     codes = base.codec.encode([wave])[0]
-    example = base.writer.write("clip", [Turn("Ça va?", "3", codes), Turn("Yes.", "3")])
-    assert example.ids.tolist() == wanted.tolist()
+    example = base.prompt_builder.build("clip", [Turn("Ça va?", "3", codes), Turn("Yes.", "3")])
+    assert example.input_ids.tolist() == wanted.tolist()
 
 
 def test_special_tokens_in_a_text_stay_letters(base):
     """Mistake: a transcript that spells <|AUDIO|> puts a phantom frame into the sequence."""
-    example = base.writer.write("clip", [Turn("say <|AUDIO|> and <|audio_eos|>", "0")])
-    assert base.spec.audio_token_id not in example.ids
-    assert base.spec.audio_eos_token_id not in example.ids
-    assert base.writer.tokenizer.decode(example.ids[1:-1]) == "[0]say <|AUDIO|> and <|audio_eos|>"
+    example = base.prompt_builder.build("clip", [Turn("say <|AUDIO|> and <|audio_eos|>", "0")])
+    assert base.spec.audio_token_id not in example.input_ids
+    assert base.spec.audio_eos_token_id not in example.input_ids
+    assert base.prompt_builder.tokenizer.decode(example.input_ids[1:-1]) == "[0]say <|AUDIO|> and <|audio_eos|>"
 
 
 def test_labels_of_two_clips_by_hand(base):
     """Mistake: labels shifted by one, the end frame left out, or text, padding or a neighbour clip scored."""
     first = make_clip("a", frames=2, text="A.")
     second = make_clip("b", frames=1, text="B.")
-    one, other = (dataset.build_example(clip, base.writer) for clip in (first, second))
+    one, other = (dataset.build_example(clip, base.prompt_builder) for clip in (first, second))
     (a0, a1), (b0,) = first.codes.tolist(), second.codes.tolist()
     no, end = [IGNORE_INDEX] * 4, [0] * 4
     # <bos> [ 0 ] A . <eos> frame frame end
@@ -56,7 +56,7 @@ def test_labels_of_two_clips_by_hand(base):
 def test_context_is_heard_and_not_scored(base):
     """Mistake: the loss also trains on the reference clip, whose codes are the answer's neighbours."""
     heard, target = make_clip("a", 3), make_clip("b", 2)
-    joined = dataset.join(dataset.build_example(heard, base.writer, scored=False), dataset.build_example(target, base.writer))
+    joined = dataset.join(dataset.build_example(heard, base.prompt_builder, in_loss=False), dataset.build_example(target, base.prompt_builder))
     batch = dataset.collate([joined], [torch.ones(3, dtype=torch.bool)], packing=True)
     assert batch["targets"].tolist() == [*target.codes.tolist(), [0] * 4]
     assert batch["codes"][0, batch["audio_mask"][0]].tolist()[:3] == heard.codes.tolist()
@@ -65,4 +65,4 @@ def test_context_is_heard_and_not_scored(base):
 def test_a_sequence_longer_than_the_model_is_refused(base):
     """Mistake: a clip beyond the model's positions is cut or trained with positions never seen."""
     with pytest.raises(KitError, match=r"long clip: 5\d\d positions.*holds 512.*shorter"):
-        base.writer.write("long clip", [Turn("Hi.", "0", make_clip("a", 520).codes)])
+        base.prompt_builder.build("long clip", [Turn("Hi.", "0", make_clip("a", 520).codes)])

@@ -94,7 +94,7 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
             take, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [40])
         with voice.speaking(False):
             base, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [40])
-        assert prompt.ids.tolist() == ids and take.codes.tolist() == frames[:len(take.codes)] and len(take.codes) > 10
+        assert prompt.input_ids.tolist() == ids and take.codes.tolist() == frames[:len(take.codes)] and len(take.codes) > 10
         assert (base.codes.tolist() != take.codes.tolist()) == voice.is_finetuned
 
 

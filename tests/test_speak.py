@@ -136,7 +136,7 @@ def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voic
     said = speak._Said(voice.base.codec.encode([tone(0.5)])[0], True, 1, 0.0)
     lines = [Request("The first."), Request("The second.")]
     [context] = speak._own_context(voice, lines, said)
-    assert context.text == "The first." and not context.scored and context.codes is said.codes
+    assert context.text == "The first." and not context.in_loss and context.codes is said.codes
     said.ended_with_eos = False
     assert speak._own_context(voice, lines, said) == []
     said.ended_with_eos = True

@@ -152,7 +152,7 @@ def test_a_stream_uses_the_codecs_own_weights():
     """Mistake: every sentence copies the codec."""
     codec = make_codec()
     before = {weight.data_ptr() for weight in codec.model.parameters()}
-    assert {step.conv.weight.data_ptr() for step in StreamingDecoder(codec).steps if hasattr(step, "conv")} <= before
+    assert {step.conv.weight.data_ptr() for step in StreamingDecoder(codec).layers if hasattr(step, "conv")} <= before
 
 
 def test_two_streams_of_one_codec_do_not_hear_each_other():

@@ -1,5 +1,6 @@
 """Sound to codes: exact whatever the batch, cached by content, whole after a kill."""
 
+import hashlib
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tts_kit import audio, device, tokens
+from tts_kit import audio, device
 from tts_kit.data import prepare
 from tts_kit.data.manifest import Utterance
 from tts_kit.errors import KitError
@@ -32,8 +33,8 @@ def sounds(tmp_path):
         path = tmp_path / f"{number}.flac"
         audio.write(path, tone(0.3 + 0.17 * number, number), 24_000)
         utterances.append(Utterance(id=f"clip{number}", audio=path, text="Hello.", original_text="Hello", source="0",
-                                    speaker="", recording="one", split="train", seconds=0.3 + 0.17 * number, row=number,
-                                    file=path.name))
+                                    speaker="", session="one", split="train", seconds=0.3 + 0.17 * number, row=number,
+                                    file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
     return utterances
 
 
@@ -71,18 +72,18 @@ def test_decoding_in_a_batch_and_by_levels(base):
         np.testing.assert_allclose(wave, base.codec.decode([clip])[0], atol=2e-5)
     first = codes[0].clone()
     first[:, 2:] = 7
-    np.testing.assert_allclose(base.codec.decode([first], levels=2)[0], base.codec.decode(codes[:1], levels=2)[0], atol=1e-6)
+    np.testing.assert_allclose(base.codec.decode([first], num_codebooks=2)[0], base.codec.decode(codes[:1], num_codebooks=2)[0], atol=1e-6)
     assert np.abs(base.codec.decode([first])[0] - together[0]).max() > 1e-5
 
 
 def test_a_second_run_encodes_nothing_and_a_new_clip_only_itself(base, sounds, tmp_path):
     """Mistake: everything is encoded again each time, or a changed clip is not."""
     folder = tmp_path / "codes"
-    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 0, "encoded": 5, "damaged": 0}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 0, "encoded": 5, "corrupt": 0}
     before = {clip.id: clip.codes for clip in cache.read(folder)}
-    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 5, "encoded": 0, "damaged": 0}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 5, "encoded": 0, "corrupt": 0}
     audio.write(sounds[2].audio, tone(0.5, 99), 24_000)
-    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 0}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 4, "encoded": 1, "corrupt": 0}
     after = {clip.id: clip.codes for clip in cache.read(folder)}
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["clip2"]
 
@@ -102,12 +103,12 @@ def test_damaged_entries_are_found_and_made_again(base, sounds, tmp_path, damage
     folder = tmp_path / "codes"
     cache.encode_missing(sounds, folder, base.codec)
     wanted = [clip.codes for clip in cache.read(folder)]
-    one, other = (cache.entry(folder, cache.key(each.audio, base.codec.fingerprint())) for each in sounds[:2])
+    one, other = (cache.entry_path(folder, cache.cache_key(each, base.codec.fingerprint())) for each in sounds[:2])
     broken = torch.full((4, 4), 77, dtype=torch.int16)
     content = {"truncated": one.read_bytes()[:-9], "foreign": other.read_bytes(), "empty": b"", "out of range": save(
         {"codes": broken}, metadata={"key": one.stem, "frames": "4", "codebooks": "4"})}[damage]
     one.write_bytes(content)
-    assert cache.encode_missing(sounds, folder, base.codec) == {"kept": 4, "encoded": 1, "damaged": 1}
+    assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 4, "encoded": 1, "corrupt": 1}
     assert all(torch.equal(clip.codes, codes) for clip, codes in zip(cache.read(folder), wanted))
 
 
@@ -121,8 +122,8 @@ def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
     run, config = Run("one", tmp_path), Config(base=toy)
     prepare.prepare(tmp_path / "in", run, config)
     script = ("import sys, torch; torch.set_num_threads(1)\n"
-              "from tts_kit import device, tokens; from tts_kit.config import Config; from tts_kit.run import Run\n"
-              "tokens.encode(Config(base=sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
+              "from tts_kit import device; from tts_kit.tokens import cache; from tts_kit.config import Config; from tts_kit.run import Run\n"
+              "cache.tokenize(Config(base=sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
     process = subprocess.Popen([sys.executable, "-c", script, toy, str(tmp_path)], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 60
@@ -132,8 +133,8 @@ def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     made = len(list(run.codes.glob("entries/*.safetensors")))
-    counts = tokens.encode(config, run, device.choose("cpu"))
-    assert counts == {"kept": made, "encoded": 40 - made, "damaged": 0} and made >= 5
+    counts = cache.tokenize(config, run, device.choose("cpu"))
+    assert counts == {"cached": made, "encoded": 40 - made, "corrupt": 0} and made >= 5
     assert len(cache.read(run.codes)) == len(read_rows(run.data / "manifest.jsonl")) == 40
 
 
@@ -142,5 +143,5 @@ def test_codes_without_data_say_which_verb_is_missing(toy, tmp_path):
     from tts_kit.config import Config
 
     with pytest.raises(KitError, match="tts-kit prepare"):
-        tokens.encode(Config(base=toy), Run("none", tmp_path), device.choose("cpu"))
+        cache.tokenize(Config(base=toy), Run("none", tmp_path), device.choose("cpu"))
     shutil.rmtree(tmp_path / "none", ignore_errors=True)

@@ -22,12 +22,13 @@ from sample_data.build import shape
 from tts_kit import device as runtime
 from tts_kit.config import CONFIG_FILE, read_config
 from tts_kit.data import consent
+from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.generation import generate
 from tts_kit.generation.sampling import Sampling
-from tts_kit.io import read_rows, write_bytes, write_json, write_rows
+from tts_kit.io import read_rows, write_bytes, write_rows
 from tts_kit.model import compile, lora, loss
-from tts_kit.run import Run
+from tts_kit.run import Run, write_inputs
 from tts_kit.tokens import cache, codec
 from tts_kit.tokens.prompt import Turn
 from tts_kit.training import callbacks, finetune, trainer
@@ -39,14 +40,14 @@ TEXTS = ("Hello.", "A longer sentence, said slowly.", "Why?", "Four words are he
 
 def with_codes(run: Run, clips, codec="") -> Run:
     """A run that holds these clips as if they had been tokenized."""
-    write_json(run.codes / "codec.json", {"codec": codec or TOY_CODEC})
+    write_inputs(run.codes, codec=codec or TOY_CODEC)
     rows = []
     for number, clip in enumerate(clips):
         key = f"{number:032x}"
         label = {"key": key, "frames": str(len(clip.codes)), "codebooks": str(clip.codes.shape[1])}
-        write_bytes(cache.entry(run.codes, key), save({"codes": clip.codes}, metadata=label))
+        write_bytes(cache.entry_path(run.codes, key), save({"codes": clip.codes}, metadata=label))
         rows.append({"id": clip.id, "text": clip.text, "source": clip.source, "speaker": clip.speaker,
-                     "recording": clip.recording, "split": clip.split, "key": key})
+                     "session": clip.session, "split": clip.split, "key": key})
     write_rows(run.codes / "index.jsonl", rows)
     return run
 
@@ -152,7 +153,7 @@ def test_one_clip_is_learnt_until_its_codes_come_back(config, run, tmp_path):
     spread_logits(base)
     made.train()
     made.model.eval()
-    prompt = base.writer.write("again", [Turn(clip.text, clip.source)])
+    prompt = base.prompt_builder.build("again", [Turn(clip.text, clip.source)])
     take, = generate.generate(base.model, base.spec, [prompt], Sampling(0, 0), [0], [20])
     assert take.ended_with_eos
     assert take.codes.tolist() == clip.codes.tolist()
@@ -194,7 +195,7 @@ def test_a_clip_without_a_finite_loss_stops_the_run_by_name(config, run, every):
     poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
     with_codes(run, [*clips, poisoned])
     base, made = prepared(config.replace(steps=20), run)
-    tilde = base.writer.tokenizer("~", add_special_tokens=False).input_ids[0]
+    tilde = base.prompt_builder.tokenizer("~", add_special_tokens=False).input_ids[0]
     base.model.embed_text_tokens.weight.data[tilde] = float("nan")
     made.args.logging_steps = every
     with pytest.raises(KitError, match=r"step \d+: the loss is not a finite number; clip poisoned\. Listen"):
@@ -332,13 +333,13 @@ def test_a_run_is_bound_to_its_codes(config, run, trained_by_then):
         finetune.finetune(config, run, CPU)
 
 
-def test_codes_of_other_sounds_are_refused(config, run):
+def test_codes_of_other_recordings_are_refused(config, run):
     """Mistake: the same sentences are recorded again, the codes are forgotten, and the old recordings are trained on."""
-    rows = [{"id": clip.id, "text": clip.text, "split": clip.split, "audio": f"{clip.id}.flac"}
-            for clip in cache.read(run.codes)]
-    write_rows(run.data / "manifest.jsonl", rows)
-    assert len(cache.load_run(run)) == len(rows), "codes are enough where the sounds are not there"
-    write_bytes(run.data / rows[0]["audio"], b"another take")
+    rows = [{"id": clip.id, "text": clip.text, "split": clip.split, "sha256": "one"} for clip in cache.read(run.codes)]
+    write_rows(run.data / manifest.MANIFEST, rows)
+    write_inputs(run.codes, codec=TOY_CODEC, manifest=manifest.digest(run.data))
+    assert len(cache.load_run(run)) == len(rows), "codes are enough where the clips are not there"
+    write_rows(run.data / manifest.MANIFEST, [{**rows[0], "sha256": "another take"}, *rows[1:]])
     with pytest.raises(KitError, match="made from other data than .*tokenize"):
         cache.load_run(run)
 
@@ -425,7 +426,7 @@ def test_codes_of_another_codec_are_refused(config, run):
 
 def test_codes_that_are_missing_or_damaged_are_named(config, run, tmp_path):
     """Mistake: a truncated cache entry ends in a traceback of safetensors, or a foreign one is trained on."""
-    with pytest.raises(KitError, match="neither data nor codes. Begin with .*data SOURCE --run empty"):
+    with pytest.raises(KitError, match="neither data nor codes. Begin with .*prepare SOURCE --run empty"):
         finetune.finetune(config, Run("empty", tmp_path), CPU)
     entries = sorted(run.codes.glob("entries/*"))
     whole = entries[3].read_bytes()

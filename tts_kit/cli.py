@@ -86,10 +86,10 @@ def _add_tokenize(commands) -> None:
 
 
 def tokenize(args: argparse.Namespace) -> None:
-    from tts_kit import tokens
+    from tts_kit.tokens import cache
 
     run = Run(args.run)
-    tokens.encode(load_config(run, **config_changes(args)), run, _device_config(args))
+    cache.tokenize(load_config(run, **config_changes(args)), run, _device_config(args))
 
 
 def _add_train(commands) -> None:

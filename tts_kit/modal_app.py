@@ -115,19 +115,21 @@ def prepare(name: str, changes: dict, source: str, asr: tuple[str, str, str], sk
 @_stage
 def encode(name: str, changes: dict, part: int, parts: int) -> dict:
     """Encode some of the clips."""
-    from tts_kit import device, tokens
+    from tts_kit import device
+    from tts_kit.tokens import cache
 
     run, config = _load(name, changes)
-    return tokens.encode_part(config, run, device.choose(), part, parts)
+    return cache.tokenize_part(config, run, device.choose(), part, parts)
 
 
 @_stage
 def tokenize(name: str, changes: dict) -> dict:
     """Encode what is missing, and write the index."""
-    from tts_kit import device, tokens
+    from tts_kit import device
+    from tts_kit.tokens import cache
 
     run, config = _load(name, changes)
-    return tokens.encode(config, run, device.choose())
+    return cache.tokenize(config, run, device.choose())
 
 
 @_stage

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tts_kit import samples, tokens
+from tts_kit import samples
 from tts_kit.comparison import compare
 from tts_kit.config import Config
 from tts_kit.data import prepare
 from tts_kit.device import DeviceConfig
 from tts_kit.run import Run
 from tts_kit.speech import speak
+from tts_kit.tokens import cache
 from tts_kit.training import finetune
 
 TINY_PRESET = dict(rank=16, alpha=32.0, steps=60, learning_rate=8e-4, tokens_per_batch=700, depth_frame_fraction=1 / 2,
@@ -21,7 +22,7 @@ def run_all(source: str | Path, config: Config, run: Run, device_config: DeviceC
             seeds: Sequence[int] = (1, 2, 3)) -> Path:
     """Run all stages on clips with transcripts; return the comparison's page."""
     prepare.prepare(source, run, config)
-    tokens.encode(config, run, device_config)
+    cache.tokenize(config, run, device_config)
     adapter = finetune.finetune(config, run, device_config)
     voice = speak.load_voice(device_config, adapter, config.base)
     return compare.compare(run, voice, sentences, seeds)

@@ -29,7 +29,7 @@ from tts_kit.model import compile, load
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks, dataset, trainer
 
@@ -54,9 +54,9 @@ ENCODED_TOGETHER = {"cpu": 1}
 class Steps(dataset.MicroBatchDataset):
     """The kit's batches with both sentences scored, and with noise in the codes that are heard."""
 
-    def __init__(self, clips: Sequence[EncodedClip], writer: PromptBuilder, config: Config, noise: float = NOISE):
-        super().__init__(clips, writer, config)
-        self.heard, self.noise, self.words = self.scored, noise, writer.spec.codebook_size
+    def __init__(self, clips: Sequence[EncodedClip], prompt_builder: PromptBuilder, config: Config, noise: float = NOISE):
+        super().__init__(clips, prompt_builder, config)
+        self.heard, self.noise, self.words = self.scored, noise, prompt_builder.spec.codebook_size
 
     def __getitem__(self, index: int) -> dict:
         batch = super().__getitem__(index)
@@ -138,9 +138,9 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
     if compiled:
         compile.compile_layers(model)
     spec = ModelSpec.of(model.config)
-    writer = PromptBuilder(shape.tokenizer(size), spec)
-    steps = Steps([clip for clip in sentences if clip.split == "train"], writer, config)
-    held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], writer)
+    prompt_builder = PromptBuilder(shape.tokenizer(size), spec)
+    steps = Steps([clip for clip in sentences if clip.split == "train"], prompt_builder, config)
+    held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], prompt_builder)
     made = trainer.CsmTrainer(model, _arguments(config, run, device_config), steps, dataset.for_evaluation(held_out, config),
                               device_config, callbacks=[progress := callbacks.ProgressCallback(), callbacks.LossPlotCallback(run)],
                               optimizers=(MuonAdamW(model, config.learning_rate, config.weight_decay), None))
@@ -187,13 +187,13 @@ def _number(folder: str | None) -> int | None:
     return int(folder.rpartition("-")[2]) if folder else None
 
 
-def _with_context(sentences: Sequence[EncodedClip], writer: PromptBuilder) -> list:
+def _with_context(sentences: Sequence[EncodedClip], prompt_builder: PromptBuilder) -> list:
     """Held-out examples as cloning meets them: after another sentence of the same speaker, where there is one."""
     examples, before = [], {}
     for clip in sentences:
-        example = dataset.build_example(clip, writer)
+        example = dataset.build_example(clip, prompt_builder)
         heard = before.get(clip.speaker)
-        examples.append(dataset.join(dataset.build_example(heard, writer, scored=False), example) if heard else example)
+        examples.append(dataset.join(dataset.build_example(heard, prompt_builder, in_loss=False), example) if heard else example)
         before[clip.speaker] = clip
     return examples
 

@@ -51,13 +51,13 @@ class Speaker:
     model: torch.nn.Module
     codec: Codec
     spec: ModelSpec
-    writer: PromptBuilder
+    prompt_builder: PromptBuilder
     sampling: Sampling
 
     def prompts(self, count: int) -> list[Example]:
         """Sentences of different lengths, again from the first when there are no more."""
         texts = itertools.islice(itertools.cycle(SENTENCES), count)
-        return [self.writer.write(text, [Turn(text, "0")]) for text in texts]
+        return [self.prompt_builder.build(text, [Turn(text, "0")]) for text in texts]
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Task:
 
     def other(self, sampling: Sampling | None = None, cache: str = "dynamic", **more) -> torch.Tensor:
         """The same said by transformers."""
-        ids, mask = left_padded(self.prompts, self.speaker.writer.end)
+        ids, mask = left_padded(self.prompts, self.speaker.prompt_builder.eos)
         with endless(self.speaker.model), torch.inference_mode():
             codes = self.speaker.model.generate(
                 input_ids=ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=self.frames,
@@ -108,21 +108,21 @@ def speaker(shape: str, place: DeviceConfig) -> Speaker:
     """The bundled tiny-csm, or a network of random weights that says something else in every frame."""
     if shape == "tiny":
         base = load.load_base(str(TINY), place)
-        return Speaker(base.model, base.codec, base.spec, base.writer, base.sampling)
+        return Speaker(base.model, base.codec, base.spec, base.prompt_builder, base.sampling)
     model = shapes.network(shape, place.device)
     codec, model.codec_model = Codec(model.codec_model, shapes.spec(shape)), None
     for weight in model.parameters():
         if weight.dim() > 1:
             weight.data.normal_(0, weight.shape[1] ** -0.5)
     shapes.cast(model, place.dtype)
-    return Speaker(model, codec, shapes.spec(shape), shapes.writer(shape), Sampling())
+    return Speaker(model, codec, shapes.spec(shape), shapes.prompt_builder(shape), Sampling())
 
 
 def left_padded(prompts: Sequence[Example], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, (prompts, longest) each."""
     longest = max(len(prompt) for prompt in prompts)
-    ids = [pad(prompt.ids, (longest - len(prompt), 0), value=filler) for prompt in prompts]
-    mask = [pad(torch.ones_like(prompt.ids), (longest - len(prompt), 0)) for prompt in prompts]
+    ids = [pad(prompt.input_ids, (longest - len(prompt), 0), value=filler) for prompt in prompts]
+    mask = [pad(torch.ones_like(prompt.input_ids), (longest - len(prompt), 0)) for prompt in prompts]
     return torch.stack(ids), torch.stack(mask)
 
 

@@ -18,7 +18,7 @@ from tts_kit import device
 from tts_kit.device import DeviceConfig
 from tts_kit.io import read_json, write_json
 from tts_kit.model import attention, lora
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.training import dataset
 
 TOKENS, RATIOS, FRAMES = (350, 700, 1400, 2800), {"1/16": 1 / 16, "1": 1.0}, (25, 50, 100, 200, 400)
@@ -43,11 +43,11 @@ def training(shape: str, tokens: Sequence[int], place: DeviceConfig, repeats: in
     shapes.cast(model, place.dtype)
     attention.install(model)
     model = lora.add_lora(model, train_step.RANK, float(train_step.RANK), "both", train_step.SEED)
-    writer, steps = shapes.writer(shape), train_step.STEPS[place.device]
-    length = len(dataset.build_example(clips(shape, 1)[0], writer))
+    prompt_builder, steps = shapes.prompt_builder(shape), train_step.STEPS[place.device]
+    length = len(dataset.build_example(clips(shape, 1)[0], prompt_builder))
     sides = {}
     for count in sorted({max(1, round(each / length)) for each in tokens}):
-        material = train_step.Material(clips(shape, count), [], writer, count, steps)
+        material = train_step.Material(clips(shape, count), [], prompt_builder, count, steps)
         for name, ratio in RATIOS.items():
             sides[count, name] = train_step.kit(model, material, ratio, place, folder, {})
     seconds = measure.alternate({key: side.run for key, side in sides.items()}, repeats)

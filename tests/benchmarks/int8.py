@@ -30,12 +30,12 @@ HELD_OUT = DATA / "held_out"
 @torch.inference_mode()
 def losses(base: load.Base, talker: InferenceEngine, words: str, codes: torch.Tensor) -> tuple[float, float]:
     """Mean cross-entropy of codebook 0, and of the others, of one clip (frames, codebooks)."""
-    prompt = base.writer.write("clip", [Turn(words, "0", codes)])
-    batch = {"input_ids": prompt.ids[None], "codes": prompt.codes[None], "audio_mask": prompt.is_frame[None]}
+    prompt = base.prompt_builder.build("clip", [Turn(words, "0", codes)])
+    batch = {"input_ids": prompt.input_ids[None], "codes": prompt.codes[None], "audio_mask": prompt.audio_mask[None]}
     length = len(prompt)
     room, places = talker.backbone.room(1, length), slice(0, length)
     states = talker.backbone(loss.embed_inputs(base.model, batch), talker.backbone.turns(length), room, places, length)[0]
-    frames = prompt.is_frame.nonzero()[:, 0]
+    frames = prompt.audio_mask.nonzero()[:, 0]
     states, said = states[frames - 1], prompt.codes[frames]
     first = cross_entropy(talker.first_head(states), said[:, 0])
     books = said.shape[1]

@@ -19,7 +19,7 @@ from tests.benchmarks import shapes
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.model import lora
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import IGNORE_INDEX, Example, PromptBuilder
 from tts_kit.training import dataset
 
@@ -56,11 +56,11 @@ def arguments(batch: int, steps: int, taken: DeviceConfig, folder: Path) -> Trai
         train_sampling_strategy="sequential", dataloader_pin_memory=taken.device == "cuda")
 
 
-def padded(clips: Sequence[EncodedClip], sounds: Sequence[shapes.Sound], writer: PromptBuilder) -> list[dict]:
+def padded(clips: Sequence[EncodedClip], sounds: Sequence[shapes.Sound], prompt_builder: PromptBuilder) -> list[dict]:
     """Clips as the notebook's processor gives them: ids and labels of one width, and the wave, which is encoded in the
     forward. (The forward cuts each wave to its clip, so that only memory and copying pay for the padding of sound.)"""
-    numbers = writer.spec
-    return [_padded(dataset.build_example(clip, writer), sound, SECONDS * numbers.sample_rate + 1)
+    numbers = prompt_builder.spec
+    return [_padded(dataset.build_example(clip, prompt_builder), sound, SECONDS * numbers.sample_rate + 1)
             for clip, sound in zip(clips, sounds)]
 
 
@@ -69,9 +69,9 @@ def _padded(example: Example, sound: shapes.Sound, samples: int) -> dict:
     if room < 0 or silence < 0:
         raise KitError(f"a clip has {len(example)} positions and {len(sound.wave)} samples; the notebook pads to {POSITIONS} "
                       f"and {samples}. Use --seconds {SECONDS} or less.")
-    return {"input_ids": pad(example.ids, (0, room), value=int(example.ids[0])),
-            "attention_mask": pad(torch.ones_like(example.ids), (0, room)),
-            "labels": pad(torch.where(example.is_frame, example.ids, IGNORE_INDEX), (0, room), value=IGNORE_INDEX),
+    return {"input_ids": pad(example.input_ids, (0, room), value=int(example.input_ids[0])),
+            "attention_mask": pad(torch.ones_like(example.input_ids), (0, room)),
+            "labels": pad(torch.where(example.audio_mask, example.input_ids, IGNORE_INDEX), (0, room), value=IGNORE_INDEX),
             "input_values": pad(torch.from_numpy(sound.wave), (0, silence))[None],
             "input_values_cutoffs": torch.tensor([len(sound.wave)])}
 

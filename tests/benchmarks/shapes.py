@@ -14,7 +14,7 @@ from sample_data.build import shape
 from tts_kit.errors import KitError
 from tts_kit.spec import ModelSpec
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import PromptBuilder
 
 SHAPES = ("csm-1b", "small", "tiny", "toy")
@@ -34,7 +34,7 @@ def spec(name: str) -> ModelSpec:
     return ModelSpec.of(shape.config(name))
 
 
-def writer(name: str) -> PromptBuilder:
+def prompt_builder(name: str) -> PromptBuilder:
     """Of the byte tokenizer; the ids of csm-1b's own text are no quicker to look up."""
     return PromptBuilder(shape.tokenizer(name), spec(name))
 

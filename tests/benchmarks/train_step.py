@@ -27,7 +27,7 @@ from tts_kit.errors import KitError
 from tts_kit.model import attention, lora, loss
 from tts_kit.run import Run
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import dataset, trainer
 
@@ -48,7 +48,7 @@ class Material:
     """What both sides learn from."""
     clips: list[EncodedClip]
     sounds: list[shapes.Sound]
-    writer: PromptBuilder
+    prompt_builder: PromptBuilder
     batch: int
     steps: int
 
@@ -104,7 +104,7 @@ class Side:
 def kit(model, material: Material, ratio: float, taken: DeviceConfig, folder: Path, changes: dict) -> Side:
     """The kit's trainer as `finetune.prepare` makes it, each step one micro-batch of the given clips."""
     config = Config(steps=material.steps, rank=RANK, alpha=float(RANK), depth_frame_fraction=ratio, seed=SEED, **changes)
-    data = dataset.MicroBatchDataset(material.clips, material.writer, config)
+    data = dataset.MicroBatchDataset(material.clips, material.prompt_builder, config)
     data.plan = [[(place, None) for place in group] for group in material.groups]
     asked = trainer.training_arguments(config, Run("kit", folder), taken)
     asked.save_strategy = asked.eval_strategy = "no"
@@ -116,7 +116,7 @@ def kit(model, material: Material, ratio: float, taken: DeviceConfig, folder: Pa
 
 def stock(model, material: Material, taken: DeviceConfig, folder: Path) -> Side:
     """Trainer and PEFT as the notebook uses them."""
-    items = notebook.padded(material.clips, material.sounds, material.writer)
+    items = notebook.padded(material.clips, material.sounds, material.prompt_builder)
     asked = notebook.arguments(material.batch, material.steps, taken, folder)
     watch = Stopwatch(taken.device)
     order = [items[place] for group in material.groups for place in group]
@@ -129,9 +129,9 @@ def check(model, material: Material, device: str) -> float:
     """How far apart the two losses of two clips are at ratio 1, relative, in float32; too far is refused."""
     shortest = sorted(range(len(material.clips)), key=lambda place: len(material.clips[place].codes))[:2]
     clips, sounds = ([of[place] for place in shortest] for of in (material.clips, material.sounds))
-    examples = [dataset.build_example(clip, material.writer) for clip in clips]
+    examples = [dataset.build_example(clip, material.prompt_builder) for clip in clips]
     batch = dataset.collate(examples, dataset.sample_depth_frames(examples, 1.0, 0), packing=True)
-    items = transformers.default_data_collator(notebook.padded(clips, sounds, material.writer))
+    items = transformers.default_data_collator(notebook.padded(clips, sounds, material.prompt_builder))
     with torch.no_grad(), runtime.full_float32():
         sums = loss.loss_sums(model, _on(batch, device))
         ours = (sums.backbone / sums.frames, sums.depth / sums.depth_frames / (len(sums.by_codebook) - 1))
@@ -158,7 +158,7 @@ def compare(options: argparse.Namespace, taken: DeviceConfig, folder: Path) -> l
         begun = measure.now(taken.device)
         clips = shapes.encoded(sounds, Codec(ours.codec_model, shapes.spec(options.shape)))
         encoding[spread] = (measure.now(taken.device) - begun) / len(clips)
-        materials[spread] = Material(clips, sounds, shapes.writer(options.shape), options.batch, steps)
+        materials[spread] = Material(clips, sounds, shapes.prompt_builder(options.shape), options.batch, steps)
         apart = max(apart, check(ours, materials[spread], taken.device))
     print(f"At depth ratio 1 both sides have the same loss, within {apart:.0e}.")
     ours.codec_model = None

@@ -60,7 +60,7 @@ class Checker:
             raise KitError(f"{row.file}: {problem}") from problem
         if len(said) > self.config.max_characters:
             raise KitError(f"{row.file}: the text has {len(said)} characters; the limit is "
-                          f"{self.recipe.max_characters}. Split the clip and its text, or raise max_characters.")
+                          f"{self.config.max_characters}. Split the clip and its text, or raise max_characters.")
         return said
 
     def _only_once(self, seen: dict, key, row: Row, relation: str) -> None:

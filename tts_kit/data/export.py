@@ -27,7 +27,7 @@ configs:
 # $name
 
 One voice for text-to-speech: $clips clips, $minutes minutes, mono, 24 kHz, at one loudness. `text` is what is said, `source`
-the speaker, `recording` the sitting that a clip was cut from. No sitting is in both `train` and `test` where there are
+the speaker, `session` the sitting that a clip was cut from. No sitting is in both `train` and `test` where there are
 enough of them.
 
 ```python
@@ -55,7 +55,7 @@ def export(place: Run, out: str | Path) -> Path:
                 shutil.copyfile(each.audio, beside / name / each.audio.name)
             io.write_rows(beside / name / TABLE, (
                 {"file_name": each.audio.name, "text": each.text, "source": each.speaker or each.source,
-                 "recording": each.recording} for each in mine))
+                 "session": each.session} for each in mine))
         minutes = f"{sum(each.seconds for each in clips) / 60:.1f}"
         hub.write_release_file(beside, "dataset", voice=place.name)
         allowed = consent.attach(place, beside)

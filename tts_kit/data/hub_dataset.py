@@ -9,7 +9,7 @@ from tts_kit.data.table import MOST_ROWS, Row, plain
 from tts_kit.errors import KitError, reason
 
 WANTED = ("audio", "text")
-OPTIONAL = ("source", "speaker_id", "recording")
+OPTIONAL = ("source", "speaker_id", "session", "recording")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def rows(name: str, split: str) -> Iterator[Row]:
     for index, (cell, path) in enumerate(zip(cells, paths)):
         file = os.path.basename(path["audio.path"] or "") or f"clip_{index + 1:06d}"
         speaker = plain(cell.get("source")) or plain(cell.get("speaker_id"))
-        yield Row(f"{name}:{split}", index + 1, file, plain(cell["text"]), speaker, plain(cell.get("recording")),
+        yield Row(f"{name}:{split}", index + 1, file, plain(cell["text"]), speaker, plain(cell.get("session")) or plain(cell.get("recording")),
                   Cell(sounds, index, roots, version))
 
 

@@ -54,11 +54,11 @@ def summary(utterances: Sequence[Utterance]) -> str:
     """One line: clips, minutes, speaker, and what is held out."""
     minutes = sum(each.seconds for each in utterances) / 60
     held = [each for each in utterances if each.split == HELD_OUT]
-    recordings = len({each.recording for each in held})
+    sessions = len({each.session for each in held})
     gaps = sum(each.split == EXCLUDED for each in utterances)
     return (f"{len(utterances)} clips, {minutes:.1f} minutes, 1 speaker ({utterances[0].speaker or 'unnamed'}); "
             f"{len(utterances) - len(held) - gaps} to learn from; "
-            f"held out: {len(held)} clips from {recordings} recording{'s' * (recordings != 1)}"
+            f"held out: {len(held)} clips from {sessions} session{'s' * (sessions != 1)}"
             + f"; {gaps} beside them unused, as they may be neighbours cut from one take" * (gaps > 0))
 
 
@@ -67,7 +67,7 @@ def _origin(name: str, held_out_from: str, rows: list[Row], config: Config, skip
     fingerprint = hashlib.sha256()
     for row in rows:
         stamp = row.sound.stamp() if row.sound else ""
-        seen = (row.number, row.file, row.text, row.speaker, row.recording, row.problem, stamp)
+        seen = (row.number, row.file, row.text, row.speaker, row.session, row.problem, stamp)
         fingerprint.update(repr(seen).encode())
     settings = {field: getattr(config, field) for field in SETTINGS} | {"skip_bad": skip_bad}
     if held_out_from:
@@ -161,8 +161,8 @@ def _drafts(checked: list[Checked], speaker: str, digits: str) -> list[Utterance
         name = "-".join(filter(None, ("held-out" * row.held_out, f"{row.number:05d}", stem)))
         drafts.append(Utterance(id=name, audio=Path("clips", f"{name}.flac"), text=said,
                                 original_text=" ".join(row.text.split()), source=digits, speaker=speaker,
-                                recording=row.recording or told, split=HELD_OUT * row.held_out, seconds=0.0,
-                                row=row.number, file=row.file))
+                                session=row.session or told, split=HELD_OUT * row.held_out, seconds=0.0,
+                                row=row.number, file=row.file, sha256=""))
     return drafts
 
 
@@ -173,5 +173,6 @@ def _write_clips(checked: list[Checked], drafts: list[Utterance], folder: Path) 
     for each, draft in zip(tqdm(checked, desc="writing clips", unit="clip"), drafts):
         samples = checks.voice(each.row, factor)
         audio.write(folder / draft.audio, samples, SAMPLE_RATE)
-        finished.append(dataclasses.replace(draft, audio=folder / draft.audio, seconds=round(len(samples) / SAMPLE_RATE, 3)))
+        finished.append(dataclasses.replace(draft, audio=folder / draft.audio, seconds=round(len(samples) / SAMPLE_RATE, 3),
+                                            sha256=hashlib.sha256((folder / draft.audio).read_bytes()).hexdigest()))
     return finished

@@ -12,9 +12,9 @@ from typing import Protocol
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
 
-COLUMNS = ("file_name", "audio", "text", "source", "speaker_id", "recording")
+COLUMNS = ("file_name", "audio", "text", "source", "speaker_id", "session", "recording")
 OTHER_NAMES = {"sentence": "text", "transcript": "text", "transcription": "text", "speaker": "source", "path": "file_name",
-               "file": "file_name", "session": "recording"}
+               "file": "file_name"}
 MOST_ROWS = 1_000_000
 MOST_BYTES = 1 << 30
 LONGEST_CELL = 100_000
@@ -40,7 +40,7 @@ class Row:
     """The audio's name as given."""
     text: str = ""
     speaker: str = ""
-    recording: str = ""
+    session: str = ""
     sound: AudioSource | None = None
     problem: str = ""
     """Why this row cannot be used, if that was seen while reading it."""
@@ -108,7 +108,7 @@ def _row(path: Path, number: int, record: dict | str) -> Row:
     elif (audio := manifest.resolve_inside(path.parent, file)) is None:
         problem = f"{file!r} leads outside the folder of {path.name}; wanted a file inside it. Copy the file there."
     return Row(path.name, number, file, cells.get("text", ""), cells.get("source") or cells.get("speaker_id", ""),
-               cells.get("recording", ""), AudioFile(audio) if audio else None, problem)
+               cells.get("session") or cells.get("recording", ""), AudioFile(audio) if audio else None, problem)
 
 
 def _check_columns(table: str, columns: Sequence[str]) -> None:
@@ -124,7 +124,7 @@ def _check_columns(table: str, columns: Sequence[str]) -> None:
                       "speaker_id, recording; the first line must name them. Rename or remove the others.")
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise KitError(f"{table} has the column {twice[0]!r} twice. Remove one.")
-    for one, other in (("file_name", "audio"), ("source", "speaker_id")):
+    for one, other in (("file_name", "audio"), ("source", "speaker_id"), ("session", "recording")):
         if one in columns and other in columns:
             raise KitError(f"{table} has both {one!r} and {other!r}, which mean the same. Remove one.")
     if "text" not in columns or not {"file_name", "audio"} & set(columns):

@@ -18,7 +18,7 @@ from tts_kit.errors import KitError
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
 from tts_kit.tokens import cache
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import Example, PromptBuilder
 from tts_kit.training import dataset
 
@@ -31,13 +31,13 @@ MOST = 6000
 class TrainingData:
     """The clips that are learnt from and those held out, as sequences of the base."""
 
-    def __init__(self, clips: Sequence[EncodedClip], recipe: Config, spec: ModelSpec, writer: PromptBuilder):
+    def __init__(self, clips: Sequence[EncodedClip], recipe: Config, spec: ModelSpec, prompt_builder: PromptBuilder):
         self.clips, self.recipe = [clip for clip in clips if clip.split == manifest.TRAIN], recipe
         if not self.clips:
             raise KitError(f"none of {len(clips)} clips is there to learn from. Make the run's data again.")
-        self.held_out = [dataset.build_example(clip, writer) for clip in clips if clip.split == manifest.HELD_OUT]
+        self.held_out = [dataset.build_example(clip, prompt_builder) for clip in clips if clip.split == manifest.HELD_OUT]
         self.seconds = sum(len(clip.codes) for clip in self.clips) / spec.frame_rate
-        self.steps = dataset.MicroBatchDataset(self.clips, writer, recipe)
+        self.steps = dataset.MicroBatchDataset(self.clips, prompt_builder, recipe)
         sizes = [[len(self.steps.example(item)) for item in items] for items in self.steps.plan]
         self.mean = sum(sum(some) if recipe.packing else max(some) * len(some) for some in sizes) / len(sizes)
         """Positions in a micro-batch of the recipe."""
@@ -122,7 +122,7 @@ class CostCurve:
 def training_data(recipe: Config, run: Run | None) -> TrainingData:
     """The run's clips by their lengths alone; without a run the example."""
     config = pretrained.config(recipe.base, recipe.revision)
-    spec, writer = ModelSpec.of(config), PromptBuilder(pretrained.tokenizer(recipe.base, recipe.revision), ModelSpec.of(config))
+    spec, prompt_builder = ModelSpec.of(config), PromptBuilder(pretrained.tokenizer(recipe.base, recipe.revision), ModelSpec.of(config))
     if run is None:
         count, seconds, said = EXAMPLE
         held = max(manifest.MIN_HELD_OUT, round(count * recipe.held_out))
@@ -131,7 +131,7 @@ def training_data(recipe: Config, run: Run | None) -> TrainingData:
         told = [(each.text, each.seconds, each.split) for each in manifest.read(run.data)]
     else:
         told = [(clip.text, len(clip.codes) / spec.frame_rate, clip.split) for clip in cache.load_run(run)]
-    return TrainingData([_silent(f"clip {number}", *each, spec) for number, each in enumerate(told, 1)], recipe, spec, writer)
+    return TrainingData([_silent(f"clip {number}", *each, spec) for number, each in enumerate(told, 1)], recipe, spec, prompt_builder)
 
 
 def _silent(name: str, text: str, seconds: float, split: str, spec: ModelSpec) -> EncodedClip:

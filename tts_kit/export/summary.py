@@ -70,7 +70,7 @@ def consent_problem(run: Run, belongs: dict) -> str:
 
 def data_problem(run: Run, belongs: dict) -> str:
     """Why the run's data cannot be shown to be what the adapter has learnt; nothing where they are."""
-    if not (run.data / manifest.MANIFEST).is_file() or not (run.codes / "index.jsonl").is_file():
+    if not (run.data / manifest.MANIFEST).is_file() or not (run.codes / cache.INDEX).is_file():
         return f"{run.data} or {run.codes} is gone"
     if not cache.matches_data(run) or cache.digest(run.codes) != belongs.get("codes"):
         return f"{run.data} or {run.codes} is not what {run.adapter} has learnt"
@@ -85,7 +85,7 @@ def data(run: Run, belongs: dict) -> dict:
     found = report.analyse(run)
     measured = found.clips
     return {"source": _source(run), **_written_down(run), "clips": _amounts(found),
-            "recordings": len({each.clip.recording for each in measured}),
+            "recordings": len({each.clip.session for each in measured}),
             "median seconds of a clip": round(median(each.clip.seconds for each in measured), 1),
             "median decibels of speech over the room": round(median(each.ratio for each in measured)),
             "left out": {reason.removeprefix("left out: "): left.clips for reason, left in found.left.items()},

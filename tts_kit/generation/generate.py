@@ -85,7 +85,7 @@ def left_pad_prompts(model, prompts: Sequence[Example]) -> tuple[torch.Tensor, t
     mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         batch = {name: column[None].to(device) for name, column in (
-            ("input_ids", prompt.ids), ("codes", prompt.codes), ("audio_mask", prompt.is_frame))}
+            ("input_ids", prompt.input_ids), ("codes", prompt.codes), ("audio_mask", prompt.audio_mask))}
         rows.append(pad(loss.embed_inputs(model, batch)[0], (0, 0, longest - len(prompt), 0)))
         mask[row, longest - len(prompt):] = True
     return torch.stack(rows), mask

@@ -33,7 +33,7 @@ class Base:
     """A loaded model with everything that belongs to it."""
     model: torch.nn.Module
     codec: codec.Codec
-    writer: PromptBuilder
+    prompt_builder: PromptBuilder
     spec: ModelSpec
     device_config: DeviceConfig
     name: str
@@ -67,8 +67,8 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     sound = codec.load(name, revision, codec_device or device_config.device)
     model.codec_model = None  # kept beside the model in float32, where no training mode, cast or adapter reaches it
     model.requires_grad_(False).eval()
-    writer = PromptBuilder(pretrained.tokenizer(name, revision), spec)
-    return Base(model, sound, writer, spec, device_config, name, pretrained.resolved_revision(config, revision), backend,
+    prompt_builder = PromptBuilder(pretrained.tokenizer(name, revision), spec)
+    return Base(model, sound, prompt_builder, spec, device_config, name, pretrained.resolved_revision(config, revision), backend,
                 Sampling.recommended(pretrained.generation(name, revision)), fingerprint(model))
 
 

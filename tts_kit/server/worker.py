@@ -111,7 +111,7 @@ class Worker:
         first = Generation(take.codes, speak.is_complete(take))
         if not order.said:
             order.context = speak.context_after_first(voice, order.lines, order.context, first)
-        order.read += len(voice.base.writer.text_ids(order.lines[order.said].text, voice.speaker))
+        order.read += len(voice.base.prompt_builder.text_ids(order.lines[order.said].text, voice.speaker))
         order.count(take, first.ended_with_eos)
 
     def _end(self, order: Job, how: Exception | None) -> None:

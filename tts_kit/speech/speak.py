@@ -170,7 +170,7 @@ def context_after_first(voice: Voice, lines: Sequence[Request], context: list[Tu
 
 def prompt(voice: Voice, line: Request, context: list[Turn]) -> tuple[Example, int]:
     """What the model is given for a line, and the most frames it may answer with."""
-    written = voice.base.writer.write(line.text[:40], [*context, Turn(line.text, voice.speaker)])
+    written = voice.base.prompt_builder.build(line.text[:40], [*context, Turn(line.text, voice.speaker)])
     return written, _limit(voice, line, len(written))
 
 
@@ -227,16 +227,16 @@ def _heard(voice: Voice, reference: Reference) -> Turn:
         raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and its "
                       "exact words.")
     wave = audio.read(reference.path, voice.base.spec.sample_rate)
-    return Turn(text.normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], scored=False)
+    return Turn(text.normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], in_loss=False)
 
 
 def _own_context(voice: Voice, lines: Sequence[Request], said: "Generation | _Said") -> list[Turn]:
     """The first sentence as reference of the others, unless it failed or leaves them no room."""
-    context = Turn(lines[0].text, voice.speaker, said.codes, scored=False)
-    writer, spec = voice.base.writer, voice.base.spec
-    longest = max((len(writer.text_ids(line.text, voice.speaker)) + text.max_speech_seconds(line.text) * spec.frame_rate
+    context = Turn(lines[0].text, voice.speaker, said.codes, in_loss=False)
+    prompt_builder, spec = voice.base.prompt_builder, voice.base.spec
+    longest = max((len(prompt_builder.text_ids(line.text, voice.speaker)) + text.max_speech_seconds(line.text) * spec.frame_rate
                    for line in lines[1:]), default=0)
-    used = len(writer.text_ids(context.text, context.speaker)) + len(said.codes) + 1
+    used = len(prompt_builder.text_ids(context.text, context.speaker)) + len(said.codes) + 1
     return [context] if said.ended_with_eos and used + longest <= spec.max_positions else []
 
 

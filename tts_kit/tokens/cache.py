@@ -1,7 +1,8 @@
-"""Codes on disk: one small file a clip, named by what it was made of, so that a rerun encodes only what is missing."""
+"""Codes on disk: one small file per clip, named by clip and codec, so that a rerun encodes only what is missing."""
 
 import hashlib
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,145 +11,165 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from tts_kit import audio
-from tts_kit.data import manifest as utterance
+from tts_kit.config import Config, save_config
+from tts_kit.data import manifest
 from tts_kit.data.manifest import Utterance
+from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
-from tts_kit.io import read_json, read_rows, write_bytes, write_json, write_rows
-from tts_kit.run import Run
+from tts_kit.io import read_rows, write_bytes, write_rows
+from tts_kit.run import Run, changed_inputs, read_inputs, write_inputs
+from tts_kit.tokens import codec as codecs
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.encoded_clip import EncodedClip
 
-FORMAT = "1"
+INDEX = "index.jsonl"
 SECONDS_PER_BATCH = 120.0
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """An utterance whose audio has become codes."""
+    id: str
+    text: str
+    source: str
+    """The speaker id that CSM reads."""
+    speaker: str
+    """The speaker's name; a clip is context only for clips of the same name."""
+    session: str
+    split: str
+    codes: torch.Tensor
+    """(frames, codebooks) int16"""
 
 
 class CorruptEntry(Exception):
     """A cache entry that is not what its name says."""
 
 
-def encode_missing(utterances: list[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
-    """Encode what is missing and write the index; returns how many entries were kept, encoded and found damaged."""
-    fingerprint, (keys, counts) = codec.fingerprint(), add(utterances, folder, codec)
-    write_json(folder / "codec.json", {"codec": fingerprint, "format": FORMAT, **asdict(codec.spec)})
-    write_rows(folder / "index.jsonl", (
-        {"id": each.id, "text": each.text, "source": each.source, "speaker": each.speaker, "recording": each.recording,
-         "split": each.split, "key": name} for each, name in zip(utterances, keys)))
+def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str, int]:
+    """Encode a run's data into its codes folder; returns how many clips were cached, encoded and corrupt."""
+    utterances = manifest.read(run.data)
+    codec = codecs.load(config.base, config.revision, device_config.device)
+    counts, fingerprint = encode_missing(utterances, run.codes, codec), codec.fingerprint()
+    write_rows(run.codes / INDEX, (
+        {"id": utterance.id, "text": utterance.text, "source": utterance.source, "speaker": utterance.speaker,
+         "session": utterance.session, "split": utterance.split, "key": cache_key(utterance, fingerprint)}
+        for utterance in utterances))
+    write_inputs(run.codes, manifest=manifest.digest(run.data), codec=fingerprint)
+    repaired = f", {counts['corrupt']} of them to replace a corrupt entry" * (counts["corrupt"] > 0)
+    print(f"{len(utterances)} clips: {counts['encoded']} encoded{repaired}, {counts['cached']} already there. In {run.codes}.")
+    save_config(run, config)
     return counts
 
 
-def add(utterances: list[Utterance], folder: Path, codec: Codec) -> tuple[list[str], dict[str, int]]:
-    """Encode what is missing and touch nothing else, so that parts of a set can be added in several places at once;
-    returns the keys, and the counts of `fill`."""
-    fingerprint = codec.fingerprint()
-    keys = [key(each.audio, fingerprint) for each in utterances]
-    counts = {"kept": 0, "encoded": 0, "damaged": 0}
-    missing = []
-    for each, name in zip(utterances, keys):
-        state = _state(entry(folder, name), name, codec)
-        counts["kept" if state == "whole" else "encoded"] += 1
-        counts["damaged"] += state == "damaged"
-        if state != "whole":
-            missing.append((each, name))
-    _encode(missing, folder, codec, fingerprint)
-    return keys, counts
+def tokenize_part(config: Config, run: Run, device_config: DeviceConfig, part: int, parts: int) -> dict[str, int]:
+    """Encode every `parts`-th clip of a run's data, from clip `part` on; `tokenize` then finds them and writes the index."""
+    codec = codecs.load(config.base, config.revision, device_config.device)
+    return encode_missing(manifest.read(run.data)[part::parts], run.codes, codec)
+
+
+def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
+    """Write the entries that are missing or corrupt and touch nothing else; returns the counts of `tokenize`."""
+    counts = {"cached": 0, "encoded": 0, "corrupt": 0}
+    missing, fingerprint, spec = [], codec.fingerprint(), codec.spec
+    for utterance in utterances:
+        key = cache_key(utterance, fingerprint)
+        try:
+            codes = open_entry(entry_path(folder, key))
+            in_range = codes.numel() and 0 <= codes.min() <= codes.max() < spec.codebook_size
+            if codes.shape[1] != spec.num_codebooks or not in_range:
+                raise CorruptEntry("holds codes that the codec cannot make")
+            counts["cached"] += 1
+        except CorruptEntry:
+            counts["encoded"] += 1
+            counts["corrupt"] += entry_path(folder, key).exists()
+            missing.append((utterance, key))
+    # longest first: a batch holds clips of similar length, and running out of memory shows at once
+    missing.sort(key=lambda pair: -pair[0].seconds)
+    # a CPU is faster with one clip, which fits its cache, than with many: see tests/benchmarks/encode.py
+    seconds_per_batch = SECONDS_PER_BATCH if codec.device.type != "cpu" else 0.0
+    with tqdm(total=len(missing), desc="encoding", unit="clip", disable=not missing) as bar:
+        while missing:
+            count = max(1, int(seconds_per_batch / max(missing[0][0].seconds, 0.1)))
+            batch, missing = missing[:count], missing[count:]
+            waves = [_read_clip(utterance, spec.sample_rate) for utterance, _ in batch]
+            for codes, (_, key) in zip(codec.encode(waves), batch):
+                metadata = {"key": key, "frames": str(codes.shape[0]), "codebooks": str(codes.shape[1])}
+                write_bytes(entry_path(folder, key), save({"codes": codes}, metadata=metadata))
+            bar.update(len(batch))
+    return counts
 
 
 def read(folder: Path) -> list[EncodedClip]:
-    """The clips of a run, every entry checked."""
-    if not (folder / "index.jsonl").is_file():
+    """Return the clips of a codes folder, every entry checked."""
+    if not (folder / INDEX).is_file():
         raise KitError(f"{folder} holds no codes. Run `tts-kit tokenize --run {folder.parent.name}` first.")
+    read_inputs(folder)  # refuses older formats
     clips = []
-    for row in read_rows(folder / "index.jsonl"):
-        path = entry(folder, row.pop("key"))
+    for row in read_rows(folder / INDEX):
+        path = entry_path(folder, row.pop("key"))
         try:
-            clips.append(EncodedClip(**row, codes=open_entry(path, path.stem)))
+            clips.append(EncodedClip(**row, codes=open_entry(path)))
         except CorruptEntry as error:
-            raise KitError(f"{path} (clip {row['id']}) {error}. Run `tts-kit tokenize` again: "
-                          "it encodes only what is missing or damaged.") from error
+            raise KitError(f"{path} (clip {row['id']}) {error}. Run `tts-kit tokenize --run {folder.parent.name}` again: it "
+                           "encodes only what is missing or corrupt.") from error
     return clips
 
 
 def load_run(run: Run) -> list[EncodedClip]:
-    """The clips of a run, provided that they are those of its data."""
-    manifest = run.data / utterance.MANIFEST
-    if not manifest.exists() and not run.codes.exists():
-        raise KitError(f"{run.folder} holds neither data nor codes. Begin with `tts-kit prepare SOURCE --run "
-                      f"{run.name}`, then `tts-kit tokenize --run {run.name}`.")
+    """Return the clips of a run, provided that they were made from the data it holds, if it still holds any."""
+    has_data = (run.data / manifest.MANIFEST).exists()
+    if not has_data and not run.codes.exists():
+        raise KitError(f"{run.folder} holds neither data nor codes. Begin with `tts-kit prepare SOURCE --run {run.name}`, then "
+                       f"`tts-kit tokenize --run {run.name}`.")
     clips = read(run.codes)
-    if manifest.exists() and not matches_data(run):
-        raise KitError(f"{run.codes} was made from other data than {run.data} holds now. Run `tts-kit tokenize` "
-                      "again: it encodes only what is missing.")
+    if has_data and not matches_data(run):
+        raise KitError(f"{run.codes} was made from other data than {run.data} holds now. Run `tts-kit tokenize --run "
+                       f"{run.name}` again: it encodes only what is missing.")
     return clips
 
 
 def matches_data(run: Run) -> bool:
-    """Whether a run's codes are those of its data, word by word, and sound by sound where the sounds are there."""
-    said, codec = [*read_rows(run.data / utterance.MANIFEST)], codec_fingerprint(run.codes)
-    known = [*read_rows(run.codes / "index.jsonl")]
-    if [(row["id"], row["text"], row["split"]) for row in said] != [(row["id"], row["text"], row["split"]) for row in known]:
-        return False
-    sounds = [run.data / row.get("audio", "") for row in said]
-    return all(key(sound, codec) == row["key"] for sound, row in zip(sounds, known) if sound.is_file())
+    """Return whether a run's codes were made from the data it holds now."""
+    return not changed_inputs(run.codes, manifest=manifest.digest(run.data))
 
 
 def digest(folder: Path) -> str:
-    """Names all the codes of a run and what is said in them."""
-    return hashlib.sha256((folder / "index.jsonl").read_bytes()).hexdigest()[:16]
+    """Return what identifies all codes of a run and their texts."""
+    return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()[:16]
 
 
 def codec_fingerprint(folder: Path) -> str:
-    """The fingerprint of the codec that made a folder's codes."""
-    return read_json(folder / "codec.json", "Run `tts-kit tokenize` again.").get("codec", "")
+    """Return the fingerprint of the codec that made a folder's codes."""
+    return read_inputs(folder).get("codec", "")
 
 
-def key(clip: Path, fingerprint: str) -> str:
-    """A name for the codes of this very file by this very codec."""
-    return hashlib.sha256(f"{FORMAT} {fingerprint} ".encode() + clip.read_bytes()).hexdigest()[:32]
+def cache_key(utterance: Utterance, codec_fingerprint: str) -> str:
+    """Return the name of the codes of this clip by this codec."""
+    return hashlib.sha256(f"{codec_fingerprint} {utterance.sha256}".encode()).hexdigest()[:32]
 
 
-def entry(folder: Path, name: str) -> Path:
-    return Path(folder) / "entries" / f"{name}.safetensors"
+def entry_path(folder: Path, key: str) -> Path:
+    return Path(folder) / "entries" / f"{key}.safetensors"
 
 
-def open_entry(path: Path, name: str) -> torch.Tensor:
-    """Codes (frames, codebooks) of one entry; raises Damaged when they are not the ones the name stands for."""
+def open_entry(path: Path) -> torch.Tensor:
+    """Return the codes (frames, codebooks) of an entry; raises CorruptEntry if they are not what its name stands for."""
     try:
         with safe_open(path, "pt") as file:
-            # a copy, because what safetensors gives is the mapped file itself, and dies with it
-            label, codes = file.metadata() or {}, file.get_tensor("codes").clone()
+            # a copy, because safetensors returns a view of the mapped file, which does not outlive it
+            metadata, codes = file.metadata() or {}, file.get_tensor("codes").clone()
     except FileNotFoundError as error:
         raise CorruptEntry("is missing") from error
     except (SafetensorError, OSError) as error:
         raise CorruptEntry(f"cannot be read ({error})") from error
-    if label.get("key") != name or codes.dtype != torch.int16 or list(codes.shape) != [
-            int(label.get("frames", -1)), int(label.get("codebooks", -1))]:
+    shape = [int(metadata.get("frames", -1)), int(metadata.get("codebooks", -1))]
+    if metadata.get("key") != path.stem or codes.dtype != torch.int16 or list(codes.shape) != shape:
         raise CorruptEntry("holds something else than its name says")
     return codes
 
 
-def _state(path: Path, name: str, codec: Codec) -> str:
-    if not path.exists():
-        return "missing"
-    try:
-        codes = open_entry(path, name)
-    except CorruptEntry:
-        return "damaged"
-    inside = codes.numel() and codes.min() >= 0 and codes.max() < codec.spec.codebook_size
-    return "whole" if inside and codes.shape[1] == codec.spec.num_codebooks else "damaged"
-
-
-def _encode(missing: list[tuple[Utterance, str]], folder: Path, codec: Codec, fingerprint: str) -> None:
-    """Longest clips first, so that a batch holds clips of like length and memory is tried at once."""
-    missing = sorted(missing, key=lambda pair: -pair[0].seconds)
-    with tqdm(total=len(missing), desc="encoding", unit="clip", disable=not missing) as bar:
-        while missing:
-            # a processor is faster with one clip, which its cache holds, than with many: see tests/benchmarks/encode.py
-            at_once = SECONDS_PER_BATCH if codec.device.type != "cpu" else 0
-            count = max(1, int(at_once / max(missing[0][0].seconds, 0.1)))
-            batch, missing = missing[:count], missing[count:]
-            waves = [audio.read(each.audio, codec.spec.sample_rate) for each, _ in batch]
-            for codes, (_, name) in zip(codec.encode(waves), batch):
-                label = {"key": name, "codec": fingerprint, "frames": str(codes.shape[0]),
-                         "codebooks": str(codes.shape[1])}
-                write_bytes(entry(folder, name), save({"codes": codes}, metadata=label))
-            bar.update(len(batch))
+def _read_clip(utterance: Utterance, sample_rate: int):
+    content = utterance.audio.read_bytes()
+    if hashlib.sha256(content).hexdigest() != utterance.sha256:
+        raise KitError(f"{utterance.audio} is not the clip that the manifest lists (another SHA-256). Delete its data folder "
+                       "and make it again from the edited source: tts-kit prepare SOURCE --run NAME")
+    return audio.read(content, sample_rate, name=str(utterance.audio))

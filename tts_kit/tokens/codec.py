@@ -1,4 +1,4 @@
-"""Sound to codes and back, always in true float32: 16-bit arithmetic would change the codes."""
+"""Audio to codes and back, always in true float32: 16-bit arithmetic would change the codes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from transformers import MimiModel
 
-from tts_kit import device as runtime
+from tts_kit import device as devices
 from tts_kit import pretrained
 from tts_kit.errors import KitError
 from tts_kit.spec import ModelSpec
 
 
 class Codec:
-    """Mimi in evaluation mode; takes and gives float32 waves at `physics.sample_rate`."""
+    """Mimi in evaluation mode; takes and returns float32 waves at `spec.sample_rate`."""
 
     def __init__(self, model: MimiModel, spec: ModelSpec):
         self.model = model.float().eval().requires_grad_(False)
@@ -25,7 +25,7 @@ class Codec:
         return self.model.device
 
     def fingerprint(self) -> str:
-        """Names the weights: codes made by other weights are other codes."""
+        """Return what identifies the weights: other weights make other codes."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -34,39 +34,39 @@ class Codec:
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Waves of any lengths in one batch -> one (frames, codebooks) int16 tensor each."""
-        size = self.spec.samples_per_frame
-        frames = [-(-len(wave) // size) for wave in waves]
-        # whole frames, so that a clip's codes do not depend on its neighbours in the batch
-        batch = np.zeros((len(waves), 1, max(frames) * size), dtype=np.float32)
+        """Encode waves of any lengths in one batch; returns one (frames, codebooks) int16 tensor per wave."""
+        frame_size = self.spec.samples_per_frame
+        frames = [-(-len(wave) // frame_size) for wave in waves]
+        # padded to full frames, so that a clip's codes do not depend on its neighbours in the batch
+        batch = np.zeros((len(waves), 1, max(frames) * frame_size), dtype=np.float32)
         for row, wave in zip(batch, waves):
             row[0, :len(wave)] = wave
-        with runtime.full_float32():
+        with devices.full_float32():
             codes = self.model.encode(torch.from_numpy(batch).to(self.device)).audio_codes
         codes = codes.transpose(1, 2).to("cpu", torch.int16).contiguous()
         return [row[:count].clone() for row, count in zip(codes, frames)]
 
     @torch.inference_mode()
-    def decode(self, codes: Sequence[torch.Tensor], levels: int | None = None) -> list[np.ndarray]:
-        """Codes (frames, codebooks) -> waves; `levels` keeps only the first so many codebooks, to hear what they carry."""
-        counts = [len(clip) for clip in codes]
-        if not max(counts, default=0):
+    def decode(self, codes: Sequence[torch.Tensor], num_codebooks: int | None = None) -> list[np.ndarray]:
+        """Decode (frames, codebooks) codes to waves; `num_codebooks` uses only the first ones, to hear what they carry."""
+        frames = [len(clip) for clip in codes]
+        if not max(frames, default=0):
             return [np.zeros(0, dtype=np.float32) for _ in codes]
-        batch = torch.zeros(len(codes), max(counts), self.spec.num_codebooks, dtype=torch.long)
+        batch = torch.zeros(len(codes), max(frames), self.spec.num_codebooks, dtype=torch.long)
         for row, clip in zip(batch, codes):
             row[:len(clip)] = clip
-        batch = batch[..., :levels].transpose(1, 2).to(self.device)
-        with runtime.full_float32():
+        batch = batch[..., :num_codebooks].transpose(1, 2).to(self.device)
+        with devices.full_float32():
             waves = self.model.decode(batch).audio_values[:, 0].cpu().numpy()
-        return [wave[:count * self.spec.samples_per_frame].copy() for wave, count in zip(waves, counts)]
+        return [wave[:count * self.spec.samples_per_frame].copy() for wave, count in zip(waves, frames)]
 
 
 def load(base: str, revision: str = "", device: str = "cpu") -> Codec:
-    """The codec alone, out of a CSM checkpoint; the other weights are not kept in memory."""
+    """Load only the codec of a CSM checkpoint; the other weights are not kept in memory."""
     config = pretrained.config(base, revision)
     model, report = pretrained.weights(MimiModel, base, revision, config=config.codec_config, dtype=torch.float32,
                                        key_mapping={r"^codec_model\.": ""})
     if report["missing_keys"]:
         raise KitError(f"{base} lacks {len(report['missing_keys'])} of the codec's weights "
-                      f"({sorted(report['missing_keys'])[0]}, ...). Download it again, or use another checkpoint.")
+                       f"({sorted(report['missing_keys'])[0]}, ...). Download it again, or use another checkpoint.")
     return Codec(model.to(device), ModelSpec.of(config))

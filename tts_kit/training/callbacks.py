@@ -85,7 +85,7 @@ class SampleCallback(TrainerCallback):
 def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequence[str]) -> list[tuple[np.ndarray, bool]]:
     """Each sentence in one batch, as (samples,), and whether it ended by itself; a sentence has always the same seed."""
     lines = [text.normalize(sentence) for sentence in sentences]
-    prompts = [base.writer.write(f"sentence {number}", [Turn(line, speaker)]) for number, line in enumerate(lines, 1)]
+    prompts = [base.prompt_builder.build(f"sentence {number}", [Turn(line, speaker)]) for number, line in enumerate(lines, 1)]
     limits = [round(text.max_speech_seconds(line) * base.spec.frame_rate) for line in lines]
     model = base.model
     was_training = model.training

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tts_kit.config import Config
 from tts_kit.model.attention import PackedClips
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import IGNORE_INDEX, Example, PromptBuilder, Turn
 
 Item = tuple[int, int | None]
@@ -22,12 +22,12 @@ class MicroBatchDataset(torch.utils.data.Dataset):
 
     They take turns over the micro-batches. Where a step's do not come out even, its clips are dealt out anew."""
 
-    def __init__(self, clips: Sequence[EncodedClip], writer: PromptBuilder, config: Config, processes: int = 1):
+    def __init__(self, clips: Sequence[EncodedClip], prompt_builder: PromptBuilder, config: Config, processes: int = 1):
         self.config, self.speaker = config, clips[0].source
         self.parts = micro_batches_per_rank(config, processes) * processes
-        self.heard = [build_example(clip, writer, scored=False) for clip in clips]
-        self.scored = [build_example(clip, writer) for clip in clips]
-        self.plan, self.passes = plan(self.scored, [clip.speaker for clip in clips], writer.spec.max_positions, config)
+        self.heard = [build_example(clip, prompt_builder, in_loss=False) for clip in clips]
+        self.scored = [build_example(clip, prompt_builder) for clip in clips]
+        self.plan, self.passes = plan(self.scored, [clip.speaker for clip in clips], prompt_builder.spec.max_positions, config)
 
     def __len__(self) -> int:
         return len(self.plan) // self.config.gradient_accumulation_steps * self.parts
@@ -67,15 +67,15 @@ def reshard(micro_batches: list[list[Example]], parts: int) -> list[list[Example
     return [[example for example, place in zip(examples, places) if place == part] for part in range(parts)]
 
 
-def build_example(clip: EncodedClip, writer: PromptBuilder, scored: bool = True) -> Example:
+def build_example(clip: EncodedClip, prompt_builder: PromptBuilder, in_loss: bool = True) -> Example:
     """A clip as a training sequence of one turn."""
-    return writer.write(clip.id, [Turn(clip.text, clip.source, clip.codes, scored)])
+    return prompt_builder.build(clip.id, [Turn(clip.text, clip.source, clip.codes, in_loss)])
 
 
 def join(context: Example, target: Example) -> Example:
     """Two turns in one sequence."""
     return Example(target.name, *(torch.cat([getattr(context, column), getattr(target, column)])
-                                  for column in ("ids", "codes", "is_frame", "labels")))
+                                  for column in ("input_ids", "codes", "audio_mask", "labels")))
 
 
 def plan(examples: Sequence[Example], speakers: Sequence[str], longest: int,
@@ -99,7 +99,7 @@ def sample_depth_frames(examples: Sequence[Example], ratio: float, seed: int) ->
 
     The end frame always does, as in transformers; of the others a share, drawn over all the examples together.
     """
-    masks = [torch.zeros(example.scored_frames, dtype=torch.bool) for example in examples]
+    masks = [torch.zeros(example.target_frames, dtype=torch.bool) for example in examples]
     flat = torch.cat(masks)
     ends = torch.tensor([len(mask) for mask in masks]).cumsum(0) - 1
     flat[ends] = True
@@ -110,7 +110,7 @@ def sample_depth_frames(examples: Sequence[Example], ratio: float, seed: int) ->
 
 
 def collate(examples: Sequence[Example], depth: Sequence[torch.Tensor], packing: bool) -> dict:
-    """Examples -> tensors: ids, codes, is_frame, positions (rows, positions, ...), and which frames are scored.
+    """Examples -> tensors: input_ids, codes, audio_mask, positions (rows, positions, ...), and which frames are scored.
 
     Packed clips are told apart by positions that begin anew; padding needs no mask, because attention looks back only.
     """
@@ -118,9 +118,9 @@ def collate(examples: Sequence[Example], depth: Sequence[torch.Tensor], packing:
     predictors = (lay([_before_scored(example) for example in examples], False)).flatten().nonzero()[:, 0]
     labels = torch.cat([example.labels for example in examples])
     return {
-        "input_ids": lay([example.ids for example in examples], 0),
+        "input_ids": lay([example.input_ids for example in examples], 0),
         "codes": lay([example.codes for example in examples], 0),
-        "audio_mask": lay([example.is_frame for example in examples], False),
+        "audio_mask": lay([example.audio_mask for example in examples], False),
         "position_ids": _positions([len(example) for example in examples], packing),
         "packed_clips": _apart_and_together([len(example) for example in examples]) if packing else None,
         "predictor_index": predictors,

@@ -19,7 +19,7 @@ from tts_kit.model import compile, license, load, lora, offload
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
 from tts_kit.tokens import cache
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks as watch
 from tts_kit.training import dataset, distributed, generation_eval
@@ -103,9 +103,9 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
     print(f"Layers are {'compiled' if compiled else 'not compiled'} ({why}).")
     if compiled:
         compile.compile_layers(base.model)
-    steps = dataset.MicroBatchDataset([clip for clip in clips if clip.split == "train"], base.writer, config,
+    steps = dataset.MicroBatchDataset([clip for clip in clips if clip.split == "train"], base.prompt_builder, config,
                           distributed.world_size())
-    held_out = [dataset.build_example(clip, base.writer) for clip in clips if clip.split == "held_out"]
+    held_out = [dataset.build_example(clip, base.prompt_builder) for clip in clips if clip.split == "held_out"]
     print(f"{len(steps.scored)} clips to learn from, {len(held_out)} held out; {config.steps} steps pass the data "
           f"{steps.passes:.1f} times{f', each shared by {distributed.world_size()} processes' * (distributed.world_size() > 1)}.")
     watchers = [watch.LossPlotCallback(run), watch.SampleCallback(base, config, run, steps.speaker)] if distributed.is_rank_zero() else []
@@ -135,8 +135,8 @@ def dry_run(config: Config, run: Run, device_config: DeviceConfig) -> dict:
     clips = cache.load_run(run)
     engine, _ = load.choose_backend(config.backend, device_config)
     bare = load.without_weights(config.base, config.revision)
-    writer = PromptBuilder(pretrained.tokenizer(config.base, config.revision), ModelSpec.of(bare.config))
-    steps = dataset.MicroBatchDataset([clip for clip in clips if clip.split == "train"], writer, config)
+    prompt_builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), ModelSpec.of(bare.config))
+    steps = dataset.MicroBatchDataset([clip for clip in clips if clip.split == "train"], prompt_builder, config)
     counts = lora.count_parameters(lora.add_lora(bare, config.rank, config.alpha, config.lora_targets))
     return {"trainable": sum(count["trainable"] for count in counts.values()),
             "modules": {part: count["modules"] for part, count in counts.items()},

@@ -23,7 +23,7 @@ from tts_kit.model import lora
 from tts_kit.model.load import Base
 from tts_kit.run import Run
 from tts_kit.tokens import cache
-from tts_kit.tokens.encoded_clip import EncodedClip
+from tts_kit.tokens.cache import EncodedClip
 from tts_kit.training import callbacks, checkpoint_selection, distributed, grid
 from tts_kit.training.checkpoint_selection import SelectedCheckpoint
 
