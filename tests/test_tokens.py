@@ -1,5 +1,6 @@
 """Sound to codes: exact whatever the batch, cached by content, whole after a kill."""
 
+import dataclasses
 import hashlib
 import shutil
 import signal
@@ -76,16 +77,34 @@ def test_decoding_in_a_batch_and_by_levels(base):
     assert np.abs(base.codec.decode([first])[0] - together[0]).max() > 1e-5
 
 
+def read_codes(sounds, folder, codec) -> dict:
+    """The cached codes of each utterance."""
+    fingerprint = codec.fingerprint()
+    return {clip.id: cache.open_entry(cache.entry_path(folder, cache.cache_key(clip, fingerprint))) for clip in sounds}
+
+
+def rewrite(utterance: Utterance, samples: np.ndarray) -> Utterance:
+    audio.write(utterance.audio, samples, 24_000)
+    return dataclasses.replace(utterance, sha256=hashlib.sha256(utterance.audio.read_bytes()).hexdigest())
+
+
 def test_a_second_run_encodes_nothing_and_a_new_clip_only_itself(base, sounds, tmp_path):
     """Mistake: everything is encoded again each time, or a changed clip is not."""
     folder = tmp_path / "codes"
     assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 0, "encoded": 5, "corrupt": 0}
-    before = {clip.id: clip.codes for clip in cache.read(folder)}
+    before = read_codes(sounds, folder, base.codec)
     assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 5, "encoded": 0, "corrupt": 0}
-    audio.write(sounds[2].audio, tone(0.5, 99), 24_000)
+    sounds[2] = rewrite(sounds[2], tone(0.5, 99))
     assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 4, "encoded": 1, "corrupt": 0}
-    after = {clip.id: clip.codes for clip in cache.read(folder)}
+    after = read_codes(sounds, folder, base.codec)
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["clip2"]
+
+
+def test_a_clip_that_the_manifest_does_not_know_is_refused(base, sounds, tmp_path):
+    """Mistake: a clip edited in the data folder is trained on, while manifest and consent speak of the one before."""
+    rewrite(sounds[1], tone(0.5, 98))
+    with pytest.raises(KitError, match=r"1\.flac is not the clip that the manifest lists .*prepare"):
+        cache.encode_missing(sounds, tmp_path / "codes", base.codec)
 
 
 def test_another_codec_makes_other_entries(base, sounds, tmp_path):
@@ -102,14 +121,14 @@ def test_damaged_entries_are_found_and_made_again(base, sounds, tmp_path, damage
 
     folder = tmp_path / "codes"
     cache.encode_missing(sounds, folder, base.codec)
-    wanted = [clip.codes for clip in cache.read(folder)]
+    before = read_codes(sounds, folder, base.codec)
     one, other = (cache.entry_path(folder, cache.cache_key(each, base.codec.fingerprint())) for each in sounds[:2])
     broken = torch.full((4, 4), 77, dtype=torch.int16)
     content = {"truncated": one.read_bytes()[:-9], "foreign": other.read_bytes(), "empty": b"", "out of range": save(
         {"codes": broken}, metadata={"key": one.stem, "frames": "4", "codebooks": "4"})}[damage]
     one.write_bytes(content)
     assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 4, "encoded": 1, "corrupt": 1}
-    assert all(torch.equal(clip.codes, codes) for clip, codes in zip(cache.read(folder), wanted))
+    assert all(torch.equal(codes, before[name]) for name, codes in read_codes(sounds, folder, base.codec).items())
 
 
 def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
