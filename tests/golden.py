@@ -88,15 +88,16 @@ LOGGED = {"step": "step", "loss": "loss", "backbone_loss": "backbone_loss", "dep
 ARMS = {"base": "base", "cloned": "clone", "finetuned": "finetuned", "finetuned_cloned": "finetuned+clone", "rival": "rival"}
 QUESTIONS = [*verdict.PRIMARY_COMPARISONS, ("rival", ARMS["cloned"]), ("rival", ARMS["base"])]
 ROW = {"arm": "arm", "sentence": "sentence", "text": "text", "seed": "seed", "file": "file", "ended_with_eos": "ended_with_eos",
-       "reference_words": "words", "word_errors": "word_errors", "reference_characters": "letters",
-       "character_errors": "char_errors", "SIM": "similarity", "SIM_normalised": "normalised", "MOS": "mos",
-       "DNSMOS_BAK": "noise", "noisy": "noisy", "transcript": "heard", "failure": "failure", "seconds_spoken": "spoken",
-       "duration_ratio": "length", "pitch_hz": "pitch", "pitch_semitones": "f0_difference", "speaking_rate": "pace",
-       "speaking_rate_ratio": "rate_ratio", "memorised": "memorized", "judges": scoring.JUDGED_BY}
+       "reference_words": "ref_words", "word_errors": "word_errors", "reference_characters": "ref_chars",
+       "character_errors": "char_errors", "SIM": "sim", "SIM_normalised": "sim_norm", "MOS": "mos",
+       "DNSMOS_BAK": "noise_mos", "noisy": "noisy", "transcript": "transcript", "failure": "failure",
+       "seconds_spoken": "speech_seconds", "duration_ratio": "duration_ratio", "pitch_hz": "f0",
+       "pitch_semitones": "f0_difference", "speaking_rate": "speech_rate",
+       "speaking_rate_ratio": "rate_ratio", "memorised": "memorized", "judges": scoring.METRICS}
 """Word of the field -> the package's name in a scored row, and below in its figures."""
-FIGURES = {"WER": "wrong words", "CER": "wrong letters", "SIM": "similarity", "SIM_normalised": "normalised",
-           "MOS": "mos", "noisy": "noisy", "duration_ratio": "length", "pitch_semitones": "pitch",
-           "speaking_rate_ratio": "pace", "memorised": "copies", "ended_with_eos": "ended"}
+FIGURES = {"WER": "wer", "CER": "cer", "SIM": "sim", "SIM_normalised": "sim_norm", "MOS": "mos", "noisy": "noisy",
+           "duration_ratio": "duration_ratio", "pitch_semitones": "f0_difference", "speaking_rate_ratio": "rate_ratio",
+           "memorised": "memorized", "ended_with_eos": "ended_with_eos"}
 KINDS = {verdict.WINS: "higher_SIM", verdict.WINS_WORDS: "lower_WER", verdict.TIES: "tie", verdict.LOSES: "lower_SIM",
          verdict.LOSES_WORDS: "higher_WER", verdict.TRADES: "higher_SIM_and_WER",
          verdict.TRADES_VOICE: "lower_SIM_and_WER", "": "not_measured"}

@@ -12,7 +12,7 @@ from tts_kit import audio, io
 from tts_kit.comparison import listening_test, listening_test_analysis, listening_test_design, listening_test_responses
 from tts_kit.errors import KitError
 
-ARMS = ("real", "codec", "base", "clone", "finetuned", "finetuned+clone")
+ARMS = ("ground_truth", "codec", "base", "clone", "finetuned", "finetuned+clone")
 TEXTS = ("The lamps went out.", HOSTILE, "Where are the keys?", "Nobody is at home.")
 ONE = (("finetuned", "clone"),)
 LISTENER = """(chance, seed) => {
@@ -20,12 +20,12 @@ LISTENER = """(chance, seed) => {
     ballot.started = "now";
     ballot.listener = { name: "Ж\\u2028<b>\\ud800", headphones: "yes" };
     const random = () => (seed = seed * 48271 % 2147483647) / 2147483647;
-    const scores = { real: 5, stranger: 1, tuned: 3, clone: 3, "finetuned+clone": 3 };
+    const scores = { ground_truth: 5, stranger: 1, finetuned: 3, clone: 3, "finetuned+clone": 3 };
     while (ballot.votes.length < queue.length) {
         const trial = queue[ballot.votes.length], clips = dealt(ballot.rater, trial);
         const [a, b] = clips.slice(-2).map(clip => arms[clip]), first = random() < chance;
-        const better = a === b ? "=" : (a === "tuned") === first || a === "finetuned+clone" ? "A" : "B";
-        const wish = { ab: better, smos: String(scores[b] + (b === "tuned" && first) + (b === "clone" && !first)) };
+        const better = a === b ? "=" : (a === "finetuned") === first || a === "finetuned+clone" ? "A" : "B";
+        const wish = { ab: better, smos: String(scores[b] + (b === "finetuned" && first) + (b === "clone" && !first)) };
         vote(wish[trial.kind], clips.map(() => 1), 2.5);
     }
     return handedIn();
@@ -37,7 +37,7 @@ def rows(folder, sentences=4, arms=ARMS, seconds=0.4) -> list[dict]:
     made = []
     for number, text in enumerate(TEXTS[:sentences], 1):
         for place, arm in enumerate(arms):
-            seed = None if arm in ("real", "codec") else 1
+            seed = None if arm in ("ground_truth", "codec") else 1
             file = f"clips/{arm}/{number:03}-{seed}.flac"
             samples = voice(seconds + 0.03 * place + 0.02 * number, amplitude=0.02 * 2 ** place)
             audio.write(folder / file, samples, RATE)
@@ -116,8 +116,8 @@ def voted(chromium, page, chance: float, seeds) -> list:
 def test_the_page_names_no_arm(larger):
     """Mistake: an arm's name, a file's name or the clips' order, by which a listener who looks knows what he hears."""
     text = re.sub(r"base64,[\w+/=]+|'sha256-[\w+/=]+'|base-uri", "", larger.read_text())
-    assert not re.search(r"\b(tuned|clone|codec|base|real|catch|identical|repeat)\b(?!:)", text.split('id="data">')[1].split(
-        "</script>")[0]) and not re.search(r"tuned|clone|codec|clips/|\.flac", text)
+    assert not re.search(r"\b(finetuned|clone|codec|base|ground_truth|catch|identical|repeat)\b(?!:)", text.split('id="data">')[1].split(
+        "</script>")[0]) and not re.search(r"tuned|ground_truth|clone|codec|clips/|\.flac", text)
     data = embedded(larger)
     listed = [trial["id"] for trial in data["trials"]]
     assert listed == sorted(listed) and list(data["clips"]) == sorted(data["clips"])
@@ -140,7 +140,7 @@ def test_the_plan_of_the_test(larger):
         ("ab", None): 8, ("ab", "identical"): 2, ("ab", "repeat"): 2, ("smos", None): 9, ("smos", "voice"): 2,
         ("smos", "stranger"): 2}
     for trial in key["trials"].values():
-        assert key["clips"][trial["reference"]]["arm"] == "real"
+        assert key["clips"][trial["reference"]]["arm"] == "ground_truth"
         own, other = (key["clips"][clip]["text"] for clip in (trial["clips"][0], trial["reference"]))
         assert own != other and (trial["kind"] == "ab") == bool(trial["text"])
 
@@ -246,7 +246,7 @@ def test_a_listener_from_beginning_to_end(browser, site, tmp_path):
                 browser.click(f".seat:nth-child({seat}) .disc")
                 browser.wait(f"seats[{seat - 1}].heard && player.paused")
         heard = [arms[clip] for clip in browser.run("seats.map(seat => seat.clip)")]
-        wish = {"stranger": 1, "clone": 2, "finetuned": 4, "real": 5}[heard[1]] if len(heard) == 2 else \
+        wish = {"stranger": 1, "clone": 2, "finetuned": 4, "ground_truth": 5}[heard[1]] if len(heard) == 2 else \
             2 if heard[1] == heard[2] else 1 if heard[1] == "finetuned" else 3
         assert browser.run("part.next.disabled")
         if place % 2:

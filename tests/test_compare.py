@@ -52,7 +52,7 @@ def test_every_arm_sentence_and_seed_is_there(told):
     run, _, _, page = told
     rows = read_rows(run.comparison / SCORES)
     counted = {arm: sum(row["arm"] == arm for row in rows) for arm in (*arms.GIVEN_ARMS, *arms.SPOKEN_ARMS)}
-    assert counted == {"real": 2, "codec": 2, "base": 4, "clone": 4, "finetuned": 4, "finetuned+clone": 4}
+    assert counted == {"ground_truth": 2, "codec": 2, "base": 4, "clone": 4, "finetuned": 4, "finetuned+clone": 4}
     for row in rows:
         assert soundfile.info(run.comparison / row["file"]).duration == pytest.approx(row["seconds"], abs=0.01)
         if row["arm"] in arms.SPOKEN_ARMS:
@@ -102,7 +102,7 @@ def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
     run, config, _, _ = told
     before = {row["file"]: (run.comparison / row["file"]).stat().st_mtime_ns
               for row in read_rows(run.comparison / SCORES)}
-    lost = "clips/tuned/002-1.flac"
+    lost = "clips/finetuned/002-1.flac"
     content = soundfile.read(run.comparison / lost, dtype="int16")[0].astype(int)
     (run.comparison / lost).unlink()
     voice = speak.load_voice(CPU, run.adapter, config.base)
@@ -134,8 +134,8 @@ def test_an_arm_is_what_is_written(text, wanted):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("tunned", "no arm 'tunned'.*base, clone, tuned.*kokoro.*folder:NAME=PATH"), ("finetuned:loudness=3", "no knob 'loudness'"),
-    ("clone:strength=0.5", "has no strength: that is a knob of tuned and tuned"), ("base:references=2", "has no references"),
+    ("tunned", "no arm 'tunned'.*base, clone, finetuned.*kokoro.*folder:NAME=PATH"), ("finetuned:loudness=3", "no knob 'loudness'"),
+    ("clone:strength=0.5", "has no strength: that is a knob of finetuned and finetuned"), ("base:references=2", "has no references"),
     ("finetuned:strength=loud", "strength is 'loud'; wanted a number from 0 to 10"), ("clone:references=2.5", "a whole number"),
     ("clone:references=9", "from 1 to 8"), ("finetuned:strength=1,strength=2", "sets a knob twice"),
     ("finetuned:temperature=nan", "temperature is 'nan'"), ("../../etc/passwd", "there is no arm")])
@@ -187,7 +187,7 @@ def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    shutil.copy(next(run.comparison.glob("clips/real/001.flac")), theirs / "001.flac")
+    shutil.copy(next(run.comparison.glob("clips/ground_truth/001.flac")), theirs / "001.flac")
     voice = speak.load_voice(CPU, copy.adapter)
     page = compare.compare(copy, voice, 2, (1,), ["finetuned", f"folder:them={theirs}"], trials=())
     rows = [row for row in read_rows(copy.comparison / SCORES) if row["arm"] == "them"]
@@ -203,14 +203,14 @@ def test_a_clip_that_another_system_lacks_is_a_failure(told, tmp_path, monkeypat
     monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
     (tmp_path / "theirs").mkdir()
     run, _, _, _ = told
-    shutil.copy(run.comparison / "clips/real/001.flac", tmp_path / "theirs")
+    shutil.copy(run.comparison / "clips/ground_truth/001.flac", tmp_path / "theirs")
     sentences = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")]
     plan = synthesis.Plan(run, tmp_path / "out", sentences, (1,), [compare.parse_arms(f"folder:them={tmp_path / 'theirs'}")],
                       manifest.read(run.data))
     rows, lost = synthesis.synthesize(plan, speak.load_voice(CPU, run.adapter))
     judged = compare.score(plan, rows, {each.text: each.audio for each in plan.utterances[:2]})
     assert lost == [] and [row["failure"] for row in judged] == ["", "missing"]
-    assert judged[1]["word_errors"] == judged[1]["words"] == 3 and judged[1]["similarity"] == 0
+    assert judged[1]["word_errors"] == judged[1]["ref_words"] == 3 and judged[1]["sim"] == 0
     assert verdict.verdict([*judged, *(row | {"arm": "finetuned"} for row in judged)], [("finetuned", "them")]).count("missing") == 2
 
 
@@ -218,7 +218,7 @@ def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path
     """Mistake: a clip that a system lacks now is judged as the one it gave before, takes that are gone stay, or what did not
     change is judged again."""
     run, _, _, _ = told
-    voice, real = speak.load_voice(CPU, run.adapter), run.comparison / "clips" / "real"
+    voice, real = speak.load_voice(CPU, run.adapter), run.comparison / "clips" / "ground_truth"
     sentences, place = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")], tmp_path / "out"
     for name, files in (("first", {"001.flac": "001", "002.flac": "002"}), ("last", {"001.flac": "001"}),
                         ("then", {"001-1.flac": "001", "001-2.flac": "002"})):
@@ -230,8 +230,8 @@ def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path
         them = compare.parse_arms(f"folder:them={tmp_path / name}")
         return synthesis.synthesize(synthesis.Plan(run, place, sentences, (1,), [them], manifest.read(run.data)), voice)[0]
 
-    synthesis.save_rows(place, [row | {"judged": "these"} for row in taken("first")])
-    assert [row.get("judged") for row in taken("first")] == ["these", "these"]
+    synthesis.save_rows(place, [row | {"metrics": "these"} for row in taken("first")])
+    assert [row.get("metrics") for row in taken("first")] == ["these", "these"]
     assert [(row["file"], "lost" in row) for row in taken("then")] == [
         ("clips/them/001-1.flac", False), ("clips/them/001-2.flac", False), ("clips/them/002-0.flac", True)]
     assert not (place / "clips/them/002-0.flac").exists()
@@ -270,7 +270,7 @@ def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
     """Mistake: all clips are judged, so nobody ever asks whether they are copies."""
     monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
     run, name = told[0], metrics.load_available()
-    rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "heard": "Hello.", "judged": name, "file": "none"}]
+    rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": "Hello.", "metrics": name, "file": "none"}]
 
     class Asked(Exception):
         pass
@@ -282,7 +282,7 @@ def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
     plan = synthesis.Plan(run, run.comparison, [], (1,), [], [])
     with pytest.raises(Asked):
         compare.score(plan, rows, {})
-    checked = [rows[0] | {"memorized": False}, rows[0] | {"seed": None}, rows[0] | {"heard": ""}]
+    checked = [rows[0] | {"memorized": False}, rows[0] | {"seed": None}, rows[0] | {"transcript": ""}]
     assert compare.score(plan, checked, {}) == checked
 
 

@@ -29,23 +29,23 @@ def metric_models(asked):
         asked.append(len(wave))
         return wave[4000:4040] + 0.05
 
-    return MetricModels({"voice": "ours"}, lambda wave: "", embed_speaker, lambda wave: 4.0, 1)
+    return MetricModels({"sim": "ours"}, lambda wave: "", embed_speaker, lambda wave: 4.0, 1)
 
 
 def row(arm, name, text, heard, seed=1):
-    return {"arm": arm, "file": name, "text": text, "heard": heard, "seed": seed, "sentence": 1}
+    return {"arm": arm, "file": name, "text": text, "transcript": heard, "seed": seed, "sentence": 1}
 
 
 def test_a_training_sentence_in_place_of_the_one_asked_for_is_a_copy(learnt, tmp_path):
     """Mistake: a model that recites its training is praised as the best voice of all."""
     training, make = learnt
-    rows = [row("real", make("r", 50), "A blue hat.", "A blue hat.", None),
+    rows = [row("ground_truth", make("r", 50), "A blue hat.", "A blue hat.", None),
             row("finetuned", make("x", 51), "Where is the small house?", "the train to oslo is very late again"),
             row("finetuned", make("y", 52), "Where is the small house?", "Where is the small mouse?"),
             row("finetuned", make("z", 53), "Where is the small house?", "a wind from elsewhere")]
     found = memorization.check(rows, tmp_path, training, metric_models([]))
     assert [each.get("memorized") for each in found] == [None, True, False, False]
-    assert found[1]["nearest"] == "a.flac" and found[0] == rows[0]
+    assert found[1]["nearest_clip"] == "a.flac" and found[0] == rows[0]
 
 
 def test_one_word_misheard_is_no_copy():
@@ -59,11 +59,11 @@ def test_one_word_misheard_is_no_copy():
 def test_the_very_sound_of_a_training_clip_is_a_copy_and_another_take_is_not(learnt, tmp_path):
     """Mistake: the limit comes from the generated clips, or any likeness to the voice is called a copy of it."""
     training, make = learnt
-    rows = [row("real", make("r", 50), "A blue hat.", "A blue hat.", None),
+    rows = [row("ground_truth", make("r", 50), "A blue hat.", "A blue hat.", None),
             row("finetuned", make("same", 0), "A blue hat.", "A blue hat."),
             row("finetuned", make("own", 60), "A blue hat.", "A blue hat.")]
     found = memorization.check(rows, tmp_path, training, metric_models([]))
-    assert found[1]["memorized"] and found[1]["nearest_similarity"] > 0.99 and found[1]["nearest"] == "a.flac"
+    assert found[1]["memorized"] and found[1]["nearest_similarity"] > 0.99 and found[1]["nearest_clip"] == "a.flac"
     assert not found[2]["memorized"] and found[2]["nearest_similarity"] < 0.9
     without_real = memorization.check(rows[1:], tmp_path, training, metric_models([]))
     assert not without_real[0]["memorized"]
@@ -77,7 +77,7 @@ def test_clips_are_listened_to_once(learnt, tmp_path):
     assert len(asked) == 3 and memorization.check(rows, tmp_path, training, metric_models(asked)) == first and len(asked) == 3
     make("x", 99)
     assert memorization.check(rows, tmp_path, training, metric_models(asked)) != first and len(asked) == 4
-    others = dataclasses.replace(metric_models(asked), names={"voice": "others"})
+    others = dataclasses.replace(metric_models(asked), names={"sim": "others"})
     memorization.check(rows, tmp_path, training, others)
     assert len(asked) == 7
 

@@ -38,9 +38,9 @@ def heard(step, similarity, wrong=1, spread=0.03, failure=""):
     """Rows of one step: ten words a sentence, `wrong` of them (or a list) not understood; luck of its own at each step."""
     luck = np.random.default_rng(step).normal(0, spread, SENTENCES)
     each = wrong if isinstance(wrong, list) else [wrong] * SENTENCES
-    return [{"step": step, "sentence": number + 1, "text": f"Sentence {number + 1}.", "words": 10, "failure": failure,
-             "word_errors": each[number], "similarity": similarity + luck[number] - luck.mean(),
-             "file": f"ears/step-{step:06d}/{number + 1:02d}.flac", "heard": "", "ended_with_eos": True, "seconds": 1.0}
+    return [{"step": step, "sentence": number + 1, "text": f"Sentence {number + 1}.", "ref_words": 10, "failure": failure,
+             "word_errors": each[number], "sim": similarity + luck[number] - luck.mean(),
+             "file": f"ears/step-{step:06d}/{number + 1:02d}.flac", "transcript": "", "ended_with_eos": True, "seconds": 1.0}
             for number in range(SENTENCES)]
 
 
@@ -68,7 +68,7 @@ def test_a_later_step_that_is_surely_nearer_is_kept():
 def test_an_earlier_step_that_surely_reads_worse_is_not_kept():
     """Mistake: the earliest step as near in voice, half of whose words nobody understands yet."""
     assert chosen(heard(20, 0.70, wrong=5), heard(40, 0.70, wrong=1)).step == 40
-    little = [[row | {"words": 100} for row in heard(step, 0.70, wrong)] for step, wrong in ((20, 3), (40, 1))]
+    little = [[row | {"ref_words": 100} for row in heard(step, 0.70, wrong)] for step, wrong in ((20, 3), (40, 1))]
     assert chosen(*little).step == 40  # too little to be left out at once, but sure
 
 
@@ -144,7 +144,7 @@ def metric_models(monkeypatch, tmp_path):
     """Judges and sentences that cost nothing in place of the real ones; counts what is said."""
     (tmp_path / "sentences.txt").write_text("".join(f"{word} on.\n" for word in SHORT))
     monkeypatch.setattr(generation_eval, "SENTENCES", tmp_path / "sentences.txt")
-    made = MetricModels({"words": "a test", "voice": "a test"}, some_words, by_ear, None)
+    made = MetricModels({"wer": "a test", "sim": "a test"}, some_words, by_ear, None)
     monkeypatch.setattr(judges, "load_available", lambda: made.name)
     monkeypatch.setattr(judges, "load", lambda: made)
     calls, say = [], callbacks.generate_samples
@@ -279,7 +279,7 @@ def test_a_clip_that_a_judge_breaks_down_on_counts_as_one_without_sound(config, 
         listener._centre = np.ones(64) / 8
         found = listener._judge(row)
         assert "no idea" in found["failure"] and isinstance(found["word_errors"], int)
-        assert found["word_errors"] == 4 or found["similarity"] == 0
+        assert found["word_errors"] == 4 or found["sim"] == 0
 
 
 def test_kept_weights_are_put_back_and_others_refused(base, tmp_path):
@@ -323,10 +323,10 @@ def test_the_bundled_model_is_heard_and_its_voice_told_from_another(tmp_path):
     listener.sentences = listener.sentences[:4]
     listener.listen(0, base.model)
     rows = listener.rows()
-    assert sum(row["word_errors"] for row in rows) < 0.6 * sum(row["words"] for row in rows)
-    assert 0.5 < np.mean([row["similarity"] for row in rows]) < 0.95 and all(row["ended_with_eos"] for row in rows)
+    assert sum(row["word_errors"] for row in rows) < 0.6 * sum(row["ref_words"] for row in rows)
+    assert 0.5 < np.mean([row["sim"] for row in rows]) < 0.95 and all(row["ended_with_eos"] for row in rows)
     real = [float(listener.metric_models.embed(wave, base.spec.sample_rate) @ listener._centre) for wave in listener._real()]
-    assert min(real) > np.mean([row["similarity"] for row in rows])
+    assert min(real) > np.mean([row["sim"] for row in rows])
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def page(tmp_path):
     for row in rows:
         tone = np.sin(np.arange(24_000 * (2 if row["step"] else 1)) / 9).astype(np.float32) / 3
         audio.write(tmp_path / row["file"], tone, 24_000)
-        row |= {"text": HOSTILE, "heard": HOSTILE} if row["sentence"] == 2 else {}
+        row |= {"text": HOSTILE, "transcript": HOSTILE} if row["sentence"] == 2 else {}
     (tmp_path / rows[-1]["file"]).unlink()
     return grid.write(rows, tmp_path, f"Title {HOSTILE}", "Step 20 of 40 is kept.", 20)
 

@@ -53,7 +53,7 @@ def test_recordings_are_cut_as_well_as_said():
         assert row(label) == ", ".join(f"{value:g}" for value in values) + " %"
     assert row("clips with a second speaker that are pointed out; others pointed out by mistake") == (
         f"{total['of them suspected, %']} %; {total['clips without, suspected, %']} %")
-    assert row("wrong words before the review") == f"{total['wrong words before review, %']} %"
+    assert row("wrong words before the review") == f"{total['WER before review, %']} %"
     assert row("wrong transcripts among the most suspicious fifth") == (
         f"{total['of them in the most suspicious fifth, %']} % of {total['wrong transcripts']}")
     for label, names in (("cutting, comparing voices", ("cutting", "voices")),
@@ -74,7 +74,7 @@ def test_judges_are_as_good_as_said():
     assert row("naturalness of people over espeak-ng; lost by noise at 10 dB") == f"{over:.1f}; {noise:.1f}"
     spent = found["processor seconds for a clip"]
     assert row(f"processor seconds for a clip of {spent['length of a clip']:.1f} s: words, noise, naturalness, voice") == (
-        ", ".join(f"{spent[name]:.2f}" for name in ("words", "noise", "mos", "voice")))
+        ", ".join(f"{spent[name]:.2f}" for name in ("wer", "noise_mos", "mos", "sim")))
 
 
 def test_the_verdict_errs_as_often_as_said():
@@ -99,8 +99,8 @@ def test_the_bundled_model_is_as_good_as_said():
     found = read("results")
     values = {goal["goal"]: goal["seen"]["value"] for goal in found["goals"]}
     told = README.partition("## The bundled model")[2].partition("\n## ")[0]
-    assert f"but {values['clone: wrong words at most 20 %'] * 100:.0f} % of the words" in told
-    assert f"its codec alone costs {values['codec: wrong words at most 10 %'] * 100:.0f} %" in told
+    assert f"but {values['clone: WER at most 20 %'] * 100:.0f} % of the words" in told
+    assert f"its codec alone costs {values['codec: WER at most 10 %'] * 100:.0f} %" in told
     numbers = {6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
     assert f"Of ten goals it reaches {numbers[sum(goal['reached'] for goal in found['goals'])]}" in told
     assert len(found["goals"]) == 10 and len(found["seeds"]) == 3 and "50 sentences in three takes" in told

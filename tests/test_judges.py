@@ -41,7 +41,7 @@ def voices(judged):
 
 def test_real_speech_is_understood(judged):
     """Mistake: the wrong sample rate, language or normaliser: a judge that hears 20 % of real speech wrong."""
-    assert sum(each.word_errors for each in judged.values()) <= 0.08 * sum(each.words for each in judged.values())
+    assert sum(each.word_errors for each in judged.values()) <= 0.08 * sum(each.ref_words for each in judged.values())
     assert all(each.mos > 3.5 for each in judged.values())
 
 
@@ -94,7 +94,7 @@ def audio_rms(wave):
 def test_a_clip_without_sound_is_wholly_wrong(metric_models, samples, failure):
     """Mistake: silence is counted as right, dropped, or sent to a judge that makes words up."""
     found = metric_models.judge(samples, RATE, "Four words are here.")
-    assert (found.words, found.word_errors, found.failure, found.embedding) == (4, 4, failure, None)
+    assert (found.ref_words, found.word_errors, found.failure, found.embedding) == (4, 4, failure, None)
 
 
 def test_a_missing_and_a_silent_file_are_told_apart(tmp_path):
@@ -140,7 +140,7 @@ def test_a_text_without_words_is_no_mistake(metric_models, clips):
     """Mistake: "..." or "!" divides by zero, or every sound heard in it counts as a wrong word."""
     wave = next(iter(clips.values()))
     found, silent = metric_models.judge(wave, RATE, "... !"), metric_models.judge(wave * 0, RATE, "... !")
-    assert (found.words, found.word_errors, found.letters, found.char_errors) == (0, None, 0, None)
+    assert (found.ref_words, found.word_errors, found.ref_chars, found.char_errors) == (0, None, 0, None)
     assert silent.failure == "silent" and silent.word_errors is None and found.embedding is not None
 
 
@@ -149,7 +149,7 @@ def test_sound_without_words_is_a_named_failure(metric_models):
     """Mistake: hum or hiss passes as speech in which some words are wrong."""
     hum = (0.2 * np.sin(np.arange(2 * RATE) * 2 * np.pi * 50 / RATE)).astype(np.float32)
     found = metric_models.judge(hum, RATE, "Four words are here.")
-    assert found.word_errors >= 4 and (found.failure == metrics.NO_WORDS) == (not wer.normalize(found.heard))
+    assert found.word_errors >= 4 and (found.failure == metrics.NO_WORDS) == (not wer.normalize(found.transcript))
 
 
 @installed
@@ -157,13 +157,13 @@ def test_pitch_pace_and_length_are_those_of_the_voice(metric_models, clips, judg
     """Mistake: silence around the voice counts as slow speech; a higher or faster voice is measured as the same."""
     text, wave = next(iter(clips.items()))
     real = judged[text]
-    assert 140 < real.pitch < 260 and 1.5 < real.pace < 6 and real.seconds < len(wave) / RATE
-    assert real.pace == pytest.approx(len(wer.normalize(real.heard).split()) / real.seconds)
+    assert 140 < real.f0 < 260 and 1.5 < real.speech_rate < 6 and real.speech_seconds < len(wave) / RATE
+    assert real.speech_rate == pytest.approx(len(wer.normalize(real.transcript).split()) / real.speech_seconds)
     faster = metric_models.know(audio.resample(wave, RATE, round(0.8 * RATE)), RATE, text)
-    assert faster.pitch == pytest.approx(real.pitch / 0.8, rel=0.04)
-    assert faster.seconds == pytest.approx(0.8 * real.seconds, rel=0.04)
+    assert faster.f0 == pytest.approx(real.f0 / 0.8, rel=0.04)
+    assert faster.speech_seconds == pytest.approx(0.8 * real.speech_seconds, rel=0.04)
     late = metric_models.know(np.concatenate([np.zeros(2 * RATE, np.float32), wave]), RATE, text)
-    assert late.seconds == pytest.approx(real.seconds, abs=0.05)
+    assert late.speech_seconds == pytest.approx(real.speech_seconds, abs=0.05)
 
 
 @installed
@@ -171,9 +171,9 @@ def test_hiss_is_noisier_and_level_is_not(metric_models, clips, judged):
     """Mistake: another output of the network, the wrong rate, or a clip that counts as noisy because it is quiet."""
     text, wave = next(iter(clips.items()))
     hiss = np.random.default_rng(0).normal(0, audio_rms(wave) / 10, len(wave)).astype(np.float32)
-    real = [each.noise for each in judged.values()]
-    assert dnsmos.is_noisier(metric_models.know(wave + hiss, RATE, text).noise, real)
-    assert dnsmos.is_noisier(metric_models.know(wave * 0.05, RATE, text).noise, real) is False
+    real = [each.noise_mos for each in judged.values()]
+    assert dnsmos.is_noisier(metric_models.know(wave + hiss, RATE, text).noise_mos, real)
+    assert dnsmos.is_noisier(metric_models.know(wave * 0.05, RATE, text).noise_mos, real) is False
     assert dnsmos.is_noisier(None, real) is None and dnsmos.is_noisier(3.0, [None]) is None
 
 
@@ -198,9 +198,9 @@ def test_a_judge_that_breaks_down_on_one_clip_is_named(metric_models, clips):
     deaf = dataclasses.replace(metric_models, transcribe=broken, embed_speaker=lambda wave: np.zeros(3), predict_noise_mos=None)
     found = deaf.judge(wave, RATE, text)
     assert found.word_errors is None and found.embedding is None and found.mos > 3 and not found.failure
-    assert set(found.failed) == {"words", "voice"}
-    assert "Whisper" in found.failed["words"] and "RuntimeError: no kernel for this" in found.failed["words"]
-    assert "Resemblyzer" in found.failed["voice"] and "no number" in found.failed["voice"]
+    assert set(found.failed) == {"wer", "sim"}
+    assert "Whisper" in found.failed["wer"] and "RuntimeError: no kernel for this" in found.failed["wer"]
+    assert "Resemblyzer" in found.failed["sim"] and "no number" in found.failed["sim"]
 
 
 @installed

@@ -137,10 +137,10 @@ def test_weights_that_are_here_are_judged_with_under_their_own_names(hub, wave, 
     text = next(line.split(",", 1)[1].rsplit(",", 2)[0] for line in (
         samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines() if line.startswith(CLIP.name))
     found = metric_models.judge(audio.read(CLIP, metrics.SAMPLE_RATE), metrics.SAMPLE_RATE, text)
-    assert found.failed == {} and found.words > 3 and found.word_errors <= 1
+    assert found.failed == {} and found.ref_words > 3 and found.word_errors <= 1
     assert found.embedding.shape == (80,) and found.embedding_2.shape == (24,)
-    assert found.mos > 3.3 and 3.0 < found.mos_2 < 3.3 and found.noise > 2
-    assert metrics.load(1, "cpu", "offline").names["voice"].startswith("Resemblyzer")
+    assert found.mos > 3.3 and 3.0 < found.mos_2 < 3.3 and found.noise_mos > 2
+    assert metrics.load(1, "cpu", "offline").names["sim"].startswith("Resemblyzer")
 
 
 @needs_packages
@@ -179,4 +179,4 @@ def test_missing_packages_and_wishes_are_named(monkeypatch, capsys):
     with pytest.raises(KitError, match="'onlin' is no set of judges; wanted one of auto, online, offline"):
         metrics.load_available()
     monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
-    assert metrics.load(1).names["voice"].startswith("Resemblyzer") and "as asked" in capsys.readouterr().out
+    assert metrics.load(1).names["sim"].startswith("Resemblyzer") and "as asked" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from tts_kit.errors import KitError
 
 RATE = 24_000
 SECONDS = {None: 0.8, 1: 1.6, 2: 1.1}
-ARMS = ["real", "codec", "base", "clone", "finetuned", "finetuned+clone"]
+ARMS = ["ground_truth", "codec", "base", "clone", "finetuned", "finetuned+clone"]
 HOSTILE = '<img src=x onerror="window.hurt=1">\u2028"\'</script><!--<script>window.hurt=1//'
 TEXTS = ["The lamps along the river went out.", HOSTILE, "Where are the keys?"]
 
@@ -111,13 +111,13 @@ def test_no_clip_is_hidden_by_another(tmp_path):
 
 def test_arms_have_their_order_and_columns_are_found(tmp_path):
     """Mistakes: columns in order of appearance; truth values, NaN and the seed taken for measures."""
-    first = row(tmp_path, "other", wer=0.25, heard="text", similarity=float("nan"), flag=True, vast=10 ** 400)
-    rows = [first, row(tmp_path, "finetuned+clone"), row(tmp_path, "real", seed=None, similarity=0.5),
+    first = row(tmp_path, "other", wer=0.25, transcript="text", sim=float("nan"), flag=True, vast=10 ** 400)
+    rows = [first, row(tmp_path, "finetuned+clone"), row(tmp_path, "ground_truth", seed=None, sim=0.5),
             row(tmp_path, "codec", seed=None)]
     data = embedded(written(rows, tmp_path))
-    assert [arm["name"] for arm in data["arms"]] == ["real", "codec", "finetuned+clone", "other"]
+    assert [arm["name"] for arm in data["arms"]] == ["ground_truth", "codec", "finetuned+clone", "other"]
     assert all(arm["meaning"] for arm in data["arms"][:3])
-    assert data["columns"] == ["seconds", "wall_seconds", "takes", "wer", "similarity"]
+    assert data["columns"] == ["seconds", "wall_seconds", "takes", "wer", "sim"]
     assert data["sentences"][0]["clips"][0]["figures"] == [SECONDS[1], 0.5, 1, 0.25, None]
 
 
@@ -185,7 +185,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     rows = [row(folder, arm, sentence, seed, wer=sentence / 10, ended_with_eos=seed != 2 if seed else None)
             for sentence in (1, 2, 3) for arm in ARMS
-            for seed in ((None,) if arm in ("real", "codec") else (1, 2) if sentence == 1 else (1,))]
+            for seed in ((None,) if arm in ("ground_truth", "codec") else (1, 2) if sentence == 1 else (1,))]
     rows.append(row(folder, "base", 3, 2) | {"arm": f"arm {HOSTILE}", HOSTILE: 7, "__proto__": 3, "constructor": 4})
     next(each for each in rows if each["arm"] == "clone" and each["sentence"] == 3)["file"] = "clips/nowhere.flac"
     return page.write(rows, folder, f"Title {HOSTILE}", f"Sentence {HOSTILE}", {f"fact {HOSTILE}": HOSTILE})

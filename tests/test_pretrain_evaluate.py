@@ -79,9 +79,9 @@ def test_the_results_hold_what_was_asked_for(evaluated):
     """Mistake: an arm, a figure or a goal is left out; the goal table cannot be filled."""
     found, rows = evaluated
     group = found["groups"][UNSEEN]
-    assert set(group["arms"]) == {"real", "codec", "base", "clone"} and group["sentences"] == 3
+    assert set(group["arms"]) == {"ground_truth", "codec", "base", "clone"} and group["sentences"] == 3
     for arm, known in group["arms"].items():
-        assert {"wrong words", "similarity", "normalised similarity", "mos", "clips"} <= set(known)
+        assert {"wer", "sim", "sim_norm", "mos", "clips"} <= set(known)
         assert ("seconds a second" in known) == (arm in ("base", "clone"))
     assert [each["goal"].split(":")[0] for each in found["goals"]] == [goal.what.split(":")[0] for goal in goals.UNSEEN]
     assert len(rows) == 3 * 4 and {row["group"] for row in rows} == {UNSEEN}
@@ -93,7 +93,7 @@ def test_the_results_hold_what_was_asked_for(evaluated):
 def test_an_untrained_model_reaches_little(evaluated):
     """Mistake: goals that noise reaches, or that are reached the wrong way round."""
     reached = {each["goal"]: each for each in evaluated[0]["goals"]}
-    missed = reached["clone: wrong words at most 20 %"]
+    missed = reached["clone: WER at most 20 %"]
     assert not missed["reached"] and missed["by"] == pytest.approx(0.2 - missed["seen"]["value"], abs=1e-3)
 
 
@@ -105,7 +105,7 @@ def test_the_command_writes_json_and_rows(wish, work, evaluated, monkeypatch, ca
     assert evaluate.main(["--model", str(wish.model), "--out", str(out)]) == 0
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["command"].startswith("python -m sample_data.build.evaluate --model")
-    assert written["machine"] and written["versions"]["torch"] and written["judges"] and written["date"]
+    assert written["machine"] and written["versions"]["torch"] and written["metrics"] and written["date"]
     assert len(read_rows(out.with_suffix(".jsonl"))) == 12
     assert "goal" in capsys.readouterr().out
     assert evaluate.main(["--model", str(wish.model), "--out", "toy.txt"]) == 1
@@ -113,8 +113,8 @@ def test_the_command_writes_json_and_rows(wish, work, evaluated, monkeypatch, ca
 
 def test_goals_are_judged_by_their_limits():
     """Mistake: "clearly above" by a mean whose interval holds 0, or a margin with the wrong sign."""
-    sure = goals.Goal("", "clone", "similarity", 0.0, other="base", is_sure=True)
-    most = goals.Goal("", "clone", "wrong words", 0.2, True)
+    sure = goals.Goal("", "clone", "sim", 0.0, other="base", is_sure=True)
+    most = goals.Goal("", "clone", "wer", 0.2, True)
     assert not goals._judged(sure, {"value": 0.1, "low": -0.01, "high": 0.2})["reached"]
     assert goals._judged(sure, {"value": 0.1, "low": 0.01, "high": 0.2})["reached"]
     assert not goals._judged(sure, {"value": 0.1})["reached"]

@@ -20,10 +20,10 @@ def made(tmp_path):
     seen = {"value": 0.123, "low": 0.1, "high": 0.15}
     results = tmp_path / "results.json"
     write_json(results, {
-        "weights": load.load_base(str(model), device.choose("cpu")).fingerprint, "judges": "two ears", "seeds": [1, 2, 3],
+        "weights": load.load_base(str(model), device.choose("cpu")).fingerprint, "metrics": "two ears", "seeds": [1, 2, 3],
         "date": "2026-01-02", "machine": "a desk", "goals": [{"goal": "clone: few wrong words", "seen": seen,
                                                               "reached": False, "by": -0.023}],
-        "groups": {"unseen voices": {"sentences": 50, "arms": {"clone": {"clips": 150, "wrong words": seen}}}}})
+        "groups": {"unseen voices": {"sentences": 50, "arms": {"clone": {"clips": 150, "wer": seen}}}}})
     write_rows(results.with_suffix(".jsonl"), [{"arm": "clone"}])
     return model, results
 

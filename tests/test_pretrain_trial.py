@@ -92,7 +92,7 @@ def test_figures_are_over_all_takes():
     other = trial.Tally(60, 20, 0, 40, 4, 300, 2, ((0.1, True), *[(0.2, False)] * 4), 0, 0, 5, 1, 1, 2, 3, 3, 2)
     found = trial.summed([one, other])
     assert found["cut words per 100 cuts"] == 2.5 and found["speech lost, %"] == 5.0
-    assert found["wrong words before review, %"] == 1.0 and found["wrong transcripts"] == 2
+    assert found["WER before review, %"] == 1.0 and found["wrong transcripts"] == 2
     assert found["of them in the most suspicious fifth, %"] == 50 and found["of them suspected, %"] == 100
     assert found["clips without, suspected, %"] == 11.1 and found["seconds an hour, cutting"] == 60
     assert trial.summed([dataclasses.replace(other, suspicion=((0.1, False),))])["wrong transcripts"] == 0

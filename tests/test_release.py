@@ -171,7 +171,7 @@ def test_the_card_is_valid_and_plays_what_is_beside_it(told, tmp_path):
     played = re.findall(r'src="(.*?)"', read.text)
     assert len(played) == 2 * len(card.PLAYED) and all((out / file).stat().st_size > 1000 for file in played)
     assert {path.name for path in (out / card.SAMPLES).iterdir()} == {Path(file).name for file in played}
-    assert not any("real" in file or "codec" in file for file in played)
+    assert not any("ground_truth" in file or "codec" in file for file in played)
     for widget in read.data.widget:
         assert (out / widget["output"]["url"]).is_file() and widget["text"]
     headings = re.findall(r"^## (.*)$", read.text, re.MULTILINE)
@@ -184,11 +184,11 @@ def test_the_card_is_valid_and_plays_what_is_beside_it(told, tmp_path):
 def test_what_judges_said_is_on_the_card(memorized):
     """Mistake: figures that are left out, or a dataset on the hub that the hub is not told of."""
     rows = read_rows(memorized.comparison / synthesis.SCORES)
-    judged = {scoring.JUDGED_BY: "Whisper and others", "words": 8, "word_errors": 2, "similarity": 0.5, "mos": 3.0}
+    judged = {scoring.METRICS: "Whisper and others", "ref_words": 8, "word_errors": 2, "sim": 0.5, "mos": 3.0}
     write_rows(memorized.comparison / synthesis.SCORES, [row | judged for row in rows])
     change(memorized.data, "source.json", source="me/clips:train")
     read = ModelCard.load(export.export(memorized, marked=False) / card.FILE)
-    assert "## Judged" in read.text and "| tuned | 25.0% |" in read.text and "Judges: Whisper and others." in read.text
+    assert "## Judged" in read.text and "| finetuned | 25.0% |" in read.text and "Judges: Whisper and others." in read.text
     assert read.data.datasets == ["me/clips"] and "| from | me/clips:train |" in read.text
 
 

@@ -19,8 +19,8 @@ def rows_of(arm, similarities, wrong=None, words=10, seeds=(1, 2)):
     similarities = np.asarray(similarities, dtype=float)
     wrong = np.zeros(similarities.shape) if wrong is None else np.asarray(wrong)
     return [{"arm": arm, "sentence": number, "text": f"sentence {number}", "seed": seed, "file": f"{arm}{number}-{seed}",
-             "similarity": similarities[number, place], "word_errors": int(wrong[number, place]), "words": words,
-             "mos": 4.0, "ended_with_eos": True, "failure": "", "judged": "these", "seconds": 2.0}
+             "sim": similarities[number, place], "word_errors": int(wrong[number, place]), "ref_words": words,
+             "mos": 4.0, "ended_with_eos": True, "failure": "", "metrics": "these", "seconds": 2.0}
             for number in range(len(similarities)) for place, seed in enumerate(seeds)]
 
 
@@ -34,7 +34,7 @@ def test_words_are_counted_over_all_clips():
     """Mistake: the mean of each clip's share, in which a short sentence counts as much as a long one."""
     rows = rows_of("finetuned", [[0.5]], [[2]], words=2, seeds=(1,)) + [
         row | {"sentence": 1} for row in rows_of("finetuned", [[0.5]], [[0]], words=18, seeds=(1,))]
-    assert scoring.aggregate(rows)["wrong words"].value == pytest.approx(2 / 20)
+    assert scoring.aggregate(rows)["wer"].value == pytest.approx(2 / 20)
 
 
 def test_no_clip_is_compared_with_itself():
@@ -63,7 +63,7 @@ def test_the_gap_that_can_be_shown_is_shown():
     gaps = []
     for trial in range(30):
         chance = np.random.default_rng([1, trial])
-        found = scoring.differences(rows_of("one", system(chance, 10)), rows_of("other", system(chance, 10)))["similarity"]
+        found = scoring.differences(rows_of("one", system(chance, 10)), rows_of("other", system(chance, 10)))["sim"]
         gaps.append(found.findable(2))
         assert found.wanted(gaps[-1], 2) == 10 and found.wanted(gaps[-1] / 2, 2) == pytest.approx(40, abs=1)
     gap = float(np.sqrt(np.mean(np.square(gaps))))
@@ -129,14 +129,14 @@ def test_other_systems_are_compared_with_what_is_there():
 def test_the_same_sentences_are_drawn_for_both():
     """Mistake: arms drawn apart: what is hard for both then hides a small sure difference."""
     hard = np.linspace(0.3, 0.9, 12)[:, None] * np.ones((1, 2))
-    found = scoring.differences(rows_of("finetuned", hard + 0.01), rows_of("clone", hard))["similarity"]
+    found = scoring.differences(rows_of("finetuned", hard + 0.01), rows_of("clone", hard))["sim"]
     assert found.above and found.high - found.low < 0.001
 
 
 def test_takes_of_a_sentence_are_drawn_together():
     """Mistake: takes are drawn one by one: a hundred takes of ten sentences are taken for a hundred sentences."""
     values = np.random.default_rng(0).normal(0.7, 0.1, (10, 1))
-    few, many = (scoring.aggregate(rows_of("finetuned", values.repeat(takes, 1), seeds=range(takes)))["similarity"]
+    few, many = (scoring.aggregate(rows_of("finetuned", values.repeat(takes, 1), seeds=range(takes)))["sim"]
                  for takes in (1, 10))
     assert many.high - many.low == pytest.approx(few.high - few.low, rel=1e-6)
 
@@ -145,7 +145,7 @@ def test_intervals_are_the_same_each_time_and_infinite_for_too_few():
     """Mistake: the verdict changes when it is computed again; or two sentences prove something."""
     rows = rows_of("finetuned", system(np.random.default_rng(1), 8))
     assert scoring.aggregate(rows) == scoring.aggregate(rows)
-    two = scoring.aggregate(rows_of("finetuned", [[0.2], [0.9]], seeds=(1,)))["similarity"]
+    two = scoring.aggregate(rows_of("finetuned", [[0.2], [0.9]], seeds=(1,)))["sim"]
     assert not two.above and not two.below and two.value == pytest.approx(0.55)
     assert two.sentences < stats.MIN_SENTENCES
 
@@ -182,7 +182,7 @@ def test_the_headline_says_the_same_in_short():
     assert told(finetuned=0.1, clone=0.2, both=0.2, wrong=4, how=verdict.headline) == (
         "In short: fine-tuning is nearer to the voice than the model as it was at the cost of words and loses to "
         "cloning; doing both ties with cloning.")
-    assert verdict.headline(rows_of("real", np.zeros((3, 2)))) == ""
+    assert verdict.headline(rows_of("ground_truth", np.zeros((3, 2)))) == ""
 
 
 def test_the_verdict_says_wins_ties_and_loses():
@@ -199,9 +199,9 @@ def test_the_verdict_says_wins_ties_and_loses():
 def test_unmeasured_and_unheard_are_said():
     """Mistake: no verdict where nothing was measured looks like a tie; silent clips are dropped without a word."""
     rows = rows_of("finetuned", system(np.random.default_rng(0), 4)) + rows_of("base", system(np.random.default_rng(1), 4))
-    rows[0] |= {"failure": "silent", "word_errors": 10, "similarity": 0.0}
-    assert "1 clip without anything to hear, counted as all wrong: tuned0-1 (silent)" in verdict.verdict(rows)
-    unscored = [{name: value for name, value in row.items() if name != "judged"} for row in rows]
+    rows[0] |= {"failure": "silent", "word_errors": 10, "sim": 0.0}
+    assert "1 clip without anything to hear, counted as all wrong: finetuned0-1 (silent)" in verdict.verdict(rows)
+    unscored = [{name: value for name, value in row.items() if name != "metrics"} for row in rows]
     [said] = compare.summary(unscored)
     assert "not measured" in said and "make judges" in said
     assert scoring.table(unscored)[1][1:4] == ["-", "-", "-"]
@@ -215,13 +215,13 @@ def a_judge(name):
         asked.append(len(wave))
         return "hello there"
 
-    return MetricModels({"words": name}, transcribe, lambda wave: np.array([1.0, 0.0]), lambda wave: 4.0, 1), asked
+    return MetricModels({"wer": name}, transcribe, lambda wave: np.array([1.0, 0.0]), lambda wave: 4.0, 1), asked
 
 
 def a_real(text, pitch=200.0, pace=2.0, seconds=1.0, noise=4.0):
     """What is known of a real clip."""
-    return ClipMetrics(2, None, 10, None, text, "", embedding=np.array([1.0, 0.0]), pitch=pitch, pace=pace, seconds=seconds,
-                     noise=noise)
+    return ClipMetrics(2, None, 10, None, text, "", embedding=np.array([1.0, 0.0]), f0=pitch, speech_rate=pace,
+                       speech_seconds=seconds, noise_mos=noise)
 
 
 @pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
@@ -236,26 +236,26 @@ def test_judging_goes_on_where_it_stopped(tmp_path):
     references = {"other": a_real("other")}
     judged = scoring.score_rows(rows, tmp_path, metric_models, lambda row: references, saved.append)
     assert len(asked) == 2 and judged[0]["failure"] == "silent" and judged[0]["word_errors"] == 2
-    assert [row["similarity"] for row in judged] == [0.0, 1.0, 1.0] and saved[-1] == judged
+    assert [row["sim"] for row in judged] == [0.0, 1.0, 1.0] and saved[-1] == judged
     assert scoring.score_rows(judged, tmp_path, metric_models, lambda row: references, saved.append) == judged and len(asked) == 2
     other, asked = a_judge("another")
-    assert {row["judged"] for row in scoring.score_rows(judged, tmp_path, other, lambda row: references, saved.append)} == {
-        "words by another"} and len(asked) == 2
+    assert {row["metrics"] for row in scoring.score_rows(judged, tmp_path, other, lambda row: references, saved.append)} == {
+        "WER: another"} and len(asked) == 2
 
 
 def test_pictures_show_what_was_measured():
     """Mistake: an arm that was not measured stands at 0, a sentence is paired with another one, or nothing is drawn."""
-    rows = [row for arm, gain in (("real", 0.2), ("base", 0.0), ("finetuned", 0.1)) for row in
+    rows = [row for arm, gain in (("ground_truth", 0.2), ("base", 0.0), ("finetuned", 0.1)) for row in
             rows_of(arm, np.full((5, 2), 0.5 + gain))]
     figure = plots.voices_and_words(rows)
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["base", "real", "finetuned"]
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["base", "finetuned", "ground_truth"]
     arms = scoring.group_by_arm(rows)
-    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"], "similarity"), 0.1)
-    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"][4:], "similarity"), np.full(3, 0.1))
+    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"], "sim"), 0.1)
+    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"][4:], "sim"), np.full(3, 0.1))
     panels = plots.sentence_by_sentence(rows, verdict.PRIMARY_COMPARISONS).axes
-    assert len(panels) == 2 and [label.get_text() for label in panels[0].get_yticklabels()] == ["tuned less base"]
+    assert len(panels) == 2 and [label.get_text() for label in panels[0].get_yticklabels()] == ["finetuned less base"]
     assert all(content.startswith(b"\x89PNG") and text for content, text in plots.pictures(rows, verdict.PRIMARY_COMPARISONS))
-    unscored = [{name: value for name, value in row.items() if name != "judged"} for row in rows]
+    unscored = [{name: value for name, value in row.items() if name != "metrics"} for row in rows]
     assert plots.pictures(unscored, verdict.PRIMARY_COMPARISONS) == []
 
 
@@ -301,10 +301,10 @@ def test_length_pitch_pace_and_noise_are_told_against_the_real_clips(tmp_path):
     real = {"Hello there.": a_real("Hello there.", seconds=0.5, pitch=900.0, noise=1.0), "a": a_real("a", pitch=100.0),
             "b": a_real("b", pitch=100.0)}
     [row] = scoring.score_rows(clips_of(tmp_path, 1), tmp_path, metric_models, lambda row: real, lambda rows: None)
-    assert row["length"] == pytest.approx(2.0, abs=0.1) and row["f0_difference"] == pytest.approx(12, abs=0.3)
-    assert row["rate_ratio"] == pytest.approx(1.0, abs=0.05) and row["noisy"] is True and row["letters"] == 10
+    assert row["duration_ratio"] == pytest.approx(2.0, abs=0.1) and row["f0_difference"] == pytest.approx(12, abs=0.3)
+    assert row["rate_ratio"] == pytest.approx(1.0, abs=0.05) and row["noisy"] is True and row["ref_chars"] == 10
     alone = scoring.score_rows(clips_of(tmp_path, 1), tmp_path, metric_models, lambda row: {}, lambda rows: None)[0]
-    assert alone["similarity"] is None and not {"length", "f0_difference", "rate_ratio", "noisy"} & set(alone)
+    assert alone["sim"] is None and not {"duration_ratio", "f0_difference", "rate_ratio", "noisy"} & set(alone)
 
 
 @pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
@@ -321,12 +321,12 @@ def test_a_clip_without_a_score_is_left_out_of_that_measure_alone_and_named(tmp_
     rows[2]["text"] = "..."
     metric_models = dataclasses.replace(a_judge("one")[0], embed_speaker=moody)
     judged = scoring.score_rows(rows, tmp_path, metric_models, lambda row: {"x": a_real("x")}, lambda rows: None)
-    assert [row["similarity"] for row in judged] == [0.6, None, 0.6]
+    assert [row["sim"] for row in judged] == [0.6, None, 0.6]
     found = scoring.aggregate(judged)
-    assert found["similarity"].sentences == 2 and found["mos"].sentences == 3
-    assert found["wrong words"].sentences == 2 and found["wrong words"].value == 0
-    assert scoring.missing_scores(judged) == ["1.flac (voice: voice: RuntimeError: out of memory)",
-                                       "2.flac (words: its text has none)"]
+    assert found["sim"].sentences == 2 and found["mos"].sentences == 3
+    assert found["wer"].sentences == 2 and found["wer"].value == 0
+    assert scoring.missing_scores(judged) == ["1.flac (sim: sim: RuntimeError: out of memory)",
+                                       "2.flac (wer: its text has no words)"]
     assert scoring.failures(judged) == []
 
 
@@ -338,25 +338,25 @@ def test_similarity_is_put_between_strangers_and_the_voice_itself(tmp_path):
     judged = scoring.score_rows(rows, tmp_path, metric_models, lambda row: {"x": a_real("x")}, lambda rows: None)
     saved = []
     [row] = scoring.score_rows(judged, tmp_path, metric_models, lambda row: {}, saved.append, lambda row: (0.5, 0.75))
-    assert row["normalised"] == 2.0 and saved == [[row]] and len(asked) == 1
-    assert "normalised" not in scoring.score_rows(judged, tmp_path, metric_models, lambda row: {}, saved.append,
+    assert row["sim_norm"] == 2.0 and saved == [[row]] and len(asked) == 1
+    assert "sim_norm" not in scoring.score_rows(judged, tmp_path, metric_models, lambda row: {}, saved.append,
                                             lambda row: (0.8, 0.8))[0]
 
 
 def test_the_table_has_a_column_for_what_was_measured_only():
     """Mistake: a table too wide to read, full of columns without a figure; or one that hides what the first arm lacks."""
-    rows = rows_of("real", [[0.9]], seeds=(None,)) + rows_of("finetuned", [[0.5]], seeds=(1,))
+    rows = rows_of("ground_truth", [[0.9]], seeds=(None,)) + rows_of("finetuned", [[0.5]], seeds=(1,))
     plain = scoring.table(rows)
-    assert plain[0] == ["arm", "wrong words", "similarity", "mos", "ended by itself"]
-    rows[1] |= {"letters": 50, "char_errors": 5, "f0_difference": -1.25, "length": 1.1, "rate_ratio": 0.9, "noisy": True,
-                "memorized": False, "normalised": 0.4}
+    assert plain[0] == ["arm", "WER", "SIM", "MOS", "EOS"]
+    rows[1] |= {"ref_chars": 50, "char_errors": 5, "f0_difference": -1.25, "duration_ratio": 1.1, "rate_ratio": 0.9, "noisy": True,
+                "memorized": False, "sim_norm": 0.4}
     full = scoring.table(rows)
-    assert full[0] == ["arm", "wrong words", "wrong letters", "similarity", "normalised", "mos", "noisy", "length",
-                       "pitch", "pace", "ended by itself", "copies"]
-    assert full[1] == ["real", "0.0%", "-", "0.900", "-", "4.00", "-", "-", "-", "-", "100%", "-"]
+    assert full[0] == ["arm", "WER", "CER", "SIM", "SIM norm.", "MOS", "noisy", "dur. ratio", "dF0 (st)", "rate ratio",
+                       "EOS", "memorised"]
+    assert full[1] == ["ground_truth", "0.0%", "-", "0.900", "-", "4.00", "-", "-", "-", "-", "100%", "-"]
     assert full[2][2:] == ["10.0%", "0.500", "0.40", "4.00", "100%", "1.10", "-1.2", "0.90", "100%", "0%"]
     shown = scoring.print_table(full).splitlines()
-    assert len(shown) == 4 and shown[0].split() == ["wrong", "wrong", "ended", "by"] and shown[1].split()[-2] == "itself"
+    assert len(shown) == 4 and shown[0].split() == ["dur.", "rate"] and shown[1].split()[-1] == "memorised"
     assert max(map(len, shown)) <= 112, "what a page of a notebook holds"
 
 
@@ -364,6 +364,6 @@ def test_the_table_has_a_column_for_what_was_measured_only():
 def test_scores_of_another_set_leave_nothing_behind(tmp_path):
     """Mistake: the second opinion of a set that is gone stays in the row and in the table."""
     rows = clips_of(tmp_path, 1)
-    rows[0] |= {"judged": "others", "sim_2": 0.9, "mos_2": 5.0, "metric_failed": {"words": "?"}}
+    rows[0] |= {"metrics": "others", "sim_2": 0.9, "mos_2": 5.0, "metric_failed": {"wer": "?"}}
     [row] = scoring.score_rows(rows, tmp_path, a_judge("one")[0], lambda row: {}, lambda rows: None)
-    assert not {"sim_2", "mos_2", "metric_failed"} & set(row) and row["judged"] == "words by one"
+    assert not {"sim_2", "mos_2", "metric_failed"} & set(row) and row["metrics"] == "WER: one"

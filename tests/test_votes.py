@@ -29,7 +29,7 @@ def make_key(folder: Path, kinds=("ab", "smos"), sentences: int = 6, questions=Q
     """The key of a test whose clips nobody needs to hear."""
     arms = {arm for question in questions for arm in question}
     made_of = Stimuli(questions, [{arm: take(arm, place) for arm in sorted(arms)} for place in range(sentences)],
-                       [take("real", place) for place in range(6)], [take("stranger", place) for place in (7, 8)])
+                       [take("ground_truth", place) for place in range(6)], [take("stranger", place) for place in (7, 8)])
     draft, chance = TrialSet(0, made_of.takes()), np.random.default_rng(0)
     for kind in kinds:
         listening_test_design.build_trials(draft, kind, made_of, chance)
@@ -51,7 +51,7 @@ class Listener:
         first = self.chance.random() < self.taste
         if kind == "smos":
             liked = first if arms[-1] == self.better else self.chance.random() > self.taste
-            return {"real": "5", "stranger": "1"}.get(arms[-1], str(3 + liked))
+            return {"ground_truth": "5", "stranger": "1"}.get(arms[-1], str(3 + liked))
         if kind == "abx":
             return "A" if (first or "stranger" in arms) == right else "B"
         if arms[-1] == arms[-2]:

@@ -68,7 +68,7 @@ def evaluate(wish: Wish, say: Say = corpus.utter) -> tuple[dict, list[dict]]:
 
 def report(found: dict) -> str:
     """The results as tables for a terminal."""
-    parts = [f"Judges: {found['judges']}."]
+    parts = [f"Metrics: {found['metrics']}."]
     for name, each in found["groups"].items():
         parts += ["", f"{name}, {each['sentences']} sentences:", scoring.print_table(goals.arm_lines(each))]
         if "verdict" in each:
@@ -105,7 +105,7 @@ def _results(wish: Wish, voice: Voice, metric_models: MetricModels, groups: Mapp
               for goal in goals.judge(goals.TUNED if name == TUNED else goals.UNSEEN, group, found[name])]
     return {"model": wish.model.name, "weights": voice.base.fingerprint, "clips of": takes.digest(wish.model, voice),
             "adapter": lora.fingerprint(voice.model) if voice.is_finetuned else None, "seeds": list(wish.seeds),
-            "judges": metric_models.name, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
+            "metrics": metric_models.name, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
             "versions": runtime.versions(), "goals": judged, "groups": found}
 
 

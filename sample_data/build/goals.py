@@ -45,31 +45,31 @@ class Goal:
 
 
 UNSEEN = (
-    Goal("originals: wrong words below 5 %", "real", "wrong words", 0.05, True, is_strict=True),
-    Goal("codec: wrong words at most 10 %", "codec", "wrong words", 0.10, True),
-    Goal("codec: normalised similarity at least 0.7", "codec", "normalised similarity", 0.7),
-    Goal("clone: wrong words at most 20 %", "clone", "wrong words", 0.20, True),
-    Goal("clone: ended by itself at least 97 %", "clone", "ended", 0.97),
-    Goal("clone: similarity clearly above base", "clone", "similarity", 0.0, other="base", is_sure=True),
+    Goal("ground truth: WER below 5 %", "ground_truth", "wer", 0.05, True, is_strict=True),
+    Goal("codec: WER at most 10 %", "codec", "wer", 0.10, True),
+    Goal("codec: SIM norm. at least 0.7", "codec", "sim_norm", 0.7),
+    Goal("clone: WER at most 20 %", "clone", "wer", 0.20, True),
+    Goal("clone: EOS at least 97 %", "clone", "ended_with_eos", 0.97),
+    Goal("clone: SIM significantly above base", "clone", "sim", 0.0, other="base", is_sure=True),
     Goal("generation: faster than real time", "clone", "seconds a second", 1.0, True, is_strict=True),
 )
 TUNED = (
-    Goal("tuned: similarity clearly above base", "finetuned", "similarity", 0.0, other="base", is_sure=True),
-    Goal("tuned: at most 3 points more wrong words than base", "finetuned", "wrong words", 0.03, True, other="base"),
-    Goal("finetuned+clone: at least as similar as clone", "finetuned+clone", "similarity", 0.0, other="clone"),
+    Goal("finetuned: SIM significantly above base", "finetuned", "sim", 0.0, other="base", is_sure=True),
+    Goal("finetuned: WER at most 3 points above base", "finetuned", "wer", 0.03, True, other="base"),
+    Goal("finetuned+clone: SIM at least that of clone", "finetuned+clone", "sim", 0.0, other="clone"),
 )
 
 
 def results(group: Group) -> dict:
     """Arm -> its figures, with floor and ceiling of similarity and the differences that goals ask for."""
     floor, ceiling = group.floor, group.ceiling
-    found = {"similarity floor (strangers)": round(floor, 4), "similarity ceiling (the voice itself)": round(ceiling, 4),
+    found = {"sim of other speakers": round(floor, 4), "sim of the voice itself": round(ceiling, 4),
              "sentences": len({row["sentence"] for row in group.rows if row["seed"] is not None}), "arms": {}}
     for arm, rows in scoring.group_by_arm(group.rows).items():
         known = {name: written(each) for name, each in scoring.aggregate(rows).items()}
-        if "similarity" in known:
-            known["normalised similarity"] = {
-                name: round(scoring.normalized_similarity(value, floor, ceiling), 4) for name, value in known["similarity"].items()
+        if "sim" in known:
+            known["sim_norm"] = {
+                name: round(scoring.normalized_similarity(value, floor, ceiling), 4) for name, value in known["sim"].items()
                 if value is not None}
         if all("wall_seconds" in row for row in rows):
             spent = sum(row["wall_seconds"] for row in rows) / max(sum(row["seconds"] for row in rows), 1e-9)
@@ -109,8 +109,8 @@ def lines(judged: Sequence[dict]) -> list[list[str]]:
 
 def arm_lines(found: dict) -> list[list[str]]:
     """The figures of the arms as a table of text, with intervals."""
-    names = ("wrong words", "similarity", "normalised similarity", "mos", "ended", "seconds a second")
-    listed = [["arm", "clips", *names]]
+    names = ("wer", "sim", "sim_norm", "mos", "ended_with_eos", "seconds a second")
+    listed = [["arm", "clips", *(scoring.HEADINGS.get(name, name) for name in names)]]
     for arm, known in found["arms"].items():
         listed.append([arm, str(known["clips"]), *(_cell(known.get(name)) for name in names)])
     return listed

@@ -51,14 +51,14 @@ were never trained on.
 best {best} by held-out loss; on {machine}. What was kept of the settings of every part is in `training.json`.
 
 ## Measured
-By {judges}, on {count} unseen sentences in {seeds} takes each ({date}, {judged_on}):
+By {metrics}, on {count} unseen sentences in {seeds} takes each ({date}, {judged_on}):
 
 {figures}
 
 {goals}
 
-Wrong words are a share of all words; similarity is normalised between strangers (0) and the voice itself (1). All figures
-with their intervals and the command that made them: `{results}`.
+WER is the word error rate; SIM the speaker similarity (cosine), normalised between other speakers (0) and the voice itself
+(1); MOS a predicted opinion of 1 to 5. All figures with their 95 % intervals and the command that made them: `{results}`.
 
 ## Limits
 Words that the grammar does not have come out garbled, and so do long sentences. It sounds like a bad telephone line: it is
@@ -99,7 +99,7 @@ def card(model: Path, found: dict) -> str:
         rate=spec.sample_rate, words=len(sentences.vocabulary()),
         hours=facts["hours"], practice=facts["hours of practice"],
         speakers=len(voices.speakers()), held_out=", ".join(sentences.judging().voices), steps=" + ".join(_steps(facts)),
-        best=facts["best step"], machine=facts["machine"], judges=found["judges"], count=unseen["sentences"],
+        best=facts["best step"], machine=facts["machine"], metrics=found["metrics"], count=unseen["sentences"],
         seeds=len(found["seeds"]), date=found["date"], judged_on=found["machine"],
         figures=table(goals.arm_lines(unseen)), goals=table(goals.lines(found["goals"])), results=RESULTS)
 

@@ -50,7 +50,7 @@ class Tally:
     lost: float
     words: int
     word_errors: int
-    quality_flags: tuple[tuple[float, bool], ...]
+    suspicion: tuple[tuple[float, bool], ...]
     """Of each clip how suspicious it was, and whether its transcript was wrong."""
     strangers: int
     strangers_found: int
@@ -104,7 +104,7 @@ def summed(tallies: Sequence[Tally]) -> dict:
         "minutes": round(60 * hours, 1), "clips": len(clips), "rejected": total("rejected"),
         "cut words per 100 cuts": round(100 * total("cut_words") / total("cuts"), 2),
         "speech lost, %": round(100 * total("lost") / total("speech"), 2),
-        "wrong words before review, %": round(100 * total("word_errors") / total("words"), 1),
+        "WER before review, %": round(100 * total("word_errors") / total("words"), 1),
         "wrong transcripts": wrong,
         "of them in the most suspicious fifth, %": round(100 * sum(each for _, each in first) / wrong) if wrong else None,
         "clips with a second speaker": total("strangers"),

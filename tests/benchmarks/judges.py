@@ -46,9 +46,9 @@ def main() -> None:
     heard |= {name: listen(some, metric_models) for name, some in machines.items()}
     heard |= {name: listen([(text, damage(wave)) for text, wave in clips[:PAIRS]], metric_models)
               for name, damage in DAMAGES.items()}
-    found = {"what": "the judges' own checks", "command": "python -m tests.benchmarks.judges", "judges": metric_models.name,
+    found = {"what": "the judges' own checks", "command": "python -m tests.benchmarks.judges", "metrics": metric_models.name,
              "bounds": bounds(heard), "figures": {name: figures(each) for name, each in heard.items()},
-             "noise": noise_gate(clips, heard), "bad input": bad_input(metric_models, *clips[0]),
+             "noise gate": noise_gate(clips, heard), "bad input": bad_input(metric_models, *clips[0]),
              "processor seconds for a clip": seconds(clips, metric_models), "threads": options.threads,
              "machine": device.machine(), "versions": device.versions(), "date": datetime.date.today().isoformat()}
     write_json(RESULTS, found)
@@ -110,14 +110,14 @@ def listen(clips: Sequence[tuple[str, Wave]], metric_models: MetricModels) -> li
 
 def figures(heard: Sequence[ClipMetrics]) -> dict:
     """Figures of one kind of clips, over all of them."""
-    return {"clips": len(heard), "wrong words": wrong(heard), "wrong letters": round(
-                sum(each.char_errors for each in heard) / sum(each.letters for each in heard), 4),
+    return {"clips": len(heard), "wer": wrong(heard), "cer": round(
+                sum(each.char_errors for each in heard) / sum(each.ref_chars for each in heard), 4),
             **{name: round(float(np.mean([getattr(each, name) for each in heard if getattr(each, name)])), 3)
-               for name in ("mos", "noise", "pitch", "pace", "seconds")}}
+               for name in ("mos", "noise_mos", "f0", "speech_rate", "speech_seconds")}}
 
 
 def wrong(heard: Sequence[ClipMetrics]) -> float:
-    return round(sum(each.word_errors for each in heard) / sum(each.words for each in heard), 4)
+    return round(sum(each.word_errors for each in heard) / sum(each.ref_words for each in heard), 4)
 
 
 def natural(heard: Sequence[ClipMetrics]) -> float:
@@ -154,12 +154,12 @@ def bounds(heard: dict[str, list[ClipMetrics]]) -> list[dict]:
 
 def noise_gate(clips: Sequence[tuple[str, Wave]], heard: dict[str, list[ClipMetrics]]) -> dict:
     """How many clips are called noisier than the voice's own recordings, where those are all others of the person."""
-    real = [each.noise for each in heard["allison"]]
+    real = [each.noise_mos for each in heard["allison"]]
     share = {"its own clips": np.mean([dnsmos.is_noisier(each, real[:place] + real[place + 1:])
                                        for place, each in enumerate(real)])}
-    share |= {name: np.mean([dnsmos.is_noisier(each.noise, real) for each in heard[name]])
+    share |= {name: np.mean([dnsmos.is_noisier(each.noise_mos, real) for each in heard[name]])
               for name in DAMAGES if name.startswith("noise")}
-    return {"judge": "DNSMOS's opinion of the background", "noisiest of the person's clips": round(min(real), 3),
+    return {"model": "DNSMOS's opinion of the background", "noisiest of the person's clips": round(min(real), 3),
             "spread between its clips": round(float(np.std(real)), 3), "margin": dnsmos.MARGIN,
             "called noisier": {name: round(float(each), 3) for name, each in share.items()}}
 
@@ -169,15 +169,15 @@ def bad_input(metric_models: MetricModels, text: str, wave: Wave) -> dict:
     cases = {"missing": None, "empty": wave[:0], "silent": wave * 0, "broken": wave * np.nan,
              "noise only": np.random.default_rng(1).normal(0, 0.05, 3 * SAMPLE_RATE).astype(np.float32)}
     heard = {name: metric_models.judge(each, SAMPLE_RATE, text) for name, each in cases.items()}
-    return {name: {"failure": each.failure, "words": each.words, "wrong words": each.word_errors}
+    return {name: {"failure": each.failure, "ref_words": each.ref_words, "word_errors": each.word_errors}
             for name, each in heard.items()}
 
 
 def seconds(clips: Sequence[tuple[str, Wave]], metric_models: MetricModels) -> dict:
     """Processor seconds of each judge for one clip, the mean over several: the clock would count what else runs."""
     waves = [metrics.prepared(wave, SAMPLE_RATE) for _, wave in clips[:PAIRS]]
-    asked = {"words": metric_models.transcribe, "voice": metric_models.embed_speaker, "mos": metric_models.rate,
-             "noise": metric_models.predict_noise_mos, "pitch": lambda wave: metrics.prosody.pitch(wave, SAMPLE_RATE),
+    asked = {"wer": metric_models.transcribe, "sim": metric_models.embed_speaker, "mos": metric_models.rate,
+             "noise_mos": metric_models.predict_noise_mos, "f0": lambda wave: metrics.prosody.pitch(wave, SAMPLE_RATE),
              "level and trim": lambda wave: metrics.prepared(wave, SAMPLE_RATE)}
     spent = {"length of a clip": float(np.mean([len(wave) for wave in waves])) / SAMPLE_RATE}
     with metrics.few_threads(metric_models.threads):

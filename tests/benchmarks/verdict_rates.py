@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results" / "verdict_rates.json"
 SEEDS = (1, 2)
 RUNS = 1000
 TIED, FOUND, LUCKY = 0.95, stats.POWER, 0.05
-LUCK = dict(similarity=0.035, hard_similarity=0.04, words=9, wrong=0.15, hard_wrong=0.10)
+LUCK = dict(sim=0.035, hard_sim=0.04, ref_words=9, wer=0.15, hard_wer=0.10)
 """Spread between takes and between sentences of one system, words of a sentence, their mean share of wrong ones."""
 
 
@@ -27,12 +27,12 @@ def rows_of(arm: str, chance: np.random.Generator, sentences: int, nearer: float
     hard = np.random.default_rng(7).standard_normal((2, 1000))[:, :sentences]
     rows = []
     for number in range(sentences):
-        share = np.clip(LUCK["wrong"] + LUCK["hard_wrong"] * hard[1, number] + worse, 0.01, 0.99)
+        share = np.clip(LUCK["wer"] + LUCK["hard_wer"] * hard[1, number] + worse, 0.01, 0.99)
         for seed in SEEDS:
-            alike = 0.7 + LUCK["hard_similarity"] * hard[0, number] + nearer + chance.normal(0, LUCK["similarity"])
-            rows.append({"arm": arm, "sentence": number, "seed": seed, "similarity": alike, "words": LUCK["words"],
-                         "word_errors": int(chance.binomial(LUCK["words"], share)), "mos": 4.0, "failure": "",
-                         scoring.JUDGED_BY: "constructed"})
+            alike = 0.7 + LUCK["hard_sim"] * hard[0, number] + nearer + chance.normal(0, LUCK["sim"])
+            rows.append({"arm": arm, "sentence": number, "seed": seed, "sim": alike, "ref_words": LUCK["ref_words"],
+                         "word_errors": int(chance.binomial(LUCK["ref_words"], share)), "mos": 4.0, "failure": "",
+                         scoring.METRICS: "constructed"})
     return rows
 
 
@@ -51,7 +51,7 @@ def findable(sentences: int) -> float:
     for run in range(200):
         chance = np.random.default_rng([9, sentences, run])
         one, other = rows_of("one", chance, sentences), rows_of("other", chance, sentences)
-        gaps.append(scoring.differences(one, other)["similarity"].findable(len(verdict.TESTED)))
+        gaps.append(scoring.differences(one, other)["sim"].findable(len(verdict.TESTED)))
     return float(np.sqrt(np.mean(np.square(gaps))))
 
 
@@ -66,7 +66,7 @@ def rates(runs: int = RUNS) -> list[dict]:
         found.append({"sentences": sentences, "takes": len(SEEDS), "identical called a tie": ties,
                       "gap promised": round(gap, 4), "gap found": seen,
                       "gap called the wrong way": better.count(verdict.LOSES) / runs,
-                      "25 points more wrong words found": worse.count(verdict.LOSES_WORDS) / runs,
+                      "25 points higher wer detected": worse.count(verdict.LOSES_WORDS) / runs,
                       "reached": ties >= TIED and seen >= FOUND - LUCKY})
     return found
 

@@ -58,7 +58,7 @@ def main() -> None:
     plain, speaking = clips(base)
     marked = [(kind, text, watermark.apply(wave, RATE)) for kind, text, wave in plain]
     judged = {name: read_json(RESULTS, "Leave out --judged-before.")[name] for name in (
-        "judges", "heard")} if options.judged_before else judge(plain, marked, options.threads)
+        "metrics", "evaluated")} if options.judged_before else judge(plain, marked, options.threads)
     command = f"python -m tests.benchmarks.watermark{' --judged-before' * options.judged_before}"
     found = {"what": "the mark of machine-made speech", "command": command,
              "mark": f"{watermark.PACKAGE} {watermark.VERSION}", "sure from": {
@@ -83,7 +83,7 @@ def figures_of(waves: Sequence[np.ndarray]) -> dict:
 def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
         metric_models = metrics.load(threads, wanted="offline")
-    return {"judges": metric_models.name, "heard": heard(plain, marked, metric_models)}
+    return {"metrics": metric_models.name, "evaluated": heard(plain, marked, metric_models)}
 
 
 def clips(base: load.Base) -> tuple[list[Clip], float]:
@@ -257,11 +257,11 @@ def heard(plain: Sequence[Clip], marked: Sequence[Clip], metric_models: metrics.
         before, after = zip(*said)
         drop = [two.mos - one.mos for one, two in said]
         report[kind] = {"clips": len(said), "mos": means(before, after, "mos"),
-                        "naturalness moved": estimate(drop), "noise": means(before, after, "noise"),
-                        "similarity of a clip to itself unmarked": round(statistics.fmean(
+                        "mos difference": estimate(drop), "noise_mos": means(before, after, "noise_mos"),
+                        "sim of a clip to itself unmarked": round(statistics.fmean(
                             float(one.embedding @ two.embedding) for one, two in said), 4)}
         if kind != "strangers":
-            report[kind]["wrong words"] = [wrong(before), wrong(after)]
+            report[kind]["wer"] = [wrong(before), wrong(after)]
     return report
 
 
@@ -288,7 +288,7 @@ def gone(found: dict) -> str:
 
 
 def wrong(said: Sequence[metrics.ClipMetrics]) -> float:
-    return round(sum(each.word_errors for each in said) / sum(each.words for each in said), 4)
+    return round(sum(each.word_errors for each in said) / sum(each.ref_words for each in said), 4)
 
 
 def means(before, after, field: str) -> list[float]:
@@ -320,13 +320,13 @@ def block(found: dict) -> str:
     lines = [BEGIN, "| what happened to the clip | found | how sure | false alarms |", "| --- | --- | --- | --- |"]
     lines += [f"| {name} | {each['found']:.0%} of {each['clips']} | {each['sureness']:.2f} | {each['false alarms']:.0%} |"
               for name, each in found["survival"].items()]
-    spent, told = found["processor seconds for a second"], found["heard"]
+    spent, told = found["processor seconds for a second"], found["evaluated"]
     natural = "; ".join(f"{kind} {each['mos'][0]:.2f} -> {each['mos'][1]:.2f} (moved by "
-                        f"{each['naturalness moved']['mean']:+.2f}, standard error "
-                        f"{each['naturalness moved']['standard error']:.2f})" for kind, each in told.items())
-    words = "; ".join(f"{kind} {each['wrong words'][0]:.1%} -> {each['wrong words'][1]:.1%}" for kind, each in told.items()
-                      if "wrong words" in each)
-    alike = [each["similarity of a clip to itself unmarked"] for each in told.values()]
+                        f"{each['mos difference']['mean']:+.2f}, standard error "
+                        f"{each['mos difference']['standard error']:.2f})" for kind, each in told.items())
+    words = "; ".join(f"{kind} {each['wer'][0]:.1%} -> {each['wer'][1]:.1%}" for kind, each in told.items()
+                      if "wer" in each)
+    alike = [each["sim of a clip to itself unmarked"] for each in told.values()]
     whole, streamed, speaking = (spent[name] for name in (
         "marking", "marking a stream in chunks of 0.16 s", "tiny-csm's speaking"))
     lines += ["", f"What it costs: {whole:.3f} processor seconds for a second of speech, "

@@ -1,4 +1,4 @@
-"""The ways to say a sentence: the recording, the codec's ceiling, base, clone, tuned and both; and their knobs."""
+"""The ways to say a sentence: the recording, the codec's ceiling, base, clone, finetuned and both; and their knobs."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,9 @@ from tts_kit.training import generation_eval
 
 SPOKEN_ARMS = {"base": (False, False), "clone": (False, True), "finetuned": (True, False), "finetuned+clone": (True, True)}
 """Spoken arms: (with the adapter, with the reference)."""
-GIVEN_ARMS = ("real", "codec")
+OLD_NAMES = {"tuned": "finetuned", "tuned+clone": "finetuned+clone"}
+"""Earlier spellings, which the command line still accepts."""
+GIVEN_ARMS = ("ground_truth", "codec")
 REFERENCE_SECONDS = 6.0
 SAMPLING = ("temperature", "depth_temperature")
 SETTINGS = {"temperature": (0, 10), "depth_temperature": (0, 10), "strength": (0, 10), "checkpoint": (0, 10 ** 9),
@@ -29,7 +31,7 @@ WHOLE = ("checkpoint", "references")
 class Arm:
     """One way to speak with the voice's own model."""
     name: str
-    """As it is written: tuned, or finetuned:strength=0.5."""
+    """As it is written: finetuned, or finetuned:strength=0.5."""
     finetuned: bool
     cloned: bool
     knobs: tuple[tuple[str, float], ...] = ()
@@ -45,6 +47,7 @@ class Arm:
 def parse(text: str) -> Arm:
     """An arm as it is written: one of SPOKEN, and behind a colon what is turned (finetuned:strength=0.5,temperature=0.3)."""
     kind, _, turned = text.partition(":")
+    kind = OLD_NAMES.get(kind, kind)
     if kind not in SPOKEN_ARMS:
         raise KitError(f"there is no arm {kind[:40]!r}; arms are {', '.join(SPOKEN_ARMS)}. Choose among them.")
     finetuned, cloned = SPOKEN_ARMS[kind]

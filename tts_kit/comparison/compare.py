@@ -63,7 +63,7 @@ def write_listening_test(plan: Plan, rows: Sequence[dict], trials: Sequence[str]
 
 def parse_arms(text: str) -> arms.Arm | external.ExternalSystem:
     """An arm of the voice's own model, another system, or a folder of its clips."""
-    if text.partition(":")[0] in arms.SPOKEN_ARMS:
+    if text.partition(":")[0] in (*arms.SPOKEN_ARMS, *arms.OLD_NAMES):
         return arms.parse(text)
     if text.startswith(external.FOLDER) or text in external.SYSTEMS:
         return external.parse(text)
@@ -85,7 +85,7 @@ def comparisons_for(rows: Sequence[dict]) -> list[tuple[str, str]]:
 
 def summary(rows: Sequence[dict], asked: verdict.Comparisons = verdict.PRIMARY_COMPARISONS) -> list[str]:
     """What was found, for a person, in short at first: the verdict where judges listened, how to get it where none did."""
-    if not all(scoring.JUDGED_BY in row for row in rows):
+    if not all(scoring.METRICS in row for row in rows):
         return [verdict.UNMEASURED]
     return [each for each in (verdict.headline(rows, asked), *verdict.verdict(rows, asked).splitlines()) if each]
 
@@ -93,7 +93,7 @@ def summary(rows: Sequence[dict], asked: verdict.Comparisons = verdict.PRIMARY_C
 def score(plan: Plan, rows: list[dict], real: Mapping[str, Path]) -> list[dict]:
     """All rows, scored where judges are installed; `real` are the clips that the voice is known by."""
     name = metrics.load_available()
-    if not name or all(row.get(scoring.JUDGED_BY) == name and _is_checked(row) for row in rows):
+    if not name or all(row.get(scoring.METRICS) == name and _is_checked(row) for row in rows):
         return rows
     metric_models = metrics.load()
     known = scoring.measure_references(real, metric_models)
@@ -114,7 +114,7 @@ def score(plan: Plan, rows: list[dict], real: Mapping[str, Path]) -> list[dict]:
 
 def _is_checked(row: dict) -> bool:
     """Whether it is known if a clip is a copy; a process that was killed may have judged it and got no further."""
-    return row["seed"] is None or not row.get("heard") or "memorized" in row
+    return row["seed"] is None or not row.get("transcript") or "memorized" in row
 
 
 def show(plan: Plan, rows: Sequence[dict], said: Sequence[str], settings: dict, title: str,
@@ -126,7 +126,7 @@ def show(plan: Plan, rows: Sequence[dict], said: Sequence[str], settings: dict, 
     shown |= {name: Path(shown[name]).name for name in ("base", "adapter") if Path(shown[name]).exists()}
     heard = sorted({row["seed"] for row in rows} - {None})
     facts = shown | {"seeds": heard, "date": datetime.date.today().isoformat(), "machine": device.machine(),
-                     "judges": rows[0].get(scoring.JUDGED_BY, "none"), "versions": device.versions()}
+                     "metrics": rows[0].get(scoring.METRICS, "none"), "versions": device.versions()}
     if (plan.folder / SCALE).exists():
         facts["similarity of"] = read_json(plan.folder / SCALE, "Delete it.")
     meanings = {each.name: each.meaning for each in plan.arms}

@@ -86,7 +86,7 @@ def _chosen(rows: Sequence[dict], folder: Path, arms: Sequence[str], wanted: int
 
 def _real(rows: Sequence[dict], folder: Path, chance: np.random.Generator) -> Iterator[Stimulus]:
     """Recordings of the voice: those to compare with first, then those that hide among the clips."""
-    real = [row for row in rows if row["arm"] == "real"]
+    real = [row for row in rows if row["arm"] == "ground_truth"]
     for place in chance.permutation(len(real))[:listening_test_design.REFERENCES + listening_test_design.CATCHES]:
         if take := _take(real[place], folder):
             yield take

@@ -66,8 +66,8 @@ function makeFoot() {
     const means = ofArm.map(clips => mean(clips.map(clip => clip.figures[place])));
     foot.append(makeTotal(`mean ${label(name)}`, means.map(value => shown(value, place))));
   });
-  const ended = ofArm.map(clips => clips.filter(clip => clip.stopped !== null));
-  const limits = ended.map(clips => clips.length && `${clips.filter(clip => !clip.stopped).length} of ${clips.length}`);
+  const ended = ofArm.map(clips => clips.filter(clip => clip.ended_with_eos !== null));
+  const limits = ended.map(clips => clips.length && `${clips.filter(clip => !clip.ended_with_eos).length} of ${clips.length}`);
   if (limits.some(Boolean)) foot.append(makeTotal("ran to the limit", limits.map(text => text || "–")));
   return foot;
 }
@@ -155,7 +155,7 @@ function makeFigures(clip, row) {
   });
   if (figure(clip, "takes") > 1) list.append(makeFigure("takes", figure(clip, "takes")));
   if (row.seeds.length && clip.seed !== null && clip.seed !== row.seed) list.append(makeFigure("seed", clip.seed));
-  if (clip.stopped === false) list.append(make("dt", { class: "warning" }, "ran to the limit"));
+  if (clip.ended_with_eos === false) list.append(make("dt", { class: "warning" }, "ran to the limit"));
   return list;
 }
 

@@ -11,7 +11,7 @@ from tts_kit.errors import KitError
 from tts_kit.html import escape
 
 ARMS = {
-    "real": "The recording itself.",
+    "ground_truth": "The recording itself.",
     "codec": "The recording through the codec and back: the ceiling, which no spoken arm can pass.",
     "base": "The model as downloaded.",
     "clone": "The base model with a reference clip of the voice.",
@@ -21,8 +21,8 @@ ARMS = {
 """What each arm is, in the order of the columns; arms not named here come after these."""
 
 MEASURES = ("seconds", "wall_seconds", "takes")
-NOT_MEASURES = ("sentence", "seed", "words", "letters", "char_errors", "normalised", "noise", "spoken", "length", "pitch",
-                "f0_difference", "pace", "rate_ratio", "nearest_similarity")
+NOT_MEASURES = ("sentence", "seed", "ref_words", "ref_chars", "char_errors", "sim_norm", "noise_mos", "speech_seconds", "duration_ratio",
+                "f0", "f0_difference", "speech_rate", "rate_ratio", "nearest_similarity")
 """Numbers of a row that say something of an arm and little of a clip."""
 WANTED = {"arm": (str,), "sentence": (int,), "text": (str,), "file": (str,), "seed": (int, type(None)),
           "ended_with_eos": (bool, type(None))}

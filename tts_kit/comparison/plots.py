@@ -11,7 +11,7 @@ from tts_kit.evaluation.stats import Estimate
 
 INK, ACCENT = "#7a756c", "#b3402a"
 """Seen on white paper and on black."""
-PANELS = (("similarity", 1, "similarity: right is nearer"), ("wrong words", 100, "wrong words, points: left is fewer"))
+PANELS = (("sim", 1, "similarity: right is nearer"), ("wer", 100, "wrong words, points: left is fewer"))
 Picture = tuple[bytes, str]
 """A PNG and what it shows in words, for who cannot see it."""
 
@@ -26,12 +26,12 @@ def pictures(rows: Sequence[dict], asked: Comparisons) -> list[Picture]:
 def voices_and_words(rows: Sequence[dict]):
     """Every arm as a point: nearer to the voice upwards, fewer wrong words to the left; None where none was judged."""
     points = {arm: found for arm, mine in scoring.group_by_arm(rows).items()
-              if {"similarity", "wrong words"} <= set(found := scoring.aggregate(mine))}
+              if {"sim", "wer"} <= set(found := scoring.aggregate(mine))}
     if not points:
         return None
     figure, axis = _figure(5.2, 4.2)
     for arm, found in points.items():
-        words, alike = found["wrong words"], found["similarity"]
+        words, alike = found["wer"], found["sim"]
         colour = ACCENT if arm.startswith("finetuned") else INK
         reach = np.minimum(_bars(words), [[words.value], [np.inf]])  # no interval is wrong in less than no words
         axis.errorbar(100 * words.value, alike.value, _bars(alike), 100 * reach, fmt="o", color=colour, markersize=5,

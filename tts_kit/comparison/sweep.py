@@ -48,7 +48,7 @@ def run_sweep(run: Run, voice: Voice, wanted: Mapping[str, Sequence[float]], kin
 
 def summary(rows: Sequence[dict], asked: verdict.Comparisons) -> list[str]:
     """Which setting is surely better than the usual one, first; then every setting with its evidence."""
-    if not all(scoring.JUDGED_BY in row for row in rows):
+    if not all(scoring.METRICS in row for row in rows):
         return [verdict.UNMEASURED]
     found = verdict.find(rows, asked)
     better = [each.one for each in found if each.kind in (verdict.WINS, verdict.WINS_WORDS)]

@@ -37,7 +37,7 @@ SHORT = {WINS: "beats {}", WINS_WORDS: "reads better than {}", TIES: "ties with 
 SHORT_NAMES = {"finetuned": "fine-tuning", "base": "the model as it was", "clone": "cloning", "finetuned+clone": "doing both"}
 UNMEASURED = (f"Whether fine-tuning helped was not measured: no judges listened. Install them with `make judges` (or: "
               f"{metrics.INSTALL}), and run the same command again without TTS_KIT_JUDGES=none; the clips are kept.")
-TESTED = ("similarity", "wrong words")
+TESTED = ("sim", "wer")
 Comparisons = Sequence[tuple[str, str]]
 
 
@@ -87,7 +87,7 @@ def verdict(rows: Sequence[dict], asked: Comparisons = PRIMARY_COMPARISONS) -> s
     """What the scores say about fine-tuning and cloning, in plain English, with the evidence."""
     found = find(rows, asked)
     if not found:
-        return "There is nothing to compare: a verdict wants the arm tuned, and base or clone."
+        return "There is nothing to compare: a verdict wants the arm finetuned, and base or clone."
     takes = collections.Counter((row["arm"], row["sentence"]) for row in rows if row["seed"] is not None).values()
     sentences = len({row["sentence"] for row in rows if row["seed"] is not None})
     fewest = f"{min(takes)} to " if min(takes) < max(takes) else ""
@@ -121,35 +121,35 @@ def answer(found: Comparison) -> str:
         return f"{found.one} against {found.other} was not measured."
     said = SAID[found.kind].format(NAMES.get(found.one, found.one), NAMES.get(found.other, found.other))
     parts = []
-    if alike := found.differences.get("similarity"):
-        parts.append(f"similarity {found.mine['similarity'].value:.2f} against {found.theirs['similarity'].value:.2f}, "
+    if alike := found.differences.get("sim"):
+        parts.append(f"similarity {found.mine['sim'].value:.2f} against {found.theirs['sim'].value:.2f}, "
                      f"{_range(alike, 1, 2)}")
-    if wrong := found.differences.get("wrong words"):
-        parts.append(f"wrong words {found.mine['wrong words'].value:.0%} against {found.theirs['wrong words'].value:.0%}, "
+    if wrong := found.differences.get("wer"):
+        parts.append(f"wrong words {found.mine['wer'].value:.0%} against {found.theirs['wer'].value:.0%}, "
                      f"{_range(wrong, 100, 0, ' points')}{_doubt(found.kind, wrong)}")
     return f"{said[0].upper()}{said[1:]} ({'; '.join(parts)})."
 
 
 def _judged(rows: Sequence[dict]) -> bool:
-    return all(scoring.JUDGED_BY in row for row in rows)
+    return all(scoring.METRICS in row for row in rows)
 
 
 def _chance(measure: str, found: Estimate) -> float:
     """How often luck alone makes such a difference; 1 for one that would not matter."""
-    if measure == "similarity" or found.value < 0:
+    if measure == "sim" or found.value < 0:
         return found.chance()
     return found.chance(WER_MARGIN) if found.value > WER_MARGIN else 1.0
 
 
 def _kind(found: dict[str, Estimate], sure: dict[str, bool]) -> str:
-    lost = sure.get("wrong words", False) and found["wrong words"].value > 0
-    if sure.get("similarity") and found["similarity"].value < 0:
+    lost = sure.get("wer", False) and found["wer"].value > 0
+    if sure.get("sim") and found["sim"].value < 0:
         # seen from the other arm, whose voice is nearer, the same gap is a trade
-        won = sure.get("wrong words", False) and found["wrong words"].value < -WER_MARGIN
+        won = sure.get("wer", False) and found["wer"].value < -WER_MARGIN
         return TRADES_VOICE if won else LOSES
-    if sure.get("similarity"):
+    if sure.get("sim"):
         return TRADES if lost else WINS
-    return LOSES_WORDS if lost else WINS_WORDS if sure.get("wrong words") else TIES
+    return LOSES_WORDS if lost else WINS_WORDS if sure.get("wer") else TIES
 
 
 def _together(found: Sequence[Comparison], one: Comparison) -> int:
@@ -163,7 +163,7 @@ def _power(found: Sequence[Comparison]) -> str:
     widest = {name: max((each.differences[name].findable(_together(found, each)) for each in found
                          if name in each.differences), default=np.inf) for name in TESTED}
     shown = [f"{widest[name] * scale:.{digits}f} {unit}" for name, scale, digits, unit in
-             (("similarity", 1, 2, "in similarity"), ("wrong words", 100, 0, "points of wrong words"))
+             (("sim", 1, 2, "in similarity"), ("wer", 100, 0, "points of wrong words"))
              if np.isfinite(widest[name])]
     return f": four times of five they can show a gap of {' and of '.join(shown)}" if shown else ""
 
@@ -171,7 +171,7 @@ def _power(found: Sequence[Comparison]) -> str:
 def _settling(found: Sequence[Comparison]) -> list[str]:
     """What it would take to tell what could not be told."""
     ties = [each for each in found if each.kind == TIES]
-    gaps = {"similarity": SIM_MARGIN, "wrong words": WER_MARGIN}
+    gaps = {"sim": SIM_MARGIN, "wer": WER_MARGIN}
     most = [max((each.differences[name].wanted(gap, _together(found, each)) or 0 for each in ties
                  if name in each.differences), default=0) for name, gap in gaps.items()]
     if not any(most):
@@ -200,8 +200,8 @@ def _caution(rows: Sequence[dict], sentences: int) -> list[str]:
     said = []
     if sentences < stats.MIN_SENTENCES:
         said.append(f"Fewer than {stats.MIN_SENTENCES} sentences show nothing about others: compare more, with --sentences.")
-    spoken = [row for row in rows if row["seed"] is not None and scoring.JUDGED_BY in row]
-    wrong = scoring.aggregate(spoken).get("wrong words") if spoken else None
+    spoken = [row for row in rows if row["seed"] is not None and scoring.METRICS in row]
+    wrong = scoring.aggregate(spoken).get("wer") if spoken else None
     if wrong is not None and wrong.value > NOISE:
         said.append("Most words could not be understood in any arm: of noise, no voice can be told.")
     memorized = [row["file"] for row in rows if row.get("memorized")]

@@ -33,9 +33,9 @@ def missing() -> list[str]:
 def names() -> dict[str, str]:
     """Measure -> judge and version; scores made by others are made anew."""
     version = importlib.metadata.version
-    return {"words": f"Whisper base int8 (faster-whisper {version('faster-whisper')})",
-            "voice": f"Resemblyzer {version('resemblyzer')}", "mos": f"DistillMOS {version('distillmos')}",
-            "noise": f"DNSMOS {version('speechmos')}"}
+    return {"wer": f"Whisper base int8 (faster-whisper {version('faster-whisper')})",
+            "sim": f"Resemblyzer {version('resemblyzer')}", "mos": f"DistillMOS {version('distillmos')}",
+            "noise_mos": f"DNSMOS {version('speechmos')}"}
 
 
 def load(threads: int) -> MetricModels:

@@ -82,9 +82,9 @@ def names(device: str) -> dict[str, str]:
     """Measure -> judge and version; scores made by others are made anew."""
     version = importlib.metadata.version
     spoken = f"{_whisper(device).name} {_kind(device)[1]} (faster-whisper {version('faster-whisper')})"
-    return {"words": spoken, "voice": _named(ECAPA), "voice 2": _named(WAVLM),
-            "mos": f"DistillMOS {version('distillmos')}", "naturalness 2": _named(UTMOS),
-            "noise": f"DNSMOS {version('speechmos')}"}
+    return {"wer": spoken, "sim": _named(ECAPA), "sim_2": _named(WAVLM),
+            "mos": f"DistillMOS {version('distillmos')}", "mos_2": _named(UTMOS),
+            "noise_mos": f"DNSMOS {version('speechmos')}"}
 
 
 @functools.cache

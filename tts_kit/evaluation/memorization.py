@@ -17,7 +17,7 @@ from tts_kit.evaluation import metrics, wer
 from tts_kit.evaluation.metrics import MetricModels
 
 CACHE = "voices.safetensors"
-REAL = "real"
+GROUND_TRUTH = "ground_truth"
 ALIKE, UNLIKE = 0.35, 0.5
 """Shares of words that are wrong: at most of the training sentence that a clip says, at least of the one asked."""
 FEWEST_WORDS = 3
@@ -30,23 +30,23 @@ def check(rows: Sequence[dict], folder: Path, training: Mapping[str, Path], metr
     `training` are the learnt clips by their texts; real held-out clips among the rows say how near an honest clip comes.
     """
     learnt = {text: wer.normalize(text).split() for text in training}
-    wanted = [row for row in rows if row.get("heard") and (row["seed"] is not None or row["arm"] == REAL)]
+    wanted = [row for row in rows if row.get("transcript") and (row["seed"] is not None or row["arm"] == GROUND_TRUTH)]
     if not training or not wanted:
         return list(rows)
     heard = _voices([*training.values(), *(folder / row["file"] for row in wanted)], folder / CACHE, metric_models)
     takes = {text: heard[path] for text, path in training.items() if heard[path] is not None}
     near = {row["file"]: nearest(heard[folder / row["file"]], takes) for row in wanted}
-    limit = memorized_threshold([near[row["file"]][1] for row in wanted if row["arm"] == REAL and near[row["file"]]])
+    limit = memorized_threshold([near[row["file"]][1] for row in wanted if row["arm"] == GROUND_TRUTH and near[row["file"]]])
     checked = []
     for row in rows:
-        if row["file"] not in near or row["arm"] == REAL:
+        if row["file"] not in near or row["arm"] == GROUND_TRUTH:
             checked.append(row)
             continue
-        said = matched_training_text(row["heard"], row["text"], learnt)
+        said = matched_training_text(row["transcript"], row["text"], learnt)
         text, alike = near[row["file"]] or ("", None)
         is_near = alike is not None and alike > limit
         chosen = said or text
-        checked.append(row | {"nearest": training[chosen].name if chosen else "",
+        checked.append(row | {"nearest_clip": training[chosen].name if chosen else "",
                               "nearest_similarity": None if alike is None else round(alike, 4),
                               "memorized": bool(said) or is_near})
     return checked
@@ -87,7 +87,7 @@ def _voices(paths: Sequence[Path], cache: Path, metric_models: MetricModels) -> 
     known = load_file(cache) if cache.is_file() else {}
     names = {path: _name(path, metric_models) for path in paths}
     missing = [path for path in names if names[path] not in known]
-    for path in tqdm(missing, desc="copies", unit="clip", disable=len(missing) < 20):
+    for path in tqdm(missing, desc="memorized", unit="clip", disable=len(missing) < 20):
         voice = metric_models.voice(metrics.read(path), metrics.SAMPLE_RATE)
         known[names[path]] = (np.zeros(0) if voice is None else voice).astype(np.float32)
     if missing:
@@ -97,4 +97,4 @@ def _voices(paths: Sequence[Path], cache: Path, metric_models: MetricModels) -> 
 
 def _name(path: Path, metric_models: MetricModels) -> str:
     content = path.read_bytes() if path.is_file() else b""
-    return hashlib.sha256(content + metric_models.names.get("voice", "").encode()).hexdigest()[:24]
+    return hashlib.sha256(content + metric_models.names.get("sim", "").encode()).hexdigest()[:24]

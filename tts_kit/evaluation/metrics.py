@@ -28,13 +28,13 @@ SETS = ("auto", "online", "offline", "none")
 @dataclass(frozen=True)
 class ClipMetrics:
     """What the judges say of one clip; None where a judge broke down or has nothing to say."""
-    words: int
+    ref_words: int
     """Words of the text, normalised."""
     word_errors: int | None
     """Words left out, added or replaced; all of them in a clip without sound, None where the text has none."""
-    letters: int
+    ref_chars: int
     char_errors: int | None
-    heard: str
+    transcript: str
     """What was written down."""
     failure: str
     """Why nothing could be heard: missing, empty, silent, broken, no words; empty where something could."""
@@ -44,13 +44,13 @@ class ClipMetrics:
     embedding: np.ndarray | None = None
     """The voice as a direction, of length 1; None in a clip without sound."""
     embedding_2: np.ndarray | None = None
-    noise: float | None = None
+    noise_mos: float | None = None
     """Predicted opinion of the background alone, 1 to 5: how free of noise it is."""
-    pitch: float | None = None
+    f0: float | None = None
     """Hertz, the median; None where nothing is voiced."""
-    seconds: float = 0.0
+    speech_seconds: float = 0.0
     """From the first sound to the last."""
-    pace: float | None = None
+    speech_rate: float | None = None
     """Words heard in a second."""
     failed: dict[str, str] = field(default_factory=dict)
     """Measure -> which judge broke down on this clip, and how."""
@@ -82,14 +82,14 @@ class MetricModels:
             worst = WORST_NATURALNESS if self.predict_mos_2 else None
             return ClipMetrics(words, words or None, letters, letters or None, "", failure, WORST_NATURALNESS, worst)
         failed = {}
-        heard = self._ask("words", self.transcribe, levelled(samples, rate), failed)
+        heard = self._ask("wer", self.transcribe, levelled(samples, rate), failed)
         (words, letters), wrong = wer.length(text), (None, None)
         if heard is not None:
             wrong = wer.edit_counts(text, heard)
         said, wave = wer.normalize(heard or ""), prepared(samples, rate)
         return ClipMetrics(words, wrong[0], letters, wrong[1], heard or "", NO_WORDS if heard is not None and not said else "",
                          self._ask("mos", self.rate, wave, failed),
-                         self._ask("naturalness 2", self.predict_mos_2, wave, failed),
+                         self._ask("mos_2", self.predict_mos_2, wave, failed),
                          **self._sound(wave, said, failed), failed=failed)
 
     def know(self, samples: np.ndarray, rate: int, text: str) -> ClipMetrics:
@@ -111,16 +111,16 @@ class MetricModels:
         """As `embed`; None where there is nothing to hear or the judge broke down."""
         if unusable_reason(samples, rate):
             return None
-        return self._ask("voice", functools.partial(_direction, self.embed_speaker), prepared(samples, rate), {})
+        return self._ask("sim", functools.partial(_direction, self.embed_speaker), prepared(samples, rate), {})
 
     def _sound(self, wave: np.ndarray, said: str, failed: dict[str, str]) -> dict:
         """Voice, noise, pitch and pace of a prepared clip (samples,) in which `said` is heard."""
         seconds = prosody.seconds(wave, SAMPLE_RATE)
-        return {"embedding": self._ask("voice", functools.partial(_direction, self.embed_speaker), wave, failed),
-                "embedding_2": self._ask("voice 2", self.embed_speaker_2 and functools.partial(_direction, self.embed_speaker_2),
+        return {"embedding": self._ask("sim", functools.partial(_direction, self.embed_speaker), wave, failed),
+                "embedding_2": self._ask("sim_2", self.embed_speaker_2 and functools.partial(_direction, self.embed_speaker_2),
                                          wave, failed),
-                "noise": self._ask("noise", self.predict_noise_mos, wave, failed), "pitch": prosody.pitch(wave, SAMPLE_RATE),
-                "seconds": seconds, "pace": len(said.split()) / seconds if said and seconds else None}
+                "noise_mos": self._ask("noise_mos", self.predict_noise_mos, wave, failed), "f0": prosody.pitch(wave, SAMPLE_RATE),
+                "speech_seconds": seconds, "speech_rate": len(said.split()) / seconds if said and seconds else None}
 
     def _ask(self, measure: str, judge: Callable | None, wave: np.ndarray, failed: dict[str, str]):
         """What a judge says; None where there is none or it broke down, which goes into `failed`."""
@@ -185,7 +185,7 @@ def _wish(wanted: str) -> str:
 
 def name(names: dict[str, str]) -> str:
     """A set of judges in one line; scores of two sets are not compared."""
-    return ", ".join(f"{measure} by {judge}" for measure, judge in names.items())
+    return ", ".join(f"{metric.upper().replace('_', ' ')}: {model}" for metric, model in names.items())
 
 
 def unusable_reason(samples: np.ndarray | None, rate: int) -> str:

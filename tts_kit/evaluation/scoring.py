@@ -12,24 +12,29 @@ from tts_kit.evaluation import dnsmos, metrics, prosody, stats
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 from tts_kit.evaluation.stats import Estimate
 
-JUDGED_BY = "judged"
+METRICS = "metrics"
 """The field that names the judges of a row."""
 MIN_REFERENCES = 5
 MAX_REFERENCES = 50
 SAVE_EVERY = 10
-FIGURES = {"wrong words": ("word_errors", "words"), "wrong letters": ("char_errors", "letters"),
-           "similarity": ("similarity", ""), "similarity 2": ("sim_2", ""), "normalised": ("normalised", ""),
-           "mos": ("mos", ""), "naturalness 2": ("mos_2", ""), "noisy": ("noisy", ""),
-           "length": ("length", ""), "pitch": ("f0_difference", ""), "pace": ("rate_ratio", ""), "copies": ("memorized", "")}
+FIGURES = {"wer": ("word_errors", "ref_words"), "cer": ("char_errors", "ref_chars"),
+           "sim": ("sim", ""), "sim_2": ("sim_2", ""), "sim_norm": ("sim_norm", ""),
+           "mos": ("mos", ""), "mos_2": ("mos_2", ""), "noisy": ("noisy", ""),
+           "duration_ratio": ("duration_ratio", ""), "f0_difference": ("f0_difference", ""),
+           "rate_ratio": ("rate_ratio", ""), "memorized": ("memorized", "")}
 """Figure -> (field that is added up, field it is divided by, or the number of clips)."""
-SCORES = {"heard", "failure", "noise", "spoken", "pitch", "pace", "metric_failed", "nearest", "nearest_similarity", JUDGED_BY,
-          *(field for fields in FIGURES.values() for field in fields)}
+SCORES = {"transcript", "failure", "noise_mos", "speech_seconds", "f0", "speech_rate", "metric_failed", "nearest_clip",
+          "nearest_similarity", METRICS, *(field for fields in FIGURES.values() for field in fields)}
 """The fields of a row that judging writes; all of them go before it is judged anew."""
-COLUMNS = {"wrong words": ("{:.1%}", True), "wrong letters": ("{:.1%}", False), "similarity": ("{:.3f}", True),
-           "normalised": ("{:.2f}", False), "similarity 2": ("{:.3f}", False), "mos": ("{:.2f}", True),
-           "naturalness 2": ("{:.2f}", False), "noisy": ("{:.0%}", False), "length": ("{:.2f}", False),
-           "pitch": ("{:+.1f}", False), "pace": ("{:.2f}", False), "ended": ("{:.0%}", True), "copies": ("{:.0%}", False)}
+COLUMNS = {"wer": ("{:.1%}", True), "cer": ("{:.1%}", False), "sim": ("{:.3f}", True),
+           "sim_norm": ("{:.2f}", False), "sim_2": ("{:.3f}", False), "mos": ("{:.2f}", True),
+           "mos_2": ("{:.2f}", False), "noisy": ("{:.0%}", False), "duration_ratio": ("{:.2f}", False),
+           "f0_difference": ("{:+.1f}", False), "rate_ratio": ("{:.2f}", False), "ended_with_eos": ("{:.0%}", True),
+           "memorized": ("{:.0%}", False)}
 """Figure -> (how it is written, whether its column is there even where nothing has it)."""
+HEADINGS = {"wer": "WER", "cer": "CER", "sim": "SIM", "sim_norm": "SIM norm.", "sim_2": "SIM 2", "mos": "MOS", "mos_2": "MOS 2",
+            "noisy": "noisy", "duration_ratio": "dur. ratio", "f0_difference": "dF0 (st)", "rate_ratio": "rate ratio",
+            "ended_with_eos": "EOS", "memorized": "memorised"}
 HEAD = 9
 """Letters of a column's name in one line."""
 References = Mapping[str, ClipMetrics]
@@ -80,7 +85,7 @@ def score_rows(rows: Sequence[dict], folder: Path, metric_models: MetricModels, 
     `scales` says for a row what strangers and the voice itself reach, where that was measured; None where it was not.
     """
     rows = list(rows)
-    wanted = [number for number, row in enumerate(rows) if row.get(JUDGED_BY) != metric_models.name]
+    wanted = [number for number, row in enumerate(rows) if row.get(METRICS) != metric_models.name]
     for count, number in enumerate(tqdm(wanted, desc="judging", unit="clip", disable=len(wanted) < 4), 1):
         kept = {name: value for name, value in rows[number].items() if name not in SCORES}
         rows[number] = kept | _score(kept, folder, metric_models, references(kept))
@@ -97,38 +102,41 @@ def _score(row: dict, folder: Path, metric_models: MetricModels, references: Ref
     others = [each for text, each in references.items() if text != row["text"]]
     same = references.get(row["text"])
     second = {text: each.embedding_2 for text, each in references.items()}
-    noisy = dnsmos.is_noisier(found.noise, [each.noise for each in others])
+    noisy = dnsmos.is_noisier(found.noise_mos, [each.noise_mos for each in others])
     measured = {
-        "similarity": None if "voice" in found.failed else similarity(found.embedding, voices(references), row["text"]),
-        "sim_2": None if "voice 2" in found.failed else similarity(found.embedding_2, second, row["text"]),
-        "mos": found.mos, "mos_2": found.mos_2, "noise": found.noise,
-        "spoken": found.seconds or None, "length": prosody.ratio(found.seconds, same and same.seconds),
-        "pitch": found.pitch, "f0_difference": prosody.semitones(found.pitch, prosody.usual(each.pitch for each in others)),
-        "pace": found.pace, "rate_ratio": prosody.ratio(found.pace, prosody.usual(each.pace for each in others))}
-    return {"heard": found.heard, "words": found.words, "word_errors": found.word_errors, "letters": found.letters,
-            "char_errors": found.char_errors, "failure": found.failure, "similarity": None, "mos": None,
+        "sim": None if "sim" in found.failed else similarity(found.embedding, voices(references), row["text"]),
+        "sim_2": None if "sim_2" in found.failed else similarity(found.embedding_2, second, row["text"]),
+        "mos": found.mos, "mos_2": found.mos_2, "noise_mos": found.noise_mos,
+        "speech_seconds": found.speech_seconds or None,
+        "duration_ratio": prosody.ratio(found.speech_seconds, same and same.speech_seconds),
+        "f0": found.f0, "f0_difference": prosody.semitones(found.f0, prosody.usual(each.f0 for each in others)),
+        "speech_rate": found.speech_rate,
+        "rate_ratio": prosody.ratio(found.speech_rate, prosody.usual(each.speech_rate for each in others))}
+    return {"transcript": found.transcript, "ref_words": found.ref_words, "word_errors": found.word_errors,
+            "ref_chars": found.ref_chars,
+            "char_errors": found.char_errors, "failure": found.failure, "sim": None, "mos": None,
             **{name: round(value, 4) for name, value in measured.items() if value is not None},
             **({} if noisy is None else {"noisy": noisy}), **({"metric_failed": found.failed} if found.failed else {}),
-            JUDGED_BY: metric_models.name}
+            METRICS: metric_models.name}
 
 
 def _scaled(row: dict, scale: Scale | None) -> dict:
     """The similarity between what strangers and the voice itself reach, where both were measured and differ."""
-    if scale is None or row.get("similarity") is None or scale[1] <= scale[0]:
+    if scale is None or row.get("sim") is None or scale[1] <= scale[0]:
         return {}
-    return {"normalised": round(normalized_similarity(row["similarity"], *scale), 4)}
+    return {"sim_norm": round(normalized_similarity(row["sim"], *scale), 4)}
 
 
 def per_metric_sums(rows: Sequence[dict]) -> Iterator[tuple[str, stats.SentenceSums]]:
     """(name, sums and counts by sentence) of all that can be said of one arm; a clip without a score is left out of that
     measure alone, and `unjudged` names it."""
-    judged = all(JUDGED_BY in row for row in rows)
+    judged = all(METRICS in row for row in rows)
     for name, (top, bottom) in FIGURES.items() if judged else ():
         known = [row for row in rows if row.get(top) is not None]
         if known:
             yield name, stats.sums_by_sentence(known, top, bottom)
     if all(row.get("ended_with_eos") is not None for row in rows):
-        yield "ended", stats.sums_by_sentence(rows, "ended_with_eos")
+        yield "ended_with_eos", stats.sums_by_sentence(rows, "ended_with_eos")
 
 
 def aggregate(rows: Sequence[dict]) -> dict[str, Estimate]:
@@ -158,7 +166,7 @@ def failures(rows: Sequence[dict]) -> list[str]:
 def missing_scores(rows: Sequence[dict]) -> list[str]:
     """The clips that a figure leaves out, each with the measure and the reason: a judge broke down, a text has no words."""
     said = [f"{row['file']} ({measure}: {how})" for row in rows for measure, how in row.get("metric_failed", {}).items()]
-    return said + [f"{row['file']} (words: its text has none)" for row in rows if row.get("words") == 0]
+    return said + [f"{row['file']} (wer: its text has no words)" for row in rows if row.get("ref_words") == 0]
 
 
 def similarity_range(references: References, others: Sequence[np.ndarray]) -> Scale:
@@ -193,7 +201,7 @@ def table(rows: Sequence[dict]) -> list[list[str]]:
     where nothing has it, but for the first ones of all."""
     found = {arm: aggregate(mine) for arm, mine in group_by_arm(rows).items()}
     shown = [name for name, (_, always) in COLUMNS.items() if always or any(name in each for each in found.values())]
-    return [["arm", *("ended by itself" if name == "ended" else name for name in shown)]] + [
+    return [["arm", *(HEADINGS[name] for name in shown)]] + [
         [arm, *(COLUMNS[name][0].format(each[name].value) if name in each else "-" for name in shown)]
         for arm, each in found.items()]
 

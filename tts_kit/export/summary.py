@@ -104,7 +104,7 @@ def comparison(run: Run) -> ComparisonSummary | None:
         print(f"{run.comparison} compared another adapter than {run.adapter} holds now: the card leaves it out. Move it "
               "away and compare again.")
         return None
-    said, judges = compare.summary(rows, compare.comparisons_for(rows)), rows[0].get(scoring.JUDGED_BY, "")
+    said, judges = compare.summary(rows, compare.comparisons_for(rows)), rows[0].get(scoring.METRICS, "")
     if said == [verdict.UNMEASURED]:
         # how judges are installed is no concern of whoever reads the card
         said, judges = [verdict.UNMEASURED.partition(" Install")[0]], ""

@@ -136,8 +136,8 @@ def plot_generation_eval(rows: Sequence[dict], chosen: int):
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     steps = sorted({row["step"] for row in rows})
-    for axis, (title, top, bottom) in zip(figure.subplots(1, 2), (("similarity to the voice", "similarity", ""),
-                                                                  ("wrong words", "word_errors", "words"))):
+    for axis, (title, top, bottom) in zip(figure.subplots(1, 2), (("SIM", "sim", ""),
+                                                                  ("WER", "word_errors", "ref_words"))):
         found = [stats.bootstrap_ratio(stats.sums_by_sentence([row for row in rows if row["step"] == step], top, bottom))
                  for step in steps]
         values = [each.value for each in found]

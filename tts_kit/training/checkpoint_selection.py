@@ -72,7 +72,7 @@ def should_stop_early(rows: Sequence[dict], early_stopping_patience: int) -> boo
 
 
 def _heard(rows: Sequence[dict]) -> dict[int, StepMetrics]:
-    return {step: StepMetrics(stats.sums_by_sentence(some, "word_errors", "words"), stats.sums_by_sentence(some, "similarity"))
+    return {step: StepMetrics(stats.sums_by_sentence(some, "word_errors", "ref_words"), stats.sums_by_sentence(some, "sim"))
             for step, some in by_step(rows).items()}
 
 

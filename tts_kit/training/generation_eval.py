@@ -77,7 +77,7 @@ class GenerationEvalCallback(TrainerCallback):
         if not place.exists():
             self._say(step, model, place)
         others, mine = ([row for row in self.rows() if (row["step"] == step) is own] for own in (False, True))
-        if {row["judged"] for row in mine} != {self.metric_models.name}:
+        if {row["metrics"] for row in mine} != {self.metric_models.name}:
             bar = tqdm(read_rows(place / SAID), desc=f"listening to step {step}", unit="clip", leave=False)
             rows = [self._judge(row) for row in bar]
             write_rows(self.table, sorted(others + rows, key=lambda row: (row["step"], row["sentence"])))
@@ -138,9 +138,9 @@ class GenerationEvalCallback(TrainerCallback):
         found = self.metric_models.judge(metrics.read(self.run.training / row["file"]), metrics.SAMPLE_RATE, row["text"])
         # a judge that breaks down tells as much of a clip as one that has no sound to hear
         failure = found.failure or "; ".join(found.failed.values())
-        wrong = found.words if found.word_errors is None else found.word_errors
-        return row | {"heard": found.heard, "words": found.words, "word_errors": wrong,
-                      "similarity": round(self._likeness(found), 4), "failure": failure, "judged": self.metric_models.name}
+        wrong = found.ref_words if found.word_errors is None else found.word_errors
+        return row | {"transcript": found.transcript, "ref_words": found.ref_words, "word_errors": wrong,
+                      "sim": round(self._likeness(found), 4), "failure": failure, "metrics": self.metric_models.name}
 
     def _likeness(self, found: ClipMetrics) -> float:
         """Cosine to the mean of clips that were learnt from, as the codec plays them; a clip without sound is like nobody.

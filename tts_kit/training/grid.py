@@ -28,7 +28,7 @@ def write(rows: Sequence[dict], folder: Path, title: str, sentence: str, chosen:
 
 def _column(step: int, rows: Sequence[dict], chosen: bool) -> dict:
     """A step and its figures, each with the bounds between which it surely lies."""
-    voice, words = (stats.bootstrap_ratio(stats.sums_by_sentence(rows, *names)) for names in (("similarity",), ("word_errors", "words")))
+    voice, words = (stats.bootstrap_ratio(stats.sums_by_sentence(rows, *names)) for names in (("sim",), ("word_errors", "ref_words")))
     sure = f" ({voice.low:.2f} to {voice.high:.2f})", f" ({max(words.low, 0):.0%} to {words.high:.0%})"
     known = sure if voice.sentences >= stats.MIN_SENTENCES else ("", "")
     return {"name": f"step {step}" if step else "base", "chosen": chosen,
@@ -37,8 +37,8 @@ def _column(step: int, rows: Sequence[dict], chosen: bool) -> dict:
 
 def _clip(row: dict, path: Path) -> dict:
     """What judges heard in a clip, and either its sound or the reason why it has none."""
-    clip = {"heard": row["heard"], "right": row["word_errors"] == 0, "ended": row["ended_with_eos"],
-            "figures": f"{row['word_errors']} of {row['words']} words wrong, similarity {row['similarity']:.2f}"}
+    clip = {"heard": row["transcript"], "right": row["word_errors"] == 0, "ended": row["ended_with_eos"],
+            "figures": f"{row['word_errors']} of {row['ref_words']} words wrong, similarity {row['similarity']:.2f}"}
     if not path.is_file():
         return clip | {"problem": "missing"}
     try:
