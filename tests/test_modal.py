@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from tts_kit.training import finetune, trainer
 
 modal = pytest.importorskip("modal", reason="modal is not installed: pip install -r requirements-modal.txt")
 
-from tts_kit import modal_app, modal_volume  # noqa: E402
+from tts_kit import modal_app  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 CPU = device.choose("cpu")
@@ -88,8 +89,8 @@ def trained(toy, tmp_path_factory) -> Run:
         quick = {"base": toy, "rank": 4, "alpha": 8.0, "steps": 2, "warmup_steps": 0, "tokens_per_batch": 700,
                  "sample_steps": 0, "eval_steps": 2, "save_steps": 1}
         source = few(root / "runs" / "anna" / "source")
-        assert modal_app.cut.local("anna", str(source), ["base", "finetuned:strength=0.5"]) == []
-        assert modal_app.data.local("anna", quick, str(source), ("", "", ""), False) > 10
+        assert modal_app.segment.local("anna", str(source), ["base", "finetuned:strength=0.5"]) == []
+        assert modal_app.prepare.local("anna", quick, str(source), ("", "", ""), False) > 10
         parts = [modal_app.encode.local("anna", quick, part, 2) for part in range(2)]
         assert [part["encoded"] for part in parts] == [5, 5] and not Run("anna").codes.joinpath("index.jsonl").exists()
         assert modal_app.tokenize.local("anna", quick) == {"cached": 10, "encoded": 0, "corrupt": 0}
@@ -117,8 +118,8 @@ def test_it_is_imported_without_token_network_or_requirements(where, tmp_path):
     container reads a file that only lies here."""
     if where == "in a container":
         shutil.copytree(ROOT / "tts_kit", tmp_path / "tts_kit", ignore=shutil.ignore_patterns("__pycache__"))
-    script = OFFLINE + WITHOUT + "from tts_kit import modal_app\nmodal_app._check(['--smoke'])\nmodal_app._small({})\n"
-    script += "print(modal_app.HOUSE)"
+    script = OFFLINE + WITHOUT + "from tts_kit import modal_app\nmodal_app.check_arguments(['--smoke'])\n\n"
+    script += "print(modal_app.PACKAGE)"
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL", "HF_TOKEN"))}
     out = subprocess.run([sys.executable, "-c", script], cwd=tmp_path if where != "here" else ROOT, capture_output=True,
                          text=True, check=False, env=bare | {"HOME": str(tmp_path / "nobody")})
@@ -155,22 +156,17 @@ def test_the_image_has_the_tested_versions(monkeypatch):
     monkeypatch.setattr(modal_app.modal, "Image", Recorder())
     made = modal_app._image().made
     names = [name for name, _, _ in made]
-    assert names[0] == "debian_slim" and names.index("add_local_file") < names.index("pip_install_from_requirements")
-    assert not {"pip_install", "uv_pip_install", "run_commands"} & set(names)
-    memorized = next(arguments for name, arguments, _ in made if name == "add_local_file")
-    assert memorized == (ROOT / "constraints.txt", modal_app.CONSTRAINTS)
-    installed = [(Path(arguments[0]), named) for name, arguments, named in made if name == "pip_install_from_requirements"]
-    for path, named in installed:
-        assert path.parent == ROOT and path.is_file() and f"-c {modal_app.CONSTRAINTS}" in named["extra_options"]
-        assert ("--no-deps" in named["extra_options"]) is path.name.endswith("-alone.txt")
-    # what is there for other machines, or for making what the kit ships
-    elsewhere = {"requirements-dev.txt", "requirements-gpu.txt", "requirements-modal.txt", "requirements-judges-large.txt",
-                 "requirements-judges-online.txt", "requirements-pretrain.txt"}
-    wanted = {path.name for path in ROOT.glob("requirements*.txt")} - elsewhere
-    assert {path.name for path, _ in installed} == wanted
-    memorized = {str(arguments[0]): (arguments[1], named) for name, arguments, named in made if name == "add_local_dir"}
-    assert memorized == {str(ROOT / "tts_kit"): ("/root/tts_kit", {"ignore": ["**/__pycache__"]}),
-                      str(ROOT / "sample_data"): ("/root/sample_data", {})}
+    assert names[0] == "debian_slim" and names.index("add_local_file") < names.index("uv_pip_install")
+    installs = [(arguments, options) for name, arguments, options in made if name == "uv_pip_install"]
+    (packages, tested), (_, without_dependencies) = installs
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(packages) == {*extras["audio"], *extras["eval"], *extras["serve"]}
+    assert tested == {"requirements": [str(ROOT / "requirements.txt")], "extra_options": "-c /constraints.txt"}
+    assert without_dependencies["extra_options"] == "--no-deps"
+    assert [Path(path).name for path in without_dependencies["requirements"]] == ["requirements-no-deps.txt"]
+    folders = {str(arguments[0]): (arguments[1], options) for name, arguments, options in made if name == "add_local_dir"}
+    assert folders == {str(ROOT / "tts_kit"): ("/root/tts_kit", {"ignore": ["**/__pycache__"]}),
+                       str(ROOT / "sample_data"): ("/root/sample_data", {})}
 
 
 def test_a_call_has_a_container_of_its_own(monkeypatch):
@@ -195,16 +191,6 @@ def test_the_stages_make_what_the_verbs_make(trained, toy):
     assert cache.codec_fingerprint(alone.codes) == cache.codec_fingerprint(trained.codes) and (trained.adapter / lora.METADATA_FILE).is_file()
 
 
-@pytest.mark.parametrize(("count", "most"), [(0, 4), (1, 4), (7, 3), (8, 8), (20, 8)])
-def test_shares_are_disjoint_and_complete(count, most):
-    """Mistake: a recording goes to nobody or to two, or a container is started for nothing."""
-    shares = modal_app.split([*range(count)], most)
-    assert sorted(each for share in shares for each in share) == [*range(count)]
-    assert all(shares) and len(shares) <= most
-    parts = [[*range(count)][part::most] for part in range(most)]  # as encode takes them
-    assert sorted(each for part in parts for each in part) == [*range(count)]
-
-
 def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
     """Mistake: containers write into each other's folders, or what they wrote is written again afterwards."""
     def write(samples, language):
@@ -221,14 +207,14 @@ def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
         ingest.transcribe_segments(folder, someone)
     folders = [str(folder) for folder in segment.segment_folders(apart)]
     assert len(folders) == 2
-    for share in modal_app.split(folders, 8):
+    for share in ([folder] for folder in folders):
         before = contents(apart)
-        modal_app.hear.local("apart", share, ("", "none", ""))
+        modal_app.transcribe.local("apart", share, ("", "none", ""))
         changed = {path for path, content in contents(apart).items() if before.get(path) != content}
         assert changed == {f"{Path(share[0]).name}/{transcribe.transcripts_path('someone')}"}
     assert contents(apart) == contents(together)
     heard.clear()
-    modal_app.hear.local("apart", folders, ("", "none", ""))
+    modal_app.transcribe.local("apart", folders, ("", "none", ""))
     assert not heard
 
 
@@ -278,20 +264,20 @@ def test_several_gpus_are_all_used(trained, tmp_path, monkeypatch):
 def test_what_is_brought_is_what_was_there(trained, tmp_path):
     """Mistake: a file is left out or cut short, and working material of gigabytes is brought."""
     shelf, run = Shelf(trained.folder.parent), Run("anna", tmp_path / "runs")
-    count = modal_volume.download(shelf, run)
+    count = modal_app.download(shelf, run)
     there, here = contents(trained.folder), contents(run.folder)
-    assert here.pop(modal_volume.BROUGHT) and len(here) == count
+    assert here.pop(modal_app.DOWNLOADED) and len(here) == count
     assert here == {name: content for name, content in there.items() if not name.startswith("source/")
                     and "checkpoint-" not in name}
     assert {"adapter", "codes", "data", "training"} <= {name.split("/")[0] for name in here}
-    assert modal_volume.download(shelf, run) == count, "a second time"
+    assert modal_app.download(shelf, run) == count, "a second time"
 
 
 @pytest.mark.parametrize("broken_in", ["config.json", "adapter/adapter_model.safetensors"])
 def test_a_broken_connection_leaves_what_was_here(trained, tmp_path, monkeypatch, broken_in):
     """Mistake: half of an adapter takes the place of the whole one."""
     shelf, run = Shelf(trained.folder.parent), Run("anna", tmp_path / "runs")
-    modal_volume.download(shelf, run)
+    modal_app.download(shelf, run)
     before, whole = contents(run.folder), shelf.read_file
 
     def broken(path):
@@ -301,7 +287,7 @@ def test_a_broken_connection_leaves_what_was_here(trained, tmp_path, monkeypatch
 
     monkeypatch.setattr(shelf, "read_file", broken)
     with pytest.raises(ConnectionError):
-        modal_volume.download(shelf, run)
+        modal_app.download(shelf, run)
     assert contents(run.folder) == before and not [path for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
@@ -321,9 +307,9 @@ def test_what_was_brought_in_part_is_brought_in_full_later(trained, tmp_path, mo
         (shelf.root / "anna" / "notes.txt").write_text(content)
         with monkeypatch.context() as patch, pytest.raises(ConnectionError):
             patch.setattr(shelf, "read_file", broken)
-            modal_volume.download(shelf, run)
+            modal_app.download(shelf, run)
         assert (run.folder / "notes.txt").read_text() == content and (run.adapter / lora.METADATA_FILE).is_file()
-    assert modal_volume.download(shelf, run) == len(contents(run.folder)) - 1
+    assert modal_app.download(shelf, run) == len(contents(run.folder)) - 1
 
 
 def test_a_run_made_here_is_never_replaced(trained, tmp_path):
@@ -332,7 +318,7 @@ def test_a_run_made_here_is_never_replaced(trained, tmp_path):
     run.adapter.mkdir(parents=True)
     (run.adapter / "mine.txt").write_text("mine")
     with pytest.raises(KitError, match="mine.txt was made or changed on this machine.*another --run"):
-        modal_volume.download(Shelf(trained.folder.parent), run)
+        modal_app.download(Shelf(trained.folder.parent), run)
 
 
 @pytest.mark.parametrize("name", ["config.json", "adapter/adapter_config.json", "comparison/votes.json"])
@@ -340,13 +326,13 @@ def test_what_was_done_here_since_is_never_replaced(trained, tmp_path, name):
     """Mistake: a voice was brought once, somebody worked on it here, and the next time that work is gone."""
     shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
     shutil.copytree(trained.folder, shelf.root / "anna")
-    modal_volume.download(shelf, run)
+    modal_app.download(shelf, run)
     for other in ("consent.json", "adapter/consent.json", "adapter/.DS_Store", "training/.ipynb_checkpoints/log.jsonl",
                   "release/card.md"):
         harmless = run.folder / other
         harmless.parent.mkdir(exist_ok=True)
         harmless.write_text("of this machine")
-    modal_volume.download(shelf, run)
+    modal_app.download(shelf, run)
     assert (run.folder / "release" / "card.md").is_file()
     (run.folder / name).parent.mkdir(exist_ok=True)
     (run.folder / name).write_text("work")
@@ -354,7 +340,7 @@ def test_what_was_done_here_since_is_never_replaced(trained, tmp_path, name):
     (shelf.root / "anna" / "comparison" / "scores.jsonl").write_text("{}")
     before = contents(run.folder)
     with pytest.raises(KitError, match=f"{Path(name).name} was made or changed on this machine"):
-        modal_volume.download(shelf, run)
+        modal_app.download(shelf, run)
     assert contents(run.folder) == before
 
 
@@ -363,11 +349,11 @@ def test_the_source_on_the_volume_is_read_whatever_its_name_here(tmp_path, monke
     shelf, run = Shelf(tmp_path / "there"), Run("anna", tmp_path / "runs")
     few(tmp_path / "clips")
     monkeypatch.chdir(tmp_path / "clips")
-    assert modal_volume.upload(shelf, "example:emma", run) == "example:emma"
-    assert modal_volume.upload(shelf, ".", run) == "runs/anna/source/clips"
+    assert modal_app.upload(shelf, "example:emma", run) == "example:emma"
+    assert modal_app.upload(shelf, ".", run) == "runs/anna/source/clips"
     assert len(contents(shelf.root / "anna" / "source" / "clips")) == 11
     shutil.copytree(tmp_path / "clips", tmp_path / "again")
-    assert modal_volume.upload(shelf, "../again", run) == "runs/anna/source/clips"
+    assert modal_app.upload(shelf, "../again", run) == "runs/anna/source/clips"
 
 
 def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch, capsys):
@@ -379,10 +365,10 @@ def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch, capsys)
     answer = modal_app.tokenize.local("nobody", {})
     assert isinstance(answer, KitError)
     with pytest.raises(KitError):
-        modal_app._ask(SimpleNamespace(starmap=lambda rows: [answer]), "", [()])
+        modal_app._call(SimpleNamespace(starmap=lambda rows: [answer]), "", [()])
     with pytest.raises(KitError, match="GPU type 'L44'"):
-        modal_app._ask(SimpleNamespace(with_options=refuse), "L44", [()])
-    assert "there is no arm 'tuend'" in str(modal_app.cut.local("anna", "example:emma", ["base", "tuend"])), "at the start"
+        modal_app._call(SimpleNamespace(with_options=refuse), "L44", [()])
+    assert "there is no arm 'tuend'" in str(modal_app.segment.local("anna", "example:emma", ["base", "tuend"])), "at the start"
     with pytest.raises(SystemExit, match="1"):
         modal_app.main.info.raw_f("--run", "../x")
     assert "run name '../x'" in capsys.readouterr().err
@@ -407,17 +393,17 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
             return answers
 
     calls = []
-    monkeypatch.setattr("tts_kit.evaluation.metrics.present", lambda *_: False)
+    monkeypatch.setattr("tts_kit.evaluation.metrics.load_available", lambda *_: False)
     (tmp_path / "cloud" / "runs").mkdir(parents=True)
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     monkeypatch.setattr(modal_app, "volume", Shelf(tmp_path / "cloud" / "runs"))
-    for name in ("cut", "hear", "data", "encode", "tokenize", "train", "compare"):
+    for name in ("segment", "transcribe", "prepare", "encode", "tokenize", "train", "compare"):
         monkeypatch.setattr(modal_app, name, Here(name, getattr(modal_app, name)))
     source = few(tmp_path / "home" / "clips")
     told = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base", "finetuned"]
     modal_app.main.info.raw_f(*told)
-    assert calls == [("cut", ""), *((name, "T4") for name in ("hear", "data", "encode", "tokenize")), ("train", "T4:2"),
+    assert calls == [("segment", ""), *((name, "T4") for name in ("transcribe", "prepare", "encode", "tokenize")), ("train", "T4:2"),
                      ("compare", "T4")], "the others have no use for a second GPU"
     there = Run("anna", tmp_path / "cloud" / "runs")
     assert [row["step"] for row in read_rows(Run("anna").training / "log.jsonl") if "backbone_loss" in row] == [1, 2]

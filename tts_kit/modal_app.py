@@ -45,7 +45,7 @@ DOWNLOADED = "modal.json"
 def _image() -> modal.Image:
     """The tested versions of all dependencies, and the package as it is here."""
     image = modal.Image.debian_slim(python_version=PYTHON).apt_install("g++")  # torch.compile needs a compiler
-    if modal.is_local():
+    if (ROOT / "pyproject.toml").is_file():  # in the checkout that builds the image, and not in its containers
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         image = image.add_local_file(ROOT / "constraints.txt", "/constraints.txt", copy=True)
         image = image.uv_pip_install(*extras["audio"], *extras["eval"], *extras["serve"],
@@ -215,7 +215,7 @@ def run_stages(arguments: Sequence[str]) -> None:
             steps=2, warmup_steps=0, eval_steps=2, save_steps=1, sample_steps=0, generation_eval_steps=0)
         args.sentences, args.seeds = 1, [1]
     asr = (args.asr_model, args.verify_asr_model, args.language)
-    source = upload(args.source, run)
+    source = upload(volume, args.source, run)
     folders = _call(segment, "", [(run.name, source, args.arms)])[0]
     shares = [folders[index::args.containers] for index in range(min(args.containers, len(folders)))]
     _call(transcribe, gpu, [(run.name, share, asr) for share in shares])
@@ -225,7 +225,7 @@ def run_stages(arguments: Sequence[str]) -> None:
     _call(tokenize, gpu, [(run.name, changes)])
     _call(train, gpus, [(run.name, changes)])
     _call(compare, gpu, [(run.name, args.sentences, args.seeds, args.arms)])
-    print(f"Downloaded {download(run)} files. Listen: {(run.comparison / 'index.html').resolve().as_uri()}")
+    print(f"Downloaded {download(volume, run)} files. Listen: {(run.comparison / 'index.html').resolve().as_uri()}")
 
 
 def _call(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
@@ -250,7 +250,7 @@ def _commit() -> None:
         volume.commit()
 
 
-def upload(source: str, run: Run) -> str:
+def upload(volume: modal.Volume, source: str, run: Run) -> str:
     """Upload a local file or folder once; return the path that a container reads, or another kind of source itself."""
     path, folder = Path(source).expanduser().resolve(), f"{run.name}/source"
     if not path.exists():
@@ -267,7 +267,7 @@ def upload(source: str, run: Run) -> str:
     return f"runs/{folder}/{path.name}"
 
 
-def download(run: Run) -> int:
+def download(volume: modal.Volume, run: Run) -> int:
     """Download a run's results, each folder completely or not at all; return the number of files."""
     files = [PurePosixPath(entry.path.lstrip("/")) for entry in volume.iterdir(f"/{run.name}", recursive=True)
              if entry.type == FileEntryType.FILE]
@@ -279,7 +279,7 @@ def download(run: Run) -> int:
     count = sum(map(len, by_folder.values()))
     with tqdm(total=count, desc="download", unit="file") as bar:
         for folder, members in sorted(by_folder.items()):
-            digests = _download_folder(run, folder, members, bar)
+            digests = _download_folder(volume, run, folder, members, bar)
             digests |= {name: digest for name, digest in _downloaded(run).items() if PurePosixPath(name).parts[0] != folder}
             write_json(run.folder / DOWNLOADED, dict(sorted(digests.items())))
     return count
@@ -300,22 +300,23 @@ def check_local_changes(run: Run, incoming: Iterable[str] = ()) -> None:
                            f"Choose another --run, or move {run.folder} away.")
 
 
-def _download_folder(run: Run, name: str, files: list[PurePosixPath], bar: tqdm) -> dict[str, str]:
+def _download_folder(volume: modal.Volume, run: Run, name: str, files: list[PurePosixPath],
+                     bar: tqdm) -> dict[str, str]:
     """Download a folder of a run, or a single file, atomically; return the digests."""
     if files[0].parts[1:] == (name,):
         with atomic_file(run.folder / name) as target:
-            return {name: _read(files[0], target, bar)}
+            return {name: _read(volume, files[0], target, bar)}
     digests = {}
     with atomic_folder(run.folder / name) as staging:
         for file in files:
             path = staging.joinpath(*file.parts[2:])
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "wb") as target:
-                digests[PurePosixPath(*file.parts[1:]).as_posix()] = _read(file, target, bar)
+                digests[PurePosixPath(*file.parts[1:]).as_posix()] = _read(volume, file, target, bar)
     return digests
 
 
-def _read(file: PurePosixPath, target: BinaryIO, bar: tqdm) -> str:
+def _read(volume: modal.Volume, file: PurePosixPath, target: BinaryIO, bar: tqdm) -> str:
     digest = hashlib.sha256()
     for chunk in volume.read_file(file.as_posix()):
         target.write(chunk)

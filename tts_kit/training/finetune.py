@@ -155,7 +155,7 @@ def _finish(trainer: CsmTrainer, base: load.Base, config: Config, run: Run, chos
     metrics = {"before": before, "after": after, "adapter_moved": movement,
                "seconds_since_start_or_resume": round(seconds, 1), "steps_since_start_or_resume": steps,
                "steps": config.steps,
-               "chosen_step": chosen.step, "chosen_by": chosen.by, "chosen_because": chosen.reason,
+               "chosen_step": chosen.step, "chosen_by": chosen.by, "chosen_because": chosen.why,
                "passes": round(trainer.train_dataset.passes * chosen.step / config.steps, 2),
                "machine": device.machine(), "versions": device.versions()}
     voice = {"speaker": trainer.train_dataset.speaker, "run": run.name,
