@@ -17,9 +17,9 @@ from tts_kit import audio, cli, device, samples
 from tts_kit.config import Config
 from tts_kit.data import manifest, prepare
 from tts_kit.run import Run
-from tts_kit.tokens import cache
-from tts_kit.server import serve
+from tts_kit.server import app
 from tts_kit.speech import adapters
+from tts_kit.tokens import cache
 from tts_kit.training import finetune
 
 PROGRAMS = ("tts-kit", "python", "make", "pip", "bash", "modal", "accelerate", "curl")
@@ -72,7 +72,7 @@ PARSED = {  # command: why it is only parsed here
     "python -m sample_data.build.trial": "it takes hours",
     "python -m tests.benchmarks.speed_table": "test_speed_table runs it",
     "python tests/golden.py check": "it takes a minute and is run by hand", "python tests/house.py": "test_house runs it",
-    "tts-kit serve --run anna": "it serves until somebody stops it; test_serve drives it",
+    "tts-kit serve --run anna": "it serves until somebody stops it; test_server drives it",
     "tts-kit detect-watermark speech.wav": "noise of an untrained model has no certain watermark; test_watermark runs it",
     "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it needs two GPUs; test_distributed starts two processes",
     "bash tests/benchmarks/gpu.sh": "it needs a GPU; test_speaking_benchmarks runs it without",
@@ -151,7 +151,7 @@ def test_what_is_asked_of_the_server_is_answered(here):
     """Mistake: a request to copy from a document that the server refuses: an unknown model, a field that is gone."""
     curl = shutil.which("curl") or pytest.skip("curl is not installed")
     cast = adapters.load_voices(device.choose("cpu"), {"anna": here / "runs/anna/adapter"})
-    server = serve.Server(cast, port=0)
+    server = app.Server(cast, port=0)
     server.start()
     try:
         for command in ASKED:
@@ -160,7 +160,7 @@ def test_what_is_asked_of_the_server_is_answered(here):
             assert audio.read(here / words[words.index("-o") + 1], manifest.SAMPLE_RATE).size
     finally:
         server.close()
-    assert ASKED and serve.PORT == 8000
+    assert ASKED and app.PORT == 8000
 
 
 def _begin_anew(command: str, place: Path) -> None:

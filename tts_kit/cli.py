@@ -276,7 +276,7 @@ def _add_serve(commands) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     try:
-        from tts_kit.server import serve as server
+        from tts_kit.server import app as server
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "uvicorn", "starlette", "pydantic"):
             raise

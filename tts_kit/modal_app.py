@@ -164,13 +164,14 @@ def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str
 def serve():
     """Serve every voice on the volume, as `tts-kit serve` does; TTS_KIT_KEY is the API key."""
     from tts_kit import device
-    from tts_kit.server import serve
+    from tts_kit.server import app as speech_server
     from tts_kit.speech import adapters
 
     voices = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
     if not voices:
         raise KitError("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
-    server = serve.Server(adapters.load_voices(device.choose(), voices), "0.0.0.0", PORT, serve.read_api_keys([]))
+    server = speech_server.Server(adapters.load_voices(device.choose(), voices), "0.0.0.0", PORT,
+                                  speech_server.read_api_keys([]))
     server.start()
     return server
 

@@ -1,2 +1,2 @@
-"""What a request passes: `gate` lets it in, `api` answers it, `wanted` reads it, `orders` has it wait for its turn, `worker`
-says it, and `sound` takes it to the client, or `refusals` tells why not. `page` is for people."""
+"""Speech over HTTP with OpenAI's interface: `app` answers requests, `schemas` checks them, `queue` generates their audio in
+batches and `audio_format` encodes it."""

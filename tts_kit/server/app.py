@@ -1,210 +1,211 @@
-"""OpenAI's interface for speech, and a page to type and hear: what comes in is checked and ordered from the worker."""
+"""The speech server: OpenAI's interface over FastAPI, access control, and a page to try the voices."""
 
 import asyncio
 import contextlib
+import hmac
+import ipaddress
+import logging
 import os
 import re
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.background import BackgroundTask
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from tts_kit import html, local_server
 from tts_kit.errors import KitError
-from tts_kit.server import api_errors, audio_format, auth, page, schemas
-from tts_kit.server.api_errors import APIError
-from tts_kit.server.queue import Job, JobQueue
-from tts_kit.server.schemas import SpeechRequest
-from tts_kit.server.worker import Worker
+from tts_kit.local_server import LOCALHOST, LocalServer
+from tts_kit.server import audio_format, schemas
+from tts_kit.server.queue import MAX_JOBS, QUEUE_TIMEOUT, Job, JobQueue, Worker
+from tts_kit.server.schemas import APIError, SpeechRequest
 from tts_kit.speech import speak
+from tts_kit.speech.speak import Voice
 
-ALIAS = "tts-1"
+PORT = 8000
+KEY_VARIABLE = "TTS_KIT_KEY"
+"""Environment variable with an API key, which unlike --api-key does not show in the list of processes."""
+MIN_KEY_LENGTH = 16
+OPEN_PATHS = ("/", "/health")
+"""Served without a key; they tell nothing about the voices."""
+MAX_CONNECTIONS = 512
+"""Above it uvicorn answers 503."""
+MODEL_ALIAS = "tts-1"
 """Another name of every model, for programs that know only OpenAI's."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
+log = logging.getLogger(__name__)
 
-@dataclass
-class Service:
-    """What requests are answered with."""
-    worker: Worker
-    waiting: JobQueue
 
-    @property
-    def models(self) -> list[str]:
-        return [*dict.fromkeys(model_name(voice.base.name) for voice in self.worker.cast.values()), ALIAS]
+class StreamAborted(Exception):
+    """A response that was begun cannot be finished; the connection is closed, by which the client notices."""
 
-    @property
-    def voices(self) -> list[dict]:
-        return [{"id": name, "object": "voice", "name": name, "model": model_name(voice.base.name)}
-                for name, voice in self.worker.cast.items()]
 
-    def order(self, wanted: SpeechRequest, client: str) -> "JobStream":
-        """Put a request into the queue, or refuse it."""
-        voice = wanted.voice_name
-        if voice not in self.worker.cast:
-            raise APIError(400, f"there is no voice {voice[:60]!r}; there are {', '.join(self.worker.cast)}.",
-                          "voice_not_found", "voice")
-        models = [model_name(self.worker.cast[voice].base.name), ALIAS]
-        if wanted.model not in models:
-            raise APIError(404, f"the model {wanted.model[:60]!r} is not served here, or not in the voice {voice}; "
-                          f"{' and '.join(models)} are.", "model_not_found", "model")
-        schemas.check(wanted)
+class AuthMiddleware:
+    """Lets in requests with an API key; on a server without keys, all but those of web pages from other sites."""
+
+    def __init__(self, app, api_keys: Sequence[str] = ()):
+        self.app, self.api_keys = app, [key.encode() for key in api_keys]
+
+    async def __call__(self, scope: dict, receive, send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            app = self._refusal(Headers(scope=scope), scope["path"]) or app
         try:
-            lines = speak.split_requests(wanted.input, seed=wanted.seed)
-        except KitError as problem:
-            raise APIError(400, str(problem), "unspeakable", "input") from problem
-        listener = JobStream(self.waiting, self.worker.cast[voice].base.spec.sample_rate)
-        listener.place(Job(client, voice, lines, wanted.stream_format is not None, listener.send))
-        return listener
+            await app(scope, receive, send)
+        except StreamAborted as error:
+            log.warning("a response was aborted: %s", error)
+
+    def _refusal(self, headers: Headers, path: str) -> Response | None:
+        if not self.api_keys:
+            if "origin" in headers and headers["origin"].partition("://")[2] != headers.get("host"):
+                return APIError(403, "pages of other sites may not use this server.", "wrong_origin").response()
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        # compared in constant time
+        is_valid = any(hmac.compare_digest(key.strip().encode(), api_key) for api_key in self.api_keys)
+        if path in OPEN_PATHS or (scheme.lower() == "bearer" and is_valid):
+            return None
+        return APIError(401, "wrong API key, or none: send the header `Authorization: Bearer KEY` with a key that the "
+                        "server was started with.", "invalid_api_key").response()
 
 
-class JobStream:
-    """One who waits for an order, in the loop of the server; the worker's sound arrives from another thread."""
-    order: Job
+class SpeechService:
+    """The voices being served and their queue."""
 
-    def __init__(self, waiting: JobQueue, rate: int):
-        self.waiting, self.rate = waiting, rate
-        self._arrived: asyncio.Queue = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, voices: Mapping[str, Voice], queue: JobQueue, worker: Worker):
+        self.voices, self.queue, self.worker = voices, queue, worker
+        self.models = [*dict.fromkeys(model_name(voice.base.name) for voice in voices.values()), MODEL_ALIAS]
 
-    def place(self, order: Job) -> None:
-        """Put the order into the queue, for as long as patience lasts."""
-        self.order = order
-        self.waiting.put(order)
-        self._patience = self._loop.call_later(self.waiting.queue_timeout, self.waiting.give_up, order)
+    def submit(self, request: SpeechRequest) -> Job:
+        """Queue a request, or raise APIError."""
+        voice = self.voices.get(request.voice_id)
+        if voice is None:
+            raise APIError(400, f"there is no voice {request.voice_id[:60]!r}; there are {', '.join(self.voices)}.",
+                           "voice_not_found", "voice")
+        models = [model_name(voice.base.name), MODEL_ALIAS]
+        if request.model not in models:
+            raise APIError(404, f"the model {request.model[:60]!r} is not served here, or not in the voice "
+                           f"{request.voice_id}; {' and '.join(models)} are.", "model_not_found", "model")
+        sentences = speak.split_requests(request.input, seed=request.seed)
+        job = Job(request.voice_id, sentences, streaming=request.stream_format is not None)
+        self.queue.put(job)
+        asyncio.get_running_loop().call_later(self.queue.timeout, self.queue.expire, job)
+        return job
 
-    def send(self, item: np.ndarray | Exception | None) -> None:
-        """Called by the worker."""
-        with contextlib.suppress(RuntimeError):  # the server has ended, and its loop with it
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+    async def answer(self, speech_request: SpeechRequest, request: Request) -> Response:
+        """Return the speech, as a whole file or as a stream."""
+        job, file_format = self.submit(speech_request), speech_request.response_format
+        rate, mime_type = self.voices[job.voice].base.spec.sample_rate, audio_format.mime_types()[file_format]
+        disconnect = asyncio.create_task(self._end_on_disconnect(request, job))
+        try:
+            audio = job.audio()
+            chunks = [chunk async for chunk in audio] if not job.streaming else [
+                await anext(audio, np.zeros(0, np.float32))]  # errors up to the first audio still change the status
+        except BaseException:
+            self.queue.end(job)
+            raise
+        finally:
+            disconnect.cancel()
+        if not job.streaming:
+            content = await audio_format.encode(chunks, rate, file_format)
+            return Response(content, headers={"Content-Type": mime_type,
+                                              "X-Ended-With-EOS": str(job.ended_with_eos).lower()})
+        is_sse = speech_request.stream_format == "sse"
+        # ended a second time in the background: a generator that was never begun runs no `finally`
+        return StreamingResponse(self._stream(job, _chain(chunks, audio), rate, file_format, is_sse),
+                                 headers={"Content-Type": "text/event-stream" if is_sse else mime_type,
+                                          "Cache-Control": "no-store"}, background=BackgroundTask(self.queue.end, job))
 
-    async def first(self) -> list[np.ndarray]:
-        """The first sound, while the status can still tell of a failure; nothing, if nothing could be heard."""
-        item = await self._arrived.get()
-        if isinstance(item, Exception):
-            raise api_errors.from_kit_error(item)
-        return [] if item is None else [item]
+    async def _stream(self, job: Job, audio: AsyncIterator[np.ndarray], rate: int, file_format: str,
+                      is_sse: bool) -> AsyncIterator[bytes]:
+        try:
+            async for part in audio_format.stream(audio, rate, file_format):
+                yield audio_format.audio_event(part) if is_sse else part
+            if is_sse:
+                yield audio_format.event({"type": "speech.audio.done", "usage": {
+                    "input_tokens": job.input_tokens, "output_tokens": job.output_frames,
+                    "total_tokens": job.input_tokens + job.output_frames}})
+        except APIError as error:
+            raise StreamAborted(str(error)) from error
+        finally:
+            self.queue.end(job)
 
-    async def chunks(self, first: list[np.ndarray]) -> AsyncIterator[np.ndarray]:
-        """All sound; breaks off with the reason, if there is one."""
-        for chunk in first:
-            yield chunk
-        while first and (item := await self._arrived.get()) is not None:
-            if isinstance(item, Exception):
-                raise api_errors.from_kit_error(item)
-            yield item
-
-    def leave(self) -> None:
-        """Nobody listens any more: what was not said is not said."""
-        self._patience.cancel()
-        self.waiting.leave(self.order)
+    async def _end_on_disconnect(self, request: Request, job: Job) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.queue.end(job)
 
 
-def app(service: Service) -> FastAPI:
-    """The addresses."""
-    # no pages about the interface: FastAPI's fetch their scripts from elsewhere
-    made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, exception_handlers={
-        APIError: _refused, HTTPException: _nothing_there, Exception: _refused})
+async def _chain(chunks: list[np.ndarray], rest: AsyncIterator[np.ndarray]) -> AsyncIterator[np.ndarray]:
+    for chunk in chunks:
+        yield chunk
+    async for chunk in rest:
+        yield chunk
 
-    @made.post("/v1/audio/speech")
+
+def create_app(service: SpeechService, host: str, api_keys: Sequence[str]) -> FastAPI:
+    """Return the application with its routes and middleware."""
+    # FastAPI's pages about the interface load scripts from other sites
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, exception_handlers={
+        KitError: _error_response, HTTPException: _error_response, Exception: _error_response})
+    app.add_middleware(AuthMiddleware, api_keys=api_keys)
+    if not api_keys:  # a name that someone's DNS points at this machine must not reach the server through a browser
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", LOCALHOST, "[::1]", host], www_redirect=False)
+
+    @app.post("/v1/audio/speech")
     async def speech(request: Request) -> Response:
-        return await _answer(service, await schemas.read(request), request)
+        return await service.answer(await schemas.read_request(request), request)
 
-    @made.get("/v1/voices")
-    @made.get("/v1/audio/voices")
+    @app.get("/v1/voices")
+    @app.get("/v1/audio/voices")
     async def voices() -> dict:
-        return {"object": "list", "data": service.voices}
+        return {"object": "list", "data": [
+            {"id": name, "object": "voice", "name": name, "model": model_name(voice.base.name)}
+            for name, voice in service.voices.items()]}
 
-    @made.get("/v1/models")
+    @app.get("/v1/models")
     async def models() -> dict:
         return {"object": "list", "data": [_model(name) for name in service.models]}
 
-    @made.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict:
         if name not in service.models:
             raise APIError(404, f"the model {name[:60]!r} is not served here.", "model_not_found", "model")
         return _model(name)
 
-    @made.get("/health")
+    @app.get("/health")
     async def health() -> Response:
-        well = service.worker.is_alive
-        return JSONResponse({"status": "ok" if well else "the speaking thread has ended", "waiting": len(service.waiting)},
-                            200 if well else 503)
+        is_alive = service.worker.is_alive()
+        return JSONResponse({"status": "ok" if is_alive else "the worker thread has ended", "waiting": len(service.queue)},
+                            200 if is_alive else 503)
 
-    @made.get("/")
-    async def front() -> Response:
-        content, policy = page.page()
-        return HTMLResponse(content, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer",
-                                              "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
-    return made
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    return auth.answer(api_errors.from_kit_error(error))
+    @app.get("/")
+    async def front_page() -> Response:
+        content, policy = page()
+        return local_server.page_response(content, policy)
+    return app
 
 
-async def _nothing_there(request: Request, error: HTTPException) -> Response:
-    return auth.answer(APIError(error.status_code, f"{error.detail}: {request.method} {request.url.path[:60]}"))
+async def _error_response(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = APIError(error.status_code, f"{error.detail}: {request.method} {request.url.path[:60]}")
+    return schemas.api_error(error).response()
 
 
-async def _answer(service: Service, wanted: SpeechRequest, request: Request) -> Response:
-    listener = service.order(wanted, request.scope["state"]["client"])
-    kind = wanted.response_format
-    try:
-        first = await _unless_gone(listener.first(), request)
-        if wanted.stream_format is None:
-            chunks = await _unless_gone(_all(listener.chunks(first)), request)
-            content = await audio_format.file(chunks, listener.rate, kind)
-            ended = {"X-Ended-By-Itself": str(listener.order.ended_with_eos).lower()}
-            return Response(content, headers={"Content-Type": audio_format.kinds()[kind]} | ended)
-    except BaseException:
-        listener.leave()
-        raise
-    is_sse = wanted.stream_format == "sse"
-    mime = "text/event-stream" if is_sse else audio_format.kinds()[kind]
-    # left twice: a generator that was never begun is not ended either
-    return StreamingResponse(_streamed(listener, first, kind, is_sse), headers={
-        "Content-Type": mime, "Cache-Control": "no-store"}, background=BackgroundTask(listener.leave))
-
-
-async def _streamed(listener: JobStream, first: list[np.ndarray], kind: str, is_sse: bool) -> AsyncIterator[bytes]:
-    try:
-        parts = audio_format.pieces(listener.chunks(first), listener.rate, kind)
-        async for part in audio_format.events(parts) if is_sse else parts:
-            yield part
-        if is_sse:
-            read, said = listener.order.read, listener.order.frames
-            yield audio_format.event({"type": "speech.audio.done", "usage": {
-                "input_tokens": read, "output_tokens": said, "total_tokens": read + said}})
-    except APIError as refusal:
-        raise api_errors.StreamAborted(str(refusal)) from refusal
-    finally:
-        listener.leave()
-
-
-async def _all(chunks: AsyncIterator[np.ndarray]) -> list[np.ndarray]:
-    return [chunk async for chunk in chunks]
-
-
-async def _unless_gone(work, request: Request):
-    """What `work` gives; a refusal that nobody hears, if the client hangs up before."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise APIError(499, "the client hung up.")
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def page() -> tuple[str, str]:
+    """Return the page to try the voices and its content security policy; it names no voice, but fetches their list."""
+    formats = [name for name in audio_format.mime_types() if name != audio_format.PCM]  # which browsers cannot play
+    content, policy = html.page(
+        __file__, "Text to speech", ["app.js"], csp=("connect-src 'self'", "media-src blob:"),
+        max_characters=str(schemas.MAX_CHARACTERS), formats="".join(f"<option>{name}</option>" for name in formats))
+    return content, f"{policy}; frame-ancestors 'none'"
 
 
 def _model(name: str) -> dict:
@@ -212,6 +213,91 @@ def _model(name: str) -> dict:
 
 
 def model_name(base: str) -> str:
-    """What clients call a base: its id on the hub, or the last part of its folder."""
-    return base if re.fullmatch(rf"{NAME}/{NAME}", base) and not os.path.exists(base) else os.path.basename(
-        os.path.abspath(base))
+    """Return what clients call a base model: its hub id, or the last part of its folder."""
+    is_hub_id = re.fullmatch(rf"{NAME}/{NAME}", base) and not os.path.exists(base)
+    return base if is_hub_id else os.path.basename(os.path.abspath(base))
+
+
+class Server(LocalServer):
+    """Voices served over HTTP: `serve_forever`, or `start` and `close`."""
+
+    def __init__(self, voices: Mapping[str, Voice], host: str = LOCALHOST, port: int = PORT, api_keys: Sequence[str] = (),
+                 watermarked: bool = True, max_jobs: int = MAX_JOBS, queue_timeout: float = QUEUE_TIMEOUT,
+                 max_connections: int = MAX_CONNECTIONS, bound_socket: socket.socket | None = None):
+        check_access(host, api_keys)
+        self.host, self.queue = host, JobQueue(max_jobs, queue_timeout)
+        self.worker = Worker(voices, self.queue, watermarked)
+        service = SpeechService(voices, self.queue, self.worker)
+        self.models = service.models
+        super().__init__(create_app(service, host, api_keys), bound_socket or local_server.listen(host, port), http="h11",
+                         limit_concurrency=max_connections, timeout_keep_alive=10, timeout_graceful_shutdown=3)
+
+    @property
+    def address(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def start(self) -> None:
+        self.worker.start()  # here, so that an error reaches the caller
+        super().start()
+
+    def serve_forever(self) -> None:
+        if not self.worker.is_alive():
+            self.worker.start()
+        try:
+            super().serve_forever()
+        finally:
+            self.queue.close()
+            self.worker.join(30)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.queue.close()  # waiting clients get an answer before their connections are closed
+        await super().shutdown(sockets)
+
+
+def run_server(load_voices: Callable[[], Mapping[str, Voice]], host: str = LOCALHOST, port: int = PORT,
+               api_keys: Sequence[str] = (), watermarked: bool = True, queue_timeout: float = QUEUE_TIMEOUT) -> None:
+    """Serve until Ctrl-C or SIGTERM; options and port are checked before the voices are loaded."""
+    check_access(host, api_keys)
+    if not queue_timeout > 0:  # NaN is refused too
+        raise KitError(f"--queue-timeout is {queue_timeout:g}; it must be a number of seconds above 0.")
+    with local_server.listen(host, port) as bound_socket:
+        server = Server(load_voices(), host, port, api_keys, watermarked, queue_timeout=queue_timeout,
+                        bound_socket=bound_socket)
+        print(f"Voices: {', '.join(server.worker.voices)}. Model: {server.models[0]}. Open {server.address} to try them; "
+              f"OpenAI's clients use {server.address}/v1 with{'' if api_keys else 'out'} a key. Ctrl-C stops the server.",
+              flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop with it: as Ctrl-C
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    print("Stopped.")
+
+
+def check_access(host: str, api_keys: Sequence[str]) -> None:
+    """Refuse keys that can be guessed, and an address that others can reach without any key."""
+    if any(len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() for key in api_keys):
+        raise KitError(f"an API key is shorter than {MIN_KEY_LENGTH} characters, or not plain ASCII. Make one: python -c "
+                       '"import secrets; print(secrets.token_urlsafe(32))"')
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not api_keys and not is_loopback:
+        raise KitError(f"host {host} can be reached by other machines, and no API key was given. Give --api-key KEY (or set "
+                       f"{KEY_VARIABLE}), or leave --host out to serve this machine only.")
+
+
+def read_api_keys(keys: Sequence[str]) -> list[str]:
+    """Return the keys of the command line and of the environment."""
+    return [*keys, *filter(None, [os.environ.get(KEY_VARIABLE)])]
+
+
+def parse_voices(options: Sequence[str]) -> dict[str, str]:
+    """Return --voice NAME=PATH options as paths by name."""
+    voices: dict[str, str] = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if not path or not re.fullmatch(NAME, name) or name in voices:
+            raise KitError(f"--voice {option}: wanted NAME=PATH, with a different name for each voice, of letters, digits, "
+                           "'.', '_' or '-', as in --voice anna=runs/anna/adapter.")
+        voices[name] = path
+    return voices

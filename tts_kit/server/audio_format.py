@@ -1,4 +1,4 @@
-"""Sound on its way to a client: a whole file of one of audio's kinds, or piece by piece while it is made."""
+"""Encoding of speech for clients: a complete file, a growing one, or server-sent events."""
 
 import asyncio
 import base64
@@ -11,56 +11,54 @@ import numpy as np
 from tts_kit import audio
 
 PCM, PCM_RATE = "pcm", 24_000
-"""Bare 16-bit samples, whose rate a client cannot ask for: it is OpenAI's."""
-ENDLESS = 0xFFFF_FFFF
+"""Raw 16-bit samples; OpenAI's API fixes their rate."""
+UNKNOWN_LENGTH = 0xFFFF_FFFF
 
 
-def kinds() -> dict[str, str]:
-    """What can be asked for, with mime types."""
+def mime_types() -> dict[str, str]:
+    """Return the available formats with their MIME types."""
     return {**audio.available_formats(), PCM: f"audio/pcm;rate={PCM_RATE}"}
 
 
-def whole(samples: np.ndarray, rate: int, kind: str) -> bytes:
-    """(samples,) as the bytes of a file."""
-    return pcm(audio.resample(samples, rate, PCM_RATE)) if kind == PCM else audio.encode(samples, rate, kind)
+async def encode(chunks: list[np.ndarray], rate: int, file_format: str) -> bytes:
+    """Return chunks (samples,) as a complete file; runs in a thread, so that the server goes on."""
+    samples = np.concatenate([np.zeros(0, np.float32), *chunks])
+    if file_format == PCM:
+        return await asyncio.to_thread(lambda: _pcm(audio.resample(samples, rate, PCM_RATE)))
+    return await asyncio.to_thread(audio.encode, samples, rate, file_format)
 
 
-def pcm(samples: np.ndarray) -> bytes:
-    """(samples,) as 16 bits each, the lower byte first."""
-    return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
-
-
-def endless_wav(rate: int) -> bytes:
-    """What a WAV of 16 bits begins with whose length nobody knows yet."""
-    return (b"RIFF" + struct.pack("<I", ENDLESS) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
-            + b"data" + struct.pack("<I", ENDLESS))
-
-
-async def file(chunks: list[np.ndarray], rate: int, kind: str) -> bytes:
-    """Chunks (samples,) as the bytes of one file, while the server goes on."""
-    return await asyncio.to_thread(whole, np.concatenate([np.zeros(0, np.float32), *chunks]), rate, kind)
-
-
-async def pieces(chunks: AsyncIterator[np.ndarray], rate: int, kind: str) -> AsyncIterator[bytes]:
-    """Chunks (samples,) as the bytes of a file that grows: WAV and bare samples as they come, others when all is there."""
-    if kind == "wav":
-        yield endless_wav(rate)
+async def stream(chunks: AsyncIterator[np.ndarray], rate: int, file_format: str) -> AsyncIterator[bytes]:
+    """Yield chunks (samples,) as a growing file: WAV and PCM chunk by chunk, other formats at once at the end."""
+    if file_format == "wav":
+        yield _wav_header(rate)
         async for chunk in chunks:
-            yield pcm(chunk)
-    elif kind == PCM:
+            yield _pcm(chunk)
+    elif file_format == PCM:
         resample = audio.resampler(rate, PCM_RATE)
         async for chunk in chunks:
-            yield pcm(resample(chunk, False))
-        yield pcm(resample(np.zeros(0, np.float32), True))
+            yield _pcm(resample(chunk, False))
+        yield _pcm(resample(np.zeros(0, np.float32), True))
     else:
-        yield await file([chunk async for chunk in chunks], rate, kind)
+        yield await encode([chunk async for chunk in chunks], rate, file_format)
 
 
-async def events(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes as OpenAI's server-sent events."""
-    async for part in parts:
-        yield event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})
+def audio_event(part: bytes) -> bytes:
+    """Return a part of the file as OpenAI's server-sent event."""
+    return event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})
 
 
 def event(content: dict) -> bytes:
+    """Return one server-sent event."""
     return f"data: {json.dumps(content)}\n\n".encode()
+
+
+def _pcm(samples: np.ndarray) -> bytes:
+    """(samples,) as 16-bit little-endian integers."""
+    return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+
+
+def _wav_header(rate: int) -> bytes:
+    """The header of a 16-bit mono WAV whose length is not known yet."""
+    return (b"RIFF" + struct.pack("<I", UNKNOWN_LENGTH) + b"WAVEfmt "
+            + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16) + b"data" + struct.pack("<I", UNKNOWN_LENGTH))

@@ -1,152 +1,230 @@
-"""What clients ask for and whose turn it is: fair between clients, together where the voice is the same, and never more
-waiting than can be said in time."""
+"""A bounded queue of requests, and the one thread that owns the model: it generates in batches what shares a voice."""
 
+import asyncio
+import contextlib
 import itertools
+import logging
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tts_kit import watermark
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
 from tts_kit.generation.generate import Generation
-from tts_kit.server import api_errors
-from tts_kit.speech.speak import BATCH, Request
+from tts_kit.server import schemas
+from tts_kit.speech import speak, stream
+from tts_kit.speech.speak import BATCH, Request, Voice
 from tts_kit.tokens.prompt import Turn
 
 MAX_JOBS = 64
-"""Orders that wait or are being said."""
-SHARE = 0.75
-"""Of these that one client may have, so that there is room for another one."""
+"""Requests that wait or are being generated."""
 QUEUE_TIMEOUT = 120.0
-"""Seconds until an order that was not begun is given up."""
+"""Seconds until a request whose generation has not started is refused."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Job:
-    """One text to be said for one client."""
-    client: str
+    """One request: its sentences, how far they are generated, and the audio on its way to the client."""
     voice: str
-    lines: list[Request]
-    is_streamed: bool
-    """Whether sound is sent while it is made, which is done for one order at a time."""
-    send: Callable[[np.ndarray | Exception | None], None]
-    """Where sound (samples,) goes, or the reason why there is none; at last None."""
-    said: int = 0
-    """Lines."""
-    read: int = 0
-    """Tokens of the lines that were said."""
-    frames: int = 0
-    """Said."""
+    sentences: list[Request]
+    streaming: bool = False
+    """Whether audio is sent while it is generated, which is done for one job at a time."""
+    sentences_done: int = 0
+    input_tokens: int = 0
+    output_frames: int = 0
     ended_with_eos: bool = True
-    """Whether every line until now ended by itself."""
+    """Whether every sentence so far ended by itself."""
     context: list[Turn] = field(default_factory=list)
-    """What is heard before the next line."""
-    is_begun: bool = False
-    is_gone: bool = False
-    """Whether nobody listens any more."""
+    """What precedes the next sentence in the prompt: the first sentence, as reference for the others."""
+    started: bool = False
+    ended: bool = False
+    """Whether it is finished, failed or cancelled."""
+
+    def __post_init__(self):
+        self._loop, self._output = asyncio.get_running_loop(), asyncio.Queue()
 
     @property
     def ready(self) -> list[Request]:
-        """Lines that can be said now: the first alone, as it is the reference of the rest."""
-        return self.lines[self.said:][:1 if self.is_streamed or not self.said else BATCH]
+        """Sentences that can be generated now: the first alone, then several at once."""
+        count = 1 if self.streaming or not self.sentences_done else BATCH
+        return self.sentences[self.sentences_done:][:count]
 
-    def count(self, take: Generation, ended_with_eos: bool) -> None:
-        """One more line was said."""
-        self.said, self.frames, self.ended_with_eos = self.said + 1, self.frames + len(take.codes), self.ended_with_eos and ended_with_eos
+    @property
+    def is_done(self) -> bool:
+        return self.sentences_done == len(self.sentences)
+
+    def send(self, item: np.ndarray | Exception | None) -> None:
+        """Hand audio (samples,) to the client from any thread; an error or None ends it."""
+        with contextlib.suppress(RuntimeError):  # the server has stopped, and its event loop with it
+            self._loop.call_soon_threadsafe(self._output.put_nowait, item)
+
+    async def audio(self) -> AsyncIterator[np.ndarray]:
+        """Yield the audio as it is generated; raise APIError where that fails."""
+        while (item := await self._output.get()) is not None:
+            if isinstance(item, Exception):
+                raise schemas.api_error(item)
+            yield item
 
 
 class JobQueue:
-    """All orders that are not done, by client; asked by many, and looked through by one worker."""
+    """All unfinished jobs, the oldest first; filled by the event loop, emptied by the worker."""
 
-    def __init__(self, most: int = MAX_JOBS, queue_timeout: float = QUEUE_TIMEOUT):
-        self.most, self.queue_timeout = most, queue_timeout
-        self.pace = 1.0
-        """Seconds for an order's turn, as of late."""
-        self._clients: OrderedDict[str, deque[Job]] = OrderedDict()
+    def __init__(self, max_jobs: int = MAX_JOBS, timeout: float = QUEUE_TIMEOUT):
+        self.max_jobs, self.timeout, self.closed = max_jobs, timeout, False
+        self.jobs: list[Job] = []
+        self._running: list[Job] = []
         self._changed = threading.Condition()
-        self._served: list[Job] = []
-        self._closed = False
 
     def __len__(self) -> int:
-        return sum(map(len, list(self._clients.values())))
+        return len(self.jobs)
 
-    def put(self, order: Job) -> None:
-        """Take an order on, or refuse it because there are too many."""
+    def put(self, job: Job) -> None:
+        """Add a job, or raise APIError if the queue is full or closed."""
         with self._changed:
-            own = self._clients.get(order.client, ())
-            if self._closed:
-                raise api_errors.busy("the server is being stopped.", 10)
-            if len(self) >= self.most or len(own) >= max(1, round(SHARE * self.most)):
-                whose = f"{len(self)} requests" if len(self) >= self.most else f"{len(own)} requests of yours"
-                raise api_errors.busy(f"{whose} wait to be said, which is all that may.",
-                                    len(self) * self.pace)
-            self._clients.setdefault(order.client, deque()).append(order)
+            if self.closed:
+                raise schemas.busy("the server is being stopped.")
+            if len(self.jobs) >= self.max_jobs:
+                raise schemas.busy(f"{self.max_jobs} requests are waiting, which is the limit.")
+            self.jobs.append(job)
             self._changed.notify()
 
-    def leave(self, order: Job) -> None:
-        """Done, failed, or nobody listens."""
-        order.is_gone = True
+    def next_batch(self) -> list[Job]:
+        """Wait for the oldest job and return it with those that can be generated together with it; empty when closed."""
         with self._changed:
-            own = self._clients.get(order.client)
-            if own and order in own:
-                own.remove(order)
-                if not own:
-                    del self._clients[order.client]
-
-    def take(self) -> list[Job]:
-        """Wait for the next order; with it come those that can be said at once. Nothing, when closed."""
-        with self._changed:
-            self._to_the_end()
-            while not self._clients and not self._closed:
-                self._changed.wait()
-            if self._closed:
+            # unfinished jobs go behind the newer ones, so that a long text delays others by a sentence only
+            self.jobs.sort(key=self._running.__contains__)
+            self._changed.wait_for(lambda: self.jobs or self.closed)
+            if self.closed:
                 return []
-            first = next(self._in_turn())
-            company = [first] if first.is_streamed else [
-                order for order in self._in_turn() if not order.is_streamed and order.voice == first.voice][:BATCH]
-            self._served = company
-            for order in company:
-                order.is_begun = True
-            return company
+            first = self.jobs[0]
+            same_voice = (job for job in self.jobs if job.voice == first.voice and not job.streaming)
+            self._running = [first] if first.streaming else [*itertools.islice(same_voice, BATCH)]
+            for job in self._running:
+                job.started = True
+            return self._running
 
-    def give_up(self, order: Job) -> None:
-        """Refuse an order whose patience is over, if it was not begun."""
+    def end(self, job: Job, error: Exception | None = None) -> None:
+        """Remove a job, finished or not, and end its audio, with `error` if there is one."""
         with self._changed:
-            if order.is_begun or order.is_gone:
-                return
-            self.leave(order)
-        order.send(api_errors.busy(f"this was not begun in {self.queue_timeout:g} s.", len(self) * self.pace))
+            if job in self.jobs:
+                self.jobs.remove(job)
+                job.ended = True
+                job.send(error)
+
+    def expire(self, job: Job) -> None:
+        """Refuse a job that has waited too long."""
+        with self._changed:
+            if not job.started:
+                self.end(job, schemas.busy(f"generation did not start within {self.timeout:g} s."))
 
     def close(self) -> None:
-        """No more orders; whoever waits for one is told, and it is not said to the end."""
+        """Accept no more jobs, and refuse those that are not finished."""
         with self._changed:
-            self._closed = True
-            waiting = list(self._in_turn())
+            self.closed = True
             self._changed.notify_all()
-        for order in waiting:
-            self.leave(order)
-            order.send(api_errors.busy("the server is being stopped.", 10))
-
-    def _in_turn(self) -> Iterator[Job]:
-        """One of every client, then the second ones."""
-        queues = list(self._clients.values())
-        for rank in itertools.takewhile(lambda rank: any(len(queue) > rank for queue in queues), itertools.count()):
-            yield from (queue[rank] for queue in queues if len(queue) > rank)
-
-    def _to_the_end(self) -> None:
-        """Who has had a turn stands behind those who came meanwhile, among clients and among a client's own."""
-        for order in self._served:
-            own = self._clients.get(order.client)
-            if own:
-                self._clients.move_to_end(order.client)
-                if order in own:
-                    own.remove(order)
-                    own.append(order)
+        for job in [*self.jobs]:
+            self.end(job, schemas.busy("the server is being stopped."))
 
 
-def next_batch(company: list[Job]) -> list[tuple[Job, Request]]:
-    """Which lines are said together: one of every order, then the second ones, as long as there is room."""
-    lines = [[(order, line) for line in order.ready] for order in company]
-    ranked = itertools.zip_longest(*lines)
-    return [each for rank in ranked for each in rank if each][:BATCH]
+class Worker(threading.Thread):
+    """Generates the jobs of a queue until that is closed."""
+
+    def __init__(self, voices: Mapping[str, Voice], queue: JobQueue, watermarked: bool = True):
+        super().__init__(name="tts-worker", daemon=True)
+        self.voices, self.queue, self.watermarked = voices, queue, watermarked
+        self.batch_sizes: list[int] = []
+        """Sentences in each of the last batches."""
+
+    def start(self) -> None:
+        if self.watermarked:
+            watermark.network()  # an error now, and not in the first answer
+        super().start()
+
+    def run(self) -> None:
+        while batch := self.queue.next_batch():
+            voice = self.voices[batch[0].voice]
+            try:
+                count = self._stream(voice, batch[0]) if batch[0].streaming else self._generate(voice, batch)
+                self.batch_sizes = [*self.batch_sizes[-999:], count]
+            except Exception as error:  # whatever failed, the next job must be served
+                if not isinstance(error, KitError):
+                    log.exception("generation of %d requests in the voice %s failed", len(batch), batch[0].voice)
+                for job in batch:
+                    self.queue.end(job, error)
+            for job in batch:
+                if job.is_done:
+                    self.queue.end(job)
+
+    def _generate(self, voice: Voice, batch: list[Job]) -> int:
+        """Generate sentences of several jobs at once: one of every job first, then further ones up to the batch size."""
+        base, rows = voice.base, []
+        by_rank = itertools.zip_longest(*([(job, sentence) for sentence in job.ready] for job in batch))
+        for job, sentence in [pair for rank in by_rank for pair in rank if pair][:BATCH]:
+            try:
+                rows.append((job, sentence, *speak.prompt(voice, sentence, job.context)))
+            except KitError as error:
+                self.queue.end(job, error)
+        rows = [row for row in rows if not row[0].ended]
+        if not rows:
+            return 0
+        jobs, sentences, prompts, limits = zip(*rows)
+        with voice.speaking():
+            generations = generate.generate(base.model, base.spec, prompts, voice.sampling,
+                                            [sentence.seed for sentence in sentences], _FrameLimits(jobs, limits))
+        for job, generation in zip(jobs, generations):
+            if not job.ended:
+                samples = base.codec.decode([generation.codes])[0]
+                self._send_pause(voice, job)
+                job.send(watermark.apply(samples, base.spec.sample_rate) if self.watermarked else samples)
+                self._advance(voice, job, generation)
+        return len(rows)
+
+    def _stream(self, voice: Voice, job: Job) -> int:
+        """Generate the job's next sentence chunk by chunk; the others when it is its turn again."""
+        generations: list[Generation] = []
+        self._send_pause(voice, job)
+        sentence = stream.stream_sentence(voice, job.ready[0], job.context)
+        with contextlib.closing(_collect_result(sentence, generations)) as chunks:
+            for chunk in watermark.apply_stream(chunks, voice.base.spec.sample_rate) if self.watermarked else chunks:
+                if job.ended:
+                    return 1
+                job.send(chunk)
+        self._advance(voice, job, generations[0])
+        return 1
+
+    @staticmethod
+    def _send_pause(voice: Voice, job: Job) -> None:
+        if job.sentences_done:
+            job.send(np.zeros(round(speak.PAUSE_SECONDS * voice.base.spec.sample_rate), np.float32))
+
+    @staticmethod
+    def _advance(voice: Voice, job: Job, generation: Generation) -> None:
+        """Count one more sentence; the first one becomes the reference of the rest."""
+        generation = Generation(generation.codes, speak.is_complete(generation))
+        if not job.sentences_done:
+            job.context = speak.context_after_first(voice, job.sentences, job.context, generation)
+        job.input_tokens += len(voice.base.prompt_builder.text_ids(job.sentences[job.sentences_done].text, voice.speaker))
+        job.sentences_done += 1
+        job.output_frames += len(generation.codes)
+        job.ended_with_eos = job.ended_with_eos and generation.ended_with_eos
+
+
+class _FrameLimits(list):
+    """The most frames for each row of a batch, read with every frame: 0 as soon as the row's job has ended."""
+
+    def __init__(self, jobs: tuple[Job, ...], limits: tuple[int, ...]):
+        super().__init__(limits)
+        self.jobs = jobs
+
+    def __getitem__(self, row: int) -> int:
+        return 0 if self.jobs[row].ended else super().__getitem__(row)
+
+
+def _collect_result(sentence: Generator[np.ndarray, None, Generation], results: list[Generation]) -> Iterator[np.ndarray]:
+    """Yield the chunks of a streamed sentence; its return value goes to `results`."""
+    results.append((yield from sentence))

@@ -1,29 +1,66 @@
-"""A request for speech: read with limits, and refused where it asks for what this server does not do."""
+"""Requests for speech and error answers, both in the shape of OpenAI's API."""
 
 import asyncio
 from typing import Literal
 
 import pydantic
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 
+from tts_kit import local_server
+from tts_kit.errors import KitError
+from tts_kit.model.load import ModelBusyError
 from tts_kit.server import audio_format
-from tts_kit.server.api_errors import APIError
 
-LONGEST = 4096
-"""Characters of a text, as OpenAI has it."""
-MOST_BYTES, DRAINED = 65_536, 16_000_000
-"""Of a request; and how much of a larger one is thrown away unread, so that its sender hears the refusal."""
-BODY_SECONDS = 20.0
-"""For a request to arrive."""
+MAX_CHARACTERS = 4096
+"""Of the input text, as in OpenAI's API."""
+MAX_BYTES = 65_536
+"""Of a request."""
+BODY_TIMEOUT = 20.0
+"""Seconds for a request to arrive completely."""
+RETRY_AFTER = "5"
+"""Seconds after which a client that was refused with 503 should try again."""
+
+
+class APIError(KitError):
+    """A refused request: status, message, a code for programs and the parameter it is about."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None):
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+    def response(self) -> JSONResponse:
+        """Return the error as OpenAI's clients parse it."""
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": RETRY_AFTER}}.get(self.status)
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return JSONResponse({"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}},
+                            self.status, headers)
+
+
+def busy(message: str) -> APIError:
+    """Return the error for a request that can be served later."""
+    return APIError(503, f"{message} Try again in {RETRY_AFTER} s.", "overloaded")
+
+
+def api_error(error: Exception) -> APIError:
+    """Return any error as an answer; details of unexpected ones stay in the server's log."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, ModelBusyError):
+        return busy("the voice is being used outside the server.")
+    if isinstance(error, KitError):
+        return APIError(400, str(error), "invalid_input", "input")
+    return APIError(500, "the speech could not be generated; the server's log has the reason. Other requests are served.",
+                    "internal_error")
 
 
 class NamedVoice(pydantic.BaseModel, extra="forbid"):
-    """A voice, as OpenAI lets one be called too."""
+    """A voice as an object, which OpenAI's API accepts too."""
     id: str
 
 
 class SpeechRequest(pydantic.BaseModel, extra="forbid"):
-    """A request, as OpenAI's clients send it, and a seed."""
+    """The fields of OpenAI's speech request, and a seed."""
     model: str
     input: str
     voice: str | NamedVoice
@@ -34,48 +71,37 @@ class SpeechRequest(pydantic.BaseModel, extra="forbid"):
     seed: int = pydantic.Field(0, ge=0, lt=2**62)
 
     @property
-    def voice_name(self) -> str:
+    def voice_id(self) -> str:
         return self.voice.id if isinstance(self.voice, NamedVoice) else self.voice
 
 
-async def read(request: Request) -> SpeechRequest:
-    """A request's JSON, refused while it grows too large or comes too slowly."""
+async def read_request(request: Request) -> SpeechRequest:
+    """Return a checked request; what this server cannot do is refused and not ignored."""
     try:
-        content = await asyncio.wait_for(_body(request), BODY_SECONDS)
-        return SpeechRequest.model_validate_json(content)
+        body = await asyncio.wait_for(local_server.read_body(request, MAX_BYTES), BODY_TIMEOUT)
+        speech_request = SpeechRequest.model_validate_json(body)
     except TimeoutError as error:
-        raise APIError(408, f"the request did not arrive within {BODY_SECONDS:g} s.", "too_slow") from error
+        raise APIError(408, f"the request did not arrive within {BODY_TIMEOUT:g} s.", "timeout") from error
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        about = str(first["loc"][0])[:60] if first["loc"] else ""
-        raise APIError(400, f"{about or 'the request'}: {first['msg']}.", first["type"], about or None) from error
+        param = str(first["loc"][0])[:60] if first["loc"] else None
+        raise APIError(400, f"{param or 'the request'}: {first['msg']}.", first["type"], param) from error
+    except KitError as error:
+        raise APIError(413, str(error), "request_too_large", "input") from error
+    _check(speech_request)
+    return speech_request
 
 
-def check(wanted: SpeechRequest) -> None:
-    """Refuse what this server does not do, rather than do something else."""
-    kinds = audio_format.kinds()
-    if wanted.response_format not in kinds:
-        raise APIError(400, f"response_format {wanted.response_format[:20]!r} cannot be written here; {', '.join(kinds)} "
-                      "can.", "unsupported_format", "response_format")
-    if wanted.speed != 1:
-        raise APIError(400, "this model has one pace: leave speed out, or send 1.", "unsupported_value", "speed")
-    if wanted.instructions:
-        raise APIError(400, "this model follows no instructions: leave them out. Another take is another seed.",
-                      "unsupported_value", "instructions")
-    if len(wanted.input) > LONGEST:
-        raise APIError(400, f"the input has {len(wanted.input)} characters; at most {LONGEST} can be sent at once. Split it.",
-                      "string_above_max_length", "input")
-
-
-async def _body(request: Request) -> bytes:
-    content, size = bytearray(), 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size <= MOST_BYTES:
-            content += piece
-        elif size > DRAINED:
-            break
-    if size > MOST_BYTES:
-        raise APIError(413, f"the request is larger than {MOST_BYTES} bytes; a text of {LONGEST} characters is not. Split "
-                      "it.", "request_too_large", "input")
-    return bytes(content)
+def _check(speech_request: SpeechRequest) -> None:
+    formats, length = audio_format.mime_types(), len(speech_request.input)
+    if speech_request.response_format not in formats:
+        raise APIError(400, f"response_format {speech_request.response_format[:20]!r} is not available here; use one of "
+                       f"{', '.join(formats)}.", "unsupported_format", "response_format")
+    if speech_request.speed != 1:
+        raise APIError(400, "this model has one speed: leave speed out, or send 1.", "unsupported_value", "speed")
+    if speech_request.instructions:
+        raise APIError(400, "this model follows no instructions: leave them out. Another seed gives another take.",
+                       "unsupported_value", "instructions")
+    if length > MAX_CHARACTERS:
+        raise APIError(400, f"the input has {length} characters; at most {MAX_CHARACTERS} can be sent at once. Split it.",
+                       "string_above_max_length", "input")

@@ -1,0 +1,714 @@
+"""The speech server with OpenAI's client, curl, a browser and hostile requests."""
+
+import asyncio
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_lora import shake
+
+from tts_kit import audio, device, watermark
+from tts_kit.config import Config
+from tts_kit.errors import KitError
+from tts_kit.generation import generate
+from tts_kit.generation.sampling import Sampling
+from tts_kit.model import load, lora
+from tts_kit.server import app
+from tts_kit.server.app import Server
+from tts_kit.server.queue import Job, JobQueue
+from tts_kit.speech import adapters, speak
+from tts_kit.speech.speak import Request
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "sample_data" / "tiny-csm"
+SHORT = "Hello there."
+LONG = "The dog ran home because it was late and very dark. " * 5
+KEY = "a-key-of-more-than-sixteen"
+
+
+@contextlib.contextmanager
+def running(voices, **settings) -> Iterator[Server]:
+    """A server on a free port of this machine."""
+    server = Server(voices, port=0, **settings)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Server]:
+    """The bundled model, with the mark, as people start it."""
+    with running(adapters.load_voices(device.choose("cpu"), {"tiny": TINY})) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def voices(loud, tmp_path_factory) -> dict:
+    """Three different voices on one toy, its own and two adapters, sampled greedily."""
+    paths = {"plain": loud}
+    for number, name in enumerate(("anna", "ben"), 1):
+        base = load.load_base(loud, device.choose("cpu"))
+        model = lora.add_lora(base.model, 4, 8.0)
+        shake(model)
+        lora.set_strength(model, number)
+        for weight_name, weight in model.named_parameters():
+            if "lora_B" in weight_name:
+                weight.data.mul_(number)
+        paths[name] = tmp_path_factory.mktemp("adapters") / name
+        lora.save(model, paths[name], base, Config(base=loud).to_json(), {"speaker": "0"})
+    voices = adapters.load_voices(device.choose("cpu"), paths)
+    for voice in voices.values():
+        voice.sampling = Sampling(0, 0)
+    return voices
+
+
+@pytest.fixture
+def toys(voices) -> Iterator[Server]:
+    with running(voices, watermarked=False) as server:
+        yield server
+
+
+def client(server: Server, key: str = "none"):
+    openai = pytest.importorskip("openai", reason="openai is not installed (requirements-dev.txt)")
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def post(server: Server, body: dict | bytes | None = None, path: str = "/v1/audio/speech", headers: dict | None = None,
+        method: str = "POST") -> tuple[int, bytes, dict]:
+    """Status, content and headers of an answer, without a library's help."""
+    default = {"model": "tts-1", "input": SHORT, "voice": [*server.worker.voices][-1], "response_format": "wav"}
+    body = body if isinstance(body, bytes) else json.dumps(default | (body or {})).encode()
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request(method, path, body if method == "POST" else None, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
+
+
+def decode(content: bytes) -> np.ndarray:
+    return soundfile.read(io.BytesIO(content), dtype="float32")[0]
+
+
+def same_audio(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and bool(np.abs(one.clip(-1, 1) - other.clip(-1, 1)).max(initial=0) < 2e-3)
+
+
+def wait_for(seen: Callable[[], object], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < end, "never became true"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def paused(monkeypatch) -> Iterator[threading.Event]:
+    """The worker waits before each batch until this is set; `sizes` has the number of prompts of each batch."""
+    resume, real = threading.Event(), generate.generate
+    resume.sizes = []
+
+    def waiting(*arguments):
+        resume.sizes.append(len(arguments[2]))
+        assert resume.wait(30)
+        return real(*arguments)
+
+    monkeypatch.setattr(generate, "generate", waiting)
+    yield resume
+    resume.set()
+
+
+# what OpenAI's client and curl get
+
+@pytest.mark.parametrize("kind", ["mp3", "wav", "flac", "opus", "pcm"])
+def test_openais_client_gets_every_format_whole(tiny, kind):
+    """Mistake: a format that no player opens, or that loses the end of the speech."""
+    expected = speak.speak(SHORT, tiny.worker.voices["tiny"])
+    answer = client(tiny).audio.speech.create(model="tiny-csm", voice="tiny", input=SHORT, response_format=kind)
+    if kind == "pcm":
+        seconds = len(answer.content) / 2 / 24_000
+    else:
+        samples, rate = soundfile.read(io.BytesIO(answer.content))
+        seconds = len(samples) / rate
+    assert seconds == pytest.approx(expected.seconds, abs=0.1 if kind == "mp3" else 0.01)
+    assert answer.response.headers["content-type"].startswith("audio/")
+    assert answer.response.headers["x-ended-with-eos"] == "true"
+
+
+def test_mp3_is_the_default_format(tiny):
+    """Mistake: another default than OpenAI's, so that a saved .mp3 is not one."""
+    content = client(tiny).audio.speech.create(model="tts-1", voice={"id": "tiny"}, input=SHORT).content
+    assert soundfile.info(io.BytesIO(content)).format == "MP3"
+
+
+@pytest.mark.parametrize("kind", ["wav", "pcm"])
+def test_openais_client_streams(tiny, kind):
+    """Mistake: a stream that begins when everything is generated, or whose audio differs from the whole file."""
+    asked = {"model": "tiny-csm", "voice": "tiny", "input": LONG[:104], "response_format": kind}
+    whole = client(tiny).audio.speech.create(**asked).content
+    with client(tiny).audio.speech.with_streaming_response.create(**asked, stream_format="audio") as answer:
+        parts = answer.iter_bytes()
+        got = next(parts) + next(parts)
+        assert kind == "pcm" or decode(got).size
+        assert len(tiny.queue) == 1, "the first audio came when everything was generated"
+        got += b"".join(parts)
+    if kind == "wav":
+        whole, got = decode(whole), decode(got)
+    else:
+        whole, got = (np.frombuffer(content, "<i2") / 32768 for content in (whole, got))
+    assert abs(len(whole) - len(got)) < 50
+    assert np.abs(whole[:len(got)] - got[:len(whole)]).max() < 0.02  # the watermark has less lookahead in a stream
+
+
+def test_openais_events(toys):
+    """Mistake: server-sent events that OpenAI's clients cannot read, or without an end."""
+    whole = decode(post(toys)[1])
+    status, content, headers = post(toys, {"stream_format": "sse"})
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    events = [json.loads(line.removeprefix("data: ")) for line in content.decode().split("\n\n") if line]
+    assert {event["type"] for event in events[:-1]} == {"speech.audio.delta"} and events[-1]["type"] == "speech.audio.done"
+    usage = events[-1]["usage"]
+    assert usage["input_tokens"] + usage["output_tokens"] == usage["total_tokens"] > usage["input_tokens"] > 0
+    streamed = decode(b"".join(base64.b64decode(event["audio"]) for event in events[:-1]))
+    assert len(events) > 3 and same_audio(streamed, whole)
+
+
+def test_a_format_that_cannot_grow_is_streamed_in_one_piece(toys):
+    """Mistake: the client's default format is refused as soon as it says that it streams."""
+    status, content, _ = post(toys, {"stream_format": "audio", "response_format": "flac"})
+    assert status == 200 and same_audio(decode(content), decode(post(toys)[1]))
+
+
+def test_curl(tiny, tmp_path):
+    """Mistake: only our own client is understood."""
+    curl = shutil.which("curl") or pytest.skip("curl is not installed")
+    body = json.dumps({"model": "tts-1", "input": SHORT, "voice": "tiny", "response_format": "flac"})
+    out = subprocess.run([curl, "-sS", "--fail-with-body", f"{tiny.address}/v1/audio/speech", "-d", body, "-H",
+                          "Content-Type: application/json", "-o", tmp_path / "hello.flac"], capture_output=True, timeout=60,
+                         check=False)
+    assert out.returncode == 0 and soundfile.info(tmp_path / "hello.flac").duration > 1
+    out = subprocess.run([curl, "-sS", f"{tiny.address}/v1/audio/speech", "-d", body.replace("tiny", "other")],
+                         capture_output=True, timeout=60, check=False)
+    assert json.loads(out.stdout)["error"]["param"] == "voice"
+
+
+def test_speech_that_leaves_is_marked(tiny, toys):
+    """Mistake: nobody can tell any more that a machine spoke."""
+    whole = client(tiny).audio.speech.create(model="tts-1", voice="tiny", input=LONG[:104], response_format="wav")
+    with client(tiny).audio.speech.with_streaming_response.create(
+            model="tts-1", voice="tiny", input=LONG[:104], response_format="wav", stream_format="audio") as answer:
+        streamed = answer.read()
+    assert watermark.detect(decode(whole.content), 16_000) > watermark.SURE
+    assert watermark.detect(decode(streamed), 16_000) > watermark.SURE
+    assert watermark.detect(decode(post(toys)[1]), 24_000) < watermark.SURE
+
+
+def test_a_long_text_is_what_speak_says(toys, voices):
+    """Mistake: sentences that are lost, out of order, or without the first one's voice."""
+    whole = speak.speak(LONG, voices["anna"], seed=3)
+    for fields in ({}, {"stream_format": "audio"}):
+        status, content, headers = post(toys, {"input": LONG, "voice": "anna", "seed": 3} | fields)
+        assert status == 200 and same_audio(decode(content), whole.samples), fields
+    assert headers["content-type"] == "audio/wav" and len(toys.queue) == 0
+
+
+def test_what_there_is_to_ask_for(toys):
+    """Mistake: clients that fill their lists by asking find nothing, or places of this machine."""
+    assert [model.id for model in client(toys).models.list()] == [toys.models[0], "tts-1"]
+    assert client(toys).models.retrieve("tts-1").object == "model"
+    for path in ("/v1/voices", "/v1/audio/voices"):
+        status, content, _ = post(toys, path=path, method="GET")
+        assert status == 200 and [voice["id"] for voice in json.loads(content)["data"]] == ["plain", "anna", "ben"]
+        assert b"/" not in content
+    assert json.loads(post(toys, path="/health", method="GET")[1]) == {"status": "ok", "waiting": 0}
+
+
+def test_every_voice_names_its_own_model(tiny, voices):
+    """Mistake: with two bases, one speaks under the other one's name."""
+    with running({"anna": voices["anna"], "tiny": tiny.worker.voices["tiny"]}, watermarked=False) as server:
+        listed = json.loads(post(server, path="/v1/voices", method="GET")[1])["data"]
+        models = {voice["id"]: voice["model"] for voice in listed}
+        assert [*models.values(), "tts-1"] == server.models and models["tiny"] == "tiny-csm" != models["anna"]
+        for model, status in ((models["anna"], 200), ("tts-1", 200), ("tiny-csm", 404)):
+            assert post(server, {"voice": "anna", "model": model})[0] == status
+
+
+# several clients and several voices
+
+def test_voices_do_not_mix(toys, voices):
+    """Mistake: an adapter of another request speaks, or the base speaks with the adapter that spoke before."""
+    alone = {name: speak.speak(SHORT, voice).samples for name, voice in voices.items()}
+    names = list(voices)
+    assert not any(same_audio(alone[one], alone[other]) for one, other in zip(names, names[1:] + names[:1]))
+    requests = [{"voice": name} | ({"stream_format": "audio"} if number % 3 == 2 else {})
+                for number in range(6) for name in names]
+    with ThreadPoolExecutor(len(requests)) as threads:
+        answers = list(threads.map(lambda request: post(toys, request), requests))
+    for name, (status, content, _) in zip(names * 6, answers):
+        assert status == 200 and same_audio(decode(content), alone[name]), name
+
+
+def test_the_base_is_loaded_once(voices):
+    """Mistake: every voice brings a network of its own, and memory ends at the third."""
+    assert len({id(voice.base) for voice in voices.values()}) == 1
+
+
+def test_requests_for_one_voice_share_a_batch(toys, paused):
+    """Mistake: one request after the other although a batch would cost the same."""
+    with ThreadPoolExecutor(9) as threads:
+        first = threads.submit(post, toys)
+        wait_for(lambda: paused.sizes == [1])
+        rest = [threads.submit(post, toys, {"seed": seed}) for seed in range(8)]
+        wait_for(lambda: len(toys.queue) == 9)
+        paused.set()
+        assert {future.result()[0] for future in [first, *rest]} == {200}
+    assert paused.sizes == [1, 8] and toys.worker.batch_sizes == [1, 8]
+
+
+def test_a_long_stream_holds_others_up_for_a_sentence_only(toys, monkeypatch):
+    """Mistake: whoever streams a chapter has the server for himself."""
+    spoken, real = [], generate.stream
+
+    def slow(*arguments):
+        spoken.append("sentence")
+        for frame in real(*arguments):
+            time.sleep(0.002)
+            yield frame
+
+    monkeypatch.setattr(generate, "stream", slow)
+    with ThreadPoolExecutor(1) as threads:
+        long = threads.submit(post, toys, {"input": LONG, "stream_format": "audio"}, headers={"Connection": "close"})
+        wait_for(lambda: spoken)
+        assert post(toys, {"voice": "plain"})[0] == 200
+        assert not long.done() and len(speak.split_requests(LONG)) == 2
+        assert long.result()[0] == 200
+
+
+def test_unfinished_jobs_go_behind_newer_ones():
+    """Mistake: a long text holds the server until its last sentence, or a batch mixes voices or holds a stream."""
+    async def fill() -> JobQueue:
+        queue = JobQueue()
+        for voice, streaming in (("anna", False), ("ben", False), ("anna", True), ("anna", False)):
+            queue.put(Job(voice, [Request("x.")], streaming))
+        return queue
+
+    queue = asyncio.run(fill())
+    first, ben, stream, last = queue.jobs
+    assert [queue.next_batch() for _ in range(4)] == [[first, last], [ben], [stream], [first, last]]
+
+
+# overload
+
+def test_a_full_queue_says_when_to_come_again(voices, paused):
+    """Mistake: requests pile up until memory ends, or are refused without a word."""
+    with running(voices, watermarked=False, max_jobs=3) as server, ThreadPoolExecutor(3) as threads:
+        running_requests = [threads.submit(post, server) for _ in range(3)]
+        wait_for(lambda: len(server.queue) == 3)
+        status, content, headers = post(server)
+        assert status == 503 and int(headers["retry-after"]) >= 1
+        assert json.loads(content)["error"]["code"] == "overloaded"
+        paused.set()
+        assert {future.result()[0] for future in running_requests} == {200} and post(server)[0] == 200
+
+
+def test_a_request_that_waits_too_long_is_refused(voices, paused):
+    """Mistake: a client waits until the batch before it is finished, only to be refused then."""
+    with running(voices, watermarked=False, queue_timeout=0.2) as server, ThreadPoolExecutor(1) as threads:
+        first = threads.submit(post, server)
+        wait_for(lambda: paused.sizes)
+        status, content, headers = post(server, {"voice": "plain"})
+        assert status == 503 and b"did not start within 0.2 s" in content and int(headers["retry-after"]) >= 1
+        assert len(server.queue) == 1, "a request that has started is not given up"
+        paused.set()
+        assert first.result()[0] == 200
+
+
+def test_too_many_requests_at_once_are_refused_and_nothing_breaks(voices, paused):
+    """Mistake: every request that comes is read and kept, and the machine goes down with them."""
+    with running(voices, watermarked=False, max_jobs=4, max_connections=8) as server, ThreadPoolExecutor(40) as threads:
+        running_requests = [threads.submit(post, server) for _ in range(40)]
+        wait_for(lambda: sum(future.done() for future in running_requests) >= 36)
+        paused.set()
+        statuses = [future.result()[0] for future in running_requests]
+        assert sorted(set(statuses)) == [200, 503] and 1 <= statuses.count(200) <= 4
+        assert post(server)[0] == 200
+
+
+def test_two_hundred_open_connections_are_only_connections(toys):
+    """Mistake: connections that say nothing keep others out."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(200):
+            idle = opened.enter_context(socket.create_connection((toys.host, toys.port), timeout=10))
+            idle.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\n")
+        assert post(toys)[0] == 200
+    assert post(toys)[0] == 200
+
+
+# bad input
+
+@pytest.mark.parametrize(("body", "status", "param", "message"), [
+    ({"voice": "../../etc/passwd"}, 400, "voice", "there are plain, anna, ben"),
+    ({"voice": {"id": "x" * 500}}, 400, "voice", "no voice"), ({"voice": ""}, 400, "voice", "no voice"),
+    ({"voice": 5}, 400, "voice", "valid"), ({"model": "gpt-9"}, 404, "model", "not served here"),
+    ({"input": ""}, 400, "input", "empty"), ({"input": " \n\t"}, 400, "input", "empty"),
+    ({"input": "😀🎉"}, 400, "input", "letter"),
+    ({"input": "a\x00b"}, 400, "input", r"U\+0000"), ({"input": "a\u202eb"}, 400, "input", r"U\+202E"),
+    ({"input": "x" * 4097}, 400, "input", "4097 characters; at most 4096"), ({"input": 7}, 400, "input", "string"),
+    ({"input": ["a"]}, 400, "input", "string"), ({"input": "x" * 1_000_000}, 413, "input", "larger"),
+    ({"response_format": "aac"}, 400, "response_format", "wav, flac, opus"), ({"speed": 1.5}, 400, "speed", "speed out"),
+    ({"speed": "fast"}, 400, "speed", "number"), ({"instructions": "whisper"}, 400, "instructions", "no instructions"),
+    ({"seed": -1}, 400, "seed", "0"), ({"seed": 2**70}, 400, "seed", "less"),
+    ({"stream_format": "x"}, 400, "stream_format", "sse"), ({"pitch": 2}, 400, "pitch", "not permitted"),
+    (b"{", 400, None, "JSON"), (b"[]", 400, None, "object"), (b"", 400, None, "JSON"), (b"[" * 60_000, 400, None, "JSON"),
+    (b'{"input": "\\ud800"}', 400, None, "JSON"), (b"\xff\xfe{}", 400, None, "JSON"),
+    (b"x" * 1_000_000, 413, "input", "larger"),
+])
+def test_bad_requests_get_an_error_in_openais_shape(toys, body, status, param, message):
+    """Mistake: a traceback, a hang, noise as speech, or an error that clients cannot read."""
+    seen, content, headers = post(toys, body)
+    error = json.loads(content)["error"]
+    assert seen == status and headers["content-type"] == "application/json"
+    assert error.keys() == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert re.search(message, error["message"]) and len(error["message"]) < 400
+    assert error["param"] == param and len(toys.queue) == 0
+
+
+def test_emoji_among_words_is_no_reason_to_refuse(toys):
+    """Mistake: a text from a chat is refused for a smile."""
+    assert post(toys, {"input": "Well done 🎉, café!"})[0] == 200
+
+
+@pytest.mark.parametrize(("path", "method", "status"), [("/nothing", "GET", 404), ("/v1/audio/speech", "GET", 405),
+                                                       ("/v1/models/none", "GET", 404), ("/docs", "GET", 404),
+                                                       ("/v1/voices/", "GET", 404),
+                                                       ("/../../etc/passwd", "GET", 404)])
+def test_other_addresses(toys, path, method, status):
+    """Mistake: a page of the framework with scripts from elsewhere, or an error in another shape."""
+    seen, content, _ = post(toys, path=path, method=method)
+    assert seen == status and json.loads(content)["error"]["message"]
+
+
+def test_openais_client_raises_its_own_errors(toys):
+    """Mistake: errors that OpenAI's client takes for a broken connection."""
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match="there is no voice"):
+        client(toys).audio.speech.create(model="tts-1", voice="alloy", input=SHORT)
+    with pytest.raises(openai.NotFoundError):
+        client(toys).audio.speech.create(model="tts-9", voice="anna", input=SHORT)
+
+
+def test_a_failure_is_reported_and_the_next_request_served(toys, monkeypatch, caplog):
+    """Mistake: one bad request ends the thread that speaks, and the server answers no more; or its insides are sent out."""
+    with monkeypatch.context() as broken:
+        broken.setattr(generate, "generate", lambda *arguments: 1 / 0)
+        broken.setattr(generate, "stream", lambda *arguments: 1 / 0)
+        for fields in ({}, {"stream_format": "audio"}):
+            status, content, _ = post(toys, fields)
+            assert status == 500 and json.loads(content)["error"]["type"] == "server_error" and b"division" not in content
+    assert "division by zero" in caplog.text
+    assert post(toys)[0] == 200 and len(toys.queue) == 0
+
+
+def test_a_stream_that_fails_is_no_whole_one(toys, monkeypatch, caplog):
+    """Mistake: speech that broke off looks like speech that ended, or what broke it takes the server down."""
+    real = generate.stream
+
+    def breaks(*arguments):
+        for number, frame in enumerate(real(*arguments)):
+            assert number < 6, "broken on purpose"
+            yield frame
+
+    with monkeypatch.context() as broken:
+        broken.setattr(generate, "stream", breaks)
+        with pytest.raises(http.client.IncompleteRead):
+            post(toys, {"stream_format": "audio", "input": LONG})
+    assert "broken on purpose" in caplog.text and "a response was aborted" in caplog.text
+    assert post(toys, {"stream_format": "audio"})[0] == 200 and len(toys.queue) == 0
+
+
+# clients that leave
+
+@contextlib.contextmanager
+def open_request(server: Server, fields: dict) -> Iterator[socket.socket]:
+    """A client that has asked; it hangs up at the end."""
+    body = json.dumps({"model": "tts-1", "input": LONG, "voice": "anna", "response_format": "wav"} | fields).encode()
+    with socket.create_connection((server.host, server.port), timeout=20) as connection:
+        connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\n"
+                     b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        yield connection
+
+
+def post_and_hang_up(server: Server, body: dict, read: int) -> None:
+    """Ask, read a little, and hang up."""
+    with open_request(server, body) as connection:
+        while read > 0:
+            read -= len(connection.recv(read))
+
+
+@pytest.fixture
+def slow_frames(monkeypatch) -> list[int]:
+    """Slow generation in the worker; holds the number of prompts of each frame."""
+    batch_sizes, real = [], generate.stream
+
+    def slow(*arguments):
+        for frame in real(*arguments):
+            if threading.current_thread().name == "tts-worker":
+                batch_sizes.append(len(frame))
+                time.sleep(0.02)
+            yield frame
+
+    monkeypatch.setattr(generate, "stream", slow)
+    return batch_sizes
+
+
+def test_a_batch_for_nobody_is_broken_off(toys, voices, slow_frames):
+    """Mistake: a batch is generated to its end for clients that have all hung up, and all others wait."""
+    with open_request(toys, {}), open_request(toys, {"seed": 1}):
+        wait_for(lambda: slow_frames and len(toys.queue) == 2)
+    wait_for(lambda: len(toys.queue) == 0)
+    frames = len(slow_frames)
+    wait_for(lambda: toys.worker.batch_sizes)
+    assert len(slow_frames) - frames <= 3 and post(toys)[0] == 200
+    assert speak.speak(LONG, voices["anna"]).seconds * voices["anna"].base.spec.frame_rate > 50, "too short a text to tell"
+
+
+def test_who_stays_in_a_batch_hears_all(toys, voices, paused, slow_frames):
+    """Mistake: one client hangs up, and the rest of its batch is cut short too."""
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(post, toys)
+        wait_for(lambda: paused.sizes)
+        with open_request(toys, {"input": SHORT}):
+            stays = threads.submit(post, toys, {"voice": "anna"})
+            wait_for(lambda: len(toys.queue) == 3)
+            paused.set()
+            wait_for(lambda: slow_frames and slow_frames[-1] == 2)
+        assert first.result()[0] == 200 and same_audio(decode(stays.result()[1]), speak.speak(SHORT, voices["anna"]).samples)
+    assert paused.sizes[:2] == [1, 2]
+
+
+def test_whoever_speaks_beside_the_server_is_waited_for(toys, voices):
+    """Mistake: a notebook that speaks in a voice that it also serves makes the server call good texts unspeakable."""
+    with voices["anna"].base.taken():
+        status, content, headers = post(toys)
+        assert status == 503 and b"outside the server" in content and headers["retry-after"] == "5"
+    assert post(toys)[0] == 200
+
+
+def test_a_client_that_hangs_up_mid_stream_frees_the_voice(toys, voices, slow_frames):
+    """Mistake: a long text is generated to the end for nobody, and all others wait."""
+    for _ in range(3):
+        post_and_hang_up(toys, {"stream_format": "audio"}, 500)
+    wait_for(lambda: len(toys.queue) == 0)
+    frames, (_, content, _) = len(slow_frames), post(toys)
+    whole = speak.speak(LONG, voices["anna"]).seconds * voices["anna"].base.spec.frame_rate
+    assert frames < 1.5 * whole and same_audio(decode(content), speak.speak(SHORT, voices["ben"]).samples)
+
+
+def test_a_client_that_hangs_up_while_it_waits_loses_its_place(toys, paused):
+    """Mistake: speech is generated for clients that went away."""
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(post, toys)
+        wait_for(lambda: paused.sizes)
+        for _ in range(5):
+            post_and_hang_up(toys, {"voice": "plain"}, 0)
+        wait_for(lambda: len(toys.queue) == 1)
+        paused.set()
+        assert first.result()[0] == 200
+    assert post(toys)[0] == 200 and paused.sizes == [1, 1]
+
+
+# who may come in
+
+def test_with_a_key_nobody_without(voices):
+    """Mistake: anyone who reaches the port uses these voices, or learns their names."""
+    with running(voices, watermarked=False, api_keys=[KEY, KEY + "2"]) as server:
+        for headers in ({}, {"Authorization": KEY}, {"Authorization": "Bearer "}, {"Authorization": f"Bearer {KEY[:-1]}"},
+                     {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer \xff"}):
+            for path, method in (("/v1/audio/speech", "POST"), ("/v1/voices", "GET"), ("/v1/models", "GET"),
+                                 ("/docs", "GET")):
+                status, content, answer = post(server, path=path, method=method, headers=headers)
+                assert status == 401 and answer["www-authenticate"] == "Bearer" and b"anna" not in content
+                assert json.loads(content)["error"]["code"] == "invalid_api_key"
+        for path in ("/health", "/"):
+            status, content, _ = post(server, path=path, method="GET")
+            assert status == 200 and not any(name in content for name in (b"anna", server.models[0].encode()))
+        for key in (KEY, KEY + "2"):
+            assert client(server, key).audio.speech.create(model="tts-1", voice="anna", input=SHORT).content
+
+
+def test_without_a_key_only_for_this_machine(toys):
+    """Mistake: a page in the browser, or a name that somebody else's DNS points at 127.0.0.1, speaks through the server."""
+    port = toys.port
+    for host, status in ((f"localhost:{port}", 200), (f"127.0.0.1:{port}", 200), (f"[::1]:{port}", 200), ("127.0.0.1", 200),
+                         (f"evil.example:{port}", 400), ("127.0.0.1.evil.example", 400), ("", 400), ("[", 400)):
+        assert post(toys, path="/v1/voices", method="GET", headers={"Host": host})[0] == status, host
+    for origin, status in ((f"http://127.0.0.1:{port}", 200), ("https://evil.example", 403), ("null", 403),
+                           ("http://127.0.0.1:9", 403), ("http://[", 403), ("", 403)):
+        assert post(toys, headers={"Origin": origin, "Host": f"127.0.0.1:{port}"})[0] == status, origin
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
+def test_other_addresses_of_the_machine_want_a_key(voices, host):
+    """Mistake: --host 0.0.0.0 opens the voices to everybody on the network."""
+    with pytest.raises(KitError, match="no API key was given. Give --api-key"):
+        Server(voices, host, 0)
+    with pytest.raises(KitError, match="shorter than 16"):
+        Server(voices, host, 0, api_keys=["secret"])
+
+
+def test_a_port_in_use_is_named(toys, voices):
+    """Mistake: a traceback of the socket, after minutes of loading."""
+    with pytest.raises(KitError, match=f"port {toys.port} of 127.0.0.1 is in use.*--port 0"):
+        app.run_server(lambda: pytest.fail("loaded before the port was found free"), port=toys.port)
+    with pytest.raises(KitError, match="not an address of this machine"):
+        Server(voices, port=70_000)
+
+
+@pytest.mark.parametrize("queue_timeout", [0.0, -1.0, float("nan")])
+def test_patience_is_a_time(queue_timeout):
+    """Mistake: a server that refuses every request, or none, for a slip on the command line."""
+    with pytest.raises(KitError, match="--queue-timeout is .* must be a number of seconds above 0"):
+        app.run_server(lambda: pytest.fail("loaded"), port=0, queue_timeout=queue_timeout)
+
+
+def test_what_cannot_begin_says_so_at_once(voices, monkeypatch):
+    """Mistake: in a notebook or in the cloud the server's thread dies of what is missing, and nobody learns of it."""
+    def missing() -> None:
+        raise KitError("no watermark")
+
+    monkeypatch.setattr(watermark, "network", missing)
+    server = Server(voices, port=0)
+    with server.socket, pytest.raises(KitError, match="no watermark"):
+        server.start()
+
+
+@pytest.mark.parametrize("pairs", [["anna"], ["anna="], ["=x"], ["../x=y"], ["a=x", "a=y"], ["a b=x"]])
+def test_voices_are_told_by_name_and_place(pairs):
+    """Mistake: a voice without a name, or one name for two."""
+    with pytest.raises(KitError, match="NAME=PATH"):
+        app.parse_voices(pairs)
+    assert app.parse_voices(["a=runs/a=b", "b.c=owner/name"]) == {"a": "runs/a=b", "b.c": "owner/name"}
+
+
+def test_the_model_is_called_as_on_the_hub_and_no_place_is_told(tmp_path, monkeypatch):
+    """Mistake: folders of this machine in what every client reads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "tiny").mkdir(parents=True)
+    assert app.model_name("sesame/csm-1b") == "sesame/csm-1b"
+    assert app.model_name("here/tiny") == app.model_name(str(tmp_path / "here" / "tiny")) == "tiny"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_verb_serves_until_it_is_stopped(toy, tmp_path, how):
+    """Mistake: Ctrl-C, or a service manager, leaves clients without a word, or ends in a traceback or a long wait for what
+    is being said; the key of the environment is not asked for."""
+    command = [sys.executable, "-m", "tts_kit", "serve", "--voice", f"toy={toy}", "--port", "0", "--device", "cpu"]
+    started = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "TTS_KIT_KEY": KEY},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        announced = started.stdout.readline()
+        port = int(re.search(r"Voices: toy\. Model: toy\. Open http://127\.0\.0\.1:(\d+) .* with a key", announced)[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        for headers, status in (({}, 401), ({"Authorization": f"Bearer {KEY}"}, 200)):
+            connection.request("GET", "/v1/voices", headers=headers)
+            answer = connection.getresponse()
+            assert answer.status == status and answer.read()
+        body = json.dumps({"model": "tts-1", "input": LONG * 15, "voice": "toy"})
+        connection.request("POST", "/v1/audio/speech", body, {"Authorization": f"Bearer {KEY}"})
+        time.sleep(0.3)
+        started.send_signal(how)
+        answer = connection.getresponse()
+        assert answer.status == 503 and "being stopped" in answer.read().decode() and answer.headers["Retry-After"]
+        out, errors = started.communicate(timeout=40)
+        assert started.returncode == 0 and out.endswith("Stopped.\n") and not errors
+    finally:
+        started.kill()
+
+
+# the page
+
+def test_the_page_needs_nothing_and_runs_nothing_foreign(voices):
+    """Mistake: a script from a CDN, a voice's name pasted as markup, or a page that others may frame."""
+    hostile = {'<img src=x onerror="window.hurt=1">': voices["anna"]}
+    with running(hostile, watermarked=False) as server:
+        status, content, headers = post(server, path="/", method="GET")
+    text = content.decode()
+    assert status == 200 and "<img" not in text and text.count("<script") == text.count("</script>") == 1
+    assert not re.search(r"https?:|//[a-z]|@import|<link|\b(src|href)=", text.replace("&lt;img src=x", ""))
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ") and "script-src 'sha256-" in policy and "unsafe" not in policy
+
+
+@pytest.mark.parametrize("keys", [[], [KEY]], ids=["open", "locked"])
+def test_type_and_hear(chromium, voices, keys):
+    """Mistake: a page that looks well and says nothing, forgets what was said, or cannot be used with a key."""
+    with running(voices, watermarked=False, api_keys=keys) as server:
+        chromium.look(1280, 800)
+        chromium.open(f"{server.address}/")
+        if keys:
+            chromium.wait("!document.getElementById('login').hidden")
+            chromium.click("#key")
+            chromium.call("Input.insertText", text=KEY)
+            chromium.press("Enter")
+        chromium.wait("document.querySelectorAll('#voice option').length === 3")
+        assert chromium.run("ui.speak.disabled && ui.login.hidden")
+        chromium.run("ui.voice.value = 'ben'")
+        chromium.click("#text")
+        chromium.call("Input.insertText", text=SHORT)
+        chromium.click("#speak")
+        chromium.wait("document.querySelector('#results audio')?.readyState >= 2")
+        expected = speak.speak(SHORT, voices["ben"]).seconds
+        assert chromium.run("document.querySelector('#results audio').duration") == pytest.approx(expected, abs=0.15)
+        assert chromium.run("document.querySelector('#results a').download") == "ben-0.mp3"
+        chromium.run("ui.text.value = '😀'; update()")
+        chromium.click("#speak")
+        chromium.wait("ui.error.textContent.includes('no letter')")
+        assert chromium.run("document.querySelectorAll('#results li').length") == 1
+        complaints = [each for each in chromium.complaints() if not re.search("40[01]", json.dumps(each))]
+        assert complaints == []
+        asked = {event["params"]["request"]["url"] for event in chromium.events
+                 if event["method"] == "Network.requestWillBeSent"}
+        assert all(url.startswith((f"{server.address}/", "blob:", "data:")) for url in asked)
+
+
+def test_the_page_counts_the_seconds_and_can_be_stopped(chromium, voices, paused):
+    """Mistake: nothing moves while a long text is said, and who changed his mind has to wait for it."""
+    with running(voices, watermarked=False) as server:
+        chromium.open(f"{server.address}/")
+        chromium.wait("document.querySelectorAll('#voice option').length === 3")
+        chromium.click("#text")
+        chromium.call("Input.insertText", text=SHORT)
+        chromium.press("Enter", control=True)
+        chromium.wait("ui.speak.textContent === 'Stop' && /^[1-9] s$/.test(ui.count.textContent)")
+        chromium.click("#speak")
+        wait_for(lambda: paused.sizes and len(server.queue) == 0)
+        chromium.wait("ui.speak.textContent === 'Speak' && ui.count.textContent === '12 of 4096'")
+        paused.set()
+        assert chromium.run("ui.error.textContent") == ""
+
+
+def test_audio_knows_what_it_can_write():
+    """Mistake: a kind is promised that this libsndfile lacks, or bytes are cut where the rate is not its own."""
+    wave = (0.3 * np.sin(np.arange(22_050) * 0.1)).astype(np.float32)
+    assert list(audio.available_formats()) == ["mp3", "wav", "flac", "opus"]
+    for kind in audio.available_formats():
+        samples, rate = soundfile.read(io.BytesIO(audio.encode(wave, 22_050, kind)))
+        assert len(samples) / rate == pytest.approx(1, abs=0.06), kind

@@ -1,0 +1,81 @@
+"""What the review page's server and the speech server share: the socket, the server thread, request limits, page headers."""
+
+import errno
+import socket
+import threading
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from tts_kit.errors import KitError
+
+LOCALHOST = "127.0.0.1"
+MAX_DRAINED_BYTES = 16_000_000
+"""How much of a too large request is read and dropped, so that its sender gets an answer instead of a reset connection."""
+
+
+class LocalServer(uvicorn.Server):
+    """A uvicorn server on a bound socket: `serve_forever` in this thread, or `start` and `close` for a thread of its own."""
+
+    def __init__(self, app, bound_socket: socket.socket, **options):
+        super().__init__(uvicorn.Config(app, ws="none", log_level="warning", server_header=False, **options))
+        self.socket = bound_socket
+        self.port = bound_socket.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve_forever, name="server", daemon=True)
+
+    def serve_forever(self) -> None:
+        """Serve until `close` or a signal."""
+        with self.socket:
+            self.run(sockets=[self.socket])
+
+    def start(self) -> None:
+        """Serve in a thread, for example while a notebook goes on."""
+        self.thread.start()
+
+    def close(self) -> None:
+        """Stop the thread that `start` began."""
+        self.should_exit = True
+        self.thread.join(40)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; connections wait in its backlog until the server accepts them."""
+    try:
+        if not 0 <= port < 65_536:
+            raise OverflowError("ports are 0 to 65535")
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound_socket = socket.socket(family, kind)
+    except (OSError, OverflowError) as error:
+        raise KitError(f"{host}, port {port}, is not an address of this machine ({error}). Leave --host and --port out, or "
+                       "correct them.") from error
+    try:
+        bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound_socket.bind(address)
+        bound_socket.listen(1024)
+    except OSError as error:
+        bound_socket.close()
+        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else "cannot be used"
+        raise KitError(f"port {port} of {host} {reason} ({error.strerror}). Stop that program, or give --port another "
+                       "number; --port 0 takes any that is free.") from error
+    return bound_socket
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body of a request; refuse one above `max_bytes` without keeping it in memory."""
+    body, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= max_bytes:
+            body += chunk
+        elif size > MAX_DRAINED_BYTES:
+            break
+    if size > max_bytes:
+        raise KitError(f"the request is larger than {max_bytes} bytes. Send less at once.")
+    return bytes(body)
+
+
+def page_response(content: str, policy: str) -> HTMLResponse:
+    """Return a page under a content security policy, which no cache keeps and no referrer names."""
+    return HTMLResponse(content, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer",
+                                          "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
