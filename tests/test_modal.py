@@ -409,7 +409,7 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
     assert [row["step"] for row in read_rows(Run("anna").training / "log.jsonl") if "backbone_loss" in row] == [1, 2]
     assert contents(there.comparison) == contents(Run("anna").comparison)
     assert contents(there.adapter) == contents(Run("anna").adapter)
-    assert "Hear it: file://" in capsys.readouterr().out
+    assert "Listen: file://" in capsys.readouterr().out
     modal_app.main.info.raw_f(*told)
     assert "is on the volume already and is used again" in capsys.readouterr().out
 
