@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    parser = argparse.ArgumentParser(prog="tts-kit", description=__doc__.partition(": ")[2].capitalize(), epilog=(
+    parser = argparse.ArgumentParser(prog="tts-kit", description="Fine-tune a token-based TTS model on one voice, and measure whether it helped.", epilog=(
         "prepare, tokenize, train and compare are the stages of a run; `tts-kit COMMAND --help` lists a command's options."))
     parser.add_argument("--version", action="version", version=f"tts-kit {_version()}")
     parser.set_defaults(func=None)
