@@ -21,6 +21,7 @@ from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.segment import Segment
 from tts_kit.data.transcribe import Transcript
 from tts_kit.model import load
+from tts_kit.run import write_inputs
 from tts_kit.tokens.cache import EncodedClip
 
 torch.set_num_threads(1)
@@ -82,6 +83,14 @@ def chromium(tmp_path_factory):
     made.close()
 
 
+@pytest.fixture(scope="session")
+def segmented_recording(tmp_path_factory) -> Path:
+    """The folder of the bundled recording's segments."""
+    folder = tmp_path_factory.mktemp("segments")
+    segment.segment_recording(Path(__file__).parents[1] / "sample_data" / "recording.flac", folder)
+    return folder / "recording"
+
+
 def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "train", books: int = 4,
               speaker: str = "") -> EncodedClip:
     """A clip with random codes, the same for the same name."""
@@ -91,20 +100,21 @@ def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "
 
 
 def make_cuts(folder: Path) -> Path:
-    """Two recordings of four clips each, cut and heard; a tone of its own height in every clip."""
+    """Two recordings of four clips each, segmented and transcribed; a tone of its own pitch in every clip."""
     for number, name in enumerate(("monday", "tuesday")):
-        place, pieces, heard = folder / name, [], []
+        place, segments, transcripts = folder / name, [], []
         for clip in range(4):
             file = f"clips/{clip + 1:05d}.flac"
             seconds = 2.0 + 0.5 * clip
-            tone = 0.3 * np.sin(np.arange(round(seconds * SAMPLE_RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / SAMPLE_RATE)
-            audio.write(place / file, tone.astype(np.float32), SAMPLE_RATE)
-            pieces.append(Segment(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0, 2.0))
+            phase = np.arange(round(seconds * SAMPLE_RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / SAMPLE_RATE
+            audio.write(place / file, (0.3 * np.sin(phase)).astype(np.float32), SAMPLE_RATE)
+            segments.append(Segment(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0, 2.0))
             text = CUT_TEXTS[4 * number + clip]
-            heard.append(Transcript(file, text, f" {text}", 0.95, 0.01))
-        pieces.append(Segment("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the room"))
-        io.write_rows(place / segment.PIECES, [{"recording": name}, *(dataclasses.asdict(each) for each in pieces)])
-        io.write_rows(place / transcribe.transcripts_path("base"), [dataclasses.asdict(each) for each in heard])
+            transcripts.append(Transcript(file, text, f" {text}", 0.95, 0.01))
+        segments.append(Segment("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the noise"))
+        write_inputs(place, recording=name)
+        io.write_rows(place / segment.SEGMENTS, [dataclasses.asdict(part) for part in segments])
+        io.write_rows(place / transcribe.transcripts_file("base"), [dataclasses.asdict(row) for row in transcripts])
     return folder
 
 

@@ -53,7 +53,7 @@ from transformers.utils import logging
 from sample_data.build import shape
 from tts_kit import audio, config, device, errors, io, run, text, watermark
 from tts_kit.comparison import verdict
-from tts_kit.data import audio_stats, manifest, prepare, quality_flags, segment
+from tts_kit.data import audio_stats, manifest, prepare, quality_flags, segment, transcribe
 from tts_kit.evaluation import memorization, metrics, scoring, stats, wer
 from tts_kit.generation import generate, sampling
 from tts_kit.model import load, lora, loss
@@ -194,10 +194,10 @@ def kit_split(recordings: list[str], share: float, seed: int) -> list[str]:
 
 def kit_segments() -> list[dict]:
     """The pieces of the sample recording, cut without any transcript."""
-    found = segment.segment_recording(SAMPLES / "recording.flac", SCRATCH / "cuts")
-    place = segment.segment_folder(SAMPLES / "recording.flac", SCRATCH / "cuts")
-    return [{"start": each.begin, "end": each.end, "SNR_dB": each.ratio, "edge_dB": each.edge, "clipped": each.clipped,
-             "LUFS": each.level, "rejected": bool(each.reason), "may_cut_a_word": each.may_cut_a_word,
+    found = segment.segment_recording(SAMPLES / "recording.flac", SCRATCH / "segments")
+    place = segment.segment_folder(SAMPLES / "recording.flac", SCRATCH / "segments")
+    return [{"start": each.start, "end": each.end, "SNR_dB": each.snr_db, "edge_dB": each.edge_db, "clipped": each.clipped,
+             "LUFS": each.lufs, "rejected": bool(each.reason), "may_cut_a_word": each.may_cut_a_word,
              "samples_sha256": sha256(soundfile.read(place / each.file, dtype="int16")[0])} for each in found]
 
 
@@ -211,7 +211,13 @@ def kit_quality(count: int) -> dict:
 
 def kit_transcript_flags(clips: list[tuple]) -> list[dict]:
     """(text, seconds, confidence, edge, second text) -> how suspicious each transcript is."""
-    found = quality_flags.flag_clips([quality_flags.ClipFeatures(*each) for each in clips])
+    parts, transcripts, second_texts = [], [], []
+    for words, seconds, confidence, edge, second_text in clips:
+        # the edge is None where no word can have been cut: an edge as quiet as the noise
+        parts.append(segment.Segment("", 0.0, seconds, 40.0, 40.0 if edge is None else edge))
+        transcripts.append(transcribe.Transcript("", words, words, confidence, 0.0))
+        second_texts.append(second_text)
+    found = quality_flags.flag_clips(parts, transcripts, second_texts, [None] * len(clips))
     return [{"weights": [each.weight for each in some], "suspicion": quality_flags.combined_score(some)} for some in found]
 
 

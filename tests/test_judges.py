@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tts_kit import audio, samples
-from tts_kit.data import whisper_weights
+from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import bundled, dnsmos, metrics, scoring, wer
 
@@ -227,9 +227,9 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
 @installed
 def test_weights_that_are_not_the_tested_ones_are_refused(tmp_path, monkeypatch):
     """Mistake: another upload under the same name becomes the judge, or a half-written file is kept."""
-    whole = whisper_weights.folder(tmp_path / "whole")
+    whole = transcribe.bundled_whisper(cache=tmp_path / "whole")
     assert {path.name for path in whole.iterdir()} >= {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
-    monkeypatch.setattr(whisper_weights, "HASH", "0" * 64)
+    monkeypatch.setitem(transcribe.SHA256, transcribe.BUNDLED, "0" * 64)
     with pytest.raises(KitError, match="are not the tested ones"):
-        whisper_weights.folder(tmp_path / "other")
+        transcribe.bundled_whisper(cache=tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tts_kit import audio, samples
-from tts_kit.data import whisper_weights
+from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import bundled, hub_models, metrics
 
@@ -115,7 +115,7 @@ def hub(tmp_path, monkeypatch):
              folders[hub_models.WAVLM.place] / "onnx" / "model.onnx")
     (folders[hub_models.WAVLM.place] / "preprocessor_config.json").write_text("{}")
     exported(Level(), ["mos"], {"wave": torch.randn(1, 24_000)}, folders[hub_models.UTMOS.place] / hub_models.UTMOS.files[0])
-    spoken = whisper_weights.folder()
+    spoken = transcribe.bundled_whisper()
     for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt"):
         (folders[hub_models.TURBO.place] / name).symlink_to(spoken / name)
     digest = hashlib.sha256(network.read_bytes()).hexdigest()

@@ -211,7 +211,7 @@ def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
         before = contents(apart)
         modal_app.transcribe.local("apart", share, ("", "none", ""))
         changed = {path for path, content in contents(apart).items() if before.get(path) != content}
-        assert changed == {f"{Path(share[0]).name}/{transcribe.transcripts_path('someone')}"}
+        assert changed == {f"{Path(share[0]).name}/{transcribe.transcripts_file('someone')}"}
     assert contents(apart) == contents(together)
     heard.clear()
     modal_app.transcribe.local("apart", folders, ("", "none", ""))

@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tts_kit import samples
-from tts_kit.data import whisper_weights
+from tts_kit.data import transcribe
 from tts_kit.evaluation import metrics
 
 FOLDER = samples.SAMPLE_DATA.parent / "notebooks"
@@ -85,7 +85,7 @@ def pictures(notebook) -> int:
                for output in cell.outputs)
 
 
-@pytest.mark.skipif(not whisper_weights.is_installed(), reason="no bundled transcriber is installed (requirements-judges.txt)")
+@pytest.mark.skipif(not transcribe.is_installed(), reason="no bundled transcriber is installed (requirements-judges.txt)")
 def test_the_first_takes_a_recording_to_reviewed_data(tmp_path):
     """Mistake: a notebook that only knows clips with transcripts, or whose review is open and leads nowhere."""
     (tmp_path / "sample_data").symlink_to(FOLDER.parent / "sample_data")

@@ -72,7 +72,7 @@ def test_everything_is_accounted_for(place):
     pieces.append(segment.Segment("clips/1.flac", 20, 22, 40, 30, 0, -4.5))
     for number in range(2):
         audio.write(place.segments / "monday" / f"rejected/{number}.flac", number * buzz(100), SAMPLE_RATE)  # one is silent
-    io.write_rows(place.segments / "monday" / segment.PIECES, [{}, *(dataclasses.asdict(piece) for piece in pieces)])
+    io.write_rows(place.segments / "monday" / segment.SEGMENTS, [dataclasses.asdict(piece) for piece in pieces])
     found = report.analyse(place)
     assert found.left == {"left out: noisy": report.Rejected(2, pytest.approx(0.2)),
                           "left out: could not be used": report.Rejected(1, None)}

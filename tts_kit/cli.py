@@ -74,10 +74,12 @@ def prepare(args: argparse.Namespace) -> None:
         raise KitError("--held-out is a share of the clips, --eval-source names the clips: give one of the two.")
     run = Run(args.run)
     config = load_config(run, **config_changes(args))
-    source = ingest.ingest(args.source, run, _device_config(args), args.asr_model, args.verify_asr_model, args.language,
-                           config.speaker)
+    source, is_recording = args.source, ingest.is_recording(args.source)
+    if is_recording:
+        source = ingest.ingest(source, run, _device_config(args), args.asr_model, args.verify_asr_model, args.language,
+                               config.speaker)
     # hours of segmenting and transcribing are not refused for one bad clip
-    preparation.prepare(source, run, config, args.skip_bad or source != args.source, args.eval_source)
+    preparation.prepare(source, run, config, args.skip_bad or is_recording, args.eval_source)
 
 
 def _add_tokenize(commands) -> None:

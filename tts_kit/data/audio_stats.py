@@ -48,7 +48,7 @@ def measure(utterances: Sequence[Utterance]) -> list[AudioStats]:
         samples = audio.read(clip.audio, SAMPLE_RATE)
         rows.append((clip, len(clip.text) / clip.seconds, audio.loudness(samples, SAMPLE_RATE), snr_db(samples),
                      pitch(samples), bandwidth_hz(samples)))
-        sounds.append(speaker_embedding.windows(audio.resample(samples, SAMPLE_RATE, speaker_embedding.RATE)) if compared else None)
+        sounds.append(speaker_embedding.embed_windows(audio.resample(samples, SAMPLE_RATE, speaker_embedding.SAMPLE_RATE)) if compared else None)
     return [AudioStats(*row, unlike) for row, unlike in zip(rows, speaker_embedding.speaker_outlier_score(sounds))]
 
 

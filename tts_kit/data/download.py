@@ -1,4 +1,4 @@
-"""An address on the web -> a sound file on disk, by yt-dlp where it is installed; for speech that one may use."""
+"""Download the audio of a web page or file with yt-dlp, if it is installed; for speech that one has the right to use."""
 
 import hashlib
 import importlib.util
@@ -9,55 +9,55 @@ from tqdm.auto import tqdm
 from tts_kit import io
 from tts_kit.errors import KitError, reason
 
-SCHEMES = ("http://", "https://")
-LARGEST = 4 * 2 ** 30
-"""Bytes of one file."""
+MAX_BYTES = 4 * 2 ** 30
 
 
 def is_url(source: str | Path) -> bool:
-    return str(source).lower().startswith(SCHEMES)
+    """Whether a source is an http or https address."""
+    return str(source).lower().startswith(("http://", "https://"))
 
 
-def fetch(address: str, folder: Path) -> Path:
-    """The sound of one video or sound file, in a folder of its own under `folder`; fetched once."""
-    place = Path(folder) / f"web-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
-    if place.is_dir():
-        return next(place.iterdir())
+def fetch(url: str, folder: Path) -> Path:
+    """Download the audio of one video or audio file to a folder of its own under `folder`, once."""
+    own_folder = Path(folder) / f"web-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    if own_folder.is_dir():
+        return next(own_folder.iterdir())
     if not importlib.util.find_spec("yt_dlp"):
-        raise KitError(f"{address} is an address, and fetching needs yt-dlp, which is missing: pip install yt-dlp. Or fetch "
-                      "it yourself and give the file.")
+        raise KitError(f"{url} is a URL, and downloading needs yt-dlp, which is missing: pip install yt-dlp. Or download "
+                       "it yourself and give the file.")
     print("Only use speech that you have the right to use.")
-    with io.atomic_folder(place) as beside, tqdm(desc="fetching", unit="B", unit_scale=True) as bar:
-        _download(address, beside / place.name, bar)
-        files = [path for path in beside.iterdir() if path.stat().st_size]
+    with io.atomic_folder(own_folder) as staging, tqdm(desc="downloading", unit="B", unit_scale=True) as bar:
+        _download(url, staging / own_folder.name, bar)
+        files = [path for path in staging.iterdir() if path.stat().st_size]
         if len(files) != 1:
-            raise KitError(f"{address} gave {len(files)} files; wanted the address of one video or sound file, of "
-                          f"{LARGEST // 2 ** 30} GB at most.")
-    return next(place.iterdir())
+            raise KitError(f"{url} gave {len(files)} files; wanted the URL of one video or audio file of at most "
+                           f"{MAX_BYTES // 2 ** 30} GB.")
+    return next(own_folder.iterdir())
 
 
-def _download(address: str, path: Path, bar: tqdm) -> None:
+def _download(url: str, path: Path, bar: tqdm) -> None:
     import yt_dlp
 
-    def tell(state: dict) -> None:
+    def update_bar(state: dict) -> None:
         bar.total = state.get("total_bytes") or bar.total
         bar.update((state.get("downloaded_bytes") or 0) - bar.n)
 
     options = {"format": "bestaudio/best", "outtmpl": {"default": f"{path}.%(ext)s"}, "noplaylist": True,
-               "playlist_items": "1", "max_filesize": LARGEST, "restrictfilenames": True, "quiet": True, "no_warnings": True,
-               "noprogress": True, "progress_hooks": [tell], "cachedir": False, "logger": _Silent()}
+               "playlist_items": "1", "max_filesize": MAX_BYTES, "restrictfilenames": True, "quiet": True,
+               "no_warnings": True, "noprogress": True, "progress_hooks": [update_bar], "cachedir": False,
+               "logger": _QuietLogger()}
     try:
-        with yt_dlp.YoutubeDL(options) as loader:
-            loader.download([address])
+        with yt_dlp.YoutubeDL(options) as downloader:
+            downloader.download([url])
     except yt_dlp.utils.YoutubeDLError as error:
-        raise KitError(f"{address} cannot be fetched ({reason(error).removeprefix('ERROR: ')}). Check it in a browser, "
-                      "update yt-dlp (pip install -U yt-dlp), or fetch it yourself and give the file.") from error
+        raise KitError(f"{url} cannot be downloaded ({reason(error).removeprefix('ERROR: ')}). Check it in a browser, "
+                       "update yt-dlp (pip install -U yt-dlp), or download it yourself and give the file.") from error
 
 
-class _Silent:
-    """Errors arrive as exceptions; nothing else is news."""
+class _QuietLogger:
+    """Drops yt-dlp's messages; its errors arrive as exceptions."""
 
-    def debug(self, _message):
+    def debug(self, _message: str) -> None:
         pass
 
     info = warning = error = debug

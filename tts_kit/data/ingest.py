@@ -1,6 +1,6 @@
-"""A run's desk: recordings are cut and written down on it, a person puts the texts right, and clips with texts leave it.
+"""From recordings without transcripts to a folder of clips with texts: segment, transcribe, review, export.
 
-In go sound files without transcripts; out comes a folder with `metadata.jsonl`, which is read like any other.
+The exported folder has a `metadata.jsonl` and is read by `prepare` like any other source.
 """
 
 import os
@@ -12,170 +12,180 @@ from tts_kit import audio, io
 from tts_kit.config import Config
 from tts_kit.data import download, prepare, review, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review_edits import DROPPED, ReviewClip
-from tts_kit.data.review_store import ReviewStore
+from tts_kit.data.review_store import DROPPED, ReviewClip, ReviewStore
 from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.run import Run
 
-SOUND = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov", ".mkv",
-         ".webm", ".avi"}
-NOT_SOUND = {".csv", ".jsonl", ".json", ".parquet", ".arrow", ".tsv"}
-SETTINGS = "desk.json"
+AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov",
+                  ".mkv", ".webm", ".avi"}
+TABLE_SUFFIXES = {".csv", ".jsonl", ".json", ".parquet", ".arrow", ".tsv"}
+ASR_MODELS = "asr_models.json"
+"""In the folder of segmented recordings: the models whose transcripts are reviewed."""
 DOWNLOADS = "downloads"
-NOBODY = "none"
-"""In place of a second transcriber: nothing is heard twice."""
+NO_SECOND_PASS = "none"
+"""As name of the second model: there is no second pass."""
 TABLE = "metadata.jsonl"
 
 
-def list_recordings(source: str | Path) -> list[Path]:
-    """The sound files of a source that brings no transcripts: one file, or a folder of them; else none."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return [] if path.suffix.lower() in NOT_SOUND else [path]
-    if not path.is_dir():
-        return []
-    try:
-        os.scandir(path).close()
-        if any((path / name).is_file() for name in sources.TABLES):
-            return []
-        files = sorted(each for each in path.rglob("*") if each.is_file())
-    except OSError as error:
-        raise KitError(f"{path} cannot be read ({error.strerror}). Change its permissions, or copy it elsewhere.") from error
-    if any(each.match(pattern) for each in files for pattern in sources.DATASET_FILES):
-        return []
-    found = [each for each in files if each.suffix.lower() in SOUND]
-    tables = [each for each in files if each.suffix.lower() in NOT_SOUND]
-    if found and tables:
-        raise KitError(f"{path} holds sound files, and {tables[0].relative_to(path)} beside them. If that has their "
-                      "transcripts, call it metadata.csv and give its folder; if not, move it away, and they are taken as "
-                      "recordings to be written down.")
-    return found
+def is_recording(source: str | Path) -> bool:
+    """Whether a source has no transcripts and needs `ingest`: a URL, an audio or video file, or a folder of such files."""
+    return download.is_url(source) or bool(list_recordings(source))
 
 
-def ingest(source: str | Path, place: Run, device_config: DeviceConfig, transcriber: str = "", second: str = "",
-            language: str = "", speaker: str = "") -> str | Path:
-    """The source itself where it has transcripts; of recordings, on disk or at an address, the folder of their clips with
-    what was written down.
+def ingest(source: str | Path, run: Run, device_config: DeviceConfig, asr_model: str = "", verify_asr_model: str = "",
+           language: str = "", speaker: str = "") -> Path:
+    """Segment and transcribe recordings; returns the folder of clips with texts, to be given to `prepare`.
 
-    Without the name of a `second` transcriber a smaller one than the first hears everything once more."""
-    source, files = find_recordings(source, place)
+    Without a `verify_asr_model` a smaller model than the first transcribes everything a second time."""
+    files = find_recordings(source, run)
     if not files:
-        return source
-    folder = export_reviewed(segment_and_transcribe(files, place, *load_asr_models(device_config, transcriber, second, language), language), place, speaker)
-    print(f"Put the texts right: tts-kit review --run {place.name}")
+        raise KitError(f"{source} holds no recordings without transcripts. Give it to prepare as it is.")
+    models = load_asr_models(device_config, asr_model, verify_asr_model, language)
+    folder = export_reviewed(segment_and_transcribe(files, run, *models, language), run, speaker)
+    print(f"Correct the texts: tts-kit review --run {run.name}")
     return folder
 
 
-def find_recordings(source: str | Path, place: Run) -> tuple[str | Path, list[Path]]:
-    """The source, fetched if it is an address, and its sound files; none where it has transcripts."""
-    if download.is_url(source):
-        source = download.fetch(str(source), place.folder / DOWNLOADS)
-    return source, list_recordings(source)
+def find_recordings(source: str | Path, run: Run) -> list[Path]:
+    """The recordings of a source, downloaded first if it is a URL; empty if it has transcripts."""
+    return list_recordings(download.fetch(str(source), run.folder / DOWNLOADS) if download.is_url(source) else source)
 
 
-def load_asr_models(device_config: DeviceConfig, first: str = "", second: str = "",
-                 language: str = "") -> tuple[Transcriber, Transcriber | None]:
-    """Who writes down what is said, and who hears it once more."""
-    loaded = transcribe.load(first, device_config)
+def list_recordings(source: str | Path) -> list[Path]:
+    """The audio files of a local source without transcripts, one file or a folder of them; empty if it has transcripts."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [] if path.suffix.lower() in TABLE_SUFFIXES else [path]
+    if not path.is_dir():
+        return []
+    try:
+        os.scandir(path).close()  # rglob passes over a folder that cannot be read
+        if any((path / name).is_file() for name in sources.TABLES):
+            return []
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise KitError(f"{path} cannot be read ({error.strerror}). Change its permissions, or copy it elsewhere.") from error
+    if any(file.match(pattern) for file in files for pattern in sources.DATASET_FILES):
+        return []
+    recordings = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES]
+    tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+    if recordings and tables:
+        raise KitError(f"{path} holds audio files and {tables[0].relative_to(path)}. If that has their transcripts, name it "
+                       "metadata.csv and give its folder; if not, move it away, and the audio is transcribed.")
+    return recordings
+
+
+def load_asr_models(device_config: DeviceConfig, asr_model: str = "", verify_asr_model: str = "",
+                    language: str = "") -> tuple[Transcriber, Transcriber | None]:
+    """Load the ASR models of both passes; the second is None if it was switched off."""
+    first = transcribe.load(asr_model, device_config)
     transcribe.check_language(language)
-    if second == NOBODY:
-        return loaded, None
-    return loaded, transcribe.load(second, device_config) if second else transcribe.second_pass_model(loaded, device_config)
+    if verify_asr_model == NO_SECOND_PASS:
+        return first, None
+    if verify_asr_model:
+        return first, transcribe.load(verify_asr_model, device_config)
+    return first, transcribe.second_pass_model(first, device_config)
 
 
-def segment_and_transcribe(files: Sequence[Path], place: Run, first: Transcriber, second: Transcriber | None = None,
-        language: str = "") -> ReviewStore:
-    """Cut every recording that can be and write it down, with those of earlier times; what was done before is used again,
-    what cannot be done is named."""
-    folders = segment_files(files, place)
-    io.write_json(place.segments / SETTINGS, {"transcriber": first.name, "second": second.name if second else ""})
+def segment_and_transcribe(files: Sequence[Path], run: Run, first: Transcriber, second: Transcriber | None = None,
+                           language: str = "") -> ReviewStore:
+    """Segment new recordings and transcribe them with all earlier ones of the run; finished work is reused."""
+    folders = segment_files(files, run)
+    io.write_json(run.segments / ASR_MODELS, {"asr_model": first.name, "verify_asr_model": second.name if second else ""})
     for folder in folders:
         transcribe_segments(folder, first, second, language)
-    return load_review(place)
+    return load_review(run)
 
 
-def segment_files(files: Sequence[Path], place: Run) -> list[Path]:
-    """Cut every recording that can be; the folders of all that were, now or before."""
-    failed = []
+def segment_files(files: Sequence[Path], run: Run) -> list[Path]:
+    """Segment every usable recording and name the others; returns the folders of all recordings of the run."""
+    failures = []
     for file in files:
         try:
-            print(f"{file.name}: {segment.summary(segment.segment_recording(file, place.segments))}.")
-        except KitError as problem:
-            failed.append(str(problem))
-            print(problem)
-    if len(failed) == len(files):
-        raise KitError(f"none of {len(files)} recordings can be used. {failed[0]}")
-    return segment.segment_folders(place.segments)
+            print(f"{file.name}: {segment.summary(segment.segment_recording(file, run.segments))}.")
+        except KitError as error:
+            failures.append(str(error))
+            print(error)
+    if len(failures) == len(files):
+        raise KitError(f"none of {len(files)} recordings can be used. {failures[0]}")
+    return segment.segment_folders(run.segments)
 
 
 def transcribe_segments(folder: Path, first: Transcriber, second: Transcriber | None = None, language: str = "") -> None:
-    """Write down one cut recording, and tell its voices apart; touches nothing outside its folder."""
+    """Embed the speakers and transcribe the clips of one recording; writes only inside its folder."""
     speaker_embedding.embed_folder(folder)
-    heard = transcribe.transcribe(folder, first, language)
+    transcripts = transcribe.transcribe(folder, first, language)
     if second:
-        transcribe.transcribe(folder, second, language or next((each.language for each in heard), ""))
+        detected = transcripts[0].language if transcripts else ""
+        transcribe.transcribe(folder, second, language or detected)
 
 
-def load_review(place: Run) -> ReviewStore:
-    """The draft of a run whose recordings were cut before."""
-    path = place.segments / SETTINGS
+def asr_models(run: Run) -> tuple[str, str]:
+    """The names of the models that transcribed a run's recordings; empty if it has none."""
+    path = run.segments / ASR_MODELS
     if not path.is_file():
-        raise KitError(f"{place.segments} holds no cut recordings. Make them first: tts-kit prepare RECORDING --run "
-                      f"{place.name}")
-    told = io.read_json(path, f"Run `tts-kit prepare RECORDING --run {place.name}` again.")
-    return ReviewStore(place.segments, told["transcriber"], told["second"])
+        return "", ""
+    names = io.read_json(path, f"Run `tts-kit prepare RECORDING --run {run.name}` again.")
+    return names["asr_model"], names["verify_asr_model"]
 
 
-def open_review(draft: ReviewStore, place: Run, port: int = 0) -> review.Review:
-    """The review page of a run, open until it is closed."""
-    return review.Review(draft, f"Review: {place.name}", port)
+def load_review(run: Run) -> ReviewStore:
+    """The clips and transcripts of a run's recordings, with all edits so far."""
+    models = asr_models(run)
+    if not models[0]:
+        raise KitError(f"{run.segments} holds no transcribed recordings. Make them first: tts-kit prepare RECORDING "
+                       f"--run {run.name}")
+    return ReviewStore(run.segments, *models)
 
 
-def serve_review(place: Run, config: Config, port: int = 0) -> None:
-    """The review page until Ctrl-C; the data are then made again, of what the person left."""
-    draft = load_review(place)
-    shown = open_review(draft, place, port)
-    print(f"Open {shown.address}\nEvery edit is saved. Ctrl-C ends the review.")
+def open_review(store: ReviewStore, run: Run, port: int = 0) -> review.Review:
+    """Serve the review page of a run until it is closed."""
+    return review.Review(store, f"Review: {run.name}", port)
+
+
+def serve_review(run: Run, config: Config, port: int = 0) -> None:
+    """Serve the review page until Ctrl-C, then prepare the data again from the reviewed clips."""
+    store = load_review(run)
+    server = open_review(store, run, port)
+    print(f"Open {server.url}\nEvery edit is saved. Ctrl-C ends the review.")
     try:
-        shown.wait()
+        server.wait()
     except KeyboardInterrupt:
-        shown.close()
-    prepare.prepare(export_reviewed(draft, place, config.speaker), place, config, skip_bad=True,
-                   held_out_from=prepare.held_out_source(place.data))
+        server.close()
+    prepare.prepare(export_reviewed(store, run, config.speaker), run, config, skip_bad=True,
+                    held_out_from=prepare.held_out_source(run.data))
 
 
-def export_reviewed(draft: ReviewStore, place: Run, speaker: str = "") -> Path:
-    """What was not dropped and has a text, as a folder with a table; an older one is replaced, as it can be made again."""
-    kept = [entry for entry in draft.entries if entry.state != DROPPED and entry.text]
-    if not kept:
-        raise KitError(f"no clip of {place.segments} has a text. Write some: tts-kit review --run {place.name}")
-    with io.atomic_folder(place.reviewed) as beside:
-        io.write_rows(beside / TABLE, _rows(draft, kept, beside, speaker))
-    return place.reviewed
+def export_reviewed(store: ReviewStore, run: Run, speaker: str = "") -> Path:
+    """Write all clips that have a text and were not dropped to `run.reviewed`, with a table; replaces an older export."""
+    clips = [clip for clip in store.clips if clip.state != DROPPED and clip.text]
+    if not clips:
+        raise KitError(f"no clip of {run.segments} has a text. Write some: tts-kit review --run {run.name}")
+    with io.atomic_folder(run.reviewed) as staging:
+        (staging / "clips").mkdir()
+        io.write_rows(staging / TABLE, _export_clips(store, clips, staging, speaker))
+    return run.reviewed
 
 
-def _rows(draft: ReviewStore, kept: Sequence[ReviewClip], folder: Path, speaker: str) -> Iterator[dict]:
-    for entry in kept:
-        file = f"clips/{entry.id.replace('/', '-')}.flac"
-        (folder / file).parent.mkdir(exist_ok=True)
-        [part, *others] = entry.parts
-        if others or not _is_whole(draft.folder / part.file, part):
-            audio.write(folder / file, draft.wave_of(entry.parts), SAMPLE_RATE)
+def _export_clips(store: ReviewStore, clips: Sequence[ReviewClip], folder: Path, speaker: str) -> Iterator[dict]:
+    """Write the clips into `folder`; yields their rows of the table."""
+    for clip in clips:
+        name = f"clips/{clip.id.replace('/', '-')}.flac"
+        [span, *more_spans] = clip.spans
+        file = store.folder / span.file
+        if more_spans or span.start > 0 or abs(audio.probe(file)[2] - span.end) >= 0.01:
+            audio.write(folder / name, store.read_spans(clip.spans), SAMPLE_RATE)
         else:
-            _copy(draft.folder / part.file, folder / file)
-        named = {"source": speaker} if speaker else {}
-        yield {"file_name": file, "text": entry.text, "recording": entry.recording} | named
+            _link_or_copy(file, folder / name)
+        row = {"file_name": name, "text": clip.text, "session": clip.recording}
+        yield row | {"source": speaker} if speaker else row
 
 
-def _is_whole(path: Path, part) -> bool:
-    return part.begin == 0 and abs(audio.probe(path)[2] - part.end) < 0.01
-
-
-def _copy(path: Path, copy: Path) -> None:
+def _link_or_copy(file: Path, target: Path) -> None:
     """The same file under another name, without its bytes twice where the disk allows it."""
     try:
-        os.link(path, copy)
+        os.link(file, target)
     except OSError:
-        shutil.copy2(path, copy)
+        shutil.copy2(file, target)

@@ -1,39 +1,27 @@
-"""Which transcripts to look at first: every reason to doubt one, and how strong they are together."""
+"""Flags on transcripts that a person should check first: each with a reason and a weight, combined to one score per clip."""
 
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from tts_kit.data import speaker_embedding
+from tts_kit.data.segment import Segment
+from tts_kit.data.transcribe import Transcript
 
-PLAIN = set(" ,.?!;:'\"-")
-FEWEST = 6
-"""Clips under which nothing is said about what is usual."""
-SURE = 0.92
-"""No transcriber is doubted above that."""
-OTHER_SPEAKER = "sounds like somebody else"
+PLAIN_CHARACTERS = set(" ,.?!;:'\"-")
+MIN_CLIPS = 6
+"""With fewer clips their medians say nothing about what is usual."""
+CONFIDENT = 0.92
+"""A transcript of this confidence is never flagged for it."""
+MIN_WEIGHT = 0.02
+OTHER_SPEAKER = "sounds like another speaker"
 OUTLIER_THRESHOLD = 0.11
-"""How much less like the usual voice a moment is from which on it may be somebody else's; of a speaker's own clips two or
-three in a hundred hold such a moment."""
-
-
-@dataclass(frozen=True)
-class ClipFeatures:
-    """What is known of a clip and its transcript."""
-    text: str
-    seconds: float
-    confidence: float
-    """Of the transcriber, 0 to 1."""
-    edge: float | None
-    """Decibels of the speech over an edge that may have cut a word, None where neither edge can have."""
-    second_text: str | None = None
-    """What was heard the second time, None where nobody listened twice."""
-    voice: np.ndarray | None = None
-    """(windows, width) of the voice as directions of length 1, None where nobody measured it."""
+"""Speaker outlier score above which a clip may hold another speaker; 2 to 3 % of a speaker's own clips are above it."""
 
 
 @dataclass(frozen=True)
@@ -44,87 +32,66 @@ class Flag:
     """0 to 1."""
 
 
-def flag_clips(clips: Sequence[ClipFeatures]) -> list[list[Flag]]:
-    """For each clip its doubts, the strongest first; what is usual is learnt from all of them."""
-    spoken = [clip for clip in clips if clip.text]
-    pace = statistics.median(_pace(clip) for clip in spoken) if len(spoken) >= FEWEST else 0.0
-    usual = min(SURE, statistics.median(clip.confidence for clip in spoken)) if len(spoken) >= FEWEST else SURE
-    times = Counter(words(clip.text) for clip in spoken)
-    strange = speaker_embedding.speaker_outlier_score([clip.voice for clip in clips])
-    found = []
-    for clip, unlike in zip(clips, strange):
-        some = [_empty(clip)] if not clip.text else [
-            _unsure(clip, usual), _disagreement(clip), _hurried(clip, pace), _odd(clip), _twice(times[words(clip.text)])]
-        some += [_cut(clip), _stranger(unlike)]
-        found.append(sorted((doubt for doubt in some if doubt.weight > 0.02), key=lambda doubt: -doubt.weight))
-    return found
+def flag_clips(segments: Sequence[Segment], transcripts: Sequence[Transcript], second_texts: Sequence[str | None],
+               embeddings: Sequence[np.ndarray | None]) -> list[list[Flag]]:
+    """The flags of each clip, the strongest first; second texts and embeddings are None where there are none."""
+    rates = [max(1, sum(map(str.isalnum, transcript.text))) / segment.seconds
+             for segment, transcript in zip(segments, transcripts)]
+    usual_rate, usual_confidence = 0.0, CONFIDENT
+    spoken = [(rate, transcript) for rate, transcript in zip(rates, transcripts) if transcript.text]
+    if len(spoken) >= MIN_CLIPS:
+        usual_rate = statistics.median(rate for rate, _ in spoken)
+        usual_confidence = min(CONFIDENT, statistics.median(transcript.confidence for _, transcript in spoken))
+    repeats = Counter(words(transcript.text) for _, transcript in spoken)
+    outlier_scores = speaker_embedding.speaker_outlier_score(embeddings)
+    flags = []
+    clips = zip(segments, transcripts, second_texts, rates, outlier_scores)
+    for segment, transcript, second_text, rate, outlier_score in clips:
+        if transcript.text:
+            clip_flags = [Flag(f"ASR confidence {transcript.confidence:.0%}",
+                               _clip((usual_confidence - transcript.confidence) / 0.4)),
+                          *_text_flags(transcript.text, second_text, repeats[words(transcript.text)])]
+        else:
+            clip_flags = [Flag("no speech recognised", 0.95)]
+        if transcript.text and usual_rate:
+            amount = "many" if rate > usual_rate else "few"
+            clip_flags.append(Flag(f"{amount} characters for {segment.seconds:.1f} s",
+                                   _clip(abs(np.log(rate / usual_rate)) - 0.35)))
+        if segment.may_cut_a_word:
+            clip_flags.append(Flag(f"edge only {segment.edge_db:.0f} dB under the speech: a word may be cut", 0.6))
+        if outlier_score > OUTLIER_THRESHOLD:
+            clip_flags.append(Flag(OTHER_SPEAKER, min(0.9, 0.4 + 4 * (outlier_score - OUTLIER_THRESHOLD))))
+        flags.append(sorted((flag for flag in clip_flags if flag.weight > MIN_WEIGHT), key=lambda flag: -flag.weight))
+    return flags
 
 
-def combined_score(some: Sequence[Flag]) -> float:
-    """How suspicious several doubts make a clip, 0 to 1: each takes its share of what the others left."""
-    return 1.0 - float(np.prod([1.0 - doubt.weight for doubt in some]))
-
-
-def word_edit_distance(one: str, other: str) -> float:
-    """Words that have to be changed, added or left out to make one text the other, as a share of the longer; 0 to 1."""
-    first, second = words(one), words(other)
-    row = list(range(len(second) + 1))
-    for place, word in enumerate(first, 1):
-        before, row = row, [place]
-        for number, again in enumerate(second, 1):
-            row.append(min(before[number] + 1, row[-1] + 1, before[number - 1] + (word != again)))
-    return row[-1] / max(len(first), len(second), 1)
-
-
-def _empty(clip: ClipFeatures) -> Flag:
-    return Flag("nothing was understood", 0.95)
-
-
-def _unsure(clip: ClipFeatures, usual: float) -> Flag:
-    return Flag(f"the transcriber is {clip.confidence:.0%} sure", float(np.clip((usual - clip.confidence) / 0.4, 0, 0.9)))
-
-
-def _disagreement(clip: ClipFeatures) -> Flag:
-    """One word heard otherwise is a doubt already, however long the sentence."""
-    apart = 0.0 if clip.second_text is None else word_edit_distance(clip.text, clip.second_text)
-    return Flag(f"heard again as: {clip.second_text}", min(0.9, 0.3 + 1.5 * apart) if apart else 0.0)
-
-
-def _hurried(clip: ClipFeatures, usual: float) -> Flag:
-    """Far more or fewer letters a second than usual: words are missing, or were made up."""
-    if not usual:
-        return Flag("", 0.0)
-    ratio = _pace(clip) / usual
-    kind = "many" if ratio > 1 else "few"
-    return Flag(f"{kind} letters for {clip.seconds:.1f} s", float(np.clip(abs(np.log(ratio)) - 0.35, 0, 0.9)))
-
-
-def _odd(clip: ClipFeatures) -> Flag:
-    """Signs are read aloud in more than one way; so are figures, but in those a transcriber seldom errs."""
-    odd = sorted({character for character in clip.text if not character.isalpha() and character not in PLAIN})
-    signs = [character for character in odd if not character.isdigit()]
-    joined = re.search(r"\d\W+\d", clip.text)  # 20-10: ten past twenty, or twenty to ten
-    return Flag(f"written, not spoken: {' '.join(odd)}", min(0.4, 0.1 * bool(odd) + 0.2 * len(signs) + 0.2 * bool(joined)))
-
-
-def _twice(times: int) -> Flag:
-    return Flag(f"the same words {times} times", 0.3 * (times > 1))
-
-
-def _cut(clip: ClipFeatures) -> Flag:
-    if clip.edge is None:
-        return Flag("", 0.0)
-    return Flag(f"an edge only {clip.edge:.0f} dB under the speech: is a word cut?", 0.6)
-
-
-def _stranger(unlike: float) -> Flag:
-    return Flag(OTHER_SPEAKER, min(0.9, 0.4 + 4 * (unlike - OUTLIER_THRESHOLD)) if unlike > OUTLIER_THRESHOLD else 0.0)
-
-
-def _pace(clip: ClipFeatures) -> float:
-    return max(1, sum(character.isalnum() for character in clip.text)) / clip.seconds
+def combined_score(flags: Sequence[Flag]) -> float:
+    """How doubtful all flags together make a clip, 0 to 1: each takes its share of what the others left."""
+    return 1.0 - float(np.prod([1.0 - flag.weight for flag in flags]))
 
 
 def words(text: str) -> tuple[str, ...]:
-    """A text as its bare words, to be compared."""
-    return tuple("".join(letter for letter in word if letter.isalnum()) for word in text.casefold().split())
+    """The words of a text without case and punctuation, for comparing texts."""
+    return tuple("".join(filter(str.isalnum, word)) for word in text.casefold().split())
+
+
+def word_edit_distance(first: str, second: str) -> float:
+    """Word insertions, deletions and substitutions between two texts, as a share of the longer one."""
+    return Levenshtein.normalized_distance(words(first), words(second))
+
+
+def _text_flags(text: str, second_text: str | None, count: int) -> Iterator[Flag]:
+    if second_text is not None and (distance := word_edit_distance(text, second_text)):
+        # one differing word is a reason to look, however long the sentence
+        yield Flag(f"second pass: {second_text}", min(0.9, 0.3 + 1.5 * distance))
+    # symbols are read aloud in more than one way; digits are too, but ASR seldom gets them wrong
+    unusual = sorted({character for character in text if not character.isalpha() and character not in PLAIN_CHARACTERS})
+    symbols = [character for character in unusual if not character.isdigit()]
+    joined_digits = re.search(r"\d\W+\d", text)  # 20-10: ten past twenty, or twenty to ten
+    yield Flag(f"written, not spoken: {' '.join(unusual)}",
+               min(0.4, 0.1 * bool(unusual) + 0.2 * len(symbols) + 0.2 * bool(joined_digits)))
+    yield Flag(f"same text in {count} clips", 0.3 * (count > 1))
+
+
+def _clip(weight: float) -> float:
+    return float(np.clip(weight, 0, 0.9))

@@ -17,7 +17,7 @@ from tts_kit.data import advice as advisor
 from tts_kit.data import audio_stats, ingest, manifest, prepare, quality_flags, segment, speaker_embedding
 from tts_kit.data.audio_stats import AudioStats
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review_edits import DROPPED
+from tts_kit.data.review_store import DROPPED
 from tts_kit.errors import KitError
 from tts_kit.run import Run
 
@@ -69,7 +69,7 @@ def analyse(place: Run) -> Report:
     refused = place.data / prepare.REJECTED
     return Report(
         name=place.name, clips=audio_stats.measure(clips), left=dict(_left(place, [piece for _, piece in pieces])),
-        twins=audio_stats.near_duplicates(clips), levels=[piece.level for _, piece in pieces if not piece.reason],
+        twins=audio_stats.near_duplicates(clips), levels=[piece.lufs for _, piece in pieces if not piece.reason],
         rejected=[(path, piece) for path, piece in pieces if piece.reason],
         refused=io.read_rows(refused) if refused.is_file() else [], compared=speaker_embedding.is_installed())
 
@@ -137,8 +137,8 @@ def _left(place: Run, pieces: Sequence[segment.Segment]) -> Iterator[tuple[str, 
         kind = piece.reason.partition(":")[0]
         counts[kind] += 1
         seconds[kind] += piece.seconds
-    if (place.segments / ingest.SETTINGS).is_file():
-        for entry in ingest.load_review(place).entries:
+    if any(ingest.asr_models(place)):
+        for entry in ingest.load_review(place).clips:
             if entry.state == DROPPED or not entry.text:
                 kind = "dropped in the review" if entry.state == DROPPED else "without a text"
                 counts[kind] += 1
@@ -177,9 +177,9 @@ def _lists(report: Report) -> Iterator[str]:
     said = {each.clip.id: each for each in clips}
     yield _list("Said twice", "Both stay in the data; one is enough.", [said[later.id] for _, later in report.twins],
                 lambda each: "like another clip")
-    listed = [(path, piece.reason, f"{piece.begin:.0f} to {piece.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
+    listed = [(path, piece.reason, f"{piece.start:.0f} to {piece.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
               for path, piece in report.rejected]
-    more = f" The first {MOST} of {len(listed)}; the others lie in the run's cuts." * (len(listed) > MOST)
+    more = f" The first {MOST} of {len(listed)}; the others lie in the run's segments." * (len(listed) > MOST)
     yield _section("Left out", f"Pieces of the recordings that became no clips.{more}", listed[:MOST])
     yield _section("Could not be used", "Clips of the table.", [
         (None, row["reason"], f"row {row['row']}", row["file"]) for row in report.refused[:MOST]])

@@ -1,44 +1,45 @@
-/* The review: clips in a list, one of them on the desk; every edit is sent at once, and the list is what the server says. */
+/* The review page: a list of clips and an editor for one of them. Every edit is sent at once; the state is the server's. */
 
-const part = Object.fromEntries([...document.querySelectorAll("[id]")].map(each => [each.id, each]));
+const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map(element => [element.id, element]));
 const token = new URLSearchParams(location.search).get("token");
 const clips = new Map();
-/** Pixels of one stroke of the waveform and the gap after it. */
+/** Pixels of one bar of the waveform and the gap after it. */
 const BAR = 3;
-let order = [], current = null, typed = null, sound = { id: null, peaks: [] }, pending = Promise.resolve();
+let order = [], current = null, typed = null, waveform = { key: null, peaks: [] }, pending = Promise.resolve();
 
-/** Ask the server; gives its answer, or throws an Error that carries it. */
-async function ask(path, options = {}) {
-  let answer;
+/** Send a request; returns the response, or throws an Error with the server's message. */
+async function request(path, options = {}) {
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers: { "X-Token": token } });
+    response = await fetch(path, { ...options, headers: { "X-Token": token } });
   } catch {
     throw new Error("The review does not answer. What was saved is safe: start it again, and open its new address.");
   }
-  if (answer.ok) return answer;
-  const told = await answer.json();
-  throw Object.assign(new Error(told.problem), { now: told.now, stale: answer.status === 409 });
+  if (response.ok) return response;
+  const failure = await response.json();
+  throw Object.assign(new Error(failure.error), { current: failure.current, isConflict: response.status === 409 });
 }
 
-/** Edits go one after another, so that each is made on what the one before left. */
+/** Edits are sent one after another, so that each has the revision that the one before made. */
 function edit(change) {
   pending = pending.then(async () => {
-    const seen = change.do === "undo" ? {} : { seen: clips.get(change.id)?.revision };
-    if (change.other) seen.seen_other = clips.get(change.other)?.revision;
+    const revisions = change.action === "undo" ? {} : { revision: clips.get(change.id)?.revision };
+    if (change.other) revisions.other_revision = clips.get(change.other)?.revision;
     try {
-      const answer = await (await ask("edit", { method: "POST", body: JSON.stringify({ ...change, ...seen }) })).json();
-      take(answer.changed, answer.order);
-      tell("");
+      const response = await request("edit", { method: "POST", body: JSON.stringify({ ...change, ...revisions }) });
+      const result = await response.json();
+      update(result.changed, result.order);
+      showMessage("");
       return true;
     } catch (error) {
-      error.stale ? disagree(change, error) : tell(error.message);
+      error.isConflict ? showConflict(change, error) : showMessage(error.message);
       return false;
     }
   });
   return pending;
 }
 
-function take(changed, newOrder) {
+function update(changed, newOrder) {
   for (const clip of changed) clips.set(clip.id, clip);
   order = newOrder;
   for (const id of clips.keys()) if (!order.includes(id)) clips.delete(id);
@@ -46,225 +47,223 @@ function take(changed, newOrder) {
   draw();
 }
 
-/** Somebody else changed the clip: show what they made of it, and let the person choose. */
-function disagree(change, error) {
-  if (error.now) clips.set(error.now.id, error.now);
+/** The clip was changed elsewhere: show its current text and let the person choose. */
+function showConflict(change, error) {
+  if (error.current) clips.set(error.current.id, error.current);
   draw();
-  const theirs = button("Take theirs", () => { typed = null; tell(""); draw(); });
-  const mine = button("Keep mine", () => { tell(""); edit(change); });
+  const overwrite = button("Keep mine", () => { showMessage(""); edit(change); });
+  const discard = button("Take theirs", () => { typed = null; showMessage(""); draw(); });
   const reload = button("Reload", () => location.reload());
-  tell(error.message, ...(error.now && change.do === "text" ? [mine, theirs] : [reload]));
+  showMessage(error.message, ...(error.current && change.action === "text" ? [overwrite, discard] : [reload]));
 }
 
-function tell(message, ...more) {
-  part.said.replaceChildren(message, ...more);
+function showMessage(message, ...buttons) {
+  ui.message.replaceChildren(message, ...buttons);
 }
 
-function button(label, act) {
-  const made = Object.assign(document.createElement("button"), { type: "button", textContent: label });
-  made.addEventListener("click", act);
-  return made;
+function button(label, onClick) {
+  const element = Object.assign(document.createElement("button"), { type: "button", textContent: label });
+  element.addEventListener("click", onClick);
+  return element;
 }
 
-/** The ids that are shown, in their order. */
-function visible() {
-  const words = part.filter.value.toLowerCase();
-  const wanted = { open: ["new"], all: ["new", "checked", "dropped"] }[part.which.value] ?? [part.which.value];
-  const some = order.filter(id => (wanted.includes(clips.get(id).state) || id === current)
+/** The ids in the list, in its order. */
+function visibleIds() {
+  const words = ui.filter.value.toLowerCase();
+  const states = { open: ["new"], all: ["new", "checked", "dropped"] }[ui.which.value] ?? [ui.which.value];
+  const ids = order.filter(id => (states.includes(clips.get(id).state) || id === current)
     && clips.get(id).text.toLowerCase().includes(words));
-  if (part.sort.value === "suspicion") some.sort((one, other) => clips.get(other).suspicion - clips.get(one).suspicion);
-  return some;
+  if (ui.sort.value === "score") ids.sort((a, b) => clips.get(b).score - clips.get(a).score);
+  return ids;
 }
 
 function draw() {
-  const ids = visible();
-  part.list.replaceChildren(...ids.map(line));
-  const all = [...clips.values()], left = all.filter(clip => clip.state === "new");
-  const kept = all.filter(clip => clip.state !== "dropped").reduce((sum, clip) => sum + clip.seconds, 0);
-  part.progress.value = all.length ? 1 - left.length / all.length : 0;
-  part.count.textContent = `${all.length - left.length} of ${all.length} checked, ${(kept / 60).toFixed(1)} minutes kept`;
-  if (!current || !clips.has(current)) return lay(ids[0] ?? null);
-  set();
+  const ids = visibleIds();
+  ui.list.replaceChildren(...ids.map(listItem));
+  const all = [...clips.values()], done = all.filter(clip => clip.state !== "new").length;
+  const seconds = all.filter(clip => clip.state !== "dropped").reduce((sum, clip) => sum + clip.seconds, 0);
+  ui.progress.value = all.length ? done / all.length : 0;
+  ui.count.textContent = `${done} of ${all.length} checked, ${(seconds / 60).toFixed(1)} minutes kept`;
+  if (!current || !clips.has(current)) return select(ids[0] ?? null);
+  drawEditor();
 }
 
-function line(id) {
-  const clip = clips.get(id), made = document.createElement("li");
-  made.className = clip.state;
-  made.dataset.id = id;
-  made.style.setProperty("--suspicion", clip.suspicion);
-  if (id === current) made.setAttribute("aria-current", "true");
-  for (const [name, words] of [["text", clip.text || "…"],
-    ["mark", { new: "", checked: "✓", dropped: "✗" }[clip.state]], ["why", clip.doubts[0] ?? ""]])
-    made.append(Object.assign(document.createElement("span"), { className: name, textContent: words }));
-  return made;
+function listItem(id) {
+  const clip = clips.get(id), item = document.createElement("li");
+  item.className = clip.state;
+  item.dataset.id = id;
+  item.style.setProperty("--score", clip.score);
+  if (id === current) item.setAttribute("aria-current", "true");
+  for (const [className, textContent] of [["text", clip.text || "…"],
+    ["mark", { new: "", checked: "✓", dropped: "✗" }[clip.state]], ["flag", clip.flags[0] ?? ""]])
+    item.append(Object.assign(document.createElement("span"), { className, textContent }));
+  return item;
 }
 
-/** Put a clip on the desk and fetch its sound. */
-async function lay(id) {
-  await keep();
+/** Show a clip in the editor and load its audio. */
+async function select(id) {
+  await save();
   [current, typed] = [id, null];
-  set();
-  part.list.querySelector("[aria-current]")?.removeAttribute("aria-current");
-  const row = id && part.list.querySelector(`[data-id="${CSS.escape(id)}"]`);
+  drawEditor();
+  ui.list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const row = id && ui.list.querySelector(`[data-id="${CSS.escape(id)}"]`);
   row?.setAttribute("aria-current", "true");
   row?.scrollIntoView({ block: "nearest" });
-  if (id) await listen(id);
+  if (id) await loadAudio(id);
 }
 
-function set() {
-  part.desk.hidden = !current;
-  part.nothing.hidden = Boolean(current);
+function drawEditor() {
+  ui.editor.hidden = !current;
+  ui.empty.hidden = Boolean(current);
   if (!current) return;
   const clip = clips.get(current);
-  part.id.textContent = clip.id;
-  part.length.textContent = `${clip.seconds.toFixed(1)} s`;
-  part.state.textContent = { new: "not checked", checked: "checked", dropped: "dropped" }[clip.state];
-  if (typed === null && part.text.value !== clip.text) part.text.value = clip.text;
-  part.heard.textContent = clip.heard;
-  part.drop.textContent = clip.state === "dropped" ? "Restore" : "Drop";
-  part.merge.disabled = !next();
-  part.doubts.replaceChildren(...clip.doubts.map(doubt =>
-    Object.assign(document.createElement("li"), { textContent: doubt })));
-  if (sound.id !== `${clip.id} ${clip.seconds}`) listen(clip.id);
+  ui.id.textContent = clip.id;
+  ui.length.textContent = `${clip.seconds.toFixed(1)} s`;
+  ui.state.textContent = { new: "not checked", checked: "checked", dropped: "dropped" }[clip.state];
+  if (typed === null && ui.text.value !== clip.text) ui.text.value = clip.text;
+  ui.transcript.textContent = clip.transcript;
+  ui.drop.textContent = clip.state === "dropped" ? "Restore" : "Drop";
+  ui.merge.disabled = !nextInRecording();
+  ui.flags.replaceChildren(...clip.flags.map(textContent => Object.assign(document.createElement("li"), { textContent })));
+  loadAudio(clip.id);
 }
 
-async function listen(id) {
-  const name = `${id} ${clips.get(id).seconds}`;
-  if (sound.id === name) return;
-  sound = { id: name, peaks: [] };
+async function loadAudio(id) {
+  const key = `${id} ${clips.get(id).seconds}`;
+  if (waveform.key === key) return;
+  waveform = { key, peaks: [] };
   try {
-    const blob = await (await ask(`sound?id=${encodeURIComponent(id)}`)).blob();
-    if (sound.id !== name) return;
-    URL.revokeObjectURL(part.player.src);
-    part.player.src = URL.createObjectURL(blob);
-    part.wave.width = Math.round(part.wave.clientWidth * devicePixelRatio);
-    part.wave.height = Math.round(part.wave.clientHeight * devicePixelRatio);
-    sound.peaks = peaks(await blob.arrayBuffer(), Math.floor(part.wave.width / BAR));
-    paint();
+    const blob = await (await request(`audio?id=${encodeURIComponent(id)}`)).blob();
+    if (waveform.key !== key) return;
+    URL.revokeObjectURL(ui.player.src);
+    ui.player.src = URL.createObjectURL(blob);
+    ui.wave.width = Math.round(ui.wave.clientWidth * devicePixelRatio);
+    ui.wave.height = Math.round(ui.wave.clientHeight * devicePixelRatio);
+    waveform.peaks = peaks(await blob.arrayBuffer(), Math.floor(ui.wave.width / BAR));
+    drawWaveform();
   } catch (error) {
-    tell(error.message);
+    showMessage(error.message);
   }
 }
 
-/** The loudest sample of each of `count` stretches of a 16-bit WAV. */
+/** The peak of each of `count` equal parts of a 16-bit WAV. */
 function peaks(buffer, count) {
-  const samples = new Int16Array(buffer, 44), found = [];
-  for (let place = 0; place < count; place++) {
-    let most = 0;
-    for (let n = Math.floor(place * samples.length / count); n < (place + 1) * samples.length / count; n++)
-      most = Math.max(most, Math.abs(samples[n]));
-    found.push(most / 32768);
+  const samples = new Int16Array(buffer, 44), result = [];
+  for (let bar = 0; bar < count; bar++) {
+    let peak = 0;
+    for (let n = Math.floor(bar * samples.length / count); n < (bar + 1) * samples.length / count; n++)
+      peak = Math.max(peak, Math.abs(samples[n]));
+    result.push(peak / 32768);
   }
-  return found;
+  return result;
 }
 
-function paint() {
-  const brush = part.wave.getContext("2d"), { width, height } = part.wave, style = getComputedStyle(document.body);
-  const place = part.player.duration ? part.player.currentTime / part.player.duration * width : 0;
-  brush.clearRect(0, 0, width, height);
-  sound.peaks.forEach((peak, number) => {
-    brush.fillStyle = style.getPropertyValue(BAR * number < place ? "--accent" : "--ink");
-    const tall = Math.max(1, Math.round(peak ** 0.7 * height));
-    brush.fillRect(BAR * number, Math.round((height - tall) / 2), BAR - 1, tall);
+function drawWaveform() {
+  const context = ui.wave.getContext("2d"), { width, height } = ui.wave, style = getComputedStyle(document.body);
+  const cursor = ui.player.duration ? ui.player.currentTime / ui.player.duration * width : 0;
+  context.clearRect(0, 0, width, height);
+  waveform.peaks.forEach((peak, bar) => {
+    context.fillStyle = style.getPropertyValue(BAR * bar < cursor ? "--accent" : "--ink");
+    const barHeight = Math.max(1, Math.round(peak ** 0.7 * height));
+    context.fillRect(BAR * bar, Math.round((height - barHeight) / 2), BAR - 1, barHeight);
   });
-  brush.fillStyle = style.getPropertyValue("--warning");
-  brush.fillRect(place, 0, 2, height);
+  context.fillStyle = style.getPropertyValue("--warning");
+  context.fillRect(cursor, 0, 2, height);
 }
 
-/** Save what was typed, without saying that it is right. */
-async function keep(checked = false) {
-  clearTimeout(keep.timer);
+/** Save the typed text; `checked` also marks the clip as checked. */
+async function save(checked = false) {
+  clearTimeout(save.timer);
   const clip = clips.get(current);
   if (!clip || (!checked && (typed === null || typed === clip.text))) return true;
   const text = typed ?? clip.text, unchanged = text === clip.text;
-  part.saved.textContent = "saving …";
-  const done = await edit(unchanged ? { do: "check", id: clip.id } : { do: "text", id: clip.id, text, checked });
-  part.saved.textContent = done ? "saved" : "not saved";
-  if (done && typed === text) typed = null;
-  return done;
+  ui.saved.textContent = "saving …";
+  const ok = await edit(unchanged ? { action: "check", id: clip.id } : { action: "text", id: clip.id, text, checked });
+  ui.saved.textContent = ok ? "saved" : "not saved";
+  if (ok && typed === text) typed = null;
+  return ok;
 }
 
-function next() {
+function nextInRecording() {
   const clip = clips.get(current), other = clips.get(order[order.indexOf(current) + 1]);
   return other?.recording === clip?.recording ? other?.id : undefined;
 }
 
-function step(by) {
-  const ids = visible(), place = ids.indexOf(current);
-  const id = ids[Math.min(ids.length - 1, Math.max(0, place + by))];
-  if (id && id !== current) return lay(id);
+function move(by) {
+  const ids = visibleIds();
+  const id = ids[Math.min(ids.length - 1, Math.max(0, ids.indexOf(current) + by))];
+  if (id && id !== current) return select(id);
 }
 
-async function done() {
-  const ids = visible(), open = ids.find(id => id !== current && clips.get(id).state === "new");
-  const after = ids[ids.indexOf(current) + 1] ?? open;
-  if (!await keep(true)) return;
-  current = after ?? null;
+async function check() {
+  const ids = visibleIds(), unchecked = ids.find(id => id !== current && clips.get(id).state === "new");
+  const following = ids[ids.indexOf(current) + 1] ?? unchecked;
+  if (!await save(true)) return;
+  current = following ?? null;
   draw();
-  if (current) lay(current);
+  if (current) select(current);
 }
 
 async function drop() {
-  if (await keep()) await edit({ do: clips.get(current).state === "dropped" ? "restore" : "drop", id: current });
+  if (await save()) await edit({ action: clips.get(current).state === "dropped" ? "restore" : "drop", id: current });
 }
 
 async function split() {
-  const texts = [part.text.value.slice(0, part.text.selectionStart), part.text.value.slice(part.text.selectionStart)];
-  if (!await keep()) return;
+  const texts = [ui.text.value.slice(0, ui.text.selectionStart), ui.text.value.slice(ui.text.selectionStart)];
+  if (!await save()) return;
   typed = null;
-  await edit({ do: "split", id: current, at: part.player.currentTime, texts });
+  await edit({ action: "split", id: current, at: ui.player.currentTime, texts });
 }
 
 async function merge() {
-  const other = next();
-  if (other && await keep()) await edit({ do: "merge", id: current, other });
+  const other = nextInRecording();
+  if (other && await save()) await edit({ action: "merge", id: current, other });
 }
 
 async function undo() {
-  if (await keep()) await edit({ do: "undo" });
+  if (await save()) await edit({ action: "undo" });
 }
 
 function play() {
-  part.player.paused ? part.player.play().catch(error => tell(String(error))) : part.player.pause();
+  ui.player.paused ? ui.player.play().catch(error => showMessage(String(error))) : ui.player.pause();
 }
 
 function seek(by) {
-  part.player.currentTime = Math.max(0, part.player.currentTime + by);
+  ui.player.currentTime = Math.max(0, ui.player.currentTime + by);
 }
 
-const KEYS = { " ": play, ArrowUp: () => step(-1), ArrowDown: () => step(1), ArrowLeft: () => seek(-1),
+const KEYS = { " ": play, ArrowUp: () => move(-1), ArrowDown: () => move(1), ArrowLeft: () => seek(-1),
   ArrowRight: () => seek(1), d: drop, b: split, m: merge, z: undo };
 
 document.addEventListener("keydown", event => {
-  if (event.key === "Enter" && !event.shiftKey && event.target !== part.filter && event.target.tagName !== "BUTTON") {
+  if (event.key === "Enter" && !event.shiftKey && event.target !== ui.filter && event.target.tagName !== "BUTTON") {
     event.preventDefault();
-    done();
+    check();
   } else if ((event.ctrlKey || event.metaKey) && KEYS[event.key]) {
     event.preventDefault();
     KEYS[event.key]();
   }
 });
-part.list.addEventListener("click", event => lay(event.target.closest("li")?.dataset.id ?? current));
-part.text.addEventListener("input", () => {
-  typed = part.text.value;
-  part.saved.textContent = "";
-  clearTimeout(keep.timer);
-  keep.timer = setTimeout(keep, 800);
+ui.list.addEventListener("click", event => select(event.target.closest("li")?.dataset.id ?? current));
+ui.text.addEventListener("input", () => {
+  typed = ui.text.value;
+  ui.saved.textContent = "";
+  clearTimeout(save.timer);
+  save.timer = setTimeout(save, 800);
 });
-part.wave.addEventListener("click", event => {
-  part.player.currentTime = event.offsetX / part.wave.clientWidth * (part.player.duration || 0);
-  paint();
+ui.wave.addEventListener("click", event => {
+  ui.player.currentTime = event.offsetX / ui.wave.clientWidth * (ui.player.duration || 0);
+  drawWaveform();
 });
-for (const [name, act] of Object.entries({ play, check: done, drop, split, merge, undo }))
-  part[name].addEventListener("click", act);
-part.everything.addEventListener("click", () => { part.which.value = "all"; part.filter.value = ""; draw(); });
-for (const name of ["which", "sort", "filter"]) part[name].addEventListener("input", draw);
-for (const name of ["play", "pause", "ended"])
-  part.player.addEventListener(name, () => { part.play.textContent = part.player.paused ? "Play" : "Pause"; });
-for (const name of ["timeupdate", "seeked", "loadedmetadata"]) part.player.addEventListener(name, paint);
+for (const [id, onClick] of Object.entries({ play, check, drop, split, merge, undo })) ui[id].addEventListener("click", onClick);
+ui.show_all.addEventListener("click", () => { ui.which.value = "all"; ui.filter.value = ""; draw(); });
+for (const id of ["which", "sort", "filter"]) ui[id].addEventListener("input", draw);
+for (const event of ["play", "pause", "ended"])
+  ui.player.addEventListener(event, () => { ui.play.textContent = ui.player.paused ? "Play" : "Pause"; });
+for (const event of ["timeupdate", "seeked", "loadedmetadata"]) ui.player.addEventListener(event, drawWaveform);
 addEventListener("beforeunload", event => {
   if (typed !== null && typed !== clips.get(current)?.text) event.preventDefault();
 });
 
-ask("clips").then(answer => answer.json()).then(all => take(all, all.map(clip => clip.id)))
-  .catch(error => tell(error.message));
+request("clips").then(response => response.json()).then(all => update(all, all.map(clip => clip.id)))
+  .catch(error => showMessage(error.message));

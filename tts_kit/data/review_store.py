@@ -1,7 +1,7 @@
-"""Clips and transcripts while a person corrects them: every edit is kept in a history, and the draft is what they add up to.
+"""The clips and transcripts of a run while a person corrects them.
 
-In goes the folder of a run's cut recordings; out come entries, changed one edit at a time. A killed process loses nothing,
-undo takes back the last edit, and an edit that was made looking at an older state is refused.
+Every edit is appended to a history on disk, and the state is what the history adds up to: a killed process loses nothing,
+undo takes back the last edit, and an edit made on an outdated state is refused.
 """
 
 import dataclasses
@@ -9,97 +9,141 @@ import json
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tts_kit import audio, io
-from tts_kit.data import quality_flags, review_edits, segment, speaker_embedding, transcribe
+from tts_kit import audio, io, text
+from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.quality_flags import ClipFeatures
-from tts_kit.data.review_edits import ReviewClip, Span
+from tts_kit.data.quality_flags import Flag
+from tts_kit.data.transcribe import Transcript
 from tts_kit.errors import KitError
+from tts_kit.run import read_inputs
 
-HISTORY, SUBJECT = "review.jsonl", "review-of.json"
-"""What was edited, and which cut recordings it is about."""
+HISTORY, HISTORY_INPUTS = "review.jsonl", "review_inputs.json"
+"""The edits, and the recordings that they are about."""
+NEW, CHECKED, DROPPED = "new", "checked", "dropped"
+MIN_SPLIT_SECONDS = 0.3
+MAX_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a clip's file."""
+    file: str
+    """Relative to the folder of segmented recordings."""
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class ReviewClip:
+    """One clip under review."""
+    id: str
+    recording: str
+    spans: tuple[Span, ...]
+    text: str
+    transcript: str
+    """What the ASR model wrote."""
+    flags: tuple[Flag, ...] = ()
+    state: str = NEW
+    revision: int = 0
+    """Number of the last edit that changed it."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(span.end - span.start for span in self.spans)
+
+    @property
+    def score(self) -> float:
+        """How doubtful its flags make it, 0 to 1."""
+        return quality_flags.combined_score(self.flags)
+
+
+class EditConflict(KitError):
+    """An edit was made on an outdated state of its clip; `current` is the clip as it is now, None if it is gone."""
+
+    def __init__(self, message: str, current: ReviewClip | None = None):
+        super().__init__(message)
+        self.current = current
 
 
 class ReviewStore:
-    """All entries of a run, in the order of the recordings; edits may come from several threads."""
+    """All clips of a run, in the order of the recordings; safe for several threads and browser tabs."""
 
-    def __init__(self, folder: Path, transcriber: str, second: str = ""):
+    def __init__(self, folder: Path, asr_model: str, verify_asr_model: str = ""):
         self.folder = Path(folder)
-        self._first = _entries(self.folder, transcriber, second)
-        self._subject = {place.name: segment.recording_identity(place) for place in segment.segment_folders(self.folder)}
-        self._refuse_other_subject()
+        self._original = _read_clips(self.folder, asr_model, verify_asr_model)
+        self._inputs = {recording.name: read_inputs(recording) for recording in segment.segment_folders(self.folder)}
+        self._check_inputs()
         self._lock = threading.Lock()
         self._size = -1
-        self._load()
+        self._reload()
 
     @property
-    def entries(self) -> list[ReviewClip]:
+    def clips(self) -> list[ReviewClip]:
         with self._lock:
-            self._load()
-            return list(self._now.values())
+            self._reload()
+            return list(self._clips.values())
 
-    def edit(self, asked: dict) -> list[ReviewClip]:
-        """Do one edit and write it down; the entries that it changed or made."""
+    def edit(self, request: dict) -> list[ReviewClip]:
+        """Validate one edit, write it to disk and apply it; returns the clips that it changed or added."""
         with self._lock:
-            self._load()
-            edit = review_edits.validate(asked, self._now)
-            before = dict(self._now)
-            line = json.dumps(edit, ensure_ascii=False).encode() + b"\n"
-            now = review_edits.replay(self._first, [*self._edits, edit])
-            self._append(line)
-            self._now, self._edits = now, [*self._edits, edit]
-            return [entry for entry in now.values() if before.get(entry.id) != entry]
+            self._reload()
+            edit = validate(request, self._clips)
+            before, edits = self._clips, [*self._edits, edit]
+            after = replay(self._original, edits)
+            self._append(edit)
+            self._clips, self._edits = after, edits
+            return [clip for clip in after.values() if before.get(clip.id) != clip]
 
-    def wave(self, id: str) -> np.ndarray:
-        """(samples,) at 24 kHz of an entry."""
-        return self.wave_of(self._find(id).parts)
-
-    def wave_of(self, parts: Sequence[Span]) -> np.ndarray:
-        return np.concatenate([audio.read(self.folder / part.file, SAMPLE_RATE)[round(part.begin * SAMPLE_RATE):round(part.end * SAMPLE_RATE)]
-                               for part in parts])
-
-    def _find(self, id: str) -> ReviewClip:
-        for entry in self.entries:
-            if entry.id == id:
-                return entry
+    def read_audio(self, id: str) -> np.ndarray:
+        """(samples,) at 24 kHz of a clip."""
+        for clip in self.clips:
+            if clip.id == id:
+                return self.read_spans(clip.spans)
         raise KitError(f"there is no clip {id!r}. Reload the page.")
 
-    def _load(self) -> None:
-        """Read the history, unless it is as it was; what a kill left of its last line is cut off."""
+    def read_spans(self, spans: Sequence[Span]) -> np.ndarray:
+        """(samples,) at 24 kHz of several spans in a row."""
+        return np.concatenate([audio.read(self.folder / span.file, SAMPLE_RATE)
+                               [round(span.start * SAMPLE_RATE):round(span.end * SAMPLE_RATE)] for span in spans])
+
+    def _reload(self) -> None:
+        """Read the history if another store changed it; half a line that a killed process left is cut off."""
         path = self.folder / HISTORY
         size = path.stat().st_size if path.exists() else 0
         if size == self._size:
             return
         content = path.read_bytes() if size else b""
-        whole = content[:content.rfind(b"\n") + 1]
-        if len(whole) != len(content):
-            os.truncate(path, len(whole))
-        self._edits = [json.loads(line) for line in whole.splitlines()]
+        complete = content[:content.rfind(b"\n") + 1]
+        if len(complete) != len(content):
+            os.truncate(path, len(complete))
+        self._edits = [json.loads(line) for line in complete.splitlines()]
         try:
-            self._now = review_edits.replay(self._first, self._edits)
+            self._clips = replay(self._original, self._edits)
         except KeyError as error:
-            raise KitError(f"{path} tells of a clip {error} that is not there: the recordings were cut anew since. Move it "
-                          "away to begin the review again.") from error
-        self._size = len(whole)
+            raise KitError(f"{path} edits a clip {error} that does not exist: the recordings were cut again since. Move it "
+                           "away to begin the review again.") from error
+        self._size = len(complete)
 
-    def _refuse_other_subject(self) -> None:
-        """Old edits must not land on clips that were cut anew under the same numbers."""
-        path = self.folder / SUBJECT
-        before = io.read_json(path, f"Move {path.parent} away to begin the review again.") if path.is_file() else {}
-        if other := [name for name, told in self._subject.items() if before.get(name, told) != told]:
-            raise KitError(f"{self.folder / HISTORY} tells of other clips than {', '.join(other)} holds now: it was cut anew "
-                          f"since. Move {HISTORY} and {SUBJECT} away to begin the review again.")
-        self._told = before
+    def _check_inputs(self) -> None:
+        """Refuse old edits on clips that were cut again under the same numbers."""
+        path = self.folder / HISTORY_INPUTS
+        self._recorded = io.read_json(path, f"Move {self.folder} away to begin the review again.") if path.is_file() else {}
+        changed = [name for name, inputs in self._inputs.items() if self._recorded.get(name, inputs) != inputs]
+        if changed:
+            raise KitError(f"{self.folder / HISTORY} is about other clips than {', '.join(changed)} holds now: it was cut "
+                           f"again since. Move {HISTORY} and {HISTORY_INPUTS} away to begin the review again.")
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, edit: dict) -> None:
         path = self.folder / HISTORY
-        if self._told != self._subject:
-            io.write_json(self.folder / SUBJECT, self._subject)
-            self._told = self._subject
+        if self._recorded != self._inputs:
+            io.write_json(self.folder / HISTORY_INPUTS, self._inputs)
+            self._recorded = self._inputs
+        line = json.dumps(edit, ensure_ascii=False).encode() + b"\n"
         with io.explain_os_errors(path), open(path, "ab") as file:
             file.write(line)
             file.flush()
@@ -107,26 +151,136 @@ class ReviewStore:
         self._size += len(line)
 
 
-def _entries(folder: Path, transcriber: str, second: str) -> dict[str, ReviewClip]:
-    """The clips as they were cut and heard, with their doubts."""
-    found, evidence = {}, []
-    for place in segment.segment_folders(folder):
-        said = {each.file: each for each in transcribe.read(place / transcribe.transcripts_path(transcriber))}
-        again = {each.file: each for each in transcribe.read(place / transcribe.transcripts_path(second))} if second else {}
-        sounds = speaker_embedding.read_embeddings(place)
-        for piece in segment.read_segments(place):
-            if piece.reason:
-                continue
-            if piece.file not in said:
-                raise KitError(f"{place / piece.file} has not been written down yet. Run tts-kit prepare again with "
-                              "the same recordings: it goes on where it stopped.")
-            heard, other = said[piece.file], again.get(piece.file)
-            name = f"{place.name}/{Path(piece.file).stem}"
-            part = Span(f"{place.name}/{piece.file}", 0.0, round(piece.seconds, 3))
-            found[name] = ReviewClip(name, place.name, (part,), heard.text, heard.original_text)
-            edge = piece.edge if piece.may_cut_a_word else None
-            evidence.append(ClipFeatures(heard.text, piece.seconds, heard.confidence, edge, other and other.text,
-                                     sounds.get(piece.file)))
-    for entry, some in zip(list(found.values()), quality_flags.flag_clips(evidence)):
-        found[entry.id] = dataclasses.replace(entry, doubts=tuple(some))
-    return found
+def replay(original: dict[str, ReviewClip], edits: list[dict]) -> dict[str, ReviewClip]:
+    """The clips after a history of edits."""
+    standing: list[int] = []
+    undone: dict[str, int] = {}
+    for number, edit in enumerate(edits, 1):
+        if edit["action"] != "undo":
+            standing.append(number)
+        elif standing:
+            taken_back = edits[standing.pop() - 1]
+            undone |= dict.fromkeys((taken_back["id"], taken_back.get("other", taken_back["id"])), number)
+    clips = dict(original)
+    for number in standing:
+        clips = _apply(clips, edits[number - 1], number)
+    for id, number in undone.items():  # an undo is a change as well: a page that did not see it is outdated
+        if id in clips and clips[id].revision < number:
+            clips[id] = dataclasses.replace(clips[id], revision=number)
+    return clips
+
+
+def validate(request: dict, clips: dict[str, ReviewClip]) -> dict:
+    """The edit as the history keeps it; requests come from a browser and can hold anything."""
+    if request.get("action") == "undo":
+        return {"action": "undo"}
+    clip = _current(request, "id", "revision", clips)
+    edit = {"action": request.get("action"), "id": clip.id}
+    match edit["action"]:
+        case "text":
+            return edit | {"text": _valid_text(request.get("text")), "checked": request.get("checked", True) is True}
+        case "check" | "drop" | "restore":
+            if edit["action"] == "check" and not clip.text:
+                raise KitError(f"{clip.id} has no text yet. Write what is said, or drop it.")
+            return edit
+        case "split":
+            at, texts = request.get("at"), request.get("texts")
+            if not isinstance(at, int | float) or not MIN_SPLIT_SECONDS <= at <= clip.seconds - MIN_SPLIT_SECONDS:
+                raise KitError(f"{clip.id} lasts {clip.seconds:.2f} s; wanted a position to split it that leaves "
+                               f"{MIN_SPLIT_SECONDS:g} s on each side. Move the cursor.")
+            if not isinstance(texts, list) or len(texts) != 2:
+                raise KitError("wanted two texts, one for each half. Reload the page.")
+            return edit | {"at": round(float(at), 3), "texts": [_valid_text(half) for half in texts]}
+        case "merge":
+            other = _current(request, "other", "other_revision", clips)
+            order = list(clips)
+            if order.index(other.id) != order.index(clip.id) + 1 or other.recording != clip.recording:
+                raise KitError(f"{other.id} does not follow {clip.id} in the recording; only neighbours can be merged.")
+            return edit | {"other": other.id}
+    raise KitError(f"{str(edit['action'])[:60]!r} is no edit; wanted text, check, drop, restore, split, merge or undo. "
+                   "Reload the page.")
+
+
+def _apply(clips: dict[str, ReviewClip], edit: dict, number: int) -> dict[str, ReviewClip]:
+    """The clips after one edit; the order stays, halves replace the clip that was split."""
+    clip = clips[edit["id"]]
+    match edit["action"]:
+        case "text":
+            state = CHECKED if edit["checked"] else clip.state
+            new = [dataclasses.replace(clip, text=edit["text"], state=state, revision=number)]
+        case "check" | "drop" | "restore":
+            state = {"check": CHECKED, "drop": DROPPED, "restore": NEW}[edit["action"]]
+            new = [dataclasses.replace(clip, state=state, revision=number)]
+        case "split":
+            new = [dataclasses.replace(clip, id=f"{clip.id}{letter}", spans=spans, text=half_text, revision=number)
+                   for letter, spans, half_text in zip("ab", _split_spans(clip.spans, edit["at"]), edit["texts"])]
+        case "merge":
+            other = clips[edit["other"]]
+            new = [dataclasses.replace(clip, spans=clip.spans + other.spans, text=f"{clip.text} {other.text}".strip(),
+                                       transcript=f"{clip.transcript} {other.transcript}", flags=clip.flags + other.flags,
+                                       state=NEW, revision=number)]
+    after: dict[str, ReviewClip] = {}
+    for id, unchanged in clips.items():
+        if id == clip.id:
+            after |= {changed.id: changed for changed in new}
+        elif id != edit.get("other"):
+            after[id] = unchanged
+    return after
+
+
+def _split_spans(spans: tuple[Span, ...], at: float) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """The spans before and after `at` seconds."""
+    before, after, passed = [], [], 0.0
+    for span in spans:
+        border = span.start + at - passed
+        passed += span.end - span.start
+        if border > span.start:
+            before.append(dataclasses.replace(span, end=min(span.end, border)))
+        if border < span.end:
+            after.append(dataclasses.replace(span, start=max(span.start, border)))
+    return tuple(before), tuple(after)
+
+
+def _current(request: dict, id_key: str, revision_key: str, clips: dict[str, ReviewClip]) -> ReviewClip:
+    """The clip that an edit names, if the editor saw its current revision."""
+    id = request.get(id_key)
+    clip = clips.get(id) if isinstance(id, str) else None
+    if clip is None:
+        raise EditConflict(f"there is no clip {str(id)[:60]!r} any more: it was split or merged elsewhere.")
+    if request.get(revision_key) != clip.revision:
+        raise EditConflict(f"{clip.id} was changed elsewhere in the meantime. Its text now: {clip.text}", clip)
+    return clip
+
+
+def _valid_text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
+        raise KitError(f"wanted a text of at most {MAX_CHARACTERS} characters. Shorten it.")
+    return text.normalize(value)
+
+
+def _read_clips(folder: Path, asr_model: str, verify_asr_model: str) -> dict[str, ReviewClip]:
+    """The clips as they were cut and transcribed, with their flags."""
+    clips, segments, transcripts, second_texts, embeddings = [], [], [], [], []
+    for recording in segment.segment_folders(folder):
+        first, second = _transcripts(recording, asr_model), _transcripts(recording, verify_asr_model)
+        recording_embeddings = speaker_embedding.read_embeddings(recording)
+        for part in segment.read_clips(recording):
+            if part.file not in first:
+                raise KitError(f"{recording / part.file} has no transcript yet. Run tts-kit prepare again with the "
+                               "same recordings: it goes on where it stopped.")
+            transcript = first[part.file]
+            span = Span(f"{recording.name}/{part.file}", 0.0, round(part.seconds, 3))
+            clips.append(ReviewClip(f"{recording.name}/{Path(part.file).stem}", recording.name, (span,), transcript.text,
+                                    transcript.original_text))
+            segments.append(part)
+            transcripts.append(transcript)
+            second_texts.append(second[part.file].text if part.file in second else None)
+            embeddings.append(recording_embeddings.get(part.file))
+    flags = quality_flags.flag_clips(segments, transcripts, second_texts, embeddings)
+    return {clip.id: dataclasses.replace(clip, flags=tuple(clip_flags)) for clip, clip_flags in zip(clips, flags)}
+
+
+def _transcripts(recording: Path, model: str) -> dict[str, Transcript]:
+    """What a model made of a recording's clips, by file; empty without a model."""
+    table = recording / transcribe.transcripts_file(model)
+    return {transcript.file: transcript for transcript in transcribe.read(table)} if model else {}

@@ -1,13 +1,14 @@
-"""Long recordings -> clips of a sentence or two: cut inside silence only, at one loudness, every piece accounted for.
+"""Split long recordings into clips of a sentence or two, at silences only, all at one loudness.
 
-In goes a sound file of any length; out come `clips/` and `rejected/` in a folder of its own, and `pieces.jsonl`, which says
-of each piece where it was, what was measured, and why it was left out if it was.
+Each recording gets a folder with `clips/`, `rejected/` and `segments.jsonl`, which lists every segment with its position,
+its measurements and, if it was rejected, the reason.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,214 +19,218 @@ from tqdm.auto import tqdm
 from tts_kit import audio, io
 from tts_kit.data import vad
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.vad import STEP, VadTrack
+from tts_kit.data.vad import FRAME, VadTrack
 from tts_kit.errors import KitError
+from tts_kit.run import changed_inputs, write_inputs
 
-PIECES = "pieces.jsonl"
+SEGMENTS = "segments.jsonl"
 LEAD, TAIL = 0.1, 0.25
-"""Seconds of room before and after the voice."""
-LONGEST = vad.LONGEST + LEAD + TAIL
-SILENT = -100.0
-"""LUFS, for what has none."""
+"""Seconds of silence kept before and after the speech."""
+MAX_SECONDS = vad.MAX_SECONDS + LEAD + TAIL
+MIN_SNR_DB = 8.0
+"""Segments with a lower signal-to-noise ratio are rejected."""
+CUT_WORD_DB, EDGE_NOISE_DB = 15.0, 6.0
+"""An edge less than the first under the speech may have cut a word, unless it is within the second of the noise floor."""
+MIN_LUFS = -100.0
+"""Stands for the loudness of digital silence."""
+LOUDNESS_SECONDS = 120
+"""Seconds of speech from which the loudness of a recording is measured."""
+PEAK_OUTLIER = 2.0
+"""Peaks so many times the median do not limit the gain of the whole recording."""
 FADE = 0.005
-MEASURED = 120
-"""Seconds of speech by which the loudness of a recording is measured."""
-BUMP = 2.0
-"""Times the usual peak from which on a piece's peak has no say in how loud the others become."""
-LEAST_RATIO = 8.0
-"""Decibels between speech and room under which a piece is left out."""
-CUT_WORD, OVER_THE_ROOM = 15.0, 6.0
-"""Decibels: an edge that is not so far under the speech beside it may have cut a word, unless it is as quiet as the room."""
+"""Seconds of fade at both ends of a clip."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a recording that became a clip, or the reason why it did not."""
+    """A stretch of a recording that became a clip, or was rejected for `reason`."""
     file: str
-    """The clip, under the recording's folder."""
-    begin: float
+    """The clip, relative to the recording's folder."""
+    start: float
     """Seconds into the recording; the clip is exactly what lies between, faded at its ends."""
     end: float
-    ratio: float
-    """Decibels of the speech over the room."""
-    edge: float
-    """Decibels of the speech over the louder of the two edges; small where a word may have been cut."""
-    clipped: float
+    snr_db: float
+    """Level of the speech over the noise floor."""
+    edge_db: float
+    """Level of the speech over the louder of the two edges; small if a word may have been cut."""
+    clipped: float = 0.0
     """Share of samples at full scale."""
-    level: float
-    """Loudness in the recording, in LUFS."""
+    lufs: float = MIN_LUFS
+    """Loudness in the recording."""
     reason: str = ""
-    """Why it was left out."""
+    """Why it was rejected; empty for a clip."""
 
     @property
     def seconds(self) -> float:
-        return self.end - self.begin
+        return self.end - self.start
 
     @property
     def may_cut_a_word(self) -> bool:
-        return self.edge < CUT_WORD and self.ratio - self.edge > OVER_THE_ROOM
+        return self.edge_db < CUT_WORD_DB and self.snr_db - self.edge_db > EDGE_NOISE_DB
 
 
 def segment_recording(path: str | Path, folder: str | Path) -> list[Segment]:
-    """The clips of one recording in a folder of its own under `folder`; what was cut before is used again."""
+    """Split one recording into a folder of its own under `folder`; an existing result is reused."""
     path = Path(path)
-    place, told = segment_folder(path, folder), _identity(path)
-    if (place / PIECES).is_file():
-        return read_segments(place)
-    with tqdm(desc=f"listening to {path.name}", unit="s", bar_format="{desc}: {n:.0f} s [{elapsed}]") as bar:
-        heard = vad.detect_speech(_counted(audio.read_blocks(path, vad.RATE), vad.RATE, bar))
-    planned = plan(heard)
+    own_folder, identity = segment_folder(path, folder), _identity(path)
+    if (own_folder / SEGMENTS).is_file():
+        return read_segments(own_folder)
+    with tqdm(desc=f"detecting speech in {path.name}", unit="s", bar_format="{desc}: {n:.0f} s [{elapsed}]") as bar:
+        track = vad.detect_speech(_with_progress(audio.read_blocks(path, vad.SAMPLE_RATE), bar))
+    planned = plan(track)
     if not planned:
-        raise KitError(f"{path} holds {heard.seconds:.0f} s and nobody speaks in it. Give a recording of one voice.")
-    with io.atomic_folder(place) as beside:
-        made = list(_written(path, planned, heard, beside))
-        io.write_rows(beside / PIECES, [told, *(dataclasses.asdict(piece) for piece in made)])
-        if _identity(path) != told:
-            raise KitError(f"{path} has changed while it was read. Wait until it is finished, and cut it then.")
-    return made
+        raise KitError(f"{path} holds {track.seconds:.0f} s and nobody speaks in it. Give a recording of one voice.")
+    with io.atomic_folder(own_folder) as staging:
+        segments = list(_write_clips(path, planned, staging))
+        io.write_rows(staging / SEGMENTS, map(dataclasses.asdict, segments))
+        write_inputs(staging, **identity)
+        if _identity(path) != identity:
+            raise KitError(f"{path} has changed while it was read. Wait until it is finished, and run this again.")
+    return segments
 
 
 def segment_folder(path: Path, folder: str | Path) -> Path:
-    """The folder under `folder` that is a recording's own: of two with one name the second gets a number."""
-    told = _identity(path)
+    """The folder of a recording under `folder`; the second recording of one name gets a number."""
+    identity = _identity(path)
     for number in itertools.count(1):
-        place = Path(folder) / (name_of(path) + f"-{number}" * (number > 1))
-        if not (place / PIECES).is_file():
-            return place
-        before = {**recording_identity(place)}
-        where = before.pop("path", "")
-        if before == {name: value for name, value in told.items() if name != "path"}:
-            return place
-        if where == told["path"]:
-            raise KitError(f"{place} was cut from another {path.name}, or with other settings. Move it away, or give the new "
-                          "recording another name.")
+        own_folder = Path(folder) / (folder_name(path) + f"-{number}" * (number > 1))
+        if not (own_folder / SEGMENTS).is_file():
+            return own_folder
+        changed = changed_inputs(own_folder, **identity)
+        if set(changed) <= {"path"}:  # the same file, perhaps moved
+            return own_folder
+        if "path" not in changed:
+            raise KitError(f"{own_folder} was cut from another version of {path.name}, or with other settings. Move it "
+                           "away, or give the new recording another name.")
 
 
 def segment_folders(folder: Path) -> list[Path]:
-    """The folders of all recordings that were cut into `folder`."""
-    return sorted(path.parent for path in Path(folder).glob(f"*/{PIECES}"))
-
-
-def recording_identity(place: Path) -> dict:
-    """What a folder of pieces was cut from."""
-    first, *_ = io.read_rows(place / PIECES)
-    return first
+    """The folders of all recordings that were split into `folder`."""
+    return sorted(path.parent for path in Path(folder).glob(f"*/{SEGMENTS}"))
 
 
 def read_segments(folder: Path) -> list[Segment]:
-    """What became of a recording that was cut into `folder`."""
-    return [Segment(**row) for row in io.read_rows(folder / PIECES)[1:]]
+    """All segments of one recording's folder, clips and rejected ones."""
+    return [Segment(**row) for row in io.read_rows(folder / SEGMENTS)]
 
 
-def plan(heard: VadTrack) -> list[tuple[int, int, int, int]]:
-    """(begin, voice begins, voice ends, end) of each clip in steps; neighbours never overlap."""
-    stretches = vad.speech_segments(heard)
-    clipped = [heard.full[begin:end].mean() > vad.MOST_CLIPPED for begin, end in stretches]
-    clips = [(stretches[first][0], stretches[last][1]) for first, last in vad.merge_segments(stretches, clipped)]
-    borders = [0, *(vad.lowest_energy_frame(heard, before[1], after[0]) for before, after in itertools.pairwise(clips)),
-               len(heard.levels)]
-    lead, tail = round(LEAD / STEP), round(TAIL / STEP)
-    return [(max(border, begin - lead), begin, end, min(end + tail, following))
-            for (begin, end), (border, following) in zip(clips, itertools.pairwise(borders))]
+def read_clips(folder: Path) -> list[Segment]:
+    """The segments of one recording's folder that became clips."""
+    return [segment for segment in read_segments(folder) if not segment.reason]
 
 
-def name_of(path: Path) -> str:
-    """A folder's name for a recording: its own, cleaned, with four letters that tell apart what cleaning made alike."""
+def plan(track: VadTrack) -> list[Segment]:
+    """Where to cut a recording: segments that never overlap, with the measurements that need no samples."""
+    speech = vad.merge_segments(track, vad.speech_segments(track))
+    borders = [0, *(vad.lowest_energy_frame(track, before[1], after[0]) for before, after in itertools.pairwise(speech)),
+               len(track.level_db)]
+    lead, tail = round(LEAD / FRAME), round(TAIL / FRAME)
+    segments = []
+    for (first, last), (border, next_border) in zip(speech, itertools.pairwise(borders)):
+        start, end = max(border, first - lead), min(last + tail, next_border)
+        speech_db = _mean_db(track.level_db[first:last])
+        edge_db = max(_mean_db(track.level_db[start:start + 2]), _mean_db(track.level_db[max(start, end - 2):end]))
+        segments.append(Segment("", round(start * FRAME, 2), round(end * FRAME, 2),
+                                round(speech_db - track.noise_floor_db, 1), round(speech_db - edge_db, 1)))
+    return segments
+
+
+def folder_name(path: Path) -> str:
+    """A folder name for a recording: its own, cleaned, with a short hash if cleaning changed it."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:60] or "recording"
     return stem if stem == path.stem else f"{stem}-{hashlib.sha256(path.name.encode()).hexdigest()[:4]}"
 
 
-def summary(found: Sequence[Segment]) -> str:
-    """One line: what was kept and what was not, and why."""
-    kept = [piece for piece in found if not piece.reason]
-    left = [piece for piece in found if piece.reason]
-    line = f"{len(kept)} clips, {sum(piece.seconds for piece in kept) / 60:.1f} minutes"
-    if not left:
+def summary(segments: Sequence[Segment]) -> str:
+    """One line: clips and minutes, and how many segments were rejected for which reason."""
+    clips = [segment for segment in segments if not segment.reason]
+    rejected = [segment for segment in segments if segment.reason]
+    line = f"{len(clips)} clips, {sum(clip.seconds for clip in clips) / 60:.1f} minutes"
+    if not rejected:
         return line
-    kinds: dict[str, list[Segment]] = {}
-    for piece in left:
-        kinds.setdefault(piece.reason.partition(":")[0], []).append(piece)
-    told = "; ".join(f"{len(some)} {kind}" for kind, some in kinds.items())
-    return f"{line}; left out: {told} ({sum(piece.seconds for piece in left) / 60:.1f} minutes)"
+    counts = Counter(segment.reason.partition(":")[0] for segment in rejected)
+    reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items())
+    return f"{line}; rejected: {reasons} ({sum(segment.seconds for segment in rejected) / 60:.1f} minutes)"
 
 
-def _identity(path: Path) -> dict:
-    """What the pieces are made of; another file or other limits make others."""
-    if not path.is_file():
-        raise KitError(f"{path} is missing: no such file. Check the name.")
-    settings = (LEAD, TAIL, LEAST_RATIO, vad.MOST_CLIPPED, vad.SHORTEST, vad.GOOD, vad.LONG, vad.LONGEST)
-    return {"recording": path.name, "path": str(path.resolve()), "bytes": path.stat().st_size,
-            "modified": path.stat().st_mtime_ns, "settings": list(settings)}
-
-
-def _written(path: Path, planned: Sequence[tuple[int, int, int, int]], heard: VadTrack, folder: Path) -> Iterator[Segment]:
-    """Every planned clip measured and on disk, kept or rejected; of one that is too long only the beginning."""
-    spans = [(begin * STEP, min(end * STEP, begin * STEP + LONGEST + 1)) for begin, *_, end in planned]
-    short = [span for span in spans if span[1] - span[0] <= LONGEST] or spans
-    factor = min(audio.gain(_loudness(path, short)), audio.MAX_TRUE_PEAK / _peak(path, short))
-    clips = tqdm(zip(planned, _spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
-    for number, ((begin, first, last, end), samples) in enumerate(clips, 1):
-        clipped = float((np.abs(samples) >= vad.FULL_SCALE).mean()) if len(samples) else 0.0
-        speech = _power(heard.levels[first:last])
-        edges = max(_power(heard.levels[begin:begin + 2]), _power(heard.levels[max(begin, end - 2):end]))
-        piece = Segment("", round(begin * STEP, 2), round(end * STEP, 2), round(speech - heard.floor, 1),
-                      round(speech - edges, 1), round(clipped, 5), round(max(SILENT, audio.loudness(samples, SAMPLE_RATE)), 1))
-        reason = _reason(piece)
-        file = f"{'rejected' if reason else 'clips'}/{number:05d}.flac"
-        audio.write(folder / file, _faded(audio.amplify(samples, factor)), SAMPLE_RATE)
-        yield dataclasses.replace(piece, file=file, reason=reason)
-
-
-def _reason(piece: Segment) -> str:
-    if piece.seconds - LEAD - TAIL < vad.SHORTEST - 0.25:
-        return f"too short: {piece.seconds:.1f} s, wanted {vad.SHORTEST:g} s or more"
-    if piece.seconds > LONGEST:
-        return f"too long: {piece.seconds:.1f} s without a pause to cut in, wanted {LONGEST:g} s at most"
-    if piece.clipped > vad.MOST_CLIPPED:
-        return f"clipped: {piece.clipped:.2%} of it at full scale, wanted {vad.MOST_CLIPPED:.1%} at most"
-    if piece.ratio < LEAST_RATIO:
-        return f"noisy: speech {piece.ratio:.0f} dB over the room, wanted {LEAST_RATIO:g} dB or more"
+def rejection_reason(segment: Segment) -> str:
+    """Why a segment is no clip to train on; empty if it is one."""
+    if segment.seconds - LEAD - TAIL < vad.MIN_SECONDS - 0.25:
+        return f"too short: {segment.seconds:.1f} s, wanted {vad.MIN_SECONDS:g} s or more"
+    if segment.seconds > MAX_SECONDS:
+        return f"too long: {segment.seconds:.1f} s without a pause to cut in, wanted {MAX_SECONDS:g} s at most"
+    if segment.clipped > vad.MAX_CLIPPED:
+        return f"clipped: {segment.clipped:.2%} of it at full scale, wanted {vad.MAX_CLIPPED:.1%} at most"
+    if segment.snr_db < MIN_SNR_DB:
+        return f"noisy: speech {segment.snr_db:.0f} dB over the noise, wanted {MIN_SNR_DB:g} dB or more"
     return ""
 
 
+def _identity(path: Path) -> dict:
+    """The recording and the settings that a folder of segments is made from."""
+    if not path.is_file():
+        raise KitError(f"{path} is missing: no such file. Check the name.")
+    settings = [LEAD, TAIL, MIN_SNR_DB, vad.MAX_CLIPPED, vad.MIN_SECONDS, vad.GOOD_SECONDS, vad.LONG_SECONDS,
+                vad.MAX_SECONDS]
+    return {"recording": path.name, "path": str(path.resolve()), "bytes": path.stat().st_size,
+            "modified": path.stat().st_mtime_ns, "settings": settings}
+
+
+def _write_clips(path: Path, planned: Sequence[Segment], folder: Path) -> Iterator[Segment]:
+    """Write every planned segment to `clips/` or `rejected/`; of one that is too long only the beginning."""
+    spans = [(segment.start, min(segment.end, segment.start + MAX_SECONDS + 1)) for segment in planned]
+    usable = [(start, end) for start, end in spans if end - start <= MAX_SECONDS] or spans
+    gain = min(audio.gain(_loudness(path, usable)), audio.MAX_TRUE_PEAK / _true_peak(path, usable))
+    progress = tqdm(zip(planned, _read_spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
+    for number, (segment, samples) in enumerate(progress, 1):
+        segment = dataclasses.replace(
+            segment, clipped=round(float((np.abs(samples) >= vad.FULL_SCALE).mean()) if len(samples) else 0.0, 5),
+            lufs=round(max(MIN_LUFS, audio.loudness(samples, SAMPLE_RATE)), 1))
+        reason = rejection_reason(segment)
+        file = f"{'rejected' if reason else 'clips'}/{number:05d}.flac"
+        audio.write(folder / file, _fade(audio.amplify(samples, gain)), SAMPLE_RATE)
+        yield dataclasses.replace(segment, file=file, reason=reason)
+
+
 def _loudness(path: Path, spans: Sequence[tuple[float, float]]) -> float:
-    """Loudness of the speech of a recording, by about two minutes of it spread evenly."""
-    wanted = max(1, round(MEASURED / (sum(end - begin for begin, end in spans) / len(spans))))
-    some = spans[::-(-len(spans) // wanted)]
-    return audio.loudness(np.concatenate(list(_spans(path, some))), SAMPLE_RATE)
+    """Loudness of a recording's speech in LUFS, from LOUDNESS_SECONDS of it spread evenly."""
+    mean_seconds = sum(end - start for start, end in spans) / len(spans)
+    count = max(1, round(LOUDNESS_SECONDS / mean_seconds))
+    sample = spans[::-(-len(spans) // count)]
+    return audio.loudness(np.concatenate(list(_read_spans(path, sample))), SAMPLE_RATE)
 
 
-def _peak(path: Path, spans: Sequence[tuple[float, float]]) -> float:
-    """The highest true peak of a recording's speech; a bump that is far above the usual peaks is lowered by itself."""
-    peaks = np.array([audio.true_peak(samples) for samples in _spans(path, spans)])
-    return float(peaks[peaks <= BUMP * np.median(peaks)].max()) or 1.0
+def _true_peak(path: Path, spans: Sequence[tuple[float, float]]) -> float:
+    """The highest true peak of a recording's speech without outliers, which `audio.amplify` attenuates by themselves."""
+    peaks = np.array([audio.true_peak(samples) for samples in _read_spans(path, spans)])
+    return float(peaks[peaks <= PEAK_OUTLIER * np.median(peaks)].max()) or 1.0
 
 
-def _spans(path: Path, spans: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:
-    """(samples,) at 24 kHz of every span, in their order; a few blocks are in memory at a time."""
-    blocks, left, start = audio.read_blocks(path, SAMPLE_RATE), np.zeros(0, np.float32), 0
-    for begin, end in spans:
-        first, last = round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)
-        while start + len(left) < last and (block := next(blocks, None)) is not None:
-            drop = min(max(0, first - start), len(left))
-            left, start = np.concatenate([left[drop:], block]), start + drop
-        yield left[first - start:last - start].copy()
+def _read_spans(path: Path, spans: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:
+    """(samples,) at 24 kHz of each span of seconds, in their order; a few blocks are in memory at a time."""
+    blocks, buffer, buffer_start = audio.read_blocks(path, SAMPLE_RATE), np.zeros(0, np.float32), 0
+    for start, end in spans:
+        first, last = round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)
+        while buffer_start + len(buffer) < last and (block := next(blocks, None)) is not None:
+            drop = min(max(0, first - buffer_start), len(buffer))
+            buffer, buffer_start = np.concatenate([buffer[drop:], block]), buffer_start + drop
+        yield buffer[first - buffer_start:last - buffer_start].copy()
 
 
-def _counted(blocks: Iterator[np.ndarray], rate: int, bar: tqdm) -> Iterator[np.ndarray]:
+def _with_progress(blocks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
     for block in blocks:
         yield block
-        bar.update(len(block) / rate)
+        bar.update(len(block) / vad.SAMPLE_RATE)
 
 
-def _power(levels: np.ndarray) -> float:
-    """Level of several steps together, in dB."""
-    return float(10 * np.log10(np.mean(10 ** (levels.astype(np.float64) / 10)))) if len(levels) else -100.0
+def _mean_db(level_db: np.ndarray) -> float:
+    """The mean power of several frames, in dB."""
+    return float(10 * np.log10(np.mean(10 ** (level_db.astype(np.float64) / 10)))) if len(level_db) else -100.0
 
 
-def _faded(samples: np.ndarray) -> np.ndarray:
-    slope = np.linspace(0, 1, max(1, min(round(FADE * SAMPLE_RATE), len(samples) // 2)), dtype=np.float32)
+def _fade(samples: np.ndarray) -> np.ndarray:
+    ramp = np.linspace(0, 1, max(1, min(round(FADE * SAMPLE_RATE), len(samples) // 2)), dtype=np.float32)
     faded = samples.copy()
-    faded[:len(slope)] *= slope
-    faded[len(faded) - len(slope):] *= slope[::-1]
+    faded[:len(ramp)] *= ramp
+    faded[len(faded) - len(ramp):] *= ramp[::-1]
     return faded

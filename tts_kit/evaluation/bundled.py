@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from tts_kit.data import speaker_embedding, whisper_weights
+from tts_kit.data import speaker_embedding, transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import dnsmos, metrics
 from tts_kit.evaluation.metrics import INSTALL, MetricModels
@@ -48,27 +48,22 @@ def load(threads: int) -> MetricModels:
 @functools.cache
 def _loaded(threads: int) -> MetricModels:
     try:
-        from faster_whisper import WhisperModel
-
-        transcribe = words(WhisperModel(str(whisper_weights.folder()), device="cpu", compute_type="int8", cpu_threads=threads))
+        recognize = words(transcribe.load_whisper(transcribe.BUNDLED, cpu_threads=threads))
         embed_speaker = functools.partial(speaker_embedding.load_encoder().embed_utterance, rate=WINDOWS)
         rate, hiss = mos(), dnsmos.load(threads)
     except ImportError as error:
         raise KitError(f"The judges are installed, but one cannot be imported ({error}). Install the tested versions: "
                       f"{INSTALL}") from error
-    return MetricModels(names(), transcribe, embed_speaker, rate, threads, hiss)
+    return MetricModels(names(), recognize, embed_speaker, rate, threads, hiss)
 
 
 def words(model) -> Callable[[np.ndarray], str]:
     """A judge by a WhisperModel: what is written down of (samples,)."""
-    def transcribe(wave: np.ndarray) -> str:
-        # any other temperature would draw, and earlier text would lead it to what it expects
-        pieces, _ = model.transcribe(wave, language="en", beam_size=5, temperature=0.0, without_timestamps=True,
-                                     condition_on_previous_text=False, vad_filter=False,
-                                     max_new_tokens=MOST_TOKENS + round(MOST_TOKENS * len(wave) / metrics.SAMPLE_RATE))
-        return " ".join(piece.text.strip() for piece in pieces)
+    def recognize(wave: np.ndarray) -> str:
+        limit = MOST_TOKENS + round(MOST_TOKENS * len(wave) / metrics.SAMPLE_RATE)
+        return transcribe.run_whisper(model, wave, "en", limit)[0]
 
-    return transcribe
+    return recognize
 
 
 def mos() -> Callable[[np.ndarray], float]:

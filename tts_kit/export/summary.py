@@ -122,9 +122,8 @@ def _source(run: Run) -> str:
 
 def _written_down(run: Run) -> dict:
     """By whom, where it was the kit that cut and wrote down recordings."""
-    path = run.segments / ingest.SETTINGS
-    told = read_json(path, f"Delete {path}.") if path.is_file() else {}
-    return {"written down by": told["transcriber"]} if told.get("transcriber") else {}
+    asr_model, _ = ingest.asr_models(run)
+    return {"written down by": asr_model} if asr_model else {}
 
 
 def _amounts(found: report.Report) -> dict:

@@ -1,4 +1,4 @@
-"""The review page: who may ask it, what it says, and how it behaves in a real browser."""
+"""The review page: who may use it, what it answers, and how it behaves in a real browser."""
 
 import contextlib
 import html
@@ -14,10 +14,9 @@ import soundfile
 from conftest import CUT_TEXTS, make_cuts
 
 from tts_kit import io
-from tts_kit.data import review, review_store, segment, transcribe
+from tts_kit.data import review, review_store, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review_edits import CHECKED, DROPPED, NEW
-from tts_kit.data.review_store import ReviewStore
+from tts_kit.data.review_store import CHECKED, DROPPED, NEW, ReviewStore
 from tts_kit.errors import KitError
 
 HOSTILE = '<img src=x onerror="window.hurt=1"></script><!--<script>window.hurt=1//'
@@ -30,103 +29,103 @@ def folder(tmp_path) -> Path:
 
 @contextlib.contextmanager
 def running(folder: Path, port: int = 0):
-    """A review of the folder, as a person starts it."""
+    """A review server for the folder."""
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (requirements-dev.txt)")
-    made = review.Review(ReviewStore(folder, "base"), f"Title {HOSTILE}", port)
+    server = review.Review(ReviewStore(folder, "base"), f"Title {HOSTILE}", port)
     try:
-        yield made
+        yield server
     finally:
-        made.close()
+        server.close()
 
 
-def ask(made: review.Review, path: str, token: str | None = None, body: object = None) -> tuple[int, bytes, dict]:
-    """Status, content and headers of an answer."""
-    address = f"http://127.0.0.1:{made.port}/{path}"
+def request(server: review.Review, path: str, token: str | None = None, body: object = None) -> tuple[int, bytes, dict]:
+    """Status, content and headers of a response."""
+    url = f"http://127.0.0.1:{server.port}/{path}"
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    request = urllib.request.Request(address, data, {"X-Token": made.token if token is None else token})
+    prepared = urllib.request.Request(url, data, {"X-Token": server.token if token is None else token})
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return answer.status, answer.read(), dict(answer.headers)
+        with urllib.request.urlopen(prepared, timeout=20) as response:
+            return response.status, response.read(), dict(response.headers)
     except urllib.error.HTTPError as error:
         return error.code, error.read(), dict(error.headers)
 
 
 def state(folder: Path) -> dict:
     """What is on disk."""
-    return {entry.id: (entry.text, entry.state) for entry in ReviewStore(folder, "base").entries}
+    return {clip.id: (clip.text, clip.state) for clip in ReviewStore(folder, "base").clips}
 
 
-def test_nobody_without_the_token(folder):
+def test_requests_without_the_token_are_refused(folder):
     """Mistake: any page in the browser, or anybody on the network, reads or changes the texts."""
-    with running(folder) as made:
-        edit = {"do": "drop", "id": "monday/00001", "seen": 0}
-        for token in ("", "x", made.token[:-1], made.token + "x"):
-            for path, body in (("clips", None), ("sound?id=monday/00001", None), ("edit", edit)):
-                status, content, _ = ask(made, path, token, body)
+    with running(folder) as server:
+        edit = {"action": "drop", "id": "monday/00001", "revision": 0}
+        for token in ("", "x", server.token[:-1], server.token + "x"):
+            for path, body in (("clips", None), ("audio?id=monday/00001", None), ("edit", edit)):
+                status, content, _ = request(server, path, token, body)
                 assert status == 403 and b"monday" not in content
-            assert ask(made, f"?token={token}", token)[0] == 403
-        assert ask(made, "clips")[0] == 200
-        assert made._socket.getsockname()[0] == "127.0.0.1"
+            assert request(server, f"?token={token}", token)[0] == 403
+        assert request(server, "clips")[0] == 200
+        assert server._socket.getsockname()[0] == "127.0.0.1"
     assert state(folder)["monday/00001"][1] == NEW
 
 
-def test_sound_of_clips_and_of_nothing_else(folder):
+def test_audio_of_clips_and_of_nothing_else(folder):
     """Mistake: an id that leads to another file of the machine."""
     (folder / "secret.flac").write_bytes((folder / "monday/clips/00001.flac").read_bytes())
-    with running(folder) as made:
-        status, content, _ = ask(made, "sound?id=monday/00002")
+    with running(folder) as server:
+        status, content, _ = request(server, "audio?id=monday/00002")
         samples, rate = soundfile.read(BytesIO(content))
         assert (status, rate, len(samples)) == (200, SAMPLE_RATE, round(2.5 * SAMPLE_RATE))
         for id in ("secret", "../secret", "monday/../secret", "monday/clips/00001.flac", "/etc/passwd", "%2e%2e%2fsecret"):
-            assert ask(made, f"sound?id={id}")[0] == 400
+            assert request(server, f"audio?id={id}")[0] == 400
 
 
 def test_bad_requests_get_a_sentence_and_change_nothing(folder):
     """Mistake: a traceback, a hang, or half an edit."""
-    with running(folder) as made:
-        for body, status in ((b"{", 400), (b"[]", 400), (b"x" * (review.MOST_BYTES + 1), 400), ({"do": "drop"}, 409),
-                             ({"do": "nothing", "id": "monday/00001", "seen": 0}, 400),
-                             ({"do": "text", "id": "monday/00001", "seen": 9, "text": "x"}, 409)):
-            seen, content, _ = ask(made, "edit", body=body)
-            assert seen == status and json.loads(content)["problem"]
+    with running(folder) as server:
+        for body, status in ((b"{", 400), (b"[]", 400), (b"x" * (review.MAX_BODY_BYTES + 1), 400), ({"action": "drop"}, 409),
+                             ({"action": "nothing", "id": "monday/00001", "revision": 0}, 400),
+                             ({"action": "text", "id": "monday/00001", "revision": 9, "text": "x"}, 409)):
+            seen_status, content, _ = request(server, "edit", body=body)
+            assert seen_status == status and json.loads(content)["error"]
     assert not (folder / review_store.HISTORY).exists()
 
 
-def test_the_page_needs_nothing_and_runs_nothing_foreign(folder):
-    """Mistake: a script from a CDN, a title that is pasted as markup, or places of this machine in what is sent."""
-    with running(folder) as made:
-        status, content, headers = ask(made, f"?token={made.token}")
+def test_the_page_loads_and_runs_nothing_foreign(folder):
+    """Mistake: a script from a CDN, a title that is pasted as markup, or paths of this machine in what is sent."""
+    with running(folder) as server:
+        status, content, headers = request(server, f"?token={server.token}")
         text = content.decode()
         assert status == 200 and "<img" not in text and text.count("<script") == text.count("</script>") == 1
         markup = text.replace(html.escape(f"Title {HOSTILE}"), "")
         assert not re.search(r"https?:|//[a-z]|@import|<link|\b(src|href)=", markup)
         policy = headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; ") and "script-src 'sha256-" in policy and "unsafe" not in policy
-        assert str(folder) not in ask(made, "clips")[1].decode()
+        assert str(folder) not in request(server, "clips")[1].decode()
 
 
 def test_a_port_in_use_is_named(folder):
     """Mistake: a traceback of the socket."""
-    with running(folder) as made, pytest.raises(KitError, match=f"port {made.port} of this machine cannot be used"):
-        review.Review(ReviewStore(folder, "base"), "", made.port)
+    with running(folder) as server, pytest.raises(KitError, match=f"port {server.port} of this machine cannot be used"):
+        review.Review(ReviewStore(folder, "base"), "", server.port)
 
 
 @pytest.fixture
-def desk(chromium, folder):
-    """The page freshly opened; no test may leave an error in the console or ask anybody else."""
-    place = folder / "monday" / transcribe.transcripts_path("base")
-    rows = io.read_rows(place)
-    io.write_rows(place, [rows[0], rows[1] | {"confidence": 0.4}, rows[2] | {"original_text": HOSTILE}, rows[3]])
-    with running(folder) as made:
+def page(chromium, folder):
+    """The page freshly opened; no test may leave an error in the console or send a request elsewhere."""
+    table = folder / "monday" / transcribe.transcripts_file("base")
+    rows = io.read_rows(table)
+    io.write_rows(table, [rows[0], rows[1] | {"confidence": 0.4}, rows[2] | {"original_text": HOSTILE}, rows[3]])
+    with running(folder) as server:
         chromium.look(1280, 800)
-        chromium.open(made.address)
+        chromium.open(server.url)
         chromium.wait("document.querySelectorAll('#list li').length === 8")
         chromium.wait("document.getElementById('player').readyState >= 2")
-        yield chromium, made
-        assert [each for each in chromium.complaints() if "409" not in json.dumps(each)] == []
-        asked = {event["params"]["request"]["url"] for event in chromium.events
+        yield chromium, server
+        assert [complaint for complaint in chromium.complaints() if "409" not in json.dumps(complaint)] == []
+        urls = {event["params"]["request"]["url"] for event in chromium.events
                  if event["method"] == "Network.requestWillBeSent"}
-        assert all(url.startswith((f"http://127.0.0.1:{made.port}/", "blob:", "data:")) for url in asked)
+        assert all(url.startswith((f"http://127.0.0.1:{server.port}/", "blob:", "data:")) for url in urls)
 
 
 def type_text(chromium, text: str) -> None:
@@ -136,58 +135,58 @@ def type_text(chromium, text: str) -> None:
 
 
 def lines(chromium) -> list[str]:
-    return chromium.run("[...document.querySelectorAll('#list li')].map(each => each.dataset.id)")
+    return chromium.run("[...document.querySelectorAll('#list li')].map(item => item.dataset.id)")
 
 
-def test_the_most_suspicious_comes_first(desk):
+def test_the_most_doubtful_comes_first(page):
     """Mistake: the list is in the order of the recording, and a person checks what needs no checking."""
-    chromium, _ = desk
+    chromium, _ = page
     assert lines(chromium)[0] == "monday/00002"
     assert chromium.run("document.getElementById('id').textContent") == "monday/00002"
-    assert "40% sure" in chromium.run("document.getElementById('doubts').innerText")
+    assert "ASR confidence 40%" in chromium.run("document.getElementById('flags').innerText")
     assert chromium.run("document.getElementById('text').value") == CUT_TEXTS[1]
-    assert chromium.run("[...sound.peaks].filter(each => each > 0.1).length") > 150
-    chromium.run("part.sort.value = 'place'; part.sort.dispatchEvent(new Event('input'))")
+    assert chromium.run("[...waveform.peaks].filter(peak => peak > 0.1).length") > 150
+    chromium.run("ui.sort.value = 'position'; ui.sort.dispatchEvent(new Event('input'))")
     assert lines(chromium)[0] == "monday/00001"
 
 
-def test_a_correction_is_saved_and_the_next_clip_comes(desk, folder):
+def test_a_correction_is_saved_and_the_next_clip_comes(page, folder):
     """Mistake: what was typed is lost by a reload, or by going on before it was sent."""
-    chromium, made = desk
+    chromium, server = page
     type_text(chromium, "The dog ran home.")
     chromium.press("Enter")
     chromium.wait("document.getElementById('id').textContent !== 'monday/00002'")
     assert state(folder)["monday/00002"] == ("The dog ran home.", CHECKED)
     assert "1 of 8 checked" in chromium.run("document.getElementById('count').textContent")
-    chromium.open(made.address)
+    chromium.open(server.url)
     chromium.wait("document.querySelectorAll('#list li').length === 7")
     assert "monday/00002" not in lines(chromium)
 
 
-def test_typing_is_saved_without_a_key(desk, folder):
+def test_typing_is_saved_without_a_key(page, folder):
     """Mistake: a closed tab loses the last words; or a text counts as checked because it was touched."""
-    chromium, _ = desk
+    chromium, _ = page
     type_text(chromium, "The dog ran far away.")
     chromium.wait("document.getElementById('saved').textContent === 'saved'")
     assert state(folder)["monday/00002"] == ("The dog ran far away.", NEW)
 
 
-def test_split_drop_merge_undo_by_keys(desk, folder):
+def test_split_drop_merge_undo_by_keys(page, folder):
     """Mistake: the text is split elsewhere than the sound, the wrong neighbour is merged, or undo forgets one of them."""
-    chromium, made = desk
+    chromium, server = page
     chromium.click("#text")
-    chromium.run("part.text.setSelectionRange(7, 7); part.player.currentTime = 1.5")
-    chromium.wait("!part.player.seeking")
+    chromium.run("ui.text.setSelectionRange(7, 7); ui.player.currentTime = 1.5")
+    chromium.wait("!ui.player.seeking")
     chromium.press("b", control=True)
     chromium.wait("document.querySelectorAll('#list li').length === 9")
     assert [state(folder)[f"monday/00002{letter}"][0] for letter in "ab"] == ["The dog.", "ran away."]
-    assert ReviewStore(folder, "base").wave("monday/00002a").size == round(1.5 * SAMPLE_RATE)
+    assert ReviewStore(folder, "base").read_audio("monday/00002a").size == round(1.5 * SAMPLE_RATE)
     chromium.press("d", control=True)
     chromium.wait("document.getElementById('state').textContent === 'dropped'")
     assert state(folder)["monday/00002a"][1] == DROPPED
-    chromium.open(made.address)
+    chromium.open(server.url)
     chromium.wait("document.querySelectorAll('#list li').length === 8")
-    chromium.run("part.sort.value = 'place'; part.sort.dispatchEvent(new Event('input'))")
+    chromium.run("ui.sort.value = 'position'; ui.sort.dispatchEvent(new Event('input'))")
     chromium.click('#list li[data-id="monday/00003"]')
     chromium.wait("document.getElementById('id').textContent === 'monday/00003'")
     chromium.press("m", control=True)
@@ -199,45 +198,45 @@ def test_split_drop_merge_undo_by_keys(desk, folder):
     assert {text for text, _ in state(folder).values()} == set(CUT_TEXTS)
 
 
-def test_two_tabs_do_not_lose_an_edit(desk, folder):
+def test_two_tabs_do_not_lose_an_edit(page, folder):
     """Mistake: the second tab overwrites what the first one saved, unseen."""
-    chromium, made = desk
-    ask(made, "edit", body={"do": "text", "id": "monday/00002", "seen": 0, "text": "From the other tab."})
+    chromium, server = page
+    request(server, "edit", body={"action": "text", "id": "monday/00002", "revision": 0, "text": "From the other tab."})
     type_text(chromium, "From this tab.")
     chromium.press("Enter")
-    chromium.wait("document.getElementById('said').textContent.includes('changed elsewhere')")
+    chromium.wait("document.getElementById('message').textContent.includes('changed elsewhere')")
     assert state(folder)["monday/00002"][0] == "From the other tab."
-    chromium.click("#said button")
+    chromium.click("#message button")
     chromium.wait("clips.get('monday/00002').text === 'From this tab.'")
     assert state(folder)["monday/00002"][0] == "From this tab."
 
 
-def test_a_server_that_went_away_is_told_of_and_nothing_is_lost(desk, folder):
+def test_a_stopped_server_is_reported_and_nothing_is_lost(page, folder):
     """Mistake: the page goes on as if it saved."""
-    chromium, made = desk
+    chromium, server = page
     type_text(chromium, "Saved before.")
     chromium.wait("document.getElementById('saved').textContent === 'saved'")
-    made.close()
+    server.close()
     type_text(chromium, "Typed after.")
-    chromium.wait("document.getElementById('said').textContent.includes('does not answer')")
+    chromium.wait("document.getElementById('message').textContent.includes('does not answer')")
     assert chromium.run("document.getElementById('text').value") == "Typed after."
     assert state(folder)["monday/00002"][0] == "Saved before."
     chromium.run("typed = null")
     chromium.events.clear()
 
 
-def test_hostile_texts_stay_text(desk):
+def test_hostile_texts_stay_text(page):
     """Mistake: what a transcriber or a person wrote becomes markup."""
-    chromium, _ = desk
-    chromium.run("part.sort.value = 'place'; part.sort.dispatchEvent(new Event('input'))")
+    chromium, _ = page
+    chromium.run("ui.sort.value = 'position'; ui.sort.dispatchEvent(new Event('input'))")
     chromium.click('#list li[data-id="monday/00003"]')
-    chromium.wait("document.getElementById('heard').textContent.includes('<img')")
+    chromium.wait("document.getElementById('transcript').textContent.includes('<img')")
     type_text(chromium, HOSTILE)
     chromium.wait("document.getElementById('saved').textContent === 'saved'")
-    assert chromium.run("window.hurt === undefined && !document.querySelector('#list img, #desk img')")
+    assert chromium.run("window.hurt === undefined && !document.querySelector('#list img, #editor img')")
 
 
 def test_the_page_is_part_of_the_kit():
-    """Mistake: the page's files are missing where the kit is installed, or the review reads another recording's table."""
+    """Mistake: the page's files are missing where the kit is installed."""
     content, _ = review.page("x")
-    assert "</html>" in content and segment.PIECES == "pieces.jsonl"
+    assert "</html>" in content
