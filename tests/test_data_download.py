@@ -12,7 +12,8 @@ from tts_kit import audio
 from tts_kit.data import download
 from tts_kit.errors import KitError
 
-needs_yt_dlp = pytest.mark.skipif(not importlib.util.find_spec("yt_dlp"), reason="yt-dlp is not installed: pip install yt-dlp")
+needs_yt_dlp = pytest.mark.skipif(not importlib.util.find_spec("yt_dlp"),
+                                  reason="yt-dlp is not installed: pip install yt-dlp")
 
 
 @pytest.fixture

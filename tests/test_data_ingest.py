@@ -18,7 +18,8 @@ from tts_kit.run import Run
 RECORDING = Path(__file__).parent.parent / "sample_data" / "recording.flac"
 FOLDER_NAME = segment.folder_name(Path("long take.flac"))
 CPU = device.choose("cpu")
-WHISPER = pytest.mark.skipif(not transcribe.is_installed(), reason='no bundled Whisper is installed: pip install "tts-kit[eval]"')
+WHISPER = pytest.mark.skipif(not transcribe.is_installed(),
+                             reason='no bundled Whisper is installed: pip install "tts-kit[eval]"')
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 
 from tts_kit.data import quality_flags, segment, speaker_embedding
 
-pytestmark = pytest.mark.skipif(not speaker_embedding.is_installed(), reason="Resemblyzer is not installed (requirements-no-deps.txt)")
+pytestmark = pytest.mark.skipif(not speaker_embedding.is_installed(),
+                                reason="Resemblyzer is not installed (requirements-no-deps.txt)")
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 
 

