@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tts_kit.comparison.arms import GENERATED_ARMS
 from tts_kit.config import CHECKPOINT_DEFAULT, Config, load_config
 from tts_kit.errors import KitError, report_errors
 from tts_kit.run import Run
 
 # torch and transformers are imported inside the commands, so that --help is fast
-ARMS = ("base", "clone", "finetuned", "finetuned+clone")
 DATA_FIELDS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
 BASE_FIELDS = ("base", "revision")
 SAMPLING_FIELDS = ("temperature", "depth_temperature", "top_k")
@@ -116,10 +116,10 @@ def train(args: argparse.Namespace) -> None:
 def _add_compare(commands) -> None:
     parser = _command(commands, "compare", compare, "held-out sentences in every arm -> a verdict and a page to listen to")
     add_comparison_options(parser, 10, [1, 2, 3])
-    parser.add_argument("--arms", nargs="+", metavar="ARM", default=list(ARMS),
-                        help=f"arms of the model: {', '.join(ARMS)}, with settings after a colon (finetuned:strength=0.5, "
+    parser.add_argument("--arms", nargs="+", metavar="ARM", default=list(GENERATED_ARMS),
+                        help=f"arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a colon (finetuned:strength=0.5, "
                         "finetuned:checkpoint=40, clone:references=3); external systems: kokoro, pocket-tts, xtts-v2, f5-tts, "
-                        f"orpheus-3b; clips of any other system: folder:NAME=PATH (default {' '.join(ARMS)})")
+                        f"orpheus-3b; clips of any other system: folder:NAME=PATH (default {' '.join(GENERATED_ARMS)})")
     parser.add_argument("--listening-test", nargs="*", choices=("ab", "smos", "cmos"), default=["ab", "smos"],
                         help="kinds of blind test on the listeners' page (default ab smos; no value: no page)")
     parser.add_argument("--responses", nargs="+", type=Path, default=[], metavar="FILE",
@@ -128,7 +128,7 @@ def _add_compare(commands) -> None:
     group.add_argument("--sweep", type=_setting_values, action="append", default=[], metavar="NAME=VALUE,VALUE",
                        help="compare values of a setting (temperature, depth_temperature, strength, checkpoint, references, "
                        "reference_seconds) instead of arms, on sentences that are not held out; may be repeated")
-    group.add_argument("--sweep-arm", choices=ARMS, default="finetuned", help="arm whose settings are swept (default finetuned)")
+    group.add_argument("--sweep-arm", choices=GENERATED_ARMS, default="finetuned", help="arm whose settings are swept (default finetuned)")
     add_config_options(parser, BASE_FIELDS + SAMPLING_FIELDS)
 
 

@@ -21,7 +21,9 @@ def page(module: str, title: str, scripts: Sequence[str] = (), data: dict | None
     source = Path(module)
     body = string.Template(_text(source.with_suffix(".html"))).substitute(parts, title=escape(title))
     style = _text(LAYOUT.with_suffix(".css")) + _text(source.with_suffix(".css"))
-    script = "".join(_text(source.with_name(name)) for name in scripts)
+    paths = [source.with_name(name) for name in scripts]
+    # a script that pages share, such as player.js, lies beside this module
+    script = "".join(_text(path if path.is_file() else LAYOUT.with_name(path.name)) for path in paths)
     script_src = [f"script-src {_csp_hash(script)}"] if script else []
     policy = "; ".join(["default-src 'none'", f"style-src {_csp_hash(style)}", *script_src, *csp, "base-uri 'none'",
                         "form-action 'none'"])

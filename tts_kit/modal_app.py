@@ -83,7 +83,7 @@ def segment(name: str, source: str, arms: list[str]) -> list[str]:
     from tts_kit.data import ingest
 
     for arm in arms:
-        compare.parse_arms(arm)  # refuse a misspelt arm now and not after a paid training
+        compare.parse_arm(arm)  # refuse a misspelt arm now and not after a paid training
     files = ingest.find_recordings(source, Run(name))
     return [str(folder) for folder in ingest.segment_files(files, Run(name))] if files else []
 
@@ -157,7 +157,7 @@ def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str
     from tts_kit.speech import speak
 
     voice = speak.load_voice(device.choose(), Run(name).adapter)
-    return str(comparison.compare(Run(name), voice, sentences, seeds, arms))
+    return str(comparison.compare(Run(name), voice, sentences, seeds, arms).page)
 
 
 @app.function(gpu=os.environ.get("TTS_KIT_GPU", "L4").replace("none", "") or None, timeout=DAY, scaledown_window=300)
@@ -192,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("--asr-model", "--verify-asr-model", "--language"):
         parser.add_argument(name, default="", help="as for tts-kit prepare")
     parser.add_argument("--skip-bad", action="store_true", help="as for tts-kit prepare")
-    parser.add_argument("--arms", nargs="+", default=list(cli.ARMS), help="as for tts-kit compare")
+    parser.add_argument("--arms", nargs="+", default=list(cli.GENERATED_ARMS), help="as for tts-kit compare")
     parser.add_argument("--smoke", action="store_true", help="two steps on the bundled model, to see that everything runs")
     cli.add_comparison_options(parser, 10, [1, 2, 3])
     cli.add_config_options(parser, cli.ALL_FIELDS)

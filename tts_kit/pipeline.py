@@ -25,7 +25,7 @@ def run_all(source: str | Path, config: Config, run: Run, device_config: DeviceC
     cache.tokenize(config, run, device_config)
     adapter = finetune.finetune(config, run, device_config)
     voice = speak.load_voice(device_config, adapter, config.base)
-    return compare.compare(run, voice, sentences, seeds)
+    return compare.compare(run, voice, sentences, seeds).page
 
 
 def demo_settings(base: str | None) -> dict:

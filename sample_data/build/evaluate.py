@@ -25,7 +25,7 @@ from tts_kit.model import lora
 from tts_kit.speech import speak
 from tts_kit.speech.speak import Voice
 
-STAGES = (*arms.GIVEN_ARMS, *arms.SPOKEN_ARMS)
+STAGES = tuple(arms.ARMS)
 UNSEEN, TUNED = "unseen voices", "bundled voice"
 HELD_OUT = Path(__file__).parents[2] / "sample_data" / "held_out"
 
@@ -100,7 +100,7 @@ def _group(planned: Sequence[dict], folder: Path, voice: Voice, metric_models: M
 def _results(wish: Wish, voice: Voice, metric_models: MetricModels, groups: Mapping[str, Group]) -> dict:
     found = {name: goals.results(group) for name, group in groups.items()}
     if TUNED in groups:
-        found[TUNED]["verdict"] = verdict.verdict(groups[TUNED].rows)
+        found[TUNED]["verdict"] = "\n".join(verdict.decide(groups[TUNED].rows, verdict.PRIMARY_COMPARISONS).details)
     judged = [goal for name, group in groups.items()
               for goal in goals.judge(goals.TUNED if name == TUNED else goals.UNSEEN, group, found[name])]
     return {"model": wish.model.name, "weights": voice.base.fingerprint, "clips of": takes.digest(wish.model, voice),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sample_data.build import kokoro_graph
-from tts_kit.comparison.external_systems.kokoro import phonemes
+from tts_kit.comparison.external_runner import kokoro_phonemes
 from tts_kit.errors import KitError
 
 RATE = 24_000
@@ -31,7 +31,7 @@ class Kokoro:
 
     def speak(self, text: str, style: np.ndarray, accent: str = "en-us", speed: float = 1.0) -> np.ndarray:
         """A sentence in the voice of `style` (510, 256) as (samples,) at 24 kHz."""
-        numbers = [self.numbers[letter] for letter in phonemes(text, accent) if letter in self.numbers]
+        numbers = [self.numbers[letter] for letter in kokoro_phonemes(text, accent) if letter in self.numbers]
         if not 0 < len(numbers) < len(style):
             raise KitError(f"{text[:60]!r} has {len(numbers)} phonemes; Kokoro speaks 1 to {len(style) - 1} at once. "
                           "Shorten the sentence.")

@@ -67,11 +67,11 @@ def plan(clips: Sequence[Original], cloned: dict[str, Reference], seeds: Sequenc
         if stage in arms.GIVEN_ARMS:
             rows += [_row(stage, number, each.text, None, each.speaker, each.path) for number, each in real]
             continue
-        is_finetuned, is_cloned = arms.SPOKEN_ARMS[stage]
+        info = arms.ARMS[stage]
         for number, each in enumerate(clips, 1):
             name = speaker or each.speaker
             rows += [_row(stage, number, each.text, seed, name, None) |
-                     {"line": Request(each.text, seed, cloned[name] if is_cloned else None, is_finetuned)} for seed in seeds]
+                     {"line": Request(each.text, seed, cloned[name] if info.reference else None, info.adapter)} for seed in seeds]
     return rows
 
 

@@ -1,171 +1,184 @@
-"""The contest: every arm says the same sentences, judges listen, and one page shows what was found."""
+"""Compare the arms: synthesize the same sentences in each, score them, and write one page with the verdict."""
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tts_kit import device
+from tts_kit import device, samples
 from tts_kit.comparison import arms, external, listening_test, listening_test_analysis, page, plots, synthesis, verdict
+from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.comparison.synthesis import Plan, Sentence
+from tts_kit.comparison.verdict import Verdict
 from tts_kit.data import manifest
 from tts_kit.data.manifest import HELD_OUT, TRAIN, Utterance
 from tts_kit.errors import KitError
 from tts_kit.evaluation import memorization, metrics, scoring
-from tts_kit.io import read_json, read_rows, write_json
+from tts_kit.io import read_json, write_json
 from tts_kit.model import lora
 from tts_kit.run import Run
-from tts_kit.speech.speak import Reference, Voice
+from tts_kit.speech.speak import Voice
 from tts_kit.tokens import cache
 
-ARMS, TRIALS = tuple(arms.SPOKEN_ARMS), ("ab", "smos")
-STRANGERS = Path(__file__).parents[2] / "sample_data" / "strangers"
-"""Clips of other people, who say what similarity a stranger gets."""
-RESPONSES_FILE, SCALE = "votes.json", "scale.json"
+PAGE, RESPONSES_FILE, SIM_RANGE_FILE = "index.html", "responses.json", "sim_range.json"
+CLIP_COLUMNS = {"word_errors": "word errors", "sim": "SIM", "sim_norm": "SIM norm.", "sim_2": "SIM 2", "mos": "MOS",
+                "mos_2": "MOS 2"}
+SORT_COLUMNS = {"seconds": "seconds", "wall_seconds": "seconds to generate", "attempts": "attempts"}
+LEGEND = {
+    "WER": "word error rate, of what {WER} transcribes",
+    "CER": "character error rate of the same transcripts",
+    "SIM": "speaker similarity, the cosine of a clip's {SIM} embedding to the mean of recordings of the voice",
+    "SIM norm.": "SIM with 0 for other speakers and 1 for the voice itself",
+    "SIM 2": "the same by {SIM 2}",
+    "MOS": "mean opinion score of naturalness, 1 to 5, as {MOS} predicts it",
+    "MOS 2": "the same by {MOS 2}",
+    "noisy": "clips with more background noise than the recordings, by {NOISE MOS}",
+    "dur. ratio": "duration of the speech, relative to the recording of the same sentence",
+    "dF0 (st)": "median pitch, in semitones above the recordings",
+    "rate ratio": "words per second, relative to the recordings",
+    "EOS": "clips that the model ended itself, with an end-of-speech frame",
+    "memorised": "clips that repeat a training clip instead of their text"}
+"""Heading -> what it means, with the model that measured it."""
 
 
-def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = (1, 2, 3), wanted: Sequence[str] = ARMS,
-            voted: Sequence[Path] = (), trials: Sequence[str] = TRIALS) -> Path:
-    """Speak held-out sentences in all arms and write clips, scores.jsonl and index.html; goes on where it stopped.
+@dataclass(frozen=True)
+class Result:
+    page: Path
+    rows: list[dict]
+    """Of scores.jsonl: one for each clip."""
+    verdict: Verdict
 
-    `voted` are the files that listeners sent back, `trials` what they are asked on blind.html, nothing for no such page.
+
+def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = (1, 2, 3),
+            arm_names: Sequence[str] = GENERATED_ARMS, responses: Sequence[Path] = (),
+            test_types: Sequence[str] = ("ab", "smos")) -> Result:
+    """Synthesize held-out sentences in all arms, score them, and write the page; go on where it was interrupted.
+
+    `responses` are the files that listeners sent back, `test_types` the parts of the listening test, nothing for none.
     """
+    if sentences < 1 or not seeds:
+        raise KitError(f"{sentences} sentences and {len(seeds)} seeds leave nothing to compare. Ask for at least one each.")
     utterances = manifest.read(run.data)
-    held_out = _held_out(utterances, sentences, seeds)
-    check_held_out(run, voice, utterances)
-    plan = Plan(run, run.comparison, [Sentence(each.text, each.audio) for each in held_out], list(dict.fromkeys(seeds)),
-                list(dict.fromkeys(map(parse_arms, wanted))), utterances)
-    settings = describe(run, voice, plan, arms.pick_reference(utterances))
-    synthesis.check_settings(plan.folder, settings)
-    rows, lost = synthesis.synthesize(plan, voice)
-    rows = score(plan, rows, {each.text: each.audio for each in utterances if each.split == HELD_OUT})
-    said = [*summary(rows, comparisons_for(rows)), *lost]
-    if voted:
-        found = listening_test_analysis.analyse_files(voted, plan.folder)
-        said += listening_test_analysis.describe(found)
-        write_json(plan.folder / RESPONSES_FILE, found)
-    # more votes may come for the test that is there, so it stays as it is while they are counted
-    return show(plan, rows, said, settings, f"tts_kit: {run.name}", write_listening_test(plan, rows, () if voted else trials))
+    held_out = [utterance for utterance in utterances if utterance.split == HELD_OUT]
+    if len(held_out) < sentences:
+        print(f"{sentences} sentences were asked for; {len(held_out)} are held out, and those are compared.")
+    check_held_out(run, voice)
+    plan = Plan(run, run.comparison, [Sentence(one.text, one.audio) for one in held_out[:sentences]],
+                list(dict.fromkeys(seeds)), list(dict.fromkeys(map(parse_arm, arm_names))), utterances)
+    inputs = describe_inputs(run, voice, plan)
+    synthesis.check_inputs(plan.folder, inputs)
+    rows, notes = synthesis.synthesize(plan, voice)
+    rows = score(plan, rows, {one.text: one.audio for one in held_out})
+    if responses:
+        analysis = listening_test_analysis.analyse_files(responses, plan.folder)
+        notes += listening_test_analysis.describe(analysis)
+        write_json(plan.folder / RESPONSES_FILE, analysis)
+    # more responses may come for the existing test, so it stays as it is while they are counted
+    invitation = "" if responses else write_listening_test(plan, rows, test_types)
+    return show(plan, rows, verdict.decide(rows), inputs, f"tts_kit: {run.name}", notes, invitation)
 
 
-def write_listening_test(plan: Plan, rows: Sequence[dict], trials: Sequence[str]) -> list[str]:
-    """Write the blind test of the questions that can be asked; says where it is, or why there is none."""
-    there = set(scoring.group_by_arm(rows))
-    asked = [pair for pair in listening_test.TEST_QUESTIONS if set(pair) <= there]
-    if not trials or not asked:
-        return []
-    others = sorted(STRANGERS.glob("*.flac"))
-    try:
-        shown_at = listening_test.write(rows, plan.folder, others, f"tts_kit: {plan.run.name}", kinds=trials, questions=asked)
-    except KitError as problem:
-        return [f"There is no blind test: {problem}"]
-    return [f"For listeners, who are not told which is which: {shown_at.resolve().as_uri()}"]
-
-
-def parse_arms(text: str) -> arms.Arm | external.ExternalSystem:
-    """An arm of the voice's own model, another system, or a folder of its clips."""
-    if text.partition(":")[0] in (*arms.SPOKEN_ARMS, *arms.OLD_NAMES):
+def parse_arm(text: str) -> arms.Arm | external.ExternalArm:
+    """Return an arm of the voice's own model, an external system, or a folder of its clips."""
+    kind = text.partition(":")[0]
+    if arms.OLD_NAMES.get(kind, kind) in GENERATED_ARMS:
         return arms.parse(text)
     if text.startswith(external.FOLDER) or text in external.SYSTEMS:
         return external.parse(text)
-    raise KitError(f"there is no arm {text[:60]!r}. Arms of the model: {', '.join(arms.SPOKEN_ARMS)}, with knobs behind a colon "
-                  f"(finetuned:strength=0.5). Other systems: {', '.join(external.SYSTEMS)}. Clips of any other: "
-                  f"{external.FOLDER}NAME=PATH.")
+    raise KitError(f"there is no arm {text[:60]!r}. Arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a colon "
+                   f"(finetuned:strength=0.5). Other systems: {', '.join(external.SYSTEMS)}. Clips of any other: "
+                   f"{external.FOLDER}NAME=PATH.")
 
 
-def comparisons_for(rows: Sequence[dict]) -> list[tuple[str, str]]:
-    """What is asked of the arms that are there: the three questions, and every other arm against its like."""
-    asked, there = list(verdict.PRIMARY_COMPARISONS), scoring.group_by_arm(rows)
-    own = next((arm for arm in ("finetuned", "finetuned+clone", "clone", "base") if arm in there), "finetuned")
-    for arm in there:
-        if arm not in (*arms.GIVEN_ARMS, *arms.SPOKEN_ARMS):
-            kind = arm.partition(":")[0]
-            asked.append((arm, kind) if kind in arms.SPOKEN_ARMS else (own, arm))
-    return asked
+def check_held_out(run: Run, voice: Voice) -> None:
+    """Refuse an adapter that was trained on other data than the run's, because what is held out now may have been learned."""
+    if not voice.is_finetuned:
+        return
+    if not (run.codes / cache.INDEX).is_file():
+        raise KitError(f"what {run.adapter} was trained on is unknown: there is no {run.codes / cache.INDEX}. Run `tts-kit "
+                       "tokenize` again, on the same data.")
+    matches = cache.matches_data(run)
+    if not matches or lora.read_metadata(run.adapter).get("codes") != cache.digest(run.codes):
+        raise KitError(f"{run.adapter} was trained on other clips than {run.codes if matches else run.data} holds now; what is "
+                       "held out now may have been trained on then. Train again in a new run.")
 
 
-def summary(rows: Sequence[dict], asked: verdict.Comparisons = verdict.PRIMARY_COMPARISONS) -> list[str]:
-    """What was found, for a person, in short at first: the verdict where judges listened, how to get it where none did."""
-    if not all(scoring.METRICS in row for row in rows):
-        return [verdict.UNMEASURED]
-    return [each for each in (verdict.headline(rows, asked), *verdict.verdict(rows, asked).splitlines()) if each]
+def describe_inputs(run: Run, voice: Voice, plan: Plan) -> dict:
+    """Return what the clips are made from; only clips of the same inputs can be compared."""
+    sampling, [reference] = voice.sampling, synthesis.pick_references(plan.utterances)
+    return {"base": voice.base.name, "base_weights": voice.base.fingerprint,
+            "adapter": str(run.adapter) if voice.is_finetuned else "none",
+            "adapter_weights": lora.fingerprint(voice.model) if voice.is_finetuned else "none",
+            "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
+            "depth_temperature": sampling.depth_temperature, "top_k": sampling.top_k,
+            "sentences": [sentence.text for sentence in plan.sentences]}
 
 
-def score(plan: Plan, rows: list[dict], real: Mapping[str, Path]) -> list[dict]:
-    """All rows, scored where judges are installed; `real` are the clips that the voice is known by."""
+def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[dict]:
+    """Return all rows, scored if metric models are installed; `recordings` (text -> clip) say what the voice sounds like."""
     name = metrics.load_available()
-    if not name or all(row.get(scoring.METRICS) == name and _is_checked(row) for row in rows):
+    # a process that was killed may have scored a clip and not compared it with the training clips
+    if not name or all(row.get(scoring.METRICS) == name and (row["seed"] is None or not row.get("transcript")
+                                                             or "memorized" in row) for row in rows):
         return rows
-    metric_models = metrics.load()
-    known = scoring.measure_references(real, metric_models)
-    if len(known) < scoring.MIN_REFERENCES:
-        print(f"Only {len(known)} clips say what the voice sounds like; with {scoring.MIN_REFERENCES} or more similarity "
-              "is surer.")
-    scale = None
-    if len(known) > 1:
-        scale = scoring.similarity_range(known, scoring.other_speakers(sorted(STRANGERS.glob("*.flac")), metric_models))
-        write_json(plan.folder / SCALE, {"strangers": round(scale[0], 3), "the voice itself": round(scale[1], 3)})
-    rows = scoring.score_rows(rows, plan.folder, metric_models, lambda row: known, lambda scored: synthesis.save_rows(plan.folder, scored),
-                        lambda row: scale)
-    learnt = {each.text: each.audio for each in plan.utterances if each.split == TRAIN}
-    rows = memorization.check(rows, plan.folder, learnt, metric_models)
+    models = metrics.load()
+    references = scoring.measure_references(recordings, models)
+    if len(references) < scoring.MIN_REFERENCES:
+        print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or more, SIM "
+              "is more reliable.")
+    sim_range = None
+    if len(references) > 1:
+        sim_range = scoring.similarity_range(references, scoring.other_speakers(sorted(samples.OTHER_SPEAKERS.glob("*.flac")), models))
+        write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(sim_range[0], 3), "the voice": round(sim_range[1], 3)})
+    rows = scoring.score_rows(rows, plan.folder, models, lambda row: references,
+                              lambda scored: synthesis.save_rows(plan.folder, scored), lambda row: sim_range)
+    training_clips = {one.text: one.audio for one in plan.utterances if one.split == TRAIN}
+    rows = memorization.check(rows, plan.folder, training_clips, models)
     synthesis.save_rows(plan.folder, rows)
     return rows
 
 
-def _is_checked(row: dict) -> bool:
-    """Whether it is known if a clip is a copy; a process that was killed may have judged it and got no further."""
-    return row["seed"] is None or not row.get("transcript") or "memorized" in row
+def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[str]) -> str:
+    """Write the listening test of those questions whose arms exist; return where it is, or why there is none."""
+    present = {row["arm"] for row in rows}
+    questions = [pair for pair in listening_test.TEST_QUESTIONS if set(pair) <= present]
+    if not test_types or not questions:
+        return ""
+    try:
+        path = listening_test.write(rows, plan.folder, sorted(samples.OTHER_SPEAKERS.glob("*.flac")),
+                                    f"tts_kit: {plan.run.name}", kinds=test_types, questions=questions)
+    except KitError as error:
+        return f"There is no listening test: {error}"
+    return f"Listening test, which does not tell which clip is which: {path.resolve().as_uri()}"
 
 
-def show(plan: Plan, rows: Sequence[dict], said: Sequence[str], settings: dict, title: str,
-         beside: Sequence[str] = ()) -> Path:
-    """Write the page and print the table and what was found, in short at last; `beside` is printed alone."""
+def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: str, notes: Sequence[str] = (),
+         invitation: str = "") -> Result:
+    """Write the page, and print the table and the verdict with its headline last."""
+    facts = {name.replace("_", " "): value for name, value in inputs.items() if name != "sentences"}
+    # the page may be published, without the names of this machine's folders
+    facts |= {name: Path(facts[name]).name for name in ("base", "adapter") if Path(facts[name]).exists()}
+    models = rows[0].get(scoring.METRICS, "none")
+    facts |= {"seeds": sorted({row["seed"] for row in rows} - {None}), "date": datetime.date.today().isoformat(),
+              "machine": device.machine(), "metrics": models, "versions": device.versions()}
+    if (plan.folder / SIM_RANGE_FILE).exists():
+        facts["SIM of"] = read_json(plan.folder / SIM_RANGE_FILE, "Delete it.")
     table = scoring.table(rows)
-    shown = {name: value for name, value in settings.items() if name != "sentences"}
-    # the page may travel, and the names of this machine's folders stay at home
-    shown |= {name: Path(shown[name]).name for name in ("base", "adapter") if Path(shown[name]).exists()}
-    heard = sorted({row["seed"] for row in rows} - {None})
-    facts = shown | {"seeds": heard, "date": datetime.date.today().isoformat(), "machine": device.machine(),
-                     "metrics": rows[0].get(scoring.METRICS, "none"), "versions": device.versions()}
-    if (plan.folder / SCALE).exists():
-        facts["similarity of"] = read_json(plan.folder / SCALE, "Delete it.")
-    meanings = {each.name: each.meaning for each in plan.arms}
-    shown_at = page.write(rows, plan.folder, title, "\n".join(said), facts, table, plots.pictures(rows, comparisons_for(rows)),
-                          meanings)
-    print("\n".join([scoring.print_table(table), *said[1:], *beside, f"Open {shown_at.resolve().as_uri()}", said[0]]))
-    return shown_at
+    legend = explain(table[0], models)
+    details = [*decision.details, *notes]
+    descriptions = {name: info.description for name, info in ARMS.items()} | {arm.name: arm.description for arm in plan.arms}
+    path = page.write(
+        plan.folder / PAGE, rows, title, decision.headline, descriptions, CLIP_COLUMNS, SORT_COLUMNS, details, table, legend,
+        plots.plot(rows, decision), facts)
+    print("\n".join(filter(None, [
+        scoring.print_table(table), *(f"{heading}: {meaning}." for heading, meaning in legend.items()), *details, invitation,
+        f"Open {path.resolve().as_uri()}", decision.headline])))
+    return Result(path, rows, decision)
 
 
-def check_held_out(run: Run, voice: Voice, utterances: Sequence[Utterance]) -> None:
-    """What is held out now may have been learnt by an adapter of other clips."""
-    if not voice.is_finetuned:
-        return
-    index = run.codes / "index.jsonl"
-    if not index.is_file():
-        raise KitError(f"what {run.adapter} has learnt cannot be told: there is no {index}. Run `tts-kit tokenize` "
-                      "again, on the same data.")
-    learnt = [(row["id"], row["text"], row["split"]) for row in read_rows(index)]
-    same = learnt == [(each.id, each.text, each.split) for each in utterances]
-    if not same or lora.read_metadata(run.adapter).get("codes") != cache.digest(run.codes):
-        raise KitError(f"{run.adapter} was trained on other clips than {run.codes if same else run.data} holds now; what is "
-                      "held out now may have been learnt then. Train again in a new run.")
-
-
-def describe(run: Run, voice: Voice, plan: Plan, reference: Reference) -> dict:
-    """What makes clips comparable with each other."""
-    sampling = voice.sampling
-    return {"base": voice.base.name, "base weights": voice.base.fingerprint,
-            "adapter": str(run.adapter) if voice.is_finetuned else "none",
-            "adapter weights": lora.fingerprint(voice.model) if voice.is_finetuned else "none",
-            "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
-            "depth temperature": sampling.depth_temperature, "top k": sampling.top_k,
-            "sentences": [each.text for each in plan.sentences]}
-
-
-def _held_out(utterances: Sequence[Utterance], sentences: int, seeds: Sequence[int]) -> list[Utterance]:
-    if sentences < 1 or not seeds:
-        raise KitError(f"{sentences} sentences and {len(seeds)} seeds leave nothing to compare. Ask for at least one each.")
-    held_out = [each for each in utterances if each.split == HELD_OUT]
-    if len(held_out) < sentences:
-        print(f"{sentences} sentences were asked for; {len(held_out)} are held out, and those are compared.")
-    return held_out[:sentences]
+def explain(headings: Sequence[str], models: str) -> dict[str, str]:
+    """Return heading -> meaning, with the models of a row's "METRIC: model, METRIC: model"; nothing where none scored."""
+    names = dict(part.split(": ", 1) for part in re.split(r", (?=[A-Z][A-Z0-9 ]*: )", models) if ": " in part)
+    return {heading: re.sub(r"\{(.*?)\}", lambda match: names.get(match[1], "a model"), LEGEND[heading])
+            for heading in headings if heading in LEGEND and names}

@@ -156,7 +156,7 @@ def _repeated(counted: Sequence[Response], key: dict) -> dict[str, int]:
 
 def _sentence(found: dict) -> str:
     """One question's answer with its evidence."""
-    said = SAID[found["kind"]].get(found["says"], TIED).format(*(verdict.NAMES.get(arm, arm) for arm in found["arms"]))
+    said = SAID[found["kind"]].get(found["says"], TIED).format(*(verdict.arm_name(arm) for arm in found["arms"]))
     written = "{:.0%}" if found["kind"] in CHOICES else "{:+.2f}"
     what = {"abx": "right answers", "smos": "difference", "cmos": "mean of -3 to 3"}.get(found["kind"], "preference")
     parts = [f"{what} {written.format(found['value'])}{_bounds(found, written)}"]

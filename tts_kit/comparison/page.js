@@ -1,55 +1,41 @@
-/* What is on the page: its parts are drawn from the data, and listening.js makes them act. */
+/* Sentences in rows, arms in columns, one player for all clips; drawn from the page's data. */
 
-const page = JSON.parse(document.getElementById("data").textContent);
-const [tools, filter, column, arm, direction, grid, player, said] =
-  ["tools", "filter", "column", "arm", "direction", "grid", "player", "said"].map(id => document.getElementById(id));
-const MADE = ["seconds", "wall_seconds", "takes"];
-const everyClip = page.sentences.flatMap(sentence => sentence.clips);
+const SEEK_SECONDS = 0.5;
+const [tools, filter, column, arm, direction, grid, problem] =
+  ["tools", "filter", "column", "arm", "direction", "grid", "problem"].map(id => document.getElementById(id));
+const allClips = page.sentences.flatMap(sentence => sentence.clips);
+const player = new Player({ show: drawState, report: text => { problem.textContent = text; } });
 const rows = page.sentences.map(makeRow);
-const allSeeds = inOrder(rows.flatMap(row => row.seeds));
-const everySwitch = makeSwitch(allSeeds, "Seed of every sentence", seed => choose(rows, seed), 0);
+const allSeeds = sortSeeds(rows.flatMap(row => row.seeds));
+const globalSwitch = makeSwitch(allSeeds, "Seed of all sentences", seed => chooseSeed(rows, seed), 0);
+let descending = false;
 
-/** An element with attributes and children; strings become text nodes, never markup. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
+/* ---- the table ---- */
 
-/** The seeds of a sentence one can switch between: those of its arms that have several clips. */
+/** The seeds of a sentence to switch between: those of arms that have several clips. */
 function seedsOf(clips) {
-  const others = clip => clips.some(other => other !== clip && other.arm === clip.arm);
-  return inOrder(clips.filter(clip => clip.seed !== null && others(clip)).map(clip => clip.seed));
+  const hasSiblings = clip => clips.some(other => other !== clip && other.arm === clip.arm);
+  return sortSeeds(clips.filter(clip => clip.seed !== null && hasSiblings(clip)).map(clip => clip.seed));
 }
 
-function inOrder(seeds) {
+function sortSeeds(seeds) {
   return [...new Set(seeds)].sort((one, other) => one - other);
 }
 
-function label(name) {
-  return name === "wall_seconds" ? "seconds to make" : name.replaceAll("_", " ");
-}
-
-/** A number of a column: whole where the whole column is, else with two decimals. */
-function shown(value, place) {
+/** A value of a column: an integer if the whole column holds integers, else with two decimals. */
+function format(value, index) {
   if (value === null) return "–";
-  const whole = Number.isInteger(value) && everyClip.every(clip => Number.isInteger(clip.figures[place] ?? 0));
-  return value.toFixed(whole ? 0 : 2);
+  const integers = Number.isInteger(value) && allClips.every(clip => Number.isInteger(clip.values[index] ?? 0));
+  return value.toFixed(integers ? 0 : 2);
 }
 
 function mean(values) {
-  const known = values.filter(value => value !== null);
-  return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
-}
-
-function figure(clip, name) {
-  return clip.figures[page.columns.indexOf(name)] ?? null;
+  const numbers = values.filter(value => value !== null);
+  return numbers.length ? numbers.reduce((sum, value) => sum + value, 0) / numbers.length : null;
 }
 
 function makeHead() {
-  const first = make("th", { role: "columnheader", scope: "col" }, "sentence");
-  const names = make("tr", { role: "row", class: "names" }, first);
+  const names = make("tr", { role: "row", class: "names" }, make("th", { role: "columnheader", scope: "col" }, "sentence"));
   const meanings = make("tr", { role: "row", class: "meanings" }, make("td", { role: "gridcell" }));
   for (const { name, meaning } of page.arms) {
     names.append(make("th", { role: "columnheader", scope: "col", title: meaning }, name));
@@ -58,42 +44,38 @@ function makeHead() {
   return make("thead", { role: "rowgroup" }, names, meanings);
 }
 
-/** Below the sentences: what every arm comes to, over all its clips. */
+/** Below the sentences: the mean of every column for each arm, and its clips without an end-of-speech frame. */
 function makeFoot() {
-  const ofArm = page.arms.map(({ name }) => everyClip.filter(clip => clip.arm === name));
+  const clipsByArm = page.arms.map(({ name }) => allClips.filter(clip => clip.arm === name));
   const foot = make("tfoot", { role: "rowgroup" });
-  page.columns.forEach((name, place) => {
-    const means = ofArm.map(clips => mean(clips.map(clip => clip.figures[place])));
-    foot.append(makeTotal(`mean ${label(name)}`, means.map(value => shown(value, place))));
+  page.columns.forEach(({ heading }, index) => {
+    const means = clipsByArm.map(clips => mean(clips.map(clip => clip.values[index])));
+    foot.append(makeTotal(`mean ${heading}`, means.map(value => format(value, index))));
   });
-  const ended = ofArm.map(clips => clips.filter(clip => clip.ended_with_eos !== null));
-  const limits = ended.map(clips => clips.length && `${clips.filter(clip => !clip.ended_with_eos).length} of ${clips.length}`);
-  if (limits.some(Boolean)) foot.append(makeTotal("ran to the limit", limits.map(text => text || "–")));
+  const generated = clipsByArm.map(clips => clips.filter(clip => clip.ended_with_eos !== null));
+  const counts = generated.map(clips => clips.length && `${clips.filter(clip => !clip.ended_with_eos).length} of ${clips.length}`);
+  if (counts.some(Boolean)) foot.append(makeTotal("no EOS", counts.map(text => text || "–")));
   return foot;
 }
 
 function makeTotal(name, values) {
   return make("tr", { role: "row" }, make("th", { role: "rowheader", scope: "row" }, name),
-    ...values.map((value, place) => make("td", { role: "gridcell" }, makeArmName(page.arms[place].name), value)));
+    ...values.map((value, index) => make("td", { role: "gridcell" }, makeArmName(page.arms[index].name), value)));
 }
 
-/** Seen where the columns are folded away, on a phone. */
+/** Seen where the columns are folded, on a phone. */
 function makeArmName(name) {
   return make("span", { class: "arm", "aria-hidden": true }, name);
-}
-
-function makeFigure(name, value) {
-  return make("div", {}, make("dt", {}, name), make("dd", {}, value));
 }
 
 function makeRow(sentence) {
   const seeds = seedsOf(sentence.clips);
   const row = { sentence, seeds, seed: seeds[0] ?? null, cells: [] };
-  row.switch = makeSwitch(seeds, `Seed of sentence ${sentence.number}`, seed => choose([row], seed), -1);
+  row.switch = makeSwitch(seeds, `Seed of sentence ${sentence.number}`, seed => chooseSeed([row], seed), -1);
   row.element = make("tr", { role: "row", class: "sentence" }, make("th", { role: "rowheader", scope: "row" },
     make("span", { class: "number" }, String(sentence.number)), make("p", { dir: "auto" }, sentence.text), row.switch));
   for (const { name } of page.arms) {
-    const cell = { row, arm: name, clip: null, element: make("td", { role: "gridcell" }) };
+    const cell = { row, arm: name, element: make("td", { role: "gridcell" }) };
     row.cells.push(cell);
     row.element.append(cell.element);
     fill(cell);
@@ -101,35 +83,31 @@ function makeRow(sentence) {
   return row;
 }
 
-function makeSwitch(seeds, name, chosen, tabindex) {
-  const group = make("span", { class: "seeds", role: "group", "aria-label": name }, "seed");
+function makeSwitch(seeds, label, choose, tabindex) {
+  const group = make("span", { class: "seeds", role: "group", "aria-label": label }, "seed");
   group.hidden = !seeds.length;
-  seeds.forEach((seed, place) => {
+  seeds.forEach((seed, index) => {
     const button = make("button", { type: "button", tabindex, "aria-label": `seed ${seed}` }, seed);
-    button.setAttribute("aria-pressed", place === 0);
-    button.addEventListener("click", () => chosen(seed));
+    button.setAttribute("aria-pressed", index === 0);
+    button.addEventListener("click", () => choose(seed));
     group.append(button);
   });
   return group;
 }
 
-/** The clip of the row's seed, or the arm's only clip where it has just one. */
-function clipOf(cell) {
-  const clips = cell.row.sentence.clips.filter(clip => clip.arm === cell.arm);
-  return clips.length === 1 ? clips[0] : clips.find(clip => clip.seed === cell.row.seed) ?? null;
-}
-
+/** Put the clip of the row's seed into a cell, or the arm's only clip if it has just one. */
 function fill(cell) {
-  const clip = cell.clip = clipOf(cell);
+  const clips = cell.row.sentence.clips.filter(clip => clip.arm === cell.arm);
+  cell.clip = clips.length === 1 ? clips[0] : clips.find(clip => clip.seed === cell.row.seed) ?? null;
+  cell.sound = cell.clip?.sound;
   cell.button = null;
-  cell.element.replaceChildren(makeArmName(cell.arm), ...(clip?.sound ? makePlayer(cell) : [makeAbsence(cell)]));
+  cell.element.replaceChildren(makeArmName(cell.arm), ...(cell.sound ? makePlayer(cell) : [makeAbsence(cell)]));
   cell.target = cell.element.querySelector(".target");
   cell.target.addEventListener("focus", () => makeTabbable(cell));
 }
 
 function makeAbsence({ clip }) {
-  const reason = clip === null ? "no clip" : clip.problem;
-  return make("span", { class: "absence target", tabindex: -1 }, reason);
+  return make("span", { class: "absence target", tabindex: -1 }, clip === null ? "no clip" : clip.problem);
 }
 
 function makePlayer(cell) {
@@ -139,46 +117,176 @@ function makePlayer(cell) {
     const box = picture.getBoundingClientRect();
     play(cell, (event.clientX - box.left) / box.width);
   });
-  const button = make("button", { type: "button", class: "play target", tabindex: -1 });
-  button.addEventListener("click", () => toggle(cell));
-  cell.button = button;
-  const time = cell.time = make("span", { class: "time" });
-  mark(cell);
-  return [picture, make("div", { class: "controls" }, button, time), makeFigures(cell.clip, cell.row)];
+  cell.button = make("button", { type: "button", class: "play target", tabindex: -1 });
+  cell.button.addEventListener("click", () => player.clip === cell ? player.toggle(cell) : play(cell));
+  cell.time = make("span", { class: "time" });
+  drawState(cell);
+  return [picture, make("div", { class: "controls" }, cell.button, cell.time), ...makeTranscript(cell.clip), makeValues(cell)];
 }
 
-/** Every judged figure, known or not, so that a measure stands on one line in all cells; then what is out of order. */
-function makeFigures(clip, row) {
-  const list = make("dl", { class: "figures" });
-  page.columns.forEach((name, place) => {
-    if (!MADE.includes(name)) list.append(makeFigure(label(name), shown(clip.figures[place], place)));
+function makeTranscript({ transcript }) {
+  return transcript ? [make("q", { dir: "auto", title: "what the ASR model transcribed" }, transcript)] : [];
+}
+
+/** Every metric, measured or not, so that it stands on one line in all cells; then what is unusual about the clip. */
+function makeValues({ clip, row }) {
+  const list = make("dl", { class: "values" });
+  const add = (name, value) => list.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
+  page.columns.forEach(({ heading, in_cell }, index) => {
+    if (in_cell) add(heading, format(clip.values[index], index));
   });
-  if (figure(clip, "takes") > 1) list.append(makeFigure("takes", figure(clip, "takes")));
-  if (row.seeds.length && clip.seed !== null && clip.seed !== row.seed) list.append(makeFigure("seed", clip.seed));
-  if (clip.ended_with_eos === false) list.append(make("dt", { class: "warning" }, "ran to the limit"));
+  if (row.seeds.length && clip.seed !== null && clip.seed !== row.seed) add("seed", clip.seed);
+  if (clip.ended_with_eos === false) list.append(make("dt", { class: "warning" }, "no EOS: ran to the limit"));
   return list;
+}
+
+/* ---- playing ---- */
+
+function play(cell, fraction = 0) {
+  cell.target.focus({ preventScroll: true });
+  player.play(cell, fraction);
+}
+
+/** Show in the cell whether it plays and how far it is. */
+function drawState(cell) {
+  if (!cell.button) return;
+  const playing = player.isPlaying(cell), position = player.position(cell);
+  const length = cell.clip.seconds ?? (cell === player.clip && player.audio.duration);
+  const seed = cell.row.seeds.length ? `, seed ${cell.row.seed}` : "";
+  cell.element.classList.toggle("current", cell === player.clip);
+  cell.element.classList.toggle("playing", playing);
+  cell.element.style.setProperty("--progress", player.progress(cell));
+  const name = `${cell.arm}, sentence ${cell.row.sentence.number}${seed}`;
+  cell.button.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${name}`);
+  cell.time.textContent = `${position ? `${position.toFixed(1)} / ` : ""}${length ? `${length.toFixed(1)} s` : ""}`;
+}
+
+/* ---- choosing seed, filter and order ---- */
+
+function chooseSeed(candidates, seed) {
+  for (const row of candidates.filter(row => row.seeds.includes(seed) && row.seed !== seed)) {
+    const playing = row.cells.find(cell => player.isPlaying(cell));
+    const focused = row.cells.find(cell => cell.target === document.activeElement);
+    if (row.cells.includes(player.clip)) player.stop();
+    row.seed = seed;
+    row.cells.forEach(fill);
+    press(row.switch, row.seeds.indexOf(seed));
+    focused?.target.focus();
+    if (playing?.sound) play(playing);
+  }
+  const common = allSeeds.findIndex(seed => rows.every(row => row.seed === seed || !row.seeds.length));
+  press(globalSwitch, common);
+  makeTabbable(tabbable());
+}
+
+function press(group, pressed) {
+  group.querySelectorAll("button").forEach((button, index) => button.setAttribute("aria-pressed", index === pressed));
+}
+
+function applyFilter() {
+  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const row of rows) {
+    row.element.hidden = !words.every(word => row.sentence.text.toLowerCase().includes(word));
+    if (row.element.hidden && row.cells.includes(player.clip)) player.stop();
+  }
+  const count = visibleRows().length;
+  document.getElementById("nothing").hidden = count > 0;
+  document.getElementById("count").textContent = count === rows.length
+    ? `${count} ${count === 1 ? "sentence" : "sentences"}` : `${count} of ${rows.length} sentences`;
+  makeTabbable(tabbable());
+}
+
+function clearFilter(event) {
+  if (event.key !== "Escape") return;
+  filter.value = "";
+  applyFilter();
+}
+
+function applySort() {
+  const sign = descending ? -1 : 1;
+  const keyed = rows.map((row, index) => ({ row, index, key: sortKey(row) }));
+  // rows without a value stay at the end in both directions
+  keyed.sort((one, other) => (one.key === null) - (other.key === null)
+    || sign * (one.key - other.key) || one.index - other.index);
+  grid.tBodies[0].append(...keyed.map(({ row }) => row.element));
+  document.getElementById("of").hidden = column.value === "";
+}
+
+function reverse() {
+  descending = !descending;
+  direction.textContent = descending ? "↓" : "↑";
+  direction.setAttribute("aria-label", `Direction: ${descending ? "descending" : "ascending"}`);
+  applySort();
+}
+
+function sortKey(row) {
+  if (column.value === "") return row.sentence.number;
+  const clips = row.sentence.clips.filter(clip => arm.value === "" || clip.arm === page.arms[arm.value].name);
+  return mean(clips.map(clip => clip.values[column.value]));
+}
+
+function visibleRows() {
+  const sorted = [...grid.tBodies[0].rows].map(element => rows.find(row => row.element === element));
+  return sorted.filter(row => !row.element.hidden);
+}
+
+/* ---- the keyboard ---- */
+
+/** The cell that Tab reaches: the one it reached before, or the first visible one. */
+function tabbable() {
+  const cells = visibleRows().flatMap(row => row.cells);
+  return cells.find(cell => cell.target.tabIndex === 0) ?? cells[0] ?? null;
+}
+
+function makeTabbable(chosen) {
+  for (const row of rows) for (const cell of row.cells) cell.target.tabIndex = cell === chosen ? 0 : -1;
+}
+
+function move(cell, key) {
+  const visible = visibleRows();
+  const down = (key === "ArrowDown") - (key === "ArrowUp");
+  const right = (key === "ArrowRight") - (key === "ArrowLeft");
+  const next = visible[visible.indexOf(cell.row) + down]?.cells[cell.row.cells.indexOf(cell) + right];
+  next?.target.focus({ preventScroll: true });
+  next?.element.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+/** The seed of a digit: the seed of that name, or of that place where all seeds are longer than a digit. */
+function seedFor(key) {
+  if (allSeeds.includes(key)) return key;
+  return allSeeds.every(seed => seed.length > 1) ? allSeeds[key - 1] : undefined;
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
+  const cell = rows.flatMap(row => row.cells).find(cell => cell.target === event.target);
+  if (event.key === "/") filter.focus();
+  else if (/^[0-9]$/.test(event.key)) chooseSeed(cell ? [cell.row] : rows, seedFor(event.key));
+  else if (cell && event.shiftKey && /^Arrow(Left|Right)$/.test(event.key)) {
+    if (cell === player.clip) player.seek(event.key === "ArrowLeft" ? -SEEK_SECONDS : SEEK_SECONDS);
+  } else if (cell && event.key.startsWith("Arrow")) move(cell, event.key);
+  else return;
+  event.preventDefault();
 }
 
 /* ---- putting it together ---- */
 
-function offer(select, first, names) {
+function addOptions(select, first, names) {
   select.append(make("option", { value: "" }, first));
-  names.forEach((name, place) => select.append(make("option", { value: place }, name)));
+  names.forEach((name, index) => select.append(make("option", { value: index }, name)));
 }
 
-offer(column, "sentence", page.columns.map(label));
-offer(arm, "all arms", page.arms.map(each => each.name));
+addOptions(column, "sentence", page.columns.map(({ heading }) => heading));
+addOptions(arm, "all arms", page.arms.map(({ name }) => name));
 grid.append(makeHead(), make("tbody", { role: "rowgroup" }, ...rows.map(row => row.element)), makeFoot());
 grid.style.setProperty("--arms", page.arms.length);
-tools.insertBefore(everySwitch, document.getElementById("count"));
+tools.insertBefore(globalSwitch, document.getElementById("count"));
 tools.hidden = false;
 tools.addEventListener("submit", event => event.preventDefault());
 filter.addEventListener("input", applyFilter);
 filter.addEventListener("keydown", clearFilter);
 for (const select of [column, arm]) select.addEventListener("change", applySort);
-direction.addEventListener("click", turn);
+direction.addEventListener("click", reverse);
 document.addEventListener("keydown", onKey);
-for (const name of ["play", "pause", "seeked", "loadedmetadata"]) player.addEventListener(name, follow);
-player.addEventListener("ended", release);
 applySort();
 applyFilter();

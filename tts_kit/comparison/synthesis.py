@@ -1,177 +1,225 @@
-"""Arms x sentences x seeds -> clips on disk and their rows; what is there already is not said again."""
+"""Synthesize arms x sentences x seeds: clips on disk and their rows; clips that exist already are not made again."""
 
-import hashlib
+import contextlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from tts_kit import audio
-from tts_kit.comparison import arms, external
-from tts_kit.comparison.arms import Arm
-from tts_kit.comparison.external import ExternalSystem
-from tts_kit.data.manifest import Utterance
+from tts_kit import audio, run
+from tts_kit.comparison import external
+from tts_kit.comparison.arms import ARMS, GIVEN_ARMS, Arm
+from tts_kit.comparison.external import ExternalArm
+from tts_kit.data.manifest import TRAIN, Utterance
 from tts_kit.errors import KitError
-from tts_kit.io import read_json, read_rows, write_json, write_rows
+from tts_kit.io import read_rows, write_rows
+from tts_kit.model import lora
 from tts_kit.run import Run
 from tts_kit.speech import speak
-from tts_kit.speech.speak import Request, Voice
+from tts_kit.speech.speak import Reference, Request, Voice
+from tts_kit.training import generation_eval
 
 SCORES = "scores.jsonl"
+REFERENCE_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
 class Sentence:
     text: str
     recording: Path | None = None
-    """The voice itself saying it, where there is that."""
+    """The recording of the voice, if there is one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to be said, and where it goes."""
+    """What is synthesized, and where it is written."""
     run: Run
     folder: Path
     sentences: Sequence[Sentence]
     seeds: Sequence[int]
-    arms: Sequence[Arm | ExternalSystem]
+    arms: Sequence[Arm | ExternalArm]
     utterances: Sequence[Utterance]
-    """Of the run; references are taken from those that were learnt."""
+    """Of the run; references are training clips among them."""
 
 
 def synthesize(plan: Plan, voice: Voice) -> tuple[list[dict], list[str]]:
-    """All rows of the folder once every clip is made, and which arms could not be had, with the reason."""
-    done = {row["file"]: row for row in finished_rows(plan.folder)}
-    for row in _missing(plan, voice, set(done)):
-        done[row["file"]] = row
-        save_rows(plan.folder, done.values())
-    lost = {}
-    for each in plan.arms:
-        if isinstance(each, ExternalSystem):
-            others, lost[each.name] = _others(plan, each)
-            done = _joined(done, others, len(plan.sentences) if each.folder else 0)
-    save_rows(plan.folder, done.values())
-    return read_rows(plan.folder / SCORES), [f"{name} is not compared: {reason}" for name, reason in lost.items() if reason]
-
-
-def save_rows(folder: Path, rows: Iterator[dict]) -> None:
-    """Write the rows in the order in which they are shown."""
-    write_rows(folder / SCORES, sorted(rows, key=_place))
+    """Return the rows of all clips, once they are made, and a sentence for each external system that cannot run."""
+    rows = {row["file"]: row for row in finished_rows(plan.folder)}
+    for row in _missing(plan, voice, set(rows)):
+        rows[row["file"]] = row
+        save_rows(plan.folder, rows.values())
+    problems = []
+    for arm in plan.arms:
+        if isinstance(arm, ExternalArm) and (reason := _add_external(plan, arm, rows)):
+            problems.append(f"{arm.name} is not compared: {reason}")
+    save_rows(plan.folder, rows.values())
+    return read_rows(plan.folder / SCORES), problems
 
 
 def finished_rows(folder: Path) -> list[dict]:
-    """Rows whose clip is really there."""
+    """Return the rows whose clip exists."""
     path = folder / SCORES
     return [row for row in read_rows(path) if (folder / row["file"]).is_file()] if path.exists() else []
 
 
-def check_settings(folder: Path, settings: dict) -> None:
-    """A folder holds clips of one setting only, because only those can be compared."""
-    path = folder / "settings.json"
-    if path.exists():
-        before = read_json(path, f"Move {folder} away, and compare again.")
-        shorter = min(len(before.get("sentences", [])), len(settings["sentences"]))
-        cut = [each | {"sentences": each.get("sentences", [])[:shorter]} for each in (before, settings)]
-        if changed := [name for name in settings if cut[0].get(name) != cut[1][name]]:
-            raise KitError(f"{folder} already holds a comparison with another {', another '.join(changed)}. Move that folder "
-                          "away, or compare in another run.")
-    write_json(path, settings)
+def save_rows(folder: Path, rows: Iterable[dict]) -> None:
+    """Write the rows by sentence, arm and seed."""
+    order = list(ARMS)
+
+    def place(row: dict) -> tuple:
+        kind = row["arm"].partition(":")[0]
+        return row["sentence"], order.index(kind) if kind in order else len(order), row["arm"], row["seed"] or 0
+
+    write_rows(folder / SCORES, sorted(rows, key=place))
 
 
-def _place(row: dict) -> tuple:
-    known = (*arms.GIVEN_ARMS, *arms.SPOKEN_ARMS)
-    kind = row["arm"].partition(":")[0]
-    return row["sentence"], known.index(kind) if kind in known else len(known), row["arm"], row["seed"] or 0
+def check_inputs(folder: Path, inputs: dict) -> None:
+    """Record what the clips of a folder are made from; refuse a folder whose clips were made from something else.
+
+    Sentences may be added at the end.
+    """
+    recorded = run.read_inputs(folder)
+    sentences = recorded.get("sentences", [])
+    shared = min(len(sentences), len(inputs["sentences"]))
+    changed = [name for name, value in inputs.items() if name != "sentences" and recorded.get(name) != value]
+    changed += ["sentences"] * (sentences[:shared] != inputs["sentences"][:shared])
+    if recorded and changed:
+        names = ", another ".join(changed).replace("_", " ")
+        raise KitError(f"{folder} already holds a comparison with another {names}. Move that folder away, or compare in "
+                       "another run.")
+    run.write_inputs(folder, **inputs)
+
+
+def pick_references(utterances: Sequence[Utterance], seconds: float = REFERENCE_SECONDS, count: int = 1) -> list[Reference]:
+    """Return the training clips nearest to a length; held-out clips are never given to the model."""
+    clips = sorted((utterance for utterance in utterances if utterance.split == TRAIN),
+                   key=lambda utterance: (abs(utterance.seconds - seconds), utterance.id))
+    if len(clips) < count:
+        raise KitError(f"{count} references were asked for; there are {len(clips)} training clips. Ask for fewer.")
+    return [Reference(utterance.audio, utterance.text) for utterance in clips[:count]]
+
+
+def references(arm: Arm, utterances: Sequence[Utterance]) -> tuple[Reference, ...]:
+    """Return the reference clips of an arm."""
+    settings = dict(arm.settings)
+    return tuple(pick_references(utterances, settings.get("reference_seconds", REFERENCE_SECONDS),
+                                 int(settings.get("references", 1)))) if arm.reference else ()
+
+
+@contextlib.contextmanager
+def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
+    """Give the voice with the settings of an arm, and undo them at the end of the block."""
+    settings = dict(arm.settings)
+    sampling = replace(voice.sampling, **{name: value for name, value in settings.items()
+                                          if name in ("temperature", "depth_temperature")})
+    try:
+        if "checkpoint" in settings:
+            lora.load_weights(voice.model, _checkpoint(run, int(settings["checkpoint"])))
+        if "strength" in settings:
+            voice.set_strength(settings["strength"])
+        yield replace(voice, sampling=sampling)
+    finally:
+        if "strength" in settings:
+            voice.set_strength(1.0)
+        if "checkpoint" in settings:
+            lora.load_weights(voice.model, run.adapter / lora.WEIGHTS_FILE)
+
+
+def _checkpoint(run: Run, step: int) -> Path:
+    """Return the adapter weights saved at a step of the training."""
+    paths = {int(path.parent.name.split("-")[1]): path for pattern in ("checkpoint-*", f"{generation_eval.FOLDER}/step-*")
+             for path in run.training.glob(f"{pattern}/{lora.WEIGHTS_FILE}")}
+    if step not in paths:
+        raise KitError(f"no adapter was saved at step {step} of {run.training}; saved were those of steps "
+                       f"{', '.join(map(str, sorted(paths))) or 'none'}. Train with --generation-eval-steps to save more.")
+    return paths[step]
 
 
 def _missing(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
-    """Make every clip that is not there yet; gives its row once the clip is on disk."""
-    yield from _given(plan, voice, done)
+    """Make every clip of our own that does not exist; yield its row once it is on disk."""
+    yield from _recordings(plan, voice, done)
     for arm in plan.arms:
-        if isinstance(arm, Arm) and (voice.is_finetuned or not arm.finetuned):
-            yield from _spoken(plan, voice, arm, done)
+        if isinstance(arm, Arm) and (voice.is_finetuned or not arm.adapter):
+            yield from _generated(plan, voice, arm, done)
 
 
-def _joined(done: dict[str, dict], others: list[dict], again: int) -> dict[str, dict]:
-    """All rows, with those of another system; a clip that has not changed keeps its scores.
-
-    Of the first `again` sentences it has no rows but these: those of earlier takes go.
-    """
-    names = {row["arm"] for row in others}
-    kept = {file: row for file, row in done.items() if row["arm"] not in names or row["sentence"] > again}
-    same = {row["file"] for row in others if "content" in row
-            and done.get(row["file"], {}).get("content") == row["content"]}
-    return kept | {row["file"]: done[row["file"]] if row["file"] in same else row for row in others}
-
-
-def _given(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
-    """The recordings, and the recordings through the codec and back."""
-    rate = voice.base.spec.sample_rate
-    recorded = [(number, each) for number, each in enumerate(plan.sentences, 1) if each.recording]
-    for number, each in tqdm(recorded, desc="originals", unit="clip", disable=len(recorded) < 4):
-        for arm in arms.GIVEN_ARMS:
-            name = f"clips/{arm}/{number:03d}.flac"
-            if name not in done:
-                samples = audio.read(each.recording, rate)
+def _recordings(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
+    """Copy the recordings, and resynthesize them with the codec."""
+    rate, codec = voice.base.spec.sample_rate, voice.base.codec
+    recorded = [(number, sentence) for number, sentence in enumerate(plan.sentences, 1) if sentence.recording]
+    for number, sentence in tqdm(recorded, desc="recordings", unit="clip", disable=len(recorded) < 4):
+        for arm in GIVEN_ARMS:
+            file = f"clips/{arm}/{number:03d}.flac"
+            if file not in done:
+                samples = audio.read(sentence.recording, rate)
                 if arm == "codec":
-                    samples = voice.base.codec.decode(voice.base.codec.encode([samples]))[0]
-                yield _row(plan.folder, name, arm, number, each.text, None, samples, rate)
+                    samples = codec.decode(codec.encode([samples]))[0]
+                yield _write(plan.folder, file, arm, number, sentence.text, None, samples, rate)
 
 
-def _spoken(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[dict]:
-    """What one arm says."""
-    given = arms.references(arm, plan.utterances) or None
-    folder = re.sub(r"[^\w.+=-]", "_", arm.name)
-    todo = [(number, Request(each.text, seed, given, arm.finetuned)) for number, each in enumerate(plan.sentences, 1)
-            for seed in plan.seeds if f"clips/{folder}/{number:03d}-{seed}.flac" not in done]
+def _generated(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[dict]:
+    clips = references(arm, plan.utterances) or None
+    folder = "clips/" + re.sub(r"[^\w.+=-]", "_", arm.name)
+    todo = [(number, Request(sentence.text, seed, clips, arm.adapter)) for number, sentence in enumerate(plan.sentences, 1)
+            for seed in plan.seeds if f"{folder}/{number:03d}-{seed}.flac" not in done]
     if not todo:
         return
-    with arms.apply_settings(arm, voice, plan.run) as turned:
-        for place, speech in speak.generate_speech([line for _, line in todo], turned, name=arm.name):
-            number, line = todo[place]
-            yield _row(plan.folder, f"clips/{folder}/{number:03d}-{line.seed}.flac", arm.name, number, line.text, line.seed,
-                       speech.samples, speech.rate, ended_with_eos=speech.ended_with_eos, takes=speech.takes,
-                       wall_seconds=round(speech.wall_seconds, 3))
+    with apply_settings(arm, voice, plan.run) as adjusted:
+        for index, speech in speak.generate_speech([request for _, request in todo], adjusted, name=arm.name):
+            number, request = todo[index]
+            yield _write(plan.folder, f"{folder}/{number:03d}-{request.seed}.flac", arm.name, number, request.text, request.seed,
+                         speech.samples, speech.rate, ended_with_eos=speech.ended_with_eos, attempts=speech.takes,
+                         wall_seconds=round(speech.wall_seconds, 3))
 
 
-def _others(plan: Plan, baseline: ExternalSystem) -> tuple[list[dict], str]:
-    """Rows of another system's clips, and why it is not there at all; a clip that it lacks is a row without a file."""
-    texts, place = [each.text for each in plan.sentences], plan.folder / "clips" / baseline.name
-    if baseline.folder:
-        found = external.from_folder(baseline.name, baseline.folder, texts)
+def _write(folder: Path, file: str, arm: str, number: int, text: str, seed: int | None, samples: np.ndarray, rate: int,
+           **fields: object) -> dict:
+    audio.write(folder / file, samples, rate)
+    return {"arm": arm, "sentence": number, "text": text, "seed": seed, "file": file,
+            "seconds": round(len(samples) / rate, 3), **fields}
+
+
+def _add_external(plan: Plan, arm: ExternalArm, rows: dict[str, dict]) -> str:
+    """Add the rows of an external arm; return why it has none. A clip that did not change keeps its scores, and a clip that
+    the system could not make is a row without a file."""
+    def file_of(clip: external.ExternalClip) -> str:
+        return f"clips/{arm.name}/{clip.sentence:03d}-{clip.seed or 0}.{'flac' if arm.folder else 'wav'}"
+
+    texts = [sentence.text for sentence in plan.sentences]
+    made = {file: row.get("made_from", "") for file, row in rows.items() if row["arm"] == arm.name}
+    if arm.folder:
+        if arm.folder.resolve().is_relative_to(plan.folder.resolve()):
+            raise KitError(f"{arm.folder} lies in {plan.folder}, into which its clips would be copied. Copy it elsewhere first.")
+        clips = external.from_folder(arm.name, arm.folder, texts)
+        current = {file_of(clip): clip.made_from for clip in clips}
+        for file in made:
+            if rows[file]["sentence"] <= len(texts) and current.get(file) != made[file]:
+                del rows[file]
     else:
-        lines = [external.ExternalRequest(number, text, seed) for number, text in enumerate(texts, 1) for seed in plan.seeds]
-        said = sorted(external.synthesize(baseline, lines, arms.pick_reference(plan.utterances), place))
-        if not any(path for _, path, _ in said):
-            return [], said[0][2]
-        found = [external.ExternalClip(lines[number].sentence, lines[number].seed, path, reason) for number, path, reason in said]
-    if lost := [each for each in found if each.path is None]:
-        print(f"{baseline.name}: {len(lost)} of {len(found)} clips are not there and count as failures, sentence "
-              f"{lost[0].sentence} because: {lost[0].reason}")
-    return [_taken_in(plan.folder, place, baseline, each, texts[each.sentence - 1]) for each in found], ""
-
-
-def _taken_in(folder: Path, place: Path, baseline: ExternalSystem, given: external.ExternalClip, text: str) -> dict:
-    """A row of another system's clip, copied into the folder where it lies elsewhere."""
-    name = f"clips/{baseline.name}/{given.sentence:03d}-{given.seed or 0}.{'flac' if baseline.folder else 'wav'}"
-    row = {"arm": baseline.name, "sentence": given.sentence, "text": text, "seed": given.seed or 0, "file": name,
-           "seconds": 0.0, "ended_with_eos": None}
-    if given.path is None:
-        if not baseline.folder or baseline.folder.resolve() != place.resolve():
-            (folder / name).unlink(missing_ok=True)  # what lies there was made of something else
-        return row | {"lost": given.reason}
-    rate, _, _ = audio.probe(given.path)
-    samples = audio.read(given.path, rate)
-    if given.path.parent != place:
-        audio.write(folder / name, samples, rate)
-    content = hashlib.sha256(given.path.read_bytes()).hexdigest()[:16]
-    return row | {"seconds": round(len(samples) / rate, 3), "content": content}
-
-
-def _row(folder: Path, name: str, arm: str, number: int, text: str, seed: int | None, samples, rate: int,
-         **spoken) -> dict:
-    audio.write(folder / name, samples, rate)
-    return {"arm": arm, "sentence": number, "text": text, "seed": seed, "file": name,
-            "seconds": round(len(samples) / rate, 3), **spoken}
+        reference = pick_references(plan.utterances)[0]
+        clips = external.synthesize(arm, texts, plan.seeds, reference, plan.folder / "clips" / arm.name, made)
+    missing = []
+    for clip in clips:
+        file = file_of(clip)
+        row = {"arm": arm.name, "sentence": clip.sentence, "text": texts[clip.sentence - 1], "seed": clip.seed or 0,
+               "file": file, "seconds": 0.0, "ended_with_eos": None}
+        if clip.path is None:
+            missing.append(row | {"problem": clip.problem})
+        elif made.get(file) != clip.made_from:
+            rate, _, seconds = audio.probe(clip.path)
+            if arm.folder:
+                audio.write(plan.folder / file, audio.read(clip.path, rate), rate)
+            rows[file] = row | {"seconds": round(seconds, 3), "made_from": clip.made_from}
+            save_rows(plan.folder, rows.values())
+    if missing and not any(row["arm"] == arm.name for row in rows.values()):
+        return missing[0]["problem"]
+    for row in missing:
+        (plan.folder / row["file"]).unlink(missing_ok=True)  # made from an earlier clip of this name
+        rows[row["file"]] = row
+    if missing:
+        print(f"{arm.name}: {len(missing)} clips are missing and count as failures, sentence {missing[0]['sentence']} "
+              f"because: {missing[0]['problem']}")
+    return ""

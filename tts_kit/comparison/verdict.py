@@ -1,217 +1,223 @@
-"""The sentence at the end: is the fine-tune better than the base, than cloning, than both together; or is it a tie."""
+"""The verdict: is the fine-tuned model better than the base model, than cloning, than both together, or is it a tie."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tts_kit.comparison.arms import ARMS
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.stats import Estimate
 
 WER_MARGIN = 0.03
-"""An arm that gets this many more words wrong, of all, has paid for its voice with its words."""
+"""A rise in WER above which an arm has paid for its voice with its words."""
 SIM_MARGIN = 0.02
-"""A gap in similarity that one would like to see."""
-ALPHA_LEVEL = 0.05
-"""Chance below which luck is ruled out."""
-NOISE = 0.7
-"""Share of wrong words above which there is no speech to judge."""
-COPIES = 0.1
-"""Share of copied clips from which on an arm may have learnt by heart what it is praised for."""
+"""A difference in SIM that is worth detecting."""
+ALPHA = 0.05
+"""Significance level, after Holm's correction."""
+UNINTELLIGIBLE_WER = 0.7
+"""WER of all arms above which there is no speech to judge."""
+MEMORIZED_SHARE = 0.1
+"""Share of memorized clips from which on the headline mentions them."""
 PRIMARY_COMPARISONS = (("finetuned", "base"), ("finetuned", "clone"), ("finetuned+clone", "clone"))
-NAMES = {"finetuned": "the fine-tuned model", "base": "the model as it was", "clone": "cloning from one reference clip",
-         "finetuned+clone": "fine-tuning and the reference clip together"}
-WINS, WINS_WORDS, TIES, LOSES, LOSES_WORDS = "wins", "wins words", "ties", "loses", "loses words"
-TRADES, TRADES_VOICE = "trades", "trades voice"
-SAID = {WINS: "{0} sounds more like the voice than {1}",
-        WINS_WORDS: "{0} gets fewer words wrong than {1}, in a voice as near",
-        TIES: "it is a tie: no difference can be told between {0} and {1}",
-        LOSES: "{0} sounds less like the voice than {1}",
-        LOSES_WORDS: "{0} gets more words wrong than {1}, in a voice no nearer",
-        TRADES: "{0} sounds more like the voice than {1}, but gets more words wrong",
-        TRADES_VOICE: "{0} sounds less like the voice than {1}, but gets fewer words wrong"}
-SHORT = {WINS: "beats {}", WINS_WORDS: "reads better than {}", TIES: "ties with {}", LOSES: "loses to {}",
-         LOSES_WORDS: "costs words against {}", TRADES: "is nearer to the voice than {} at the cost of words",
-         TRADES_VOICE: "reads better than {} at the cost of the voice"}
-SHORT_NAMES = {"finetuned": "fine-tuning", "base": "the model as it was", "clone": "cloning", "finetuned+clone": "doing both"}
-UNMEASURED = (f"Whether fine-tuning helped was not measured: no judges listened. Install them with `make judges` (or: "
-              f"{metrics.INSTALL}), and run the same command again without TTS_KIT_JUDGES=none; the clips are kept.")
 TESTED = ("sim", "wer")
-Comparisons = Sequence[tuple[str, str]]
+HIGHER_SIM, LOWER_WER, TIE = "higher SIM", "lower WER", "tie"
+LOWER_SIM, HIGHER_WER = "lower SIM", "higher WER"
+HIGHER_SIM_AND_WER, LOWER_SIM_AND_WER = "higher SIM and WER", "lower SIM and WER"
+SENTENCES = {HIGHER_SIM: "{0} sounds more like the voice than {1}",
+             LOWER_WER: "{0} makes fewer word errors than {1}, with no lower speaker similarity",
+             TIE: "tie: no significant difference between {0} and {1}",
+             LOWER_SIM: "{0} sounds less like the voice than {1}",
+             HIGHER_WER: "{0} makes more word errors than {1}, with no higher speaker similarity",
+             HIGHER_SIM_AND_WER: "{0} sounds more like the voice than {1}, but makes more word errors",
+             LOWER_SIM_AND_WER: "{0} sounds less like the voice than {1}, but makes fewer word errors"}
+HEADLINES = {HIGHER_SIM: "beats {}", LOWER_WER: "is more intelligible than {}", TIE: "ties with {}", LOWER_SIM: "loses to {}",
+             HIGHER_WER: "is less intelligible than {}", HIGHER_SIM_AND_WER: "is nearer to the voice than {} but less intelligible",
+             LOWER_SIM_AND_WER: "is more intelligible than {} but further from the voice"}
+UNMEASURED = (f"Whether fine-tuning helped was not measured: the metric models are not installed. Install them with `make judges` "
+              f"(or: {metrics.INSTALL}), and run the same command again without TTS_KIT_JUDGES=none; the clips are kept.")
+Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one arm fares against another."""
-    one: str
+    """The result of one arm against another."""
+    arm: str
     other: str
-    kind: str
-    """One of the kinds above; empty where it was not measured."""
-    mine: dict[str, Estimate]
-    theirs: dict[str, Estimate]
+    outcome: str
+    """One of the seven outcomes above."""
     differences: dict[str, Estimate]
+    """Figure -> figure of `arm` minus that of `other`."""
+    p_values: dict[str, float]
+    """Of the tested figures, after Holm's correction."""
 
 
-def find(rows: Sequence[dict], asked: Comparisons = PRIMARY_COMPARISONS) -> list[Comparison]:
-    """The answers to those questions whose two arms are there.
+@dataclass(frozen=True)
+class Verdict:
+    headline: str
+    """The result in one sentence."""
+    details: list[str]
+    """One sentence for each comparison with its statistics, then power and cautions."""
+    comparisons: list[Comparison]
+    figures: dict[str, dict[str, Estimate]]
+    """Arm -> figure -> estimate."""
 
-    A question is sure as a whole, voice and words together. The three that everybody asks stand for themselves; whatever
-    else is compared has to be sure together, because among many arms one is the best by luck.
+
+def decide(rows: Sequence[dict], pairs: Pairs | None = None) -> Verdict:
+    """Return the verdict on scored rows: on `pairs` of arms, or on all that the arms suggest."""
+    by_arm = scoring.group_by_arm(rows)
+    if not all(scoring.METRICS in row for row in rows):
+        return Verdict(UNMEASURED, [], [], {arm: scoring.aggregate(of_arm) for arm, of_arm in by_arm.items()})
+    comparisons = compare_arms(rows, pairs_of(rows) if pairs is None else pairs)
+    figures = {arm: scoring.aggregate(of_arm) for arm, of_arm in by_arm.items()}
+    if not comparisons:
+        return Verdict("", ["There is nothing to compare: a verdict needs the arm finetuned, and base or clone."], [], figures)
+    generated = [row for row in rows if row["seed"] is not None]
+    samples = collections.Counter((row["arm"], row["sentence"]) for row in generated).values()
+    sentences = len({row["sentence"] for row in generated})
+    fewest = f"{min(samples)} to " if min(samples) < max(samples) else ""
+    basis = (f"Based on {_plural(sentences, 'sentence')} with {fewest}{_plural(max(samples), 'sample')} each"
+             f"{_detectable(comparisons)}.")
+    details = [*(_sentence(comparison, figures) for comparison in comparisons), basis, *_to_resolve(comparisons),
+               *_cautions(rows, generated, sentences)]
+    return Verdict(_headline(comparisons, by_arm), details, comparisons, figures)
+
+
+def pairs_of(rows: Sequence[dict]) -> list[tuple[str, str]]:
+    """Return the three primary comparisons, and each further arm against the arm that it is a variant or a rival of."""
+    arms = list(scoring.group_by_arm(rows))
+    own = next((arm for arm in ("finetuned", "finetuned+clone", "clone", "base") if arm in arms), "finetuned")
+    further = [arm for arm in arms if arm not in ARMS]
+    return [*PRIMARY_COMPARISONS,
+            *((arm, kind) if (kind := arm.partition(":")[0]) in ARMS else (own, arm) for arm in further)]
+
+
+def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
+    """Compare those pairs of arms that are both present.
+
+    SIM and WER of a comparison are tested together (Holm). Each primary comparison is a family of its own; all others form
+    one family, because the best of many arms is often best by chance.
     """
-    arms = scoring.group_by_arm(rows)
-    pairs = [(one, other) for one, other in asked if {one, other} <= set(arms)]
-    differences = [scoring.differences(arms[one], arms[other]) if _judged([*arms[one], *arms[other]]) else {}
-                   for one, other in pairs]
-    sure = _sure(pairs, differences)
-    return [Comparison(one, other, _kind(found, each) if found else "", scoring.aggregate(arms[one]),
-                    scoring.aggregate(arms[other]), found)
-            for (one, other), found, each in zip(pairs, differences, sure)]
+    by_arm = scoring.group_by_arm(rows)
+    pairs = [(arm, other) for arm, other in pairs if arm in by_arm and other in by_arm]
+    differences = {pair: scoring.differences(by_arm[pair[0]], by_arm[pair[1]]) for pair in pairs}
+    families = collections.defaultdict(list)
+    for pair in pairs:
+        families[pair if pair in PRIMARY_COMPARISONS else "others"] += [
+            (pair, figure) for figure in TESTED if figure in differences[pair]]
+    p_values = {pair: {} for pair in pairs}
+    for tests in families.values():
+        for (pair, figure), p_value in zip(tests, stats.holm([_p_value(figure, differences[pair][figure])
+                                                              for pair, figure in tests])):
+            p_values[pair][figure] = p_value
+    return [Comparison(*pair, _outcome(differences[pair], p_values[pair]), differences[pair], p_values[pair])
+            for pair in pairs]
 
 
-def _sure(pairs: Comparisons, differences: Sequence[dict[str, Estimate]]) -> list[dict[str, bool]]:
-    """Of every question and measure, whether luck is ruled out."""
-    families = {}
-    for place, pair in enumerate(pairs):
-        families.setdefault(pair if pair in PRIMARY_COMPARISONS else "others", []).append(place)
-    sure = [{} for _ in pairs]
-    for family in families.values():
-        tests = [(place, name) for place in family for name in TESTED if name in differences[place]]
-        chances = stats.holm([_chance(name, differences[place][name]) for place, name in tests])
-        for (place, name), chance in zip(tests, chances):
-            sure[place][name] = chance < ALPHA_LEVEL
-    return sure
+def _p_value(figure: str, difference: Estimate) -> float:
+    """Two-sided; for a rise in WER against the margin, and 1 for one within it, which does not matter."""
+    if figure == "sim" or difference.value < 0:
+        return difference.chance()
+    return difference.chance(WER_MARGIN) if difference.value > WER_MARGIN else 1.0
 
 
-def verdict(rows: Sequence[dict], asked: Comparisons = PRIMARY_COMPARISONS) -> str:
-    """What the scores say about fine-tuning and cloning, in plain English, with the evidence."""
-    found = find(rows, asked)
-    if not found:
-        return "There is nothing to compare: a verdict wants the arm finetuned, and base or clone."
-    takes = collections.Counter((row["arm"], row["sentence"]) for row in rows if row["seed"] is not None).values()
-    sentences = len({row["sentence"] for row in rows if row["seed"] is not None})
-    fewest = f"{min(takes)} to " if min(takes) < max(takes) else ""
-    basis = f"Judged on {_several(sentences, 'sentence')} with {fewest}{_several(max(takes), 'take')} each{_power(found)}."
-    return "\n".join([*map(answer, found), basis, *_settling(found), *_caution(rows, sentences)])
+def _outcome(differences: dict[str, Estimate], p_values: dict[str, float]) -> str:
+    significant = {figure: p_value < ALPHA for figure, p_value in p_values.items()}
+    higher_wer = significant.get("wer", False) and differences["wer"].value > 0
+    if significant.get("sim") and differences["sim"].value < 0:
+        # from the other arm, which is nearer to the voice, the same difference in WER has to exceed the margin
+        fewer = significant.get("wer", False) and differences["wer"].value < -WER_MARGIN
+        return LOWER_SIM_AND_WER if fewer else LOWER_SIM
+    if significant.get("sim"):
+        return HIGHER_SIM_AND_WER if higher_wer else HIGHER_SIM
+    return HIGHER_WER if higher_wer else LOWER_WER if significant.get("wer") else TIE
 
 
-def headline(rows: Sequence[dict], asked: Comparisons = PRIMARY_COMPARISONS) -> str:
-    """The verdict in one sentence."""
-    said = {}
-    for each in find(rows, asked):
-        if each.kind:
-            said.setdefault(each.one, []).append(SHORT[each.kind].format(SHORT_NAMES.get(each.other, each.other)))
-    parts = [f"{SHORT_NAMES.get(one, one)} {' and '.join(kinds)}" for one, kinds in said.items()]
-    for arm, mine in scoring.group_by_arm(rows).items():
-        share = sum(bool(row.get("memorized")) for row in mine) / len(mine)
-        if arm in said and share >= COPIES:
-            parts.append(f"but {share:.0%} of what {SHORT_NAMES.get(arm, arm)} gives are training clips said again")
-    return f"In short: {'; '.join(parts)}." if parts else ""
+def _headline(comparisons: Sequence[Comparison], by_arm: dict[str, list[dict]]) -> str:
+    outcomes = collections.defaultdict(list)
+    for comparison in comparisons:
+        outcomes[comparison.arm].append(HEADLINES[comparison.outcome].format(arm_name(comparison.other, short=True)))
+    parts = [f"{arm_name(arm, short=True)} {' and '.join(texts)}" for arm, texts in outcomes.items()]
+    for arm, rows in by_arm.items():
+        share = sum(bool(row.get("memorized")) for row in rows) / len(rows)
+        if arm in outcomes and share >= MEMORIZED_SHARE:
+            parts.append(f"but {share:.0%} of the clips of {arm_name(arm, short=True)} repeat training clips")
+    return f"In short: {'; '.join(parts)}."
 
 
-def compare(one: Sequence[dict], other: Sequence[dict]) -> str:
-    """How `one` fares against `other`, as one of the kinds above; whatever is not sure is a tie."""
-    rows = [row | {"arm": arm} for arm, of_arm in (("one", one), ("other", other)) for row in of_arm]
-    return find(rows, [("one", "other")])[0].kind
-
-
-def answer(found: Comparison) -> str:
-    """One sentence for one question."""
-    if not found.kind:
-        return f"{found.one} against {found.other} was not measured."
-    said = SAID[found.kind].format(NAMES.get(found.one, found.one), NAMES.get(found.other, found.other))
+def _sentence(comparison: Comparison, figures: dict[str, dict[str, Estimate]]) -> str:
+    """Return the outcome of one comparison with its statistics."""
+    text = SENTENCES[comparison.outcome].format(arm_name(comparison.arm), arm_name(comparison.other))
+    one, other = figures[comparison.arm], figures[comparison.other]
     parts = []
-    if alike := found.differences.get("sim"):
-        parts.append(f"similarity {found.mine['sim'].value:.2f} against {found.theirs['sim'].value:.2f}, "
-                     f"{_range(alike, 1, 2)}")
-    if wrong := found.differences.get("wer"):
-        parts.append(f"wrong words {found.mine['wer'].value:.0%} against {found.theirs['wer'].value:.0%}, "
-                     f"{_range(wrong, 100, 0, ' points')}{_doubt(found.kind, wrong)}")
-    return f"{said[0].upper()}{said[1:]} ({'; '.join(parts)})."
+    if sim := comparison.differences.get("sim"):
+        parts.append(f"SIM {one['sim'].value:.2f} vs {other['sim'].value:.2f}, "
+                     f"{_interval(sim, 1, 2)}, {_p_text(comparison.p_values['sim'])}")
+    if wer := comparison.differences.get("wer"):
+        unclear = comparison.outcome not in (HIGHER_WER, HIGHER_SIM_AND_WER) and wer.high > WER_MARGIN
+        doubt = f": a rise of more than {100 * WER_MARGIN:.0f} points is not ruled out" if unclear else ""
+        parts.append(f"WER {one['wer'].value:.0%} vs {other['wer'].value:.0%}, "
+                     f"{_interval(wer, 100, 0, ' points')}, {_p_text(comparison.p_values['wer'])}{doubt}")
+    return f"{text[0].upper()}{text[1:]} ({'; '.join(parts)})."
 
 
-def _judged(rows: Sequence[dict]) -> bool:
-    return all(scoring.METRICS in row for row in rows)
-
-
-def _chance(measure: str, found: Estimate) -> float:
-    """How often luck alone makes such a difference; 1 for one that would not matter."""
-    if measure == "sim" or found.value < 0:
-        return found.chance()
-    return found.chance(WER_MARGIN) if found.value > WER_MARGIN else 1.0
-
-
-def _kind(found: dict[str, Estimate], sure: dict[str, bool]) -> str:
-    lost = sure.get("wer", False) and found["wer"].value > 0
-    if sure.get("sim") and found["sim"].value < 0:
-        # seen from the other arm, whose voice is nearer, the same gap is a trade
-        won = sure.get("wer", False) and found["wer"].value < -WER_MARGIN
-        return TRADES_VOICE if won else LOSES
-    if sure.get("sim"):
-        return TRADES if lost else WINS
-    return LOSES_WORDS if lost else WINS_WORDS if sure.get("wer") else TIES
-
-
-def _together(found: Sequence[Comparison], one: Comparison) -> int:
-    """How many tests have to be sure together with this question's."""
-    others = sum((each.one, each.other) not in PRIMARY_COMPARISONS for each in found)
-    return len(TESTED) * (1 if (one.one, one.other) in PRIMARY_COMPARISONS else others)
-
-
-def _power(found: Sequence[Comparison]) -> str:
-    """What gap so many sentences can show at all: the widest over the questions."""
-    widest = {name: max((each.differences[name].findable(_together(found, each)) for each in found
-                         if name in each.differences), default=np.inf) for name in TESTED}
-    shown = [f"{widest[name] * scale:.{digits}f} {unit}" for name, scale, digits, unit in
-             (("sim", 1, 2, "in similarity"), ("wer", 100, 0, "points of wrong words"))
-             if np.isfinite(widest[name])]
-    return f": four times of five they can show a gap of {' and of '.join(shown)}" if shown else ""
-
-
-def _settling(found: Sequence[Comparison]) -> list[str]:
-    """What it would take to tell what could not be told."""
-    ties = [each for each in found if each.kind == TIES]
-    gaps = {"sim": SIM_MARGIN, "wer": WER_MARGIN}
-    most = [max((each.differences[name].wanted(gap, _together(found, each)) or 0 for each in ties
-                 if name in each.differences), default=0) for name, gap in gaps.items()]
-    if not any(most):
-        return []
-    few = [max(each, stats.MIN_SENTENCES) for each in most]
-    return [f"To settle {'the tie' if len(ties) == 1 else 'the ties'}: about {few[0]} sentences show a gap of {SIM_MARGIN} in "
-            f"similarity, about {few[1]} one of {100 * WER_MARGIN:.0f} points of wrong words (--sentences); or let people "
-            "listen to the blind test."]
-
-
-def _range(found: Estimate, scale: float, digits: int, unit: str = "") -> str:
+def _interval(difference: Estimate, scale: float, digits: int, unit: str = "") -> str:
     # adding 0 turns a rounded -0 into 0
-    value, low, high = (f"{round(each * scale, digits) + 0.0:+.{digits}f}" if np.isfinite(each) else ""
-                        for each in (found.value, found.low, found.high))
-    return f"difference {value}{unit}" + (f", between {low} and {high}" if low else "")
+    value, low, high = (f"{round(bound * scale, digits) + 0.0:+.{digits}f}" if np.isfinite(bound) else ""
+                        for bound in (difference.value, difference.low, difference.high))
+    return f"difference {value}{unit}" + (f", 95 % CI {low} to {high}" if low else "")
 
 
-def _doubt(kind: str, wrong: Estimate) -> str:
-    """Where more wrong words can neither be said nor be ruled out, that is said."""
-    if kind in (LOSES_WORDS, TRADES) or wrong.high <= WER_MARGIN:
-        return ""
-    return f": whether more than {100 * WER_MARGIN:.0f} points are lost these sentences cannot tell for sure"
+def _p_text(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def _caution(rows: Sequence[dict], sentences: int) -> list[str]:
-    said = []
+def _tests(comparisons: Sequence[Comparison], comparison: Comparison) -> int:
+    """Return the number of tests in the family of a comparison."""
+    others = sum((one.arm, one.other) not in PRIMARY_COMPARISONS for one in comparisons)
+    return len(TESTED) * (1 if (comparison.arm, comparison.other) in PRIMARY_COMPARISONS else others)
+
+
+def _detectable(comparisons: Sequence[Comparison]) -> str:
+    """Return the minimum detectable differences of so many sentences: the largest over the comparisons."""
+    largest = {figure: max((one.differences[figure].findable(_tests(comparisons, one)) for one in comparisons
+                            if figure in one.differences), default=np.inf) for figure in TESTED}
+    texts = [f"{largest[figure] * scale:.{digits}f} {unit}" for figure, scale, digits, unit in
+             (("sim", 1, 2, "SIM"), ("wer", 100, 0, "points WER")) if np.isfinite(largest[figure])]
+    return f": minimum detectable difference (80 % power) {' and '.join(texts)}" if texts else ""
+
+
+def _to_resolve(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Say how many sentences the ties would need."""
+    ties = [one for one in comparisons if one.outcome == TIE]
+    sim, wer = (max((one.differences[figure].wanted(margin, _tests(comparisons, one)) or 0 for one in ties
+                     if figure in one.differences), default=0) for figure, margin in (("sim", SIM_MARGIN), ("wer", WER_MARGIN)))
+    if sim or wer:
+        yield (f"To resolve the {'tie' if len(ties) == 1 else 'ties'}: about {max(sim, stats.MIN_SENTENCES)} sentences detect a "
+               f"difference of {SIM_MARGIN} SIM, about {max(wer, stats.MIN_SENTENCES)} one of {100 * WER_MARGIN:.0f} points WER "
+               "(--sentences); or run the listening test.")
+
+
+def _cautions(rows: Sequence[dict], generated: Sequence[dict], sentences: int) -> Iterator[str]:
     if sentences < stats.MIN_SENTENCES:
-        said.append(f"Fewer than {stats.MIN_SENTENCES} sentences show nothing about others: compare more, with --sentences.")
-    spoken = [row for row in rows if row["seed"] is not None and scoring.METRICS in row]
-    wrong = scoring.aggregate(spoken).get("wer") if spoken else None
-    if wrong is not None and wrong.value > NOISE:
-        said.append("Most words could not be understood in any arm: of noise, no voice can be told.")
+        yield f"Fewer than {stats.MIN_SENTENCES} sentences say nothing about others: compare more, with --sentences."
+    wer = scoring.aggregate(generated).get("wer")
+    if wer is not None and wer.value > UNINTELLIGIBLE_WER:
+        yield "Most words of all arms could not be understood: without speech, SIM and MOS mean nothing."
     memorized = [row["file"] for row in rows if row.get("memorized")]
-    for found, what in ((scoring.failures(rows), "without anything to hear, counted as all wrong"),
-                        (scoring.missing_scores(rows), "left out of a figure"),
-                        (memorized, "nearly a training clip, and no new speech")):
-        if found:
-            said.append(f"{_several(len(found), 'clip')} {what}: {', '.join(found[:3])}{' and more' * (len(found) > 3)}.")
-    return said
+    for files, problem in ((scoring.failures(rows), "without speech, counted as all words wrong"),
+                           (scoring.missing_scores(rows), "left out of a figure"),
+                           (memorized, "memorized: nearly a training clip, and no new speech")):
+        if files:
+            yield f"{_plural(len(files), 'clip')} {problem}: {', '.join(files[:3])}{' and more' * (len(files) > 3)}."
 
 
-def _several(count: int, noun: str) -> str:
+def arm_name(arm: str, short: bool = False) -> str:
+    """Return what a sentence calls an arm."""
+    info = ARMS.get(arm)
+    return arm if info is None else info.short_name if short else info.name
+
+
+def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"

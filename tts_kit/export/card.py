@@ -8,15 +8,14 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from tts_kit import audio, hub, watermark
+from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.export.summary import ComparisonSummary, RunSummary
 from tts_kit.html import markdown
 from tts_kit.model import license
 
 FILE, SAMPLES = "README.md", "samples"
-PLAYED, SENTENCES = ("finetuned", "finetuned+clone", "clone", "base"), 4
+PLAYED, SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not ARMS[arm].adapter), 4
 """Arms whose clips travel, and of how many sentences; recordings of the person themselves stay at home."""
-HEARD = {"finetuned": "the voice", "finetuned+clone": "the voice, with a reference", "clone": "the base, with a reference",
-         "base": "the base"}
 KIT = """```sh
 tts-kit speak "It is raining in Oslo again." --adapter {place}
 ```"""
@@ -109,7 +108,7 @@ def _players(found: ComparisonSummary, folder: Path, marked: bool) -> list[tuple
 def _listen(players: Sequence[tuple[str, list[tuple[str, str]]]]) -> str:
     arms = [arm for arm in PLAYED if any(arm in dict(files) for _, files in players)]
     rows = [[markdown(text), *(_player(dict(files).get(arm)) for arm in arms)] for text, files in players]
-    return table([["", *(HEARD[arm] for arm in arms)], *rows]) if rows else ""
+    return table([["", *(ARMS[arm].short_name for arm in arms)], *rows]) if rows else ""
 
 
 def _player(file: str | None) -> str:

@@ -11,7 +11,7 @@ from tts_kit.data import consent, ingest, manifest, prepare, report
 from tts_kit.evaluation import scoring
 from tts_kit.io import read_json
 from tts_kit.model import lora
-from tts_kit.run import Run
+from tts_kit.run import Run, read_inputs
 from tts_kit.tokens import cache
 
 
@@ -95,17 +95,18 @@ def data(run: Run, belongs: dict) -> dict:
 
 def comparison(run: Run) -> ComparisonSummary | None:
     """The run's comparison, if one was made of the adapter as it is now."""
-    rows, settings = synthesis.finished_rows(run.comparison), run.comparison / "settings.json"
-    if not rows or not settings.is_file():
+    rows = synthesis.finished_rows(run.comparison)
+    if not rows:
         print(f"{run.comparison} holds no comparison: the card has no verdict and no players. Make one first: python -m "
               f"tts_kit compare --run {run.name}")
         return None
-    if read_json(settings, "Compare again.").get("adapter weights") != lora.fingerprint(run.adapter):
+    if read_inputs(run.comparison).get("adapter_weights") != lora.fingerprint(run.adapter):
         print(f"{run.comparison} compared another adapter than {run.adapter} holds now: the card leaves it out. Move it "
               "away and compare again.")
         return None
-    said, judges = compare.summary(rows, compare.comparisons_for(rows)), rows[0].get(scoring.METRICS, "")
-    if said == [verdict.UNMEASURED]:
+    decision, judges = verdict.decide(rows), rows[0].get(scoring.METRICS, "")
+    said = [decision.headline, *decision.details]
+    if decision.headline == verdict.UNMEASURED:
         # how judges are installed is no concern of whoever reads the card
         said, judges = [verdict.UNMEASURED.partition(" Install")[0]], ""
     if (run.comparison / compare.RESPONSES_FILE).is_file():
