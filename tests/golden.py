@@ -98,9 +98,9 @@ ROW = {"arm": "arm", "sentence": "sentence", "text": "text", "seed": "seed", "fi
 FIGURES = {"WER": "wer", "CER": "cer", "SIM": "sim", "SIM_normalised": "sim_norm", "MOS": "mos", "noisy": "noisy",
            "duration_ratio": "duration_ratio", "pitch_semitones": "f0_difference", "speaking_rate_ratio": "rate_ratio",
            "memorised": "memorized", "ended_with_eos": "ended_with_eos"}
-KINDS = {verdict.WINS: "higher_SIM", verdict.WINS_WORDS: "lower_WER", verdict.TIES: "tie", verdict.LOSES: "lower_SIM",
-         verdict.LOSES_WORDS: "higher_WER", verdict.TRADES: "higher_SIM_and_WER",
-         verdict.TRADES_VOICE: "lower_SIM_and_WER", "": "not_measured"}
+OUTCOMES = {verdict.HIGHER_SIM: "higher_SIM", verdict.LOWER_WER: "lower_WER", verdict.TIE: "tie", verdict.LOWER_SIM: "lower_SIM",
+            verdict.HIGHER_WER: "higher_WER", verdict.HIGHER_SIM_AND_WER: "higher_SIM_and_WER",
+            verdict.LOWER_SIM_AND_WER: "lower_SIM_and_WER"}
 DEMO = ("WER", "CER", "SIM", "SIM_normalised", "MOS", "noisy", "duration_ratio", "pitch_semitones", "speaking_rate_ratio",
         "ended_with_eos", "memorised")
 """Columns of the demo's table, as they follow each other."""
@@ -330,20 +330,21 @@ def kit_estimates(found: dict) -> dict[str, dict]:
 def kit_findings(rows: list[dict]) -> list[dict]:
     """The answer to each question, with the statistics of each difference."""
     made, arms = [], {name: word for word, name in ARMS.items()}
-    for each in verdict.find(kit_package_rows(rows), QUESTIONS):
+    for each in verdict.compare_arms(kit_package_rows(rows), QUESTIONS):
         told = kit_estimates(each.differences)
         for word, statistics in told.items():
             seen = each.differences[FIGURES[word]]
             statistics |= {"standard_error": seen.error, "p_value": seen.chance(), "p_value_beyond_0.03": seen.chance(0.03),
                            "minimum_detectable_difference": seen.findable(), "of_4_tests": seen.findable(4),
                            "required_sentences_for_0.02": seen.wanted(0.02)}
-        made.append({"arms": [arms[each.one], arms[each.other]], "verdict": KINDS[each.kind], "differences": told})
+        made.append({"arms": [arms[each.arm], arms[each.other]], "verdict": OUTCOMES[each.outcome], "differences": told})
     return made
 
 
 def kit_verdict_numbers(rows: list[dict]) -> list[list[str]]:
     """The numbers of each line of the verdict, whatever words stand between them."""
-    lines = verdict.verdict(kit_package_rows(rows), QUESTIONS).splitlines()
+    lines = [re.sub(r"95 % CI|80 % power|p [<=] [\d.]+", "", line)
+             for line in verdict.decide(kit_package_rows(rows), QUESTIONS).details]
     return [re.findall(r"[-+]?\d+(?:\.\d+)?", line) for line in lines]
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.comparison import compare, plots, verdict
 from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
@@ -44,86 +43,6 @@ def test_no_clip_is_compared_with_itself():
     assert scoring.similarity(east, {"a": east, "b": north}, "c") == pytest.approx(2 ** -0.5)
     assert scoring.similarity(east, {"a": east}, "a") is None
     assert scoring.similarity(None, {"a": east, "b": north}, "a") == 0.0
-
-
-def test_many_arms_have_to_be_surer_than_three_questions():
-    """Mistake: of twenty settings that are all the same one is called better, because somebody is always the luckiest."""
-    lucky = 0
-    for trial in range(40):
-        chance = np.random.default_rng(trial)
-        rows = [row for arm in ("usual", *map(str, range(20))) for row in rows_of(arm, system(chance, 10))]
-        found = verdict.find(rows, [(str(number), "usual") for number in range(20)])
-        lucky += any(each.kind != verdict.TIES for each in found)
-    assert lucky <= 6
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and stats.holm([]) == []
-
-
-def test_the_gap_that_can_be_shown_is_shown():
-    """Mistake: a power that is promised and not kept: "10 sentences can show 0.02" where they find it every third time."""
-    gaps = []
-    for trial in range(30):
-        chance = np.random.default_rng([1, trial])
-        found = scoring.differences(rows_of("one", system(chance, 10)), rows_of("other", system(chance, 10)))["sim"]
-        gaps.append(found.findable(2))
-        assert found.wanted(gaps[-1], 2) == 10 and found.wanted(gaps[-1] / 2, 2) == pytest.approx(40, abs=1)
-    gap = float(np.sqrt(np.mean(np.square(gaps))))
-    kinds = []
-    for trial in range(60):
-        chance = np.random.default_rng([2, trial])
-        kinds.append(verdict.compare(rows_of("one", system(chance, 10, gap)), rows_of("other", system(chance, 10))))
-    assert 0.6 < kinds.count(verdict.WINS) / 60 < 0.95
-
-
-def test_a_verdict_says_what_it_could_see_and_what_would_settle_a_tie():
-    """Mistake: a tie that sounds like equality, where so few sentences could not have shown anything."""
-    said = told(finetuned=0.2, clone=0.2, both=0.2)
-    assert "four times of five they can show a gap of 0.0" in said and "points of wrong words" in said
-    assert "To settle the ties: about" in said and "blind test" in said
-    assert "settle" not in told(finetuned=0.5, clone=0.3, both=0.6)
-
-
-@pytest.mark.parametrize("sentences", [4, 10])
-def test_identical_systems_tie(sentences):
-    """Mistake: a winner is declared by luck; with few sentences a plain bootstrap does so every sixth time."""
-    kinds = []
-    for trial in range(100):
-        chance = np.random.default_rng(trial)
-        one, other = (rows_of(arm, system(chance, sentences)) for arm in ("finetuned", "clone"))
-        kinds.append(verdict.compare(one, other))
-    assert kinds.count(verdict.TIES) >= 93
-
-
-def test_a_clear_gap_is_found():
-    """Mistake: intervals so wide that nothing ever wins, or the sign of the difference turned round."""
-    for trial in range(10):
-        chance = np.random.default_rng(trial)
-        better, worse = rows_of("finetuned", system(chance, 10, 0.1)), rows_of("base", system(chance, 10))
-        assert verdict.compare(better, worse) == verdict.WINS
-        assert verdict.compare(worse, better) == verdict.LOSES
-
-
-def test_a_voice_lost_for_words_is_a_trade_from_both_sides():
-    """Mistake: the arm whose voice is nearer is said to trade, and the one that reads far better is said to lose."""
-    chance, wrong = np.random.default_rng(5), np.full((10, 2), 4)
-    near, clear = rows_of("near", system(chance, 10, 0.1), wrong), rows_of("clear", system(chance, 10))
-    assert verdict.compare(near, clear) == verdict.TRADES
-    assert verdict.compare(clear, near) == verdict.TRADES_VOICE
-    assert "at the cost of the voice" in verdict.headline(near + clear, [("clear", "near")])
-
-
-def test_what_is_asked_more_shows_less():
-    """Mistake: twenty settings that have to be sure together are promised the gap that one question alone can show."""
-    rows = [row for number in range(20) for row in rows_of(str(number), system(np.random.default_rng(number), 10))]
-    alone, together = (verdict.verdict(rows, [(str(number), "0") for number in numbers]) for numbers in ([1], range(1, 20)))
-    shown = [float(said.split("show a gap of ")[1].split()[0]) for said in (alone, together)]
-    assert shown[1] > 1.2 * shown[0]
-
-
-def test_other_systems_are_compared_with_what_is_there():
-    """Mistake: clone against another system, without the fine-tune, is "nothing to compare"; or takes are miscounted."""
-    rows = rows_of("clone", np.full((4, 2), 0.5)) + rows_of("kokoro", np.full((4, 1), 0.4), seeds=(0,))
-    assert compare.comparisons_for(rows)[-1] == ("clone", "kokoro")
-    assert "with 1 to 2 takes each" in verdict.verdict(rows, compare.comparisons_for(rows))
 
 
 def test_the_same_sentences_are_drawn_for_both():
@@ -164,49 +83,6 @@ def test_floor_and_ceiling_make_figures_comparable():
         scoring.target_similarity({"a": voice["a"]})
 
 
-def told(finetuned, clone, both, base=0.0, wrong=0, how=verdict.verdict):
-    """The verdict on four arms with these gains; `wrong` words of ten in each tuned take."""
-    chance = np.random.default_rng(3)
-    gains = {"base": base, "clone": clone, "finetuned": finetuned, "finetuned+clone": both}
-    rows = []
-    for arm, gain in gains.items():
-        lost = np.full((10, 2), wrong) if arm == "finetuned" else None
-        rows += rows_of(arm, system(chance, 10, gain), lost)
-    return how(rows)
-
-
-def test_the_headline_says_the_same_in_short():
-    """Mistake: a last sentence that is kinder than the evidence above it."""
-    assert told(finetuned=0.2, clone=0.2, both=0.3, how=verdict.headline) == (
-        "In short: fine-tuning beats the model as it was and ties with cloning; doing both beats cloning.")
-    assert told(finetuned=0.1, clone=0.2, both=0.2, wrong=4, how=verdict.headline) == (
-        "In short: fine-tuning is nearer to the voice than the model as it was at the cost of words and loses to "
-        "cloning; doing both ties with cloning.")
-    assert verdict.headline(rows_of("ground_truth", np.zeros((3, 2)))) == ""
-
-
-def test_the_verdict_says_wins_ties_and_loses():
-    """Mistake: a tie is sold as a win, a loss is not said, or a nearer voice hides lost words."""
-    said = told(finetuned=0.2, clone=0.2, both=0.3)
-    assert "fine-tuned model sounds more like the voice than the model as it was" in said
-    assert "it is a tie" in said.lower() and "reference clip together sounds more like the voice than cloning" in said
-    assert "sounds less like the voice than cloning" in told(finetuned=0.1, clone=0.2, both=0.2)
-    assert "than the model as it was, but gets more words wrong" in told(finetuned=0.2, clone=0.2, both=0.2, wrong=4)
-    assert "gets more words wrong" in told(finetuned=0.0, clone=0.0, both=0.0, wrong=4)
-    assert "10 sentences with 2 takes each" in said
-
-
-def test_unmeasured_and_unheard_are_said():
-    """Mistake: no verdict where nothing was measured looks like a tie; silent clips are dropped without a word."""
-    rows = rows_of("finetuned", system(np.random.default_rng(0), 4)) + rows_of("base", system(np.random.default_rng(1), 4))
-    rows[0] |= {"failure": "silent", "word_errors": 10, "sim": 0.0}
-    assert "1 clip without anything to hear, counted as all wrong: finetuned0-1 (silent)" in verdict.verdict(rows)
-    unscored = [{name: value for name, value in row.items() if name != "metrics"} for row in rows]
-    [said] = compare.summary(unscored)
-    assert "not measured" in said and "make judges" in said
-    assert scoring.table(unscored)[1][1:4] == ["-", "-", "-"]
-
-
 def a_judge(name):
     """Judges that hear the clip's own text wherever there is sound, and count how often they are asked."""
     asked = []
@@ -241,47 +117,6 @@ def test_judging_goes_on_where_it_stopped(tmp_path):
     other, asked = a_judge("another")
     assert {row["metrics"] for row in scoring.score_rows(judged, tmp_path, other, lambda row: references, saved.append)} == {
         "WER: another"} and len(asked) == 2
-
-
-def test_pictures_show_what_was_measured():
-    """Mistake: an arm that was not measured stands at 0, a sentence is paired with another one, or nothing is drawn."""
-    rows = [row for arm, gain in (("ground_truth", 0.2), ("base", 0.0), ("finetuned", 0.1)) for row in
-            rows_of(arm, np.full((5, 2), 0.5 + gain))]
-    figure = plots.voices_and_words(rows)
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["base", "finetuned", "ground_truth"]
-    arms = scoring.group_by_arm(rows)
-    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"], "sim"), 0.1)
-    np.testing.assert_allclose(plots.gains(arms["finetuned"], arms["base"][4:], "sim"), np.full(3, 0.1))
-    panels = plots.sentence_by_sentence(rows, verdict.PRIMARY_COMPARISONS).axes
-    assert len(panels) == 2 and [label.get_text() for label in panels[0].get_yticklabels()] == ["finetuned less base"]
-    assert all(content.startswith(b"\x89PNG") and text for content, text in plots.pictures(rows, verdict.PRIMARY_COMPARISONS))
-    unscored = [{name: value for name, value in row.items() if name != "metrics"} for row in rows]
-    assert plots.pictures(unscored, verdict.PRIMARY_COMPARISONS) == []
-
-
-def test_no_interval_is_drawn_below_no_words():
-    """Mistake: an arm that is wrong in one word seems to be right in more than all."""
-    figure = plots.voices_and_words(rows_of("base", np.full((5, 2), 0.5), [[1, 1], *[[0, 0]] * 4]))
-    drawn = [segment for lines in figure.axes[0].containers[0].lines[2] for segment in lines.get_segments()]
-    assert np.min([segment[:, 0] for segment in drawn]) == 0 < np.max([segment[:, 0] for segment in drawn])
-
-
-def test_what_was_learnt_by_heart_is_no_victory():
-    """Mistake: an arm that says its training clips again sounds exactly like the voice, and wins."""
-    rows = [row | {"memorized": row["arm"] == "finetuned" and row["sentence"] < 5} for arm, gain in (("base", 0.0), ("finetuned", 0.2))
-            for row in rows_of(arm, system(np.random.default_rng(1), 10, gain))]
-    assert verdict.headline(rows) == ("In short: fine-tuning beats the model as it was; but 50% of what fine-tuning gives "
-                                      "are training clips said again.")
-    assert "10 clips nearly a training clip, and no new speech" in verdict.verdict(rows)
-
-
-def test_noise_is_called_noise():
-    """Mistake: similarities of noise are told as a tie between two good voices."""
-    values = system(np.random.default_rng(0), 5)
-    noise = [rows_of(arm, values, np.full(values.shape, 9)) for arm in ("base", "finetuned")]
-    assert "of noise, no voice can be told" in verdict.verdict(noise[0] + noise[1])
-    clear = [rows_of(arm, values) for arm in ("base", "finetuned")]
-    assert "noise" not in verdict.verdict(clear[0] + clear[1])
 
 
 def clips_of(folder, count=3):

@@ -41,7 +41,7 @@ def kinds(sentences: int, runs: int = RUNS, **gap: float) -> list[str]:
     said = []
     for run in range(runs):
         chance = np.random.default_rng([sentences, run])
-        said.append(verdict.compare(rows_of("one", chance, sentences, **gap), rows_of("other", chance, sentences)))
+        said.append(verdict.outcome(rows_of("one", chance, sentences, **gap), rows_of("other", chance, sentences)))
     return said
 
 
@@ -60,13 +60,13 @@ def rates(runs: int = RUNS) -> list[dict]:
     found = []
     for sentences in (5, 10, 20, 50):
         gap = findable(sentences)
-        ties = kinds(sentences, runs).count(verdict.TIES) / runs
+        ties = kinds(sentences, runs).count(verdict.TIE) / runs
         better, worse = kinds(sentences, runs, nearer=gap), kinds(sentences, runs, worse=0.25)
-        seen = (better.count(verdict.WINS) + better.count(verdict.TRADES)) / runs
+        seen = (better.count(verdict.HIGHER_SIM) + better.count(verdict.HIGHER_SIM_AND_WER)) / runs
         found.append({"sentences": sentences, "takes": len(SEEDS), "identical called a tie": ties,
                       "gap promised": round(gap, 4), "gap found": seen,
-                      "gap called the wrong way": better.count(verdict.LOSES) / runs,
-                      "25 points higher wer detected": worse.count(verdict.LOSES_WORDS) / runs,
+                      "gap called the wrong way": better.count(verdict.LOWER_SIM) / runs,
+                      "25 points higher wer detected": worse.count(verdict.HIGHER_WER) / runs,
                       "reached": ties >= TIED and seen >= FOUND - LUCKY})
     return found
 

@@ -115,6 +115,12 @@ def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
             for pair in pairs]
 
 
+def outcome(rows: Sequence[dict], other_rows: Sequence[dict]) -> str:
+    """Return the outcome of one arm against another."""
+    rows = [row | {"arm": arm} for arm, of_arm in (("one", rows), ("other", other_rows)) for row in of_arm]
+    return compare_arms(rows, [("one", "other")])[0].outcome
+
+
 def _p_value(figure: str, difference: Estimate) -> float:
     """Two-sided; for a rise in WER against the margin, and 1 for one within it, which does not matter."""
     if figure == "sim" or difference.value < 0:
