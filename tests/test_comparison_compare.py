@@ -314,7 +314,7 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
     _, _, source, _ = told
     small = ("--rank", "4", "--steps", "2", "--eval-steps", "2", "--sample-steps", "0", "--learning-rate", "0.01",
              "--warmup-steps", "0")
-    assert verb(workplace, "data", str(source), "--run", "one").returncode == 0
+    assert verb(workplace, "prepare", str(source), "--run", "one").returncode == 0
     assert verb(workplace, "tokenize", "--run", "one", "--base", toy).returncode == 0
     dry = verb(workplace, "train", "--run", "one", "--dry-run", "--json", *small)
     assert json.loads(dry.stdout) == {"trainable": 6144, "modules": {"backbone": 14, "depth": 14, "codec": 0},
@@ -333,7 +333,7 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("train", "--run", "none"), "holds neither data nor codes"),
     (("tokenize", "--run", "../etc"), "run name '../etc'"),
-    (("data", "no-such-folder"), "no-such-folder"),
+    (("prepare", "no-such-folder"), "no-such-folder"),
     (("train", "--rank", "0"), "rank is 0; it must be a number above 0"),
     (("speak", "Hi.", "--run", "none", "--no-adapter", "--base", "tpy"), "tpy is no folder here, and no hub id"),
     (("speak", "Hi.", "--reference", "a.wav"), "give --reference FILE and --reference-text TEXT"),
@@ -351,7 +351,7 @@ def test_without_a_verb_the_verbs_are_shown(capsys):
     """Mistake: "the following arguments are required: verb", and no word of which there are."""
     assert cli.main([]) == 2
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("doctor", "data", "tokenize", "train", "speak", "compare", "demo"))
+    assert all(name in shown for name in ("doctor", "prepare", "tokenize", "train", "speak", "compare", "demo"))
 
 
 def test_an_adapter_of_other_clips_is_not_judged_by_these(told, tmp_path):
