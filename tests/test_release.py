@@ -178,7 +178,7 @@ def test_the_card_is_valid_and_plays_what_is_beside_it(told, tmp_path):
     assert headings == ["Listen", "Use", "Training", "Data", "Consent", "Terms"]
     assert "Kokoro-82M" in read.text
     # and no advice for whoever made it
-    assert "**Whether fine-tuning helped was not measured: no judges listened.**" in read.text
+    assert "**Whether fine-tuning helped was not measured: the metric models are not installed.**" in read.text
 
 
 def test_what_judges_said_is_on_the_card(memorized):
@@ -217,8 +217,8 @@ def test_nothing_empty_is_on_the_card(memorized, capsys):
     shutil.rmtree(memorized.data)
     (memorized.folder / consent.FILE).unlink()
     (memorized.adapter / consent.FILE).unlink(missing_ok=True)
-    settings = memorized.comparison / "settings.json"
-    write_json(settings, read_json(settings, "") | {"adapter weights": "another"})
+    settings = memorized.comparison / "inputs.json"
+    write_json(settings, read_json(settings, "") | {"adapter_weights": "another"})
     out = export.export(memorized, marked=False)
     told = capsys.readouterr().out
     text = (out / card.FILE).read_text(encoding="utf-8")
