@@ -334,9 +334,9 @@ def kit_findings(rows: list[dict]) -> list[dict]:
         told = kit_estimates(each.differences)
         for word, statistics in told.items():
             seen = each.differences[FIGURES[word]]
-            statistics |= {"standard_error": seen.error, "p_value": seen.chance(), "p_value_beyond_0.03": seen.chance(0.03),
-                           "minimum_detectable_difference": seen.findable(), "of_4_tests": seen.findable(4),
-                           "required_sentences_for_0.02": seen.wanted(0.02)}
+            statistics |= {"standard_error": seen.standard_error, "p_value": seen.p_value(), "p_value_beyond_0.03": seen.p_value(0.03),
+                           "minimum_detectable_difference": seen.minimum_detectable_difference(), "of_4_tests": seen.minimum_detectable_difference(4),
+                           "required_sentences_for_0.02": seen.required_sentences(0.02)}
         made.append({"arms": [arms[each.arm], arms[each.other]], "verdict": OUTCOMES[each.outcome], "differences": told})
     return made
 
@@ -354,10 +354,10 @@ def kit_holm(p_values: list[float]) -> list[float]:
 
 def kit_judged(rows: list[dict], folder: Path, real: dict[str, Path], strangers: list[Path]) -> tuple[list, list]:
     """Rows scored by the offline judges, and the SIM of strangers and of the voice itself."""
-    metric_models = metrics.load(1, "cpu", "offline")
+    metric_models = metrics.load(1, "cpu", "bundled")
     known = scoring.measure_references(real, metric_models)
     scale = scoring.similarity_range(known, scoring.other_speakers(strangers, metric_models))
-    found = scoring.score_rows(kit_package_rows(rows), folder, metric_models, lambda row: known, lambda rows: None, lambda row: scale)
+    found = scoring.score_rows(kit_package_rows(rows), folder, metric_models, known, lambda rows: None, scale)
     return [{word: row[name] for word, name in ROW.items() if name in row and word not in ("arm", "judges")}
             for row in found], [float(each) for each in scale]
 

@@ -44,7 +44,7 @@ def told(loud, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_judges(told, monkeypatch):
     """The story is judged once; to judge noise again and again would only take time."""
-    monkeypatch.setenv("TTS_KIT_JUDGES", "none")
+    monkeypatch.setenv("TTS_KIT_METRICS", "none")
 
 
 def test_every_arm_sentence_and_seed_is_there(told):
@@ -200,7 +200,7 @@ def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp
 @pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_a_clip_that_another_system_lacks_is_a_failure(told, tmp_path, monkeypatch):
     """Mistake: what a system could not say is dropped, and it wins by saying little."""
-    monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
+    monkeypatch.setenv("TTS_KIT_METRICS", "bundled")
     (tmp_path / "theirs").mkdir()
     run, _, _, _ = told
     shutil.copy(run.comparison / "clips/ground_truth/001.flac", tmp_path / "theirs")
@@ -269,7 +269,7 @@ def test_votes_are_counted_and_leave_the_test_as_it_is(told, monkeypatch):
 @pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
     """Mistake: all clips are judged, so nobody ever asks whether they are copies."""
-    monkeypatch.setenv("TTS_KIT_JUDGES", "offline")
+    monkeypatch.setenv("TTS_KIT_METRICS", "bundled")
     run, name = told[0], metrics.load_available()
     rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": "Hello.", "metrics": name, "file": "none"}]
 

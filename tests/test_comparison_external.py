@@ -14,7 +14,7 @@ from tts_kit import audio
 from tts_kit.comparison import external, external_runner
 from tts_kit.comparison.external import SYSTEMS, ExternalArm, ExternalClip, ExternalSystem
 from tts_kit.errors import KitError
-from tts_kit.evaluation import bundled, metrics
+from tts_kit.evaluation import backends, wer
 from tts_kit.speech.speak import Reference
 
 RATE = 24_000
@@ -82,12 +82,12 @@ def test_kokoro_really_speaks(tmp_path, reference):
         pytest.skip(f"kokoro's wheels are neither here nor to be had: {clips[0].problem}")
     assert all(clip.path for clip in clips), [clip.problem for clip in clips]
     assert clips[0].path.read_bytes() == clips[1].path.read_bytes() != clips[2].path.read_bytes()
-    if bundled.missing():
+    if backends.missing_packages():
         print("Nothing was transcribed: no metric models are installed.")
         return
     for clip, text in ((clips[0], TEXTS[0]), (clips[2], TEXTS[1])):
-        transcript = bundled.load(1).transcribe(audio.read(clip.path, 16_000))
-        assert metrics.count_wrong_words(text, transcript)[1] == 0, transcript
+        transcript = backends.load_bundled(1).transcribe(audio.read(clip.path, 16_000))
+        assert wer.word_errors(text, transcript)[1] == 0, transcript
 
 
 def test_only_what_is_missing_is_made(tmp_path, reference, own, capsys):

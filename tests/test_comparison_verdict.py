@@ -43,8 +43,8 @@ def test_the_gap_that_can_be_shown_is_shown():
     for trial in range(30):
         chance = np.random.default_rng([1, trial])
         found = scoring.differences(rows_of("one", system(chance, 10)), rows_of("other", system(chance, 10)))["sim"]
-        gaps.append(found.findable(2))
-        assert found.wanted(gaps[-1], 2) == 10 and found.wanted(gaps[-1] / 2, 2) == pytest.approx(40, abs=1)
+        gaps.append(found.minimum_detectable_difference(2))
+        assert found.required_sentences(gaps[-1], 2) == 10 and found.required_sentences(gaps[-1] / 2, 2) == pytest.approx(40, abs=1)
     gap = float(np.sqrt(np.mean(np.square(gaps))))
     kinds = []
     for trial in range(60):

@@ -133,7 +133,7 @@ def here(prepared, tmp_path, monkeypatch):
     """A copy of that folder to work in."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TTS_KIT_JUDGES", "none")
+    monkeypatch.setenv("TTS_KIT_METRICS", "none")
     return tmp_path
 
 

@@ -51,7 +51,7 @@ def told(loud, tmp_path_factory):
                     eval_steps=2, save_steps=2, sample_steps=0)
     run = Run("told", root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTS_KIT_JUDGES", "none")
+        patch.setenv("TTS_KIT_METRICS", "none")
         pipeline.run_all(source, config, run, CPU, sentences=2, seeds=(1,))
     consent.record(run, "Kokoro-82M", "synthetic", "No person spoke these clips.")
     return run

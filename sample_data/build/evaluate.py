@@ -90,11 +90,18 @@ def _group(planned: Sequence[dict], folder: Path, voice: Voice, metric_models: M
            everybody: Mapping[str, References]) -> Group:
     """Make and judge the planned clips; a voice is no stranger to itself."""
     made = takes.make(planned, folder, voice)
-    rows = scoring.score_rows(made, folder, metric_models, lambda row: real[row["speaker"]],
-                        lambda scored: takes.keep(folder, scored))
+    rows = {row["file"]: row for row in made}
+
+    def save(scored: Sequence[dict]) -> None:
+        rows.update((row["file"], row) for row in scored)
+        takes.keep(folder, list(rows.values()))
+
+    for speaker, references in real.items():
+        own = [row for row in made if row["speaker"] == speaker]
+        save(scoring.score_rows(own, folder, metric_models, references, save))
     strangers = {name: [clip.embedding for other in everybody if other != name for clip in everybody[other].values()]
                  for name in real}
-    return Group(rows, real, strangers)
+    return Group(list(rows.values()), real, strangers)
 
 
 def _results(wish: Wish, voice: Voice, metric_models: MetricModels, groups: Mapping[str, Group]) -> dict:

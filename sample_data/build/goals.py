@@ -21,11 +21,12 @@ class Group:
 
     @property
     def floor(self) -> float:
-        return float(np.mean([scoring.nontarget_similarity(self.strangers[name], scoring.voices(self.real[name])) for name in self.real]))
+        return float(np.mean([scoring.nontarget_similarity(self.strangers[name], scoring.embeddings(self.real[name]))
+                              for name in self.real]))
 
     @property
     def ceiling(self) -> float:
-        return float(np.mean([scoring.target_similarity(scoring.voices(self.real[name])) for name in self.real]))
+        return float(np.mean([scoring.target_similarity(scoring.embeddings(self.real[name])) for name in self.real]))
 
 
 @dataclass(frozen=True)

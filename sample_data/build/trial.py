@@ -26,7 +26,7 @@ from tts_kit import audio, device, io
 from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
 from tts_kit.data.review_store import ReviewClip, ReviewStore
 from tts_kit.errors import report_errors
-from tts_kit.evaluation import metrics
+from tts_kit.evaluation import wer
 
 TAKES, TAKES_WITH_STRANGERS = 4, 12
 """Takes of a condition, each of another speaker."""
@@ -76,7 +76,7 @@ def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber, doubter:
         clock.append(time.perf_counter())
     kept = {f"{place.name}/{Path(piece.file).stem}": piece for piece in pieces if not piece.reason}
     entries = [(entry, kept[entry.id]) for entry in ReviewStore(folder / "cuts", transcriber.name, doubter.name).clips]
-    said = [(entry, *metrics.count_wrong_words(take.text(piece.start, piece.end), entry.text))
+    said = [(entry, *wer.word_errors(take.text(piece.start, piece.end), entry.text))
             for entry, piece in entries if take.is_whole(piece.start, piece.end)]
     foreign = [(_is_suspected(entry), _foreign(take, piece)) for entry, piece in entries]
     strange, own = ([is_suspected for is_suspected, seconds in foreign if wanted(seconds)]

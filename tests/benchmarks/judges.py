@@ -20,7 +20,7 @@ import numpy as np
 
 from tts_kit import audio, device
 from tts_kit.data import examples
-from tts_kit.evaluation import dnsmos, metrics, scoring, wer
+from tts_kit.evaluation import backends, metrics, scoring, wer
 from tts_kit.evaluation.metrics import SAMPLE_RATE, ClipMetrics, MetricModels
 from tts_kit.io import write_json
 
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.redirect_stdout(io.StringIO()):  # the licence is in README and beside the clips
         people = {"allison": read(examples.allison()), "emma": read(examples.SAMPLES / "held_out")}
-    metric_models = metrics.load(options.threads, wanted="offline")
+    metric_models = metrics.load(options.threads, wanted="bundled")
     heard = {name: listen(clips, metric_models) for name, clips in people.items()}
     clips = people["allison"]
     machines = {name: speak(clips[:count], voice) for name, (voice, count) in MACHINES.items()}
@@ -105,7 +105,7 @@ DAMAGES = {"noise 40 dB": noisy(40), "noise 30 dB": noisy(30), "noise 20 dB": no
 
 
 def listen(clips: Sequence[tuple[str, Wave]], metric_models: MetricModels) -> list[ClipMetrics]:
-    return [metric_models.judge(wave, SAMPLE_RATE, text) for text, wave in clips]
+    return [metric_models.measure(wave, SAMPLE_RATE, text) for text, wave in clips]
 
 
 def figures(heard: Sequence[ClipMetrics]) -> dict:
@@ -155,12 +155,12 @@ def bounds(heard: dict[str, list[ClipMetrics]]) -> list[dict]:
 def noise_gate(clips: Sequence[tuple[str, Wave]], heard: dict[str, list[ClipMetrics]]) -> dict:
     """How many clips are called noisier than the voice's own recordings, where those are all others of the person."""
     real = [each.noise_mos for each in heard["allison"]]
-    share = {"its own clips": np.mean([dnsmos.is_noisier(each, real[:place] + real[place + 1:])
+    share = {"its own clips": np.mean([backends.is_noisy(each, real[:place] + real[place + 1:])
                                        for place, each in enumerate(real)])}
-    share |= {name: np.mean([dnsmos.is_noisier(each.noise_mos, real) for each in heard[name]])
+    share |= {name: np.mean([backends.is_noisy(each.noise_mos, real) for each in heard[name]])
               for name in DAMAGES if name.startswith("noise")}
     return {"model": "DNSMOS's opinion of the background", "noisiest of the person's clips": round(min(real), 3),
-            "spread between its clips": round(float(np.std(real)), 3), "margin": dnsmos.MARGIN,
+            "spread between its clips": round(float(np.std(real)), 3), "margin": backends.NOISE_MARGIN,
             "called noisier": {name: round(float(each), 3) for name, each in share.items()}}
 
 
@@ -168,19 +168,19 @@ def bad_input(metric_models: MetricModels, text: str, wave: Wave) -> dict:
     """What is said of clips that are none."""
     cases = {"missing": None, "empty": wave[:0], "silent": wave * 0, "broken": wave * np.nan,
              "noise only": np.random.default_rng(1).normal(0, 0.05, 3 * SAMPLE_RATE).astype(np.float32)}
-    heard = {name: metric_models.judge(each, SAMPLE_RATE, text) for name, each in cases.items()}
+    heard = {name: metric_models.measure(each, SAMPLE_RATE, text) for name, each in cases.items()}
     return {name: {"failure": each.failure, "ref_words": each.ref_words, "word_errors": each.word_errors}
             for name, each in heard.items()}
 
 
 def seconds(clips: Sequence[tuple[str, Wave]], metric_models: MetricModels) -> dict:
     """Processor seconds of each judge for one clip, the mean over several: the clock would count what else runs."""
-    waves = [metrics.prepared(wave, SAMPLE_RATE) for _, wave in clips[:PAIRS]]
-    asked = {"wer": metric_models.transcribe, "sim": metric_models.embed_speaker, "mos": metric_models.rate,
-             "noise_mos": metric_models.predict_noise_mos, "f0": lambda wave: metrics.prosody.pitch(wave, SAMPLE_RATE),
-             "level and trim": lambda wave: metrics.prepared(wave, SAMPLE_RATE)}
+    waves = [metrics.trimmed(wave, SAMPLE_RATE) for _, wave in clips[:PAIRS]]
+    asked = {"wer": metric_models.transcribe, "sim": metric_models.embed_speaker, "mos": metric_models.predict_mos,
+             "noise_mos": metric_models.predict_noise_mos, "f0": lambda wave: backends.median_f0(wave, SAMPLE_RATE),
+             "level and trim": lambda wave: metrics.trimmed(wave, SAMPLE_RATE)}
     spent = {"length of a clip": float(np.mean([len(wave) for wave in waves])) / SAMPLE_RATE}
-    with metrics.few_threads(metric_models.threads):
+    with metrics.limit_threads(metric_models.threads):
         for name, judge in asked.items():
             begun = time.process_time()
             for wave in waves:

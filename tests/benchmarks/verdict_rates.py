@@ -45,13 +45,13 @@ def kinds(sentences: int, runs: int = RUNS, **gap: float) -> list[str]:
     return said
 
 
-def findable(sentences: int) -> float:
+def minimum_detectable_difference(sentences: int) -> float:
     """The gap in similarity that so many sentences can show, as the verdict promises; over many comparisons."""
     gaps = []
     for run in range(200):
         chance = np.random.default_rng([9, sentences, run])
         one, other = rows_of("one", chance, sentences), rows_of("other", chance, sentences)
-        gaps.append(scoring.differences(one, other)["sim"].findable(len(verdict.TESTED)))
+        gaps.append(scoring.differences(one, other)["sim"].minimum_detectable_difference(len(verdict.TESTED)))
     return float(np.sqrt(np.mean(np.square(gaps))))
 
 
@@ -59,7 +59,7 @@ def rates(runs: int = RUNS) -> list[dict]:
     """For several numbers of sentences: how often identical systems tie, and how often a promised gap is found."""
     found = []
     for sentences in (5, 10, 20, 50):
-        gap = findable(sentences)
+        gap = minimum_detectable_difference(sentences)
         ties = kinds(sentences, runs).count(verdict.TIE) / runs
         better, worse = kinds(sentences, runs, nearer=gap), kinds(sentences, runs, worse=0.25)
         seen = (better.count(verdict.HIGHER_SIM) + better.count(verdict.HIGHER_SIM_AND_WER)) / runs

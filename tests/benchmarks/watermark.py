@@ -82,7 +82,7 @@ def figures_of(waves: Sequence[np.ndarray]) -> dict:
 
 def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
-        metric_models = metrics.load(threads, wanted="offline")
+        metric_models = metrics.load(threads, wanted="bundled")
     return {"metrics": metric_models.name, "evaluated": heard(plain, marked, metric_models)}
 
 
@@ -252,7 +252,7 @@ def heard(plain: Sequence[Clip], marked: Sequence[Clip], metric_models: metrics.
     for kind in dict.fromkeys(kind for kind, _, _ in plain):
         pairs = [(text or "Nobody wrote it down.", one, other) for (each, text, one), (_, _, other) in zip(plain, marked)
                  if each == kind][:JUDGED]
-        said = [(metric_models.judge(one, RATE, text), metric_models.judge(other, RATE, text))
+        said = [(metric_models.measure(one, RATE, text), metric_models.measure(other, RATE, text))
                 for text, one, other in tqdm(pairs, desc=kind)]
         before, after = zip(*said)
         drop = [two.mos - one.mos for one, two in said]

@@ -131,8 +131,8 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[
     if len(references) > 1:
         sim_range = scoring.similarity_range(references, scoring.other_speakers(sorted(samples.OTHER_SPEAKERS.glob("*.flac")), models))
         write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(sim_range[0], 3), "the voice": round(sim_range[1], 3)})
-    rows = scoring.score_rows(rows, plan.folder, models, lambda row: references,
-                              lambda scored: synthesis.save_rows(plan.folder, scored), lambda row: sim_range)
+    rows = scoring.score_rows(rows, plan.folder, models, references,
+                              lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
     training_clips = {one.text: one.audio for one in plan.utterances if one.split == TRAIN}
     rows = memorization.check(rows, plan.folder, training_clips, models)
     synthesis.save_rows(plan.folder, rows)

@@ -36,7 +36,7 @@ HEADLINES = {HIGHER_SIM: "beats {}", LOWER_WER: "is more intelligible than {}", 
              HIGHER_WER: "is less intelligible than {}", HIGHER_SIM_AND_WER: "is nearer to the voice than {} but less intelligible",
              LOWER_SIM_AND_WER: "is more intelligible than {} but further from the voice"}
 UNMEASURED = (f"Whether fine-tuning helped was not measured: the metric models are not installed. Install them with `make judges` "
-              f"(or: {metrics.INSTALL}), and run the same command again without TTS_KIT_JUDGES=none; the clips are kept.")
+              f"(or: {metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -124,8 +124,8 @@ def outcome(rows: Sequence[dict], other_rows: Sequence[dict]) -> str:
 def _p_value(figure: str, difference: Estimate) -> float:
     """Two-sided; for a rise in WER against the margin, and 1 for one within it, which does not matter."""
     if figure == "sim" or difference.value < 0:
-        return difference.chance()
-    return difference.chance(WER_MARGIN) if difference.value > WER_MARGIN else 1.0
+        return difference.p_value()
+    return difference.p_value(WER_MARGIN) if difference.value > WER_MARGIN else 1.0
 
 
 def _outcome(differences: dict[str, Estimate], p_values: dict[str, float]) -> str:
@@ -187,7 +187,7 @@ def _tests(comparisons: Sequence[Comparison], comparison: Comparison) -> int:
 
 def _detectable(comparisons: Sequence[Comparison]) -> str:
     """Return the minimum detectable differences of so many sentences: the largest over the comparisons."""
-    largest = {figure: max((one.differences[figure].findable(_tests(comparisons, one)) for one in comparisons
+    largest = {figure: max((one.differences[figure].minimum_detectable_difference(_tests(comparisons, one)) for one in comparisons
                             if figure in one.differences), default=np.inf) for figure in TESTED}
     texts = [f"{largest[figure] * scale:.{digits}f} {unit}" for figure, scale, digits, unit in
              (("sim", 1, 2, "SIM"), ("wer", 100, 0, "points WER")) if np.isfinite(largest[figure])]
@@ -197,7 +197,7 @@ def _detectable(comparisons: Sequence[Comparison]) -> str:
 def _to_resolve(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Say how many sentences the ties would need."""
     ties = [one for one in comparisons if one.outcome == TIE]
-    sim, wer = (max((one.differences[figure].wanted(margin, _tests(comparisons, one)) or 0 for one in ties
+    sim, wer = (max((one.differences[figure].required_sentences(margin, _tests(comparisons, one)) or 0 for one in ties
                      if figure in one.differences), default=0) for figure, margin in (("sim", SIM_MARGIN), ("wer", WER_MARGIN)))
     if sim or wer:
         yield (f"To resolve the {'tie' if len(ties) == 1 else 'ties'}: about {max(sim, stats.MIN_SENTENCES)} sentences detect a "

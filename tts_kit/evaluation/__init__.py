@@ -1,1 +1,1 @@
-"""How clips are scored: judges of words, voice and naturalness, the figures of an arm, and how sure they are."""
+"""Evaluation: metrics of clips, WER, statistics, scoring of rows, memorization check."""

@@ -1,7 +1,6 @@
-"""Whether a clip is a copy of a training clip: learnt words instead of those asked for, or a sound too near to one take.
+"""Memorization check: a clip that says a training sentence instead of its text, or sounds like one training clip.
 
-A model that has learnt too long says its training sentences instead of what it is asked for. Such a clip sounds exactly like
-the voice, and all other judges praise it.
+An overfitted model repeats its training sentences. Such a clip sounds exactly like the voice and scores well in SIM and MOS.
 """
 
 import hashlib
@@ -16,85 +15,86 @@ from tts_kit import io
 from tts_kit.evaluation import metrics, wer
 from tts_kit.evaluation.metrics import MetricModels
 
-CACHE = "voices.safetensors"
+CACHE = "embeddings.safetensors"
 GROUND_TRUTH = "ground_truth"
-ALIKE, UNLIKE = 0.35, 0.5
-"""Shares of words that are wrong: at most of the training sentence that a clip says, at least of the one asked."""
-FEWEST_WORDS = 3
-"""Of a training sentence; shorter ones are said by chance."""
+MAX_EDIT_RATE, MIN_EDIT_RATE = 0.35, 0.5
+"""Of the words of a clip: at most to the training sentence that it repeats, at least to the text it should say."""
+MIN_WORDS = 3
+"""Of a training sentence; shorter ones occur by chance."""
 
 
-def check(rows: Sequence[dict], folder: Path, training: Mapping[str, Path], metric_models: MetricModels) -> list[dict]:
-    """The judged rows, spoken ones with the training clip they are nearest to, how near, and whether they are copies.
+def check(rows: Sequence[dict], folder: Path, training: Mapping[str, Path], models: MetricModels) -> list[dict]:
+    """Return the scored rows; generated ones with their nearest training clip, its similarity, and whether they repeat it.
 
-    `training` are the learnt clips by their texts; real held-out clips among the rows say how near an honest clip comes.
+    `training` are the training clips, text -> file; held-out recordings among the rows show how near an honest clip comes.
     """
-    learnt = {text: wer.normalize(text).split() for text in training}
-    wanted = [row for row in rows if row.get("transcript") and (row["seed"] is not None or row["arm"] == GROUND_TRUTH)]
-    if not training or not wanted:
+    words = {text: wer.normalize(text).split() for text in training}
+    checked = [row for row in rows if row.get("transcript") and (row["seed"] is not None or row["arm"] == GROUND_TRUTH)]
+    if not training or not checked:
         return list(rows)
-    heard = _voices([*training.values(), *(folder / row["file"] for row in wanted)], folder / CACHE, metric_models)
-    takes = {text: heard[path] for text, path in training.items() if heard[path] is not None}
-    near = {row["file"]: nearest(heard[folder / row["file"]], takes) for row in wanted}
-    limit = memorized_threshold([near[row["file"]][1] for row in wanted if row["arm"] == GROUND_TRUTH and near[row["file"]]])
-    checked = []
-    for row in rows:
-        if row["file"] not in near or row["arm"] == GROUND_TRUTH:
-            checked.append(row)
-            continue
-        said = matched_training_text(row["transcript"], row["text"], learnt)
-        text, alike = near[row["file"]] or ("", None)
-        is_near = alike is not None and alike > limit
-        chosen = said or text
-        checked.append(row | {"nearest_clip": training[chosen].name if chosen else "",
-                              "nearest_similarity": None if alike is None else round(alike, 4),
-                              "memorized": bool(said) or is_near})
-    return checked
+    paths = [*training.values(), *(folder / row["file"] for row in checked)]
+    embeddings = _embeddings(paths, folder / CACHE, models)
+    candidates = {text: embeddings[path] for text, path in training.items() if embeddings[path] is not None}
+    neighbors = {row["file"]: nearest(embeddings[folder / row["file"]], candidates) for row in checked}
+    recordings = [neighbors[row["file"]] for row in checked if row["arm"] == GROUND_TRUTH]
+    threshold = memorized_threshold([neighbor[1] for neighbor in recordings if neighbor])
+    return [row | _verdict(row, neighbors[row["file"]] or ("", None), words, training, threshold)
+            if row["file"] in neighbors and row["arm"] != GROUND_TRUTH else row for row in rows]
 
 
-def matched_training_text(heard: str, asked: str, learnt: Mapping[str, Sequence[str]]) -> str:
-    """The training sentence that is heard instead of the one asked for, empty where none is; `learnt` are its words."""
-    said = wer.normalize(heard).split()
-    # a word misheard can make one sentence of another that is much like it; that is no copy
-    if word_edit_rate(wer.normalize(asked).split(), said) < UNLIKE:
+def _verdict(row: dict, neighbor: tuple[str, float | None], words: Mapping[str, Sequence[str]],
+             training: Mapping[str, Path], threshold: float) -> dict:
+    text, similarity = neighbor
+    repeated = matched_training_text(row["transcript"], row["text"], words)
+    shown = repeated or text
+    return {"nearest_clip": training[shown].name if shown else "",
+            "nearest_similarity": None if similarity is None else round(similarity, 4),
+            "memorized": bool(repeated) or (similarity is not None and similarity > threshold)}
+
+
+def matched_training_text(transcript: str, text: str, training: Mapping[str, Sequence[str]]) -> str:
+    """Return the training sentence that a clip says instead of `text`, empty where there is none.
+
+    `training` are the words of each training sentence.
+    """
+    words = wer.normalize(transcript).split()
+    # a misrecognized word can turn one sentence into another much like it; that is no repetition
+    if word_edit_rate(wer.normalize(text).split(), words) < MIN_EDIT_RATE:
         return ""
-    shares = {text: word_edit_rate(words, said) for text, words in learnt.items() if len(words) >= FEWEST_WORDS}
-    nearest = min(shares, key=shares.get, default="")
-    return nearest if nearest and shares[nearest] <= ALIKE else ""
+    rates = {sentence: word_edit_rate(other, words) for sentence, other in training.items() if len(other) >= MIN_WORDS}
+    best = min(rates, key=rates.get, default="")
+    return best if best and rates[best] <= MAX_EDIT_RATE else ""
 
 
-def word_edit_rate(wanted: Sequence[str], said: Sequence[str]) -> float:
-    """How many words of the longer side differ, of all of them."""
+def word_edit_rate(one: Sequence[str], other: Sequence[str]) -> float:
+    """Return the word edit distance over the length of the longer side."""
     from rapidfuzz.distance import Levenshtein
 
-    return Levenshtein.normalized_distance(list(wanted), list(said))
+    return Levenshtein.normalized_distance(list(one), list(other))
 
 
-def nearest(voice: np.ndarray | None, takes: Mapping[str, np.ndarray]) -> tuple[str, float] | None:
-    """(text of the training clip whose sound is most alike, its cosine); None where nothing is to be heard."""
-    if voice is None or not takes:
+def nearest(embedding: np.ndarray | None, candidates: Mapping[str, np.ndarray]) -> tuple[str, float] | None:
+    """Return (text, cosine) of the most similar training clip; None where there is no embedding."""
+    if embedding is None or not candidates:
         return None
-    return max(((text, float(voice @ each)) for text, each in takes.items()), key=lambda found: found[1])
+    return max(((text, float(embedding @ other)) for text, other in candidates.items()), key=lambda pair: pair[1])
 
 
-def memorized_threshold(real: Sequence[float]) -> float:
-    """The likeness to one training clip above which a clip is that clip: half way from the nearest real one to the same."""
-    return (1 + max(real)) / 2 if real else np.inf
+def memorized_threshold(recordings: Sequence[float]) -> float:
+    """Return the similarity to a training clip above which a clip is that clip: half way from the nearest held-out
+    recording to identity."""
+    return (1 + max(recordings)) / 2 if recordings else np.inf
 
 
-def _voices(paths: Sequence[Path], cache: Path, metric_models: MetricModels) -> dict[Path, np.ndarray | None]:
-    """The voice of each clip, None where nothing is to be heard; listened to once, kept by what the file holds."""
-    known = load_file(cache) if cache.is_file() else {}
-    names = {path: _name(path, metric_models) for path in paths}
-    missing = [path for path in names if names[path] not in known]
-    for path in tqdm(missing, desc="memorized", unit="clip", disable=len(missing) < 20):
-        voice = metric_models.voice(metrics.read(path), metrics.SAMPLE_RATE)
-        known[names[path]] = (np.zeros(0) if voice is None else voice).astype(np.float32)
+def _embeddings(paths: Sequence[Path], cache: Path, models: MetricModels) -> dict[Path, np.ndarray | None]:
+    """Return the speaker embedding of each clip, None without sound; cached by the content of the file."""
+    cached = load_file(cache) if cache.is_file() else {}
+    model = models.names.get("sim", "").encode()
+    keys = {path: hashlib.sha256((path.read_bytes() if path.is_file() else b"") + model).hexdigest()[:24] for path in paths}
+    missing = [path for path in keys if keys[path] not in cached]
+    for path in tqdm(missing, desc="memorization", unit="clip", disable=len(missing) < 20):
+        embedding = models.embed(metrics.read(path), metrics.SAMPLE_RATE)
+        cached[keys[path]] = (np.zeros(0) if embedding is None else embedding).astype(np.float32)
     if missing:
-        io.write_bytes(cache, save({name: known[name] for name in dict.fromkeys(names.values())}))
-    return {path: known[name] if len(known[name]) else None for path, name in names.items()}
-
-
-def _name(path: Path, metric_models: MetricModels) -> str:
-    content = path.read_bytes() if path.is_file() else b""
-    return hashlib.sha256(content + metric_models.names.get("sim", "").encode()).hexdigest()[:24]
+        io.write_bytes(cache, save({key: cached[key] for key in dict.fromkeys(keys.values())}))
+    return {path: cached[key] if len(cached[key]) else None for path, key in keys.items()}

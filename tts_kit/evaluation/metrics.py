@@ -1,4 +1,4 @@
-"""What is measured on a clip: which words are heard in it, whose voice it is, how natural it sounds; one protocol."""
+"""Metrics of a clip: transcript and word errors, speaker embedding, predicted MOS, noise, F0 and speech rate."""
 
 import contextlib
 import functools
@@ -12,235 +12,224 @@ import torch
 
 from tts_kit import audio
 from tts_kit.errors import KitError
-from tts_kit.evaluation import prosody, wer
+from tts_kit.evaluation import wer
 
 SAMPLE_RATE = 16_000
-"""Every judge hears this rate, whatever the model speaks at."""
-PAD = 0.1
-SHORTEST = 0.1
-INSTALL = ("pip install -r requirements-judges.txt -c constraints.txt && pip install --no-deps -r "
-           "requirements-judges-alone.txt")
-WORST_NATURALNESS = 1.0
-NO_WORDS = "no words are heard"
-SETS = ("auto", "online", "offline", "none")
+"""What every metric model expects, whatever rate the model speaks at."""
+PADDING_SECONDS = 0.1
+MIN_SECONDS = 0.1
+MIN_MOS = 1.0
+"""MOS of a clip without sound."""
+NO_WORDS = "no words in the transcript"
+INSTALL = 'pip install "tts-kit[eval]" && pip install --no-deps -r requirements-no-deps.txt'
+SETS, SETTING = ("auto", "hub", "bundled", "none"), "TTS_KIT_METRICS"
+"""Sets of metric models, and the environment variable that chooses one."""
 
 
 @dataclass(frozen=True)
 class ClipMetrics:
-    """What the judges say of one clip; None where a judge broke down or has nothing to say."""
+    """What was measured on one clip; None where a metric model failed or does not apply."""
     ref_words: int
-    """Words of the text, normalised."""
+    """Words of the reference text, normalized."""
     word_errors: int | None
-    """Words left out, added or replaced; all of them in a clip without sound, None where the text has none."""
+    """All words of a clip without sound; None where the text has no words."""
     ref_chars: int
     char_errors: int | None
     transcript: str
-    """What was written down."""
     failure: str
-    """Why nothing could be heard: missing, empty, silent, broken, no words; empty where something could."""
-    mos: float | None = WORST_NATURALNESS
-    """Predicted opinion, 1 to 5."""
+    """Why the clip counts as wholly wrong: missing, empty, silent, broken, no words; else empty."""
+    mos: float | None = MIN_MOS
+    """Predicted mean opinion score, 1 to 5."""
     mos_2: float | None = None
     embedding: np.ndarray | None = None
-    """The voice as a direction, of length 1; None in a clip without sound."""
+    """Speaker embedding of length 1; None in a clip without sound."""
     embedding_2: np.ndarray | None = None
     noise_mos: float | None = None
-    """Predicted opinion of the background alone, 1 to 5: how free of noise it is."""
+    """Predicted opinion of the background, 1 (noisy) to 5 (clean)."""
     f0: float | None = None
-    """Hertz, the median; None where nothing is voiced."""
+    """Median F0 in hertz; None where nothing is voiced."""
     speech_seconds: float = 0.0
     """From the first sound to the last."""
     speech_rate: float | None = None
-    """Words heard in a second."""
+    """Words a second."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Measure -> which judge broke down on this clip, and how."""
+    """Metric -> which model failed on this clip, and how."""
 
 
 @dataclass(frozen=True)
 class MetricModels:
-    """A set of judges, whichever is installed; each takes (samples,) at 16 kHz."""
+    """A set of metric models; each takes (samples,) at 16 kHz."""
     names: dict[str, str]
-    """Measure -> judge and version, as results name it."""
+    """Metric -> model and version."""
     transcribe: Callable[[np.ndarray], str]
     embed_speaker: Callable[[np.ndarray], np.ndarray]
-    """The voice as numbers; of two clips, the more alike the smaller the angle between them."""
-    rate: Callable[[np.ndarray], float]
+    predict_mos: Callable[[np.ndarray], float] | None
     threads: int = 2
     predict_noise_mos: Callable[[np.ndarray], float] | None = None
     embed_speaker_2: Callable[[np.ndarray], np.ndarray] | None = None
-    """A second opinion of the voice, and of naturalness, where the set has one."""
+    """A second model for SIM, and below for MOS, where the set has one."""
     predict_mos_2: Callable[[np.ndarray], float] | None = None
 
     @property
     def name(self) -> str:
-        return name(self.names)
+        return set_name(self.names)
 
-    def judge(self, samples: np.ndarray | None, rate: int, text: str) -> ClipMetrics:
-        """All measures of (samples,) that should say `text`; None where there is no clip."""
-        if failure := unusable_reason(samples, rate):
-            words, letters = wer.length(text)
-            worst = WORST_NATURALNESS if self.predict_mos_2 else None
-            return ClipMetrics(words, words or None, letters, letters or None, "", failure, WORST_NATURALNESS, worst)
+    def measure(self, samples: np.ndarray | None, rate: int, text: str) -> ClipMetrics:
+        """Measure (samples,) that should say `text`; None stands for a missing clip."""
+        ref_words, ref_chars = wer.length(text)
+        if reason := unusable_reason(samples, rate):
+            return ClipMetrics(ref_words, ref_words or None, ref_chars, ref_chars or None, "", reason,
+                               mos_2=MIN_MOS if self.predict_mos_2 else None)
         failed = {}
-        heard = self._ask("wer", self.transcribe, levelled(samples, rate), failed)
-        (words, letters), wrong = wer.length(text), (None, None)
-        if heard is not None:
-            wrong = wer.edit_counts(text, heard)
-        said, wave = wer.normalize(heard or ""), prepared(samples, rate)
-        return ClipMetrics(words, wrong[0], letters, wrong[1], heard or "", NO_WORDS if heard is not None and not said else "",
-                         self._ask("mos", self.rate, wave, failed),
-                         self._ask("mos_2", self.predict_mos_2, wave, failed),
-                         **self._sound(wave, said, failed), failed=failed)
+        transcript = self._run("wer", self.transcribe, normalized(samples, rate), failed)
+        word_errors, char_errors = (None, None) if transcript is None else wer.edit_counts(text, transcript)
+        words = wer.normalize(transcript or "")
+        samples = trimmed(samples, rate)
+        return ClipMetrics(ref_words, word_errors, ref_chars, char_errors, transcript or "",
+                           NO_WORDS if transcript is not None and not words else "",
+                           mos=self._run("mos", self.predict_mos, samples, failed),
+                           mos_2=self._run("mos_2", self.predict_mos_2, samples, failed),
+                           **self._measure_sound(samples, words, failed), failed=failed)
 
-    def know(self, samples: np.ndarray, rate: int, text: str) -> ClipMetrics:
-        """What is to be known of a real clip that others are compared with; its words are taken for granted."""
-        if failure := unusable_reason(samples, rate):
-            raise KitError(f"a clip to compare voices with is {failure}. Leave it out, or record it again.")
-        failed, (words, letters) = {}, wer.length(text)
-        sound = self._sound(prepared(samples, rate), wer.normalize(text), failed)
-        return ClipMetrics(words, None, letters, None, text, "", None, **sound, failed=failed)
+    def measure_reference(self, samples: np.ndarray, rate: int, text: str) -> ClipMetrics:
+        """Measure a recording that others are compared with; its words are taken for granted."""
+        if reason := unusable_reason(samples, rate):
+            raise KitError(f"a reference recording is {reason}. Leave it out, or record it again.")
+        failed, (ref_words, ref_chars) = {}, wer.length(text)
+        sound = self._measure_sound(trimmed(samples, rate), wer.normalize(text), failed)
+        return ClipMetrics(ref_words, None, ref_chars, None, text, "", mos=None, **sound, failed=failed)
 
-    def embed(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        """The voice of (samples,) as a direction of length 1."""
-        if failure := unusable_reason(samples, rate):
-            raise KitError(f"a clip to compare voices with is {failure}. Leave it out, or record it again.")
-        with few_threads(self.threads):
-            return _direction(self.embed_speaker, prepared(samples, rate))
-
-    def voice(self, samples: np.ndarray | None, rate: int) -> np.ndarray | None:
-        """As `embed`; None where there is nothing to hear or the judge broke down."""
+    def embed(self, samples: np.ndarray | None, rate: int) -> np.ndarray | None:
+        """Return the speaker embedding of (samples,), of length 1; None without sound, or where the model failed."""
         if unusable_reason(samples, rate):
             return None
-        return self._ask("sim", functools.partial(_direction, self.embed_speaker), prepared(samples, rate), {})
+        return self._run("sim", functools.partial(_unit_embedding, self.embed_speaker), trimmed(samples, rate), {})
 
-    def _sound(self, wave: np.ndarray, said: str, failed: dict[str, str]) -> dict:
-        """Voice, noise, pitch and pace of a prepared clip (samples,) in which `said` is heard."""
-        seconds = prosody.seconds(wave, SAMPLE_RATE)
-        return {"embedding": self._ask("sim", functools.partial(_direction, self.embed_speaker), wave, failed),
-                "embedding_2": self._ask("sim_2", self.embed_speaker_2 and functools.partial(_direction, self.embed_speaker_2),
-                                         wave, failed),
-                "noise_mos": self._ask("noise_mos", self.predict_noise_mos, wave, failed), "f0": prosody.pitch(wave, SAMPLE_RATE),
-                "speech_seconds": seconds, "speech_rate": len(said.split()) / seconds if said and seconds else None}
+    def _measure_sound(self, samples: np.ndarray, words: str, failed: dict[str, str]) -> dict:
+        """Measure what does not depend on the reference text, on a trimmed clip in which `words` are spoken."""
+        from tts_kit.evaluation import backends
 
-    def _ask(self, measure: str, judge: Callable | None, wave: np.ndarray, failed: dict[str, str]):
-        """What a judge says; None where there is none or it broke down, which goes into `failed`."""
-        if judge is None:
+        seconds = backends.speech_seconds(samples, SAMPLE_RATE)
+        embed_2 = self.embed_speaker_2 and functools.partial(_unit_embedding, self.embed_speaker_2)
+        return {"embedding": self._run("sim", functools.partial(_unit_embedding, self.embed_speaker), samples, failed),
+                "embedding_2": self._run("sim_2", embed_2, samples, failed),
+                "noise_mos": self._run("noise_mos", self.predict_noise_mos, samples, failed),
+                "f0": backends.median_f0(samples, SAMPLE_RATE), "speech_seconds": seconds,
+                "speech_rate": len(words.split()) / seconds if words and seconds else None}
+
+    def _run(self, metric: str, model: Callable | None, samples: np.ndarray, failed: dict[str, str]):
+        """Return what a model says; None where there is none or it failed, which is recorded in `failed`."""
+        if model is None:
             return None
         try:
-            with few_threads(self.threads):
-                found = judge(wave)
-            if not isinstance(found, str) and not np.isfinite(found).all():
-                raise ValueError("it gave no number")
-        except Exception as error:  # any package may raise anything; one clip must not cost the judging of all others
-            failed[measure] = f"{self.names.get(measure, measure)}: {type(error).__name__}: {error}"
+            with limit_threads(self.threads):
+                output = model(samples)
+            if not isinstance(output, str) and not np.isfinite(output).all():
+                raise ValueError("the output is not a number")
+        except Exception as error:  # any package may raise anything; one clip must not cost the scoring of all others
+            failed[metric] = f"{self.names.get(metric, metric)}: {type(error).__name__}: {error}"
             return None
-        return found
+        return output
 
 
 def load(threads: int = 2, device: str = "auto", wanted: str = "") -> MetricModels:
-    """The set of judges `wanted` (auto, online or offline; else what TTS_KIT_JUDGES says), on at most `threads` threads.
+    """Load the set of metric models `wanted` (auto, hub, bundled; else what TTS_KIT_METRICS says).
 
-    auto takes the online set where it is installed and its weights are here or can be fetched; which and why is printed.
+    auto takes the hub's set where its packages are installed and its weights are cached or can be downloaded.
     """
-    from tts_kit.evaluation import bundled, hub_models
+    from tts_kit.evaluation import backends
 
-    wanted = _wish(wanted)
+    wanted = _chosen_set(wanted)
     if wanted == "none":
-        raise KitError("No judges were asked for, and now some are needed. Change TTS_KIT_JUDGES, or the argument.")
-    why = "as asked" if wanted == "offline" else hub_models.lacking(device)
-    if not why:
+        raise KitError(f"{SETTING} is none, and now metric models are needed. Change {SETTING}, or the argument.")
+    reason = "as asked" if wanted == "bundled" else backends.hub_unavailable_reason()
+    if not reason:
         try:
-            found = hub_models.load(threads, device)
-            print(f"Judges: {found.name}. The online set, as its packages and weights are here.")
-            return found
-        except KitError as problem:  # what is fetched may still fail to come
-            why = str(problem).rstrip(".")
-    if wanted == "online":
-        raise KitError(f"The online judges were asked for, and {why}. Install them with: {hub_models.INSTALL}; or ask for auto.")
-    found = bundled.load(threads)
-    print(f"Judges: {found.name}. The offline set: {why}.")
-    return found
+            models = backends.load_hub(threads, device)
+            print(f"Metrics: {models.name}. The set from the hub, as its packages and weights are available.")
+            return models
+        except KitError as error:  # a download may still fail
+            reason = str(error).rstrip(".")
+    if wanted == "hub":
+        raise KitError(f"The metric models from the hub were asked for, and {reason}. Install: {INSTALL}; or ask for auto.")
+    models = backends.load_bundled(threads)
+    print(f"Metrics: {models.name}. The bundled set: {reason}.")
+    return models
 
 
 def load_available(device: str = "auto", wanted: str = "") -> str:
-    """The name of the set that `load` would give without fetching anything, empty where none is installed; nothing heavy
-    is imported for it."""
-    from tts_kit.evaluation import bundled, hub_models
+    """Return the name of the set that `load` would give without a download, empty where none is installed; imports
+    nothing heavy."""
+    from tts_kit.evaluation import backends
 
-    wanted = _wish(wanted)
+    wanted = _chosen_set(wanted)
     if wanted == "none":
         return ""
-    if wanted != "offline" and not hub_models.missing() and hub_models.is_here(device):
-        return name(hub_models.names(device))
-    return "" if bundled.missing() or wanted == "online" else name(bundled.names())
+    if wanted != "bundled" and not backends.missing_packages() and backends.hub_is_cached():
+        return set_name(backends.hub_names(device))
+    return "" if backends.missing_packages() or wanted == "hub" else set_name(backends.bundled_names())
 
 
-def _wish(wanted: str) -> str:
-    wanted = wanted or os.environ.get("TTS_KIT_JUDGES", "auto")
+def _chosen_set(wanted: str) -> str:
+    wanted = wanted or os.environ.get(SETTING, "auto")
     if wanted not in SETS:
-        raise KitError(f"{wanted!r} is no set of judges; wanted one of {', '.join(SETS)}. Change TTS_KIT_JUDGES, or the "
-                      "argument.")
+        raise KitError(f"{wanted!r} is no set of metric models; wanted one of {', '.join(SETS)}. Change {SETTING}, or the "
+                       "argument.")
     return wanted
 
 
-def name(names: dict[str, str]) -> str:
-    """A set of judges in one line; scores of two sets are not compared."""
+def set_name(names: dict[str, str]) -> str:
+    """Return a set of metric models in one line; scores of two sets are never mixed."""
     return ", ".join(f"{metric.upper().replace('_', ' ')}: {model}" for metric, model in names.items())
 
 
 def unusable_reason(samples: np.ndarray | None, rate: int) -> str:
-    """What keeps (samples,) from being heard, empty where nothing does."""
+    """Return why (samples,) cannot be measured, empty where they can."""
     if samples is None:
         return "missing"
     if not np.isfinite(samples).all():
         return "broken"
-    if len(samples) < SHORTEST * rate:
+    if len(samples) < MIN_SECONDS * rate:
         return "empty"
     return "silent" if np.abs(samples).max() < audio.SILENCE_LUFS else ""
 
 
 def read(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray | None:
-    """A clip as (samples,), silence included; None where there is no file, not a number where it cannot be read."""
+    """Read a clip as (samples,), silence included; None where there is no file, NaN where it cannot be read."""
     try:
         return audio.read(path, rate)
-    except KitError as problem:
-        # a silent or unreadable clip is a result and not a mishap
+    except KitError as error:
+        # a silent or unreadable clip is a result, not an error
         if not Path(path).is_file():
             return None
         if Path(path).stat().st_size == 0:
             return np.zeros(0, np.float32)
-        return np.zeros(rate, np.float32) if str(problem).startswith(f"{path} is silent") else np.full(1, np.nan, np.float32)
+        return np.zeros(rate, np.float32) if str(error).startswith(f"{path} is silent") else np.full(1, np.nan, np.float32)
 
 
-def levelled(samples: np.ndarray, rate: int) -> np.ndarray:
-    """(samples,) at 16 kHz and at one loudness: judges hear louder speech as another voice."""
+def normalized(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Return (samples,) at 16 kHz and one loudness: louder speech changes a speaker embedding."""
     return audio.normalize_loudness(audio.resample(samples, rate, SAMPLE_RATE), SAMPLE_RATE)
 
 
-def prepared(samples: np.ndarray, rate: int) -> np.ndarray:
-    """`levelled`, and with PAD around the voice, whatever silence was there."""
-    padded = np.pad(audio.resample(samples, rate, SAMPLE_RATE), (round(PAD * SAMPLE_RATE), 0))
-    return audio.normalize_loudness(audio.trim(padded, SAMPLE_RATE, PAD, PAD), SAMPLE_RATE)
+def trimmed(samples: np.ndarray, rate: int) -> np.ndarray:
+    """As `normalized`, with exactly PADDING_SECONDS of silence around the speech."""
+    padded = np.pad(audio.resample(samples, rate, SAMPLE_RATE), (round(PADDING_SECONDS * SAMPLE_RATE), 0))
+    return audio.normalize_loudness(audio.trim(padded, SAMPLE_RATE, PADDING_SECONDS, PADDING_SECONDS), SAMPLE_RATE)
 
 
-def count_wrong_words(text: str, heard: str) -> tuple[int, int]:
-    """(words of `text`, words that `heard` has wrong): added words count too, so that it can be more than all."""
-    words, wrong = wer.length(text)[0], wer.edit_counts(text, heard)[0]
-    return words, wer.length(heard)[0] if wrong is None else wrong
-
-
-def _direction(embed_speaker: Callable[[np.ndarray], np.ndarray], wave: np.ndarray) -> np.ndarray:
-    """(width,) of length 1; not a number where the judge gave nothing."""
-    voice = np.asarray(embed_speaker(wave), dtype=np.float64)
+def _unit_embedding(embed_speaker: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
+    """Return (width,) of length 1; NaN where the model gave zeros."""
+    embedding = np.asarray(embed_speaker(samples), dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        return voice / np.linalg.norm(voice)
+        return embedding / np.linalg.norm(embedding)
 
 
 @contextlib.contextmanager
-def few_threads(most: int) -> Iterator[None]:
-    """At most so many threads of torch inside."""
+def limit_threads(threads: int) -> Iterator[None]:
+    """Let torch use at most so many threads inside the block."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, most))
+    torch.set_num_threads(min(before, threads))
     try:
         yield
     finally:

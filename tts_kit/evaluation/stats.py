@@ -1,4 +1,7 @@
-"""How sure a figure is: sentences drawn again and again, every take of a sentence together."""
+"""Statistics of a comparison: paired bootstrap over sentences, 95 % confidence intervals, p-values, power, Holm correction.
+
+All takes of a sentence are resampled together, because they resemble each other.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -9,118 +12,114 @@ import numpy as np
 RESAMPLES = 10_000
 SEED = 0
 MIN_SENTENCES = 3
-"""Sentences under which nothing is said about other sentences."""
+"""With fewer sentences there is no interval and no p-value."""
 CONFIDENCE = 0.95
 POWER = 0.8
-"""How often a gap that is called findable is found."""
+"""Of the minimum detectable difference."""
+NORMAL_QUANTILE = 1.959964
 SentenceSums = dict[object, tuple[float, float]]
-"""Sentence -> (sum, count) over its takes; a figure is the ratio of the two totals."""
+"""Sentence -> (numerator, denominator) summed over its takes; a metric is the ratio of the two totals."""
 
 
 @dataclass(frozen=True)
 class Estimate:
+    """A metric of one arm, or the difference of two, with its 95 % confidence interval."""
     value: float
     low: float
+    """Bounds of the interval; minus and plus infinity where there were too few sentences."""
     high: float
-    """Bounds between which the figure lies in 95 of 100 such comparisons; minus and plus infinity where too few sentences
-    were compared."""
     sentences: int
-    drawn: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
-    """The figures of the drawn sentences (DRAWS,), none where there were too few."""
+    bootstrap_samples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    """The value in every resample, (RESAMPLES,); empty where there were too few sentences."""
 
     @property
-    def error(self) -> float:
-        """By how much the figure varies from one set of such sentences to the next."""
-        return float(self.drawn.std() * np.sqrt(self.sentences / (self.sentences - 1))) if len(self.drawn) else np.inf
+    def standard_error(self) -> float:
+        """Bootstrap standard error, corrected for few sentences."""
+        if not len(self.bootstrap_samples):
+            return np.inf
+        return float(self.bootstrap_samples.std() * np.sqrt(self.sentences / (self.sentences - 1)))
 
-    def chance(self, margin: float = 0.0) -> float:
-        """How often luck alone puts a figure so far from `margin`, on either side; small where the figure is sure."""
-        if not len(self.drawn) or self.value == margin:
+    def p_value(self, null: float = 0.0) -> float:
+        """Two-sided p-value of the hypothesis that the true value is `null`, by Student's t."""
+        if not len(self.bootstrap_samples) or self.value == null:
             return 1.0
         from scipy.special import stdtr
 
-        return float(2 * stdtr(self.sentences - 1, -abs(self.value - margin) / max(self.error, 1e-12)))
+        return float(2 * stdtr(self.sentences - 1, -abs(self.value - null) / max(self.standard_error, 1e-12)))
 
-    def findable(self, tests: int = 1) -> float:
-        """The gap that as many sentences find in POWER of such comparisons, where `tests` have to be sure together."""
-        if not len(self.drawn):
+    def minimum_detectable_difference(self, tests: int = 1) -> float:
+        """The difference that so many sentences detect with 80 % power, where `tests` share the significance level."""
+        if not len(self.bootstrap_samples):
             return np.inf
         from scipy.special import stdtrit
 
-        quantiles = stdtrit(self.sentences - 1, 1 - (1 - CONFIDENCE) / 2 / tests) + stdtrit(self.sentences - 1, POWER)
-        return float(quantiles) * self.error
+        degrees = self.sentences - 1
+        quantiles = stdtrit(degrees, 1 - (1 - CONFIDENCE) / 2 / tests) + stdtrit(degrees, POWER)
+        return float(quantiles) * self.standard_error
 
-    def wanted(self, gap: float, tests: int = 1) -> int | None:
-        """About how many sentences find a gap of this size; None where these say nothing about others."""
-        return int(np.ceil(self.sentences * (self.findable(tests) / gap) ** 2)) if len(self.drawn) else None
+    def required_sentences(self, difference: float, tests: int = 1) -> int | None:
+        """About how many sentences detect this difference with 80 % power; None where there were too few to tell."""
+        if not len(self.bootstrap_samples):
+            return None
+        return int(np.ceil(self.sentences * (self.minimum_detectable_difference(tests) / difference) ** 2))
 
     @property
-    def above(self) -> bool:
-        """Whether the figure is above 0 for sure."""
+    def is_above_zero(self) -> bool:
+        """Whether the whole confidence interval lies above 0."""
         return self.low > 0
 
-    @property
-    def below(self) -> bool:
-        return self.high < 0
 
-
-def sums_by_sentence(rows: Sequence[dict], top: str, bottom: str = "") -> SentenceSums:
-    """(sum of `top`, sum of `bottom` or number of rows) of each sentence."""
-    gathered = {}
+def sums_by_sentence(rows: Sequence[dict], numerator: str, denominator: str = "") -> SentenceSums:
+    """Sum two fields of the rows by sentence; without a `denominator` the rows are counted."""
+    sums = {}
     for row in rows:
-        above, below = gathered.get(row["sentence"], (0.0, 0.0))
-        gathered[row["sentence"]] = above + float(row[top]), below + (float(row[bottom]) if bottom else 1.0)
-    return gathered
+        above, below = sums.get(row["sentence"], (0.0, 0.0))
+        sums[row["sentence"]] = above + float(row[numerator]), below + (float(row[denominator]) if denominator else 1.0)
+    return sums
 
 
-def bootstrap_ratio(one: SentenceSums) -> Estimate:
-    """The figure of one arm."""
-    sentences = sorted(one)
-    table = np.array([one[each] for each in sentences])
-    return _estimate(table)
+def bootstrap_ratio(sums: SentenceSums) -> Estimate:
+    """Estimate the metric of one arm."""
+    return _bootstrap(np.array([sums[sentence] for sentence in sorted(sums)]))
 
 
 def paired_bootstrap_diff(one: SentenceSums, other: SentenceSums) -> Estimate:
-    """The figure of `one` less that of `other`, over the sentences that both said; the same are drawn for both."""
+    """Estimate the metric of `one` minus that of `other` on their common sentences, resampled in pairs."""
     sentences = sorted(set(one) & set(other))
-    table = np.array([[*one[each], *other[each]] for each in sentences]).reshape(-1, 4)
-    return _estimate(table)
+    return _bootstrap(np.array([[*one[sentence], *other[sentence]] for sentence in sentences]).reshape(-1, 4))
 
 
-def _estimate(table: np.ndarray) -> Estimate:
-    """The figure of (sentences, 2 or 4) sums and counts."""
-    sentences, value = len(table), float(_figure(table.sum(axis=0)))
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p-values of several tests, so that together they err no more often than one (Holm)."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def _bootstrap(table: np.ndarray) -> Estimate:
+    """Estimate the metric of (sentences, 2 or 4) numerators and denominators."""
+    sentences, value = len(table), float(_ratio(table.sum(axis=0)))
     if sentences < MIN_SENTENCES:
         return Estimate(value, -np.inf, np.inf, sentences)
-    drawn = _figure(_draws(sentences) @ table)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    wider = _correction(sentences)
-    return Estimate(value, value + wider * float(low - value), value + wider * float(high - value), sentences, drawn)
+    from scipy.special import stdtrit
+
+    samples = _ratio(_resampling_counts(sentences) @ table)
+    low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    # a percentile bootstrap of few sentences is too narrow: widened as Student's t is against the normal distribution
+    widening = float(stdtrit(sentences - 1, (1 + CONFIDENCE) / 2) / NORMAL_QUANTILE * np.sqrt(sentences / (sentences - 1)))
+    return Estimate(value, value + widening * float(low - value), value + widening * float(high - value), sentences, samples)
 
 
 @functools.lru_cache(maxsize=4)
-def _draws(sentences: int) -> np.ndarray:
-    """(DRAWS, sentences): how often each sentence is drawn."""
-    return np.random.default_rng(SEED).multinomial(sentences, np.full(sentences, 1 / sentences), RESAMPLES).astype(np.float64)
+def _resampling_counts(sentences: int) -> np.ndarray:
+    """Return (RESAMPLES, sentences): how often each sentence is drawn, the same in every call."""
+    generator = np.random.default_rng(SEED)
+    return generator.multinomial(sentences, np.full(sentences, 1 / sentences), RESAMPLES).astype(np.float64)
 
 
-def holm(chances: Sequence[float]) -> list[float]:
-    """Chances of several tests, raised so that all of them together are as sure as one (Holm)."""
-    raised, highest = [0.0] * len(chances), 0.0
-    for done, place in enumerate(sorted(range(len(chances)), key=lambda each: chances[each])):
-        highest = max(highest, min(1.0, (len(chances) - done) * chances[place]))
-        raised[place] = highest
-    return raised
-
-
-def _figure(totals: np.ndarray) -> np.ndarray:
-    """(..., 2) sums and counts -> ratios; (..., 4) -> the first ratio less the second."""
+def _ratio(totals: np.ndarray) -> np.ndarray:
+    """(..., 2) numerators and denominators -> ratios; (..., 4) -> the first ratio minus the second."""
     ratios = totals[..., 0::2] / np.maximum(totals[..., 1::2], 1e-9)
     return ratios[..., 0] - ratios[..., 1] if ratios.shape[-1] == 2 else ratios[..., 0]
-
-
-def _correction(sentences: int) -> float:
-    """How much wider than drawn: a few sentences drawn from themselves differ too little (as t to the normal)."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(sentences - 1, (1 + CONFIDENCE) / 2) / 1.959964 * np.sqrt(sentences / (sentences - 1)))

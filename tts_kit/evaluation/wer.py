@@ -1,53 +1,59 @@
-"""One spelling for what should be said and what was heard, and how many words and letters of it are wrong."""
+"""Word and character errors: both texts normalized to one spelling, then aligned."""
 
 import functools
 import re
 from collections.abc import Callable
 
-# the normaliser deletes whatever stands in brackets, and a curly apostrophe would cut a word in two
-OPENED = str.maketrans({**dict.fromkeys("()[]<>", " "), "\N{RIGHT SINGLE QUOTATION MARK}": "'"})
-SPOKEN = re.compile(r"\s*\bo'clock\b|:00\b")
-SAME = ((re.compile(r"\bcan not\b"), "cannot"), (re.compile(r"\bokay\b"), "ok"),
-        (re.compile(r"\bone\b"), "1"),  # a lone 1 is written as a word, within a number it is not
-        (re.compile(r"(?<=\d)(?=\d)"), " "),  # 3:30, 330 and 3 30; 4-1-5-0 and 4150
-        # of three dots the normaliser leaves one, and of a lone sign all of it: words that nobody can say
-        (re.compile(r"(?<!\d)\.+|\.+(?!\d)|(?<!\S)[$%£€¢](?!\S)"), " "))
+# the Whisper normalizer deletes bracketed text, and a curly apostrophe would cut a word in two
+OPEN_BRACKETS = str.maketrans({**dict.fromkeys("()[]<>", " "), "\N{RIGHT SINGLE QUOTATION MARK}": "'"})
+CLOCK = re.compile(r"\s*\bo'clock\b|:00\b")
+SPELLINGS = (
+    (re.compile(r"\bcan not\b"), "cannot"), (re.compile(r"\bokay\b"), "ok"),
+    (re.compile(r"\bone\b"), "1"),  # the normalizer leaves a lone "one" as a word, but not within a number
+    (re.compile(r"(?<=\d)(?=\d)"), " "),  # 3:30, 330 and 3 30; 4-1-5-0 and 4150
+    # what the normalizer leaves of three dots, and lone currency signs, are no words
+    (re.compile(r"(?<!\d)\.+|\.+(?!\d)|(?<!\S)[$%£€¢](?!\S)"), " "))
 
 
 def normalize(text: str) -> str:
-    """Words as both sides of a comparison are written: one spelling, numbers in single digits, no punctuation."""
-    written = _normaliser()(SPOKEN.sub("", text.translate(OPENED)))
-    for seen, wanted in SAME:
-        written = seen.sub(wanted, written)
-    return " ".join(written.split())
+    """Return the words in one spelling: lower case, no punctuation, numbers as single digits."""
+    text = _whisper_normalizer()(CLOCK.sub("", text.translate(OPEN_BRACKETS)))
+    for pattern, replacement in SPELLINGS:
+        text = pattern.sub(replacement, text)
+    return " ".join(text.split())
 
 
 def length(text: str) -> tuple[int, int]:
-    """(words, letters) of a text, normalised."""
-    written = normalize(text)
-    return len(written.split()), len(_letters(written))
+    """Return the numbers of (words, characters) of a text, normalized."""
+    words = normalize(text).split()
+    return len(words), len("".join(words))
 
 
-def edit_counts(text: str, heard: str) -> tuple[int | None, int | None]:
-    """(words, letters) that `heard` has wrong, added ones too; letters wherever words are parted. None where `text` has no
-    words."""
+def edit_counts(reference: str, transcript: str) -> tuple[int | None, int | None]:
+    """Return (word errors, character errors) of a transcript, None where the reference has no words.
+
+    Insertions count, so there can be more errors than reference words. Character errors ignore word boundaries.
+    """
     import jiwer
 
-    wanted, said = normalize(text), normalize(heard)
-    if not wanted:
+    reference, transcript = normalize(reference), normalize(transcript)
+    if not reference:
         return None, None
-    if not said:
-        return len(wanted.split()), len(_letters(wanted))
-    words, letters = jiwer.process_words(wanted, said), jiwer.process_characters(_letters(wanted), _letters(said))
-    return tuple(each.substitutions + each.deletions + each.insertions for each in (words, letters))
+    if not transcript:
+        return len(reference.split()), len(reference.replace(" ", ""))
+    words = jiwer.process_words(reference, transcript)
+    characters = jiwer.process_characters(reference.replace(" ", ""), transcript.replace(" ", ""))
+    return tuple(output.substitutions + output.deletions + output.insertions for output in (words, characters))
 
 
-def _letters(written: str) -> str:
-    return written.replace(" ", "")
+def word_errors(reference: str, transcript: str) -> tuple[int, int]:
+    """Return (reference words, word errors); without reference words every word of the transcript is an error."""
+    errors = edit_counts(reference, transcript)[0]
+    return length(reference)[0], length(transcript)[0] if errors is None else errors
 
 
 @functools.cache
-def _normaliser() -> Callable[[str], str]:
+def _whisper_normalizer() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     return EnglishTextNormalizer()

@@ -86,12 +86,12 @@ def _best(heard: dict[int, StepMetrics]) -> tuple[list[int], int]:
 
 def _is_as_good(one: StepMetrics, best: StepMetrics) -> bool:
     voice, words = stats.paired_bootstrap_diff(one.voice, best.voice), stats.paired_bootstrap_diff(one.words, best.words)
-    return voice.value >= -voice.error and words.value <= words.error
+    return voice.value >= -voice.standard_error and words.value <= words.standard_error
 
 
 def _reads_worse(one: StepMetrics, other: StepMetrics) -> bool:
     found = stats.paired_bootstrap_diff(one.words, other.words)
-    return found.above and found.value > WER_TOLERANCE
+    return found.is_above_zero and found.value > WER_TOLERANCE
 
 
 def _reason(heard: dict[int, StepMetrics], kept: int, best: int, steps: int) -> str:
@@ -111,7 +111,7 @@ def _doubts(heard: dict[int, StepMetrics], readers: list[int], kept: int, best: 
         said.append(f"Step {step} is more like it, but surely reads worse ({heard[step]}).")
     if BASE_MODEL in heard:
         base = heard[BASE_MODEL]
-        surely = stats.paired_bootstrap_diff(heard[kept].voice, base.voice).above
+        surely = stats.paired_bootstrap_diff(heard[kept].voice, base.voice).is_above_zero
         worse = ", and surely reads better" if _reads_worse(heard[kept], base) else ""
         said.append(f"The base has {base}{worse}." if surely else f"It is not surely more like the voice than the base "
                     f"({base}){worse and ', which' + worse.removeprefix(', and')}.")

@@ -135,7 +135,7 @@ class GenerationEvalCallback(TrainerCallback):
             write_rows(beside / SAID, rows)
 
     def _judge(self, row: dict) -> dict:
-        found = self.metric_models.judge(metrics.read(self.run.training / row["file"]), metrics.SAMPLE_RATE, row["text"])
+        found = self.metric_models.measure(metrics.read(self.run.training / row["file"]), metrics.SAMPLE_RATE, row["text"])
         # a judge that breaks down tells as much of a clip as one that has no sound to hear
         failure = found.failure or "; ".join(found.failed.values())
         wrong = found.ref_words if found.word_errors is None else found.word_errors
@@ -177,7 +177,7 @@ def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) ->
               f"itself, and fewer than {FEWEST_SENTENCES} say nothing. {last}")
     else:
         # words and voice are what is chosen by; the other judges would only take their time
-        metric_models = dataclasses.replace(metrics.load(), rate=None, predict_mos_2=None, predict_noise_mos=None,
+        metric_models = dataclasses.replace(metrics.load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None,
                                         embed_speaker_2=None) if distributed.is_rank_zero() else None
         return GenerationEvalCallback(base, config, run, clips, metric_models)
     return None

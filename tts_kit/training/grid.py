@@ -38,7 +38,7 @@ def _column(step: int, rows: Sequence[dict], chosen: bool) -> dict:
 def _clip(row: dict, path: Path) -> dict:
     """What judges heard in a clip, and either its sound or the reason why it has none."""
     clip = {"heard": row["transcript"], "right": row["word_errors"] == 0, "ended": row["ended_with_eos"],
-            "figures": f"{row['word_errors']} of {row['ref_words']} words wrong, similarity {row['similarity']:.2f}"}
+            "figures": f"{row['word_errors']} of {row['ref_words']} words wrong, similarity {row['sim']:.2f}"}
     if not path.is_file():
         return clip | {"problem": "missing"}
     try:

