@@ -211,13 +211,11 @@ def kit_quality(count: int) -> dict:
 
 def kit_transcript_flags(clips: list[tuple]) -> list[dict]:
     """(text, seconds, confidence, edge, second text) -> how suspicious each transcript is."""
-    parts, transcripts, second_texts = [], [], []
-    for words, seconds, confidence, edge, second_text in clips:
-        # the edge is None where no word can have been cut: an edge as quiet as the noise
-        parts.append(segment.Segment("", 0.0, seconds, 40.0, 40.0 if edge is None else edge))
-        transcripts.append(transcribe.Transcript("", words, words, confidence, 0.0))
-        second_texts.append(second_text)
-    found = quality_flags.flag_clips(parts, transcripts, second_texts, [None] * len(clips))
+    # the edge is None where no word can have been cut: an edge as quiet as the noise
+    found = quality_flags.flag_clips([
+        (segment.Segment("", 0.0, seconds, 40.0, 40.0 if edge is None else edge),
+         transcribe.Transcript("", words, words, confidence, 0.0), second_text, None)
+        for words, seconds, confidence, edge, second_text in clips])
     return [{"weights": [each.weight for each in some], "suspicion": quality_flags.combined_score(some)} for some in found]
 
 

@@ -31,7 +31,7 @@ def folder(tmp_path) -> Path:
 def running(folder: Path, port: int = 0):
     """A review server for the folder."""
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (requirements-dev.txt)")
-    server = review.Review(ReviewStore(folder, "base"), f"Title {HOSTILE}", port)
+    server = review.Review(ReviewStore(folder, "base"), HOSTILE, port)
     try:
         yield server
     finally:
@@ -40,7 +40,7 @@ def running(folder: Path, port: int = 0):
 
 def request(server: review.Review, path: str, token: str | None = None, body: object = None) -> tuple[int, bytes, dict]:
     """Status, content and headers of a response."""
-    url = f"http://127.0.0.1:{server.port}/{path}"
+    url = f"http://127.0.0.1:{server.server.port}/{path}"
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     prepared = urllib.request.Request(url, data, {"X-Token": server.token if token is None else token})
     try:
@@ -65,7 +65,7 @@ def test_requests_without_the_token_are_refused(folder):
                 assert status == 403 and b"monday" not in content
             assert request(server, f"?token={token}", token)[0] == 403
         assert request(server, "clips")[0] == 200
-        assert server._socket.getsockname()[0] == "127.0.0.1"
+        assert server.server.socket.getsockname()[0] == "127.0.0.1"
     assert state(folder)["monday/00001"][1] == NEW
 
 
@@ -97,7 +97,7 @@ def test_the_page_loads_and_runs_nothing_foreign(folder):
         status, content, headers = request(server, f"?token={server.token}")
         text = content.decode()
         assert status == 200 and "<img" not in text and text.count("<script") == text.count("</script>") == 1
-        markup = text.replace(html.escape(f"Title {HOSTILE}"), "")
+        markup = text.replace(html.escape(f"Review: {HOSTILE}"), "")
         assert not re.search(r"https?:|//[a-z]|@import|<link|\b(src|href)=", markup)
         policy = headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; ") and "script-src 'sha256-" in policy and "unsafe" not in policy
@@ -106,8 +106,8 @@ def test_the_page_loads_and_runs_nothing_foreign(folder):
 
 def test_a_port_in_use_is_named(folder):
     """Mistake: a traceback of the socket."""
-    with running(folder) as server, pytest.raises(KitError, match=f"port {server.port} of this machine cannot be used"):
-        review.Review(ReviewStore(folder, "base"), "", server.port)
+    with running(folder) as server, pytest.raises(KitError, match=f"port {server.server.port} of 127.0.0.1 is in use"):
+        review.Review(ReviewStore(folder, "base"), "", server.server.port)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def page(chromium, folder):
         assert [complaint for complaint in chromium.complaints() if "409" not in json.dumps(complaint)] == []
         urls = {event["params"]["request"]["url"] for event in chromium.events
                  if event["method"] == "Network.requestWillBeSent"}
-        assert all(url.startswith((f"http://127.0.0.1:{server.port}/", "blob:", "data:")) for url in urls)
+        assert all(url.startswith((f"http://127.0.0.1:{server.server.port}/", "blob:", "data:")) for url in urls)
 
 
 def type_text(chromium, text: str) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tts_kit import audio, io
 from tts_kit.config import Config
-from tts_kit.data import download, prepare, review, segment, sources, speaker_embedding, transcribe
+from tts_kit.data import download, prepare, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
+from tts_kit.data.review import Review
 from tts_kit.data.review_store import DROPPED, ReviewClip, ReviewStore
 from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
@@ -21,11 +22,9 @@ from tts_kit.run import Run
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov",
                   ".mkv", ".webm", ".avi"}
 TABLE_SUFFIXES = {".csv", ".jsonl", ".json", ".parquet", ".arrow", ".tsv"}
-ASR_MODELS = "asr_models.json"
-"""In the folder of segmented recordings: the models whose transcripts are reviewed."""
+ASR_MODELS = "asr_models.json"  # in the folder of segmented recordings: the models whose transcripts are reviewed
 DOWNLOADS = "downloads"
-NO_SECOND_PASS = "none"
-"""As name of the second model: there is no second pass."""
+NO_SECOND_PASS = "none"  # as name of the second model: there is no second pass
 TABLE = "metadata.jsonl"
 
 
@@ -140,15 +139,10 @@ def load_review(run: Run) -> ReviewStore:
     return ReviewStore(run.segments, *models)
 
 
-def open_review(store: ReviewStore, run: Run, port: int = 0) -> review.Review:
-    """Serve the review page of a run until it is closed."""
-    return review.Review(store, f"Review: {run.name}", port)
-
-
 def serve_review(run: Run, config: Config, port: int = 0) -> None:
     """Serve the review page until Ctrl-C, then prepare the data again from the reviewed clips."""
     store = load_review(run)
-    server = open_review(store, run, port)
+    server = Review(store, run.name, port)
     print(f"Open {server.url}\nEvery edit is saved. Ctrl-C ends the review.")
     try:
         server.wait()

@@ -14,10 +14,8 @@ from tts_kit.data.segment import Segment
 from tts_kit.data.transcribe import Transcript
 
 PLAIN_CHARACTERS = set(" ,.?!;:'\"-")
-MIN_CLIPS = 6
-"""With fewer clips their medians say nothing about what is usual."""
-CONFIDENT = 0.92
-"""A transcript of this confidence is never flagged for it."""
+MIN_CLIPS = 6  # with fewer clips their medians say nothing about what is usual
+CONFIDENT = 0.92  # a transcript of this confidence is never flagged for it
 MIN_WEIGHT = 0.02
 OTHER_SPEAKER = "sounds like another speaker"
 OUTLIER_THRESHOLD = 0.11
@@ -26,27 +24,23 @@ OUTLIER_THRESHOLD = 0.11
 
 @dataclass(frozen=True)
 class Flag:
-    reason: str
-    """For a person: short, with the figure."""
-    weight: float
-    """0 to 1."""
+    reason: str  # for a person: short, with the figure
+    weight: float  # 0 to 1
 
 
-def flag_clips(segments: Sequence[Segment], transcripts: Sequence[Transcript], second_texts: Sequence[str | None],
-               embeddings: Sequence[np.ndarray | None]) -> list[list[Flag]]:
-    """The flags of each clip, the strongest first; second texts and embeddings are None where there are none."""
-    rates = [max(1, sum(map(str.isalnum, transcript.text))) / segment.seconds
-             for segment, transcript in zip(segments, transcripts)]
+def flag_clips(clips: Sequence[tuple[Segment, Transcript, str | None, np.ndarray | None]]) -> list[list[Flag]]:
+    """The flags of each clip, the strongest first. A clip comes with its transcript, the text of the second pass and its
+    speaker embeddings, where there are any."""
+    rates = [max(1, sum(map(str.isalnum, transcript.text))) / segment.seconds for segment, transcript, *_ in clips]
+    outlier_scores = speaker_embedding.speaker_outlier_score([embeddings for *_, embeddings in clips])
     usual_rate, usual_confidence = 0.0, CONFIDENT
-    spoken = [(rate, transcript) for rate, transcript in zip(rates, transcripts) if transcript.text]
+    spoken = [(rate, transcript) for rate, (_, transcript, *_) in zip(rates, clips) if transcript.text]
     if len(spoken) >= MIN_CLIPS:
         usual_rate = statistics.median(rate for rate, _ in spoken)
         usual_confidence = min(CONFIDENT, statistics.median(transcript.confidence for _, transcript in spoken))
     repeats = Counter(words(transcript.text) for _, transcript in spoken)
-    outlier_scores = speaker_embedding.speaker_outlier_score(embeddings)
     flags = []
-    clips = zip(segments, transcripts, second_texts, rates, outlier_scores)
-    for segment, transcript, second_text, rate, outlier_score in clips:
+    for (segment, transcript, second_text, _), rate, outlier_score in zip(clips, rates, outlier_scores):
         if transcript.text:
             clip_flags = [Flag(f"ASR confidence {transcript.confidence:.0%}",
                                _clip((usual_confidence - transcript.confidence) / 0.4)),

@@ -4,13 +4,9 @@ The page sends one edit at a time, which is on disk before it is confirmed. The 
 answers only requests with the token in its URL.
 """
 
-import asyncio
 import io
 import json
 import secrets
-import socket
-import threading
-from collections.abc import Awaitable, Callable
 
 import soundfile
 
@@ -20,80 +16,79 @@ from tts_kit.data.review_store import EditConflict, ReviewClip, ReviewStore
 from tts_kit.errors import KitError
 
 MAX_BODY_BYTES = 100_000
-HOST = "127.0.0.1"
 
 
 class Review:
     """A running review server: open `url`, end it with `close`."""
 
-    def __init__(self, store: ReviewStore, title: str, port: int = 0):
+    def __init__(self, store: ReviewStore, name: str, port: int = 0):
         try:
-            import uvicorn
+            from tts_kit import local_server
         except ImportError as error:
             raise KitError('the review page needs uvicorn and starlette: pip install "tts-kit[audio]"') from error
-        try:
-            # listens at once, so that a browser that is faster than the server waits instead of failing
-            self._socket = socket.create_server((HOST, port), backlog=64)
-        except OSError as error:
-            raise KitError(f"port {port} of this machine cannot be used ({error.strerror}). Leave --port out, or choose "
-                           "another.") from error
-        self.port = self._socket.getsockname()[1]
         self.token = secrets.token_urlsafe(24)
-        config = uvicorn.Config(app(store, self.token, title), log_level="warning", timeout_graceful_shutdown=2)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
-        self._thread.start()
+        bound_socket = local_server.listen(local_server.LOCALHOST, port)
+        self.server = local_server.LocalServer(app(store, self.token, f"Review: {name}"), bound_socket,
+                                               timeout_graceful_shutdown=2)
+        self.server.start()
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}/?token={self.token}"
+        return f"http://127.0.0.1:{self.server.port}/?token={self.token}"
 
     def wait(self) -> None:
         """Block until the server ends."""
-        while self._thread.is_alive():
-            self._thread.join(1)
+        while self.server.thread.is_alive():
+            self.server.thread.join(1)
 
     def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(5)
-        self._socket.close()
+        self.server.close()
 
     def show(self, height: int = 720):
         """The page inside a notebook."""
-        return colab.embed_iframe(self.port, f"/?token={self.token}", height)
+        return colab.embed_iframe(self.server.port, f"/?token={self.token}", height)
 
 
 def app(store: ReviewStore, token: str, title: str):
     """The page and its API as an ASGI application."""
     from starlette.applications import Starlette
-    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    async def index(request) -> Response:
-        if not _same_token(request.query_params.get("token"), token):
-            return HTMLResponse("Open the address that the review printed; it ends in a token.", 403)
-        content, policy = page(title)
-        return HTMLResponse(content, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer",
-                                              "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
+    from tts_kit import local_server
 
-    def guarded(handler: Callable[..., Awaitable[object]]) -> Callable:
-        async def endpoint(request) -> Response:
-            if not _same_token(request.headers.get("x-token"), token):
-                return JSONResponse({"error": "wrong token: open the address that the review printed."}, 403)
-            try:
-                result = await handler(store, request)
-            except EditConflict as conflict:
-                current = conflict.current and clip_json(conflict.current)
-                return JSONResponse({"error": str(conflict), "current": current}, 409)
-            except KitError as error:
-                return JSONResponse({"error": str(error)}, 400)
-            if isinstance(result, bytes):
-                return Response(result, media_type="audio/wav", headers={"Cache-Control": "no-store"})
-            return JSONResponse(result)
-        return endpoint
+    def check_token(given: str | None) -> None:
+        if not secrets.compare_digest((given or "").encode(), token.encode()):
+            raise _WrongToken("Wrong token: open the address that the review printed.")
 
-    return Starlette(routes=[Route("/", index), Route("/clips", guarded(_list_clips)), Route("/audio", guarded(_clip_audio)),
-                             Route("/edit", guarded(_edit), methods=["POST"])])
+    def index(request) -> Response:
+        check_token(request.query_params.get("token"))
+        return local_server.page_response(*page(title))
+
+    def clips(request) -> Response:
+        check_token(request.headers.get("x-token"))
+        return JSONResponse([clip_json(clip) for clip in store.clips])
+
+    def clip_audio(request) -> Response:
+        check_token(request.headers.get("x-token"))
+        buffer = io.BytesIO()
+        samples = store.read_audio(request.query_params.get("id", ""))
+        soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        return Response(buffer.getvalue(), media_type="audio/wav", headers={"Cache-Control": "no-store"})
+
+    async def edit(request) -> Response:
+        check_token(request.headers.get("x-token"))
+        changed = await run_in_threadpool(store.edit, _parse(await local_server.read_body(request, MAX_BODY_BYTES)))
+        return JSONResponse({"changed": [clip_json(clip) for clip in changed], "order": [clip.id for clip in store.clips]})
+
+    def explain(_request, error: KitError) -> Response:
+        if isinstance(error, EditConflict):
+            return JSONResponse({"error": str(error), "current": error.current and clip_json(error.current)}, 409)
+        return JSONResponse({"error": str(error)}, 403 if isinstance(error, _WrongToken) else 400)
+
+    return Starlette(routes=[Route("/", index), Route("/clips", clips), Route("/audio", clip_audio),
+                             Route("/edit", edit, methods=["POST"])], exception_handlers={KitError: explain})
 
 
 def page(title: str) -> tuple[str, str]:
@@ -108,32 +103,15 @@ def clip_json(clip: ReviewClip) -> dict:
             "flags": [flag.reason for flag in clip.flags]}
 
 
-async def _list_clips(store: ReviewStore, request) -> list[dict]:
-    return [clip_json(clip) for clip in await asyncio.to_thread(lambda: store.clips)]
+class _WrongToken(KitError):
+    pass
 
 
-async def _clip_audio(store: ReviewStore, request) -> bytes:
-    samples = await asyncio.to_thread(store.read_audio, request.query_params.get("id", ""))
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-async def _edit(store: ReviewStore, request) -> dict:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise KitError(f"the request is larger than {MAX_BODY_BYTES} bytes.")
+def _parse(body: bytes) -> dict:
     try:
         edit = json.loads(body)
     except ValueError as error:
         raise KitError("the request is no JSON. Reload the page.") from error
     if not isinstance(edit, dict):
         raise KitError("the request is no edit. Reload the page.")
-    changed = await asyncio.to_thread(store.edit, edit)
-    return {"changed": [clip_json(clip) for clip in changed], "order": [clip.id for clip in store.clips]}
-
-
-def _same_token(given: str | None, token: str) -> bool:
-    return secrets.compare_digest((given or "").encode(), token.encode())
+    return edit

@@ -18,12 +18,10 @@ from tts_kit import audio, io, text
 from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.quality_flags import Flag
-from tts_kit.data.transcribe import Transcript
 from tts_kit.errors import KitError
 from tts_kit.run import read_inputs
 
-HISTORY, HISTORY_INPUTS = "review.jsonl", "review_inputs.json"
-"""The edits, and the recordings that they are about."""
+HISTORY, HISTORY_INPUTS = "review.jsonl", "review_inputs.json"  # the edits, and the recordings that they are about
 NEW, CHECKED, DROPPED = "new", "checked", "dropped"
 MIN_SPLIT_SECONDS = 0.3
 MAX_CHARACTERS = 2000
@@ -32,8 +30,7 @@ MAX_CHARACTERS = 2000
 @dataclass(frozen=True)
 class Span:
     """A part of a clip's file."""
-    file: str
-    """Relative to the folder of segmented recordings."""
+    file: str  # relative to the folder of segmented recordings
     start: float
     end: float
 
@@ -45,12 +42,10 @@ class ReviewClip:
     recording: str
     spans: tuple[Span, ...]
     text: str
-    transcript: str
-    """What the ASR model wrote."""
+    transcript: str  # what the ASR model wrote
     flags: tuple[Flag, ...] = ()
     state: str = NEW
-    revision: int = 0
-    """Number of the last edit that changed it."""
+    revision: int = 0  # number of the last edit that changed it
 
     @property
     def seconds(self) -> float:
@@ -260,10 +255,11 @@ def _valid_text(value: object) -> str:
 
 def _read_clips(folder: Path, asr_model: str, verify_asr_model: str) -> dict[str, ReviewClip]:
     """The clips as they were cut and transcribed, with their flags."""
-    clips, segments, transcripts, second_texts, embeddings = [], [], [], [], []
+    clips, features = [], []
     for recording in segment.segment_folders(folder):
-        first, second = _transcripts(recording, asr_model), _transcripts(recording, verify_asr_model)
-        recording_embeddings = speaker_embedding.read_embeddings(recording)
+        first = transcribe.read_transcripts(recording, asr_model)
+        second = transcribe.read_transcripts(recording, verify_asr_model)
+        embeddings = speaker_embedding.read_embeddings(recording)
         for part in segment.read_clips(recording):
             if part.file not in first:
                 raise KitError(f"{recording / part.file} has no transcript yet. Run tts-kit prepare again with the "
@@ -272,15 +268,7 @@ def _read_clips(folder: Path, asr_model: str, verify_asr_model: str) -> dict[str
             span = Span(f"{recording.name}/{part.file}", 0.0, round(part.seconds, 3))
             clips.append(ReviewClip(f"{recording.name}/{Path(part.file).stem}", recording.name, (span,), transcript.text,
                                     transcript.original_text))
-            segments.append(part)
-            transcripts.append(transcript)
-            second_texts.append(second[part.file].text if part.file in second else None)
-            embeddings.append(recording_embeddings.get(part.file))
-    flags = quality_flags.flag_clips(segments, transcripts, second_texts, embeddings)
+            second_text = second[part.file].text if part.file in second else None
+            features.append((part, transcript, second_text, embeddings.get(part.file)))
+    flags = quality_flags.flag_clips(features)
     return {clip.id: dataclasses.replace(clip, flags=tuple(clip_flags)) for clip, clip_flags in zip(clips, flags)}
-
-
-def _transcripts(recording: Path, model: str) -> dict[str, Transcript]:
-    """What a model made of a recording's clips, by file; empty without a model."""
-    table = recording / transcribe.transcripts_file(model)
-    return {transcript.file: transcript for transcript in transcribe.read(table)} if model else {}

@@ -24,41 +24,28 @@ from tts_kit.errors import KitError
 from tts_kit.run import changed_inputs, write_inputs
 
 SEGMENTS = "segments.jsonl"
-LEAD, TAIL = 0.1, 0.25
-"""Seconds of silence kept before and after the speech."""
+LEAD, TAIL = 0.1, 0.25  # seconds of silence kept before and after the speech
 MAX_SECONDS = vad.MAX_SECONDS + LEAD + TAIL
-MIN_SNR_DB = 8.0
-"""Segments with a lower signal-to-noise ratio are rejected."""
+MIN_SNR_DB = 8.0  # segments with a lower signal-to-noise ratio are rejected
 CUT_WORD_DB, EDGE_NOISE_DB = 15.0, 6.0
 """An edge less than the first under the speech may have cut a word, unless it is within the second of the noise floor."""
-MIN_LUFS = -100.0
-"""Stands for the loudness of digital silence."""
-LOUDNESS_SECONDS = 120
-"""Seconds of speech from which the loudness of a recording is measured."""
-PEAK_OUTLIER = 2.0
-"""Peaks so many times the median do not limit the gain of the whole recording."""
-FADE = 0.005
-"""Seconds of fade at both ends of a clip."""
+MIN_LUFS = -100.0  # stands for the loudness of digital silence
+LOUDNESS_SECONDS = 120  # seconds of speech from which the loudness of a recording is measured
+PEAK_OUTLIER = 2.0  # peaks so many times the median do not limit the gain of the whole recording
+FADE = 0.005  # seconds of fade at both ends of a clip
 
 
 @dataclass(frozen=True)
 class Segment:
     """A stretch of a recording that became a clip, or was rejected for `reason`."""
-    file: str
-    """The clip, relative to the recording's folder."""
-    start: float
-    """Seconds into the recording; the clip is exactly what lies between, faded at its ends."""
+    file: str  # the clip, relative to the recording's folder
+    start: float  # seconds into the recording; the clip is exactly what lies between, faded at its ends
     end: float
-    snr_db: float
-    """Level of the speech over the noise floor."""
-    edge_db: float
-    """Level of the speech over the louder of the two edges; small if a word may have been cut."""
-    clipped: float = 0.0
-    """Share of samples at full scale."""
-    lufs: float = MIN_LUFS
-    """Loudness in the recording."""
-    reason: str = ""
-    """Why it was rejected; empty for a clip."""
+    snr_db: float  # level of the speech over the noise floor
+    edge_db: float  # level of the speech over the louder of the two edges; small if a word may have been cut
+    clipped: float = 0.0  # share of samples at full scale
+    lufs: float = MIN_LUFS  # loudness in the recording
+    reason: str = ""  # why it was rejected; empty for a clip
 
     @property
     def seconds(self) -> float:
@@ -75,8 +62,8 @@ def segment_recording(path: str | Path, folder: str | Path) -> list[Segment]:
     own_folder, identity = segment_folder(path, folder), _identity(path)
     if (own_folder / SEGMENTS).is_file():
         return read_segments(own_folder)
-    with tqdm(desc=f"detecting speech in {path.name}", unit="s", bar_format="{desc}: {n:.0f} s [{elapsed}]") as bar:
-        track = vad.detect_speech(_with_progress(audio.read_blocks(path, vad.SAMPLE_RATE), bar))
+    blocks = audio.read_blocks(path, vad.SAMPLE_RATE)
+    track = vad.detect_speech(tqdm(blocks, f"detecting speech in {path.name}", unit="s", unit_scale=audio.BLOCK_SECONDS))
     planned = plan(track)
     if not planned:
         raise KitError(f"{path} holds {track.seconds:.0f} s and nobody speaks in it. Give a recording of one voice.")
@@ -180,7 +167,7 @@ def _write_clips(path: Path, planned: Sequence[Segment], folder: Path) -> Iterat
     """Write every planned segment to `clips/` or `rejected/`; of one that is too long only the beginning."""
     spans = [(segment.start, min(segment.end, segment.start + MAX_SECONDS + 1)) for segment in planned]
     usable = [(start, end) for start, end in spans if end - start <= MAX_SECONDS] or spans
-    gain = min(audio.gain(_loudness(path, usable)), audio.MAX_TRUE_PEAK / _true_peak(path, usable))
+    gain = _common_gain(path, usable)
     progress = tqdm(zip(planned, _read_spans(path, spans)), desc="writing clips", unit="clip", total=len(planned))
     for number, (segment, samples) in enumerate(progress, 1):
         segment = dataclasses.replace(
@@ -192,18 +179,18 @@ def _write_clips(path: Path, planned: Sequence[Segment], folder: Path) -> Iterat
         yield dataclasses.replace(segment, file=file, reason=reason)
 
 
-def _loudness(path: Path, spans: Sequence[tuple[float, float]]) -> float:
-    """Loudness of a recording's speech in LUFS, from LOUDNESS_SECONDS of it spread evenly."""
+def _common_gain(path: Path, spans: Sequence[tuple[float, float]]) -> float:
+    """The gain that brings the speech of a recording to one loudness; outlier peaks are attenuated by themselves later."""
     mean_seconds = sum(end - start for start, end in spans) / len(spans)
-    count = max(1, round(LOUDNESS_SECONDS / mean_seconds))
-    sample = spans[::-(-len(spans) // count)]
-    return audio.loudness(np.concatenate(list(_read_spans(path, sample))), SAMPLE_RATE)
-
-
-def _true_peak(path: Path, spans: Sequence[tuple[float, float]]) -> float:
-    """The highest true peak of a recording's speech without outliers, which `audio.amplify` attenuates by themselves."""
-    peaks = np.array([audio.true_peak(samples) for samples in _read_spans(path, spans)])
-    return float(peaks[peaks <= PEAK_OUTLIER * np.median(peaks)].max()) or 1.0
+    step = -(-len(spans) // max(1, round(LOUDNESS_SECONDS / mean_seconds)))
+    peaks, sample = [], []
+    for index, samples in enumerate(_read_spans(path, spans)):
+        peaks.append(audio.true_peak(samples))
+        if index % step == 0:
+            sample.append(samples)
+    peaks = np.array(peaks)
+    peak = float(peaks[peaks <= PEAK_OUTLIER * np.median(peaks)].max()) or 1.0
+    return min(audio.gain(audio.loudness(np.concatenate(sample), SAMPLE_RATE)), audio.MAX_TRUE_PEAK / peak)
 
 
 def _read_spans(path: Path, spans: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:
@@ -215,12 +202,6 @@ def _read_spans(path: Path, spans: Sequence[tuple[float, float]]) -> Iterator[np
             drop = min(max(0, first - buffer_start), len(buffer))
             buffer, buffer_start = np.concatenate([buffer[drop:], block]), buffer_start + drop
         yield buffer[first - buffer_start:last - buffer_start].copy()
-
-
-def _with_progress(blocks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
-    for block in blocks:
-        yield block
-        bar.update(len(block) / vad.SAMPLE_RATE)
 
 
 def _mean_db(level_db: np.ndarray) -> float:

