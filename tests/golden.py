@@ -158,7 +158,7 @@ def kit_adapter() -> Path:
 
 def kit_adapter_log() -> list[dict]:
     kit_adapter()
-    return kit_logged(io.read_rows(kit_prepared()[0].training / callbacks.RECORD))
+    return kit_logged(io.read_rows(kit_prepared()[0].training / callbacks.LOG_FILE))
 
 
 def kit_adapter_tensors() -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ def test_passes_differ_in_order_and_runs_with_one_seed_agree(base, config):
     plan = steps(base, config, steps=40)
     again, other = steps(base, config, steps=40), steps(base, config, steps=40, seed=1)
     assert plan.plan == again.plan != other.plan
-    per_pass = round(len(plan) / plan.passes)
+    per_pass = round(len(plan) / plan.epochs)
     assert plan.plan[:per_pass] != plan.plan[per_pass:2 * per_pass]
 
 
@@ -75,7 +75,7 @@ def test_context_comes_from_another_clip_and_is_never_scored(base, config):
     clip, context = with_context[0]
     example = plan.example((clip, context))
     assert example.target_frames == len(CLIPS[clip].codes) + 1
-    assert len(example) == len(plan.scored[clip]) + len(plan.heard[context])
+    assert len(example) == len(plan.examples[clip]) + len(plan.examples[context])
 
 
 def test_context_is_of_the_same_speaker(base, config):

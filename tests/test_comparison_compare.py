@@ -318,7 +318,7 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
     assert verb(workplace, "tokenize", "--run", "one", "--base", toy).returncode == 0
     dry = verb(workplace, "train", "--run", "one", "--dry-run", "--json", *small)
     assert json.loads(dry.stdout) == {"trainable": 6144, "modules": {"backbone": 14, "depth": 14, "codec": 0},
-                                      "clips": 12, "steps": 2, "passes": 2.0, "device": "cpu", "dtype": "float32",
+                                      "clips": 12, "steps": 2, "epochs": 2.0, "device": "cpu", "dtype": "float32",
                                       "engine": "plain"}
     trained = verb(workplace, "train", "--run", "one", *small)
     assert trained.returncode == 0, trained.stderr

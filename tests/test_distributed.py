@@ -30,60 +30,58 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from transformers import TrainerCallback
-from tts_kit import problem, recipe, runtime
+from tts_kit import config, device, errors
 from tts_kit.model import load
 from tts_kit.run import Run
-from tts_kit.training import choosing, ears, finetune, processes
+from tts_kit.training import distributed, finetune, generation_eval
 
 class Steps(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         print(f"step {state.global_step} of {name}", file=sys.stderr, flush=True)
-        if name == "dying" and state.global_step == 3 and not processes.is_first():
+        if name == "dying" and state.global_step == 3 and not distributed.is_rank_zero():
             os.kill(os.getpid(), signal.SIGKILL)
 
-class Listener(ears.Ears):
-    def listen(self, step, model):
-        print(f"heard step {step} of {name}", file=sys.stderr)
+class Evaluation(generation_eval.GenerationEvalCallback):
+    def _evaluate(self, step, model, generate=True):
+        assert distributed.is_rank_zero()
+        print(f"evaluated step {step} of {name}", file=sys.stderr)
+        return step == 4
 
-    def _is_over(self, now):
-        assert processes.is_first()
-        return now == 4
+    def load_best(self, trainer):
+        return generation_eval.SelectedCheckpoint(trainer.state.global_step, generation_eval.LAST_STEP, "")
 
-    def settle(self, trainer):
-        return choosing.Choice(trainer.state.global_step, choosing.LAST, "")
+def log_writes(event, arguments):
+    writes = event == "open" and (set(str(arguments[1])) & set("wax+") or arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(arguments[0]).startswith(root):
+        print(f"wrote {arguments[0]}", file=sys.stderr)
 
-def written(event, told):
-    writes = event == "open" and (set(str(told[1])) & set("wax+") or told[2] & (os.O_WRONLY | os.O_RDWR))
-    if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(told[0]).startswith(root):
-        print(f"wrote {told[0]}", file=sys.stderr)
+def build(base, config, run, clips):
+    return Evaluation(base, config, run, clips, None) if config.generation_eval_steps else None
 
-def listening(base, recipe, run, clips):
-    return Listener(base, recipe, run, clips, None) if recipe.listen_every else None
-
-def based(*arguments, **named):
-    made = whole(*arguments, **named)
+def poisoned_base(*arguments, **options):
+    base = load_base(*arguments, **options)
     if name == "poisoned":
-        tilde = made.prompt_builder.tokenizer("~", add_special_tokens=False).input_ids[0]
-        made.model.embed_text_tokens.weight.data[tilde] = float("nan")
-    return made
+        tilde = base.prompt_builder.tokenizer("~", add_special_tokens=False).input_ids[0]
+        base.model.embed_text_tokens.weight.data[tilde] = float("nan")
+    return base
 
-@problem.command
+@errors.report_errors
 def main(arguments=None):
     global root, name
     root, *names = sys.argv[1:]
-    sys.addaudithook(written)
+    sys.addaudithook(log_writes)
     for name in names:
         print(f"beginning {name}", file=sys.stderr)
-        told = recipe.read(Path(root, name + ".json"))
+        settings = config.read_config(Path(root, name + ".json"))
         try:
-            finetune.fit(told, Run(name, root), runtime.choose("cpu"), [Steps()])
-        except problem.Problem as found:
+            finetune.finetune(settings, Run(name, root), device.choose("cpu"), [Steps()])
+        except errors.KitError as error:
             if name != "poisoned":
                 raise
-            print(f"{name}: {found}", file=sys.stderr)
+            print(f"{name}: {error}", file=sys.stderr)
 
-ears.of = listening
-whole, load.base = load.base, based
+generation_eval.build = build
+load_base, load.load_base = load.load_base, poisoned_base
 sys.exit(main())
 """
 ROOT = str(Path(__file__).parent.parent)
@@ -122,7 +120,7 @@ def pair(toy, tmp_path_factory) -> Pair:
     asked = {"halves": small.replace(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
              "turns": small.replace(gradient_accumulation_steps=2, lora_targets="backbone"),
              "dealt": small.replace(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
-             "heard": small.replace(generation_eval_steps=2, early_stopping_patience=1), "poisoned": small.replace(steps=12),
+             "evaluated": small.replace(generation_eval_steps=2, early_stopping_patience=1), "poisoned": small.replace(steps=12),
              "dying": small.replace(gradient_accumulation_steps=2, save_steps=2)}
     for name, one in asked.items():
         write_text(root / f"{name}.json", one.to_json())
@@ -162,7 +160,7 @@ def names(parts: list[dict]) -> list[str]:
 
 
 def losses(run: Run) -> list[dict]:
-    return [row for row in read_rows(run.training / callbacks.RECORD) if "backbone_loss" in row or "eval_loss" in row]
+    return [row for row in read_rows(run.training / callbacks.LOG_FILE) if "backbone_loss" in row or "eval_loss" in row]
 
 
 def alike(one: Run, other: Run) -> None:
@@ -193,10 +191,10 @@ def test_one_of_two_writes_and_speaks(pair):
 
 def test_both_end_where_one_has_listened(pair):
     """Mistake: the process that did not listen trains on, and waits for one that has ended."""
-    seen, did = pair.of(0, "heard"), pair.of(1, "heard")
-    assert [row["step"] for row in losses(Run("heard", pair.root)) if "eval_loss" in row] == [0, 2, 4]
-    assert "heard step 4 of heard" in seen and "heard step" not in did
-    assert "step 4 of heard" in did and "step 5 of heard" not in seen + did
+    seen, did = pair.of(0, "evaluated"), pair.of(1, "evaluated")
+    assert [row["step"] for row in losses(Run("evaluated", pair.root)) if "eval_loss" in row] == [0, 2, 4]
+    assert "evaluated step 4 of evaluated" in seen and "evaluated step" not in did
+    assert "step 4 of evaluated" in did and "step 5 of evaluated" not in seen + did
 
 
 def test_a_broken_clip_is_named_whoever_has_it(pair):
@@ -209,7 +207,7 @@ def test_a_broken_clip_is_named_whoever_has_it(pair):
 def test_a_process_that_dies_stops_the_others(pair):
     """Mistake: the others wait for ever for one that was killed, or call it a success."""
     assert pair.codes == [1, -signal.SIGKILL], pair.told
-    assert "process 0 of 2 waits for the others, and one of them has stopped" in pair.of(0, "dying")
+    assert "process 0 of 2: another process has stopped" in pair.of(0, "dying")
     assert "Traceback" not in pair.told[0] and not Run("dying", pair.root).adapter.exists()
 
 
@@ -228,7 +226,7 @@ def test_what_was_interrupted_goes_on(pair, clips, launched, tmp_path, capsys):
         assert out.stdout.count("Held-out loss: backbone") == 1 and out.stdout.count("shared by 2 processes") == 1
     else:
         finetune.finetune(pair.asked["dying"], run, CPU)
-    assert (out.stdout if launched else capsys.readouterr().out).count("Going on from checkpoint-2.") == 1
+    assert (out.stdout if launched else capsys.readouterr().out).count("Resuming from checkpoint-2.") == 1
     alone = with_codes(Run("dying", tmp_path / "alone"), clips)
     finetune.finetune(pair.asked["dying"], alone, CPU)
     alike(run, alone)
@@ -240,9 +238,9 @@ def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, c
     asked = config.replace(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps, depth_frame_fraction=0.5)
     learnt = [clip for clip in clips if clip.split == "train"]
     alone, shared = (dataset.MicroBatchDataset(learnt, base.prompt_builder, asked, number) for number in (1, count))
-    assert len(shared) == 9 * shared.parts and shared.parts % count == 0
+    assert len(shared) == 9 * shared.micro_batches_per_step and shared.micro_batches_per_step % count == 0
     for step in range(9):
-        whole, parts = ([steps[step * steps.parts + part] for part in range(steps.parts)] for steps in (alone, shared))
+        whole, parts = ([steps[step * steps.micro_batches_per_step + part] for part in range(steps.micro_batches_per_step)] for steps in (alone, shared))
         counted = [part for part in parts if part["loss_weight"]]
         assert counted and names(counted) == names(whole)
         chosen, wanted = (torch.cat([part["targets"][part["depth_frame_index"]] for part in some]) for some in (counted, whole))
@@ -271,5 +269,5 @@ def test_processes_that_cannot_join_are_told_why(config, monkeypatch, tmp_path):
         distributed.init(dataclasses.replace(CPU, device="cuda"))
     with pytest.raises(KitError, match="a Mac has one GPU"):
         distributed.init(dataclasses.replace(CPU, device="mps"))
-    with pytest.raises(KitError, match="WORLD_SIZE is 3: several processes were started for what one has to do"):
+    with pytest.raises(KitError, match="WORLD_SIZE is 3: a launcher started several processes for what one has to do"):
         trainer.training_arguments(config, Run("one", tmp_path), CPU)

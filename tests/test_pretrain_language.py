@@ -53,7 +53,7 @@ def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
     """Mistake: an audio table untied in training, weights that are not trained, or a folder that only the kit can read."""
     run = Run("pretrain", tmp_path)
     folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE, "toy")
-    losses = [row["eval_loss"] for row in read_rows(run.training / callbacks.RECORD) if "eval_loss" in row]
+    losses = [row["eval_loss"] for row in read_rows(run.training / callbacks.LOG_FILE) if "eval_loss" in row]
     assert min(losses) < 0.7 * 2 * 3.56
     base = load.load_base(str(folder), CPU)
     untouched = shape.untrained("toy", RECIPE.seed)
@@ -134,7 +134,7 @@ def test_it_learns_on_from_a_trained_model(tmp_path, codec):
     little = RECIPE.replace(steps=20, learning_rate=1e-5)
     other = language.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
     assert language.facts(other)["begun with"] == language.facts(first), "where its weights come from is forgotten"
-    last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / callbacks.RECORD)
+    last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / callbacks.LOG_FILE)
                      if "eval_loss" in row) for name in ("first", "second"))
     assert now == pytest.approx(last, rel=0.02)
     with pytest.raises(KitError, match="not of the shape 'tiny'"):
@@ -151,7 +151,7 @@ def test_fused_layers_learn_the_same(tmp_path, codec):
         folder = language.train(sentences(), codec, tmp_path / f"{name}-model", run, CPU, short, "toy",
                                 compiled=name == "fused")
         names.append(set(load_file(folder / "model.safetensors")))
-        losses += [row["eval_loss"] for row in read_rows(run.training / callbacks.RECORD) if "eval_loss" in row]
+        losses += [row["eval_loss"] for row in read_rows(run.training / callbacks.LOG_FILE) if "eval_loss" in row]
     assert names[0] == names[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 

@@ -56,7 +56,8 @@ def test_labels_of_two_clips_by_hand(base):
 def test_context_is_heard_and_not_scored(base):
     """Mistake: the loss also trains on the reference clip, whose codes are the answer's neighbours."""
     heard, target = make_clip("a", 3), make_clip("b", 2)
-    joined = dataset.join(dataset.build_example(heard, base.prompt_builder, in_loss=False), dataset.build_example(target, base.prompt_builder))
+    context, example = (dataset.build_example(clip, base.prompt_builder) for clip in (heard, target))
+    joined = dataset.join(dataset.without_labels(context), example)
     batch = dataset.collate([joined], [torch.ones(3, dtype=torch.bool)], packing=True)
     assert batch["targets"].tolist() == [*target.codes.tolist(), [0] * 4]
     assert batch["codes"][0, batch["audio_mask"][0]].tolist()[:3] == heard.codes.tolist()

@@ -136,7 +136,7 @@ def test_evaluation_is_the_mean_over_all_held_out_frames(config, run, base):
     assert small.evaluate()["eval_backbone_loss"] == pytest.approx(alone["eval_backbone_loss"], rel=1e-6)
     assert small.evaluate()["eval_depth_loss"] == pytest.approx(alone["eval_depth_loss"], rel=1e-6)
     finetune.finetune(config, run, CPU)
-    rows = [row for row in read_rows(run.training / callbacks.RECORD) if "eval_loss" in row]
+    rows = [row for row in read_rows(run.training / callbacks.LOG_FILE) if "eval_loss" in row]
     assert [row["step"] for row in rows] == [0, 2, 4]
     metrics = json.loads((run.adapter / lora.METADATA_FILE).read_text())["metrics"]
     assert [metrics[when]["eval_loss"] for when in ("before", "after")] == [rows[0]["eval_loss"], rows[2]["eval_loss"]]
@@ -184,7 +184,7 @@ def test_killed_training_resumes_to_the_same_weights(config, run, tmp_path):
     finetune.finetune(config, run, CPU)
     assert not (run.adapter / "checkpoint").exists() and last is not None
     same(adapter(run.adapter), adapter(whole.adapter))
-    kept, wanted = (read_rows(one.training / callbacks.RECORD) for one in (run, whole))
+    kept, wanted = (read_rows(one.training / callbacks.LOG_FILE) for one in (run, whole))
     assert [row["step"] for row in kept] == [row["step"] for row in wanted]
 
 
@@ -285,7 +285,7 @@ def test_another_recipe_in_the_same_run_is_refused(config, run):
     """Mistake: a run goes on with other values than it began with, or is overwritten."""
     finetune.finetune(config, run, CPU)
     before = adapter(run.adapter)
-    with pytest.raises(KitError, match=r"another recipe: rank is 8, there it is 4; steps is 9, there it is 4"):
+    with pytest.raises(KitError, match=r"started with other inputs: rank is 8 and was 4; steps is 9 and was 4. Use the same"):
         finetune.finetune(config.replace(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
 
@@ -329,7 +329,7 @@ def test_a_run_is_bound_to_its_codes(config, run, trained_by_then):
     if trained_by_then == "ended_with_eos":
         (run.adapter / lora.METADATA_FILE).unlink()
     with_codes(run, [*cache.read(run.codes), make_clip("new", 9)])
-    with pytest.raises(KitError, match="trained on other codes.*another run name"):
+    with pytest.raises(KitError, match="other inputs: codes is .* and was .*another run name"):
         finetune.finetune(config, run, CPU)
 
 
@@ -354,7 +354,7 @@ def test_codes_older_than_the_data_are_refused(config, run):
 def test_micro_batches_are_never_dropped(config, run, monkeypatch):
     """Mistake: with two GPUs in sight Trainer loads two items at once, and one of them is thrown away."""
     with pytest.raises(ValueError, match="too many values"):
-        trainer._only(None, [{}, {}])
+        trainer._single_item(None, [{}, {}])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(KitError, match="WORLD_SIZE is 2"):
         trainer.training_arguments(config, run, CPU)
@@ -365,7 +365,8 @@ def test_a_sample_that_ends_at_once_is_no_crash(config, run):
     base, _ = prepared(config.replace(sample_steps=2), run)
     base.model.lm_head.weight.data.zero_()
     base.model.depth_decoder.codebooks_head.weight.data.zero_()
-    callbacks.SampleCallback(base, config.replace(sample_steps=2, temperature=0.0, depth_temperature=0.0), run, "0").speak(2)
+    callbacks.SampleCallback(base, config.replace(sample_steps=2, temperature=0.0, depth_temperature=0.0), run,
+                             "0").write_samples(2)
     assert (run.training / "samples" / "step-000002" / "1.wav").is_file()
 
 
@@ -385,7 +386,7 @@ def test_samples_plot_and_metrics_are_there(config, run):
     assert heard == [f"samples/step-{step:06d}/{number}.wav" for step in (0, 2, 4) for number in (1, 2)]
     assert (run.training / "losses.png").read_bytes().startswith(b"\x89PNG")
     belongs = json.loads((run.adapter / lora.METADATA_FILE).read_text())
-    assert belongs["metrics"]["adapter_moved"].keys() == {"backbone", "depth"}
+    assert belongs["metrics"]["max_lora_b"].keys() == {"backbone", "depth"}
     assert belongs["metrics"]["after"]["eval_loss"] < belongs["metrics"]["before"]["eval_loss"]
     assert belongs["speaker"] == "0" and len(belongs["base_fingerprint"]) == 16
     assert not list(run.adapter.glob("*.bin")) and not list(run.adapter.glob("README.md"))
@@ -456,5 +457,5 @@ def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(config, r
     assert torch.isfinite(normed).all()  # 300 squared is no float16
     made.train()
     assert all(lora.max_lora_b(made.model).values())
-    callbacks.SampleCallback(base, config.replace(sample_steps=1, sample_texts=("One.",)), run, "0").speak(9)
+    callbacks.SampleCallback(base, config.replace(sample_steps=1, sample_texts=("One.",)), run, "0").write_samples(9)
     assert (run.training / "samples" / "step-000009" / "1.wav").is_file()

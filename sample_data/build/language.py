@@ -28,9 +28,9 @@ from tts_kit.io import check_replaceable, read_json, read_rows, write_bytes, wri
 from tts_kit.model import compile, load
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
-from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.codec import Codec
-from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.tokens.cache import EncodedClip
+from tts_kit.tokens.prompt import Example, PromptBuilder
 from tts_kit.training import callbacks, dataset, trainer
 
 RECIPE = Config(steps=12_000, learning_rate=1.5e-3, warmup_steps=300, weight_decay=0.1, tokens_per_batch=1_800,
@@ -56,7 +56,10 @@ class Steps(dataset.MicroBatchDataset):
 
     def __init__(self, clips: Sequence[EncodedClip], prompt_builder: PromptBuilder, config: Config, noise: float = NOISE):
         super().__init__(clips, prompt_builder, config)
-        self.heard, self.noise, self.words = self.scored, noise, prompt_builder.spec.codebook_size
+        self.noise, self.words = noise, prompt_builder.spec.codebook_size
+
+    def context(self, clip: int) -> Example:
+        return self.examples[clip]
 
     def __getitem__(self, index: int) -> dict:
         batch = super().__getitem__(index)
@@ -141,7 +144,7 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
     prompt_builder = PromptBuilder(shape.tokenizer(size), spec)
     steps = Steps([clip for clip in sentences if clip.split == "train"], prompt_builder, config)
     held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], prompt_builder)
-    made = trainer.CsmTrainer(model, _arguments(config, run, device_config), steps, dataset.for_evaluation(held_out, config),
+    made = trainer.CsmTrainer(model, _arguments(config, run, device_config), steps, dataset.evaluation_batches(held_out, config),
                               device_config, callbacks=[progress := callbacks.ProgressCallback(), callbacks.LossPlotCallback(run)],
                               optimizers=(MuonAdamW(model, config.learning_rate, config.weight_decay), None))
     made.remove_callback(PrinterCallback)
@@ -152,7 +155,7 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
     model.to("cpu").codec_model = codec
     shape.save(load.untie(model.half()), out, size)
     write_json(out / FACTS, {
-        "sentences": len(steps.scored), "hours": _hours(sentences, spec),
+        "sentences": len(steps.examples), "hours": _hours(sentences, spec),
         "hours of practice": _hours([clip for clip in sentences if clip.id.startswith(PRACTICE)], spec),
         "steps": config.steps, "best step": _number(made.state.best_model_checkpoint),
         "held-out loss": made.state.best_metric,
@@ -193,8 +196,8 @@ def _with_context(sentences: Sequence[EncodedClip], prompt_builder: PromptBuilde
     for clip in sentences:
         example = dataset.build_example(clip, prompt_builder)
         heard = before.get(clip.speaker)
-        examples.append(dataset.join(dataset.build_example(heard, prompt_builder, in_loss=False), example) if heard else example)
-        before[clip.speaker] = clip
+        examples.append(dataset.join(dataset.without_labels(heard), example) if heard else example)
+        before[clip.speaker] = example
     return examples
 
 

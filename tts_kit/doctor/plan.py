@@ -160,7 +160,7 @@ def _about(made: Plan) -> list[str]:
     whose = f"{made.run.folder}" if made.run else f"Example, as no --run was given: {count} clips of {seconds:g} s, an hour"
     said = [
         f"{whose}; {len(voice.clips)} clips to learn from, {voice.seconds / 60:.1f} minutes, {voice.of_clip:.0f} positions "
-        f"(text and frames) each. {config.steps} steps of {total:,} positions pass them {voice.steps.passes:.1f} times. "
+        f"(text and frames) each. {config.steps} steps of {total:,} positions pass them {voice.steps.epochs:.1f} times. "
         f"Base {config.base}, rank {config.rank}, depth ratio {config.depth_frame_fraction:.3g}.",
         f"{made.said} computed: never measured on such a card. The kit's own step was counted without a GPU, "
         f"{step.flops / 1e12:.3g} TFLOP in {step.launches:,} operations at {step.positions:,} positions; assumed is that "

@@ -1,4 +1,4 @@
-"""Clips -> every micro-batch of the run, decided before the first step, so that a run can be resumed at any of them."""
+"""Clips -> the micro-batches of a training, all planned before the first step, so that it can resume at any step."""
 
 import itertools
 import math
@@ -14,190 +14,185 @@ from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import IGNORE_INDEX, Example, PromptBuilder, Turn
 
 Item = tuple[int, int | None]
-"""A clip, and the clip heard before it if any."""
+"""Index of a clip, and index of the clip that precedes it as context, if any."""
 
 
 class MicroBatchDataset(torch.utils.data.Dataset):
-    """Micro-batch `i` of the run, a pure function of clips, recipe, `i` and how many processes share a step.
+    """Micro-batch `i` of the training: a pure function of clips, config, `i` and the number of processes.
 
-    They take turns over the micro-batches. Where a step's do not come out even, its clips are dealt out anew."""
+    The processes take micro-batches in turn. If those of a step do not divide evenly, its clips are resharded."""
 
-    def __init__(self, clips: Sequence[EncodedClip], prompt_builder: PromptBuilder, config: Config, processes: int = 1):
+    def __init__(self, clips: Sequence[EncodedClip], prompt_builder: PromptBuilder, config: Config, num_processes: int = 1):
         self.config, self.speaker = config, clips[0].source
-        self.parts = micro_batches_per_rank(config, processes) * processes
-        self.heard = [build_example(clip, prompt_builder, in_loss=False) for clip in clips]
-        self.scored = [build_example(clip, prompt_builder) for clip in clips]
-        self.plan, self.passes = plan(self.scored, [clip.speaker for clip in clips], prompt_builder.spec.max_positions, config)
+        self.micro_batches_per_step = micro_batches_per_rank(config, num_processes) * num_processes
+        self.examples = [build_example(clip, prompt_builder) for clip in clips]
+        lengths, speakers = [len(example) for example in self.examples], [clip.speaker for clip in clips]
+        self.plan, self.epochs = plan_micro_batches(lengths, speakers, prompt_builder.spec.max_positions, config)
 
     def __len__(self) -> int:
-        return len(self.plan) // self.config.gradient_accumulation_steps * self.parts
+        return len(self.plan) // self.config.gradient_accumulation_steps * self.micro_batches_per_step
 
     def __getitem__(self, index: int) -> dict:
-        step, part = divmod(index, self.parts)
-        first = step * self.config.gradient_accumulation_steps
-        micro_batches = reshard([[self.example(item) for item in items]
-                              for items in self.plan[first:first + self.config.gradient_accumulation_steps]], self.parts)
-        chosen = sample_depth_frames([*itertools.chain(*micro_batches)], self.config.depth_frame_fraction, self.config.seed + step)
-        before = sum(len(examples) for examples in micro_batches[:part])
-        mine = micro_batches[part]
-        # a process that has nothing to do in a step computes its first clip too, which does not count there
-        batch = collate(mine or micro_batches[0][:1], chosen[before:before + len(mine)] or chosen[:1], self.config.packing)
-        return batch | {"frames_in_step": sum(len(mask) for mask in chosen),
-                        "depth_frames_in_step": sum(int(mask.sum()) for mask in chosen), "loss_weight": int(bool(mine))}
+        step, part = divmod(index, self.micro_batches_per_step)
+        count = self.config.gradient_accumulation_steps
+        planned = [[self.example(item) for item in items] for items in self.plan[step * count:(step + 1) * count]]
+        micro_batches = reshard(planned, self.micro_batches_per_step)
+        masks = sample_depth_frames([*itertools.chain(*micro_batches)], self.config.depth_frame_fraction,
+                                    self.config.seed + step)
+        start = sum(map(len, micro_batches[:part]))
+        examples, depth_masks = micro_batches[part], masks[start:start + len(micro_batches[part])]
+        # a process without clips in this step computes the first clip of the step with weight 0
+        batch = collate(examples or micro_batches[0][:1], depth_masks or masks[:1], self.config.packing)
+        return batch | {"frames_in_step": sum(map(len, masks)), "loss_weight": int(bool(examples)),
+                        "depth_frames_in_step": sum(int(mask.sum()) for mask in masks)}
 
     def example(self, item: Item) -> Example:
+        """The sequence of a planned item: a clip, after its context if it has one."""
         clip, context = item
-        return self.scored[clip] if context is None else join(self.heard[context], self.scored[clip])
+        return self.examples[clip] if context is None else join(self.context(context), self.examples[clip])
+
+    def context(self, clip: int) -> Example:
+        """A clip as it precedes another one: without labels."""
+        return without_labels(self.examples[clip])
 
 
-def micro_batches_per_rank(config: Config, processes: int) -> int:
-    """Micro-batches of a step for each of several processes."""
-    return math.ceil(config.gradient_accumulation_steps / processes)
+def micro_batches_per_rank(config: Config, num_processes: int) -> int:
+    """Micro-batches of a step that each of several processes computes."""
+    return math.ceil(config.gradient_accumulation_steps / num_processes)
 
 
 def reshard(micro_batches: list[list[Example]], parts: int) -> list[list[Example]]:
-    """A step's micro-batches as so many parts: as they are, or else cut anew, the order kept, where the lengths are even;
-    where clips are few some of the parts, but never the first one, are empty."""
+    """Split a step's micro-batches into `parts` of about equal length, in the same order.
+
+    As many micro-batches as parts stay as they are. With few clips some parts are empty, but never the first."""
     if len(micro_batches) == parts:
         return micro_batches
     examples = [*itertools.chain(*micro_batches)]
     ends = torch.tensor([len(example) for example in examples], dtype=torch.float64).cumsum(0)
-    middles = [(end - len(example) / 2).item() for example, end in zip(examples, ends)]
-    places = [int((middle - middles[0]) * parts / ends[-1].item()) for middle in middles]
-    return [[example for example, place in zip(examples, places) if place == part] for part in range(parts)]
+    centers = [(end - len(example) / 2).item() for example, end in zip(examples, ends)]
+    assigned = [int((center - centers[0]) * parts / ends[-1].item()) for center in centers]
+    return [[example for example, number in zip(examples, assigned) if number == part] for part in range(parts)]
 
 
-def build_example(clip: EncodedClip, prompt_builder: PromptBuilder, in_loss: bool = True) -> Example:
-    """A clip as a training sequence of one turn."""
-    return prompt_builder.build(clip.id, [Turn(clip.text, clip.source, clip.codes, in_loss)])
+def build_example(clip: EncodedClip, prompt_builder: PromptBuilder) -> Example:
+    """The training sequence of a clip: one turn, every frame a label."""
+    return prompt_builder.build(clip.id, [Turn(clip.text, clip.source, clip.codes)])
+
+
+def without_labels(example: Example) -> Example:
+    """The same sequence without loss: context for another one."""
+    return Example(example.name, example.input_ids, example.codes, example.audio_mask, torch.full_like(example.labels, IGNORE_INDEX))
 
 
 def join(context: Example, target: Example) -> Example:
-    """Two turns in one sequence."""
+    """Two examples as one sequence."""
     return Example(target.name, *(torch.cat([getattr(context, column), getattr(target, column)])
                                   for column in ("input_ids", "codes", "audio_mask", "labels")))
 
 
-def plan(examples: Sequence[Example], speakers: Sequence[str], longest: int,
-         config: Config) -> tuple[list[list[Item]], float]:
-    """Items of every micro-batch of the run, and how many times the data is passed."""
-    said_by = defaultdict(list)
-    for index, speaker in enumerate(speakers):
-        said_by[speaker].append(index)
-    companions = [said_by[speaker] for speaker in speakers]
-    wanted = config.steps * config.gradient_accumulation_steps
-    batches, epoch = [], 0
-    while len(batches) < wanted:
+def plan_micro_batches(lengths: Sequence[int], speakers: Sequence[str], max_positions: int,
+                       config: Config) -> tuple[list[list[Item]], float]:
+    """Items of every micro-batch of the training, and how many epochs they are."""
+    clips_of = defaultdict(list)
+    for clip, speaker in enumerate(speakers):
+        clips_of[speaker].append(clip)
+    total = config.steps * config.gradient_accumulation_steps
+    plan, epoch = [], 0
+    while len(plan) < total:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        batches += _one_pass(examples, companions, longest, config, generator)
+        plan += _plan_epoch(lengths, [clips_of[speaker] for speaker in speakers], max_positions, config, generator)
         epoch += 1
-    return batches[:wanted], epoch * wanted / len(batches) if batches else 0.0
+    return plan[:total], epoch * total / len(plan)
 
 
-def sample_depth_frames(examples: Sequence[Example], ratio: float, seed: int) -> list[torch.Tensor]:
-    """For each example a mask over its scored frames: those that train the depth decoder this time.
+def sample_depth_frames(examples: Sequence[Example], fraction: float, seed: int) -> list[torch.Tensor]:
+    """For each example a mask over its labeled frames: those that train the depth decoder in this step.
 
-    The end frame always does, as in transformers; of the others a share, drawn over all the examples together.
+    The end frame always does, as in transformers; of the rest a random fraction, sampled over all examples together.
     """
-    masks = [torch.zeros(example.target_frames, dtype=torch.bool) for example in examples]
-    flat = torch.cat(masks)
-    ends = torch.tensor([len(mask) for mask in masks]).cumsum(0) - 1
-    flat[ends] = True
-    others = (~flat).nonzero()[:, 0]
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    flat[others[order[:math.ceil(len(others) * ratio)]]] = True
-    return list(flat.split([len(mask) for mask in masks]))
+    lengths = [example.target_frames for example in examples]
+    mask = torch.zeros(sum(lengths), dtype=torch.bool)
+    mask[torch.tensor(lengths).cumsum(0) - 1] = True
+    candidates = (~mask).nonzero()[:, 0]
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
+    mask[candidates[order[:math.ceil(len(candidates) * fraction)]]] = True
+    return list(mask.split(lengths))
 
 
-def collate(examples: Sequence[Example], depth: Sequence[torch.Tensor], packing: bool) -> dict:
-    """Examples -> tensors: input_ids, codes, audio_mask, positions (rows, positions, ...), and which frames are scored.
+def collate(examples: Sequence[Example], depth_masks: Sequence[torch.Tensor], packing: bool) -> dict:
+    """Examples -> tensors (rows, positions, ...), the positions that predict a label, and the labels that train depth.
 
-    Packed clips are told apart by positions that begin anew; padding needs no mask, because attention looks back only.
+    Packed clips are told apart by position ids that restart; padding needs no mask, because attention is causal.
     """
-    lay = _end_to_end if packing else _side_by_side
-    predictors = (lay([_before_scored(example) for example in examples], False)).flatten().nonzero()[:, 0]
+    def arrange(columns: list[torch.Tensor], padding_value: int) -> torch.Tensor:
+        return torch.cat(columns)[None] if packing else pad_sequence(columns, batch_first=True, padding_value=padding_value)
+
+    lengths = [len(example) for example in examples]
     labels = torch.cat([example.labels for example in examples])
+    # true where the next position is a labeled frame
+    predicts = [torch.cat([example.labels[1:, 0] != IGNORE_INDEX, torch.tensor([False])]) for example in examples]
+    # padding counts on, so that transformers does not take it for another packed clip
+    position_ids = (torch.cat([torch.arange(length) for length in lengths])[None] if packing
+                    else torch.arange(max(lengths)).repeat(len(lengths), 1))
     return {
-        "input_ids": lay([example.input_ids for example in examples], 0),
-        "codes": lay([example.codes for example in examples], 0),
-        "audio_mask": lay([example.audio_mask for example in examples], False),
-        "position_ids": _positions([len(example) for example in examples], packing),
-        "packed_clips": _apart_and_together([len(example) for example in examples]) if packing else None,
-        "predictor_index": predictors,
+        "input_ids": arrange([example.input_ids for example in examples], 0),
+        "codes": arrange([example.codes for example in examples], 0),
+        "audio_mask": arrange([example.audio_mask for example in examples], False),
+        "position_ids": position_ids,
+        "packed_clips": _pack_index(lengths) if packing else None,
+        "predictor_index": arrange(predicts, False).flatten().nonzero()[:, 0],
         "targets": labels[labels[:, 0] != IGNORE_INDEX],
-        "depth_frame_index": torch.cat(list(depth)).nonzero()[:, 0],
+        "depth_frame_index": torch.cat(list(depth_masks)).nonzero()[:, 0],
         "clip_ids": [example.name for example in examples],
     }
 
 
-def for_evaluation(examples: Sequence[Example], config: Config) -> list[dict]:
-    """Held-out clips in batches under the token budget, every frame scored by both losses."""
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
-    groups = _under_budget([(index, None) for index in order], [len(example) for example in examples], config)
-    batches = [[examples[index] for index, _ in group] for group in groups]
+def evaluation_batches(examples: Sequence[Example], config: Config) -> list[dict]:
+    """Held-out examples in batches under the token budget, every frame in both losses."""
+    lengths = [len(example) for example in examples]
+    order = sorted(range(len(examples)), key=lambda clip: lengths[clip])
+    batches = [[examples[clip] for clip, _ in items]
+               for items in _fill_batches([(clip, None) for clip in order], lengths, config)]
     return [collate(batch, sample_depth_frames(batch, 1.0, 0), config.packing) for batch in batches]
 
 
-def _one_pass(examples: Sequence[Example], companions: Sequence[list[int]], longest: int, config: Config,
-              generator: torch.Generator) -> list[list[Item]]:
-    """All clips once, in a new order, neighbours in length together."""
-    lengths = [len(example) for example in examples]
-    # a little noise on the length mixes the company a clip keeps from pass to pass
-    noise = 1 + 0.2 * torch.rand(len(examples), generator=generator)
-    order = sorted(range(len(examples)), key=lambda index: lengths[index] * noise[index].item())
-    items = [(index, _context(index, companions[index], lengths, longest, config, generator)) for index in order]
-    batches = _under_budget(items, lengths, config)
+def _plan_epoch(lengths: Sequence[int], same_speaker: Sequence[list[int]], max_positions: int, config: Config,
+                generator: torch.Generator) -> list[list[Item]]:
+    """All clips once, bucketed by length, the batches in random order."""
+    # noise on the lengths, so that a clip shares its batch with other clips in each epoch
+    noise = 1 + 0.2 * torch.rand(len(lengths), generator=generator)
+    order = sorted(range(len(lengths)), key=lambda clip: lengths[clip] * noise[clip].item())
+    items = [(clip, _sample_context(clip, same_speaker[clip], lengths, max_positions, config, generator)) for clip in order]
+    batches = _fill_batches(items, lengths, config)
     return [batches[index] for index in torch.randperm(len(batches), generator=generator)]
 
 
-def _context(index: int, companions: list[int], lengths: list[int], longest: int, config: Config,
-             generator: torch.Generator) -> int | None:
-    """Another clip of the same speaker to be heard first, in a share of the cases."""
-    if len(companions) < 2 or torch.rand(1, generator=generator).item() >= config.context_probability:
+def _sample_context(clip: int, same_speaker: list[int], lengths: Sequence[int], max_positions: int, config: Config,
+                    generator: torch.Generator) -> int | None:
+    """With the config's probability another clip of the same speaker, if both fit into the model."""
+    if len(same_speaker) < 2 or torch.rand(1, generator=generator).item() >= config.context_probability:
         return None
-    place = int(torch.randint(len(companions) - 1, (1,), generator=generator))
-    other = companions[place + (place >= companions.index(index))]
-    return other if lengths[other] + lengths[index] <= longest else None
+    index = int(torch.randint(len(same_speaker) - 1, (1,), generator=generator))
+    context = same_speaker[index + (index >= same_speaker.index(clip))]
+    return context if lengths[context] + lengths[clip] <= max_positions else None
 
 
-def _under_budget(items: Sequence[Item], lengths: Sequence[int], config: Config) -> list[list[Item]]:
-    """Fill batches in order; a clip longer than the budget travels alone."""
+def _fill_batches(items: Sequence[Item], lengths: Sequence[int], config: Config) -> list[list[Item]]:
+    """Fill batches in order up to the token budget; a clip longer than the budget is a batch of its own."""
     batches, sizes = [[]], []
-    for item in items:
-        size = lengths[item[0]] + (0 if item[1] is None else lengths[item[1]])
-        grown = [*sizes, size]
-        cost = sum(grown) if config.packing else max(grown) * len(grown)
-        if sizes and cost > config.tokens_per_batch:
+    for clip, context in items:
+        sizes = [*sizes, lengths[clip] + (0 if context is None else lengths[context])]
+        tokens = sum(sizes) if config.packing else max(sizes) * len(sizes)
+        if len(sizes) > 1 and tokens > config.tokens_per_batch:
             batches.append([])
-            grown = [size]
-        batches[-1].append(item)
-        sizes = grown
+            sizes = sizes[-1:]
+        batches[-1].append((clip, context))
     return batches
 
 
-def _before_scored(example: Example) -> torch.Tensor:
-    """(positions,) true where the next position is a scored frame."""
-    return torch.cat([example.labels[1:, 0] != IGNORE_INDEX, torch.zeros(1, dtype=torch.bool)])
-
-
-def _positions(lengths: Sequence[int], packing: bool) -> torch.Tensor:
-    """Places in the clip; padding just counts on, so that transformers does not take it for another clip."""
-    if packing:
-        return torch.cat([torch.arange(length) for length in lengths])[None]
-    return torch.arange(max(lengths)).repeat(len(lengths), 1)
-
-
-def _apart_and_together(lengths: Sequence[int]) -> PackedClips:
-    """Where in the row the places of clips side by side lie, and the reverse."""
-    longest, starts = max(lengths), torch.tensor([0, *lengths]).cumsum(0)
-    apart = torch.arange(longest) + starts[:-1, None]
-    inside = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    return apart.where(inside, starts[:-1, None]), inside.flatten().nonzero()[:, 0]
-
-
-def _end_to_end(columns: Sequence[torch.Tensor], _fill) -> torch.Tensor:
-    return torch.cat(list(columns))[None]
-
-
-def _side_by_side(columns: Sequence[torch.Tensor], fill) -> torch.Tensor:
-    return pad_sequence(list(columns), batch_first=True, padding_value=fill)
+def _pack_index(lengths: Sequence[int]) -> PackedClips:
+    """Indices from the packed row to padded clips (clips, longest), and from those, flattened, back to the row."""
+    starts = torch.tensor([0, *lengths]).cumsum(0)[:-1, None]
+    offsets = torch.arange(max(lengths))
+    inside = offsets < torch.tensor(lengths)[:, None]
+    return (offsets + starts).where(inside, starts), inside.flatten().nonzero()[:, 0]

@@ -1,198 +1,306 @@
-"""Listening to a training: judges hear the same sentences at every so many steps, and any of these steps can be kept."""
+"""Generation evaluation: SIM and WER of synthesized sentences during training, early stopping, checkpoint selection."""
 
 import dataclasses
-import io
-import json
+import functools
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from tts_kit import audio
+from tts_kit import audio, html
 from tts_kit.config import Config
 from tts_kit.errors import KitError
-from tts_kit.evaluation import metrics
-from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
-from tts_kit.io import atomic_folder, read_rows, write_bytes, write_rows, write_text
+from tts_kit.evaluation import metrics, scoring, stats
+from tts_kit.evaluation.metrics import MetricModels
+from tts_kit.evaluation.stats import Estimate, SentenceSums
+from tts_kit.io import atomic_folder, read_rows, write_rows, write_text
 from tts_kit.model import lora
 from tts_kit.model.load import Base
 from tts_kit.run import Run
-from tts_kit.tokens import cache
 from tts_kit.tokens.cache import EncodedClip
-from tts_kit.training import callbacks, checkpoint_selection, distributed, grid
-from tts_kit.training.checkpoint_selection import SelectedCheckpoint
+from tts_kit.training import callbacks, distributed
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
-FEWEST_SENTENCES = 5
-MOST_REFERENCES = 20
-ROWS, FOLDER, SAID, MADE = "ears.jsonl", "ears", "said.jsonl", "made.json"
+MIN_SENTENCES = 5
+MAX_REFERENCES = 20
+FOLDER, GENERATED = "generation_eval", "generated.jsonl"
+"""Folder under training/ with the clips and the adapter of every evaluated step; file there with the rows of its clips."""
+ROWS, PLOT, PAGE = "generation_eval.jsonl", "generation_eval.png", "generation_eval.html"
+"""Files under training/: the scored rows of all steps, their plot, the page to listen to them."""
+BASE_MODEL = 0
+"""The step before training: what the others are compared with, never selected."""
+BY_GENERATION_EVAL, LAST_STEP = "generation evaluation", "last step"
+"""What a step can be selected by."""
+WER_TOLERANCE = 0.03
+"""A step whose WER is significantly higher than the best one by more than this is not selected."""
+PAGE_RATE = 24_000
+
+
+@dataclass(frozen=True)
+class SelectedCheckpoint:
+    step: int
+    by: str
+    """BY_GENERATION_EVAL or LAST_STEP."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """Scores of one step by sentence."""
+    sim: SentenceSums
+    wer: SentenceSums
+
+    def __str__(self) -> str:
+        return f"SIM {_value(self.sim):.2f}, WER {_value(self.wer):.0%}"
 
 
 class GenerationEvalCallback(TrainerCallback):
-    """Listens to the base and at every so many steps; each step's adapter is kept beside its clips."""
+    """Scores the base model and the adapter every `generation_eval_steps` steps, and keeps the adapter of each."""
 
-    def __init__(self, base: Base, config: Config, run: Run, clips: Sequence[EncodedClip], metric_models: MetricModels | None):
+    def __init__(self, base: Base, config: Config, run: Run, clips: Sequence[EncodedClip],
+                 metric_models: MetricModels | None):
         self.base, self.config, self.run, self.metric_models = base, config, run, metric_models
-        self.learnt = [clip for clip in clips if clip.split == "train"]
+        self.train_clips = [clip for clip in clips if clip.split == "train"]
         self.sentences = read_sentences(clips)
-        self.folder, self.table = run.training / FOLDER, run.training / ROWS
-        self._centre: np.ndarray | None = None
-        self._over = False
+        self._stop = False
 
     def on_train_begin(self, args, state, control, model=None, **_):
-        self._over = distributed.broadcast_bool(lambda: self._begin(state.global_step, model))
+        self._stop = distributed.broadcast_bool(lambda: self._evaluate(state.global_step, model, state.global_step == 0))
 
     def on_step_end(self, args, state, control, model=None, **_):
         step = state.global_step
         if step % self.config.generation_eval_steps == 0 or step == state.max_steps:
-            control.should_evaluate = True  # the losses of a step that may be kept are told as well
-            self._over = distributed.broadcast_bool(lambda: self._hear(step, model))
-        if self._over and step < state.max_steps:
-            tqdm.write(f"The training ends at step {step} of {state.max_steps}: {self.recipe.early_stopping_patience} "
-                       f"{'listens' if self.recipe.early_stopping_patience > 1 else 'listen'} without a better step.")
+            control.should_evaluate = True  # a step that may be selected needs its held-out losses too
+            self._stop = distributed.broadcast_bool(lambda: self._evaluate(step, model))
+        if self._stop and step < state.max_steps:
+            tqdm.write(f"Early stopping at step {step} of {state.max_steps}: no better step in the last "
+                       f"{self.config.early_stopping_patience} generation evaluations.")
             control.should_training_stop = True
 
-    def _begin(self, now: int, model: torch.nn.Module) -> bool:
-        """Hear what was not heard yet; whether the training is over already."""
-        self._claim()
-        there = {int(path.name.split("-")[1]) for path in self.folder.glob("step-*")}
-        # after an interruption what was said is judged, and not said again
-        for step in sorted(each for each in there | {0} if each <= now):
-            if step in there or now == 0:
-                self.listen(step, model)
-        return self._is_over(now)
+    def _evaluate(self, step: int, model: torch.nn.Module, generate: bool = True) -> bool:
+        """Evaluate a step, on resuming only what is on disk already; return whether training should stop."""
+        if generate and not self.step_folder(step).exists():
+            self._generate(step, model)
+        self.score()
+        return should_stop_early([row for row in self.rows() if row["step"] <= step], self.config.early_stopping_patience)
 
-    def _hear(self, step: int, model: torch.nn.Module) -> bool:
-        self.listen(step, model)
-        return self._is_over(step)
-
-    def listen(self, step: int, model: torch.nn.Module) -> None:
-        """Say, keep and judge one step, as far as that is not done; then show all steps."""
-        place = self._place(step)
-        if not place.exists():
-            self._say(step, model, place)
-        others, mine = ([row for row in self.rows() if (row["step"] == step) is own] for own in (False, True))
-        if {row["metrics"] for row in mine} != {self.metric_models.name}:
-            bar = tqdm(read_rows(place / SAID), desc=f"listening to step {step}", unit="clip", leave=False)
-            rows = [self._judge(row) for row in bar]
-            write_rows(self.table, sorted(others + rows, key=lambda row: (row["step"], row["sentence"])))
-            self.show()
+    def step_folder(self, step: int) -> Path:
+        return self.run.training / FOLDER / f"step-{step:06d}"
 
     def rows(self) -> list[dict]:
-        """One row for each step and sentence that was heard so far."""
-        return read_rows(self.table) if self.table.exists() else []
+        """The scored rows: one for each step and sentence."""
+        path = self.run.training / ROWS
+        return read_rows(path) if path.exists() else []
 
-    def show(self, settled: bool = False) -> Path:
-        """Draw training/ears.png and write training/ears.html; returns the page."""
-        rows, picture = self.rows(), io.BytesIO()
-        choice = checkpoint_selection.select(rows, self.config.steps)
-        callbacks.plot_generation_eval(rows, choice.step).savefig(picture, dpi=120)
-        write_bytes(self.run.training / "ears.png", picture.getvalue())
-        return grid.write(rows, self.run.training, f"{self.run.name}: what each step sounds like",
-                          choice.why if settled else f"So far: {choice.why}", choice.step)
+    def _generate(self, step: int, model: torch.nn.Module) -> None:
+        """Write the clips of a step and its adapter."""
+        folder, sample_rate = self.step_folder(step), self.base.spec.sample_rate
+        samples = callbacks.generate_samples(self.base, self.config, self.train_clips[0].source, self.sentences)
+        rows = []
+        with atomic_folder(folder) as staging:
+            if step != BASE_MODEL:
+                lora.save_weights(model, staging / lora.WEIGHTS_FILE)
+            for number, (sentence, (wave, ended_with_eos)) in enumerate(zip(self.sentences, samples), 1):
+                file = f"{number:02d}.flac"
+                audio.write(staging / file, wave, sample_rate)
+                rows.append({"step": step, "sentence": number, "text": sentence, "file": f"{FOLDER}/{folder.name}/{file}",
+                             "seed": self.config.seed + number - 1, "ended_with_eos": ended_with_eos})
+            write_rows(staging / GENERATED, rows)
 
-    def settle(self, trainer: Trainer) -> SelectedCheckpoint:
-        """Choose the step to keep, put its adapter into the model, and say why."""
-        choice = checkpoint_selection.select(self.rows(), self.config.steps)
-        if choice.by == checkpoint_selection.BY_GENERATION_EVAL:
-            lora.load_weights(trainer.model, self._place(choice.step) / lora.WEIGHTS_FILE)
-        print(f"{choice.why}\nHear every step: {self.show(settled=True).resolve().as_uri()}")
-        return choice
+    def score(self) -> None:
+        """Score all generated clips that have no scores of these metric models yet; update the plot and the page."""
+        scored = {(row["step"], row["sentence"]): row for row in self.rows()}
+        rows = [scored.get((row["step"], row["sentence"]), row)
+                for path in sorted((self.run.training / FOLDER).glob(f"step-*/{GENERATED}")) for row in read_rows(path)]
+        if rows:
+            scoring.score_rows(rows, self.run.training, self.metric_models, lambda row: self.references,
+                               lambda scored_rows: write_rows(self.run.training / ROWS, scored_rows))
+            self.show(final=False)
 
-    def _is_over(self, step: int) -> bool:
-        return checkpoint_selection.should_stop_early([row for row in self.rows() if row["step"] <= step], self.config.early_stopping_patience)
+    @functools.cached_property
+    def references(self) -> scoring.References:
+        """Up to MAX_REFERENCES training clips, evenly spaced, as the codec decodes them; held-out clips are left for the
+        comparison, and none of the sentences is in the data."""
+        count, rate = min(len(self.train_clips), MAX_REFERENCES), self.base.spec.sample_rate
+        clips = [self.train_clips[number * len(self.train_clips) // count] for number in range(count)]
+        waves = {clip.text: self.base.codec.decode([clip.codes])[0] for clip in clips}
+        references = {text: self.metric_models.know(wave, rate, text) for text, wave in waves.items()
+                      if not metrics.unusable_reason(wave, rate)}
+        if not references:
+            raise KitError(f"none of {count} training clips holds any sound, so there is nothing to compare the voice with. "
+                           "Check the data, or train with --generation-eval-steps 0.")
+        return references
 
-    def _place(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
+    def show(self, final: bool) -> Path:
+        """Write the plot and the page; return the page."""
+        rows, scores = self.rows(), step_scores(self.rows())
+        selected = select(rows, self.config.steps)
+        sim = {step: stats.bootstrap_ratio(score.sim) for step, score in scores.items()}
+        wer = {step: stats.bootstrap_ratio(score.wer) for step, score in scores.items()}
+        callbacks.write_figure(self.run.training / PLOT, callbacks.plot_generation_eval(sim, wer, selected.step))
+        return write_page(rows, sim, wer, self.run.training, f"{self.run.name}: generation evaluation",
+                          selected.reason if final else f"So far: {selected.reason}", selected.step)
 
-    def _claim(self) -> None:
-        """What was heard of a training with other settings is not mixed in."""
-        made = json.dumps({"base": self.base.fingerprint, "codes": cache.digest(self.run.codes),
-                           "sentences": self.sentences, "recipe": json.loads(self.config.to_json())}, indent=2)
-        path = self.folder / MADE
-        if not path.exists() or path.read_text(encoding="utf-8") != made:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.table.unlink(missing_ok=True)
-            write_text(path, made)
-
-    def _say(self, step: int, model: torch.nn.Module, place: Path) -> None:
-        rate, rows = self.base.spec.sample_rate, []
-        said = callbacks.generate_samples(self.base, self.config, self.learnt[0].source, self.sentences)
-        with atomic_folder(place) as beside:
-            if step != checkpoint_selection.BASE_MODEL:
-                lora.save_weights(model, beside / lora.WEIGHTS_FILE)
-            for number, (sentence, (wave, ended_with_eos)) in enumerate(zip(self.sentences, said), 1):
-                name = f"{number:02d}.flac"
-                audio.write(beside / name, wave, rate)
-                rows.append({"step": step, "sentence": number, "text": sentence, "file": f"{FOLDER}/{place.name}/{name}",
-                             "seed": self.config.seed + number - 1, "ended_with_eos": ended_with_eos,
-                             "seconds": round(len(wave) / rate, 3)})
-            write_rows(beside / SAID, rows)
-
-    def _judge(self, row: dict) -> dict:
-        found = self.metric_models.measure(metrics.read(self.run.training / row["file"]), metrics.SAMPLE_RATE, row["text"])
-        # a judge that breaks down tells as much of a clip as one that has no sound to hear
-        failure = found.failure or "; ".join(found.failed.values())
-        wrong = found.ref_words if found.word_errors is None else found.word_errors
-        return row | {"transcript": found.transcript, "ref_words": found.ref_words, "word_errors": wrong,
-                      "sim": round(self._likeness(found), 4), "failure": failure, "metrics": self.metric_models.name}
-
-    def _likeness(self, found: ClipMetrics) -> float:
-        """Cosine to the mean of clips that were learnt from, as the codec plays them; a clip without sound is like nobody.
-
-        Held-out clips are left for the comparison, and no sentence said here is among those learnt.
-        """
-        if found.embedding is None:
-            return 0.0
-        if self._centre is None:
-            mean = np.mean([self.metric_models.embed(wave, self.base.spec.sample_rate) for wave in self._real()], axis=0)
-            self._centre = mean / np.linalg.norm(mean)
-        return float(found.embedding @ self._centre)
-
-    def _real(self) -> list[np.ndarray]:
-        """Up to MOST_REFERENCES clips that were learnt from, evenly out of all of them."""
-        count = min(len(self.learnt), MOST_REFERENCES)
-        waves = [self.base.codec.decode([self.learnt[place * len(self.learnt) // count].codes])[0] for place in range(count)]
-        rate = self.base.spec.sample_rate
-        if sounding := [wave for wave in waves if not metrics.unusable_reason(wave, rate)]:
-            return sounding
-        raise KitError(f"none of {count} clips that were learnt from holds any sound, so that nothing can be compared with "
-                      "the voice. Look at the data, or train with --generation-eval-steps 0.")
+    def load_best(self, trainer: Trainer) -> SelectedCheckpoint:
+        """Select a step, load its adapter into the model and print the reason."""
+        selected = select(self.rows(), self.config.steps)
+        if selected.by == BY_GENERATION_EVAL:
+            lora.load_weights(trainer.model, self.step_folder(selected.step) / lora.WEIGHTS_FILE)
+        print(f"{selected.reason}\nListen to every step: {self.show(final=True).resolve().as_uri()}")
+        return selected
 
 
 def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) -> GenerationEvalCallback | None:
-    """Ears for a training, if it asks for them; none, and why, where judges or sentences are missing."""
+    """The callback, if the config asks for it and metric models and sentences are there; else print what is missing."""
     if not config.generation_eval_steps:
         return None
-    last = "The last step will be kept."
+    sentences = read_sentences(clips)
     if not metrics.load_available():
-        print(f"Nobody can listen to the training: judges are not installed. Install them: {metrics.INSTALL}\n{last}")
-    elif len(read_sentences(clips)) < FEWEST_SENTENCES:
-        print(f"Nobody can listen to the training: only {len(read_sentences(clips))} of the kit's sentences are not in the data "
-              f"itself, and fewer than {FEWEST_SENTENCES} say nothing. {last}")
+        print(f"No generation evaluation: metric models are not installed. Install them: {metrics.INSTALL}\nThe last step "
+              "will be kept.")
+    elif len(sentences) < MIN_SENTENCES:
+        print(f"No generation evaluation: only {len(sentences)} of the kit's sentences are not in the data itself, fewer "
+              f"than {MIN_SENTENCES}. The last step will be kept.")
     else:
-        # words and voice are what is chosen by; the other judges would only take their time
-        metric_models = dataclasses.replace(metrics.load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None,
-                                        embed_speaker_2=None) if distributed.is_rank_zero() else None
+        # selection reads WER and SIM only
+        metric_models = dataclasses.replace(metrics.load(), rate=None, predict_mos_2=None, predict_noise_mos=None,
+                                            embed_speaker_2=None) if distributed.is_rank_zero() else None
         return GenerationEvalCallback(base, config, run, clips, metric_models)
     return None
 
 
-def load_best(ears: GenerationEvalCallback | None, trainer: Trainer) -> SelectedCheckpoint:
-    """The step to keep; the model holds its adapter then."""
-    return ears.settle(trainer) if ears else SelectedCheckpoint(trainer.state.global_step, checkpoint_selection.LAST_STEP, "")
+def load_best(evaluation: GenerationEvalCallback | None, trainer: Trainer) -> SelectedCheckpoint:
+    """The step to keep, whose adapter the model holds afterwards; without generation evaluation the last one."""
+    return evaluation.load_best(trainer) if evaluation else SelectedCheckpoint(trainer.state.global_step, LAST_STEP, "")
+
+
+def remove_results(run: Run) -> None:
+    """Remove the generation evaluation of a training that starts over with other inputs."""
+    shutil.rmtree(run.training / FOLDER, ignore_errors=True)
+    for name in (ROWS, PLOT, PAGE):
+        (run.training / name).unlink(missing_ok=True)
 
 
 def read_sentences(clips: Sequence[EncodedClip]) -> list[str]:
-    """The kit's sentences but those of the data: one learnt by heart says nothing, one held out is for the comparison."""
-    taken = {_bare(clip.text) for clip in clips}
-    return [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if _bare(line) not in taken]
+    """The kit's sentences except those in the data: a memorized one says nothing, a held-out one is for the comparison."""
+    in_data = {_words(clip.text) for clip in clips}
+    return [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if _words(line) not in in_data]
 
 
-def _bare(text: str) -> str:
+def step_scores(rows: Sequence[dict]) -> dict[int, StepScores]:
+    """Step -> its scores, in order; a clip on which a metric failed counts like one without sound."""
+    by_step = {}
+    for row in sorted(rows, key=lambda row: row["step"]):
+        word_errors = row["ref_words"] if row["word_errors"] is None else row["word_errors"]
+        by_step.setdefault(row["step"], []).append(row | {"sim": row["sim"] or 0.0, "word_errors": word_errors})
+    return {step: StepScores(sim=stats.sums_by_sentence(counted, "sim"),
+                             wer=stats.sums_by_sentence(counted, "word_errors", "ref_words"))
+            for step, counted in by_step.items()}
+
+
+def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
+    """Select the step to keep of a training of `steps` steps, from one row for each evaluated step and sentence.
+
+    Steps whose WER is significantly higher than the lowest, by more than WER_TOLERANCE, are ruled out. Of the others the
+    one with the highest SIM is the best. Selected is the earliest that is as good: neither its SIM lower nor its WER higher
+    than the best's by more than one standard error of the paired difference (significance would be too weak a test: with a
+    dozen sentences almost every step would pass). If nothing was evaluated, or no clip holds any sound, it is the last step.
+    """
+    scores = step_scores(rows)
+    trained = [step for step in scores if step != BASE_MODEL]
+    if all(row["failure"] or row.get("metric_failed") for row in rows if row["step"] != BASE_MODEL):
+        last = max(trained, default=steps)
+        return SelectedCheckpoint(last, LAST_STEP, f"Step {last} of {steps} selected, the last: no step could be evaluated.")
+    candidates, best = _best(scores)
+    selected = next(step for step in candidates if _is_as_good(scores[step], scores[best]))
+    if selected == best:
+        reasons = [f"Step {best} of {steps} selected, the highest SIM: {scores[best]}."]
+    else:
+        reasons = [f"Step {selected} of {steps} selected, the earliest within one standard error of step {best}: "
+                   f"{scores[selected]}; step {best}: {scores[best]}."]
+    nearer = [step for step in trained if step not in candidates and _value(scores[step].sim) > _value(scores[best].sim)]
+    if nearer:
+        step = max(nearer, key=lambda step: _value(scores[step].sim))
+        reasons.append(f"Step {step} has a higher SIM but a significantly higher WER ({scores[step]}).")
+    if BASE_MODEL in scores:
+        base = scores[BASE_MODEL]
+        sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).above
+        reasons.append(f"Base model: {base}{', SIM not significantly lower' * (not sim_is_higher)}"
+                       f"{', WER significantly lower' * _wer_is_worse(scores[selected], base)}.")
+    return SelectedCheckpoint(selected, BY_GENERATION_EVAL, " ".join(reasons))
+
+
+def should_stop_early(rows: Sequence[dict], patience: int) -> bool:
+    """Whether none of the last `patience` evaluations is better than the best before them; patience 0: never."""
+    trained = sorted({row["step"] for row in rows} - {BASE_MODEL})
+    return 0 < patience < len(trained) and _best(step_scores(rows))[1] not in trained[-patience:]
+
+
+def write_page(rows: Sequence[dict], sim: Mapping[int, Estimate], wer: Mapping[int, Estimate], folder: Path, title: str,
+               summary: str, selected: int) -> Path:
+    """Write the page to listen to every step: sentences in rows, steps in columns, clips embedded at equal loudness."""
+    clips = {(row["sentence"], row["step"]): _cell(row, folder) for row in rows}
+    head = "".join(
+        f'<th scope="col"{" class=selected" * (step == selected)}>{f"step {step}" if step else "base model"}'
+        f'{" (selected)" * (step == selected)}<small>SIM {_interval(sim[step], ".2f")}</small>'
+        f'<small>WER {_interval(wer[step], ".0%")}</small></th>' for step in sim)
+    body = "".join(
+        f'<tr><th scope="row" dir="auto">{html.escape(text)}</th>'
+        + "".join(f'<td>{clips.get((number, step), "")}</td>' for step in sim) + "</tr>"
+        for number, text in sorted({row["sentence"]: row["text"] for row in rows}.items()))
+    page, _ = html.page(__file__, title, csp=["media-src data:"], summary=html.escape(summary), head=head, body=body)
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _cell(row: dict, folder: Path) -> str:
+    """A player, or the reason why there is none, and the scores of a clip."""
+    notes = [f"{row['word_errors']} of {row['ref_words']} words wrong, SIM {row['sim'] or 0:.2f}"]
+    if row["word_errors"] != 0:
+        notes.append(f"transcript: {row['transcript']}")
+    if not row["ended_with_eos"]:
+        notes.append("no EOS: reached the length limit")
+    wave = metrics.read(folder / row["file"], PAGE_RATE)
+    if reason := row["failure"] or metrics.unusable_reason(wave, PAGE_RATE):
+        player = f"<em>{html.escape(reason)}</em>"
+    else:
+        uri = html.data_uri(*audio.encode_lossy(audio.normalize_loudness(wave, PAGE_RATE), PAGE_RATE))
+        player = f'<audio controls preload="none" src="{uri}"></audio>'
+    return player + "".join(f'<small dir="auto">{html.escape(note)}</small>' for note in notes)
+
+
+def _interval(estimate: Estimate, form: str) -> str:
+    """A value with its 95 % confidence interval, if there are enough sentences for one."""
+    interval = f" ({max(estimate.low, 0):{form}} to {estimate.high:{form}})" * (estimate.sentences >= stats.MIN_SENTENCES)
+    return f"{estimate.value:{form}}{interval}"
+
+
+def _value(sums: SentenceSums) -> float:
+    return stats.bootstrap_ratio(sums).value
+
+
+def _best(scores: dict[int, StepScores]) -> tuple[list[int], int]:
+    """The trained steps whose WER is good enough, and the one of them with the highest SIM; the earliest if equal."""
+    trained = [step for step in scores if step != BASE_MODEL]
+    lowest_wer = min(trained, key=lambda step: (_value(scores[step].wer), step))
+    candidates = [step for step in trained if not _wer_is_worse(scores[step], scores[lowest_wer])]
+    return candidates, max(candidates, key=lambda step: (_value(scores[step].sim), -step))
+
+
+def _is_as_good(step: StepScores, best: StepScores) -> bool:
+    sim, wer = stats.paired_bootstrap_diff(step.sim, best.sim), stats.paired_bootstrap_diff(step.wer, best.wer)
+    return sim.value >= -sim.error and wer.value <= wer.error
+
+
+def _wer_is_worse(step: StepScores, other: StepScores) -> bool:
+    difference = stats.paired_bootstrap_diff(step.wer, other.wer)
+    return difference.above and difference.value > WER_TOLERANCE
+
+
+def _words(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", text.casefold()))
