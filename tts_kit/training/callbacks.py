@@ -82,7 +82,8 @@ class SampleCallback(TrainerCallback):
 def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequence[str]) -> list[tuple[np.ndarray, bool]]:
     """(samples,) of each sentence, and whether it ended with EOS; one batch, and a fixed seed for each sentence."""
     texts = [text.normalize(sentence) for sentence in sentences]
-    prompts = [base.prompt_builder.build(f"sentence {number}", [Turn(line, speaker)]) for number, line in enumerate(texts, 1)]
+    prompts = [base.prompt_builder.build(f"sentence {number}", [Turn(line, speaker)])
+               for number, line in enumerate(texts, 1)]
     max_frames = [round(text.max_speech_seconds(line) * base.spec.frame_rate) for line in texts]
     was_training = base.model.training
     base.model.eval()

@@ -1,5 +1,6 @@
 """Clips -> the micro-batches of a training, all planned before the first step, so that it can resume at any step."""
 
+import dataclasses
 import itertools
 import math
 from collections import defaultdict
@@ -81,7 +82,7 @@ def build_example(clip: EncodedClip, prompt_builder: PromptBuilder) -> Example:
 
 def without_labels(example: Example) -> Example:
     """The same sequence without loss: context for another one."""
-    return Example(example.name, example.input_ids, example.codes, example.audio_mask, torch.full_like(example.labels, IGNORE_INDEX))
+    return dataclasses.replace(example, labels=torch.full_like(example.labels, IGNORE_INDEX))
 
 
 def join(context: Example, target: Example) -> Example:

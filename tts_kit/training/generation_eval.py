@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,12 +138,10 @@ class GenerationEvalCallback(TrainerCallback):
 
     def show(self, final: bool) -> Path:
         """Write the plot and the page; return the page."""
-        rows, scores = self.rows(), step_scores(self.rows())
+        rows = self.rows()
         selected = select(rows, self.config.steps)
-        sim = {step: stats.bootstrap_ratio(score.sim) for step, score in scores.items()}
-        wer = {step: stats.bootstrap_ratio(score.wer) for step, score in scores.items()}
-        callbacks.write_figure(self.run.training / PLOT, callbacks.plot_generation_eval(sim, wer, selected.step))
-        return write_page(rows, sim, wer, self.run.training, f"{self.run.name}: generation evaluation",
+        callbacks.write_figure(self.run.training / PLOT, callbacks.plot_generation_eval(*_estimates(rows), selected.step))
+        return write_page(rows, self.run.training, f"{self.run.name}: generation evaluation",
                           selected.reason if final else f"So far: {selected.reason}", selected.step)
 
     def load_best(self, trainer: Trainer) -> SelectedCheckpoint:
@@ -241,9 +239,9 @@ def should_stop_early(rows: Sequence[dict], patience: int) -> bool:
     return 0 < patience < len(trained) and _best(step_scores(rows))[1] not in trained[-patience:]
 
 
-def write_page(rows: Sequence[dict], sim: Mapping[int, Estimate], wer: Mapping[int, Estimate], folder: Path, title: str,
-               summary: str, selected: int) -> Path:
+def write_page(rows: Sequence[dict], folder: Path, title: str, summary: str, selected: int) -> Path:
     """Write the page to listen to every step: sentences in rows, steps in columns, clips embedded at equal loudness."""
+    sim, wer = _estimates(rows)
     clips = {(row["sentence"], row["step"]): _cell(row, folder) for row in rows}
     head = "".join(
         f'<th scope="col"{" class=selected" * (step == selected)}>{f"step {step}" if step else "base model"}'
@@ -272,6 +270,13 @@ def _cell(row: dict, folder: Path) -> str:
         uri = html.data_uri(*audio.encode_lossy(audio.normalize_loudness(wave, PAGE_RATE), PAGE_RATE))
         player = f'<audio controls preload="none" src="{uri}"></audio>'
     return player + "".join(f'<small dir="auto">{html.escape(note)}</small>' for note in notes)
+
+
+def _estimates(rows: Sequence[dict]) -> tuple[dict[int, Estimate], dict[int, Estimate]]:
+    """SIM and WER of every step."""
+    scores = step_scores(rows)
+    return ({step: stats.bootstrap_ratio(score.sim) for step, score in scores.items()},
+            {step: stats.bootstrap_ratio(score.wer) for step, score in scores.items()})
 
 
 def _interval(estimate: Estimate, form: str) -> str:
