@@ -298,7 +298,7 @@ def test_a_clip_on_which_a_metric_fails_counts_as_one_without_sound(config, base
     for number, functions in enumerate(((broken, embed), (transcribe, broken))):
         metric_models = MetricModels({"wer": f"test {number}"}, *functions, None)
         evaluation = generation_eval.GenerationEvalCallback(base, config, run, clips, metric_models)
-        evaluation.references = {"Hello there.": metric_models.know(np.sin(np.arange(24_000) / 9), 24_000, "Hello there.")}
+        evaluation.references = {"Hello there.": metric_models.measure_reference(np.sin(np.arange(24_000) / 9), 24_000, "Hello there.")}
         evaluation.score()
         row, = evaluation.rows()
         assert "no idea" in str(row["metric_failed"])
@@ -351,7 +351,7 @@ def test_the_bundled_model_is_understood_and_sounds_like_its_speaker(tmp_path):
     rows = evaluation.rows()
     assert sum(row["word_errors"] for row in rows) < 0.6 * sum(row["ref_words"] for row in rows)
     assert 0.5 < np.mean([row["sim"] for row in rows]) < 0.95 and all(row["ended_with_eos"] for row in rows)
-    assert scoring.target_similarity(scoring.voices(evaluation.references)) > np.mean([row["sim"] for row in rows])
+    assert scoring.target_similarity(scoring.embeddings(evaluation.references)) > np.mean([row["sim"] for row in rows])
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from tts_kit.io import check_replaceable, read_json, read_rows, write_bytes, wri
 from tts_kit.model import compile, load
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
-from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.cache import EncodedClip
+from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Example, PromptBuilder
 from tts_kit.training import callbacks, dataset, trainer
 

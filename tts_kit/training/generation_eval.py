@@ -118,7 +118,7 @@ class GenerationEvalCallback(TrainerCallback):
         rows = [scored.get((row["step"], row["sentence"]), row)
                 for path in sorted((self.run.training / FOLDER).glob(f"step-*/{GENERATED}")) for row in read_rows(path)]
         if rows:
-            scoring.score_rows(rows, self.run.training, self.metric_models, lambda row: self.references,
+            scoring.score_rows(rows, self.run.training, self.metric_models, self.references,
                                lambda scored_rows: write_rows(self.run.training / ROWS, scored_rows))
             self.show(final=False)
 
@@ -129,7 +129,7 @@ class GenerationEvalCallback(TrainerCallback):
         count, rate = min(len(self.train_clips), MAX_REFERENCES), self.base.spec.sample_rate
         clips = [self.train_clips[number * len(self.train_clips) // count] for number in range(count)]
         waves = {clip.text: self.base.codec.decode([clip.codes])[0] for clip in clips}
-        references = {text: self.metric_models.know(wave, rate, text) for text, wave in waves.items()
+        references = {text: self.metric_models.measure_reference(wave, rate, text) for text, wave in waves.items()
                       if not metrics.unusable_reason(wave, rate)}
         if not references:
             raise KitError(f"none of {count} training clips holds any sound, so there is nothing to compare the voice with. "
@@ -166,7 +166,7 @@ def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) ->
               f"than {MIN_SENTENCES}. The last step will be kept.")
     else:
         # selection reads WER and SIM only
-        metric_models = dataclasses.replace(metrics.load(), rate=None, predict_mos_2=None, predict_noise_mos=None,
+        metric_models = dataclasses.replace(metrics.load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None,
                                             embed_speaker_2=None) if distributed.is_rank_zero() else None
         return GenerationEvalCallback(base, config, run, clips, metric_models)
     return None
@@ -227,7 +227,7 @@ def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
         reasons.append(f"Step {step} has a higher SIM but a significantly higher WER ({scores[step]}).")
     if BASE_MODEL in scores:
         base = scores[BASE_MODEL]
-        sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).above
+        sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).is_above_zero
         reasons.append(f"Base model: {base}{', SIM not significantly lower' * (not sim_is_higher)}"
                        f"{', WER significantly lower' * _wer_is_worse(scores[selected], base)}.")
     return SelectedCheckpoint(selected, BY_GENERATION_EVAL, " ".join(reasons))
@@ -299,12 +299,12 @@ def _best(scores: dict[int, StepScores]) -> tuple[list[int], int]:
 
 def _is_as_good(step: StepScores, best: StepScores) -> bool:
     sim, wer = stats.paired_bootstrap_diff(step.sim, best.sim), stats.paired_bootstrap_diff(step.wer, best.wer)
-    return sim.value >= -sim.error and wer.value <= wer.error
+    return sim.value >= -sim.standard_error and wer.value <= wer.standard_error
 
 
 def _wer_is_worse(step: StepScores, other: StepScores) -> bool:
     difference = stats.paired_bootstrap_diff(step.wer, other.wer)
-    return difference.above and difference.value > WER_TOLERANCE
+    return difference.is_above_zero and difference.value > WER_TOLERANCE
 
 
 def _words(text: str) -> str:
