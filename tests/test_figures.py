@@ -5,11 +5,6 @@ import json
 import pytest
 from test_house import ROOT
 
-from sample_data.build import shape
-from tts_kit import device
-from tts_kit.config import Config
-from tts_kit.doctor import plan
-
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -104,25 +99,6 @@ def test_the_bundled_model_is_as_good_as_said():
     numbers = {6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
     assert f"Of ten goals it reaches {numbers[sum(goal['reached'] for goal in found['goals'])]}" in told
     assert len(found["goals"]) == 10 and len(found["seeds"]) == 3 and "50 sentences in three takes" in told
-
-
-def test_memory_is_saved_as_the_help_says(tmp_path):
-    """Mistake: the training step was changed, and the help tells in the old order what saves its memory."""
-    for part in (shape.config, shape.tokenizer):
-        part("csm-1b").save_pretrained(tmp_path)
-    made, all_frames = (plan.Plan(Config(base=str(tmp_path), depth_frame_fraction=ratio)) for ratio in (1 / 16, 1.0))
-    weights, ladder, batch = made.weights(plan.MemoryOption()), made.ladder(False), made.config.tokens_per_batch
-    peak, half, quarter = (ladder.peak(batch // parts) for parts in (1, 2, 4))
-    gradient_checkpointing, more = peak - made.ladder(True).peak(batch), all_frames.ladder(False).peak(batch) - peak
-    rank = plan.ADAPTER_BYTES * sum(each.numel() for each in ladder.model.parameters() if each.requires_grad)
-    for told in (f"({(weights + peak) / 1e9:.1f} GB, {weights / 1e9:.1f} of them weights, adapter and CUDA itself)",
-                 f"`--gradient-checkpointing` (-{gradient_checkpointing / 1e9:.1f} GB",
-                 f"(-{(peak - half) / 1e9:.1f}; a quarter with 4: -{(peak - quarter) / 1e9:.1f})",
-                 f"(1 instead of 1/16: +{more / 1e9:.1f})",
-                 f"`--offload-text-embeddings` (-{(weights - made.weights(plan.MemoryOption(text_off=True))) / 1e9:.1f}; "
-                 f"taken by itself below {device.LOW_MEMORY_BYTES / 1e9:.0f} GB)",
-                 f"{rank / 1e9:.2f} GB at 32, {rank / 4e9:.2f} at 8)"):
-        assert told in README, told
 
 
 @pytest.mark.parametrize("name", ["demo", "recordings", "judges", "verdict_rates", "serve_load", "results"])

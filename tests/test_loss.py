@@ -1,5 +1,6 @@
 """The kit's loss and gradients against transformers' own forward, in float32."""
 
+import op_counter
 import pytest
 import torch
 from conftest import make_clip
@@ -8,7 +9,6 @@ from peft.tuners.lora import layer as peft_layer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tts_kit import device
-from tts_kit.doctor import step_cost
 from tts_kit.model import fused_lora, load, lora, loss
 from tts_kit.training import dataset
 
@@ -175,7 +175,7 @@ def test_memory_of_the_depth_part_is_that_of_a_chunk(base):
     peaks = []
     for frames in (loss.CHUNK["cpu"], 8 * loss.CHUNK["cpu"]):
         states, codes = torch.zeros(frames, 32, requires_grad=True), make_clip("a", frames).codes.long()
-        with step_cost.OpCounter([*model.parameters(), *model.buffers(), states, codes]) as ledger:
+        with op_counter.OpCounter([*model.parameters(), *model.buffers(), states, codes]) as ledger:
             loss.depth_sum(lora.unwrap(model), states, codes)[0].backward()
         peaks.append(ledger.peak)
     assert peaks[1] < 1.2 * peaks[0]

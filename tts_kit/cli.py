@@ -372,11 +372,11 @@ def doctor(args: argparse.Namespace) -> int:
         return 0
     if given:
         raise KitError(f"--{given[0].replace('_', '-')} is an option of --plan: give --plan too, or leave it out.")
-    from tts_kit import doctor
+    from tts_kit.doctor import checks
 
-    checks = doctor.run_checks(args.base or Config.base)
-    print(doctor.report(checks))
-    return int(any(check.state == "fail" for check in checks))
+    results = checks.run_checks(args.base or Config.base)
+    print(checks.format_report(results))
+    return int(any(check.status == "fail" for check in results))
 
 
 # ------------------------------------------------------------------------------------------------------------ options

@@ -1,200 +1,304 @@
-"""What a training would need on the usual cards: the batch that fits, minutes, memory, dollars, and how each is known."""
+"""Plan of a training on common GPUs: the batch that fits, memory, minutes and dollars, computed by a formula or measured."""
 
+import re
 import shlex
 import textwrap
 from dataclasses import dataclass
 from math import ceil
 
-from tts_kit.config import Config, load_config
-from tts_kit.doctor import gpus, measured_speed, memory_model, step_cost
-from tts_kit.doctor.gpus import GPUS, Gpu
-from tts_kit.doctor.measured_speed import Measured
-from tts_kit.doctor.memory_model import CostCurve
+from tts_kit import pretrained
+from tts_kit.config import CONFIG_FILE, Config, load_config, read_config
+from tts_kit.data import manifest
+from tts_kit.errors import KitError
+from tts_kit.io import read_json
+from tts_kit.model import load, lora, loss
 from tts_kit.run import Run
-
-FILL = 0.9
-"""Share of a card's memory that a batch may take, because what is freed is not always of the size that is wanted next."""
-ADAPTER_BYTES = 16
-"""Of a trained parameter: weight, gradient and AdamW's two moments, all in float32."""
-CONTEXT = 0.8e9
-"""Bytes that CUDA and its libraries take for themselves: assumed."""
-LOADING = 1.0
-"""Minutes to start the machine and load the base: assumed."""
+from tts_kit.spec import ModelSpec
+from tts_kit.tokens import cache
+from tts_kit.tokens.prompt import PromptBuilder
 
 
 @dataclass(frozen=True)
-class MemoryOption:
-    """How to save memory; the first way that fits is taken."""
-    text_off: bool = False
-    """The text embeddings stay in the machine's own memory."""
-    gradient_checkpointing: bool = False
+class Gpu:
+    name: str
+    pattern: str
+    """Matches the name that torch reports."""
+    memory: float
+    """GB that torch reports, a little less than the nominal size."""
+    tflops: float
+    """Dense 16-bit TFLOP/s of the tensor cores, from NVIDIA's data sheets."""
+    bandwidth: float
+    """GB/s of its memory, from NVIDIA's data sheets."""
+    price: float
+    """Dollars an hour: Modal's list prices of late 2025."""
 
-    def __str__(self) -> str:
-        return ", ".join(["text embeddings off the GPU"] * self.text_off + ["gradient_checkpointing"] * self.gradient_checkpointing)
+
+GPUS = (
+    Gpu("T4", r"\bT4\b", 15.6, 65, 320, 0.59),
+    Gpu("L4", r"\bL4\b", 23.6, 121, 300, 0.80),
+    Gpu("A10G", r"\bA10G\b", 23.6, 70, 600, 1.10),  # AWS's variant, slower than the A10
+    Gpu("A100 40 GB", r"\bA100\b.*\b40GB\b", 42.3, 312, 1555, 2.10),
+    Gpu("A100 80 GB", r"\bA100\b.*\b80GB\b", 85.0, 312, 2039, 2.50),
+    Gpu("H100", r"\bH100\b", 85.0, 989, 3350, 3.95),
+    Gpu("H200", r"\bH200\b", 150.0, 989, 4800, 4.54),
+)
+
+# Counted on the training step of CSM-1B on torch's meta device, by tests/op_counter.py; tests/test_doctor_plan.py compares.
+# Each pair: backbone, depth decoder; per position, layer and unit of the hidden size.
+ACTIVATION_BYTES = {False: (55, 95), True: (2.5, 35)}
+"""Kept for the backward pass, without and with gradient checkpointing."""
+TRAFFIC_BYTES = (700, 880)
+"""Read and written by operations that memory bandwidth limits."""
+LAUNCHES_PER_LAYER = 180
+CHECKPOINTING_COST = 1.5
+"""Time of a step with gradient checkpointing, relative to one without."""
+TRAINABLE_BYTES = 16
+"""Weight, gradient and AdamW's two moments, in float32."""
+
+# Assumed, never measured on such a GPU.
+PEAK_SHARE, BANDWIDTH_SHARE = 0.5, 0.7
+"""Shares of a GPU's arithmetic and bandwidth that a step reaches."""
+LAUNCH_SECONDS = 8e-6
+"""Host time to launch one operation."""
+CUDA_BYTES = 0.8e9
+FILL = 0.9
+"""Share of the GPU memory that a plan may use; the rest is lost to fragmentation."""
+STARTUP_MINUTES = 1.0
+EXAMPLE = 600, 6.0, "The ferry to Oslo leaves at half past seven, and the last one back leaves at midnight."
+"""Number of clips, seconds and text of each, planned for when no run is given."""
+NO_EFFECT_ON_SPEED = {
+    "steps", "seed", "speaker", "split_seed", "learning_rate", "warmup_steps", "weight_decay", "alpha", "depth_loss_weight",
+    "max_seconds", "max_characters", "held_out", "early_stopping_patience", "temperature", "depth_temperature", "top_k"}
+"""Config fields that may differ from a finished training whose time is taken as measured."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One card, or the machine that the run was trained on."""
+    """One GPU, or the machine that the run was trained on."""
     name: str
-    card: Gpu | None
-    seconds: float
-    """Of a step."""
+    gpu: Gpu | None
+    step_seconds: float
     minutes: float
     source: str
     """computed or measured."""
-    way: MemoryOption | None = None
-    fits: int = 0
-    """Positions of the largest batch."""
-    micro: int = 0
-    """Positions of a micro-batch that is planned."""
-    gradient_accumulation_steps: int = 1
+    offload: bool = False
+    checkpointing: bool = False
+    max_batch: int = 0
+    """Positions of the largest micro-batch that fits."""
+    micro_batch: int = 0
+    """Positions of the planned micro-batch."""
+    accumulation: int = 1
     memory: float = 0.0
-    """GB that it takes."""
+    """GB that the planned micro-batch takes."""
 
     @property
     def dollars(self) -> float | None:
-        return self.minutes / 60 * self.card.price if self.card else None
+        return self.minutes / 60 * self.gpu.price if self.gpu else None
+
+
+class Decoder:
+    """Sizes of the backbone or the depth decoder."""
+
+    def __init__(self, model, prefix: str, hidden_size: int):
+        weights = {name: weight.numel() for name, weight in model.named_parameters() if name.startswith(f"{prefix}.layers.")}
+        self.lora = sum(count for name, count in weights.items() if ".lora_" in name)
+        self.weights = sum(weights.values()) - self.lora
+        self.layers = len({name.removeprefix(f"{prefix}.layers.").partition(".")[0] for name in weights})
+        self.units = self.layers * hidden_size
 
 
 class Plan:
-    """A recipe over a voice, card by card."""
+    """What training with a config costs on each GPU, for the clips of a run or for the example."""
 
     def __init__(self, config: Config, run: Run | None = None):
         self.config, self.run = config, run
-        self.voice = memory_model.training_data(config, run)
-        self.ladders: dict[bool, CostCurve] = {}
-        found, self.said = measured_speed.for_run(run, config) if run else (None, "No row is measured.")
-        self.rows = [self._row(card, found if found and found.card == card else None) for card in GPUS]
-        self.too_small = [card for card, row in zip(GPUS, self.rows) if row is None]
-        self.rows = [row for row in self.rows if row]
-        if found and not found.card:
-            self.rows.append(Row(found.name, None, found.seconds, self._minutes(found.seconds), "measured"))
+        self._count_model()
+        self._count_clips()
+        measured, self.measured_note = _read_measured(run, config) if run else (None, "No row is measured.")
+        rows = [self._plan(gpu, measured if measured and measured[0] == gpu else None) for gpu in GPUS]
+        self.rows = [row for row in rows if row]
+        self.too_small = [gpu.name for gpu, row in zip(GPUS, rows) if row is None]
+        if measured and not isinstance(measured[0], Gpu):
+            self.rows.append(Row(measured[0], None, measured[1], self._minutes(measured[1]), "measured"))
 
-    def ladder(self, gradient_checkpointing: bool) -> CostCurve:
-        if gradient_checkpointing not in self.ladders:
-            self.ladders[gradient_checkpointing] = CostCurve(self.voice, gradient_checkpointing)
-        return self.ladders[gradient_checkpointing]
+    def _count_model(self) -> None:
+        model = load.without_weights(self.config.base, self.config.revision)
+        model.codec_model = None
+        load.tie(model, {load.BACKBONE_TABLE}, self.config.base)
+        model.requires_grad_(False)
+        model = lora.unwrap(lora.add_lora(model, self.config.rank, self.config.alpha, self.config.lora_targets))
+        self.trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        self.frozen = sum(weight.numel() for weight in model.parameters()) - self.trainable
+        self.text_table = model.embed_text_tokens.weight.numel()
+        self.backbone = Decoder(model, "backbone_model", model.config.hidden_size)
+        self.depth = Decoder(model, "depth_decoder.model", model.config.depth_decoder_config.hidden_size)
 
-    def weights(self, way: MemoryOption) -> float:
-        """Bytes on the card whatever the batch: base, adapter and optimizer, CUDA."""
-        model = self.ladder(way.gradient_checkpointing).model
-        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        frozen = sum(weight.nbytes for weight in model.parameters() if not weight.requires_grad)
-        return frozen + ADAPTER_BYTES * trained + CONTEXT - way.text_off * model.embed_text_tokens.weight.nbytes
+    def _count_clips(self) -> None:
+        config, run = self.config, self.run
+        self.spec = ModelSpec.of(pretrained.config(config.base, config.revision))
+        builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), self.spec)
+        if run is None:
+            count, seconds, text = EXAMPLE
+            held_out = max(manifest.MIN_HELD_OUT, round(count * config.held_out))
+            clips = [(text, seconds, manifest.HELD_OUT if number < held_out else manifest.TRAIN) for number in range(count)]
+        elif (run.data / manifest.MANIFEST).is_file():
+            clips = [(utterance.text, utterance.seconds, utterance.split) for utterance in manifest.read(run.data)]
+        else:
+            clips = [(clip.text, len(clip.codes) / self.spec.frame_rate, clip.split) for clip in cache.load_run(run)]
+        # text, frames, and the frame that ends the clip
+        lengths = {split: [len(builder.text_ids(text, "0")) + ceil(round(seconds * self.spec.frame_rate, 3)) + 1
+                           for text, seconds, clip_split in clips if clip_split == split]
+                   for split in (manifest.TRAIN, manifest.HELD_OUT)}
+        self.lengths, self.held_out = lengths[manifest.TRAIN], sum(lengths[manifest.HELD_OUT])
+        if not self.lengths:
+            raise KitError(f"none of {len(clips)} clips is for training. Prepare the run's data again.")
+        self.seconds = sum(seconds for _, seconds, split in clips if split == manifest.TRAIN)
+        self.clip = sum(self.lengths) / len(self.lengths) * (1 + config.context_probability)
+        self.longest = max(self.lengths) if not config.context_probability else min(2 * max(self.lengths), self.spec.max_positions)
+        self.total = max(self.longest, round(self.clip * len(self.lengths)))
+        self.frame_share = self.seconds * self.spec.frame_rate / sum(self.lengths)
 
-    def _row(self, card: Gpu, found: Measured | None) -> Row | None:
-        """The planned batch is that of the recipe, in as few micro-batches as the card can take."""
-        config, room = self.config, FILL * card.memory * 1e9
-        ways = (MemoryOption(text_off, gradient_checkpointing) for gradient_checkpointing in (False, True) if gradient_checkpointing >= config.gradient_checkpointing
-                for text_off in (False, True) if text_off >= config.offload_text_embeddings)
-        way = next((way for way in ways if self.ladder(way.gradient_checkpointing).largest(room - self.weights(way))), None)
-        if way is None:
-            return found and Row(card.name, card, found.seconds, self._minutes(found.seconds), "measured")
-        ladder = self.ladder(way.gradient_checkpointing)
-        fits = ladder.largest(room - self.weights(way))
-        wanted = config.tokens_per_batch * config.gradient_accumulation_steps
-        # no batch is larger than all the clips
-        gradient_accumulation_steps = 1 if fits == self.voice.whole else ceil(wanted / fits)
-        micro = ceil(wanted / gradient_accumulation_steps)
-        seconds = found.seconds if found else self._seconds(ladder, card, micro, gradient_accumulation_steps)
-        more = 0.0 if found else self._evaluation(ladder, card, micro)
-        largest = min(max(micro, self.voice.longest), self.voice.whole)
-        memory = (self.weights(way) + ladder.peak(largest)) / 1e9
-        source = "measured" if found else "computed"
-        return Row(card.name, card, seconds, self._minutes(seconds, more), source, way, fits, micro, gradient_accumulation_steps, memory)
+    def fixed_bytes(self, offload: bool) -> float:
+        """Memory of any batch size: 16-bit weights, adapter with optimizer, CUDA, and the merged copy that generates samples."""
+        generates = self.config.sample_steps or self.config.generation_eval_steps
+        copy = 2 * (self.backbone.weights + self.depth.weights) if generates else 0
+        return 2 * (self.frozen - offload * self.text_table) + TRAINABLE_BYTES * self.trainable + copy + CUDA_BYTES
 
-    def _seconds(self, ladder: CostCurve, card: Gpu, micro: int, gradient_accumulation_steps: int) -> float:
-        usual = min(self.voice.mean * micro / self.config.tokens_per_batch, self.voice.whole)
-        return gradient_accumulation_steps * ladder.seconds(usual, card)
+    def activation_bytes(self, positions: float, checkpointing: bool) -> float:
+        """Memory of one micro-batch; the depth decoder's is that of one chunk of frames at most."""
+        backbone, depth = ACTIVATION_BYTES[checkpointing]
+        frames = min(self._depth_frames(positions), loss.CHUNK["gpu"])
+        return backbone * self.backbone.units * positions + depth * self.depth.units * self.spec.num_codebooks * frames
 
-    def _evaluation(self, ladder: CostCurve, card: Gpu, micro: int) -> float:
-        """Seconds of all evaluations on the held-out clips."""
-        positions = sum(map(len, self.voice.held_out))
-        count = max(1, ceil(positions / micro))
-        times = self.config.steps // self.config.eval_steps + 1
-        return times * count * ladder.seconds(positions / count, card, learns=False)
+    def largest_batch(self, free: float, checkpointing: bool) -> int:
+        """Positions of the largest micro-batch within `free` bytes, at most all clips; 0 if the longest clip does not fit."""
+        if self.activation_bytes(self.longest, checkpointing) > free:
+            return 0
+        low, high = self.longest, self.total
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.activation_bytes(middle, checkpointing) <= free else (low, middle - 1)
+        return low
 
-    def _minutes(self, seconds: float, more: float = 0.0) -> float:
-        return LOADING + (self.config.steps * seconds + more) / 60
+    def step_seconds(self, positions: float, gpu: Gpu, checkpointing: bool = False, training: bool = True) -> float:
+        """Time of one micro-batch: arithmetic plus memory traffic, but at least the launches of its operations."""
+        frames = self._depth_frames(positions) if training else positions * self.frame_share
+        # two FLOPs a weight forward and two backward, and two more where the weight is trained
+        flops = sum(count * (4 * part.weights + 6 * part.lora) for count, part in (
+            (positions, self.backbone), (frames * self.spec.num_codebooks, self.depth)))
+        traffic = (TRAFFIC_BYTES[0] * self.backbone.units * positions
+                   + TRAFFIC_BYTES[1] * self.depth.units * self.spec.num_codebooks * frames)
+        launches = LAUNCHES_PER_LAYER * (self.backbone.layers + self.depth.layers * ceil(frames / loss.CHUNK["gpu"]))
+        seconds = max(flops / (gpu.tflops * 1e12 * PEAK_SHARE) + traffic / (gpu.bandwidth * 1e9 * BANDWIDTH_SHARE),
+                      launches * LAUNCH_SECONDS)
+        return seconds * (CHECKPOINTING_COST if checkpointing else 1) * (1 if training else 0.5)
+
+    def _depth_frames(self, positions: float) -> float:
+        return positions * self.frame_share * self.config.depth_frame_fraction
+
+    def _plan(self, gpu: Gpu, measured: tuple[Gpu, float] | None) -> Row | None:
+        """Plan the config's batch in as few micro-batches as fit; the first option that saves enough memory is taken."""
+        config = self.config
+        options = [(offload, checkpointing) for checkpointing in (False, True) for offload in (False, True)
+                   if checkpointing >= config.gradient_checkpointing and offload >= config.offload_text_embeddings]
+        for offload, checkpointing in options:
+            max_batch = self.largest_batch(FILL * gpu.memory * 1e9 - self.fixed_bytes(offload), checkpointing)
+            if max_batch:
+                break
+        else:
+            return Row(gpu.name, gpu, measured[1], self._minutes(measured[1]), "measured") if measured else None
+        batch = config.tokens_per_batch * config.gradient_accumulation_steps
+        accumulation = 1 if max_batch == self.total else ceil(batch / max_batch)
+        micro_batch = ceil(batch / accumulation)
+        used = min(max(micro_batch // self.clip, 1) * self.clip, self.total)  # whole clips
+        seconds = measured[1] if measured else accumulation * self.step_seconds(used, gpu, checkpointing)
+        evaluations = 0 if measured else config.steps // config.eval_steps + 1
+        minutes = self._minutes(seconds) + evaluations * self.step_seconds(self.held_out, gpu, training=False) / 60
+        memory = self.fixed_bytes(offload) + self.activation_bytes(min(max(micro_batch, self.longest), self.total), checkpointing)
+        return Row(gpu.name, gpu, seconds, minutes, "measured" if measured else "computed", offload, checkpointing, max_batch,
+                   micro_batch, accumulation, memory / 1e9)
+
+    def _minutes(self, step_seconds: float) -> float:
+        return STARTUP_MINUTES + self.config.steps * step_seconds / 60
 
 
-def format_plan(run: Run | None = None, **given: object) -> str:
-    """The table and what stands behind it, for a run's clips and recipe, changed by what is given; without a run, for an
-    example."""
-    made = Plan(load_config(run, **given) if run else Config(**given), run)
-    return "\n".join([*_table(made), "", *_about(made), "", *_advice(made)])
+def _read_measured(run: Run, config: Config) -> tuple[tuple[Gpu | str, float] | None, str]:
+    """The GPU (or processor) and seconds per step of the run's finished training, if its config costs the same; and a note."""
+    if not (run.adapter / lora.METADATA_FILE).is_file():
+        return None, f"{run.folder} holds no finished training: no row is measured."
+    metrics = read_json(run.adapter / lora.METADATA_FILE, lora.RESTORE).get("metrics", {})
+    seconds = metrics.get("seconds_since_start_or_resume")
+    steps = metrics.get("steps_since_start_or_resume", metrics.get("steps"))
+    if not seconds or not steps:
+        return None, f"{run.adapter} does not record how long its training took: no row is measured."
+    changed = config.differences(read_config(run.adapter / CONFIG_FILE))
+    if changed := [f"{name} {old}" for name, (_, old) in changed.items() if name not in NO_EFFECT_ON_SPEED]:
+        return None, f"{run.folder} was trained with {', '.join(changed[:3])}{', ...' * (len(changed) > 3)}: no row is measured."
+    machine = metrics.get("machine", "an unknown machine")
+    parts = machine.split(", ")  # processor, cores, memory, GPUs
+    gpu = next((gpu for gpu in GPUS if re.search(gpu.pattern, machine)), None)
+    name = gpu or re.sub(r"\((R|TM)\)", "", parts[3] if len(parts) > 3 else parts[0])[:22]
+    return (name, seconds / steps), (f"measured: {steps} steps of {run.folder} took {seconds:,.0f} s on {machine}, with "
+                                     "evaluations and samples.")
 
 
-def _table(made: Plan) -> list[str]:
-    width = max(10, *(len(row.name) for row in [*made.rows, *made.too_small]))
-    lines = [_line(width, "", "batch that fits", "planned", "GB", "s/step", "minutes", "dollars", "from")]
-    for row in made.rows:
-        fits, planned, memory = _batch(made, row) if row.way else "---"
-        dollars = f"{row.dollars:.2f}" if row.card else "-"
-        seconds = f"{row.seconds:.3f}" if row.seconds < 1 else f"{row.seconds:.2f}"
-        lines.append(_line(width, row.name, fits, planned, memory, seconds, f"{row.minutes:.1f}", dollars, row.source))
-        if row.way and str(row.way):
-            lines.append(f"{'':<{width}} with {row.way}")
-    return lines + [f"{card.name:<{width}} does not hold the longest clip, {made.voice.longest:,} positions"
-                    for card in made.too_small]
+def format_plan(run: Run | None = None, **changes: object) -> str:
+    """Return the plan for a run's clips and config with some changes, or for the example without a run."""
+    plan = Plan(load_config(run, **changes) if run else Config(**changes), run)
+    config, count = plan.config, len(plan.lengths)
+    width = max(10, *(len(row.name) for row in plan.rows), *map(len, plan.too_small))
+    table = [_line(width, "", "batch that fits", "planned", "GB", "s/step", "minutes", "dollars", "from")]
+    for row in plan.rows:
+        batch = ("all clips" if row.max_batch == plan.total else f"{row.max_batch:,} = {row.max_batch / plan.clip:,.0f} clips",
+                 f"{row.micro_batch:,}" + f" x {row.accumulation}" * (row.accumulation > 1),
+                 f"{row.memory:.1f} of {row.gpu.memory:.0f}") if row.micro_batch else "---"
+        table.append(_line(width, row.name, *batch, f"{row.step_seconds:.3f}" if row.step_seconds < 1 else
+                           f"{row.step_seconds:.2f}", f"{row.minutes:.1f}", f"{row.dollars:.2f}" if row.gpu else "-", row.source))
+        saving = ["offloaded text embeddings"] * row.offload + ["gradient checkpointing"] * row.checkpointing
+        if saving:
+            table.append(f"{'':<{width}} with {' and '.join(saving)}")
+    table += [f"{name:<{width}} does not hold the longest clip, {plan.longest:,} positions" for name in plan.too_small]
+    batch = config.tokens_per_batch * config.gradient_accumulation_steps
+    source = plan.run.folder if plan.run else f"Example, as no --run was given: {EXAMPLE[0]} clips of {EXAMPLE[1]:g} s, an hour"
+    notes = [
+        f"{source}; {count} training clips, {plan.seconds / 60:.1f} minutes, {plan.clip:.0f} positions (text and frames) each. "
+        f"{config.steps} steps of {batch:,} positions are about {config.steps * batch / plan.total:.1f} epochs. Base "
+        f"{config.base}, rank {config.rank}, depth frame fraction {config.depth_frame_fraction:.3g}.",
+        f"{plan.measured_note} computed: never measured on such a GPU. FLOPs from the number of weights, memory and traffic from "
+        f"constants counted on CSM-1B's training step; assumed are {PEAK_SHARE:.0%} of the GPU's dense 16-bit peak, "
+        f"{BANDWIDTH_SHARE:.0%} of its bandwidth and {LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation.",
+        f"GB: 16-bit weights without codec, {TRAINABLE_BYTES} bytes a trained parameter, {CUDA_BYTES / 1e9:g} GB for CUDA, the "
+        f"merged copy that generates samples, and activations. A batch fits if they fill {FILL:.0%} of the GPU at most.",
+        f"minutes: training, evaluations and {STARTUP_MINUTES:g} minute to start and load; downloads and generated samples come on "
+        "top. dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed."]
+    notes = [textwrap.fill(note, 99, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for note in notes]
+    return "\n".join([*table, "", *notes, "", *_advice(plan)])
 
 
 def _line(width: int, name: str, *cells: str) -> str:
-    numbers = (f"{cell:>{size}}" for cell, size in zip(cells, (18, 9, 12, 6, 7, 7)))
-    return " ".join([f"{name:<{width}}", *numbers, f" {cells[-1]}"])
+    columns = (f"{cell:>{size}}" for cell, size in zip(cells, (18, 9, 12, 6, 7, 7)))
+    return " ".join([f"{name:<{width}}", *columns, f" {cells[-1]}"])
 
 
-def _batch(made: Plan, row: Row) -> tuple[str, str, str]:
-    """What fits, what is planned, and the memory that takes."""
-    fits = "all clips" if row.fits == made.voice.whole else f"{row.fits:,} = {row.fits / made.voice.of_clip:,.0f} clips"
-    return (fits, f"{row.micro:,}" + f" x {row.gradient_accumulation_steps}" * (row.gradient_accumulation_steps > 1),
-            f"{row.memory:.1f} of {row.card.memory:.0f}")
+def _advice(plan: Plan) -> list[str]:
+    rows = [row for row in plan.rows if row.micro_batch]
+    if not rows:
+        return ["None of the GPUs holds the longest clip. Split long clips, or lower --rank or --depth-frame-fraction."]
+    cheapest = min(rows, key=lambda row: (round(row.dollars, 2), row.minutes))
+    fastest = min(rows, key=lambda row: (round(row.minutes, 1), row.dollars))
+    text = f"Cheapest: {cheapest.name}, {cheapest.minutes:.1f} minutes for ${cheapest.dollars:.2f}"
+    if fastest != cheapest:
+        text += f"; fastest: {fastest.name}, {fastest.minutes:.1f} minutes for ${fastest.dollars:.2f}"
+    return [f"{text}. For the {cheapest.name} run:", f"  {train_command(plan, cheapest)}"]
 
 
-def _about(made: Plan) -> list[str]:
-    config, voice, ladder = made.config, made.voice, made.ladder(made.config.gradient_checkpointing)
-    count, seconds, _ = memory_model.EXAMPLE
-    total = config.tokens_per_batch * config.gradient_accumulation_steps
-    step = ladder.near(total).training
-    whose = f"{made.run.folder}" if made.run else f"Example, as no --run was given: {count} clips of {seconds:g} s, an hour"
-    said = [
-        f"{whose}; {len(voice.clips)} clips to learn from, {voice.seconds / 60:.1f} minutes, {voice.of_clip:.0f} positions "
-        f"(text and frames) each. {config.steps} steps of {total:,} positions pass them {voice.steps.epochs:.1f} times. "
-        f"Base {config.base}, rank {config.rank}, depth ratio {config.depth_frame_fraction:.3g}.",
-        f"{made.said} computed: never measured on such a card. The kit's own step was counted without a GPU, "
-        f"{step.flops / 1e12:.3g} TFLOP in {step.launches:,} operations at {step.positions:,} positions; assumed is that "
-        f"each reaches {step_cost.OF_PEAK:.0%} of the card's dense 16-bit peak or {step_cost.OF_BANDWIDTH:.0%} of its bandwidth, and "
-        f"takes {step_cost.LAUNCH * 1e6:.0f} microseconds to send.",
-        f"GB: 16-bit weights without codec, {ADAPTER_BYTES} bytes a trained parameter, {CONTEXT / 1e9:g} GB for CUDA, and "
-        f"the step's peak, counted at {len(ladder.rungs)} sizes and taken as linear. A batch fits if it all takes "
-        f"{FILL:.0%} of the card.",
-        f"minutes: training, evaluations and {LOADING:g} minute to start and load; downloads, spoken samples and listening "
-        f"come on top. dollars: the card alone, at {gpus.PRICES}.",
-    ]
-    return [textwrap.fill(line, 99, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for line in said]
-
-
-def _advice(made: Plan) -> list[str]:
-    priced = [row for row in made.rows if row.way]
-    if not priced:
-        return ["None of the cards holds the longest clip. Split long clips, or lower --rank or --depth-frame-fraction."]
-    row = min(priced, key=lambda row: (round(row.dollars, 2), row.minutes))
-    fastest = min(priced, key=lambda row: (round(row.minutes, 1), row.dollars))
-    others = f"; fastest: {fastest.name}, {fastest.minutes:.1f} minutes for ${fastest.dollars:.2f}" if fastest != row else ""
-    lines = [f"Cheapest: {row.name}, {row.minutes:.1f} minutes for ${row.dollars:.2f}{others}. For the {row.name} type:",
-             f"  {command(made, row)}"]
-    return lines
-
-
-def command(made: Plan, row: Row) -> str:
-    """What to type for a row: the recipe's fields that are not what the run remembers."""
-    remembered = load_config(made.run) if made.run else Config()
-    wanted = made.config.replace(gradient_checkpointing=row.way.gradient_checkpointing, offload_text_embeddings=row.way.text_off)
-    if row.gradient_accumulation_steps != made.config.gradient_accumulation_steps:
-        wanted = wanted.replace(tokens_per_batch=row.micro, gradient_accumulation_steps=row.gradient_accumulation_steps)
-    words = ["python", "-m", "tts_kit", "train", "--run", made.run.name if made.run else "NAME"]
-    for name, (value, _) in wanted.differences(remembered).items():
+def train_command(plan: Plan, row: Row) -> str:
+    """Return the command for a row; settings that the run stores already are left out."""
+    config = plan.config.replace(gradient_checkpointing=row.checkpointing, offload_text_embeddings=row.offload)
+    if row.accumulation != plan.config.gradient_accumulation_steps:
+        config = config.replace(tokens_per_batch=row.micro_batch, gradient_accumulation_steps=row.accumulation)
+    words = ["tts-kit", "train", "--run", plan.run.name if plan.run else "NAME"]
+    for name, (value, _) in config.differences(load_config(plan.run) if plan.run else Config()).items():
         option = name.replace("_", "-")
         words += [f"--{option if value else f'no-{option}'}"] if isinstance(value, bool) else [f"--{option}", f"{value}"]
     return shlex.join(words)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tts_kit import device, doctor
-from tts_kit.doctor import base_model, machine, packages
+from tts_kit.doctor import checks
+from tts_kit.doctor.checks import Check
 
 KIT = Path(doctor.__file__).parents[2]
 GB = 10**9
@@ -49,7 +50,7 @@ def hub():
 
 def ask(expression: str, home: Path, **environment: str):
     """A doctor's answer from a fresh process, because the hub's client reads the environment once."""
-    program = ("import json; from tts_kit import doctor; from tts_kit.doctor import base_model; "
+    program = ("import json; from tts_kit.doctor import checks; "
                f"print(json.dumps({expression}, default=vars))")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     asked = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=KIT, timeout=60,
@@ -69,69 +70,69 @@ def checkpoint(folder: Path, weights: int = 8) -> Path:
 
 
 def test_the_hub_is_asked_and_each_answer_understood(hub, tmp_path):
-    """A gated or absent model found out only after the data is prepared, or a busy hub taken for a missing model."""
+    """Mistake: a gated or absent model found out only after the data is prepared, or a busy hub taken for a missing model."""
     names = ("open", "gated", "gated-with-token", "absent", "forbidden", "without-config", "busy")
-    answers = ask(f"[base_model.on_hub('org/' + name) for name in {names}]", tmp_path, HF_ENDPOINT=hub)
+    answers = ask(f"[checks.check_hub_model('org/' + name) for name in {names}]", tmp_path, HF_ENDPOINT=hub)
     seen = dict(zip(names, answers))
-    assert {name: answer["state"] for name, answer in seen.items()} == {
+    assert {name: answer["status"] for name, answer in seen.items()} == {
         "open": "ok", "gated": "fail", "gated-with-token": "fail", "absent": "fail", "forbidden": "fail",
         "without-config": "fail", "busy": "warn"}
     for name in ("gated", "gated-with-token"):
-        assert "is gated" in seen[name]["seen"]
-        assert "hf auth login" in seen[name]["do"] and "unsloth/csm-1b" in seen[name]["do"]
-    assert "Check the spelling" in seen["absent"]["do"] and "503" in seen["busy"]["seen"]
+        assert "is gated" in seen[name]["detail"]
+        assert "hf auth login" in seen[name]["fix"] and "unsloth/csm-1b" in seen[name]["fix"]
+    assert "Check the spelling" in seen["absent"]["fix"] and "503" in seen["busy"]["detail"]
 
 
 def test_a_hub_that_hangs_costs_no_more_than_the_timeout(hub, tmp_path):
-    """A doctor that waits for minutes behind a firewall, or dies of the client's own error class."""
+    """Mistake: a doctor that waits for minutes behind a firewall, or dies of the client's own error class."""
     now = "__import__('time').monotonic()"
-    before, answer, after = ask(f"[{now}, base_model.on_hub('org/hangs', timeout=0.3), {now}]", tmp_path, HF_ENDPOINT=hub)
-    assert answer["state"] == "warn" and "not reached" in answer["seen"] and "give a folder" in answer["do"]
+    before, answer, after = ask(f"[{now}, checks.check_hub_model('org/hangs', timeout=0.3), {now}]", tmp_path, HF_ENDPOINT=hub)
+    assert answer["status"] == "warn" and "not reached" in answer["detail"] and "give a folder" in answer["fix"]
     assert after - before < 2.5
 
 
 def test_offline_is_a_warning_and_a_whole_cache_is_enough(tmp_path):
-    """Refusing to work offline with a model that is in the cache, or promising one whose download was cut short."""
+    """Mistake: refusing to work offline with a model that is in the cache, or promising one whose download was cut short."""
     cache = tmp_path / "hub" / "models--org--cached"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("a" * 40, encoding="utf-8")
     snapshot = checkpoint(cache / "snapshots" / ("a" * 40))
-    asked = "[base_model.on_hub('org/cached'), base_model.on_hub('org/other')]"
+    asked = "[checks.check_hub_model('org/cached'), checks.check_hub_model('org/other')]"
     cached, other = ask(asked, tmp_path, HF_HUB_OFFLINE="1")
-    assert cached["state"] == "ok" and "in the cache" in cached["seen"]
-    assert other["state"] == "warn" and "HF_HUB_OFFLINE" in other["do"]
+    assert cached["status"] == "ok" and "in the cache" in cached["detail"]
+    assert other["status"] == "warn" and "HF_HUB_OFFLINE" in other["fix"]
     (snapshot / "model.safetensors").unlink()
-    assert ask(asked, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")[0]["state"] == "warn"
+    assert ask(asked, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")[0]["status"] == "warn"
 
 
 def test_the_token_is_never_shown(tmp_path):
-    """A token printed into a notebook that is then shared."""
-    found = ask("base_model.token()", tmp_path, HF_TOKEN="hf_secretsecretsecret")
-    assert found["state"] == "ok" and found["seen"] == "present"
-    assert "none" in ask("base_model.token()", tmp_path)["seen"]
+    """Mistake: a token printed into a notebook that is then shared."""
+    found = ask("checks.check_token()", tmp_path, HF_TOKEN="hf_secretsecretsecret")
+    assert found["status"] == "ok" and found["detail"] == "present"
+    assert "none" in ask("checks.check_token()", tmp_path)["detail"]
 
 
 @pytest.mark.parametrize("base", ["./no-such-folder", "/no/such/folder", "~/nowhere", "a/b/c", "two words/model"])
 def test_a_path_that_is_no_folder_is_not_looked_up_as_a_model(base):
-    """A misspelt path answered by advice about hub accounts, or by a traceback of the client."""
-    answer = base_model.on_hub(base)
-    assert answer.state == "fail" and base in answer.seen and "no folder" in answer.seen
+    """Mistake: a misspelt path answered by advice about hub accounts, or by a traceback of the client."""
+    answer = checks.check_hub_model(base)
+    assert answer.status == "fail" and base in answer.detail and "no folder" in answer.detail
 
 
 def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
-    """A copy that lacks a shard, weights or tokenizer, found out only when the model is loaded."""
+    """Mistake: a copy that lacks a shard, weights or tokenizer, found out only when the model is loaded."""
     folder = checkpoint(tmp_path / "model")
-    assert base_model.in_folder(folder).state == "ok"
+    assert checks.check_local_model(folder).status == "ok"
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    answer = base_model.in_folder(folder)
-    assert answer.state == "fail" and "lacks model.safetensors" in answer.seen and ".bin" in answer.do
+    answer = checks.check_local_model(folder)
+    assert answer.status == "fail" and "lacks model.safetensors" in answer.detail and ".bin" in answer.fix
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     (folder / "model-1-of-2.safetensors").touch()
-    assert "lacks model-2-of-2.safetensors" in base_model.in_folder(folder).seen
+    assert "lacks model-2-of-2.safetensors" in checks.check_local_model(folder).detail
     (folder / "model.safetensors.index.json").write_text("{cut", encoding="utf-8")
-    assert "readable model.safetensors.index.json" in base_model.in_folder(folder).seen
-    assert base_model.in_folder(tmp_path).seen.endswith("lacks config.json, model.safetensors, tokenizer.json")
+    assert "readable model.safetensors.index.json" in checks.check_local_model(folder).detail
+    assert checks.check_local_model(tmp_path).detail.endswith("lacks config.json, model.safetensors, tokenizer.json")
 
 
 @pytest.mark.parametrize("name, version, state, words", [
@@ -139,8 +140,8 @@ def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
     ("transformers", "4.52.4", "fail", "never learns to stop"),
     ("transformers", "4.53.0", "warn", "tested with transformers 5"),
     ("transformers", "4.57.1", "warn", "tested with transformers 5"),
-    ("transformers", "5.0.0", "warn", "asks for 5.17"),
-    ("transformers", "5.16.2", "warn", "asks for 5.17"),
+    ("transformers", "5.0.0", "warn", "requires 5.17"),
+    ("transformers", "5.16.2", "warn", "requires 5.17"),
     ("transformers", "5.17.0", "ok", "repaired at load"),
     ("transformers", "5.20.1", "ok", "repaired at load"),
     ("transformers", "5.21.0rc1", "ok", "5.21.0rc1"),
@@ -148,29 +149,29 @@ def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
     ("peft", "0.18.1", "warn", "0.19.1"),
     ("peft", "0.19.1", "ok", "0.19.1"),
     ("torch", "2.4.1+cu121", "fail", "below 2.5"),
-    ("torch", "2.5.0", "warn", "asks for 2.9"),
-    ("torch", "2.8.0+cu128", "warn", "asks for 2.9"),
+    ("torch", "2.5.0", "warn", "requires 2.9"),
+    ("torch", "2.8.0+cu128", "warn", "requires 2.9"),
     ("torch", "2.9.0", "ok", "2.9.0"),
     ("torch", "2.13.0+cpu", "ok", "2.13.0+cpu"),
-    ("accelerate", "0.34.2", "fail", "needs 1.1"),
-    ("accelerate", "1.9.0", "warn", "asks for 1.10"),
+    ("accelerate", "0.34.2", "fail", "requires 1.1"),
+    ("accelerate", "1.9.0", "warn", "requires 1.10"),
     ("accelerate", "1.10.0", "ok", "1.10.0"),
     ("datasets", "4.1.0", "ok", "4.1.0"),
     ("soundfile", None, "fail", "not installed"),
 ])
 def test_versions_known_to_be_bad(name, version, state, words):
-    """0.9 sorted above 0.18 as text, a boundary off by one, or a version refused that the kit repairs."""
-    answer = packages.package(name, version)
-    assert answer.state == state and words in answer.seen
-    assert bool(answer.do) == (state != "ok")
+    """Mistake: 0.9 sorted above 0.18 as text, a boundary off by one, or a version refused that the kit repairs."""
+    answer = checks.check_package(name, version)
+    assert answer.status == state and words in answer.detail
+    assert bool(answer.fix) == (state != "ok")
 
 
-@pytest.mark.parametrize("name", sorted({rule[0] for rule in packages.RULES}))
+@pytest.mark.parametrize("name", sorted({rule[0] for rule in checks.VERSION_RULES}))
 def test_versions_are_accepted_from_where_the_requirements_begin(name):
-    """A doctor that is content with versions which the requirements no longer ask for, or refuses what they do."""
+    """Mistake: a doctor that is content with versions which the requirements no longer ask for, or refuses what they do."""
     wanted = re.search(rf"^{name}>=(\S+)", (KIT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    assert [rule[2] for rule in packages.RULES if rule[0] == name and rule[3] != "ok"][-1] == wanted
-    assert packages.package(name, wanted).state == "ok"
+    assert [rule[2] for rule in checks.VERSION_RULES if rule[0] == name and rule[3] != "ok"][-1] == wanted
+    assert checks.check_package(name, wanted).status == "ok"
 
 
 @pytest.mark.parametrize("torch, torchvision, requirements, system, state", [
@@ -187,18 +188,18 @@ def test_versions_are_accepted_from_where_the_requirements_begin(name):
     ("2.13.0+cu130", "0.26.0+cu130", ["torch==2.11.0"], "linux", "fail"),
 ])
 def test_a_torchvision_for_another_torch(torch, torchvision, requirements, system, state):
-    """The 'torchvision::nms does not exist' that stops transformers, or a false alarm over a pair that works."""
-    answer = packages.vision(torch, torchvision, requirements, system)
-    assert answer.state == state
-    assert ("pip uninstall torchvision" in answer.do) == (state == "fail")
+    """Mistake: the 'torchvision::nms does not exist' that stops transformers, or a false alarm over a pair that works."""
+    answer = checks.check_torchvision(torch, torchvision, requirements, system)
+    assert answer.status == state
+    assert ("pip uninstall torchvision" in answer.fix) == (state == "fail")
 
 
 @pytest.mark.parametrize("version, state", [
     ((3, 9, 18), "fail"), ((3, 10, 0), "ok"), ((3, 13, 9), "ok"), ((3, 14, 0), "warn"),
 ])
 def test_python_versions(version, state):
-    """3.10 compared as a decimal, which is below 3.9."""
-    assert packages.python(version).state == state
+    """Mistake: 3.10 compared as a decimal, which is below 3.9."""
+    assert checks.check_python(version).status == state
 
 
 @pytest.mark.parametrize("total, free, small, state", [
@@ -206,59 +207,59 @@ def test_python_versions(version, state):
     (4, 4, True, "ok"),
 ])
 def test_gpu_memory(total, free, small, state):
-    """A card too small or held by another notebook, found out by a crash; or a tiny model refused on a small card."""
-    assert machine.gpu("a card", total * GB, None if free is None else free * GB, small).state == state
+    """Mistake: a card too small or held by another notebook, found out by a crash; or a tiny model refused on a small card."""
+    assert checks.check_gpu("a card", total * GB, None if free is None else free * GB, small).status == state
 
 
 def test_a_machine_without_a_gpu():
-    """Days of CSM-1B on a CPU begun without a word, or a warning on the laptop that runs the tiny model."""
-    assert "GPU" in machine.device("cpu", "why.", small=False, driver=False, colab=False).do
-    assert "Change runtime type" in machine.device("cpu", "why.", small=False, driver=False, colab=True).do
-    assert machine.device("cpu", "why.", small=True, driver=False, colab=False).state == "ok"
-    assert "torch build for CUDA" in machine.device("cpu", "why.", small=True, driver=True, colab=False).do
-    assert machine.ram(4 * GB, small=False).state == "warn" and machine.ram(4 * GB, small=True).state == "ok"
-    assert packages.unsloth("2026.10.7", "cpu").state == "warn" and packages.unsloth("2026.10.7", "cuda").state == "ok"
+    """Mistake: days of CSM-1B on a CPU begun without a word, or a warning on the laptop that runs the tiny model."""
+    assert "GPU" in checks.check_device("cpu", "why.", small=False, has_driver=False, is_colab=False).fix
+    assert "Change runtime type" in checks.check_device("cpu", "why.", small=False, has_driver=False, is_colab=True).fix
+    assert checks.check_device("cpu", "why.", small=True, has_driver=False, is_colab=False).status == "ok"
+    assert "torch build for CUDA" in checks.check_device("cpu", "why.", small=True, has_driver=True, is_colab=False).fix
+    assert checks.check_memory(4 * GB, small=False).status == "warn" and checks.check_memory(4 * GB, small=True).status == "ok"
+    assert checks.check_unsloth("2026.10.7", "cpu").status == "warn" and checks.check_unsloth("2026.10.7", "cuda").status == "ok"
 
 
 def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
-    """A crash on the first run, whose folder is not there, or a full disk found out at the first checkpoint."""
+    """Mistake: a crash on the first run, whose folder is not there, or a full disk found out at the first checkpoint."""
     folder = tmp_path / "not" / "yet"
-    assert machine.disk(folder, "disk", 1, "x").state == "ok"
-    short = machine.disk(folder, "disk", 1e18, "everything")
-    assert short.state == "warn" and "for everything" in short.seen and "HF_HOME" in short.do
+    assert checks.check_disk(folder, "disk", 1, "x").status == "ok"
+    short = checks.check_disk(folder, "disk", 1e18, "everything")
+    assert short.status == "warn" and "for everything" in short.detail and "HF_HOME" in short.fix
     assert not folder.exists()
 
 
 def test_a_missing_package_is_a_line_and_not_a_crash(tmp_path):
-    """The doctor dying of the very thing it should report: here soundfile, psutil and the hub's client are gone."""
+    """Mistake: the doctor dying of the very thing it should report: here soundfile, psutil and the hub's client are gone."""
     hidden = tmp_path / "site"
     hidden.mkdir()
     for name in ("soundfile", "psutil", "huggingface_hub"):
         (hidden / f"{name}.py").write_text(f"raise ImportError('No module named {name}')", encoding="utf-8")
-    answers = ask("doctor.examine('org/model')", tmp_path, PYTHONPATH=str(hidden))
-    failed = {answer["name"]: answer["seen"] + answer["do"] for answer in answers if answer["state"] == "fail"}
+    answers = ask("checks.run_checks('org/model')", tmp_path, PYTHONPATH=str(hidden))
+    failed = {answer["name"]: answer["detail"] + answer["fix"] for answer in answers if answer["status"] == "fail"}
     assert {"libsndfile", "device", "hub token", "base model"} <= set(failed)
     assert "soundfile" in failed["libsndfile"] and "psutil" in failed["device"]
-    assert all("pip install -r requirements.txt" in failed[name] for name in ("libsndfile", "device", "base model"))
+    assert all("pip install --upgrade" in failed[name] for name in ("libsndfile", "device", "base model"))
 
 
 def test_a_tiny_model_in_a_folder_asks_nothing_special(tmp_path):
-    """A demo on a plain laptop refused for what CSM-1B would need; or a big model in a folder waved through."""
+    """Mistake: a demo on a plain laptop refused for what CSM-1B would need; or a big model in a folder waved through."""
     tiny, big = checkpoint(tmp_path / "tiny"), checkpoint(tmp_path / "big", weights=7 * GB)
-    checks = {check.name: check for check in doctor.run_checks(str(tiny), tmp_path / "runs")}
-    assert checks["base model"].state == checks["memory"].state == "ok"
-    assert "disk for models" not in checks
+    results = {check.name: check for check in checks.run_checks(str(tiny), tmp_path / "runs")}
+    assert results["base model"].status == results["memory"].status == "ok"
+    assert "disk for models" not in results
     kind = device.choose().device
     if kind == "cpu":
-        assert checks["device"].state in ("ok", "warn") and "CSM-1B needs" not in checks["device"].seen
-        large = {check.name: check for check in doctor.run_checks(str(big), tmp_path / "runs")}
-        assert large["device"].state == "warn"
+        assert results["device"].status in ("ok", "warn") and "CSM-1B needs" not in results["device"].detail
+        large = {check.name: check for check in checks.run_checks(str(big), tmp_path / "runs")}
+        assert large["device"].status == "warn"
 
 
 def test_the_report_is_aligned_and_each_line_that_is_not_ok_says_what_to_do():
-    """A red line that leaves its reader alone, or columns that wander."""
-    text = doctor.report([doctor.Check("a", "ok", "fine"), doctor.Check("a long name", "fail", "broken", "Mend it.")])
+    """Mistake: a red line that leaves its reader alone, or columns that wander."""
+    text = checks.format_report([Check("a", "ok", "fine"), Check("a long name", "fail", "broken", "Repair it.")])
     lines = text.splitlines()
     assert lines[0] == "ok    a            fine" and lines[1] == "fail  a long name  broken"
-    assert lines[2].strip() == "-> Mend it." and lines[2].index("->") == lines[1].index("broken")
-    assert lines[-1] == "1 to repair, 0 to know about, 1 in order."
+    assert lines[2].strip() == "-> Repair it." and lines[2].index("->") == lines[1].index("broken")
+    assert lines[-1] == "1 failed, 0 warnings, 1 ok."

@@ -1,0 +1,230 @@
+"""`doctor --plan`: its formula against the counted training step, and what it says about GPUs that nobody here has."""
+
+import dataclasses
+import itertools
+
+import op_counter
+import pytest
+import torch
+from conftest import make_clip
+from test_training import with_codes
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
+
+from sample_data.build import shape
+from tts_kit import cli, pretrained
+from tts_kit.config import CONFIG_FILE, Config, save_config
+from tts_kit.doctor import plan
+from tts_kit.doctor.plan import Plan
+from tts_kit.errors import KitError
+from tts_kit.io import write_json, write_text
+from tts_kit.model import lora, loss
+from tts_kit.run import Run
+from tts_kit.spec import ModelSpec
+from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.training import dataset
+
+
+@pytest.fixture(scope="module")
+def csm_1b(tmp_path_factory):
+    """A folder with the config and tokenizer of CSM-1B's shape, without weights."""
+    folder = tmp_path_factory.mktemp("models") / "csm-1b"
+    shape.config("csm-1b").save_pretrained(folder)
+    shape.tokenizer("csm-1b").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def example_plan(csm_1b):
+    return Plan(Config(base=csm_1b))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Twelve clips of different lengths, two of them held out."""
+    return with_codes(Run("one", tmp_path), [
+        make_clip(f"clip{number}", 20 + number, "Four words are here.", "held_out" if number < 2 else "train")
+        for number in range(12)])
+
+
+def make_batch(folder: str, clips: int, fraction: float) -> dict:
+    """Packed clips of ten seconds: 44 positions of text and 126 frames, the last of which ends the clip."""
+    spec = ModelSpec.of(pretrained.config(folder))
+    builder = PromptBuilder(pretrained.tokenizer(folder), spec)
+    examples = [dataset.build_example(make_clip("x", 125, "x" * 39, books=spec.num_codebooks), builder)] * clips
+    return dataset.collate(examples, dataset.sample_depth_frames(examples, fraction, 0), True)
+
+
+def write_adapter(run: Run, config: Config, machine: str, **metrics) -> None:
+    """The files of a training that was finished with this config on that machine."""
+    write_text(run.adapter / CONFIG_FILE, config.to_json())
+    write_json(run.adapter / lora.METADATA_FILE, {"metrics": {"machine": machine, "steps": config.steps, **metrics}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("clips", "fraction", "checkpointing"), [(8, 1 / 16, False), (16, 1 / 16, False), (8, 1.0, False),
+                                                                  (8, 1 / 16, True), (8, 1.0, True)])
+def test_the_formula_is_that_of_the_counted_step(csm_1b, clips, fraction, checkpointing):
+    """Mistake: the training step was changed, and the constants of the plan tell of the old one."""
+    config = Config(base=csm_1b, depth_frame_fraction=fraction)
+    batch = make_batch(csm_1b, clips, fraction)
+    counted = op_counter.count_step(op_counter.meta_model(config, checkpointing), batch)
+    planned, positions = Plan(config), batch["input_ids"].numel()
+    planned.frame_share = len(batch["targets"]) / positions
+    assert planned.activation_bytes(positions, checkpointing) == pytest.approx(counted.peak, rel=0.1)
+    cost = plan.CHECKPOINTING_COST if checkpointing else 1
+    arithmetic = plan.Gpu("", "", 1, 1 / plan.PEAK_SHARE, 1e12, 1)
+    assert planned.step_seconds(positions, arithmetic, checkpointing) * 1e12 == pytest.approx(counted.flops, rel=0.06)
+    launches = planned.step_seconds(positions, plan.Gpu("", "", 1, 1e9, 1e12, 1)) * cost / plan.LAUNCH_SECONDS
+    assert launches == pytest.approx(counted.launches, rel=0.2)
+
+
+def test_gpus_differ_as_they_must(example_plan):
+    """Mistake: the small GPU gets the large batch, the fast one the long time, the dollars another GPU's price."""
+    rows = {row.name: row for row in example_plan.rows}
+    assert [*rows] == [gpu.name for gpu in plan.GPUS]
+    assert rows["T4"].max_batch < rows["L4"].max_batch < rows["A100 40 GB"].max_batch < rows["H200"].max_batch
+    assert rows["T4"].step_seconds > rows["A100 80 GB"].step_seconds > rows["H100"].step_seconds > 0.02
+    for row in example_plan.rows:
+        assert row.dollars == pytest.approx(row.minutes / 60 * row.gpu.price)
+        assert row.source == "computed" and not row.checkpointing and not row.offload
+        assert row.memory < plan.FILL * row.gpu.memory
+
+
+def test_memory_counts_the_weights_that_generate_samples(example_plan):
+    """Mistake: a plan that is out of memory at the first sample, because generation holds merged copies of the weights."""
+    # CSM-1B's weights without codec, the adapter's 27 million parameters, and 2.17 GB of merged layers
+    training = 2 * 1.5528e9 + 16 * 26.9353e6 + plan.CUDA_BYTES
+    assert example_plan.fixed_bytes(False) == pytest.approx(training + 2.17e9, rel=0.002)
+    assert example_plan.fixed_bytes(False) - example_plan.fixed_bytes(True) == pytest.approx(2 * 262.7e6, rel=0.001)
+    silent = Plan(example_plan.config.replace(sample_steps=0))
+    assert silent.fixed_bytes(False) == pytest.approx(training, rel=0.002)
+
+
+def test_memory_is_saved_only_where_it_must_be(example_plan):
+    """Mistake: everybody trains slowly because one GPU is small; or a GPU is given up that gradient checkpointing would serve."""
+    def row(bytes_needed: float) -> plan.Row | None:
+        gpu = dataclasses.replace(plan.GPUS[0], memory=bytes_needed / 1e9 / plan.FILL)
+        return example_plan._plan(gpu, None)
+
+    longest = example_plan.longest
+    needed = example_plan.fixed_bytes(False) + example_plan.activation_bytes(longest, False)
+    assert row(needed - 3e8).offload and not row(needed - 3e8).checkpointing
+    least = example_plan.fixed_bytes(True) + example_plan.activation_bytes(longest, True)
+    assert row(least + 1e7).checkpointing and row(3e9) is None
+    small = row(needed + 1e9)
+    assert small.accumulation > 1 and small.micro_batch * small.accumulation >= 1400 and small.micro_batch <= small.max_batch
+    assert (f"--tokens-per-batch {small.micro_batch} --gradient-accumulation-steps {small.accumulation}"
+            in plan.train_command(example_plan, small))
+
+
+def test_memory_savings_have_the_order_of_the_readme(example_plan):
+    """Mistake: the training step was changed, and doctor/README.md lists first what hardly saves memory now."""
+    def memory(offload: bool = False, checkpointing: bool = False, positions: int = 1400) -> float:
+        return example_plan.fixed_bytes(offload) + example_plan.activation_bytes(positions, checkpointing)
+
+    options = [memory(checkpointing=True), memory(positions=700), memory(offload=True), memory()]
+    assert options == sorted(options)
+
+
+def test_a_measured_time_is_taken_and_named(config, run):
+    """Mistake: an estimate is printed although the run itself was trained on that very GPU."""
+    write_adapter(run, config, "AMD EPYC, 8 cores, 54 GB, Tesla T4", seconds_since_start_or_resume=100.0)
+    rows = {row.name: row for row in Plan(config, run).rows}
+    assert rows["T4"].source == "measured" and rows["T4"].step_seconds == 25.0
+    assert rows["T4"].minutes == pytest.approx(plan.STARTUP_MINUTES + 100 / 60)
+    assert {row.source for name, row in rows.items() if name != "T4"} == {"computed"}
+    text = " ".join(plan.format_plan(run, **dataclasses.asdict(config)).split())
+    assert "took 100 s on AMD EPYC" in text and "never measured on such a GPU" in text
+
+
+def test_a_machine_without_a_known_gpu_has_its_own_row(config, run):
+    """Mistake: the laptop's own time is lost, or gets the price of a GPU."""
+    write_adapter(run, config, "Intel(R) Xeon(R) Processor, 2 cores, 25 GB", seconds_since_start_or_resume=50.0,
+                  steps_since_start_or_resume=2)
+    row = Plan(config, run).rows[-1]
+    assert (row.name, row.source, row.step_seconds, row.dollars) == ("Intel Xeon Processor", "measured", 25.0, None)
+    assert "Intel Xeon Processor" in plan.format_plan(run, **dataclasses.asdict(config))
+
+
+def test_the_time_of_another_config_is_not_taken(config, run):
+    """Mistake: seconds of small batches are printed for large ones."""
+    write_adapter(run, config.replace(tokens_per_batch=75), "Tesla T4", seconds_since_start_or_resume=100.0)
+    measured, note = plan._read_measured(run, config)
+    assert measured is None and "tokens_per_batch 75" in note
+    assert plan._read_measured(run, config.replace(tokens_per_batch=75, steps=9, learning_rate=1.0))[0]
+    assert plan._read_measured(Run("two", run.folder.parent), config)[0] is None
+
+
+def test_the_clips_of_the_run_are_planned_for(config, run):
+    """Mistake: a plan for clips of another length, or for more than there are."""
+    planned = Plan(config.replace(tokens_per_batch=100_000), run)
+    builder = PromptBuilder(pretrained.tokenizer(config.base), planned.spec)
+    clips = [clip for clip in plan.cache.load_run(run) if clip.split == "train"]
+    assert planned.lengths == [len(dataset.build_example(clip, builder)) for clip in clips]
+    assert planned.seconds == pytest.approx(sum(range(22, 32)) / 12.5)
+    assert planned.rows[0].max_batch == planned.total == sum(planned.lengths) and planned.rows[0].accumulation == 1
+    assert "all clips" in plan.format_plan(run, **dataclasses.asdict(config))
+    assert Plan(config.replace(context_probability=0.5), run).clip == pytest.approx(1.5 * planned.clip)
+
+
+def test_the_command_line_prints_the_table(toy, capsys):
+    """Mistake: the plan is there, but the command line does not lead to it, or the table breaks in a narrow window."""
+    assert cli.main(["doctor", "--plan", "--base", toy, "--rank", "4", "--depth-frame-fraction", "0.5"]) == 0
+    text = capsys.readouterr().out
+    table = text.split("\n\n")[0].splitlines()
+    assert len(table) == 1 + len(plan.GPUS) and all(line.endswith("computed") for line in table[1:])
+    assert "Example, as no --run was given: 600 clips of 6 s" in text and "rank 4, depth frame fraction 0.5" in text
+    assert "prices of late 2025, which may have changed" in " ".join(text.split())
+    assert f"--run NAME --base {toy} --rank 4 --depth-frame-fraction 0.5" in text
+    assert max(len(line) for line in text.splitlines() if toy not in line) <= 100
+    assert cli.main(["doctor", "--rank", "4"]) == 1
+    assert "--rank is an option of --plan" in capsys.readouterr().err
+
+
+def test_a_run_without_clips_is_refused(toy, tmp_path, monkeypatch):
+    """Mistake: an empty run is planned for as if it were the example."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KitError, match="neither data nor codes"):
+        plan.format_plan(Run("empty"), base=toy)
+
+
+def test_the_stored_config_is_planned_for(config, run):
+    """Mistake: the plan ignores what the run stores."""
+    save_config(run, config.replace(rank=2))
+    assert "rank 2," in plan.format_plan(run)
+    assert "rank 3," in plan.format_plan(run, rank=3)
+
+
+# the counter itself
+
+def test_the_counted_peak_is_that_of_torchs_allocator(base, config, run):
+    """Mistake: bytes are counted that nobody allocates, or allocated that nobody counts."""
+    model = lora.unwrap(lora.add_lora(base.model, 4, 8)).train()
+    clips = [clip for clip in plan.cache.load_run(run) if clip.split == "train"]
+    batch = dataset.MicroBatchDataset(clips, PromptBuilder(pretrained.tokenizer(config.base), base.spec), config)[0]
+    existing = [*model.parameters(), *model.buffers(), *tree_leaves(batch)]
+    with sdpa_kernel(SDPBackend.MATH), op_counter.OpCounter(existing) as counter:
+        sums = loss.loss_sums(model, batch)
+        (sums.backbone + sums.depth).backward()
+    model.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, sdpa_kernel(SDPBackend.MATH):
+        sums = loss.loss_sums(model, batch)
+        (sums.backbone + sums.depth).backward()
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    allocated = itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+    assert max(allocated) == pytest.approx(counter.peak, rel=0.01)
+
+
+def test_memory_is_counted_as_long_as_autograd_holds_it():
+    """Mistake: what only autograd keeps for the backward pass is taken for free, or what is freed is counted on."""
+    weight = torch.zeros(100, 100, device="meta", requires_grad=True)
+    with op_counter.OpCounter([weight]) as counter:
+        total = (weight.T * 2).sin().sum()  # sin keeps its input: 40,000 bytes that no name holds
+        assert counter.launches == 3  # a transpose is a view
+        assert 40_000 <= counter.allocated < 50_000 and counter.peak >= 80_000
+        total.backward()
+    del total
+    weight.grad = None
+    assert counter.allocated == 0

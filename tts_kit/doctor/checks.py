@@ -1,0 +1,277 @@
+"""Checks of this machine, its packages and the base model before a training; each problem comes with its fix.
+
+Packages are looked up in pip's records and imported only where they are used, so that a missing or broken one is a line of
+the report and not a crash."""
+
+import importlib
+import importlib.metadata
+import json
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTALL = 'Run `pip install --upgrade "tts-kit[all]"`.'
+LOG_IN = ("Accept the terms on its hub page and run `hf auth login` (on Colab: set the secret HF_TOKEN), or use the open "
+          "mirror unsloth/csm-1b.")
+SMALL_MODEL_BYTES = 1e9
+"""Local checkpoints below this size, such as the bundled one, need no GPU."""
+GPU_MEMORY = ("CSM-1B with LoRA needs about 10 GB by default: 4.3 for weights, adapter, optimizer and CUDA, 2.2 for the "
+              "merged weights that generate samples, the rest for activations")
+VERSION_RULES = (  # package, from this version, below this one, status, reason; the first that matches decides
+    # failures and warnings end where requirements.txt begins
+    ("torch", "0", "2.5", "fail", "transformers 5 disables torch below 2.5"),
+    ("torch", "2.5", "2.9", "warn", "tts_kit requires 2.9 or newer"),
+    ("transformers", "0", "4.52", "fail", "it has no CSM"),
+    ("transformers", "4.52", "4.53", "fail", "its labels lack the end of speech, so that a voice never learns to stop"),
+    ("transformers", "4.53", "5", "warn", "tts_kit is tested with transformers 5"),
+    ("transformers", "5", "5.17", "warn", "tts_kit requires 5.17 or newer"),
+    ("transformers", "5.17", "5.21", "ok", "it loads CSM with a random audio embedding; repaired at load"),
+    ("peft", "0", "0.18", "fail", "it imports names that transformers 5 no longer has"),
+    ("peft", "0.18", "0.19.1", "warn", "transformers 5.17 requires 0.19.1"),
+    ("accelerate", "0", "1.1", "fail", "transformers' Trainer requires 1.1"),
+    ("accelerate", "1.1", "1.10", "warn", "tts_kit requires 1.10 or newer"),
+)
+REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    status: str
+    """ok, warn or fail."""
+    detail: str
+    fix: str = ""
+    """Empty when the status is ok."""
+
+
+def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:
+    """Check everything that training `base` with runs under `folder` depends on."""
+    local = Path(base)
+    small = local.is_dir() and sum(file.stat().st_size for file in local.glob("*.safetensors")) < SMALL_MODEL_BYTES
+    checks = [check_python(sys.version_info[:3]), *(check_package(name, _version(name)) for name in REQUIRED),
+              check_torchvision(_version("torch"), _version("torchvision"), _requirements("torchvision")),
+              check_libsndfile(), *check_hardware(small),
+              check_disk(folder, "disk for runs", 1e9 if small else 10e9, "clips, codes and checkpoints")]
+    if local.is_dir():
+        return [*checks, check_token(), check_local_model(local)]
+    try:
+        cache = Path(importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE)
+        checks.append(check_disk(cache, "disk for models", 10e9, "the base model (CSM-1B: 3.3 GB in 16 bits, 6.6 in 32)"))
+    except ImportError:
+        pass  # reported by the two checks below
+    return [*checks, check_token(), check_hub_model(base)]
+
+
+def format_report(checks: list[Check]) -> str:
+    """Return the checks as aligned text, each problem followed by its fix."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:<4}  {check.name:<{width}}  {check.detail}")
+        if check.fix:
+            lines.append(f"{'':<4}  {'':<{width}}  -> {check.fix}")
+    counts = {status: sum(check.status == status for check in checks) for status in ("fail", "warn", "ok")}
+    lines.append(f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok.")
+    return "\n".join(lines)
+
+
+def check_python(version: tuple[int, ...]) -> Check:
+    """Check Python: tested with 3.11; torch and transformers require 3.10."""
+    text = ".".join(map(str, version))
+    if version < (3, 10):
+        return Check("Python", "fail", f"{text}; torch and transformers require 3.10", "Install Python 3.11 and use it.")
+    if version >= (3, 14):
+        return Check("Python", "warn", f"{text}; tested with 3.11 only", "Use Python 3.13 or older if a package cannot be installed.")
+    return Check("Python", "ok", text)
+
+
+def check_package(name: str, version: str | None) -> Check:
+    """Check a required package against the versions known to be bad."""
+    if version is None:
+        return Check(name, "fail", "not installed", INSTALL)
+    for package, start, end, status, reason in VERSION_RULES:
+        if package == name and _parse(start) <= _parse(version) < _parse(end):
+            return Check(name, status, f"{version}; {reason}", "" if status == "ok" else INSTALL)
+    return Check(name, "ok", version)
+
+
+def check_torchvision(torch: str | None, torchvision: str | None, requirements: list[str],
+                      system: str = sys.platform) -> Check:
+    """Check that torchvision, which other packages install, was built for this torch; otherwise transformers fails."""
+    if torchvision is None or torch is None:
+        return Check("torchvision", "ok", torchvision or "not installed; not needed")
+    torch_build, build = torch.partition("+")[2], torchvision.partition("+")[2]
+    pinned = next((match[1] for line in requirements if (match := re.match(r"torch\s*\(?==\s*([\d.]+)", line))), None)
+    # on Linux a torchvision without a tag is PyPI's CUDA build; elsewhere the CPU build has no tag either
+    other_build = build != torch_build if torch_build and build else torch_build == "cpu" and system == "linux"
+    if other_build or (pinned and _parse(pinned) != _parse(torch)):
+        return Check("torchvision", "fail", f"{torchvision} was not built for torch {torch}: transformers fails with "
+                     "'operator torchvision::nms does not exist'",
+                     "Run `pip uninstall torchvision` (tts_kit does not need it), or install the one built for this torch.")
+    return Check("torchvision", "ok", f"{torchvision}, fits torch {torch}")
+
+
+def check_libsndfile() -> Check:
+    """Check that soundfile finds its library, and that it writes MP3 for the listening page."""
+    try:
+        soundfile = importlib.import_module("soundfile")
+    except (ImportError, OSError) as error:
+        return Check("libsndfile", "fail", f"soundfile cannot be imported: {error}",
+                     f"{INSTALL} If libsndfile itself is missing: `apt-get install libsndfile1`.")
+    version = soundfile.__libsndfile_version__
+    if "MP3" not in soundfile.available_formats():
+        return Check("libsndfile", "warn", f"{version} cannot write MP3, which the listening page uses",
+                     "Run `pip install -U soundfile`; its wheels bring a libsndfile that can.")
+    return Check("libsndfile", "ok", f"{version}, writes MP3")
+
+
+def check_hardware(small: bool) -> list[Check]:
+    """Check device and memory, and unsloth, which works on a GPU only."""
+    try:
+        device, colab = importlib.import_module("tts_kit.device"), importlib.import_module("tts_kit.colab")
+    except (ImportError, OSError) as error:
+        return [Check("device", "fail", f"unknown, because a package cannot be imported: {error}", INSTALL)]
+    chosen = device.choose()
+    checks = [check_memory(device.memory(), small), check_unsloth(_version("unsloth"), chosen.device)]
+    if chosen.device == "cuda":
+        return [Check("device", "ok", chosen.reason), check_gpu(*device.gpu_memory(), small), *checks]
+    has_driver = Path("/proc/driver/nvidia/version").exists()
+    return [check_device(chosen.device, chosen.reason, small, has_driver, colab.is_colab()), *checks]
+
+
+def check_device(device: str, reason: str, small: bool, has_driver: bool, is_colab: bool) -> Check:
+    """Check a machine on which torch sees no CUDA device."""
+    if has_driver:
+        return Check("device", "warn", f"{reason} There is an NVIDIA driver, but torch cannot use it",
+                     "Install a torch build for CUDA (https://pytorch.org/get-started), or check CUDA_VISIBLE_DEVICES.")
+    if small or device == "mps":
+        return Check("device", "ok", reason)
+    fix = "On Colab: Runtime > Change runtime type > T4 GPU." if is_colab else "Use a machine with a GPU of 10 GB or more."
+    return Check("device", "warn", f"{reason} Enough for tiny models; CSM-1B needs a GPU to be practical", fix)
+
+
+def check_gpu(name: str, total: int, free: int | None, small: bool) -> Check:
+    """Check the bytes of GPU memory, in total and free at the moment (None: unknown)."""
+    detail = f"{total / 1e9:.1f} GB on {name}" + (f", {free / 1e9:.1f} free" if free is not None else "")
+    if small:
+        return Check("GPU memory", "ok", f"{detail}; enough for a tiny model")
+    if total < 5e9:
+        return Check("GPU memory", "fail", f"{detail}; {GPU_MEMORY}", "Use a GPU of 10 GB or more; Colab's free T4 has 16.")
+    if total < 10e9:
+        return Check("GPU memory", "warn", f"{detail}; {GPU_MEMORY}", "Train with --tokens-per-batch 350 "
+                     "--gradient-accumulation-steps 4 --sample-steps 0.")
+    if free is None or free < 10e9:
+        return Check("GPU memory", "warn", f"{detail}; {GPU_MEMORY}",
+                     "Another program or notebook uses the rest (`nvidia-smi` lists it): close it first.")
+    return Check("GPU memory", "ok", detail)
+
+
+def check_memory(total: int, small: bool) -> Check:
+    if total < 8e9 and not small:
+        return Check("memory", "warn", f"{total / 1e9:.0f} GB; CSM-1B takes up to 6.6 GB while it loads in float32",
+                     "Use a machine with 8 GB or more, or close other programs before loading.")
+    return Check("memory", "ok", f"{total / 1e9:.0f} GB")
+
+
+def check_unsloth(version: str | None, device: str) -> Check:
+    if version and device != "cuda":
+        return Check("unsloth", "warn", f"{version}, but it requires a GPU, and torch sees none",
+                     "Leave --backend at auto or peft.")
+    return Check("unsloth", "ok", version or "not installed; optional")
+
+
+def check_disk(folder: Path, name: str, min_free: float, purpose: str) -> Check:
+    """Check the free bytes of the disk on which `folder` is or will be."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / 1e9:.1f} GB free at {folder}"
+    if free < min_free:
+        return Check(name, "warn", f"{detail}; {min_free / 1e9:.0f} GB are recommended for {purpose}",
+                     "Free some space, or choose a folder on another disk (HF_HOME moves the models).")
+    return Check(name, "ok", detail)
+
+
+def check_token() -> Check:
+    """Check whether a hub token is stored; the token itself is not shown."""
+    try:
+        has_token = importlib.import_module("huggingface_hub").get_token() is not None
+    except ImportError:
+        return Check("hub token", "fail", "huggingface_hub is not installed", INSTALL)
+    return Check("hub token", "ok", "present" if has_token else "none; needed only for gated or private models")
+
+
+def check_local_model(folder: Path) -> Check:
+    """Check a checkpoint folder: configuration, all weights as safetensors, tokenizer."""
+    if missing := _missing_files(folder):
+        return Check("base model", "fail", f"folder {folder} lacks {', '.join(missing)}",
+                     "Copy or download the whole checkpoint again; pickled weights (.bin, .pt) are not opened.")
+    return Check("base model", "ok", f"folder {folder}")
+
+
+def check_hub_model(base: str, timeout: float = 5.0) -> Check:
+    """Check that the hub lets this machine download `base`, or that it is in the cache."""
+    spelling = Check("base model", "fail", f"{base} is no folder here, and no model on the hub that this machine may access",
+                     "Check the spelling of the path or the hub id (owner/name); for a private model run `hf auth login`.")
+    try:
+        hub, errors = importlib.import_module("huggingface_hub"), importlib.import_module("huggingface_hub.errors")
+        httpx_errors = importlib.import_module("httpx").HTTPError  # raised by newer versions of the client
+    except ImportError as error:
+        return Check("base model", "fail", f"cannot be looked up: {error}", INSTALL)
+    if "/" not in base:
+        return spelling
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(base, "config.json"), timeout=timeout)
+    except errors.GatedRepoError:
+        return Check("base model", "fail", f"{base} is gated and this machine has no access", LOG_IN)
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError):
+        return spelling
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            return Check("base model", "fail", f"the hub refuses {base} to this machine's token (HTTP {status})",
+                         f"Renew the token. If the model is gated: {LOG_IN}")
+        return Check("base model", "warn", f"the hub answered {status} for {base}", "Wait a little and try again.")
+    except (OSError, httpx_errors) as error:
+        config = hub.try_to_load_from_cache(base, "config.json")
+        if isinstance(config, str) and not _missing_files(Path(config).parent):
+            return Check("base model", "ok", f"{base} in the cache; the hub was not reached ({type(error).__name__})")
+        return Check("base model", "warn",
+                     f"{base} is not in the cache and the hub was not reached ({type(error).__name__})",
+                     "Go online (and unset HF_HUB_OFFLINE), or give a folder that holds the checkpoint.")
+    return Check("base model", "ok", f"{base} on the hub, access granted")
+
+
+def _missing_files(folder: Path) -> list[str]:
+    """Files without which the checkpoint in `folder` cannot be loaded; an index lists its weights."""
+    required, index = ["config.json"], folder / "model.safetensors.index.json"
+    try:
+        required += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except FileNotFoundError:
+        required.append("model.safetensors")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"a readable {index.name}"]
+    if not any(folder.glob("tokenizer*")):
+        required.append("tokenizer.json")
+    return [name for name in required if not (folder / name).is_file()]
+
+
+def _version(name: str) -> str | None:
+    """The installed version, None when the package is missing."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements(name: str) -> list[str]:
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _parse(version: str) -> tuple[int, ...]:
+    """5.17.0rc1+cpu -> (5, 17, 0)."""
+    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)
