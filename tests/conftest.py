@@ -20,6 +20,8 @@ from tts_kit.data import segment, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.data.segment import Segment
 from tts_kit.data.transcribe import Transcript
+from tts_kit.generation.engine import InferenceEngine
+from tts_kit.generation.fused_decoder import FusedDecoder
 from tts_kit.model import load
 from tts_kit.run import write_inputs
 from tts_kit.tokens.cache import EncodedClip
@@ -126,3 +128,20 @@ def spread_logits(*models):
         for name, weight in sorted(model.named_parameters()):
             if "codec" not in name and "lora_" not in name and weight.dim() > 1 and "embed_audio_tokens" not in name:
                 weight.data.normal_(0, 0.25, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def engines_are_fresh(monkeypatch):
+    """Fail any test in which an engine generates with weights that have changed since it copied them."""
+    copy_weights = InferenceEngine._copy_weights
+
+    def copy_and_compare(engine):
+        copy_weights(engine)
+        for decoder in (engine.backbone, engine.depth):
+            fresh = FusedDecoder(decoder.decoder)
+            fresh.load_weights(engine.adapter)
+            for copied, current in zip(sum(decoder.layers, ()), sum(fresh.layers, ())):
+                if not torch.equal(copied, current):
+                    pytest.fail("an engine was not told by `invalidate` that the model's weights have changed")
+
+    monkeypatch.setattr(InferenceEngine, "_copy_weights", copy_and_compare)

@@ -20,7 +20,6 @@ that golden.json uses. A rename changes that part and never golden.json.
 import argparse
 import contextlib
 import csv
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -55,9 +54,10 @@ from tts_kit import audio, config, device, errors, io, run, text, watermark
 from tts_kit.comparison import verdict
 from tts_kit.data import audio_stats, manifest, prepare, quality_flags, segment, transcribe
 from tts_kit.evaluation import memorization, metrics, scoring, stats, wer
-from tts_kit.generation import generate, sampling
+from tts_kit.generation import sampling
 from tts_kit.model import load, lora, loss
 from tts_kit.speech import speak, stream
+from tts_kit.speech.voice import Reference, load_voice
 from tts_kit.tokens import cache, codec, prompt, streaming
 from tts_kit.training import callbacks, dataset, finetune
 
@@ -221,25 +221,24 @@ def kit_transcript_flags(clips: list[tuple]) -> list[dict]:
 
 @functools.cache
 def kit_voice(finetuned: bool = False):
-    return speak.load_voice(kit_cpu(), kit_adapter()) if finetuned else speak.load_voice(kit_cpu(), base=TINY)
+    return load_voice(kit_cpu(), kit_adapter()) if finetuned else load_voice(kit_cpu(), base=TINY)
 
 
 def kit_reference():
-    return speak.Reference(SAMPLES / "held_out" / "later01_01.flac", "Do you always sleep before breakfast?")
+    return Reference(SAMPLES / "held_out" / "later01_01.flac", "Do you always sleep before breakfast?")
 
 
-def kit_said(texts, given=None, finetuned=False, greedy=True, seed=0, strength=1.0, int8=False) -> list[tuple]:
+def kit_said(texts, given=None, finetuned=False, greedy=True, seed=0, strength=1.0) -> list[tuple]:
     """Codes (frames, codebooks) of each text, and whether it ended by itself; all texts in one batch."""
-    speaker = dataclasses.replace(kit_voice(finetuned), int8=int8)
+    speaker = kit_voice(finetuned)
     if finetuned:
         speaker.set_strength(strength)
     lines = [speak.Request(text.normalize(each), seed + number, given, finetuned) for number, each in enumerate(texts)]
-    prompts, limits = zip(*(speak.prompt(speaker, line, speak.turns(speaker, given)) for line in lines))
+    prompts, limits = zip(*(speak.build_prompt(speaker, line, speak.context_turns(speaker, given)) for line in lines))
     how = sampling.Sampling(0.0, 0.0, 50) if greedy else speaker.sampling
-    with speaker.speaking(finetuned):
-        takes = generate.generate(speaker.base.model, speaker.base.spec, prompts, how, [line.seed for line in lines], limits,
-                               int8)
-    return [(take.codes, take.ended_with_eos) for take in takes]
+    with speaker.acquire_engine(finetuned) as engine:
+        generations = engine.generate(prompts, how, [line.seed for line in lines], limits)
+    return [(generation.codes, generation.ended_with_eos) for generation in generations]
 
 
 def kit_spoken(words: str, given=None) -> tuple[np.ndarray, bool]:
@@ -508,7 +507,6 @@ def section_speech() -> dict:
     alone, batch = kit_said(TEXTS[:1]), kit_said(TEXTS)
     finetuned = kit_said(TEXTS[:2], finetuned=True)
     return {"greedy_alone": about_codes(alone), "greedy_batch": about_codes(batch),
-            "greedy_int8": about_codes(kit_said(TEXTS[1:2], int8=True)),
             "greedy_cloned": about_codes(kit_said(TEXTS[:2], kit_reference())), "greedy_finetuned": about_codes(finetuned),
             "greedy_finetuned_strength_0.5": about_codes(kit_said(TEXTS[1:2], finetuned=True, strength=0.5)),
             "greedy_finetuned_cloned": about_codes(kit_said(TEXTS[1:2], kit_reference(), finetuned=True)),

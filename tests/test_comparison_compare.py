@@ -19,6 +19,7 @@ from tts_kit.evaluation import metrics
 from tts_kit.io import read_rows
 from tts_kit.run import Run
 from tts_kit.speech import speak
+from tts_kit.speech.voice import load_voice
 
 CPU = device.choose("cpu")
 
@@ -84,7 +85,7 @@ def test_held_out_sentences_are_compared_and_the_reference_is_not_one(told):
 def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
     """Mistake: more sentences or seeds mean to begin anew; or nothing at all is compared, with a traceback."""
     run, _, _, _ = told
-    voice = speak.load_voice(CPU, run.adapter)
+    voice = load_voice(CPU, run.adapter)
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
@@ -105,7 +106,7 @@ def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
     lost = "clips/finetuned/002-1.flac"
     content = soundfile.read(run.comparison / lost, dtype="int16")[0].astype(int)
     (run.comparison / lost).unlink()
-    voice = speak.load_voice(CPU, run.adapter, config.base)
+    voice = load_voice(CPU, run.adapter, config.base)
     compare.compare(run, voice, 2, (1, 2))
     after = {name: (run.comparison / name).stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == [lost]
@@ -117,7 +118,7 @@ def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
 def test_a_comparison_with_other_settings_is_not_mixed_in(told):
     """Mistake: clips of two temperatures stand side by side under one name."""
     run, config, _, _ = told
-    voice = speak.load_voice(CPU, run.adapter, config.base)
+    voice = load_voice(CPU, run.adapter, config.base)
     voice.sampling = speak.Sampling(0.1, 0.1, 5)
     with pytest.raises(KitError, match="another temperature, another depth temperature, another top k.*Move that folder"):
         compare.compare(run, voice, 2, (1, 2))
@@ -151,7 +152,7 @@ def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter", "training"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
-    voice = speak.load_voice(CPU, copy.adapter)
+    voice = load_voice(CPU, copy.adapter)
     kept = copy.training / "checkpoint-3" / "adapter_model.safetensors"
     assert kept.is_file()
     wanted = ("finetuned", "finetuned:strength=0", "base", "finetuned:strength=3", "finetuned:checkpoint=3", "clone", "clone:references=2",
@@ -167,7 +168,7 @@ def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
 def test_knobs_are_turned_on_sentences_that_the_report_does_not_use(told, capsys):
     """Mistake: settings are tuned on the sentences or the recordings that score the result afterwards."""
     run, _, _, _ = told
-    voice = speak.load_voice(CPU, run.adapter)
+    voice = load_voice(CPU, run.adapter)
     page = sweep.run_sweep(run, voice, {"strength": [0.5, 2.0]}, "finetuned", 2, (1,)).page
     rows = read_rows(run.folder / "sweep" / SCORES)
     assert page == run.folder / "sweep" / "index.html"
@@ -188,7 +189,7 @@ def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     shutil.copy(next(run.comparison.glob("clips/ground_truth/001.flac")), theirs / "001.flac")
-    voice = speak.load_voice(CPU, copy.adapter)
+    voice = load_voice(CPU, copy.adapter)
     page = compare.compare(copy, voice, 2, (1,), ["finetuned", f"folder:them={theirs}"], test_types=()).page
     rows = [row for row in read_rows(copy.comparison / SCORES) if row["arm"] == "them"]
     assert [(row["sentence"], (copy.comparison / row["file"]).is_file()) for row in rows] == [(1, True), (2, False)]
@@ -207,7 +208,7 @@ def test_a_clip_that_another_system_lacks_is_a_failure(told, tmp_path, monkeypat
     sentences = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")]
     plan = synthesis.Plan(run, tmp_path / "out", sentences, (1,), [compare.parse_arm(f"folder:them={tmp_path / 'theirs'}")],
                       manifest.read(run.data))
-    rows, lost = synthesis.synthesize(plan, speak.load_voice(CPU, run.adapter))
+    rows, lost = synthesis.synthesize(plan, load_voice(CPU, run.adapter))
     judged = compare.score(plan, rows, {each.text: each.audio for each in plan.utterances[:2]})
     assert lost == [] and [row["failure"] for row in judged] == ["", "missing"]
     assert judged[1]["word_errors"] == judged[1]["ref_words"] == 3 and judged[1]["sim"] == 0
@@ -219,7 +220,7 @@ def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path
     """Mistake: a clip that a system lacks now is judged as the one it gave before, takes that are gone stay, or what did not
     change is judged again."""
     run, _, _, _ = told
-    voice, real = speak.load_voice(CPU, run.adapter), run.comparison / "clips" / "ground_truth"
+    voice, real = load_voice(CPU, run.adapter), run.comparison / "clips" / "ground_truth"
     sentences, place = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")], tmp_path / "out"
     for name, files in (("first", {"001.flac": "001", "002.flac": "002"}), ("last", {"001.flac": "001"}),
                         ("then", {"001-1.flac": "001", "001-2.flac": "002"})):
@@ -247,7 +248,7 @@ def test_data_made_anew_is_not_judged_by_the_old_adapter(told, tmp_path):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
     manifest = copy.data / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace('"train"', '"held_out"', 1))
-    voice = speak.load_voice(CPU, copy.adapter)
+    voice = load_voice(CPU, copy.adapter)
     with pytest.raises(KitError, match="other clips than .*data holds now"):
         compare.compare(copy, voice, 1, (1,))
     shutil.rmtree(copy.codes)
@@ -258,7 +259,7 @@ def test_data_made_anew_is_not_judged_by_the_old_adapter(told, tmp_path):
 def test_votes_are_counted_and_leave_the_test_as_it_is(told, monkeypatch):
     """Mistake: who counts the first votes makes another blind test, and those that come later are refused."""
     run, config, _, _ = told
-    voice = speak.load_voice(CPU, run.adapter, config.base)
+    voice = load_voice(CPU, run.adapter, config.base)
     compare.compare(run, voice, 2, (1, 2), test_types=("ab",))
     key = (run.comparison / "blind.json").read_bytes()
     page = compare.compare(run, voice, 2, (1, 2), responses=[run.folder / "nobody.json"]).page
@@ -363,7 +364,7 @@ def test_an_adapter_of_other_clips_is_not_judged_by_these(told, tmp_path):
     index = copy.codes / "index.jsonl"
     index.write_text(index.read_text().replace('"train"', '"held_out"', 1))
     with pytest.raises(KitError, match="was trained on other clips"):
-        compare.compare(copy, speak.load_voice(CPU, copy.adapter), 1, (1,))
+        compare.compare(copy, load_voice(CPU, copy.adapter), 1, (1,))
 
 
 def test_every_recipe_field_is_an_option_of_some_verb_with_its_explanation():

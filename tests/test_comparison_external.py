@@ -15,7 +15,7 @@ from tts_kit.comparison import external, external_runner
 from tts_kit.comparison.external import SYSTEMS, ExternalArm, ExternalClip, ExternalSystem
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, wer
-from tts_kit.speech.speak import Reference
+from tts_kit.speech.voice import Reference
 
 RATE = 24_000
 TEXTS = ["He lost two wooden chairs.", "The dog ran away.", "Who is that girl?"]

@@ -18,7 +18,7 @@ from tts_kit.config import Config
 from tts_kit.data import manifest, prepare
 from tts_kit.run import Run
 from tts_kit.server import app
-from tts_kit.speech import adapters
+from tts_kit.speech.voice import load_voices
 from tts_kit.tokens import cache
 from tts_kit.training import finetune
 
@@ -150,7 +150,7 @@ def test_it_runs(command, here, loud, capsys):
 def test_what_is_asked_of_the_server_is_answered(here):
     """Mistake: a request to copy from a document that the server refuses: an unknown model, a field that is gone."""
     curl = shutil.which("curl") or pytest.skip("curl is not installed")
-    cast = adapters.load_voices(device.choose("cpu"), {"anna": here / "runs/anna/adapter"})
+    cast = load_voices(device.choose("cpu"), {"anna": here / "runs/anna/adapter"})
     server = app.Server(cast, port=0)
     server.start()
     try:

@@ -1,4 +1,4 @@
-"""The kit's generation against transformers' `generate`, and its own rules about ends, limits and seeds."""
+"""The inference engine against transformers' `generate`, and its own rules about EOS, limits, seeds and stale weights."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from conftest import make_clip, spread_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tts_kit import device
-from tts_kit.generation import fused_decoder, generate
+from tts_kit.generation import engine
+from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import GumbelNoise, Sampling, sample_token
 from tts_kit.model import load, lora
 from tts_kit.tokens.prompt import Turn
@@ -20,107 +21,123 @@ def prompts(base, *texts):
             for number, text in enumerate(texts)]
 
 
+def generate(base, prompts, sampling=GREEDY, seeds=None, max_frames=12, adapter=None):
+    """Generate with a fresh engine, which cannot have stale weights."""
+    return InferenceEngine(base.model, base.spec, adapter).generate(
+        prompts, sampling, seeds or [0] * len(prompts), [max_frames] * len(prompts))
+
+
 def stock_codes(stock, base, prompt, frames):
-    """Transformers' greedy generate, forbidden the words that are no codes, as the kit is."""
-    words = list(range(base.spec.codebook_size, stock.config.vocab_size))
+    """Transformers' greedy generate, with the ids suppressed that are no codes, as in the kit."""
+    no_codes = list(range(base.spec.codebook_size, stock.config.vocab_size))
     embeds = torch.where(prompt.audio_mask[:, None], stock.backbone_model.embed_tokens(prompt.codes[None])[0],
                          stock.embed_text_tokens(prompt.input_ids))
     out = stock.generate(inputs_embeds=embeds[None], attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                         do_sample=False, depth_decoder_do_sample=False, max_new_tokens=frames, suppress_tokens=words,
-                         depth_decoder_suppress_tokens=words)
+                         do_sample=False, depth_decoder_do_sample=False, max_new_tokens=frames, suppress_tokens=no_codes,
+                         depth_decoder_suppress_tokens=no_codes)
     return out[0]
 
 
 def test_greedy_codes_equal_transformers_for_one_and_for_a_batch(base, stock):
     """Mistake: wrong position, head, table offset, mask or padding side, visible in the first differing code."""
     spread_logits(base, stock)
-    asked = prompts(base, "Hello.", "A much longer line of text than the others.", "Why not?")
-    together = generate.generate(base.model, base.spec, asked, GREEDY, [0, 0, 0], [12, 12, 12])
-    for prompt, batched in zip(asked, together):
-        alone = generate.generate(base.model, base.spec, [prompt], GREEDY, [0], [12])[0]
-        wanted = stock_codes(stock, base, prompt, 12)
-        assert len(wanted) == 12 and len(wanted.unique()) > 3
-        assert alone.codes.tolist() == wanted.tolist()
-        assert batched.codes.tolist() == wanted.tolist()
+    batch = prompts(base, "Hello.", "A much longer line of text than the others.", "Why not?")
+    for prompt, batched in zip(batch, generate(base, batch)):
+        alone, = generate(base, [prompt])
+        expected = stock_codes(stock, base, prompt, 12)
+        assert len(expected) == 12 and len(expected.unique()) > 3
+        assert alone.codes.tolist() == expected.tolist()
+        assert batched.codes.tolist() == expected.tolist()
 
 
-def test_stops_at_the_end_frame_and_leaves_it_out(base):
-    """Mistake: the end frame is decoded into a click, or a stop is reported as running to the limit."""
-    base.model.lm_head.weight.data.zero_()  # all logits equal: greedy takes code 0 everywhere, which is the end frame
+def test_stops_at_the_eos_frame_and_leaves_it_out(base):
+    """Mistake: the EOS frame is decoded into a click, or EOS is reported as reaching the limit."""
+    base.model.lm_head.weight.data.zero_()  # all logits equal: greedy takes code 0 everywhere, which is the EOS frame
     base.model.depth_decoder.codebooks_head.weight.data.zero_()
-    take, = generate.generate(base.model, base.spec, prompts(base, "Hi."), GREEDY, [0], [9])
-    assert take.ended_with_eos and take.codes.shape == (0, 4)
+    generation, = generate(base, prompts(base, "Hi."), max_frames=9)
+    assert generation.ended_with_eos and generation.codes.shape == (0, 4)
+    assert not generation.is_complete  # nothing was said
 
 
 def test_the_last_codebook_does_not_decide_the_end(base):
     """Mistake: a stop by 31 codebooks and a cut by 32 disagree, and everything after the end is decoded."""
     frame = torch.tensor([[0, 0, 0, 7], [0, 0, 7, 0], [7, 0, 0, 0]])
-    assert generate.is_eos_frame(frame).tolist() == [True, False, False]
+    assert engine.is_eos_frame(frame).tolist() == [True, False, False]
 
 
-def test_a_limit_ends_a_take_that_does_not_stop(base, stock):
+def test_a_limit_ends_a_generation_without_eos(base):
     """Mistake: one runaway sentence in a batch runs on for ever or is cut at its neighbour's limit."""
     spread_logits(base)
-    short, long = generate.generate(base.model, base.spec, prompts(base, "One.", "Two."), GREEDY, [0, 0], [3, 7])
+    short, long = InferenceEngine(base.model, base.spec).generate(prompts(base, "One.", "Two."), GREEDY, [0, 0], [3, 7])
     assert (len(short.codes), len(long.codes)) == (3, 7)
     assert not short.ended_with_eos and not long.ended_with_eos
 
 
-def test_words_that_are_no_codes_are_never_chosen(base):
+def test_ids_that_are_no_codes_are_never_sampled(base):
     """Mistake: ids 2048 to 2050 are sampled and crash the codec with an index error."""
-    strange = base.spec.codebook_size
+    no_code = base.spec.codebook_size
     for head in (base.model.lm_head.weight.data, base.model.depth_decoder.codebooks_head.weight.data.transpose(1, 2)):
-        head[..., strange, :], head[..., strange + 1, :] = 100.0, -100.0  # one of the two is always the likeliest
+        head[..., no_code, :], head[..., no_code + 1, :] = 100.0, -100.0  # one of the two is always the likeliest
     for sampling in (GREEDY, Sampling(1.0, 1.0, 50)):
-        take, = generate.generate(base.model, base.spec, prompts(base, "Hi."), sampling, [1], [4])
-        assert len(take.codes) == 4 and take.codes.max() < strange
+        generation, = generate(base, prompts(base, "Hi."), sampling, [1], 4)
+        assert len(generation.codes) == 4 and generation.codes.max() < no_code
 
 
-def test_a_seed_says_the_same_alone_and_in_company(base):
-    """Mistake: seeds are shared by the batch, so a clip of the comparison cannot be made again by itself."""
+def test_a_seed_gives_the_same_alone_and_in_a_batch(base):
+    """Mistake: seeds are shared by the batch, so a clip of the comparison cannot be generated again by itself."""
     spread_logits(base)
-    asked, sampling = prompts(base, "One.", "Two, but longer.", "Three?"), Sampling(0.9, 0.9, 8)
-    together = generate.generate(base.model, base.spec, asked, sampling, [11, 12, 13], [6, 6, 6])
-    alone = generate.generate(base.model, base.spec, asked[1:2], sampling, [12], [6])[0]
-    again = generate.generate(base.model, base.spec, asked[1:2], sampling, [99], [6])[0]
-    assert alone.codes.tolist() == together[1].codes.tolist()
-    assert alone.codes.tolist() != again.codes.tolist()
+    batch, sampling = prompts(base, "One.", "Two, but longer.", "Three?"), Sampling(0.9, 0.9, 8)
+    batched = generate(base, batch, sampling, [11, 12, 13], 6)[1]
+    alone, = generate(base, batch[1:2], sampling, [12], 6)
+    other_seed, = generate(base, batch[1:2], sampling, [99], 6)
+    assert alone.codes.tolist() == batched.codes.tolist() != other_seed.codes.tolist()
 
 
 def test_sampling_follows_the_softmax_of_the_top_candidates(base):
     """Mistake: temperature or top-k applied wrongly; seen by counting 4000 draws."""
     logits = torch.tensor([2.0, 1.0, 0.0, -9.0] + [-50.0] * (base.spec.codebook_size - 4))
-    luck = GumbelNoise(range(4000), torch.ones(4000, 1, 2))
-    luck.draw()
-    drawn = sample_token(logits.repeat(4000, 1), 2.0, luck.numbers[:, 0])
-    wanted = torch.tensor([1.0, 0.5]).softmax(0)
-    assert set(drawn.tolist()) == {0, 1}
-    assert (drawn == 0).float().mean().item() == pytest.approx(wanted[0].item(), abs=0.03)
+    noise = GumbelNoise(range(4000), torch.ones(4000, 1, 2))
+    noise.draw()
+    sampled = sample_token(logits.repeat(4000, 1), 2.0, noise.noise[:, 0])
+    expected = torch.tensor([1.0, 0.5]).softmax(0)
+    assert set(sampled.tolist()) == {0, 1}
+    assert (sampled == 0).float().mean().item() == pytest.approx(expected[0].item(), abs=0.03)
 
 
-def test_what_is_learnt_between_two_sentences_is_heard(loud_base):
-    """Mistake: speaking keeps a copy of the weights from before, and every sample of a training sounds like the first."""
+def test_an_engine_follows_the_weights_when_it_is_told(loud_base):
+    """Mistake: a training's samples are all generated with the weights of the first, a strength or a merge is not heard, or
+    nobody finds out: conftest's `engines_are_fresh` fails a test whose engine is stale."""
     model = lora.add_lora(loud_base.model, 4, 8.0)
-    asked = prompts(loud_base, "One.")
+    prompt = prompts(loud_base, "One.")
+    inference = InferenceEngine(loud_base.model, loud_base.spec, lora.DEFAULT_ADAPTER)
 
-    def said():
-        return generate.generate(lora.unwrap(model), loud_base.spec, asked, GREEDY, [0], [6])[0].codes.tolist()
+    def codes():
+        return inference.generate(prompt, GREEDY, [0], [6])[0].codes.tolist()
 
-    learnt = [weight for name, weight in model.named_parameters() if "lora_B" in name]
-    optimizer, before = torch.optim.AdamW(learnt, lr=0.5, fused=True), said()
-    for weight in learnt:
+    lora_b = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    optimizer, untrained = torch.optim.AdamW(lora_b, lr=0.5, fused=True), codes()
+    for weight in lora_b:
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
     optimizer.step()
-    after = said()
-    assert after != before
-    with torch.no_grad():
-        for weight in learnt:
-            weight.zero_()
-    assert said() == before
+    with pytest.raises(pytest.fail.Exception, match="not told by `invalidate`"):
+        codes()
+    inference.invalidate()
+    trained = codes()
+    assert trained != untrained
+    lora.set_strength(model, 0.0)
+    inference.invalidate()
+    assert codes() == untrained
+    lora.set_strength(model, 1.0)
+    lora.merge(model)
+    inference.load_adapter(None)
+    assert codes() == trained
+    with pytest.raises(ValueError, match="no adapter 'default'"):  # it was merged; the base would be silently generated
+        inference.load_adapter(lora.DEFAULT_ADAPTER)
+        codes()
 
 
 class Calls(TorchDispatchMode):
-    """Counts what a frame asks of the device, and how often the host waits for an answer."""
+    """Counts the operations of a frame, and how often the host waits for a result."""
 
     def __init__(self):
         super().__init__()
@@ -133,56 +150,34 @@ class Calls(TorchDispatchMode):
 
 
 def test_a_frame_is_few_calls_and_no_wait(loud_base, stock):
-    """Mistake: a frame asks the host for a number, or is thousands of small calls again, as in transformers."""
-    asked, frames = prompts(loud_base, "One.", "Two, but longer."), []
-    stream = generate.stream(loud_base.model, loud_base.spec, asked, Sampling(), [1, 2], 12)
+    """Mistake: a frame makes the host wait, or is thousands of small operations again, as in transformers."""
+    batch, frames = prompts(loud_base, "One.", "Two, but longer."), []
+    stream = InferenceEngine(loud_base.model, loud_base.spec).stream(batch, Sampling(), [1, 2], 12)
     next(stream)
     with Calls() as ours:
         frames += [next(stream) for _ in range(10)]
     spread_logits(stock)
     with Calls() as theirs:
-        stock_codes(stock, loud_base, asked[0], 10)
+        stock_codes(stock, loud_base, batch[0], 10)
     assert ours.waits == 0 and len(frames) == 10
     assert 2 * ours.calls < theirs.calls
 
 
-def test_a_stream_ends_where_it_was_told(loud_base):
-    """Mistake: keys and values are written beyond their places, or a stream gives a frame too few."""
-    frames = list(generate.stream(loud_base.model, loud_base.spec, prompts(loud_base, "One."), GREEDY, [0], 7))
-    take, = generate.generate(loud_base.model, loud_base.spec, prompts(loud_base, "One."), GREEDY, [0], [7])
-    assert torch.cat(frames).tolist() == take.codes.tolist() and len(frames) == 7
-
-
-@pytest.mark.parametrize("rows", [1, fused_decoder.FEW + 1])
-def test_eight_bits_are_near_the_real_weights(rows):
-    """Mistake: a scale for the wrong row, or rounding that is no rounding; 8 bits err by less than 2 % here."""
-    projections = [torch.nn.Linear(64, 48, bias=False), torch.nn.Linear(64, 16, bias=False)]
-    projections[1].weight.data *= 100
-    norm = torch.nn.RMSNorm(64)
-    norm.weight.data.uniform_(0.5, 2)
-    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
-    wanted, seen = fused_decoder.Dense(projections, norm)(x), fused_decoder.Rounded(projections, norm)(x)
-    for part in (slice(0, 48), slice(48, None)):
-        error = (seen[:, part] - wanted[:, part]).norm() / wanted[:, part].norm()
-        assert 0 < error < 0.02
-
-
-def test_speaking_with_eight_bits(loud_base):
-    """Mistake: the 8-bit weights are asked for and the others are used, or the two share a copy."""
-    asked = prompts(loud_base, "One.", "Two, but longer.")
-    plain, rounded, again = ([take.codes.tolist() for take in generate.generate(
-        loud_base.model, loud_base.spec, asked, GREEDY, [0, 0], [12, 12], int8)] for int8 in (False, True, False))
-    assert plain == again != rounded
+def test_a_stream_ends_at_its_limit(loud_base):
+    """Mistake: keys and values are written beyond the cache, or a stream gives a frame too few."""
+    frames = list(InferenceEngine(loud_base.model, loud_base.spec).stream(prompts(loud_base, "One."), GREEDY, [0], 7))
+    generation, = generate(loud_base, prompts(loud_base, "One."), max_frames=7)
+    assert torch.cat(frames).tolist() == generation.codes.tolist() and len(frames) == 7
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU, and torch sees none")
-def test_a_recorded_frame_is_the_frame(loud):
-    """Mistake: a graph replays with the first sentence's positions, mask or luck."""
-    here = load.load_base(loud, device.choose("cpu")), load.load_base(loud, device.choose("cuda", "float32"))
+def test_a_captured_frame_is_the_frame(loud):
+    """Mistake: a graph replays with the first sentence's positions, mask or noise."""
+    bases = load.load_base(loud, device.choose("cpu")), load.load_base(loud, device.choose("cuda", "float32"))
+    cpu, gpu = (InferenceEngine(base.model, base.spec) for base in bases)
     for texts in (["One."], ["One.", "Two, but longer."], ["Another one."]):
         for sampling in (GREEDY, Sampling(0.9, 0.9, 8)):
-            said = []
-            for base in here if sampling is GREEDY else [here[1]] * 2:
-                said.append([take.codes.tolist() for take in generate.generate(
-                    base.model, base.spec, prompts(base, *texts), sampling, [5] * len(texts), [20] * len(texts))])
-            assert said[0] == said[1]
+            results = [[generation.codes.tolist() for generation in inference.generate(
+                prompts(bases[0], *texts), sampling, [5] * len(texts), [20] * len(texts))]
+                for inference in ((cpu, gpu) if sampling is GREEDY else (gpu, gpu))]
+            assert results[0] == results[1]

@@ -142,16 +142,16 @@ def test_damaged_weights_are_named(toy, tmp_path, damage):
     if damage == "truncated":
         file = Path(folder) / "model.safetensors"
         file.write_bytes(file.read_bytes()[:5000])
-        said = "damaged, or was downloaded by half: 5,000 bytes"
+        said = "damaged or incompletely downloaded: 5,000 bytes"
     with pytest.raises(KitError, match=said):
         load.load_base(folder, CPU)
 
 
 def test_unsloth_without_a_gpu_is_refused_with_the_way_out():
     """Mistake: `import unsloth` raises NotImplementedError at the user."""
-    with pytest.raises(KitError, match="needs an NVIDIA GPU.*'plain' runs everywhere"):
+    with pytest.raises(KitError, match="needs an NVIDIA GPU.*'peft' runs everywhere"):
         load.choose_backend("unsloth", CPU)
-    assert load.choose_backend("auto", CPU)[0] == "plain"
+    assert load.choose_backend("auto", CPU)[0] == "peft"
 
 
 def test_the_toy_is_read_by_plain_transformers(toy):

@@ -8,20 +8,19 @@ import sys
 import pytest
 import torch
 from conftest import make_clip
-from test_generate import GREEDY, prompts
+from test_generate import generate, prompts
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from sample_data.build import shape
 from tts_kit import device
 from tts_kit.errors import KitError
-from tts_kit.generation import generate
-from tts_kit.model import adapter_io, load, lora, loss
+from tts_kit.model import load, lora, loss
 from tts_kit.training import dataset
 
 
 @pytest.fixture
 def finetuned(loud_base):
-    """The loud toy with an adapter that says something."""
+    """The loud toy with an adapter of random weights."""
     model = lora.add_lora(loud_base.model, 4, 8.0)
     shake(model)
     return model
@@ -33,12 +32,12 @@ def shake(model):
             weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(sum(name.encode())))
 
 
-def codes(base, model=None):
-    return [take.codes.tolist() for take in generate.generate(lora.unwrap(model or base.model), base.spec,
-                                                           prompts(base, "One.", "Two, longer."), GREEDY, [0, 0], [8, 8])]
+def codes(base, adapter=None):
+    return [generation.codes.tolist() for generation in generate(
+        base, prompts(base, "One.", "Two, longer."), max_frames=8, adapter=adapter)]
 
 
-def test_census_on_the_full_size_by_the_meta_device():
+def test_parameter_count_of_the_full_size_on_the_meta_device():
     """Mistake: a list of names puts 2,097,152 dead parameters on the codec; the useful adapter has 26,935,296."""
     with torch.device("meta"):
         model = CsmForConditionalGeneration(CsmConfig())
@@ -56,7 +55,7 @@ def test_presets(base, targets, backbone, depth):
 
 
 def test_a_step_leaves_the_base_as_it_was(base):
-    """Mistake: norms, heads or embeddings are trained along, and the saved adapter does not hold them."""
+    """Mistake: norms, heads or embeddings are trained along, and the saved adapter does not have them."""
     model = lora.add_lora(base.model, 4, 8.0)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
@@ -72,51 +71,48 @@ def test_a_step_leaves_the_base_as_it_was(base):
 
 
 def test_adapter_off_is_the_base_exactly(loud, loud_base, finetuned):
-    """Mistake: the base arm of a comparison still hears a little of the adapter."""
-    plain = load.load_base(loud, device.choose("cpu"))
-    with lora.adapter_enabled(finetuned, finetuned=False):
-        assert codes(loud_base, finetuned) == codes(plain)
-    assert codes(loud_base, finetuned) != codes(plain)
+    """Mistake: the base arm of a comparison still has a little of the adapter."""
+    plain = codes(load.load_base(loud, device.choose("cpu")))
+    assert codes(loud_base) == plain != codes(loud_base, lora.DEFAULT_ADAPTER)
 
 
-def test_strength_zero_is_the_base_and_one_the_adapter(loud, loud_base, finetuned):
+def test_strength_zero_is_the_base_and_one_the_adapter(loud_base, finetuned):
     """Mistake: the slider's ends are not what they say."""
-    plain = load.load_base(loud, device.choose("cpu"))
-    full = codes(loud_base, finetuned)
+    trained = codes(loud_base, lora.DEFAULT_ADAPTER)
     lora.set_strength(finetuned, 0.0)
-    assert codes(loud_base, finetuned) == codes(plain)
+    assert codes(loud_base, lora.DEFAULT_ADAPTER) == codes(loud_base)
     lora.set_strength(finetuned, 1.0)
-    assert codes(loud_base, finetuned) == full != codes(plain)
+    assert codes(loud_base, lora.DEFAULT_ADAPTER) == trained != codes(loud_base)
 
 
 def test_merged_is_unmerged(loud_base, finetuned):
     """Mistake: merging scales the adapter wrongly and the exported voice is another one."""
-    before = codes(loud_base, finetuned)
+    before = codes(loud_base, lora.DEFAULT_ADAPTER)
     merged = lora.merge(finetuned)
     assert not any("lora_" in name for name, _ in merged.named_parameters())
-    assert codes(loud_base, merged) == before
+    assert merged is loud_base.model and codes(loud_base) == before
 
 
-def save_tuned(base, model, folder):
+def save(base, model, folder):
     lora.save(model, folder, base, "{}", {"speaker": "0"})
 
 
-def test_saved_and_loaded_in_a_fresh_process_speaks_the_same(loud, loud_base, finetuned, tmp_path):
+def test_saved_and_loaded_in_a_fresh_process_generates_the_same(loud, loud_base, finetuned, tmp_path):
     """Mistake: keys that do not fit are skipped in silence, and the loaded voice is the base ("on or off is identical")."""
-    save_tuned(loud_base, finetuned, tmp_path / "adapter")
+    save(loud_base, finetuned, tmp_path / "adapter")
     script = (
         "import json, sys; sys.path[:0] = ['tests']\n"
         "from tts_kit import device\nfrom tts_kit.model import load, lora\nfrom test_lora import codes\n"
         f"base = load.load_base({loud!r}, device.choose('cpu'))\n"
-        f"print(json.dumps(codes(base, lora.load(base, {str(tmp_path / 'adapter')!r}))))\n")
+        f"lora.load(base, {str(tmp_path / 'adapter')!r})\nprint(json.dumps(codes(base, lora.DEFAULT_ADAPTER)))\n")
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
-    assert json.loads(out.stdout.splitlines()[-1]) == codes(loud_base, finetuned)
+    assert json.loads(out.stdout.splitlines()[-1]) == codes(loud_base, lora.DEFAULT_ADAPTER)
 
 
 def test_an_adapter_for_another_base_is_refused(loud_base, finetuned, tmp_path):
-    """Mistake: an adapter is put on other weights and speaks noise."""
-    save_tuned(loud_base, finetuned, tmp_path / "adapter")
+    """Mistake: an adapter is put on other weights and generates noise."""
+    save(loud_base, finetuned, tmp_path / "adapter")
     other = load.load_base(str(shape.build("toy", tmp_path / "other", seed=7)), device.choose("cpu"))
     with pytest.raises(KitError, match=r"was trained for .*loud.*but .*other is loaded.*--base"):
         lora.load(other, tmp_path / "adapter")
@@ -124,7 +120,7 @@ def test_an_adapter_for_another_base_is_refused(loud_base, finetuned, tmp_path):
 
 def test_damaged_and_foreign_adapter_folders(loud, loud_base, finetuned, tmp_path):
     """Mistake: a truncated file, a missing file or keys of another rank are loaded as far as they go."""
-    save_tuned(loud_base, finetuned, tmp_path / "adapter")
+    save(loud_base, finetuned, tmp_path / "adapter")
     with pytest.raises(KitError, match="not an adapter of this kit: adapter_model.safetensors is missing"):
         lora.read_metadata(tmp_path)
     fresh = load.load_base(loud, device.choose("cpu"))
@@ -141,13 +137,13 @@ def truncate(folder):
 
 
 def other_targets(folder):
-    config = json.loads((folder / adapter_io.CONFIG_FILE).read_text())
-    (folder / adapter_io.CONFIG_FILE).write_text(json.dumps(config | {"target_modules": lora.pattern("backbone")}))
+    settings = json.loads((folder / lora.CONFIG_FILE).read_text())
+    (folder / lora.CONFIG_FILE).write_text(json.dumps(settings | {"target_modules": lora.target_pattern("backbone")}))
 
 
-def test_saving_again_replaces_whole_folders_only(loud_base, finetuned, tmp_path):
+def test_saving_again_replaces_complete_folders_only(loud_base, finetuned, tmp_path):
     """Mistake: a failed save leaves a folder that is half old and half new."""
-    save_tuned(loud_base, finetuned, tmp_path / "adapter")
+    save(loud_base, finetuned, tmp_path / "adapter")
     before = (tmp_path / "adapter" / lora.WEIGHTS_FILE).read_bytes()
     with pytest.raises(TypeError):
         lora.save(finetuned, tmp_path / "adapter", loud_base, "{}", {"speaker": object()})

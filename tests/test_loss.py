@@ -9,7 +9,7 @@ from peft.tuners.lora import layer as peft_layer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tts_kit import device
-from tts_kit.model import fused_lora, load, lora, loss
+from tts_kit.model import embed, load, lora, loss
 from tts_kit.training import dataset
 
 CLIPS = [make_clip("a", 9, "One."), make_clip("b", 5, "Another one?"), make_clip("c", 12, "A third, longer one.")]
@@ -32,7 +32,7 @@ def kit_means(model, batch):
 
 
 def depth_logits(model, states, codes):
-    return torch.bmm(loss.depth_states(model, states, codes), model.depth_decoder.codebooks_head.weight)
+    return torch.bmm(loss.depth_hidden(model, states, codes), model.depth_decoder.codebooks_head.weight)
 
 
 def test_loss_from_sound_is_the_loss_from_codes(base, stock, toy):
@@ -107,7 +107,7 @@ def test_depth_loss_counts_only_the_chosen_frames(base):
     mask[[2, 5]] = True
     chosen = loss.loss_sums(base.model, dataset.collate([example], [mask], packing=True))
     whole = dataset.collate([example], everything([example]), packing=True)
-    hidden = base.model.backbone_model(inputs_embeds=loss.embed_inputs(base.model, whole), position_ids=whole["position_ids"],
+    hidden = base.model.backbone_model(inputs_embeds=embed.embed_inputs(base.model, whole), position_ids=whole["position_ids"],
                                        use_cache=False).last_hidden_state[0]
     logits = depth_logits(base.model, hidden[whole["predictor_index"]], whole["targets"])[:, [2, 5]]
     wanted = torch.nn.functional.cross_entropy(logits.transpose(0, 1).flatten(0, 1),
@@ -164,7 +164,7 @@ def test_chunks_change_nothing(base, monkeypatch, scale):
 
 
 def states_and_codes(model, batch):
-    hidden = model.backbone_model(inputs_embeds=loss.embed_inputs(model, batch), position_ids=batch["position_ids"],
+    hidden = model.backbone_model(inputs_embeds=embed.embed_inputs(model, batch), position_ids=batch["position_ids"],
                                   use_cache=False).last_hidden_state[0]
     return hidden[batch["predictor_index"]], batch["targets"]
 
@@ -176,7 +176,7 @@ def test_memory_of_the_depth_part_is_that_of_a_chunk(base):
     for frames in (loss.CHUNK["cpu"], 8 * loss.CHUNK["cpu"]):
         states, codes = torch.zeros(frames, 32, requires_grad=True), make_clip("a", frames).codes.long()
         with op_counter.OpCounter([*model.parameters(), *model.buffers(), states, codes]) as ledger:
-            loss.depth_sum(lora.unwrap(model), states, codes)[0].backward()
+            loss.depth_loss(lora.unwrap(model), states, codes)[0].backward()
         peaks.append(ledger.peak)
     assert peaks[1] < 1.2 * peaks[0]
 
@@ -184,7 +184,7 @@ def test_memory_of_the_depth_part_is_that_of_a_chunk(base):
 def test_lean_projections_are_pefts(base):
     """Mistake: scaling is lost, or a projection that PEFT was told to treat in another way is treated as a plain one."""
     model = lora.add_lora(base.model, 4, 12.0)
-    leaner = [module for module in model.modules() if isinstance(module, fused_lora.FusedLoraLinear)]
+    leaner = [module for module in model.modules() if isinstance(module, lora.FusedLoraLinear)]
     assert len(leaner) == 28
     for weight in (weight for module in leaner for weight in module.lora_B.parameters()):
         weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(weight.numel()))
@@ -197,7 +197,7 @@ def test_lean_projections_are_pefts(base):
     for mine, theirs in zip(*seen, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
     dropped = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules=["0"], lora_dropout=0.5))
-    assert not [module for module in fused_lora.fuse_lora_layers(dropped).modules() if isinstance(module, fused_lora.FusedLoraLinear)]
+    assert not [module for module in lora.fuse_lora_layers(dropped).modules() if isinstance(module, lora.FusedLoraLinear)]
 
 
 def test_sixteen_bit_training_multiplies_in_sixteen_bits(base):

@@ -12,7 +12,7 @@ from sample_data.build.evaluate import UNSEEN, Wish
 from tts_kit import audio, device, samples
 from tts_kit.evaluation import metrics
 from tts_kit.io import read_rows
-from tts_kit.speech import speak
+from tts_kit.speech.voice import load_voice
 
 VOICE = sorted(samples.VOICE.glob("*.flac"))
 needs_judges = pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
@@ -61,7 +61,7 @@ def test_every_sentence_has_one_voice_and_the_reference_says_something_else(work
 
 def test_clips_are_made_once(wish, work):
     """Mistake: an hour is lost after a stop; or a clip of a sentence that has changed since is judged as the new one."""
-    voice = speak.load_voice(device.choose("cpu"), None, str(wish.model))
+    voice = load_voice(device.choose("cpu"), None, str(wish.model))
     clips, cloned = takes.originals(work / "originals", say), takes.references(work / "originals", say)
     planned = takes.plan(clips[:1], cloned, (5,), ("codec", "base", "clone"))
     first = takes.make(planned, work / "once", voice)

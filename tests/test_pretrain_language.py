@@ -74,7 +74,7 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     assert ids == {"0"}
     run = Run("pretrain", tmp_path)
     folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.replace(steps=120), "toy")
-    from tts_kit.generation.generate import generate
+    from tts_kit.generation.engine import InferenceEngine
     from tts_kit.generation.sampling import Sampling
     from tts_kit.tokens.prompt import Turn
     base = load.load_base(str(folder), CPU)
@@ -82,7 +82,7 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     for speaker in (0, 1):
         heard = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), in_loss=False)
         prompt = base.prompt_builder.build("clone", [heard, Turn("Hello there.", "0")])
-        said.append(generate(base.model, base.spec, [prompt], Sampling(0, 0), [0], [3])[0].codes[0, 0].item())
+        said.append(InferenceEngine(base.model, base.spec).generate([prompt], Sampling(0, 0), [0], [3])[0].codes[0, 0].item())
     assert said == [3, 5]
 
 

@@ -25,12 +25,12 @@ from tts_kit.data import consent
 from tts_kit.errors import KitError
 from tts_kit.evaluation import scoring
 from tts_kit.export import card, export, summary
-from tts_kit.generation import generate
 from tts_kit.hub import RELEASE_FILE
 from tts_kit.io import read_json, read_rows, write_json, write_rows
-from tts_kit.model import adapter_io, load, lora
+from tts_kit.model import load, lora
 from tts_kit.run import Run
 from tts_kit.speech import speak
+from tts_kit.speech.voice import load_voice
 
 CPU = device.choose("cpu", "float32")
 SPEAKER = "3"
@@ -87,13 +87,13 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     spoken = soundfile.info(tmp_path / "speech.wav")
     assert spoken.duration > 0.5 and spoken.samplerate == 16_000
     for place in (run.adapter, str(out)):
-        voice = speak.load_voice(CPU, place)
+        voice = load_voice(CPU, place)
         assert [voice.sampling.temperature, voice.sampling.depth_temperature] == temperatures
-        prompt, _ = speak.prompt(voice, speak.Request("It is raining in Oslo again."), [])
-        with voice.speaking():
-            take, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [40])
-        with voice.speaking(False):
-            base, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [40])
+        prompt, _ = speak.build_prompt(voice, speak.Request("It is raining in Oslo again."), [])
+        with voice.acquire_engine() as engine:
+            take, = engine.generate([prompt], GREEDY, [0], [40])
+        with voice.acquire_engine(finetuned=False) as engine:
+            base, = engine.generate([prompt], GREEDY, [0], [40])
         assert prompt.input_ids.tolist() == ids and take.codes.tolist() == frames[:len(take.codes)] and len(take.codes) > 10
         assert (base.codes.tolist() != take.codes.tolist()) == voice.is_finetuned
 
@@ -112,10 +112,10 @@ def test_the_program_for_an_adapter_speaks_the_same(tmp_path, monkeypatch):
     assert soundfile.info(tmp_path / "speech.wav").duration > 0.5
     greedy = {"do_sample": False, "depth_decoder_do_sample": False, "max_new_tokens": 20}
     frames = found["model"].generate(**found["inputs"], **greedy)[0].tolist()
-    voice = speak.load_voice(CPU, run.adapter)
-    prompt, _ = speak.prompt(voice, speak.Request("It is raining in Oslo again."), [])
-    with voice.speaking():
-        take, = generate.generate(voice.base.model, voice.base.spec, [prompt], GREEDY, [0], [20])
+    voice = load_voice(CPU, run.adapter)
+    prompt, _ = speak.build_prompt(voice, speak.Request("It is raining in Oslo again."), [])
+    with voice.acquire_engine() as engine:
+        take, = engine.generate([prompt], GREEDY, [0], [20])
     assert take.codes.tolist() == frames[:len(take.codes)] and len(take.codes) > 10
 
 
@@ -124,13 +124,13 @@ def test_merged_is_loaded_like_any_voice(told, memorized, tmp_path):
     change(memorized.adapter, "config.json", temperature=0.3, depth_temperature=0.0, top_k=7)
     change(memorized.adapter, lora.METADATA_FILE, speaker=SPEAKER)
     out = export.export(memorized, merge=True, marked=False)
-    voice = speak.load_voice(CPU, out)
+    voice = load_voice(CPU, out)
     assert voice.speaker == SPEAKER and not voice.is_finetuned
     assert (voice.sampling.temperature, voice.sampling.top_k) == (0.3, 7)
     assert read_json(out / "generation_config.json", "")["depth_decoder_do_sample"] is False
     with pytest.raises(KitError, match="is a whole model.*Leave --base out"):
-        speak.load_voice(CPU, out, base="sesame/csm-1b")
-    assert voice.sampling == speak.load_voice(CPU, memorized.adapter).sampling
+        load_voice(CPU, out, base="sesame/csm-1b")
+    assert voice.sampling == load_voice(CPU, memorized.adapter).sampling
 
 
 def test_strength_and_precision_are_merged_in(told, loud, tmp_path):
@@ -151,13 +151,13 @@ def test_an_exported_adapter_is_the_contract(told, loud, tmp_path):
     """Mistake: something is missing that others need; the names of this machine's folders are not."""
     out = export.export(told, tmp_path / "out", marked=False)
     assert {path.name for path in out.iterdir()} == {
-        lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "config.json", "data.json", "release.json", consent.FILE, card.FILE,
+        lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json", "data.json", "release.json", consent.FILE, card.FILE,
         card.SAMPLES}
     for path in (path for path in out.iterdir() if path.suffix in (".json", ".md")):
         assert str(tmp_path) not in path.read_text() and str(Path(loud).parent) not in path.read_text(), path
     with pytest.raises(KitError, match="needs the base it was trained for, loud.*give --base"):
-        speak.load_voice(CPU, out)
-    assert codes(speak.load_voice(CPU, out, base=loud)) == codes(speak.load_voice(CPU, told.adapter))
+        load_voice(CPU, out)
+    assert codes(load_voice(CPU, out, base=loud)) == codes(load_voice(CPU, told.adapter))
     known = read_json(out / "data.json", "")
     assert known["source"] == "source" and sum(each["clips"] for each in known["clips"].values()) == 9
     assert read_json(out / lora.METADATA_FILE, "")["metrics"]["after"]
@@ -308,7 +308,7 @@ def test_the_verb_exports(memorized, monkeypatch, capsys):
 def test_a_voice_without_an_adapter_has_no_strength(loud):
     """Mistake: a strength that nothing heeds is taken without a word."""
     with pytest.raises(KitError, match="strength 0.5 of what.*without an adapter"):
-        speak.load_voice(CPU, base=loud).set_strength(0.5)
+        load_voice(CPU, base=loud).set_strength(0.5)
 
 
 def test_the_verb_speaks_as_strongly_as_told(memorized, monkeypatch, capsys):
@@ -340,7 +340,7 @@ def test_a_push_is_private_and_public_only_with_consent(memorized, tmp_path):
         (memorized.adapter / consent.FILE).unlink(missing_ok=True)
         export.push(memorized, export.export(memorized, merge=True, marked=False), "me/voice")
         left = {path.name for path in server.files("voice")}
-        assert "model.safetensors" in left and not left & {consent.FILE, adapter_io.CONFIG_FILE, adapter_io.WEIGHTS_FILE}
+        assert "model.safetensors" in left and not left & {consent.FILE, lora.CONFIG_FILE, lora.WEIGHTS_FILE}
         consent.record(memorized, "Anna", "own", "I agree.")
         rows = (memorized.codes / "index.jsonl").read_text(encoding="utf-8")
         (memorized.codes / "index.jsonl").write_text(rows.replace('"text": "', '"text": "Not '), encoding="utf-8")

@@ -27,14 +27,15 @@ from test_lora import shake
 from tts_kit import audio, device, watermark
 from tts_kit.config import Config
 from tts_kit.errors import KitError
-from tts_kit.generation import generate
+from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
 from tts_kit.server import app
 from tts_kit.server.app import Server
 from tts_kit.server.queue import Job, JobQueue
-from tts_kit.speech import adapters, speak
+from tts_kit.speech import speak
 from tts_kit.speech.speak import Request
+from tts_kit.speech.voice import load_voices
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "sample_data" / "tiny-csm"
@@ -57,7 +58,7 @@ def running(voices, **settings) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Server]:
     """The bundled model, with the mark, as people start it."""
-    with running(adapters.load_voices(device.choose("cpu"), {"tiny": TINY})) as server:
+    with running(load_voices(device.choose("cpu"), {"tiny": TINY})) as server:
         yield server
 
 
@@ -75,7 +76,7 @@ def voices(loud, tmp_path_factory) -> dict:
                 weight.data.mul_(number)
         paths[name] = tmp_path_factory.mktemp("adapters") / name
         lora.save(model, paths[name], base, Config(base=loud).to_json(), {"speaker": "0"})
-    voices = adapters.load_voices(device.choose("cpu"), paths)
+    voices = load_voices(device.choose("cpu"), paths)
     for voice in voices.values():
         voice.sampling = Sampling(0, 0)
     return voices
@@ -122,15 +123,15 @@ def wait_for(seen: Callable[[], object], seconds: float = 10) -> None:
 @pytest.fixture
 def paused(monkeypatch) -> Iterator[threading.Event]:
     """The worker waits before each batch until this is set; `sizes` has the number of prompts of each batch."""
-    resume, real = threading.Event(), generate.generate
+    resume, real = threading.Event(), InferenceEngine.generate
     resume.sizes = []
 
     def waiting(*arguments):
-        resume.sizes.append(len(arguments[2]))
+        resume.sizes.append(len(arguments[1]))
         assert resume.wait(30)
         return real(*arguments)
 
-    monkeypatch.setattr(generate, "generate", waiting)
+    monkeypatch.setattr(InferenceEngine, "generate", waiting)
     yield resume
     resume.set()
 
@@ -284,7 +285,7 @@ def test_requests_for_one_voice_share_a_batch(toys, paused):
 
 def test_a_long_stream_holds_others_up_for_a_sentence_only(toys, monkeypatch):
     """Mistake: whoever streams a chapter has the server for himself."""
-    spoken, real = [], generate.stream
+    spoken, real = [], InferenceEngine.stream
 
     def slow(*arguments):
         spoken.append("sentence")
@@ -292,7 +293,7 @@ def test_a_long_stream_holds_others_up_for_a_sentence_only(toys, monkeypatch):
             time.sleep(0.002)
             yield frame
 
-    monkeypatch.setattr(generate, "stream", slow)
+    monkeypatch.setattr(InferenceEngine, "stream", slow)
     with ThreadPoolExecutor(1) as threads:
         long = threads.submit(post, toys, {"input": LONG, "stream_format": "audio"}, headers={"Connection": "close"})
         wait_for(lambda: spoken)
@@ -418,8 +419,8 @@ def test_openais_client_raises_its_own_errors(toys):
 def test_a_failure_is_reported_and_the_next_request_served(toys, monkeypatch, caplog):
     """Mistake: one bad request ends the thread that speaks, and the server answers no more; or its insides are sent out."""
     with monkeypatch.context() as broken:
-        broken.setattr(generate, "generate", lambda *arguments: 1 / 0)
-        broken.setattr(generate, "stream", lambda *arguments: 1 / 0)
+        broken.setattr(InferenceEngine, "generate", lambda *arguments: 1 / 0)
+        broken.setattr(InferenceEngine, "stream", lambda *arguments: 1 / 0)
         for fields in ({}, {"stream_format": "audio"}):
             status, content, _ = post(toys, fields)
             assert status == 500 and json.loads(content)["error"]["type"] == "server_error" and b"division" not in content
@@ -429,7 +430,7 @@ def test_a_failure_is_reported_and_the_next_request_served(toys, monkeypatch, ca
 
 def test_a_stream_that_fails_is_no_whole_one(toys, monkeypatch, caplog):
     """Mistake: speech that broke off looks like speech that ended, or what broke it takes the server down."""
-    real = generate.stream
+    real = InferenceEngine.stream
 
     def breaks(*arguments):
         for number, frame in enumerate(real(*arguments)):
@@ -437,7 +438,7 @@ def test_a_stream_that_fails_is_no_whole_one(toys, monkeypatch, caplog):
             yield frame
 
     with monkeypatch.context() as broken:
-        broken.setattr(generate, "stream", breaks)
+        broken.setattr(InferenceEngine, "stream", breaks)
         with pytest.raises(http.client.IncompleteRead):
             post(toys, {"stream_format": "audio", "input": LONG})
     assert "broken on purpose" in caplog.text and "a response was aborted" in caplog.text
@@ -466,7 +467,7 @@ def post_and_hang_up(server: Server, body: dict, read: int) -> None:
 @pytest.fixture
 def slow_frames(monkeypatch) -> list[int]:
     """Slow generation in the worker; holds the number of prompts of each frame."""
-    batch_sizes, real = [], generate.stream
+    batch_sizes, real = [], InferenceEngine.stream
 
     def slow(*arguments):
         for frame in real(*arguments):
@@ -475,7 +476,7 @@ def slow_frames(monkeypatch) -> list[int]:
                 time.sleep(0.02)
             yield frame
 
-    monkeypatch.setattr(generate, "stream", slow)
+    monkeypatch.setattr(InferenceEngine, "stream", slow)
     return batch_sizes
 
 
@@ -506,7 +507,7 @@ def test_who_stays_in_a_batch_hears_all(toys, voices, paused, slow_frames):
 
 def test_whoever_speaks_beside_the_server_is_waited_for(toys, voices):
     """Mistake: a notebook that speaks in a voice that it also serves makes the server call good texts unspeakable."""
-    with voices["anna"].base.taken():
+    with voices["anna"].acquire_engine():
         status, content, headers = post(toys)
         assert status == 503 and b"outside the server" in content and headers["retry-after"] == "5"
     assert post(toys)[0] == 200

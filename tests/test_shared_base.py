@@ -15,19 +15,19 @@ from test_generate import GREEDY, prompts
 from tts_kit import device
 from tts_kit.config import Config
 from tts_kit.errors import KitError
-from tts_kit.generation import generate
 from tts_kit.io import read_json, write_json
-from tts_kit.model import adapter_io, fused_lora, load, lora
-from tts_kit.speech import adapters, speak, stream
+from tts_kit.model import load, lora
+from tts_kit.speech import stream
+from tts_kit.speech.voice import Voice, add_adapter, load_voice, load_voices
 
 CPU = device.choose("cpu", "float32")
 SPEAKER = "3"
 
 
 def codes(voice, finetuned=True):
-    with voice.speaking(finetuned):
-        return [take.codes.tolist() for take in generate.generate(
-            voice.base.model, voice.base.spec, prompts(voice.base, "One.", "Two, longer."), GREEDY, [0, 0], [8, 8])]
+    with voice.acquire_engine(finetuned) as engine:
+        return [generation.codes.tolist() for generation in engine.generate(
+            prompts(voice.base, "One.", "Two, longer."), GREEDY, [0, 0], [8, 8])]
 
 
 def make_adapter(place, folder, seed, targets="both", rank=4, scale=0.2):
@@ -38,7 +38,7 @@ def make_adapter(place, folder, seed, targets="both", rank=4, scale=0.2):
         if "lora_" in name:
             weight.data.normal_(0, scale, generator=torch.Generator().manual_seed(sum(name.encode()) + seed))
     lora.save(model, folder, base, Config(base=place).to_json(), {"speaker": SPEAKER})
-    return speak.Voice(base, model)
+    return Voice(base, model)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_voices_share_a_base_and_stay_themselves(loud, three):
     """Mistake: after a switch a voice keeps something of the one before it, or the base of the adapters beside it."""
     root, said = three
     plain = load.load_base(loud, CPU)
-    said = said | {"base": codes(speak.Voice(plain, plain.model))}
-    made = adapters.load_voices(CPU, {"base": loud, "b": root / "b", "a": str(root / "a"), "c": root / "c"})
+    said = said | {"base": codes(Voice(plain, plain.model))}
+    made = load_voices(CPU, {"base": loud, "b": root / "b", "a": str(root / "a"), "c": root / "c"})
     assert len({id(voice.base) for voice in made.values()}) == 1 and len({str(each) for each in said.values()}) == 4
     for name in ("base", "a", "b", "a", "c", "base", "b", "c", "a"):
         assert codes(made[name]) == said[name], name
@@ -67,48 +67,45 @@ def test_voices_share_a_base_and_stay_themselves(loud, three):
 def test_a_base_that_has_spoken_takes_an_adapter_on(loud, three):
     """Mistake: what a bare model speaks with is kept, and the adapter that came later is never heard."""
     root, said = three
-    voice = speak.load_voice(CPU, base=loud)
+    voice = load_voice(CPU, base=loud)
     before = codes(voice)
-    assert codes(adapters.add_adapter(voice, root / "a")) == said["a"] != before
+    assert codes(add_adapter(voice, root / "a")) == said["a"] != before
     assert codes(voice) == before
 
 
 def test_a_later_adapter_is_followed_in_place_and_computed_lean(three):
     """Mistake: weights that came after the first sentence are not watched, or go PEFT's slow way."""
     root, said = three
-    first = speak.load_voice(CPU, root / "b")
+    first = load_voice(CPU, root / "b")
     assert codes(first) == said["b"]
-    later = adapters.add_adapter(first, root / "a")
+    later = add_adapter(first, root / "a")
     assert codes(later) == said["a"]
     layers = [module for module in later.model.modules() if isinstance(module, lora.LoraLayer)]
-    assert len(layers) == 28 and all(type(layer) is fused_lora.FusedLoraLinear for layer in layers)
-    weights = next(layer for layer in layers if later.adapter in layer.lora_B).lora_B[later.adapter].weight
-    with torch.no_grad():
-        weights.neg_()
-    assert codes(later) != said["a"]
-    with torch.no_grad():
-        weights.neg_()
+    assert len(layers) == 28 and all(type(layer) is lora.FusedLoraLinear for layer in layers)
     assert codes(later) == said["a"] and codes(first) == said["b"]
 
 
-def test_an_adapter_in_the_place_of_another_is_heard(three):
-    """Mistake: new weights lie where freed ones lay, and pass for them."""
+def test_a_voice_tells_its_engine_when_its_weights_change(three):
+    """Mistake: a strength or a checkpoint of the training is set, and the engine generates with the weights from before."""
     root, said = three
-    first = speak.load_voice(CPU, root / "a")
-    for name in ("c", "b", "c"):
-        other = adapters.add_adapter(first, root / name)
-        assert codes(other) == said[name]
-        lora.remove(other.model, other.adapter)
-    assert codes(first) == said["a"] and list(first.model.peft_config) == [lora.DEFAULT_ADAPTER]
+    voice = load_voice(CPU, root / "a")
+    assert codes(voice) == said["a"]
+    voice.load_weights(root / "c" / lora.WEIGHTS_FILE)
+    assert codes(voice) == said["c"]
+    voice.set_strength(0.0)
+    assert codes(voice) == codes(voice, finetuned=False)
+    voice.set_strength(1.0)
+    voice.load_weights(root / "a" / lora.WEIGHTS_FILE)
+    assert codes(voice) == said["a"]
 
 
 def test_strength_is_each_voices_own(three):
     """Mistake: the slider of one voice turns all of them."""
     root, said = three
-    made = adapters.load_voices(CPU, {"a": root / "a", "c": root / "c"})
-    lora.set_strength(made["c"].model, 0.0, made["c"].adapter)
+    made = load_voices(CPU, {"a": root / "a", "c": root / "c"})
+    made["c"].set_strength(0.0)
     assert codes(made["a"]) == said["a"] and codes(made["c"]) == codes(made["a"], finetuned=False)
-    lora.set_strength(made["c"].model, 1.0, made["c"].adapter)
+    made["c"].set_strength(1.0)
     assert codes(made["c"]) == said["c"]
 
 
@@ -116,10 +113,10 @@ def test_strength_is_each_voices_own(three):
 def test_voices_that_share_a_base_are_never_mixed(three, others):
     """Mistake: a voice that begins while another still speaks changes the weights under it, and nobody is told."""
     root, said = three
-    made = adapters.load_voices(CPU, {"a": root / "a", "c": root / "c"})
+    made = load_voices(CPU, {"a": root / "a", "c": root / "c"})
     flow = stream.stream("One.", made["a"])
     next(flow)
-    with pytest.raises(KitError, match="still saying something else"):
+    with pytest.raises(KitError, match="still generating something else"):
         codes(made[others])
     flow.close()
     assert codes(made[others]) == said[others]
@@ -142,20 +139,20 @@ def test_voices_that_share_a_base_are_never_mixed(three, others):
 
 def test_voices_of_different_bases_are_loaded_apart(loud, toy, three):
     """Mistake: an adapter is put on whatever base came first."""
-    made = adapters.load_voices(CPU, {"a": three[0] / "a", "base": toy, "loud": loud})
+    made = load_voices(CPU, {"a": three[0] / "a", "base": toy, "loud": loud})
     assert made["a"].base is made["loud"].base is not made["base"].base
 
 
 def test_a_refused_adapter_leaves_the_others_as_they_were(three, tmp_path):
     """Mistake: half of a broken adapter stays in the model, and everybody sounds of it."""
     root, said = three
-    voice = speak.load_voice(CPU, root / "a")
+    voice = load_voice(CPU, root / "a")
     assert codes(voice) == said["a"]
     for spoil, message in REFUSED.values():
         folder = shutil.copytree(root / "c", tmp_path / spoil.__name__)
         spoil(folder)
         with pytest.raises(KitError, match=message):
-            adapters.add_adapter(voice, folder)
+            add_adapter(voice, folder)
     assert codes(voice) == said["a"] and list(voice.model.peft_config) == [lora.DEFAULT_ADAPTER]
 
 
@@ -166,29 +163,29 @@ def test_strange_settings_never_reach_the_base(three, tmp_path, field, value):
     """Mistake: PEFT does what a stranger's file asks for: takes a part out of weights that other voices speak with,
     imports what is named there, or ends in a traceback with half of it done."""
     root, said = three
-    voice = speak.load_voice(CPU, root / "a")
+    voice = load_voice(CPU, root / "a")
     folder = shutil.copytree(root / "c", tmp_path / "c")
-    change(folder, adapter_io.CONFIG_FILE, **{field: value})
+    change(folder, lora.CONFIG_FILE, **{field: value})
     with pytest.raises(KitError, match=f"adapter_config.json has {field} .*plain LoRA only"):
-        adapters.add_adapter(voice, folder)
+        add_adapter(voice, folder)
     assert codes(voice) == said["a"] and list(voice.model.peft_config) == [lora.DEFAULT_ADAPTER]
 
 
 def test_a_base_alone_is_not_wrapped_for_what_is_refused(loud, three, tmp_path):
     """Mistake: an adapter that lacks layers is found out when it is in the model already."""
-    voice = speak.load_voice(CPU, base=loud)
+    voice = load_voice(CPU, base=loud)
     folder = shutil.copytree(three[0] / "c", tmp_path / "c")
     lost_layers(folder)
     with pytest.raises(KitError, match="disagree about"):
-        adapters.add_adapter(voice, folder)
+        add_adapter(voice, folder)
     assert not any(isinstance(module, lora.LoraLayer) for module in voice.base.model.modules())
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_strength_is_a_number(three, strength):
     """Mistake: a voice of nothing but NaN, merged and given away."""
-    with pytest.raises(KitError, match="is none"):
-        lora.set_strength(speak.load_voice(CPU, three[0] / "a").model, strength)
+    with pytest.raises(KitError, match="must be a finite number"):
+        lora.set_strength(load_voice(CPU, three[0] / "a").model, strength)
 
 
 def cut_short(folder):
@@ -209,11 +206,11 @@ def change(folder, file, **fields):
 
 
 def other_rank(folder):
-    change(folder, adapter_io.CONFIG_FILE, r=8)
+    change(folder, lora.CONFIG_FILE, r=8)
 
 
 def other_kind(folder):
-    change(folder, adapter_io.CONFIG_FILE, use_dora=True)
+    change(folder, lora.CONFIG_FILE, use_dora=True)
 
 
 def lost_layers(folder):
@@ -228,7 +225,7 @@ def other_width(folder):
 
 
 REFUSED = {each[0].__name__: each for each in (
-    (cut_short, r"downloaded by half: [\d,]+ bytes"), (make_pointer, "git lfs pull"),
+    (cut_short, r"incompletely downloaded: [\d,]+ bytes"), (make_pointer, "git lfs pull"),
     (make_pickle, r"as a pickle \(adapter_model.bin\).*Wanted: safetensors"),
     (other_rank, r"of rank 4 .*adapter_config.json says 8"), (other_kind, "use_dora True; wanted False"),
     (lost_layers, "disagree about .*depth"),
@@ -242,7 +239,7 @@ def test_broken_adapters_are_refused_by_name(three, tmp_path, name):
     folder = shutil.copytree(three[0] / "a", tmp_path / "copy")
     spoil(folder)
     with pytest.raises(KitError, match=message):
-        speak.load_voice(CPU, folder)
+        load_voice(CPU, folder)
 
 
 def test_a_base_of_pickles_is_refused_by_name(toy, tmp_path):
@@ -250,17 +247,17 @@ def test_a_base_of_pickles_is_refused_by_name(toy, tmp_path):
     folder = shutil.copytree(toy, tmp_path / "copy")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(KitError, match=r"as a pickle \(pytorch_model.bin\)"):
-        speak.load_voice(CPU, str(folder))
+        load_voice(CPU, str(folder))
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"", r"downloaded by half: 0 bytes")])
+    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"", r"incompletely downloaded: 0 bytes")])
 def test_a_base_that_is_half_there_is_named(toy, tmp_path, content, message):
     """Mistake: "header too large", where only a pointer was cloned."""
     folder = shutil.copytree(toy, tmp_path / "copy")
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(KitError, match=message):
-        speak.load_voice(CPU, str(folder))
+        load_voice(CPU, str(folder))
 
 
 def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
@@ -268,8 +265,8 @@ def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
     shutil.copytree(three[0] / "a", tmp_path / "hub" / "voice")
     make_pickle(shutil.copytree(three[0] / "a", tmp_path / "hub" / "pickled"))
     script = (
-        "import sys\nfrom tts_kit.speech import resolve\nfrom tts_kit.errors import KitError\n"
-        "for name in sys.argv[1:]:\n    try:\n        print(sorted(path.name for path in resolve.find_adapter(name).iterdir()))\n"
+        "import sys\nfrom tts_kit.speech.voice import find_adapter\nfrom tts_kit.errors import KitError\n"
+        "for name in sys.argv[1:]:\n    try:\n        print(sorted(path.name for path in find_adapter(name).iterdir()))\n"
         "    except KitError as problem:\n        print(problem)\n")
     with hub.serving(tmp_path / "hub") as server:
         own = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_TOKEN": "",
@@ -279,7 +276,7 @@ def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
                              env=os.environ | own)
     assert ran.returncode == 0, ran.stderr
     fetched, pickled, gated, nobody = ran.stdout.splitlines()[-4:]
-    assert fetched == str(sorted([lora.WEIGHTS_FILE, adapter_io.CONFIG_FILE, lora.METADATA_FILE, "config.json"]))
+    assert fetched == str(sorted([lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json"]))
     assert "me/pickled has its weights as a pickle (adapter_model.bin)" in pickled
     assert "pickled/adapter_model.bin" not in server.fetched
     assert "is gated" in gated and "hf auth login" in gated

@@ -12,15 +12,17 @@ from test_tokens import tone
 from tts_kit import audio, device
 from tts_kit.config import Config
 from tts_kit.errors import KitError
+from tts_kit.generation.engine import Generation, InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import lora
 from tts_kit.speech import speak
-from tts_kit.speech.speak import Reference, Request, Voice
+from tts_kit.speech.speak import Request
+from tts_kit.speech.voice import Reference, Voice, load_voice
 
 
 @pytest.fixture
 def voice(loud_base):
-    """A tuned toy that says something definite."""
+    """A toy with an adapter, whose codes depend on everything."""
     model = lora.add_lora(loud_base.model, 4, 8.0)
     shake(model)
     return Voice(loud_base, model, "0", Sampling(0.9, 0.9, 8))
@@ -51,9 +53,10 @@ def test_the_adapter_is_on_again_after_the_base_spoke(voice):
 
 def test_speech_is_float_audio_at_the_models_rate_and_a_file(voice, tmp_path):
     """Mistake: integers, another rate, or a file that says something else than what was returned."""
-    speech = speak.speak("Hello.", voice, file=tmp_path / "hello.wav")
+    speech = speak.speak("Hello.", voice)
+    speech.save(tmp_path / "hello.wav", watermarked=False)
     samples, rate = soundfile.read(tmp_path / "hello.wav", dtype="float32")
-    assert speech.samples.dtype == np.float32 and rate == speech.rate == 24_000
+    assert speech.samples.dtype == np.float32 and rate == speech.sample_rate == 24_000
     np.testing.assert_allclose(samples, speech.samples.clip(-1, 1), atol=1e-4)
     assert speech.seconds == len(samples) / rate > 0
 
@@ -72,34 +75,34 @@ def test_long_text_is_said_in_sentences_with_pauses(voice):
                     ("one", "two", "three", "four", "five", "six"))
     speech = speak.speak(text, voice, seed=1)
     from tts_kit.text import normalize, split_sentences
-    assert speech.takes == len(split_sentences(normalize(text))) > 1
-    assert speech.seconds > 0.1 * speech.takes
+    assert speech.attempts == len(split_sentences(normalize(text))) > 1
+    assert speech.seconds > 0.1 * speech.attempts
 
 
 def test_a_failed_take_is_tried_again_and_counted(voice):
     """Mistake: the tries are hidden, or a take that says nothing at all counts as a success."""
     voice.sampling = Sampling(0, 0)
-    assert speak.speak("No end.", voice, retries=2).takes == 3
+    assert speak.speak("No end.", voice, retries=2).attempts == 3
     voice.base.model.lm_head.weight.data.zero_()
     voice.base.model.depth_decoder.codebooks_head.weight.data.zero_()
     empty = speak.speak("It ends at once.", voice, retries=1)
-    assert empty.takes == 2 and not empty.ended_with_eos and empty.seconds == 0
+    assert empty.attempts == 2 and not empty.ended_with_eos and empty.seconds == 0
 
 
 def test_long_text_is_batched(voice, monkeypatch):
     """Mistake: a chapter becomes one batch of a hundred sentences, and memory ends."""
     sizes = []
-    real = speak.generate.takes
-    monkeypatch.setattr(speak.generate, "takes", lambda *a: (sizes.append(len(a[2])), real(*a))[1])
+    real = InferenceEngine.generate
+    monkeypatch.setattr(InferenceEngine, "generate", lambda self, prompts, *args: (
+        sizes.append(len(prompts)), real(self, prompts, *args))[1])
     speak.speak("What? " * 60 + "This is one sentence. " * 80, voice)
-    assert max(sizes) <= speak.BATCH and sum(sizes) > speak.BATCH
+    assert max(sizes) <= speak.BATCH_SIZE and sum(sizes) > speak.BATCH_SIZE
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_speaking(voice, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_is_refused_before_speaking(tmp_path):
     """Mistake: minutes of speech are lost because of the file's name."""
-    monkeypatch.setattr(speak, "_say", None)
     with pytest.raises(KitError, match="ends in '.xyz'"):
-        speak.speak("Hello.", voice, file=tmp_path / "hello.xyz")
+        speak.check_path(tmp_path / "hello.xyz")
 
 
 def test_a_reference_that_is_not_there(voice, tmp_path):
@@ -112,11 +115,11 @@ def test_many_lines_come_back_in_their_places(voice, reference):
     """Mistake: batching by length returns clips under the wrong sentence, arm or seed."""
     lines = [Request(text, seed, given, finetuned) for text in ("One.", "A longer second line.") for seed in (1, 2)
              for given in (None, reference) for finetuned in (False, True)]
-    said = dict(speak.generate_speech(lines, voice))
+    said = dict(speak.speak_requests(lines, voice))
     assert sorted(said) == list(range(len(lines)))
     for place in (0, 5, 10, 15):
         line = lines[place]
-        alone = speak.speak(line.text, voice, line.reference, line.finetuned, line.seed)
+        alone = speak.speak(line.text, voice, line.references, line.finetuned, line.seed)
         assert alone.samples.shape == said[place].samples.shape
         np.testing.assert_allclose(alone.samples, said[place].samples, atol=1e-4)
 
@@ -133,14 +136,12 @@ def test_several_references_are_all_heard(voice, reference, tmp_path):
 
 def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voice):
     """Mistake: the voice changes from sentence to sentence, or a runaway first take spoils all that follow."""
-    said = speak._Said(voice.base.codec.encode([tone(0.5)])[0], True, 1, 0.0)
-    lines = [Request("The first."), Request("The second.")]
-    [context] = speak._own_context(voice, lines, said)
-    assert context.text == "The first." and not context.in_loss and context.codes is said.codes
-    said.ended_with_eos = False
-    assert speak._own_context(voice, lines, said) == []
-    said.ended_with_eos = True
-    assert speak._own_context(voice, [Request("a" * 200), Request("b" * 400)], said) == []
+    first = Generation(voice.base.codec.encode([tone(0.5)])[0], ended_with_eos=True)
+    requests = [Request("The first."), Request("The second.")]
+    [turn] = speak.context_after_first(voice, requests, [], first)
+    assert turn.text == "The first." and not turn.in_loss and turn.codes is first.codes
+    assert speak.context_after_first(voice, requests, [], Generation(first.codes, ended_with_eos=False)) == []
+    assert speak.context_after_first(voice, [Request("a" * 200), Request("b" * 400)], [], first) == []
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -166,7 +167,7 @@ def test_a_base_is_sampled_as_it_recommends(toy, tmp_path):
     told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     told |= {"temperature": 0.5, "depth_decoder_temperature": 0.25, "top_k": 7}
     (folder / "generation_config.json").write_text(json.dumps(told), encoding="utf-8")
-    voice = speak.load_voice(device.choose("cpu"), base=str(folder))
+    voice = load_voice(device.choose("cpu"), base=str(folder))
     assert voice.sampling == Sampling(0.5, 0.25, 7)
-    assert voice.sampling.asked(Config(temperature=0.0, top_k=3)) == Sampling(0.0, 0.25, 3)
-    assert speak.load_voice(device.choose("cpu"), base=toy).sampling == Sampling(0.9, 0.9, 50)
+    assert voice.sampling.override(Config(temperature=0.0, top_k=3)) == Sampling(0.0, 0.25, 3)
+    assert load_voice(device.choose("cpu"), base=toy).sampling == Sampling(0.9, 0.9, 50)

@@ -17,12 +17,12 @@ from sample_data.build import shape
 from tts_kit import audio, device
 from tts_kit.cli import main
 from tts_kit.errors import KitError
-from tts_kit.generation import generate
+from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import lora
 from tts_kit.spec import ModelSpec
 from tts_kit.speech import speak, stream
-from tts_kit.speech.speak import Reference, Voice
+from tts_kit.speech.voice import Reference, Voice, load_voice
 from tts_kit.tokens import codec as codecs
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.streaming import StreamingDecoder
@@ -203,21 +203,21 @@ def test_a_stream_says_what_speak_says(voice, reference, finetuned, text):
     given = reference if finetuned else None
     whole, flow = speak.speak(text, voice, given, finetuned, seed=4), stream.stream(text, voice, given, finetuned, seed=4)
     got = np.concatenate(list(flow))
-    assert whole.takes == len(speak.split_requests(text)) == (1 if text == "Hello." else 3)
+    assert whole.attempts == len(speak.split_requests(text)) == (1 if text == "Hello." else 3)
     assert got.dtype == np.float32 and got.shape == whole.samples.shape and flow.ended_with_eos == whole.ended_with_eos
     np.testing.assert_allclose(got, whole.samples, rtol=0, atol=1e-4)
-    assert flow.seconds == pytest.approx(whole.seconds) and flow.rate == whole.rate
-    assert 0 < flow.first_seconds <= flow.wall_seconds
+    assert flow.seconds == pytest.approx(whole.seconds) and flow.sample_rate == whole.sample_rate
+    assert 0 < flow.first_audio_seconds <= flow.wall_seconds
 
 
 def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
     """Mistake: a streamed chapter changes its voice from sentence to sentence, unlike one that is made whole."""
-    tiny = speak.load_voice(device.choose("cpu"), base=str(TINY))
+    tiny = load_voice(device.choose("cpu"), base=str(TINY))
     text = ("Who is that girl over there by the river, and why does she wait? " * 3 + "We met in the garden. "
             "The river is deep.")
     whole, flow = speak.speak(text, tiny, seed=1), stream.stream(text, tiny, seed=1)
     got = np.concatenate(list(flow))
-    assert whole.takes > 1 and whole.ended_with_eos and flow.ended_with_eos
+    assert whole.attempts > 1 and whole.ended_with_eos and flow.ended_with_eos
     assert got.shape == whole.samples.shape
     np.testing.assert_allclose(got, whole.samples, rtol=0, atol=1e-4)
 
@@ -225,7 +225,7 @@ def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
 @pytest.fixture
 def frames_made(monkeypatch):
     """How many frames were generated, and how many generations are still open."""
-    seen, real, all_of_them = {"frames": 0, "open": 0}, generate.stream, []
+    seen, real, all_of_them = {"frames": 0, "open": 0}, InferenceEngine.stream, []
 
     def counted(*arguments):
         seen["open"] += 1
@@ -240,7 +240,7 @@ def frames_made(monkeypatch):
         all_of_them.append(counted(*arguments))  # held here, so that only closing closes them
         return all_of_them[-1]
 
-    monkeypatch.setattr(generate, "stream", counting)
+    monkeypatch.setattr(InferenceEngine, "stream", counting)
     return seen
 
 
@@ -258,7 +258,7 @@ def test_sound_that_is_made_fast_enough_never_pauses():
     """Mistake: chunks grow faster than the sound already handed out lasts."""
     heard, clock, handed = None, 0.0, 0
     while handed < 500:
-        size = stream._worth_a_chunk(handed)
+        size = stream.next_chunk_frames(handed)
         clock += 0.7 * size
         heard = clock if heard is None else heard
         assert clock <= heard + handed + 1e-9
@@ -280,14 +280,14 @@ def test_the_end_frame_is_never_heard(voice, monkeypatch):
     """Mistake: the frame that ends an utterance, or one after it, is decoded as a click."""
     codes = make_codes(voice.base.codec, 8)
     codes[5, :-1] = 0
-    monkeypatch.setattr(generate, "stream", lambda *arguments: (frame[None] for frame in codes))
+    monkeypatch.setattr(InferenceEngine, "stream", lambda *arguments: (frame[None] for frame in codes))
     flow = stream.stream("Hello.", voice)
     got = np.concatenate(list(flow))
     np.testing.assert_allclose(got, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
     assert flow.ended_with_eos
     codes[0] = 0
     nothing = stream.stream("Hello.", voice)
-    assert list(nothing) == [] and not nothing.ended_with_eos and nothing.first_seconds is None
+    assert list(nothing) == [] and not nothing.ended_with_eos and nothing.first_audio_seconds is None
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "empty"), ("...", "no letter")])
@@ -300,11 +300,12 @@ def test_a_text_that_cannot_be_said_is_refused_at_once(voice, text, message):
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
 def test_a_stream_is_saved_as_what_was_heard(voice, tmp_path, suffix):
     """Mistake: another format, rate, length or loudness than `speak --out` writes."""
-    path = stream.stream("Hello.", voice, seed=2).save(tmp_path / "new" / f"hello.{suffix}")
-    whole = speak.speak("Hello.", voice, seed=2, file=tmp_path / f"whole.{suffix}")
+    path = stream.stream("Hello.", voice, seed=2).save(tmp_path / "new" / f"hello.{suffix}", watermarked=False)
+    whole = speak.speak("Hello.", voice, seed=2)
+    whole.save(tmp_path / f"whole.{suffix}", watermarked=False)
     for each in (path, tmp_path / f"whole.{suffix}"):
         samples, rate = soundfile.read(each, dtype="float32")
-        assert rate == whole.rate and soundfile.info(each).subtype == "PCM_16"
+        assert rate == whole.sample_rate and soundfile.info(each).subtype == "PCM_16"
         np.testing.assert_allclose(samples, whole.samples.clip(-1, 1), atol=1e-4)
     assert [each.name for each in path.parent.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o644
 
@@ -318,7 +319,7 @@ def test_a_stream_that_breaks_off_leaves_what_was_there(voice, tmp_path, monkeyp
     monkeypatch.setattr(StreamingDecoder, "decode", lambda self, codes: made.append(codes) or real(self, codes) * np.float32(
         np.nan if len(made) == 3 else 1.0))
     with pytest.raises(KitError, match="NaN or infinity"):
-        stream.stream("This is a sentence of some words.", voice).save(path)
+        stream.stream("This is a sentence of some words.", voice).save(path, watermarked=False)
     assert len(made) == 3 and frames_made["open"] == 0
     assert path.read_bytes() == b"an older take" and [each.name for each in tmp_path.iterdir()] == ["hello.wav"]
     with pytest.raises(KitError, match="ends in '.xyz'"):

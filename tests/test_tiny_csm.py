@@ -11,13 +11,14 @@ from tts_kit import device
 from tts_kit.generation.sampling import Sampling
 from tts_kit.pipeline import BUNDLED
 from tts_kit.speech import speak
+from tts_kit.speech.voice import Reference, Voice, load_voice
 
 HELD_OUT = BUNDLED.parent / "held_out"
 
 
 @pytest.fixture(scope="module")
-def voice() -> speak.Voice:
-    return speak.load_voice(device.choose("cpu"), base=str(BUNDLED))
+def voice() -> Voice:
+    return load_voice(device.choose("cpu"), base=str(BUNDLED))
 
 
 def test_plain_transformers_loads_it_as_the_kit_does(voice):
@@ -56,8 +57,8 @@ def test_it_is_small_and_its_card_is_what_was_measured(voice):
 def test_it_speaks_and_stops(voice):
     """Mistake: a bundled model that runs to its limit, is silent, or is sampled too hot to be understood."""
     assert voice.sampling == Sampling(0.15, 0.1, 50)
-    reference = speak.Reference(HELD_OUT / "later01_01.flac", "Do you always sleep before breakfast?")
+    reference = Reference(HELD_OUT / "later01_01.flac", "Do you always sleep before breakfast?")
     lines = [speak.Request(text, 1, given, False) for text in sentences.judging().bundled[:4] for given in (None, reference)]
-    for _, said in speak.generate_speech(lines, voice):
+    for _, said in speak.speak_requests(lines, voice):
         assert said.ended_with_eos and 1.0 < said.seconds < 8.0
         assert abs(said.samples).max() > 0.05

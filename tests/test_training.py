@@ -21,13 +21,12 @@ from torch.utils._triton import has_triton
 from sample_data.build import shape
 from tts_kit import device as runtime
 from tts_kit.config import CONFIG_FILE, read_config
-from tts_kit.data import consent
-from tts_kit.data import manifest
+from tts_kit.data import consent, manifest
 from tts_kit.errors import KitError
-from tts_kit.generation import generate
+from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows, write_bytes, write_rows
-from tts_kit.model import compile, lora, loss
+from tts_kit.model import load, lora, loss
 from tts_kit.run import Run, write_inputs
 from tts_kit.tokens import cache, codec
 from tts_kit.tokens.prompt import Turn
@@ -154,7 +153,7 @@ def test_one_clip_is_learnt_until_its_codes_come_back(config, run, tmp_path):
     made.train()
     made.model.eval()
     prompt = base.prompt_builder.build("again", [Turn(clip.text, clip.source)])
-    take, = generate.generate(base.model, base.spec, [prompt], Sampling(0, 0), [0], [20])
+    take, = InferenceEngine(base.model, base.spec, lora.DEFAULT_ADAPTER).generate([prompt], Sampling(0, 0), [0], [20])
     assert take.ended_with_eos
     assert take.codes.tolist() == clip.codes.tolist()
 
@@ -272,11 +271,11 @@ def test_compiled_layers_train_the_same(config, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("steps", "device", "wanted", "why"), [
-    (compile.MIN_STEPS_TO_COMPILE, "cpu", False, "on cpu"), (20, "cuda", False, "too few|no Triton"),
-    (compile.MIN_STEPS_TO_COMPILE, "cuda", True, "win back|no Triton")])
+    (load.MIN_STEPS_TO_COMPILE, "cpu", False, "on cpu"), (20, "cuda", False, "too few|no Triton"),
+    (load.MIN_STEPS_TO_COMPILE, "cuda", True, "win back|no Triton")])
 def test_compiling_is_decided_by_what_it_pays(config, steps, device, wanted, why):
     """Mistake: sixty steps wait two minutes for a compiler, or a long run goes without."""
-    compiled, reason = compile.should_compile(config.replace(steps=steps), dataclasses.replace(CPU, device=device))
+    compiled, reason = load.should_compile(config.replace(steps=steps), dataclasses.replace(CPU, device=device))
     assert re.search(why, reason)
     assert compiled is (wanted and has_triton())
 

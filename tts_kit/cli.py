@@ -231,8 +231,9 @@ def _add_speak(commands) -> None:
 
 def speak(args: argparse.Namespace) -> None:
     from tts_kit.data import consent
-    from tts_kit.speech import output, resolve, stream
     from tts_kit.speech import speak as speech
+    from tts_kit.speech import stream
+    from tts_kit.speech.voice import Reference, find_adapter
 
     if bool(args.reference) != bool(args.reference_text):
         raise KitError("a reference is a clip and its transcript: give --reference FILE and --reference-text TEXT, or neither.")
@@ -240,22 +241,22 @@ def speak(args: argparse.Namespace) -> None:
         raise KitError("--stream hands out audio at once, so nothing can be generated again: leave --retries out.")
     if args.no_adapter and args.strength != 1.0:
         raise KitError("--strength scales the adapter, and --no-adapter leaves it out: give one of the two.")
-    output.check_path(args.out, args.watermark)
+    speech.check_path(args.out, args.watermark)
     run = Run(args.run)
     voice = _load_voice(args, run, args.adapter or run.adapter, may_be_base=args.no_adapter)
     if args.strength != 1.0:
         voice.set_strength(args.strength)
     if not args.no_adapter:
-        consent.warn_if_missing(run, adapter=(args.adapter and (resolve.find_adapter(args.adapter) or args.adapter)) or "")
-    reference = speech.Reference(args.reference, args.reference_text) if args.reference else None
+        consent.warn_if_missing(run, adapter=(args.adapter and (find_adapter(args.adapter) or args.adapter)) or "")
+    reference = Reference(args.reference, args.reference_text) if args.reference else None
     if args.stream:
         spoken = stream.stream(args.text, voice, reference, not args.no_adapter, args.seed)
-        output.save_speech(spoken, args.out, args.watermark)
-        detail, remedy = f"first audio after {spoken.first_seconds or 0:.2f} s", "another --seed"
+        spoken.save(args.out, args.watermark)
+        detail, remedy = f"first audio after {spoken.first_audio_seconds or 0:.2f} s", "another --seed"
     else:
         spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries)
-        output.save_speech(spoken, args.out, args.watermark)
-        detail, remedy = f"{spoken.takes} attempt{'s' * (spoken.takes != 1)}", "--retries 2 or another --seed"
+        spoken.save(args.out, args.watermark)
+        detail, remedy = f"{spoken.attempts} attempt{'s' * (spoken.attempts != 1)}", "--retries 2 or another --seed"
     ending = "ended with EOS" if spoken.ended_with_eos else f"reached the length limit; try {remedy}"
     print(f"{args.out}: {spoken.seconds:.1f} s in {spoken.wall_seconds:.1f} s, {detail}, {ending}.")
     if not args.watermark:
@@ -283,7 +284,8 @@ def serve(args: argparse.Namespace) -> None:
         if error.name not in ("fastapi", "uvicorn", "starlette", "pydantic"):
             raise
         raise KitError(f'the server needs {error.name}: pip install "tts-kit[serve]"') from error
-    from tts_kit.speech import adapters
+
+    from tts_kit.speech.voice import load_voices
 
     run = Run(args.run)
     voices = server.parse_voices(args.voice)
@@ -292,9 +294,9 @@ def serve(args: argparse.Namespace) -> None:
     sampling = _sampling_config(args)
 
     def load() -> dict:
-        loaded = adapters.load_voices(_device_config(args), voices, args.base or "", args.revision or "")
+        loaded = load_voices(_device_config(args), voices, args.base or "", args.revision or "")
         for voice in loaded.values():
-            voice.sampling = voice.sampling.asked(sampling)
+            voice.sampling = voice.sampling.override(sampling)
         return loaded
 
     server.run_server(load, args.host, args.port, server.read_api_keys(args.api_key), args.watermark, args.queue_timeout)
@@ -458,14 +460,14 @@ def _device_config(args: argparse.Namespace):
 
 def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_base: bool = False):
     """Load the adapter's voice, or the base model alone, with the sampling options given."""
-    from tts_kit.speech import speak
+    from tts_kit.speech.voice import load_voice
 
     base, revision = args.base or "", args.revision or ""
     if may_be_base and not Path(adapter).exists():
         config = load_config(run, **config_changes(args))
         adapter, base, revision = None, config.base, config.revision
-    voice = speak.load_voice(_device_config(args), adapter, base, revision)
-    voice.sampling = voice.sampling.asked(_sampling_config(args))
+    voice = load_voice(_device_config(args), adapter, base, revision)
+    voice.sampling = voice.sampling.override(_sampling_config(args))
     return voice
 
 

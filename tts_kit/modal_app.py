@@ -154,9 +154,9 @@ def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str
     """Make the comparison's page and verdict."""
     from tts_kit import device
     from tts_kit.comparison import compare as comparison
-    from tts_kit.speech import speak
+    from tts_kit.speech.voice import load_voice
 
-    voice = speak.load_voice(device.choose(), Run(name).adapter)
+    voice = load_voice(device.choose(), Run(name).adapter)
     return str(comparison.compare(Run(name), voice, sentences, seeds, arms).page)
 
 
@@ -167,12 +167,12 @@ def serve():
     """Serve every voice on the volume, as `tts-kit serve` does; TTS_KIT_KEY is the API key."""
     from tts_kit import device
     from tts_kit.server import app as speech_server
-    from tts_kit.speech import adapters
+    from tts_kit.speech.voice import load_voices
 
     voices = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
     if not voices:
         raise KitError("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
-    server = speech_server.Server(adapters.load_voices(device.choose(), voices), "0.0.0.0", PORT,
+    server = speech_server.Server(load_voices(device.choose(), voices), "0.0.0.0", PORT,
                                   speech_server.read_api_keys([]))
     server.start()
     return server

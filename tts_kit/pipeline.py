@@ -9,7 +9,7 @@ from tts_kit.config import Config
 from tts_kit.data import prepare
 from tts_kit.device import DeviceConfig
 from tts_kit.run import Run
-from tts_kit.speech import speak
+from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
 from tts_kit.training import finetune
 
@@ -24,7 +24,7 @@ def run_all(source: str | Path, config: Config, run: Run, device_config: DeviceC
     prepare.prepare(source, run, config)
     cache.tokenize(config, run, device_config)
     adapter = finetune.finetune(config, run, device_config)
-    voice = speak.load_voice(device_config, adapter, config.base)
+    voice = load_voice(device_config, adapter, config.base)
     return compare.compare(run, voice, sentences, seeds).page
 
 

@@ -22,8 +22,7 @@ from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.evaluation.scoring import References
 from tts_kit.io import write_json, write_rows
 from tts_kit.model import lora
-from tts_kit.speech import speak
-from tts_kit.speech.speak import Voice
+from tts_kit.speech.voice import Voice, load_voice
 
 STAGES = tuple(arms.ARMS)
 UNSEEN, TUNED = "unseen voices", "bundled voice"
@@ -51,7 +50,7 @@ def evaluate(wish: Wish, say: Say = corpus.utter) -> tuple[dict, list[dict]]:
     metric_models = metrics.load(wish.threads)
     clips = takes.originals(wish.work / "originals", say)
     cloned = takes.references(wish.work / "originals", say)
-    voice = speak.load_voice(runtime.choose(wish.device), wish.adapter, str(wish.model))
+    voice = load_voice(runtime.choose(wish.device), wish.adapter, str(wish.model))
     folder = wish.work / takes.digest(wish.model, voice)
     real = _real(clips, metric_models)
     some, own = clips[:wish.sentences], [stage for stage in wish.stages if stage in (*arms.GIVEN_ARMS, "base", "clone")]

@@ -25,7 +25,7 @@ from tts_kit.config import Config
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import check_replaceable, read_json, read_rows, write_bytes, write_json, write_rows
-from tts_kit.model import compile, load
+from tts_kit.model import load
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
 from tts_kit.tokens.cache import EncodedClip
@@ -139,7 +139,7 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
             model.set_attn_implementation("eager")
     model.to(device_config.device)
     if compiled:
-        compile.compile_layers(model)
+        load.compile_layers(model)
     spec = ModelSpec.of(model.config)
     prompt_builder = PromptBuilder(shape.tokenizer(size), spec)
     steps = Steps([clip for clip in sentences if clip.split == "train"], prompt_builder, config)

@@ -16,7 +16,8 @@ from tts_kit.comparison.synthesis import SCORES
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_rows
 from tts_kit.speech import speak
-from tts_kit.speech.speak import Reference, Request, Voice
+from tts_kit.speech.speak import Request
+from tts_kit.speech.voice import Reference, Voice
 
 REFERENCE_WORDS = range(4, 8)
 """Words of the clip that is cloned from."""
@@ -132,8 +133,8 @@ def _made(todo: Sequence[dict], folder: Path, voice: Voice) -> Iterator[dict]:
             samples = voice.base.codec.decode(voice.base.codec.encode([samples]))[0][:len(samples)]
         yield _kept(row, folder, samples, rate)
     spoken = [each for each in todo if "line" in each]
-    for place, speech in speak.generate_speech([each["line"] for each in spoken], voice):
-        yield _kept(spoken[place], folder, speech.samples, speech.rate, ended_with_eos=speech.ended_with_eos,
+    for place, speech in speak.speak_requests([each["line"] for each in spoken], voice):
+        yield _kept(spoken[place], folder, speech.samples, speech.sample_rate, ended_with_eos=speech.ended_with_eos,
                     wall_seconds=round(speech.wall_seconds, 3))
 
 

@@ -46,7 +46,6 @@ train memory_of_two 60 --batch 2 --ratios 1/16 --out "$FOLDER/batch_2"
 run encode 50 encode --out "$FOLDER"
 # shellcheck disable=SC2086  # several numbers
 run growth 90 growth --tokens $TOKENS --frames 25 50 100 200 400 --out "$FOLDER"
-speak speak_int8 60 --batch 1 --caches dynamic --int8
 speak speak_static 150 --batch 1 --caches static
 
 printf '\n%s in %d s\n' "$FOLDER" "$SECONDS"

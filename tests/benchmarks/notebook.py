@@ -82,7 +82,7 @@ def stock_model(name: str, taken: DeviceConfig):
     for part in (model.embed_text_tokens, model.backbone_model, model.depth_decoder, model.lm_head):
         shapes.cast(part, taken.dtype)
     torch.manual_seed(SEED)
-    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=lora.pattern("both")))
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=lora.target_pattern("both")))
 
 
 def unsloth_model(name: str, taken: DeviceConfig, folder: Path):
@@ -95,7 +95,7 @@ def unsloth_model(name: str, taken: DeviceConfig, folder: Path):
     table = model.depth_decoder.model.embed_tokens
     model.backbone_model.embed_tokens.embed_audio_tokens.weight = table.weight
     return FastModel.get_peft_model(model, r=RANK, lora_alpha=RANK, lora_dropout=0, bias="none", random_state=SEED,
-                                    target_modules=lora.pattern("both"), use_gradient_checkpointing="unsloth")
+                                    target_modules=lora.target_pattern("both"), use_gradient_checkpointing="unsloth")
 
 
 def why_not(against: str, taken: DeviceConfig) -> str:

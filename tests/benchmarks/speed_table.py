@@ -52,16 +52,6 @@ def growths(folder: Path = measure.RESULTS) -> list[Path]:
     return sorted(Path(folder).rglob("growth_*.png"))
 
 
-def rounding(folder: Path = measure.RESULTS) -> list[str]:
-    """What 8-bit weights cost, as a sentence."""
-    if not (Path(folder) / "int8.json").exists():
-        return []
-    found = read_json(Path(folder) / "int8.json", "Measure it again.")
-    before, after = (" and ".join(f"{value:.4f}" for value in found[name].values()) for name in ("loss", "loss_8_bit"))
-    return [f"8-bit weights: the loss of {found['shape']}-csm on {found['clips']} held-out clips, of codebook 0 and of the "
-            f"others, goes from {before} to {after}."]
-
-
 def one(found: Sequence[Row], **wanted) -> dict | None:
     """The first row that fits."""
     return next((row.found for row in found if row.fits(**wanted)), None)
@@ -166,8 +156,8 @@ GOALS = (
 )
 
 
-def block(found: Sequence[Row], pictures: Sequence[Path] = (), sentences: Sequence[str] = ()) -> str:
-    """The table of goals, a table of each kind of comparison there is, and what else is told."""
+def block(found: Sequence[Row], pictures: Sequence[Path] = ()) -> str:
+    """The table of goals, a table of each kind of comparison there is, the machines and the pictures."""
     goals, parts = table(("where", "what", "goal", "measured"), [goal_cells(goal, found) for goal in GOALS]), []
     for title, kinds in (("training, clips/s", "train_step"), ("speaking, frames/s", "generate"),
                          ("encoding, seconds of audio a second", "encode")):
@@ -176,7 +166,6 @@ def block(found: Sequence[Row], pictures: Sequence[Path] = (), sentences: Sequen
             parts.append(table((title, "settings", "kit", "other", "ratio"), [ratio_cells(row) for row in of_kind]))
     if parts:
         parts = ["<details><summary>Every comparison</summary>", *parts, "</details>"]
-    parts += [*sentences]
     parts += [f"Measured on {line}." for line in sorted({machine(row.found) for row in found})]
     parts += [f"![How cost grows: {picture.stem.removeprefix('growth_').replace('_', ' on ')}]"
               f"({picture.relative_to(README.parent).as_posix()})" for picture in pictures]
@@ -185,7 +174,7 @@ def block(found: Sequence[Row], pictures: Sequence[Path] = (), sentences: Sequen
 
 def place(row: Row) -> tuple:
     """Rows of a machine and network together, small batches first."""
-    return row.device, row.found["shape"], str(row.value("against")), bool(row.value("int8")), row.value("batch") or 0
+    return row.device, row.found["shape"], str(row.value("against")), row.value("batch") or 0
 
 
 def machine(row: dict) -> str:
@@ -213,10 +202,10 @@ def short(number: float) -> str:
 
 def settings_of(row: Row) -> str:
     """What tells a row from its neighbours."""
-    told = {name: row.value(name) for name in ("batch", "seconds", "depth_frame_fraction", "cache", "by", "int8")}
+    told = {name: row.value(name) for name in ("batch", "seconds", "depth_frame_fraction", "cache", "by")}
     told["dtype"] = row.found["what"].partition("train_step ")[2] or None
     words = {"batch": "batch {}", "seconds": "clips of {} s", "depth_frame_fraction": "ratio {}", "cache": "against the {} cache",
-             "by": "against {}", "int8": "8-bit weights", "dtype": "both in {}"}
+             "by": "against {}", "dtype": "both in {}"}
     if row.found["what"] == "encode":
         told["seconds"] = "-".join(f"{each:g}" for each in row.value("between_seconds"))
     return ", ".join(words[name].format(value) for name, value in told.items() if value not in (None, False))
@@ -240,7 +229,7 @@ def main(told: Sequence[str] | None = None) -> None:
         print(block(rows(options.show)))
         return
     text = README.read_text(encoding="utf-8")
-    old, new = between(text), block(rows(), growths(), rounding())
+    old, new = between(text), block(rows(), growths())
     if old is None:
         print(f"README.md has no {BEGIN} and {END} with a line between them; this would stand there:\n\n{new}")
         return

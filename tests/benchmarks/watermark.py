@@ -25,9 +25,11 @@ from tqdm.auto import tqdm
 from tts_kit import audio, device, samples, watermark
 from tts_kit.data import debian, examples, g722, table
 from tts_kit.evaluation import metrics
+from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load
 from tts_kit.speech import speak
+from tts_kit.speech.voice import Voice
 
 RESULTS = Path(__file__).parent / "results" / "watermark.json"
 RATE = 24_000
@@ -95,7 +97,7 @@ def clips(base: load.Base) -> tuple[list[Clip], float]:
     made = [("emma", f"{one[0]} {other[0]}", np.concatenate([one[1], other[1]]))
             for one, other in zip(said[::2], said[1::2])]
     made += [("strangers", "", audio.read(path, RATE)) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
-    voice = speak.Voice(base, base.model, sampling=base.sampling)
+    voice = Voice(base, base.model, sampling=Sampling.from_generation_config(base.generation_config))
     begun = time.process_time()
     spoken = [("tiny-csm", text, speak.speak(text, voice, seed=number).samples)
               for number, (_, text, _) in enumerate(made[:MACHINE])]

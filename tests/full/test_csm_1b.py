@@ -19,27 +19,30 @@ shape.save(shape.untrained("csm-1b"), sys.argv[1], "csm-1b")
 
 STORY = """
 import json, resource, sys, time, torch
-from tts_kit import recipe as recipes, runtime
-from tts_kit.model import generate, load, lora
+from tts_kit import device
+from tts_kit.config import read_config
+from tts_kit.generation.engine import InferenceEngine
+from tts_kit.generation.sampling import Sampling
+from tts_kit.model import lora
 from tts_kit.run import Run
 from tts_kit.tokens import cache
 from tts_kit.tokens.prompt import Turn
 from tts_kit.training import finetune
-recipe, run = recipes.read(sys.argv[1]), Run("full", sys.argv[2])
+config, run = read_config(sys.argv[1]), Run("full", sys.argv[2])
 figures, start = {}, time.monotonic()
-base, made = finetune.prepare(recipe, run, cache.of_run(run), runtime.choose("cpu"))
+base, made = finetune.prepare(config, run, cache.load_run(run), device.choose("cpu"))
 figures["load_seconds"] = time.monotonic() - start
 start = time.monotonic()
 made.args.eval_strategy = "no"
 made.train()
 figures["step_seconds"] = time.monotonic() - start
-figures["trainable"] = sum(count["trainable"] for count in lora.census(made.model).values())
+figures["trainable"] = sum(count["trainable"] for count in lora.count_parameters(made.model).values())
 figures["losses"] = {name: made.state.log_history[0][name] for name in ("backbone_loss", "depth_loss")}
 start = time.monotonic()
 prompt = base.prompt_builder.build("three frames", [Turn("Hello.", "0")])
-take, = generate.takes(base.model, base.physics, [prompt], generate.Sampling(), [0], [3])
-figures["frames"] = list(take.codes.shape)
-figures["wave_samples"] = len(base.codec.decode([take.codes])[0])
+generation, = InferenceEngine(base.model, base.spec, lora.DEFAULT_ADAPTER).generate([prompt], Sampling(), [0], [3])
+figures["frames"] = list(generation.codes.shape)
+figures["wave_samples"] = len(base.codec.decode([generation.codes])[0])
 figures["three_frames_seconds"] = time.monotonic() - start
 figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 print(json.dumps(figures))

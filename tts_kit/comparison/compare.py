@@ -12,13 +12,13 @@ from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.comparison.synthesis import Plan, Sentence
 from tts_kit.comparison.verdict import Verdict
 from tts_kit.data import manifest
-from tts_kit.data.manifest import HELD_OUT, TRAIN, Utterance
+from tts_kit.data.manifest import HELD_OUT, TRAIN
 from tts_kit.errors import KitError
 from tts_kit.evaluation import memorization, metrics, scoring
 from tts_kit.io import read_json, write_json
 from tts_kit.model import lora
 from tts_kit.run import Run
-from tts_kit.speech.speak import Voice
+from tts_kit.speech.voice import Voice
 from tts_kit.tokens import cache
 
 PAGE, RESPONSES_FILE, SIM_RANGE_FILE = "index.html", "responses.json", "sim_range.json"

@@ -23,7 +23,7 @@ from tts_kit.comparison.arms import ARMS
 from tts_kit.data import manifest, table
 from tts_kit.errors import KitError
 from tts_kit.io import write_bytes
-from tts_kit.speech.speak import Reference
+from tts_kit.speech.voice import Reference
 
 FOLDER = "folder:"
 TABLE = "metadata.csv"

@@ -9,7 +9,7 @@ from tts_kit.data import manifest
 from tts_kit.data.manifest import TRAIN
 from tts_kit.errors import KitError
 from tts_kit.run import Run
-from tts_kit.speech.speak import Voice
+from tts_kit.speech.voice import Voice
 from tts_kit.training import generation_eval
 
 FOLDER = "sweep"

@@ -19,7 +19,8 @@ from tts_kit.io import read_rows, write_rows
 from tts_kit.model import lora
 from tts_kit.run import Run
 from tts_kit.speech import speak
-from tts_kit.speech.speak import Reference, Request, Voice
+from tts_kit.speech.speak import Request
+from tts_kit.speech.voice import Reference, Voice
 from tts_kit.training import generation_eval
 
 SCORES = "scores.jsonl"
@@ -117,7 +118,7 @@ def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
                                           if name in ("temperature", "depth_temperature")})
     try:
         if "checkpoint" in settings:
-            lora.load_weights(voice.model, _checkpoint(run, int(settings["checkpoint"])))
+            voice.load_weights(_checkpoint(run, int(settings["checkpoint"])))
         if "strength" in settings:
             voice.set_strength(settings["strength"])
         yield replace(voice, sampling=sampling)
@@ -125,7 +126,7 @@ def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
         if "strength" in settings:
             voice.set_strength(1.0)
         if "checkpoint" in settings:
-            lora.load_weights(voice.model, run.adapter / lora.WEIGHTS_FILE)
+            voice.load_weights(run.adapter / lora.WEIGHTS_FILE)
 
 
 def _checkpoint(run: Run, step: int) -> Path:
@@ -168,10 +169,10 @@ def _generated(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[d
     if not todo:
         return
     with apply_settings(arm, voice, plan.run) as adjusted:
-        for index, speech in speak.generate_speech([request for _, request in todo], adjusted, name=arm.name):
+        for index, speech in speak.speak_requests([request for _, request in todo], adjusted, label=arm.name):
             number, request = todo[index]
             yield _write(plan.folder, f"{folder}/{number:03d}-{request.seed}.flac", arm.name, number, request.text, request.seed,
-                         speech.samples, speech.rate, ended_with_eos=speech.ended_with_eos, attempts=speech.takes,
+                         speech.samples, speech.sample_rate, ended_with_eos=speech.ended_with_eos, attempts=speech.attempts,
                          wall_seconds=round(speech.wall_seconds, 3))
 
 

@@ -9,7 +9,7 @@ from tts_kit.data import consent
 from tts_kit.errors import KitError
 from tts_kit.export import card, merged, summary
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_json
-from tts_kit.model import adapter_io, license, lora
+from tts_kit.model import license, lora
 from tts_kit.run import Run
 
 DATA = "data.json"
@@ -51,8 +51,8 @@ def copy(adapter: Path, folder: Path, known: summary.RunSummary, revision: str =
     shutil.copyfile(adapter / lora.WEIGHTS_FILE, folder / lora.WEIGHTS_FILE)
     named = {"base": known.base} | ({"revision": revision} if revision else {})
     write_json(folder / lora.METADATA_FILE, known.belongs | named)
-    config = read_json(adapter / adapter_io.CONFIG_FILE, adapter_io.RESTORE)
-    write_json(folder / adapter_io.CONFIG_FILE, config | {"base_model_name_or_path": known.base} | (
+    config = read_json(adapter / lora.CONFIG_FILE, lora.RESTORE)
+    write_json(folder / lora.CONFIG_FILE, config | {"base_model_name_or_path": known.base} | (
         {"revision": revision} if revision else {}))
     (folder / CONFIG_FILE).write_text(known.config.replace(base=known.base).to_json(), encoding="utf-8")
 

@@ -15,7 +15,7 @@ from tts_kit.errors import KitError
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load, lora
-from tts_kit.speech import resolve
+from tts_kit.speech.voice import SPEECH_FILE
 
 TOKENIZER, PROCESSOR, LISTENER = "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"
 BESIDE = (TOKENIZER, PROCESSOR, LISTENER, "tokenizer.json", "special_tokens_map.json", "chat_template.jinja",
@@ -32,7 +32,7 @@ def write(adapter: Path, folder: Path, base: str = "", revision: str = "", stren
     loaded = load.load_base(base, device.choose("cpu", "float32"), revision)
     finetuned = lora.load(loaded, adapter)
     lora.set_strength(finetuned, strength)
-    sampling = loaded.sampling.asked(read_config(adapter / CONFIG_FILE))
+    sampling = Sampling.from_generation_config(loaded.generation_config).override(read_config(adapter / CONFIG_FILE))
     model = lora.merge(finetuned)
     for part in (model.backbone_model, model.depth_decoder, model.lm_head, model.embed_text_tokens):
         part.to(DTYPES[dtype])
@@ -47,7 +47,7 @@ def write(adapter: Path, folder: Path, base: str = "", revision: str = "", stren
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes files that nobody else may read
     write_v4_processor(folder)
-    write_json(folder / resolve.VOICE, {"speaker": belongs["speaker"], "strength": strength, **asdict(sampling)})
+    write_json(folder / SPEECH_FILE, {"speaker": belongs["speaker"], "strength": strength, **asdict(sampling)})
 
 
 def generation(model: CsmForConditionalGeneration, sampling: Sampling) -> dict:

@@ -1,206 +1,300 @@
-"""One frame after the other: backbone, codebook 0, then the depth decoder's codebooks, without asking the host anything."""
+"""The inference engine: prompts in, codes out; equal to transformers' `generate` when greedy.
+
+A frame is one backbone step that gives codebook 0, and a loop of the depth decoder for the others. No frame makes the host
+wait for the device; on a GPU a frame is one CUDA graph."""
 
 import contextlib
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import LoraLayer
+from torch.nn.functional import pad
+from transformers import CsmForConditionalGeneration
 
-from tts_kit.generation.fused_decoder import Dense, FusedDecoder, Rounded
+from tts_kit.errors import KitError
+from tts_kit.generation.fused_decoder import FusedDecoder
 from tts_kit.generation.sampling import GumbelNoise, Sampling, sample_token
+from tts_kit.model.embed import embed_inputs
 from tts_kit.spec import ModelSpec
+from tts_kit.tokens.prompt import Example
 
 KV_LENGTH_BUCKET = 256
-"""On a GPU places for keys and values come in multiples of this, so that one recorded graph serves many lengths."""
+"""Cache lengths on a GPU are multiples of this, so that one captured graph serves prompts of many lengths."""
 MAX_CACHED_GRAPHS = 4
-"""Recorded graphs that are kept for the next sentences."""
+PIPELINE_DEPTH = 4
+"""Frames that a GPU may be ahead of the host, which looks for EOS; at the end as many are thrown away."""
+MIN_FRAMES = 2
+"""An utterance of fewer frames counts as failed: nothing was said."""
 
 
-class InferenceEngine:
-    """What a model speaks with: its layers merged and fused in copies, its tables and heads as they are."""
+class ModelBusyError(KitError):
+    """An engine that is asked for a second generation while the first is running."""
 
-    def __init__(self, model: torch.nn.Module, spec: ModelSpec, int8: bool = False):
-        depth = model.depth_decoder
-        self.spec, self.parts, self.matrix = spec, (model.backbone_model, depth), Rounded if int8 else Dense
-        self.weights, self.adapted = self._now()
-        self.backbone, self.depth = self._stacks()
-        self.first_head, self.table = model.lm_head, model.backbone_model.embed_tokens
-        self.heads, self.depth_table, self.words = depth.codebooks_head, depth.model.embed_tokens, depth.config.vocab_size
-        self.projector = depth.model.inputs_embeds_projector
-        self.device = self.first_head.weight.device
-        self.weights_as_of = self._signs_of_change()
-        self.idle: OrderedDict[tuple, DecodeState] = OrderedDict()
-        # the depth decoder begins with two places, the backbone's state and codebook 0, and goes on one by one
-        turns = self.depth.turns(spec.num_codebooks)
-        places = [slice(0, 2), *(slice(place, place + 1) for place in range(2, spec.num_codebooks))]
-        self.steps = [(few, turns[few]) for few in places]
 
-    def refresh(self) -> None:
-        """Follow the model where weights or adapters have changed since."""
-        before = self.adapted
-        # until here the weights of before are held, so that no new one can lie where one of them did and pass for it
-        self.weights, self.adapted = self._now()
-        if (signs := self._signs_of_change()) == self.weights_as_of:
-            return
-        self.weights_as_of = signs
-        if list(map(id, before)) == list(map(id, self.adapted)):
-            self.backbone.refresh()
-            self.depth.refresh()
-        else:  # projections have been wrapped for an adapter, or unwrapped: the copies were made of modules that are gone
-            self.idle.clear()
-            self.backbone = self.depth = None
-            self.backbone, self.depth = self._stacks()
+@dataclass
+class Generation:
+    """One generated utterance."""
+    codes: torch.Tensor
+    """(frames, codebooks) int16, without the EOS frame."""
+    ended_with_eos: bool
+    """Whether the model ended it, rather than the frame limit."""
+    attempts: int = 1
+    """Generations it took, failed ones included."""
+    wall_seconds: float = 0.0
 
-    @contextlib.contextmanager
-    def conversation(self, prompts: int, places: int, sampling: Sampling) -> Iterator["DecodeState"]:
-        """Room for so many prompts and places; where graphs are recorded they are lent out and taken back."""
-        if self.device.type != "cuda":
-            yield DecodeState(self, prompts, places, sampling)
-            return
-        key = (prompts, -(-places // KV_LENGTH_BUCKET) * KV_LENGTH_BUCKET, sampling)
-        lent, backbone = self.idle.pop(key, None) or DecodeState(self, *key), self.backbone
-        lent.record()
-        try:
-            yield lent
-        finally:
-            if self.backbone is backbone:  # else its graph computes with copies that are gone
-                self.idle[key] = lent
-            while len(self.idle) > MAX_CACHED_GRAPHS:
-                self.idle.popitem(last=False)
+    @property
+    def is_complete(self) -> bool:
+        """Whether it says something and ended with EOS."""
+        return self.ended_with_eos and len(self.codes) >= MIN_FRAMES
 
-    def rest_of_frame(self, state: torch.Tensor, sampling: Sampling, luck: torch.Tensor, room: list) -> torch.Tensor:
-        """Backbone state (prompts, hidden) and luck (prompts, codebooks, candidates) -> a frame (prompts, codebooks)."""
-        known = self.spec.codebook_size  # words that the codec does not know are never chosen
-        codes = [sample_token(self.first_head(state)[:, :known], sampling.temperature, luck[:, 0])]
-        inputs = torch.stack([state, self.depth_table(codes[0])], dim=1)
-        for book, (places, turns) in enumerate(self.steps, 1):
-            out = self.depth(self.projector(inputs), turns, room, places, book + 1)[:, -1]
-            logits = out @ self.heads.weight[book - 1]
-            codes.append(sample_token(logits[:, :known], sampling.depth_temperature, luck[:, book]))
-            inputs = self.depth_table(codes[-1] + book * self.words)[:, None]
-        return torch.stack(codes, dim=1)
 
-    def _stacks(self) -> tuple[FusedDecoder, FusedDecoder]:
-        backbone, depth = self.parts
-        return FusedDecoder(backbone, self.matrix), FusedDecoder(depth.model, self.matrix)
-
-    def _now(self) -> tuple[list[torch.nn.Parameter], list[LoraLayer]]:
-        """The weights that count and the projections with adapters, of which there may be more than there were."""
-        return ([weight for part in self.parts for weight in part.parameters()],
-                [module for part in self.parts for module in part.modules() if isinstance(module, LoraLayer)])
-
-    def _signs_of_change(self) -> tuple:
-        """Another one whenever a weight was written to, an adapter switched or its strength set."""
-        # fused optimizers do not count what they write, so weights that are being learnt are measured
-        learnt = [torch.linalg.vector_norm(weight, dtype=torch.float32) for weight in self.weights if weight.requires_grad]
-        return (tuple((weight.data_ptr(), weight._version) for weight in self.weights),
-                tuple(torch.stack(learnt).tolist()) if learnt else (),
-                tuple((module.disable_adapters, module.merged, *module.active_adapters, *module.scaling.values())
-                      for module in self.adapted))
+@dataclass
+class DecodeState:
+    """All tensors that change from frame to frame, at fixed addresses, so that a captured graph can be replayed on them."""
+    sampling: Sampling
+    kv_cache: list[torch.Tensor]
+    depth_kv_cache: list[torch.Tensor]
+    rope_freqs: torch.Tensor
+    """Of every position of the cache."""
+    attention_mask: torch.Tensor
+    """(B, 1, 1, length), added to the attention scores."""
+    position_ids: torch.Tensor
+    """(B, 1) position of the newest frame, not counting padding."""
+    cache_position: torch.Tensor
+    """(1,) where in the cache the newest frame stands."""
+    codes: torch.Tensor
+    """(B, codebooks) the newest frame."""
+    noise: torch.Tensor
+    """(B, codebooks, top_k) for sampling that frame."""
+    kv_len: int
+    """Positions of the cache that are attended to: those in use, or with a graph all."""
+    is_padded: bool = True
+    graph: torch.cuda.CUDAGraph | None = None
 
 
 @dataclass
 class PendingFrame:
-    """A frame (prompts, codebooks) on its way to the CPU."""
+    """A frame (B, codebooks) that is being copied to the host."""
     frame: torch.Tensor
-    arrived: torch.cuda.Event | None
+    copied: torch.cuda.Event | None
 
     def wait(self) -> torch.Tensor:
-        if self.arrived:
-            self.arrived.synchronize()
+        if self.copied:
+            self.copied.synchronize()
         return self.frame
 
 
-class DecodeState:
-    """Everything that changes from frame to frame, in places that stay, so that a GPU can replay one frame as one graph."""
+class InferenceEngine:
+    """Generates codes with a CSM, out of merged and fused copies of its layers; embeddings and heads are the model's own.
 
-    def __init__(self, talker: InferenceEngine, prompts: int, places: int, sampling: Sampling):
-        self.talker, self.sampling, self.places = talker, sampling, places
-        spec, device, dtype = talker.spec, talker.device, talker.first_head.weight.dtype
-        self.room = talker.backbone.room(prompts, places)
-        self.depth_room = talker.depth.room(prompts, spec.num_codebooks)
-        self.turns = talker.backbone.turns(places)
-        self.mask = torch.zeros(prompts, 1, 1, places, dtype=dtype, device=device)
-        self.positions = torch.zeros(prompts, 1, dtype=torch.long, device=device)
-        self.place = torch.zeros(1, dtype=torch.long, device=device)
-        self.codes = torch.zeros(prompts, spec.num_codebooks, dtype=torch.long, device=device)
-        self.luck = torch.ones(prompts, spec.num_codebooks, sampling.top_k, device=device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.seen, self.masked = places, True
+    The copies are made for the next generation after `load_adapter` or `invalidate`, and else never looked at: whoever
+    changes weights (an optimizer step, a strength, a merge) has to call `invalidate`."""
 
-    def record(self) -> None:
-        """Record one frame as a graph: thousands of launches become one."""
-        if self.graph:
-            return
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):  # libraries choose their kernels on the first calls, which cannot be recorded
-                self._next()
-        torch.cuda.current_stream().wait_stream(aside)
+    def __init__(self, model: CsmForConditionalGeneration, spec: ModelSpec, adapter: str | None = None):
+        self.model, self.spec, self.adapter = model, spec, adapter
+        depth_decoder = model.depth_decoder
+        self.backbone, self.depth = FusedDecoder(model.backbone_model), FusedDecoder(depth_decoder.model)
+        self.embed_frame, self.embed_code = model.backbone_model.embed_tokens, depth_decoder.model.embed_tokens
+        self.project_inputs = depth_decoder.model.inputs_embeds_projector
+        self.codebooks_head, self.depth_vocab_size = depth_decoder.codebooks_head, depth_decoder.config.vocab_size
+        self.device = model.lm_head.weight.device
+        # the depth decoder starts with two positions, the backbone's state and codebook 0, and goes on one by one
+        self.depth_rope_freqs = self.depth.rope_freqs(spec.num_codebooks).split([2] + [1] * (spec.num_codebooks - 2))
+        self.graph_pool: OrderedDict[tuple, DecodeState] = OrderedDict()
+        self._is_stale = True
+        self._lock = threading.Lock()
+
+    def load_adapter(self, adapter: str | None) -> None:
+        """Generate with this one of the model's adapters from now on; with None, as the base model."""
+        self._is_stale = self._is_stale or adapter != self.adapter
+        self.adapter = adapter
+
+    def invalidate(self) -> None:
+        """Copy the weights again before the next generation: the model's have changed."""
+        self._is_stale = True
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Reserve the engine for one caller; any other is refused meanwhile."""
+        if not self._lock.acquire(blocking=False):
+            raise ModelBusyError("the model is still generating something else, in this voice or one that shares it, and "
+                                 "would mix the two. Wait for the end, close the stream, or load the voice on its own.")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def generate(self, prompts: Sequence[Example], sampling: Sampling, seeds: Sequence[int],
+                 max_frames: Sequence[int]) -> list[Generation]:
+        """Generate several prompts in one batch; each result depends on its own seed only, not on its neighbours.
+
+        `max_frames` is read at every frame, so that a caller may lower a limit meanwhile."""
+        frames, ends = [], [None] * len(prompts)
+        with contextlib.closing(self.stream(prompts, sampling, seeds, max(max_frames))) as stream:
+            for count, frame in enumerate(stream):
+                frames.append(frame)
+                for row, is_eos in enumerate(is_eos_frame(frame).tolist()):
+                    if ends[row] is None and (is_eos or count + 1 >= max_frames[row]):
+                        ends[row] = (count, True) if is_eos else (count + 1, False)
+                if None not in ends:
+                    break
+        codes = torch.stack(frames, dim=1).to(torch.int16)
+        return [Generation(codes[row, :end].clone(), ended_with_eos) for row, (end, ended_with_eos) in enumerate(ends)]
+
+    @torch.inference_mode()
+    def stream(self, prompts: Sequence[Example], sampling: Sampling, seeds: Sequence[int],
+               max_frames: int | None = None) -> Iterator[torch.Tensor]:
+        """Yield frames (B, codebooks) on the CPU, EOS frames included, until closed or `max_frames` are generated."""
+        self._copy_weights()
+        inputs, is_real = left_pad_prompts(self.model, prompts)
+        max_frames = max_frames or self.spec.max_positions - inputs.shape[1]
+        with self._acquire_state(len(prompts), inputs.shape[1] + max_frames, sampling) as state:
+            noise = GumbelNoise(seeds, state.noise) if sampling.do_sample else None
+            pending, pipeline_depth = deque(), PIPELINE_DEPTH if state.graph else 0
+            # (1) prefill
+            hidden = self.prefill(state, inputs, is_real)
+            # (2) decode loop
+            for count in range(max_frames):
+                if noise:
+                    noise.draw()
+                if count == 0:
+                    self.sample_into_codes(state, hidden)
+                elif state.graph:
+                    state.graph.replay()
+                else:
+                    state.kv_len += 1
+                    self.decode_step(state)
+                pending.append(copy_to_host(state.codes))
+                if len(pending) > pipeline_depth:
+                    yield pending.popleft().wait()
+            # (3) the frames that are still on their way
+            for frame in pending:
+                yield frame.wait()
+
+    def prefill(self, state: DecodeState, inputs: torch.Tensor, is_real: torch.Tensor) -> torch.Tensor:
+        """Fill the cache with prompts (B, T, H), padded where `is_real` (B, T) is false; returns the last state (B, H)."""
+        length, device = inputs.shape[1], inputs.device
+        position_ids = (is_real.cumsum(1) - 1).clamp(min=0)
+        is_padded = not bool(is_real.all())  # on the CPU
+        mask = prefill_attention_mask(is_real).to(device, inputs.dtype) if is_padded else None
+        position_ids, is_real = position_ids.to(device), is_real.to(device)
+        state.attention_mask.fill_(-torch.inf)
+        state.attention_mask[..., :length].masked_fill_(is_real[:, None, None], 0)
+        state.position_ids.copy_(position_ids[:, -1:])
+        state.cache_position.fill_(length - 1)
+        if not state.graph:
+            state.kv_len, state.is_padded = length, is_padded
+        return self.backbone(inputs, state.rope_freqs[position_ids], state.kv_cache, torch.arange(length, device=device),
+                             length, mask)[:, -1]
+
+    def decode_step(self, state: DecodeState) -> None:
+        """Replace the frame in `state.codes` by the next one."""
+        state.cache_position += 1
+        state.position_ids += 1
+        state.attention_mask.index_fill_(3, state.cache_position, 0)
+        mask = state.attention_mask[..., :state.kv_len] if state.is_padded else None
+        hidden = self.backbone(self.embed_frame(state.codes[:, None]), state.rope_freqs[state.position_ids], state.kv_cache,
+                               state.cache_position, state.kv_len, mask)
+        self.sample_into_codes(state, hidden[:, -1])
+
+    def sample_into_codes(self, state: DecodeState, hidden: torch.Tensor) -> None:
+        """Sample a frame from the backbone's state (B, H): codebook 0, and the others by the depth decoder."""
+        sampling, codebook_size = state.sampling, self.spec.codebook_size  # ids beyond are no codes, and never sampled
+        logits = self.model.lm_head(hidden)[:, :codebook_size]
+        codes = [sample_token(logits, sampling.temperature, state.noise[:, 0])]
+        inputs, cache_position = torch.stack([hidden, self.embed_code(codes[0])], dim=1), slice(0, 2)
+        for codebook, rope_freqs in enumerate(self.depth_rope_freqs, 1):
+            out = self.depth(self.project_inputs(inputs), rope_freqs, state.depth_kv_cache, cache_position,
+                             kv_len=codebook + 1)[:, -1]
+            logits = (out @ self.codebooks_head.weight[codebook - 1])[:, :codebook_size]
+            codes.append(sample_token(logits, sampling.depth_temperature, state.noise[:, codebook]))
+            inputs = self.embed_code(codes[-1] + codebook * self.depth_vocab_size)[:, None]
+            cache_position = slice(codebook + 1, codebook + 2)
+        state.codes.copy_(torch.stack(codes, dim=1))
+
+    def capture_graph(self, state: DecodeState) -> None:
+        """Capture `decode_step` as a CUDA graph: one launch instead of thousands."""
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            for _ in range(2):  # libraries choose their kernels in the first calls, which cannot be captured
+                self.decode_step(state)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._next()
-        self.graph = graph
+            self.decode_step(state)
+        state.graph = graph
 
-    def frames(self, inputs: torch.Tensor, real: torch.Tensor, seeds: Sequence[int], most: int) -> Iterator[PendingFrame]:
-        """Hear prompts (prompts, positions, hidden), padded on the left where `real` is false, and speak frame after frame,
-        one each time another is asked for."""
-        luck = GumbelNoise(seeds, self.luck) if self.sampling.draws else None
-        state = self._hear(inputs, real)
-        for count in range(most):
-            if luck:
-                luck.draw()
-            if not count:
-                self._speak(state)
-            elif self.graph:
-                self.graph.replay()
-            else:
-                self.seen += 1
-                self._next()
-            yield self._send()
+    @contextlib.contextmanager
+    def _acquire_state(self, batch: int, length: int, sampling: Sampling) -> Iterator[DecodeState]:
+        """Provide a state for a batch and a cache length; those with a captured graph come from the pool, and return to it."""
+        if self.device.type != "cuda":
+            yield self._new_state(batch, length, sampling)
+            return
+        key = (batch, -(-length // KV_LENGTH_BUCKET) * KV_LENGTH_BUCKET, sampling)
+        state = self.graph_pool.pop(key, None) or self._new_state(*key)
+        if not state.graph:
+            self.capture_graph(state)
+        try:
+            yield state
+        finally:
+            self.graph_pool[key] = state
+            while len(self.graph_pool) > MAX_CACHED_GRAPHS:
+                self.graph_pool.popitem(last=False)
 
-    def _hear(self, inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """The prompts into the first places; the backbone's last state (prompts, hidden)."""
-        length, device = inputs.shape[1], inputs.device
-        positions = (real.cumsum(1) - 1).clamp(min=0)
-        padded = not bool(real.all())
-        mask = _who_sees_whom(real).to(device, inputs.dtype) if padded else None
-        positions, real = positions.to(device), real.to(device)
-        self.mask.fill_(-torch.inf)
-        self.mask[..., :length].masked_fill_(real[:, None, None], 0)
-        self.positions.copy_(positions[:, -1:])
-        self.place.fill_(length - 1)
-        if not self.graph:
-            self.seen, self.masked = length, padded
-        places = torch.arange(length, device=device)
-        return self.talker.backbone(inputs, self.turns[positions], self.room, places, length, mask)[:, -1]
+    def _new_state(self, batch: int, length: int, sampling: Sampling) -> DecodeState:
+        device, codebooks = self.device, self.spec.num_codebooks
+        return DecodeState(
+            sampling, self.backbone.new_kv_cache(batch, length), self.depth.new_kv_cache(batch, codebooks),
+            self.backbone.rope_freqs(length),
+            attention_mask=torch.zeros(batch, 1, 1, length, dtype=self.model.lm_head.weight.dtype, device=device),
+            position_ids=torch.zeros(batch, 1, dtype=torch.long, device=device),
+            cache_position=torch.zeros(1, dtype=torch.long, device=device),
+            codes=torch.zeros(batch, codebooks, dtype=torch.long, device=device),
+            noise=torch.ones(batch, codebooks, sampling.top_k, device=device), kv_len=length)
 
-    def _next(self) -> None:
-        """The frame after that in `codes`, into `codes`."""
-        self.place += 1
-        self.positions += 1
-        self.mask.index_fill_(3, self.place, 0)
-        out = self.talker.backbone(self.talker.table(self.codes[:, None]), self.turns[self.positions], self.room, self.place,
-                                   self.seen, self.mask[..., :self.seen] if self.masked else None)
-        self._speak(out[:, -1])
-
-    def _speak(self, state: torch.Tensor) -> None:
-        self.codes.copy_(self.talker.rest_of_frame(state, self.sampling, self.luck, self.depth_room))
-
-    def _send(self) -> PendingFrame:
-        if self.codes.device.type != "cuda":
-            return PendingFrame(self.codes.to("cpu", copy=True), None)
-        frame, arrived = self.codes.to("cpu", non_blocking=True), torch.cuda.Event()
-        arrived.record()
-        return PendingFrame(frame, arrived)
+    def _copy_weights(self) -> None:
+        """Make the copies anew where they are stale."""
+        if not self._is_stale:
+            return
+        adapters = {name for module in self.model.modules() if isinstance(module, LoraLayer) for name in module.lora_A}
+        if self.adapter is not None and self.adapter not in adapters:
+            raise ValueError(f"the model has no adapter {self.adapter!r}; it has {sorted(adapters) or 'none'}")
+        self.backbone.load_weights(self.adapter)
+        self.depth.load_weights(self.adapter)
+        self._is_stale = False
 
 
-def _who_sees_whom(real: torch.Tensor) -> torch.Tensor:
-    """(prompts, 1, positions, positions) to be added: what is real sees what is real before it; what is padding sees itself,
-    as a row that sees nothing at all would be no number."""
-    own = torch.eye(real.shape[1], dtype=torch.bool)
-    seen = (torch.ones_like(own).tril() & real[:, None, None]) | own
-    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+def is_eos_frame(frame: torch.Tensor) -> torch.Tensor:
+    """Return for each row (B,) whether it ends the utterance: all codes but the last are 0, the rule of transformers."""
+    return (frame[:, :-1] == 0).all(dim=1)
+
+
+def left_pad_prompts(model: CsmForConditionalGeneration, prompts: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return embeddings (B, T, H) of prompts padded on the left, and on the CPU (B, T), false where padding stands."""
+    device, longest, rows = model.lm_head.weight.device, max(map(len, prompts)), []
+    is_real = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        batch = {name: getattr(prompt, name)[None].to(device) for name in ("input_ids", "codes", "audio_mask")}
+        rows.append(pad(embed_inputs(model, batch)[0], (0, 0, longest - len(prompt), 0)))
+        is_real[row, longest - len(prompt):] = True
+    return torch.stack(rows), is_real
+
+
+def prefill_attention_mask(is_real: torch.Tensor) -> torch.Tensor:
+    """Return an additive causal mask (B, 1, T, T). Padding attends to itself, as a row without any position would be NaN."""
+    diagonal = torch.eye(is_real.shape[1], dtype=torch.bool)
+    allowed = (torch.ones_like(diagonal).tril() & is_real[:, None, None]) | diagonal
+    return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)
+
+
+def copy_to_host(codes: torch.Tensor) -> PendingFrame:
+    """Start copying a frame to the CPU, without waiting for it."""
+    if codes.device.type != "cuda":
+        return PendingFrame(codes.to("cpu", copy=True), None)
+    frame, copied = codes.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record()
+    return PendingFrame(frame, copied)

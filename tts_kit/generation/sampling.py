@@ -1,4 +1,4 @@
-"""Logits -> codes: how daring a draw is, and the draw itself, which never waits for the device."""
+"""Sampling settings, and sampling a token from logits without any host-device synchronization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,52 +7,55 @@ import torch
 
 from tts_kit.config import CHECKPOINT_DEFAULT, Config
 
+FIELDS = {"temperature": "temperature", "depth_decoder_temperature": "depth_temperature", "top_k": "top_k"}
+"""Name in a checkpoint's generation_config.json -> field of `Sampling` and of `Config`."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     temperature: float = 0.9
-    """Of codebook 0; 0 takes the likeliest."""
+    """Of codebook 0; 0 is greedy."""
     depth_temperature: float = 0.9
-    """Of the other codebooks; 0 takes the likeliest."""
+    """Of the other codebooks; 0 is greedy."""
     top_k: int = 50
 
     @property
-    def draws(self) -> bool:
-        """Whether anything is left to chance."""
+    def do_sample(self) -> bool:
+        """Whether anything is sampled, rather than all greedy."""
         return self.temperature > 0 or self.depth_temperature > 0
 
-    @staticmethod
-    def recommended(told: dict) -> "Sampling":
-        """As a checkpoint's generation config has it; where that says nothing, as CSM-1B."""
-        names = {"temperature": "temperature", "depth_decoder_temperature": "depth_temperature", "top_k": "top_k"}
-        return Sampling(**{name: told[theirs] for theirs, name in names.items() if told.get(theirs) is not None})
+    @classmethod
+    def from_generation_config(cls, generation_config: dict) -> "Sampling":
+        """Return what a checkpoint recommends; CSM-1B's values where it recommends nothing."""
+        return cls(**{field: generation_config[name] for name, field in FIELDS.items()
+                      if generation_config.get(name) is not None})
 
-    def asked(self, config: Config) -> "Sampling":
-        """This one, with what a recipe asks for otherwise."""
-        told = {name: getattr(config, name) for name in ("temperature", "depth_temperature", "top_k")}
-        return replace(self, **{name: value for name, value in told.items() if value != CHECKPOINT_DEFAULT})
+    def override(self, config: Config) -> "Sampling":
+        """Return these settings with those that the config sets itself."""
+        values = {field: getattr(config, field) for field in FIELDS.values()}
+        return replace(self, **{field: value for field, value in values.items() if value != CHECKPOINT_DEFAULT})
 
 
 class GumbelNoise:
-    """Random numbers for one frame at a time, each prompt's out of its own seed, whatever company it keeps."""
+    """Gumbel noise for one frame at a time, each row from a generator of its own, so that batching changes no result."""
 
-    def __init__(self, seeds: Sequence[int], numbers: torch.Tensor):
-        self.numbers = numbers
-        """(prompts, codebooks, candidates) draws from the Gumbel distribution."""
-        self.generators = [torch.Generator(numbers.device).manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], noise: torch.Tensor):
+        self.noise = noise
+        """(B, codebooks, top_k), overwritten by each `draw`."""
+        self.generators = [torch.Generator(noise.device).manual_seed(seed) for seed in seeds]
 
     def draw(self) -> None:
-        """The numbers of the next frame, in place."""
-        for row, generator in zip(self.numbers, self.generators):
+        """Draw the noise of the next frame, in place."""
+        for row, generator in zip(self.noise, self.generators):
             row.exponential_(generator=generator)
-        self.numbers.log_().neg_()
+        self.noise.log_().neg_()
 
 
-def sample_token(logits: torch.Tensor, temperature: float, luck: torch.Tensor) -> torch.Tensor:
-    """Logits (prompts, words) and luck (prompts, candidates) -> (prompts,) words, out of so many likeliest ones."""
+def sample_token(logits: torch.Tensor, temperature: float, noise: torch.Tensor) -> torch.Tensor:
+    """Sample token ids (B,) from logits (B, vocab) among as many candidates as `noise` (B, top_k) is wide."""
     if temperature == 0:
         return logits.argmax(dim=1)
-    best, words = logits.float().topk(min(luck.shape[1], logits.shape[1]))
-    # the largest sum of log-chance and Gumbel noise is a draw from the distribution
-    drawn = torch.add(luck[:, :best.shape[1]], best, alpha=1 / temperature).argmax(dim=1, keepdim=True)
-    return words.gather(1, drawn)[:, 0]
+    top_logits, token_ids = logits.float().topk(min(noise.shape[1], logits.shape[1]))
+    # Gumbel-max trick: the argmax of logits / temperature + noise is a draw from the softmax
+    sampled = torch.add(noise[:, :top_logits.shape[1]], top_logits, alpha=1 / temperature).argmax(dim=1, keepdim=True)
+    return token_ids.gather(1, sampled)[:, 0]

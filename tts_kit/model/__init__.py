@@ -1,1 +1,1 @@
-"""The network: loading it, its adapter, its loss, its generation loop."""
+"""CSM: loading it, packed attention, its input embedding, LoRA and its losses."""

@@ -1,4 +1,4 @@
-"""What binds whoever uses a voice: the licence of its base, and what the base's makers forbid."""
+"""The licence of a base model, and what its makers forbid."""
 
 import re
 from pathlib import Path
@@ -6,41 +6,38 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 CSM = ("sesame/csm-1b", "unsloth/csm-1b")
-LICENCES = dict.fromkeys(CSM, "apache-2.0")
-CSM_PROHIBITED_USES = """CSM's makers give it for research and educational purposes, and forbid to use it for:
+LICENSES = dict.fromkeys(CSM, "apache-2.0")
+CSM_PROHIBITED_USES = """CSM's makers provide it for research and educational purposes, and forbid its use for:
 
 - impersonation or fraud: speech that mimics a person without their explicit consent;
 - misinformation or deception: speech that misleads, such as fake news or fraudulent calls;
 - anything illegal, harmful or malicious.
 
-A voice that was made of it is bound by the same. Its codec is Mimi by Kyutai (CC-BY-4.0): who passes the codec's weights
-on, as merged weights do, names Kyutai."""
-USE_POLICY = "Use this voice only as the person whose it is has allowed. Say that it is a machine's where people could be misled."
+A voice made from it is bound by the same terms. Its codec is Mimi by Kyutai (CC-BY-4.0): whoever distributes the codec's
+weights, as part of merged weights for instance, has to credit Kyutai."""
+USE_POLICY = "Use this voice only as the person it belongs to has allowed. Where people could be misled, say that it is synthetic."
 
 
-def license_of(base: str, place: str) -> str:
-    """The licence of a base by its name, or as the card in its folder has it; empty where nobody says."""
-    card = Path(place) / "README.md"
-    if base in LICENCES or not card.is_file():
-        return LICENCES.get(base, "")
-    return ModelCard(_front(card.read_text(encoding="utf-8")), ignore_metadata_errors=True).data.license or ""
+def license_of(base: str, folder: str) -> str:
+    """Return the licence of a base by its name, or from the card in its folder; empty where neither says."""
+    card = Path(folder) / "README.md"
+    if base in LICENSES or not card.is_file():
+        return LICENSES.get(base, "")
+    # the YAML header alone: the rest of a card may be anything
+    header = re.match(r"---\n.*?\n---\n", card.read_text(encoding="utf-8"), re.DOTALL)
+    return ModelCard(header.group() if header else "", ignore_metadata_errors=True).data.license or ""
 
 
-def prohibited_uses(base: str, licence: str) -> list[str]:
-    """Paragraphs for a card or a terminal."""
-    told = [f"The base, {base}, is under the licence {licence}, which holds for what is made of it."] * bool(licence)
-    return [*told, *[CSM_PROHIBITED_USES] * (base in CSM), USE_POLICY]
+def prohibited_uses(base: str, license_id: str) -> list[str]:
+    """Return the terms as paragraphs, for a card or a terminal."""
+    terms = [f"The base model, {base}, is licensed under {license_id}; so is what is made from it."] if license_id else []
+    return [*terms, *([CSM_PROHIBITED_USES] if base in CSM else []), USE_POLICY]
 
 
 def license_notice(base: str) -> str:
-    """One line for who is about to make a voice of a base, by its name or from its folder."""
-    if not (known := license_of(base, base)):
-        return f"{base} says of no licence: look where it comes from before you pass on a voice that is made of it."
-    forbidden = ", and its makers forbid impersonation, deception and harm" * (base in CSM)
-    return f"{base} is under the licence {known}{forbidden}: a voice that is made of it is bound by the same."
-
-
-def _front(card: str) -> str:
-    """The YAML at the head of a card alone."""
-    found = re.match(r"---\n.*?\n---\n", card, re.DOTALL)
-    return found.group() if found else ""
+    """Return one line for whoever is about to fine-tune a base, given by its name or folder."""
+    license_id = license_of(base, base)
+    if not license_id:
+        return f"{base} states no licence: find out which terms apply before you pass on a voice made from it."
+    forbidden = ", and its makers forbid impersonation, deception and harm" if base in CSM else ""
+    return f"{base} is licensed under {license_id}{forbidden}: a voice made from it is bound by the same terms."

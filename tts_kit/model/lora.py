@@ -1,48 +1,89 @@
-"""The adapter: which projections learn, how many there are, saving and loading it, how strongly it speaks."""
+"""LoRA adapters: which projections they cover, saving, checking and loading them, their strength, merging."""
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
+import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from peft.tuners.lora import layer as peft_layer
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from safetensors.torch import save as as_safetensors
+from safetensors.torch import save as safetensors_bytes
+from torch.nn.functional import linear
+from transformers import CsmForConditionalGeneration
 
+from tts_kit import config as kit_config
+from tts_kit import pretrained
 from tts_kit.errors import KitError
-from tts_kit.io import atomic_folder, write_bytes
-from tts_kit.model import fused_lora
-from tts_kit.model.adapter_io import METADATA_FILE, PARTS, RESTORE, WEIGHTS_FILE, check_compatible, pattern, read_metadata
+from tts_kit.io import atomic_folder, read_json, write_bytes
 from tts_kit.model.load import Base
 
+WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = "adapter_model.safetensors", "adapter_config.json", "adapter_meta.json"
+RESTORE = "Restore the folder from a copy, or train again in another run."
+PARTS = {"backbone": r"backbone_model", "depth": r"depth_decoder\.model", "codec": r"codec_model"}
+PROJECTIONS = r"\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
+"""Anchored by the part's name in front: a plain list of names would put dead adapters on the frozen codec too."""
+FREE_SETTINGS = {"r", "lora_alpha", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping"}
+"""What an adapter_config.json may set. All else has to be PEFT's default: generation supports nothing else, and some
+settings (init_lora_weights) change the base, which other voices may share."""
 DEFAULT_ADAPTER = "default"
-"""What PEFT calls the adapter that a model is wrapped with; those added later are numbered, because the names that people
-give to voices may be names that modules have already."""
-NUMBERS = itertools.count(2)
+"""PEFT's name for a model's first adapter. Later ones are numbered, as a voice's own name may be that of a module."""
+ADAPTER_NUMBERS = itertools.count(2)
 
 
-def add_lora(model: torch.nn.Module, rank: int, alpha: float, targets: str = "both", seed: int = 0) -> PeftModel:
-    """Wrap the base; everything but the adapter stays frozen."""
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern(targets))
+class FusedLoraLinear(peft_layer.Linear):
+    """PEFT's LoRA projection in the dtype of its input, with scaling and addition inside the matrix product.
+
+    PEFT's own forward casts inputs to float32, and scales and adds in separate passes that move more bytes than the
+    products themselves."""
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or len(names) != 1 or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        name, = names
+        down = linear(x, self.lora_A[name].weight.to(x.dtype)).flatten(0, -2)
+        out = self.base_layer(x)
+        return torch.addmm(out.flatten(0, -2), down, self.lora_B[name].weight.to(down.dtype).T,
+                           alpha=self.scaling[name]).view_as(out)
+
+
+def fuse_lora_layers(model: torch.nn.Module) -> torch.nn.Module:
+    """Turn plain LoRA projections into fused ones; variants, such as another backend's, stay as they are."""
+    for module in model.modules():
+        if type(module) is peft_layer.Linear and not module.lora_variant and not any(module.lora_bias.values()) and all(
+                isinstance(dropout, torch.nn.Identity) for dropout in module.lora_dropout.values()):
+            module.__class__ = FusedLoraLinear
+    return model
+
+
+def target_pattern(targets: str) -> str:
+    """Return the regular expression of the projections of a preset (both, backbone, depth)."""
+    parts = ("backbone", "depth") if targets == "both" else (targets,)
+    return f"({'|'.join(PARTS[part] for part in parts)}){PROJECTIONS}"
+
+
+def add_lora(model: CsmForConditionalGeneration, rank: int, alpha: float, targets: str = "both", seed: int = 0) -> PeftModel:
+    """Add a fresh adapter to a base model; all else stays frozen."""
+    peft_config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_pattern(targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return fused_lora.fuse_lora_layers(get_peft_model(model, config))
+        return fuse_lora_layers(get_peft_model(model, peft_config))
 
 
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The CSM inside, whose projections carry the adapter if there is one."""
+def unwrap(model: torch.nn.Module) -> CsmForConditionalGeneration:
+    """Return the CSM itself; PEFT has put the adapter's layers into it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
-    """Adapted modules and trainable parameters of each part."""
+    """Return the number of adapted modules, trainable parameters and base parameters of each part."""
     counts = {part: {"modules": 0, "trainable": 0, "parameters": 0} for part in PARTS}
     for name, module in unwrap(model).named_modules():
         if isinstance(module, LoraLayer) and (part := _part(name)):
@@ -55,15 +96,14 @@ def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
 
 
 def format_parameter_table(counts: dict[str, dict[str, int]]) -> str:
-    """The census as a small table."""
     lines = [f"{'part':<10}{'adapted modules':>16}{'trainable':>14}{'base parameters':>17}"]
-    for part, count in counts.items():
-        lines.append(f"{part:<10}{count['modules']:>16,}{count['trainable']:>14,}{count['parameters']:>17,}")
+    lines += [f"{part:<10}{count['modules']:>16,}{count['trainable']:>14,}{count['parameters']:>17,}"
+              for part, count in counts.items()]
     return "\n".join(lines)
 
 
 def max_lora_b(model: torch.nn.Module) -> dict[str, float]:
-    """Largest LoRA B entry of each part: 0 means that part has learnt nothing."""
+    """Return the largest entry of LoRA's B matrices in each part: 0 means that nothing was learned there."""
     largest = {}
     for name, weight in unwrap(model).named_parameters():
         if ".lora_B." in name and (part := _part(name)):
@@ -72,7 +112,7 @@ def max_lora_b(model: torch.nn.Module) -> dict[str, float]:
 
 
 def fingerprint(model: PeftModel | Path, adapter: str = DEFAULT_ADAPTER) -> str:
-    """Names the weights of one of a model's adapters, or of the one in a folder."""
+    """Return a digest of the weights of one of a model's adapters, or of the one in a folder."""
     weights = _weights(model, adapter) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS_FILE)
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
@@ -81,119 +121,143 @@ def fingerprint(model: PeftModel | Path, adapter: str = DEFAULT_ADAPTER) -> str:
     return digest.hexdigest()[:16]
 
 
-def set_strength(model: PeftModel, strength: float, adapter: str = "") -> None:
-    """0 is the base, 1 the adapter as trained; of one adapter, or of all that the model carries."""
+def set_strength(model: PeftModel, strength: float, adapter: str = DEFAULT_ADAPTER) -> None:
+    """Scale an adapter: 0 is the base, 1 the adapter as trained. An engine that has its weights has to be invalidated."""
     if not math.isfinite(strength):
-        raise KitError(f"strength {strength} is none. Wanted a number: 0 is the base, 1 the adapter as trained.")
+        raise KitError(f"strength is {strength}; it must be a finite number: 0 is the base, 1 the adapter as trained.")
     for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for name in [adapter] if adapter else [*module.scaling]:
-                if name in module.scaling:
-                    module.set_scale(name, strength)
+        if isinstance(module, LoraLayer) and adapter in module.scaling:
+            module.set_scale(adapter, strength)
 
 
-@contextlib.contextmanager
-def adapter_enabled(model: torch.nn.Module, finetuned: bool, adapter: str = DEFAULT_ADAPTER) -> Iterator[None]:
-    """With `tuned` false the base exactly, else with that adapter, as long as the block lasts; a bare model is always the
-    base, though it may carry what was added for others."""
-    if finetuned and isinstance(model, PeftModel):
-        set_active_adapter(model, adapter)
-        yield
-        return
-    # PEFT's own way would leave weights that are only heard as if they were to be learnt
-    layers = [(layer, [weight.requires_grad for weight in layer.parameters()]) for layer in unwrap(model).modules()
-              if isinstance(layer, LoraLayer) and not layer.disable_adapters]
-    for layer, _ in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer, learnt in layers:
-            layer.enable_adapters(True)
-            for weight, each in zip(layer.parameters(), learnt):
-                weight.requires_grad_(each)
-
-
-def set_active_adapter(model: PeftModel, adapter: str) -> None:
-    """Let this one of the model's adapters speak; the base's weights stay where they are."""
-    if model.active_adapters != [adapter]:
-        model.set_adapter(adapter, inference_mode=True)
-
-
-def merge(model: PeftModel) -> torch.nn.Module:
-    """The base with the adapter added into its weights; cannot be undone."""
+def merge(model: PeftModel) -> CsmForConditionalGeneration:
+    """Return the base with the adapter added into its weights; cannot be undone."""
     return model.merge_and_unload()
 
 
 def save_weights(model: PeftModel, path: Path) -> None:
-    """The adapter's weights alone as one file, which `restore` puts back."""
-    weights = _weights(model)
-    write_bytes(path, as_safetensors({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}))
+    """Write the adapter's weights alone, for `load_weights`."""
+    write_bytes(path, safetensors_bytes({name: weight.detach().cpu().contiguous() for name, weight in _weights(model).items()}))
 
 
 @torch.no_grad()
-def load_weights(model: PeftModel, path: Path) -> None:
-    """Put weights that `keep` or `save` wrote into the adapter of `model`, in place; those of another are refused."""
+def load_weights(model: PeftModel, path: Path, adapter: str = DEFAULT_ADAPTER) -> None:
+    """Replace the weights of a model's adapter by those of a file, in place.
+
+    An engine that has its weights has to be invalidated."""
     try:
-        kept = load_file(path)
+        saved = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise KitError(f"{path} cannot be read as weights of an adapter ({error}). {RESTORE}") from error
-    mine = _weights(model)
-    shapes = {name: [tuple(of[name].shape) if name in of else "missing" for of in (kept, mine)] for name in {**kept, **mine}}
-    if other := sorted(name for name, (there, here) in shapes.items() if there != here):
-        there, here = shapes[other[0]]
-        raise KitError(f"{path} was kept of another adapter: {other[0]} is {there} there and {here} in the model. Give the "
-                      "file of a training with the same base, rank and targets.")
-    for name, weight in mine.items():
-        weight.copy_(kept[name])
+        raise KitError(f"{path} cannot be read as an adapter's weights ({error}). {RESTORE}") from error
+    current = _weights(model, adapter)
+    shapes = [{name: list(weight.shape) for name, weight in weights.items()} for weights in (saved, current)]
+    if name := _first_difference(*shapes):
+        raise KitError(f"{path} has the weights of another adapter: {name} is {shapes[0].get(name, 'missing')} in the file and "
+                       f"{shapes[1].get(name, 'missing')} in the model. Give a file of a training with the same base, rank and "
+                       "targets.")
+    for name, weight in current.items():
+        weight.copy_(saved[name])
 
 
-def save(model: PeftModel, folder: Path, base: Base, recipe_json: str, voice: dict) -> None:
-    """PEFT files, the recipe, and what the adapter belongs to, as one folder."""
-    model.peft_config["default"].base_model_name_or_path = base.name
-    model.peft_config["default"].revision = base.revision or None
-    belongs = {"base": base.name, "revision": base.revision, "base_fingerprint": base.fingerprint,
-               "codebooks": base.spec.num_codebooks, **voice}
-    with atomic_folder(folder) as beside:
-        model.save_pretrained(beside, save_embedding_layers=False)
-        (beside / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
-        (beside / "config.json").write_text(recipe_json, encoding="utf-8")
-        (beside / METADATA_FILE).write_text(json.dumps(belongs, indent=2) + "\n", encoding="utf-8")
+def save(model: PeftModel, folder: Path, base: Base, config_json: str, metadata: dict) -> None:
+    """Write an adapter's folder: PEFT's files, the training's config, and the metadata with the base it belongs to."""
+    peft_config = model.peft_config[DEFAULT_ADAPTER]
+    peft_config.base_model_name_or_path, peft_config.revision = base.name, base.revision or None
+    metadata = {"base": base.name, "revision": base.revision, "base_fingerprint": base.fingerprint,
+                "codebooks": base.spec.num_codebooks, **metadata}
+    with atomic_folder(folder) as staging:
+        model.save_pretrained(staging, save_embedding_layers=False)
+        (staging / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form
+        (staging / kit_config.CONFIG_FILE).write_text(config_json, encoding="utf-8")
+        (staging / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
 def load(base: Base, folder: Path) -> PeftModel:
-    """The base with a saved adapter; refuses an adapter that was trained for other weights."""
+    """Put a saved adapter on a base, as its first."""
     check_compatible(base, Path(folder), read_metadata(folder))
+    assert not any(isinstance(module, LoraLayer) for module in base.model.modules()), "the base has an adapter: use add"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT warns of keys; they are known to be right
-        model = fused_lora.fuse_lora_layers(PeftModel.from_pretrained(base.model, folder))
+        warnings.simplefilter("ignore")  # PEFT warns of missing keys, which were checked
+        model = fuse_lora_layers(PeftModel.from_pretrained(base.model, folder))
     return model.eval().requires_grad_(False)
 
 
 def add(model: PeftModel, base: Base, folder: Path) -> str:
-    """One more adapter beside those that the model carries already; returns what `switch` calls it.
-
-    The adapter that speaks goes on speaking, and a folder that is refused leaves the model as it was."""
+    """Add a further adapter to a model and return its name; one that is refused leaves the model as it was."""
     check_compatible(base, Path(folder), read_metadata(folder))
-    name = f"voice{next(NUMBERS)}"
+    name = f"voice{next(ADAPTER_NUMBERS)}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.load_adapter(folder, name)
-    fused_lora.fuse_lora_layers(model).eval().requires_grad_(False)
+    fuse_lora_layers(model).eval().requires_grad_(False)
     return name
 
 
-def remove(model: PeftModel, adapter: str) -> None:
-    """Forget one of the adapters; its memory is free from the next sentence on. The last stays: PEFT cannot be without."""
-    others = [name for name in model.peft_config if name != adapter]
-    if others:
-        if model.active_adapters == [adapter]:
-            set_active_adapter(model, others[0])
-        model.delete_adapter(adapter)
+def read_metadata(folder: Path) -> dict:
+    """Return the metadata of an adapter's folder, after checking its files and settings; no weight is loaded."""
+    folder = Path(folder)
+    if not folder.exists():
+        raise KitError(f"{folder} does not exist: nothing was trained there yet. `tts-kit train --run NAME` makes it.")
+    if folder.is_dir():
+        pretrained.check_no_pickles(folder, [path.name for path in folder.iterdir()])
+    for name in (WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE):
+        if not (folder / name).is_file():
+            raise KitError(f"{folder} is not an adapter of this kit: {name} is missing. Give the folder that `tts-kit train` "
+                           "wrote, usually runs/NAME/adapter.")
+    metadata = read_json(folder / METADATA_FILE, RESTORE)
+    if missing := [name for name in ("base", "revision", "base_fingerprint", "speaker") if name not in metadata]:
+        raise KitError(f"{folder / METADATA_FILE} lacks {' and '.join(missing)}. {RESTORE}")
+    settings = read_json(folder / CONFIG_FILE, RESTORE)
+    allowed = {name: [value] for name, value in LoraConfig(peft_type="LORA").to_dict().items() if name not in FREE_SETTINGS}
+    allowed["target_modules"] = [target_pattern(targets) for targets in kit_config.LORA_TARGETS]
+    for name, values in allowed.items():
+        value = settings.get(name) if name == "target_modules" else settings.get(name, values[0])
+        # versions of PEFT write "empty" in different ways
+        if (value or None) not in [allowed_value or None for allowed_value in values]:
+            raise KitError(f"{folder / CONFIG_FILE} has {name} {value!r}; wanted {' or '.join(map(repr, values))}: the kit "
+                           "supports plain LoRA only. Train with `tts-kit train`, or restore the file.")
+    return metadata
+
+
+def check_compatible(base: Base, folder: Path, metadata: dict) -> None:
+    """Refuse an adapter that was trained for another base, or whose weights do not have the names and shapes of its config."""
+    if metadata["base_fingerprint"] != base.fingerprint:
+        raise KitError(f"{folder} was trained for {metadata['base']} (weights {metadata['base_fingerprint']}), but {base.name} "
+                       f"is loaded (weights {base.fingerprint}). Load it with --base {metadata['base']}.")
+    settings, shapes = read_json(folder / CONFIG_FILE, RESTORE), _shapes_in_file(folder / WEIGHTS_FILE)
+    rank = settings.get("r")
+    for name, shape in shapes.items():
+        file_rank = (shape or [0])[0 if ".lora_A." in name else -1]
+        if file_rank != rank:
+            raise KitError(f"{folder / WEIGHTS_FILE} has an adapter of rank {file_rank} ({name} is {' x '.join(map(str, shape))}), "
+                           f"and its {CONFIG_FILE} says {rank}: they are of two trainings. {RESTORE}")
+    expected = {}
+    for name, module in base.model.named_modules():
+        if re.fullmatch(settings["target_modules"], name):
+            # the base layer, where another adapter is on the projection already
+            out_features, in_features = getattr(module, "base_layer", module).weight.shape
+            expected[f"base_model.model.{name}.lora_A.weight"] = [rank, in_features]
+            expected[f"base_model.model.{name}.lora_B.weight"] = [out_features, rank]
+    if name := _first_difference(shapes, expected):
+        raise KitError(f"{folder / WEIGHTS_FILE} and its {CONFIG_FILE} disagree about {name}: it is "
+                       f"{shapes.get(name, 'missing')}; wanted {expected.get(name, 'nothing of that name')}. {RESTORE}")
+
+
+def _shapes_in_file(path: Path) -> dict[str, list[int]]:
+    """Return the shapes in a safetensors file from its header, which also holds the length that the file must have."""
+    try:
+        with safe_open(path, "np") as file:
+            return {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
+    except SafetensorError as error:
+        raise KitError(f"{pretrained.damage_reason(path, error)}. {RESTORE}") from error
+
+
+def _first_difference(shapes: dict[str, list[int]], expected: dict[str, list[int]]) -> str | None:
+    return min((name for name in shapes | expected if shapes.get(name) != expected.get(name)), default=None)
 
 
 def _weights(model: PeftModel, adapter: str = DEFAULT_ADAPTER) -> dict[str, torch.Tensor]:
-    """An adapter's weights under the names of its file; they share their memory with the model."""
+    """Return an adapter's weights by their names in its file; they share memory with the model."""
     return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
 
 

@@ -1,116 +1,115 @@
-"""Two named losses over codes: the backbone predicts codebook 0 of the next frame, the depth decoder the rest of it."""
+"""CSM's two losses over codes: the backbone predicts codebook 0 of the next frame, the depth decoder the others."""
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy, embedding_bag
+from torch.nn.functional import cross_entropy
+from transformers import CsmForConditionalGeneration
 
 from tts_kit.model import attention
+from tts_kit.model.embed import embed_inputs
 
 CHUNK = {"gpu": 128, "cpu": 64}
-"""Frames that the depth decoder learns from at once: enough to fill a GPU, few enough for a processor's cache."""
+"""Frames that the depth decoder computes at once: enough to fill a GPU, few enough for a CPU's cache."""
 
 
 @dataclass
 class LossSums:
-    """Summed cross-entropies and how many frames each was summed over."""
+    """Summed cross-entropies, and the number of frames each was summed over."""
     backbone: torch.Tensor
     frames: int
     depth: torch.Tensor
     depth_frames: int
     by_codebook: torch.Tensor
-    """(codebooks,) sums per codebook, the first over `frames`, the others over `depth_frames`; detached."""
+    """(codebooks,) detached sums, of the first codebook over `frames`, of the others over `depth_frames`."""
 
 
-def loss_sums(model, batch: dict, scale: float = 1.0) -> LossSums:
-    """Losses of one batch as made by `tuning.batches`, before any averaging; `scale` is about how large the gradient of a
-    sum will be, which only matters to float16."""
+def loss_sums(model: CsmForConditionalGeneration, batch: dict, scale: float = 1.0) -> LossSums:
+    """Return the losses of a batch of training/dataset before averaging.
+
+    `scale` is roughly what the gradient of a sum will be multiplied by, which keeps float16 in range."""
     hidden = model.backbone_model(inputs_embeds=embed_inputs(model, batch), position_ids=batch["position_ids"], use_cache=False,
                                   **attention.attention_kwargs(model, batch["packed_clips"])).last_hidden_state
-    # each scored frame is predicted from the position before it
+    # a frame is predicted from the position before it
     states, targets = hidden.flatten(0, 1).index_select(0, batch["predictor_index"]), batch["targets"]
     backbone = cross_entropy(model.lm_head(states).float(), targets[:, 0], reduction="sum")
-    chosen = batch["depth_frame_index"]
-    depth, by_codebook = depth_sum(model, states.index_select(0, chosen), targets.index_select(0, chosen), scale)
-    return LossSums(backbone, len(targets), depth, len(chosen), torch.cat([backbone.detach()[None], by_codebook]))
+    depth_frame_index = batch["depth_frame_index"]
+    depth, by_codebook = depth_loss(model, states.index_select(0, depth_frame_index),
+                                    targets.index_select(0, depth_frame_index), scale)
+    return LossSums(backbone, len(targets), depth, len(depth_frame_index), torch.cat([backbone.detach()[None], by_codebook]))
 
 
-def embed_inputs(model, batch: dict) -> torch.Tensor:
-    """(rows, positions, hidden): text embeddings, and the sum of a frame's code embeddings where a frame stands."""
-    table = model.backbone_model.embed_tokens
-    codes = batch["codes"] + table.audio_tokens_offsets
-    audio = embedding_bag(codes.flatten(0, 1), table.embed_audio_tokens.weight, mode="sum").view(*codes.shape[:2], -1)
-    text = batch["text"] if "text" in batch else model.embed_text_tokens(batch["input_ids"])
-    return torch.where(batch["audio_mask"][..., None], audio, text)
-
-
-def depth_sum(model, states: torch.Tensor, codes: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Backbone states (frames, hidden) and codes (frames, codebooks) -> the summed loss, and its part of each codebook."""
+def depth_loss(model: CsmForConditionalGeneration, states: torch.Tensor, codes: torch.Tensor,
+               scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed loss of frames, and its part of each codebook, from backbone states (N, H) and codes (N, codebooks)."""
     weights = [weight for weight in model.depth_decoder.parameters() if weight.requires_grad]
     return ChunkedDepthLoss.apply(model, codes, scale, torch.is_grad_enabled(), states, *weights)
 
 
 class ChunkedDepthLoss(torch.autograd.Function):
-    """The depth loss a few frames at a time. What a chunk needs for its gradient lives only as long as the chunk: the
-    gradient is taken on the way forward, nothing is computed twice, and memory does not grow with the batch."""
+    """The depth loss a chunk of frames at a time, with the gradient taken in the forward pass.
+
+    Activations live only as long as their chunk: memory does not grow with the batch, and nothing is computed twice."""
 
     @staticmethod
-    def forward(context, model, codes, scale, learning, states, *weights):
+    def forward(context, model, codes, scale, with_gradient, states, *weights):
         by_codebook = torch.zeros(codes.shape[1] - 1, device=codes.device)
-        into_states, into_weights = torch.zeros_like(states), [torch.zeros_like(weight) for weight in weights]
+        state_gradient, weight_gradients = torch.zeros_like(states), [torch.zeros_like(weight) for weight in weights]
         size = CHUNK["cpu" if states.device.type == "cpu" else "gpu"]
         for start in range(0, len(states), size):
             chunk = slice(start, start + size)
-            with torch.set_grad_enabled(learning):
-                part = states[chunk].detach().requires_grad_(learning)
-                each = CodebookCrossEntropy.apply(depth_states(model, part, codes[chunk]), model.depth_decoder.codebooks_head.weight,
-                                   codes[chunk, 1:].T)
-                total = each.sum() * scale
-            by_codebook += each.detach()
-            if learning:
-                into_states[chunk], *others = torch.autograd.grad(total, (part, *weights))
-                for into, other in zip(into_weights, others):
-                    into += other
-        context.gradients, context.scale = (into_states, *into_weights), scale
+            with torch.set_grad_enabled(with_gradient):
+                chunk_states = states[chunk].detach().requires_grad_(with_gradient)
+                chunk_sums = CodebookCrossEntropy.apply(depth_hidden(model, chunk_states, codes[chunk]),
+                                                        model.depth_decoder.codebooks_head.weight, codes[chunk, 1:].T)
+                scaled_sum = chunk_sums.sum() * scale
+            by_codebook += chunk_sums.detach()
+            if with_gradient:
+                state_gradient[chunk], *gradients = torch.autograd.grad(scaled_sum, (chunk_states, *weights))
+                for total, gradient in zip(weight_gradients, gradients):
+                    total += gradient
+        context.gradients, context.scale = (state_gradient, *weight_gradients), scale
         context.mark_non_differentiable(by_codebook)
         return by_codebook.sum(), by_codebook
 
     @staticmethod
     def backward(context, gradient, _):
         factor = gradient / context.scale
-        return (None, None, None, None, *(found * factor for found in context.gradients))
+        return (None, None, None, None, *(stored * factor for stored in context.gradients))
 
 
 class CodebookCrossEntropy(torch.autograd.Function):
-    """States (codebooks, frames, hidden), one head a codebook and codes (codebooks, frames) -> (codebooks,) summed
-    cross-entropies in float32. The chances turn into the gradient where they stand: logits are most of the memory."""
+    """Summed cross-entropies (codebooks,) in float32, from hidden states (codebooks, N, H), a head of each codebook and
+    codes (codebooks, N).
+
+    The probabilities become the gradient in place, as logits take most of the memory."""
 
     @staticmethod
-    def forward(context, states, weight, codes):
-        chances = torch.bmm(states, weight).float().log_softmax(dim=2)
-        each = -chances.gather(2, codes[..., None]).sum((1, 2))
-        into_states, into_weight, _ = context.needs_input_grad
-        if into_states or into_weight:
-            wrong = chances.exp_().scatter_add_(2, codes[..., None], chances.new_full((*codes.shape, 1), -1.0))
-            wrong = wrong.to(states.dtype)
-            context.into_states = torch.bmm(wrong, weight.transpose(1, 2)) if into_states else None
-            context.into_weight = torch.bmm(states.transpose(1, 2), wrong) if into_weight else None
-        return each
+    def forward(context, hidden, head, codes):
+        log_probs = torch.bmm(hidden, head).float().log_softmax(dim=2)
+        sums = -log_probs.gather(2, codes[..., None]).sum((1, 2))
+        needs_hidden, needs_head, _ = context.needs_input_grad
+        if needs_hidden or needs_head:
+            logit_gradient = log_probs.exp_().scatter_add_(2, codes[..., None], log_probs.new_full((*codes.shape, 1), -1.0))
+            logit_gradient = logit_gradient.to(hidden.dtype)
+            context.hidden_gradient = torch.bmm(logit_gradient, head.transpose(1, 2)) if needs_hidden else None
+            context.head_gradient = torch.bmm(hidden.transpose(1, 2), logit_gradient) if needs_head else None
+        return sums
 
     @staticmethod
     def backward(context, gradient):
-        found = (context.into_states, context.into_weight)
-        return (*(each if each is None else each * gradient[:, None, None] for each in found), None)
+        stored = (context.hidden_gradient, context.head_gradient)
+        return (*(None if tensor is None else tensor * gradient[:, None, None] for tensor in stored), None)
 
 
-def depth_states(model, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Backbone states (frames, hidden) and codes (frames, codebooks) -> (codebooks - 1, frames, hidden) for the heads."""
+def depth_hidden(model: CsmForConditionalGeneration, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return the depth decoder's hidden states (codebooks - 1, N, H) from backbone states (N, H) and codes (N, codebooks)."""
     depth = model.depth_decoder
     offsets = torch.arange(codes.shape[1] - 1, device=codes.device) * depth.config.vocab_size
-    before = depth.model.embed_tokens(codes[:, :-1] + offsets)
-    # concatenated rather than written into: transformers writes into a leaf there, which checkpointing forbids
-    inputs = torch.cat([states[:, None].to(before.dtype), before], dim=1)
-    # without a mask of its own transformers 5.17 fails on exactly as many frames as there are codebooks
-    causal = torch.full(2 * (codes.shape[1],), -torch.inf, dtype=inputs.dtype, device=inputs.device).triu(1)[None, None]
-    out = depth.model(inputs_embeds=inputs, attention_mask=causal, use_cache=False).last_hidden_state
+    embedded = depth.model.embed_tokens(codes[:, :-1] + offsets)
+    # concatenated: transformers writes the state into a leaf tensor, which gradient checkpointing forbids
+    inputs = torch.cat([states[:, None].to(embedded.dtype), embedded], dim=1)
+    # an explicit mask: transformers 5.17 fails where there are as many frames as codebooks
+    mask = torch.full(2 * (codes.shape[1],), -torch.inf, dtype=inputs.dtype, device=inputs.device).triu(1)[None, None]
+    out = depth.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
     return out[:, 1:].transpose(0, 1)

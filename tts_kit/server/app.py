@@ -26,7 +26,7 @@ from tts_kit.server import audio_format, schemas
 from tts_kit.server.queue import MAX_JOBS, QUEUE_TIMEOUT, Job, JobQueue, Worker
 from tts_kit.server.schemas import APIError, SpeechRequest
 from tts_kit.speech import speak
-from tts_kit.speech.speak import Voice
+from tts_kit.speech.voice import Voice
 
 PORT = 8000
 KEY_VARIABLE = "TTS_KIT_KEY"

@@ -12,11 +12,11 @@ import numpy as np
 
 from tts_kit import watermark
 from tts_kit.errors import KitError
-from tts_kit.generation import generate
-from tts_kit.generation.generate import Generation
+from tts_kit.generation.engine import Generation
 from tts_kit.server import schemas
 from tts_kit.speech import speak, stream
-from tts_kit.speech.speak import BATCH, Request, Voice
+from tts_kit.speech.speak import BATCH_SIZE, Request
+from tts_kit.speech.voice import Voice
 from tts_kit.tokens.prompt import Turn
 
 MAX_JOBS = 64
@@ -51,7 +51,7 @@ class Job:
     @property
     def ready(self) -> list[Request]:
         """Sentences that can be generated now: the first alone, then several at once."""
-        count = 1 if self.streaming or not self.sentences_done else BATCH
+        count = 1 if self.streaming or not self.sentences_done else BATCH_SIZE
         return self.sentences[self.sentences_done:][:count]
 
     @property
@@ -103,7 +103,7 @@ class JobQueue:
                 return []
             first = self.jobs[0]
             same_voice = (job for job in self.jobs if job.voice == first.voice and not job.streaming)
-            self._running = [first] if first.streaming else [*itertools.islice(same_voice, BATCH)]
+            self._running = [first] if first.streaming else [*itertools.islice(same_voice, BATCH_SIZE)]
             for job in self._running:
                 job.started = True
             return self._running
@@ -162,25 +162,25 @@ class Worker(threading.Thread):
 
     def _generate(self, voice: Voice, batch: list[Job]) -> int:
         """Generate sentences of several jobs at once: one of every job first, then further ones up to the batch size."""
-        base, rows = voice.base, []
+        rows = []
         by_rank = itertools.zip_longest(*([(job, sentence) for sentence in job.ready] for job in batch))
-        for job, sentence in [pair for rank in by_rank for pair in rank if pair][:BATCH]:
+        for job, sentence in [pair for rank in by_rank for pair in rank if pair][:BATCH_SIZE]:
             try:
-                rows.append((job, sentence, *speak.prompt(voice, sentence, job.context)))
+                rows.append((job, sentence, *speak.build_prompt(voice, sentence, job.context)))
             except KitError as error:
                 self.queue.end(job, error)
         rows = [row for row in rows if not row[0].ended]
         if not rows:
             return 0
         jobs, sentences, prompts, limits = zip(*rows)
-        with voice.speaking():
-            generations = generate.generate(base.model, base.spec, prompts, voice.sampling,
-                                            [sentence.seed for sentence in sentences], _FrameLimits(jobs, limits))
+        with voice.acquire_engine() as engine:
+            generations = engine.generate(prompts, voice.sampling, [sentence.seed for sentence in sentences],
+                                          _FrameLimits(jobs, limits))
         for job, generation in zip(jobs, generations):
             if not job.ended:
-                samples = base.codec.decode([generation.codes])[0]
+                samples = voice.base.codec.decode([generation.codes])[0]
                 self._send_pause(voice, job)
-                job.send(watermark.apply(samples, base.spec.sample_rate) if self.watermarked else samples)
+                job.send(watermark.apply(samples, voice.base.spec.sample_rate) if self.watermarked else samples)
                 self._advance(voice, job, generation)
         return len(rows)
 
@@ -205,13 +205,12 @@ class Worker(threading.Thread):
     @staticmethod
     def _advance(voice: Voice, job: Job, generation: Generation) -> None:
         """Count one more sentence; the first one becomes the reference of the rest."""
-        generation = Generation(generation.codes, speak.is_complete(generation))
         if not job.sentences_done:
             job.context = speak.context_after_first(voice, job.sentences, job.context, generation)
         job.input_tokens += len(voice.base.prompt_builder.text_ids(job.sentences[job.sentences_done].text, voice.speaker))
         job.sentences_done += 1
         job.output_frames += len(generation.codes)
-        job.ended_with_eos = job.ended_with_eos and generation.ended_with_eos
+        job.ended_with_eos = job.ended_with_eos and generation.is_complete
 
 
 class _FrameLimits(list):

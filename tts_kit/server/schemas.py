@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from tts_kit import local_server
 from tts_kit.errors import KitError
-from tts_kit.model.load import ModelBusyError
+from tts_kit.generation.engine import ModelBusyError
 from tts_kit.server import audio_format
 
 MAX_CHARACTERS = 4096

@@ -1,2 +1,1 @@
-"""Adapter -> audio: `speak` says a text whole, `stream` while it is made, `voices` has several on one base, and `serve` lets
-programs ask, over `server/`."""
+"""Text to speech: voices (a base with or without an adapter), speaking a text, and streaming it while it is generated."""

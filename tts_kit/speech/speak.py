@@ -1,251 +1,180 @@
-"""Text -> speech: base, clone, fine-tune and both are one function with different arguments."""
+"""Speaking a text: base, clone, fine-tuned and both are one function with different arguments."""
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from tts_kit import audio, text
-from tts_kit.config import CONFIG_FILE, read_config
-from tts_kit.device import DeviceConfig
+from tts_kit import audio, watermark
 from tts_kit.errors import KitError
-from tts_kit.generation import generate
-from tts_kit.generation.generate import Generation
-from tts_kit.generation.sampling import Sampling
-from tts_kit.model import load, lora
-from tts_kit.speech import resolve
+from tts_kit.generation.engine import Generation
+from tts_kit.speech.voice import Reference, References, Voice
+from tts_kit.text import max_speech_seconds, normalize, split_sentences
 from tts_kit.tokens.prompt import Example, Turn
 
 PAUSE_SECONDS = 0.15
-BATCH = 8
-FEWEST_FRAMES = 2
-"""A take that ends before has said nothing, and counts as failed."""
-RETRY_STEP = 7919
-"""Added to the seed of a failed take, for the next try."""
-
-
-@dataclass
-class Voice:
-    """A loaded base, with an adapter or without, ready to speak."""
-    base: load.Base
-    model: object
-    """The base's network, wrapped by PEFT if there is an adapter."""
-    speaker: str = "0"
-    sampling: Sampling = field(default_factory=Sampling)
-    int8: bool = False
-    """Whether weights are rounded to 8 bits for speaking: fewer bytes to read, and not quite the same."""
-    adapter: str = lora.DEFAULT_ADAPTER
-    """Which of the model's adapters speaks; empty for the base alone, though others may share its network."""
-
-    @property
-    def is_finetuned(self) -> bool:
-        return bool(self.adapter) and self.model is not self.base.model
-
-    def set_strength(self, strength: float) -> None:
-        """How much of the adapter is heard from now on: 0 is the base, 1 the adapter as trained."""
-        if not self.is_finetuned:
-            raise KitError(f"strength {strength:g} of what? This is {self.base.name} without an adapter. Load one.")
-        lora.set_strength(self.model, strength, self.adapter)
-
-    @contextlib.contextmanager
-    def speaking(self, finetuned: bool = True) -> Iterator[None]:
-        """Lets the model speak as this voice, or not tuned as the base, as long as the block lasts."""
-        with self.base.taken(), lora.adapter_enabled(self.model, finetuned and self.is_finetuned, self.adapter):
-            yield
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A clip of the voice to be cloned and its exact transcript."""
-    path: Path
-    text: str
-
-
-References = Reference | tuple[Reference, ...] | None
-"""What is to be cloned: one clip, several, or nothing."""
+BATCH_SIZE = 8
+RETRY_SEED_STEP = 7919
+"""Added to the seed for another attempt."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sentence to be said, by one arm, with one seed."""
+    """One sentence to generate, with its seed, and the arm: which references, and whether with the adapter."""
     text: str
     seed: int = 0
-    reference: References = None
+    references: References = None
     finetuned: bool = True
 
 
 @dataclass
 class Speech:
+    """The audio of a text, and the generation of each of its sentences."""
     samples: np.ndarray
     """(samples,) float32"""
-    rate: int
-    ended_with_eos: bool
-    """Whether every sentence was said and ended by itself."""
-    takes: int
-    """Generations spent, retries included."""
-    wall_seconds: float
+    sample_rate: int
+    generations: list[Generation]
 
     @property
     def seconds(self) -> float:
-        return len(self.samples) / self.rate
+        return len(self.samples) / self.sample_rate
 
-    def save(self, path: str | Path) -> Path:
-        audio.write(Path(path), self.samples, self.rate)
-        return Path(path)
+    @property
+    def ended_with_eos(self) -> bool:
+        """Whether every sentence says something and ended with EOS."""
+        return all(generation.is_complete for generation in self.generations)
 
+    @property
+    def attempts(self) -> int:
+        return sum(generation.attempts for generation in self.generations)
 
-def load_voice(device_config: DeviceConfig, place: str | Path | None = None, base: str = "", revision: str = "") -> Voice:
-    """The voice of an adapter, of merged weights or of a base, each a folder or a hub id; without a place that of `base`,
-    which with an adapter overrides the base that the adapter names."""
-    adapter = resolve.find_adapter(place) if place else None
-    if adapter is None:
-        loaded = load.load_base(resolve.require_no_base(place, base), device_config, revision)
-        return Voice(loaded, loaded.model, **resolve.speaker_and_sampling(loaded.name, revision, loaded.sampling))
-    belongs = lora.read_metadata(adapter)
-    config = read_config(adapter / CONFIG_FILE)
-    if base in ("", belongs["base"]):
-        base, revision = belongs["base"], revision or belongs["revision"]
-    try:
-        loaded = load.load_base(base, device_config, revision)
-    except KitError as problem:
-        raise KitError(f"{place} needs the base it was trained for, {base}. {problem} If it lies elsewhere now, give "
-                      "--base PLACE.") from problem
-    return Voice(loaded, lora.load(loaded, adapter), belongs["speaker"], loaded.sampling.asked(config))
+    @property
+    def wall_seconds(self) -> float:
+        return sum(generation.wall_seconds for generation in self.generations)
+
+    def save(self, path: str | Path, watermarked: bool = True) -> Path:
+        """Write a 16-bit WAV or FLAC file, watermarked unless told otherwise."""
+        return write_chunks([self.samples], self.sample_rate, path, watermarked)
 
 
-def speak(words: str, voice: Voice, reference: References = None, finetuned: bool = True, seed: int = 0,
-          retries: int = 0, file: str | Path | None = None) -> Speech:
-    """Say a text of any length in sentences; without a reference the first becomes that of the rest, if it can."""
-    if file is not None:
-        audio.check_name(file)
-    lines, context = split_requests(words, reference, finetuned, seed), turns(voice, reference)
-    said = _say(voice, lines[:1], [context], retries)
-    context = context_after_first(voice, lines, context, said[0])
-    rest = lines[1:]
-    for start in tqdm(range(0, len(rest), BATCH), desc="speaking", unit="batch", disable=len(rest) < 2):
-        batch = rest[start:start + BATCH]
-        said += _say(voice, batch, [context] * len(batch), retries)
-    speech = _join(voice, said)
-    if file is not None:
-        speech.save(file)
-    return speech
+def check_path(path: str | Path, watermarked: bool = True) -> None:
+    """Refuse a file that could not be written, or not be watermarked, before anything is generated."""
+    audio.check_name(path)
+    if watermarked:
+        watermark.network()
 
 
-def generate_speech(lines: Sequence[Request], voice: Voice, retries: int = 0, name: str = "") -> Iterator[tuple[int, Speech]]:
-    """Say many independent sentences in batches, each as one piece; gives (place in lines, speech) as they are done."""
-    lines = [replace(line, text=text.normalize(line.text)) for line in lines]
-    contexts = {given: turns(voice, given) for given in {line.reference for line in lines}}
-    with tqdm(total=len(lines), desc=name or "speaking", unit="clip", disable=len(lines) < 4) as bar:
+def write_chunks(chunks: Iterable[np.ndarray], sample_rate: int, path: str | Path, watermarked: bool) -> Path:
+    """Write chunks (samples,) to a file as they come; it appears when it is complete."""
+    with audio.open_writer(path, sample_rate) as write:
+        for chunk in watermark.apply_stream(chunks, sample_rate) if watermarked else chunks:
+            write(chunk)
+    return Path(path)
+
+
+def speak(text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0,
+          retries: int = 0) -> Speech:
+    """Speak a text of any length, sentence by sentence.
+
+    Without a reference, the first sentence becomes the context of the others, so that the voice stays the same."""
+    requests, context = split_requests(text, references, finetuned, seed), context_turns(voice, references)
+    generations = generate_batch(voice, requests[:1], [context], retries)
+    context = context_after_first(voice, requests, context, generations[0])
+    rest = requests[1:]
+    for start in tqdm(range(0, len(rest), BATCH_SIZE), desc="speaking", unit="batch", disable=len(rest) < 2):
+        batch = rest[start:start + BATCH_SIZE]
+        generations += generate_batch(voice, batch, [context] * len(batch), retries)
+    return to_speech(voice, generations)
+
+
+def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0,
+                   label: str = "speaking") -> Iterator[tuple[int, Speech]]:
+    """Speak many independent sentences in batches; yields (index of the request, speech) as they are done."""
+    requests = [replace(request, text=normalize(request.text)) for request in requests]
+    contexts = {references: context_turns(voice, references) for references in {request.references for request in requests}}
+    with tqdm(total=len(requests), desc=label, unit="clip", disable=len(requests) < 4) as bar:
         for finetuned in (False, True):
-            # sentences of like length share a batch, which lasts as long as its longest
-            order = sorted((index for index, line in enumerate(lines) if line.finetuned is finetuned),
-                           key=lambda index: len(lines[index].text))
-            for start in range(0, len(order), BATCH):
-                batch = order[start:start + BATCH]
-                said = _say(voice, [lines[index] for index in batch],
-                            [contexts[lines[index].reference] for index in batch], retries)
-                yield from ((index, _join(voice, [one])) for index, one in zip(batch, said))
+            # sentences of similar length share a batch, which takes as long as its longest
+            order = sorted((index for index, request in enumerate(requests) if request.finetuned is finetuned),
+                           key=lambda index: len(requests[index].text))
+            for start in range(0, len(order), BATCH_SIZE):
+                indices = order[start:start + BATCH_SIZE]
+                batch = [requests[index] for index in indices]
+                generations = generate_batch(voice, batch, [contexts[request.references] for request in batch], retries)
+                yield from ((index, to_speech(voice, [generation])) for index, generation in zip(indices, generations))
                 bar.update(len(batch))
 
 
-def split_requests(words: str, reference: References = None, finetuned: bool = True, seed: int = 0) -> list[Request]:
-    """A text of any length in sentences, each with a seed of its own."""
-    chunks = text.split_sentences(text.normalize(words))
-    return [Request(chunk, seed + number, reference, finetuned) for number, chunk in enumerate(chunks)]
+def split_requests(text: str, references: References = None, finetuned: bool = True, seed: int = 0) -> list[Request]:
+    """Split a text into sentences with a seed of their own."""
+    return [Request(sentence, seed + number, references, finetuned)
+            for number, sentence in enumerate(split_sentences(normalize(text)))]
 
 
-def turns(voice: Voice, given: References) -> list[Turn]:
-    """The turns that come before what is said."""
-    return [_heard(voice, each) for each in ([given] if isinstance(given, Reference) else given or ())]
+def context_turns(voice: Voice, references: References) -> list[Turn]:
+    """Encode the references as the turns before the sentence."""
+    context = []
+    for reference in [references] if isinstance(references, Reference) else references or ():
+        if not Path(reference.path).is_file():
+            raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and "
+                           "its exact words.")
+        wave = audio.read(reference.path, voice.base.spec.sample_rate)
+        context.append(Turn(normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], in_loss=False))
+    return context
 
 
-def context_after_first(voice: Voice, lines: Sequence[Request], context: list[Turn], first: "Generation | _Said") -> list[Turn]:
-    """The turns before the second sentence and all after it, when the `first` was said with `context` before it."""
-    return context or _own_context(voice, lines, first)
+def context_after_first(voice: Voice, requests: Sequence[Request], context: list[Turn], first: Generation) -> list[Turn]:
+    """Return the turns before every sentence but the first, which was generated after `context`.
+
+    Without a reference that is the first sentence, unless it failed or leaves the others too few positions."""
+    if context or not first.is_complete:
+        return context
+    builder, spec = voice.base.prompt_builder, voice.base.spec
+    longest = max((len(builder.text_ids(request.text, voice.speaker)) + max_speech_seconds(request.text) * spec.frame_rate
+                   for request in requests[1:]), default=0)
+    used = len(builder.text_ids(requests[0].text, voice.speaker)) + len(first.codes) + 1
+    fits = used + longest <= spec.max_positions
+    return [Turn(requests[0].text, voice.speaker, first.codes, in_loss=False)] if fits else []
 
 
-def prompt(voice: Voice, line: Request, context: list[Turn]) -> tuple[Example, int]:
-    """What the model is given for a line, and the most frames it may answer with."""
-    written = voice.base.prompt_builder.build(line.text[:40], [*context, Turn(line.text, voice.speaker)])
-    return written, _limit(voice, line, len(written))
-
-
-def is_complete(take: Generation) -> bool:
-    """Whether something was said, and ended by itself."""
-    return take.ended_with_eos and len(take.codes) >= FEWEST_FRAMES
-
-
-@dataclass
-class _Said:
-    codes: object
-    ended_with_eos: bool
-    takes: int
-    wall_seconds: float
-
-
-def _say(voice: Voice, lines: Sequence[Request], contexts: Sequence[list[Turn]], retries: int) -> list[_Said]:
-    """Generate one batch; a line that failed is tried again with another seed as often as allowed."""
-    if not lines:
-        return []
-    said = _generate(voice, lines, contexts)
-    again = [number for number, one in enumerate(said) if not one.ended_with_eos]
-    if again and retries > 0:
-        other = [replace(lines[number], seed=lines[number].seed + RETRY_STEP) for number in again]
-        for number, one in zip(again, _say(voice, other, [contexts[number] for number in again], retries - 1)):
-            before = said[number]
-            said[number] = replace(one, takes=one.takes + before.takes,
-                                   wall_seconds=one.wall_seconds + before.wall_seconds)
-    return said
-
-
-def _generate(voice: Voice, lines: Sequence[Request], contexts: Sequence[list[Turn]]) -> list[_Said]:
-    base, start = voice.base, time.monotonic()
-    prompts, limits = zip(*(prompt(voice, line, context) for line, context in zip(lines, contexts)))
-    with voice.speaking(lines[0].finetuned):
-        takes = generate.generate(base.model, base.spec, prompts, voice.sampling, [line.seed for line in lines], limits,
-                               voice.int8)
-    share = (time.monotonic() - start) / len(lines)
-    return [_Said(take.codes, is_complete(take), 1, share) for take in takes]
-
-
-def _limit(voice: Voice, line: Request, used: int) -> int:
-    """Most frames for a line: a slow reading of its text, within what the model holds."""
+def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[Example, int]:
+    """Return the prompt of a request, and its frame limit: a slow reading of the text, or what the model has left."""
     spec = voice.base.spec
-    room = spec.max_positions - used
-    if room < spec.frame_rate:
-        raise KitError(f"{line.text[:60]!r} and its reference take {used} of the model's {spec.max_positions} positions; less "
-                      "than a second is left for speech. Use a shorter reference.")
-    return min(round(text.max_speech_seconds(line.text) * spec.frame_rate), room)
+    prompt = voice.base.prompt_builder.build(request.text[:40], [*context, Turn(request.text, voice.speaker)])
+    positions_left = spec.max_positions - len(prompt)
+    if positions_left < spec.frame_rate:
+        raise KitError(f"{request.text[:60]!r} and its reference take {len(prompt)} of the model's {spec.max_positions} "
+                       "positions; less than a second is left for speech. Use a shorter reference.")
+    return prompt, min(round(max_speech_seconds(request.text) * spec.frame_rate), positions_left)
 
 
-def _heard(voice: Voice, reference: Reference) -> Turn:
-    if not Path(reference.path).is_file():
-        raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and its "
-                      "exact words.")
-    wave = audio.read(reference.path, voice.base.spec.sample_rate)
-    return Turn(text.normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], in_loss=False)
+def generate_batch(voice: Voice, requests: Sequence[Request], contexts: Sequence[list[Turn]],
+                   retries: int) -> list[Generation]:
+    """Generate requests of one arm in one batch; those that fail are tried again with other seeds."""
+    start = time.monotonic()
+    prompts, max_frames = zip(*(build_prompt(voice, request, context) for request, context in zip(requests, contexts)))
+    with voice.acquire_engine(requests[0].finetuned) as engine:
+        generations = engine.generate(prompts, voice.sampling, [request.seed for request in requests], max_frames)
+    seconds = (time.monotonic() - start) / len(requests)
+    generations = [replace(generation, wall_seconds=seconds) for generation in generations]
+    failed = [index for index, generation in enumerate(generations) if not generation.is_complete]
+    if failed and retries > 0:
+        retried = generate_batch(voice, [replace(requests[index], seed=requests[index].seed + RETRY_SEED_STEP) for index in failed],
+                                 [contexts[index] for index in failed], retries - 1)
+        for index, generation in zip(failed, retried):
+            generations[index] = replace(generation, attempts=generation.attempts + generations[index].attempts,
+                                         wall_seconds=generation.wall_seconds + generations[index].wall_seconds)
+    return generations
 
 
-def _own_context(voice: Voice, lines: Sequence[Request], said: "Generation | _Said") -> list[Turn]:
-    """The first sentence as reference of the others, unless it failed or leaves them no room."""
-    context = Turn(lines[0].text, voice.speaker, said.codes, in_loss=False)
-    prompt_builder, spec = voice.base.prompt_builder, voice.base.spec
-    longest = max((len(prompt_builder.text_ids(line.text, voice.speaker)) + text.max_speech_seconds(line.text) * spec.frame_rate
-                   for line in lines[1:]), default=0)
-    used = len(prompt_builder.text_ids(context.text, context.speaker)) + len(said.codes) + 1
-    return [context] if said.ended_with_eos and used + longest <= spec.max_positions else []
-
-
-def _join(voice: Voice, said: Sequence[_Said]) -> Speech:
-    """Sentences one after the other with a short pause."""
-    rate = voice.base.spec.sample_rate
-    pause = np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
-    pieces = [pause]
-    for one in said:
-        pieces += [voice.base.codec.decode([one.codes])[0], pause]
-    return Speech(np.concatenate(pieces[1:-1]), rate, all(one.ended_with_eos for one in said), sum(one.takes for one in said),
-                  sum(one.wall_seconds for one in said))
+def to_speech(voice: Voice, generations: list[Generation]) -> Speech:
+    """Decode sentences and join them with a short pause."""
+    sample_rate = voice.base.spec.sample_rate
+    pause = np.zeros(round(PAUSE_SECONDS * sample_rate), dtype=np.float32)
+    pieces = []
+    for generation in generations:
+        pieces += [voice.base.codec.decode([generation.codes])[0], pause]
+    return Speech(np.concatenate(pieces[:-1]), sample_rate, generations)

@@ -1,4 +1,4 @@
-"""Text -> speech while it is made: the first sound after a few frames, the rest while that one is heard."""
+"""Streaming speech: the first audio after a few frames, the rest while that is playing."""
 
 import contextlib
 import time
@@ -8,94 +8,91 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_kit import audio
-from tts_kit.generation import generate
-from tts_kit.generation.generate import Generation
+from tts_kit.generation import engine
+from tts_kit.generation.engine import Generation
 from tts_kit.speech import speak
-from tts_kit.speech.speak import PAUSE_SECONDS, References, Request, Voice
+from tts_kit.speech.speak import PAUSE_SECONDS, Request
+from tts_kit.speech.voice import References, Voice
 from tts_kit.tokens import streaming
 from tts_kit.tokens.prompt import Turn
 
-SHORTEST, LONGEST = 2, 12
-"""Frames in the first chunk of a sentence, and in the longest."""
+MIN_CHUNK_FRAMES, MAX_CHUNK_FRAMES = 2, 12
 
 
 class SpeechStream(Iterator[np.ndarray]):
-    """Speech while it is made: iterate for chunks (samples,) float32, and `close` to stop early.
+    """Speech while it is generated: iterate for chunks (samples,) float32, `close` to stop early.
 
-    A voice says one thing at a time: let this end, or close it, before the same voice is asked for something else.
+    A voice generates one thing at a time: exhaust or close the stream before asking the voice for something else.
     """
 
-    def __init__(self, voice: Voice, lines: Sequence[Request], context: list[Turn], asked: float):
-        self.rate = voice.base.spec.sample_rate
+    def __init__(self, voice: Voice, requests: Sequence[Request], context: list[Turn], start: float):
+        self.sample_rate = voice.base.spec.sample_rate
         self.ended_with_eos = True
-        """Whether every sentence until now was said and ended by itself."""
+        """Whether every sentence so far says something and ended with EOS."""
         self.seconds = 0.0
-        """Of sound until now."""
-        self.first_seconds: float | None = None
-        """From the asking to the first sound."""
+        """Of audio so far."""
+        self.first_audio_seconds: float | None = None
+        """From the request to the first chunk."""
         self.wall_seconds = 0.0
-        """From the asking to the last chunk."""
-        self._asked = asked
-        self._chunks = self._speak(voice, lines, context)
+        """From the request to the newest chunk."""
+        self._start = start
+        self._chunks = self._stream_sentences(voice, requests, context)
 
     def __next__(self) -> np.ndarray:
         chunk = next(self._chunks)
-        self.wall_seconds = time.monotonic() - self._asked
-        self.first_seconds = self.wall_seconds if self.first_seconds is None else self.first_seconds
-        self.seconds += len(chunk) / self.rate
+        self.wall_seconds = time.monotonic() - self._start
+        self.first_audio_seconds = self.wall_seconds if self.first_audio_seconds is None else self.first_audio_seconds
+        self.seconds += len(chunk) / self.sample_rate
         return chunk
 
     def close(self) -> None:
-        """Stop here, and free what was held."""
+        """Stop generating, and release the voice."""
         self._chunks.close()
 
-    def save(self, path: str | Path) -> Path:
-        """All that is still to come into a 16-bit WAV or FLAC, chunk by chunk; whole or not at all."""
-        with contextlib.closing(self), audio.open_writer(Path(path), self.rate) as write:
-            for chunk in self:
-                write(chunk)
-        return Path(path)
+    def save(self, path: str | Path, watermarked: bool = True) -> Path:
+        """Write all that is still to come to a 16-bit WAV or FLAC file, watermarked unless told otherwise."""
+        with contextlib.closing(self):
+            return speak.write_chunks(self, self.sample_rate, path, watermarked)
 
-    def _speak(self, voice: Voice, lines: Sequence[Request], context: list[Turn]) -> Iterator[np.ndarray]:
-        for number, line in enumerate(lines):
+    def _stream_sentences(self, voice: Voice, requests: Sequence[Request], context: list[Turn]) -> Iterator[np.ndarray]:
+        for number, request in enumerate(requests):
             if number:
-                yield np.zeros(round(PAUSE_SECONDS * self.rate), dtype=np.float32)
-            take = yield from stream_sentence(voice, line, context)
-            self.ended_with_eos = self.ended_with_eos and take.ended_with_eos
+                yield np.zeros(round(PAUSE_SECONDS * self.sample_rate), dtype=np.float32)
+            generation = yield from stream_sentence(voice, request, context)
+            self.ended_with_eos = self.ended_with_eos and generation.is_complete
             if not number:
-                context = speak.context_after_first(voice, lines, context, take)
+                context = speak.context_after_first(voice, requests, context, generation)
 
 
-def stream(words: str, voice: Voice, reference: References = None, finetuned: bool = True, seed: int = 0) -> SpeechStream:
-    """Say what `speak.speak` says, but hand it out as it is made; what was handed out cannot be tried again.
+def stream(text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0) -> SpeechStream:
+    """Speak what `speak.speak` speaks, in chunks as they are generated; there are no retries.
 
-    Text and reference are checked at once; speech is made when it is asked for, chunk by chunk.
+    Text and references are checked at once, audio is generated as it is asked for.
     """
-    asked = time.monotonic()
-    return SpeechStream(voice, speak.split_requests(words, reference, finetuned, seed), speak.turns(voice, reference), asked)
+    start = time.monotonic()
+    return SpeechStream(voice, speak.split_requests(text, references, finetuned, seed),
+                        speak.context_turns(voice, references), start)
 
 
-def stream_sentence(voice: Voice, line: Request, context: list[Turn]) -> Generator[np.ndarray, None, Generation]:
-    """One sentence in chunks of sound; at last its codes, and whether it said something and ended by itself."""
-    prompt, limit = speak.prompt(voice, line, context)
-    base, decoder = voice.base, streaming.StreamingDecoder(voice.base.codec)
-    said, done, ended = [], 0, False
-    with voice.speaking(line.finetuned), contextlib.closing(generate.stream(
-            base.model, base.spec, [prompt], voice.sampling, [line.seed], limit, voice.int8)) as frames:
-        for frame in frames:
-            if ended := bool(generate.is_eos_frame(frame)):
+def stream_sentence(voice: Voice, request: Request, context: list[Turn]) -> Generator[np.ndarray, None, Generation]:
+    """Yield one sentence in chunks of audio, and return its generation."""
+    prompt, max_frames = speak.build_prompt(voice, request, context)
+    decoder, frames, decoded, ended_with_eos = streaming.StreamingDecoder(voice.base.codec), [], 0, False
+    with voice.acquire_engine(request.finetuned) as model, contextlib.closing(
+            model.stream([prompt], voice.sampling, [request.seed], max_frames)) as stream:
+        for frame in stream:
+            if ended_with_eos := bool(engine.is_eos_frame(frame)):
                 break
-            said.append(frame.to(torch.int16))
-            if len(said) - done >= _worth_a_chunk(done):
-                yield decoder.decode(torch.cat(said[done:]))
-                done = len(said)
-    codes = torch.cat(said) if said else torch.zeros(0, base.spec.num_codebooks, dtype=torch.int16)
-    if done < len(said):
-        yield decoder.decode(codes[done:])
-    return Generation(codes, speak.is_complete(Generation(codes, ended)))
+            frames.append(frame.to(torch.int16))
+            if len(frames) - decoded >= next_chunk_frames(decoded):
+                yield decoder.decode(torch.cat(frames[decoded:]))
+                decoded = len(frames)
+    codes = torch.cat(frames) if frames else torch.zeros(0, voice.base.spec.num_codebooks, dtype=torch.int16)
+    if decoded < len(frames):
+        yield decoder.decode(codes[decoded:])
+    return Generation(codes, ended_with_eos)
 
 
-def _worth_a_chunk(done: int) -> int:
-    """Frames to wait for when so many are handed out: half of these, so that at 0.7 of real time none is waited for."""
-    return min(LONGEST, max(SHORTEST, done // 2))
+def next_chunk_frames(decoded: int) -> int:
+    """Return the size of the next chunk: half of the frames handed out, so that at 0.7 of real time playback never waits."""
+    return min(MAX_CHUNK_FRAMES, max(MIN_CHUNK_FRAMES, decoded // 2))

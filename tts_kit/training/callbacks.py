@@ -11,7 +11,8 @@ from transformers import Trainer, TrainerCallback
 from tts_kit import audio, text
 from tts_kit.config import Config
 from tts_kit.evaluation import stats
-from tts_kit.generation import generate
+from tts_kit.generation.engine import InferenceEngine
+from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows, write_bytes, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
@@ -85,11 +86,10 @@ def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequen
     prompts = [base.prompt_builder.build(f"sentence {number}", [Turn(line, speaker)])
                for number, line in enumerate(texts, 1)]
     max_frames = [round(text.max_speech_seconds(line) * base.spec.frame_rate) for line in texts]
-    was_training = base.model.training
-    base.model.eval()
-    generations = generate.generate(lora.unwrap(base.model), base.spec, prompts, base.sampling.asked(config),
-                                    [config.seed + number for number in range(len(texts))], max_frames)
-    base.model.train(was_training)
+    # an engine for these samples alone: its copies of the weights are outdated after the next step, and take memory
+    engine = InferenceEngine(base.model, base.spec, lora.DEFAULT_ADAPTER)
+    sampling = Sampling.from_generation_config(base.generation_config).override(config)
+    generations = engine.generate(prompts, sampling, [config.seed + number for number in range(len(texts))], max_frames)
     return [(base.codec.decode([generation.codes])[0], generation.ended_with_eos) for generation in generations]
 
 

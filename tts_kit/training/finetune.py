@@ -16,7 +16,7 @@ from tts_kit.data import consent
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import write_text
-from tts_kit.model import compile, license, load, lora, offload
+from tts_kit.model import license, load, lora
 from tts_kit.run import INPUTS, Run, changed_inputs, read_inputs, write_inputs
 from tts_kit.spec import ModelSpec
 from tts_kit.tokens import cache
@@ -101,12 +101,12 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
     model = lora.add_lora(base.model, config.rank, config.alpha, config.lora_targets, config.seed)
     print(lora.format_parameter_table(lora.count_parameters(model)))
     if config.offload_text_embeddings or device_config.low_memory:
-        offload.offload_text_embeddings(base.model)
+        load.offload_text_embeddings(base.model)
         print(f"Text embeddings stay in main memory ({'as set' if config.offload_text_embeddings else 'small GPU'}).")
-    compiled, reason = compile.should_compile(config, device_config)
+    compiled, reason = load.should_compile(config, device_config)
     print(f"Layers are {'compiled' if compiled else 'not compiled'} ({reason}).")
     if compiled:
-        compile.compile_layers(base.model)
+        load.compile_layers(base.model)
     processes = distributed.world_size()
     train_clips = [clip for clip in clips if clip.split == "train"]
     micro_batches = dataset.MicroBatchDataset(train_clips, base.prompt_builder, config, processes)
