@@ -1,112 +1,172 @@
-"""Voices to try the kit with: example:emma travels with it, example:allison is a person's and is fetched."""
+"""Example voices: example:emma is bundled and synthetic; example:allison is a human voice, downloaded from Debian by apt."""
 
 import csv
 import difflib
 import gzip
+import re
+import shutil
+import subprocess
+import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from tts_kit import audio, io
-from tts_kit.data import debian, g722
+from tts_kit import audio, io, samples
 from tts_kit.errors import KitError
 
-MARK = "example:"
-SAMPLES = Path(__file__).parents[2] / "sample_data"
+PREFIX = "example:"
 CACHE = Path.home() / ".cache" / "tts_kit" / "allison"
-SPOKEN, WRITTEN = PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
+AUDIO_PACKAGE, TEXT_PACKAGE = PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
 POOL = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/"
 CLIPS = r"\./usr/share/asterisk/sounds/en[^/]*/((?:[\w-]+/)?[\w-]+)\.g722"
 TEXTS = r"\./usr/share/doc/[^/]+/(core-sounds-en\.txt)\.gz"
-LONGEST_TEXTS = 1_000_000
-SHORTEST, LONGEST = 1.2, 30.0
-"""Seconds; a shorter prompt is a word or a tone."""
-LICENCE = """The prompts of example:allison were spoken by Allison Smith (theivrvoice.com) for Asterisk, with financial
+MAX_TEXT_BYTES = 1_000_000
+MAX_PACKAGE_BYTES = 100_000_000
+MAX_PACKAGE_FILES = 10_000
+MIN_SECONDS, MAX_SECONDS = 1.2, 30.0
+"""A shorter prompt is a word or a tone."""
+G722_RATE, G722_BYTES_PER_SECOND = 16_000, 8_000
+LICENSE = """The prompts of example:allison were spoken by Allison Smith (theivrvoice.com) for Asterisk, with financial
 contributions by Digium, Inc. They come from Debian's package asterisk-core-sounds-en-g722 and are licensed under
 CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/): who passes them or what is made of them on names her,
 says what was changed, and does so under the same licence.
 """
 
 
-def resolve(source: str, held_out_from: str) -> tuple[str, str]:
-    """Where the clips to learn and the clips to judge by are, if `source` is example:NAME; else both as they came."""
-    if not source.startswith(MARK):
-        return source, held_out_from
-    name = source.removeprefix(MARK)
+def resolve(source: str, eval_source: str) -> tuple[str, str]:
+    """Return the sources of training and held-out clips if `source` is example:NAME; else both as they are."""
+    if not source.startswith(PREFIX):
+        return source, eval_source
+    name = source.removeprefix(PREFIX)
     if name == "allison":
-        return str(allison()), held_out_from
+        return str(allison()), eval_source
     if name != "emma":
         near = difflib.get_close_matches(name, ("emma", "allison"), 1)
-        hint = f" Did you mean {MARK}{near[0]}?" if near else ""
-        raise KitError(f"{source}: no such example; wanted {MARK}emma (synthetic, travels with the kit) or {MARK}allison "
-                      f"(a person's voice, fetched).{hint}")
-    if held_out_from:
-        raise KitError(f"{source} brings its own held-out clips; --eval-source {held_out_from} would be others. Leave it "
-                      f"out, or give {SAMPLES / 'voice'} as the source.")
-    if not (SAMPLES / "voice").is_dir():
-        raise KitError(f"{SAMPLES} is missing: {source} travels with the kit's repository. Run in a clone of it.")
-    return str(SAMPLES / "voice"), str(SAMPLES / "held_out")
+        hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
+        raise KitError(f"{source}: no such example; wanted {PREFIX}emma (bundled, synthetic) or {PREFIX}allison (a human "
+                       f"voice, downloaded).{hint}")
+    if eval_source:
+        raise KitError(f"{source} brings its own held-out clips; --eval-source {eval_source} would be others. Leave it out, "
+                       f"or give {samples.VOICE} as the source.")
+    if not samples.VOICE.is_dir():
+        raise KitError(f"{samples.VOICE} is missing: {source} is part of the kit's repository and wheel. Install it again.")
+    return str(samples.VOICE), str(samples.HELD_OUT)
 
 
 def allison() -> Path:
-    """The folder of Allison Smith's prompts with their texts, fetched and decoded where it is not there yet."""
+    """Return the folder of Allison Smith's prompts with their texts, downloaded and decoded if it is not there yet."""
     folder = CACHE / "voice"
     if not (folder / "metadata.csv").is_file():
-        spoken, written = debian.fetch(PACKAGES, CACHE, POOL)
-        texts, clips = dict(_texts(written)), dict(debian.files(spoken, CLIPS))
-        reasons = {name: _reason(len(clips[name]) / g722.BYTES_A_SECOND, texts.get(name, "")) for name in sorted(clips)}
-        kept = [name for name, reason in reasons.items() if not reason]
-        if not kept:
-            raise KitError(f"{spoken.name} and {written.name} hold no prompt with its text. Delete both in {CACHE} and run "
-                          "the same command again.")
-        _write(folder, [(name, texts[name], clips[name]) for name in kept])
-        left_out = Counter(filter(None, reasons.values()))
-        minutes = sum(len(clips[name]) for name in kept) / g722.BYTES_A_SECOND / 60
-        print(f"{folder}: {len(kept)} of {len(clips)} prompts, {minutes:.1f} minutes; left out: "
-              + ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) + ".")
-    print(LICENCE)
+        audio_package, text_package = download_packages(PACKAGES)
+        texts, clips = dict(_read_texts(text_package)), dict(package_files(audio_package, CLIPS))
+        reasons = {name: _rejection(len(clips[name]) / G722_BYTES_PER_SECOND, texts.get(name, "")) for name in sorted(clips)}
+        usable = [name for name, reason in reasons.items() if not reason]
+        if not usable:
+            raise KitError(f"{audio_package.name} and {text_package.name} hold no prompt with its text. Delete both in "
+                           f"{CACHE} and run the same command again.")
+        _write_voice(folder, {name: texts[name] for name in usable}, clips)
+        minutes = sum(len(clips[name]) for name in usable) / G722_BYTES_PER_SECOND / 60
+        rejected = Counter(filter(None, reasons.values())).most_common()
+        print(f"{folder}: {len(usable)} of {len(clips)} prompts, {minutes:.1f} minutes; left out: "
+              + ", ".join(f"{count} {reason}" for reason, count in rejected) + ".")
+    print(LICENSE)
     return folder
 
 
-def _texts(package: Path) -> Iterator[tuple[str, str]]:
-    """(name of the prompt, what is said in it)."""
-    for name, content in debian.files(package, TEXTS):
+def download_packages(names: Sequence[str]) -> list[Path]:
+    """Return Debian packages as files in CACHE, downloaded by apt if they are not there yet; nothing is installed."""
+    def find(name: str) -> Path | None:
+        return next((path for path in sorted(CACHE.glob(f"{name}_*.deb")) if path.is_file()), None)
+
+    if missing := [name for name in names if find(name) is None]:
+        remedy = (f"Download {' and '.join(missing)} from {POOL} (the files end in _all.deb), put them into {CACHE}, and run "
+                  "the same command again.")
+        if not shutil.which("apt-get"):
+            raise KitError(f"{' and '.join(missing)} are packages of Debian and Ubuntu, and apt-get is missing. {remedy}")
+        with io.explain_os_errors(CACHE):
+            CACHE.mkdir(parents=True, exist_ok=True)
+        result = subprocess.run(["apt-get", "download", *missing], cwd=CACHE, capture_output=True, text=True, check=False)
+        if result.returncode or not all(map(find, names)):
+            errors = [line for line in result.stderr.splitlines() if line.startswith("E:")] or ["E: no reason given"]
+            raise KitError(f"apt-get download {' '.join(missing)} failed ({errors[0][2:].strip()}). Refresh its lists with "
+                           f"`sudo apt-get update` and try again. {remedy}")
+    return [find(name) for name in names]
+
+
+def package_files(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (first group, content) of each plain file of a Debian package whose path matches; nothing is unpacked to disk."""
+    if not shutil.which("dpkg-deb"):
+        raise KitError(f"{package} is unpacked by dpkg-deb, which is missing. Install dpkg, or give your own clips.")
+    remedy = f"Delete {package} and run the same command again: it is downloaded anew."
+    size = 0
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|*") as archive:
+                for count, member in enumerate(archive):
+                    size += max(0, member.size)
+                    if size > MAX_PACKAGE_BYTES or count >= MAX_PACKAGE_FILES:
+                        raise KitError(f"{package} holds more than {MAX_PACKAGE_BYTES / 1e6:.0f} MB or {MAX_PACKAGE_FILES:,} "
+                                       f"files, so it is not the expected package. {remedy}")
+                    if (match := re.fullmatch(pattern, member.name)) and member.isfile():
+                        yield match[1], archive.extractfile(member).read()
+        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+            raise KitError(f"{package} cannot be read as a Debian package ({error or type(error).__name__}). "
+                           f"{remedy}") from error
+        finally:
+            process.kill()
+
+
+def decode_g722(content: bytes) -> np.ndarray:
+    """Decode G.722 at 64 kbit/s to (samples,) float32 at G722_RATE."""
+    try:
+        import av
+    except ImportError as error:
+        raise KitError("the prompts of example:allison are G.722, which PyAV decodes. Install it: pip install av") from error
+    decoder = av.CodecContext.create("g722", "r")
+    frames = [*decoder.decode(av.Packet(content)), *decoder.decode(None)]
+    return np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.float32) / 2 ** 15
+
+
+def _read_texts(package: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each prompt."""
+    for name, content in package_files(package, TEXTS):
         try:
             with gzip.open(BytesIO(content)) as file:
-                lines = file.read(LONGEST_TEXTS).decode("utf-8", "replace").splitlines()
-        except debian.BROKEN as error:
+                lines = file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").splitlines()
+        except (EOFError, OSError, zlib.error) as error:
             raise KitError(f"{name}.gz in {package} cannot be read ({error}). Delete the package and run the same command "
-                          "again.") from error
+                           "again.") from error
         for line in lines:
             prompt, colon, text = line.partition(":")
             if colon and not line.startswith(";"):
                 yield prompt.strip(), " ".join(text.split())
 
 
-def _reason(seconds: float, text: str) -> str:
-    """Why a prompt is left out; nothing where it is plain speech of a useful length."""
+def _rejection(seconds: float, text: str) -> str:
+    """Return why a prompt is left out; empty for plain speech of a useful duration."""
     if not text:
         return "without a transcript"
     if set(text) & set("[]<>()*#@"):
         return "that are sounds or silence, or whose transcript has signs"
-    if seconds < SHORTEST:
-        return f"shorter than {SHORTEST} s"
-    return f"longer than {LONGEST:.0f} s" if seconds > LONGEST else ""
+    if seconds < MIN_SECONDS:
+        return f"shorter than {MIN_SECONDS} s"
+    return f"longer than {MAX_SECONDS:.0f} s" if seconds > MAX_SECONDS else ""
 
 
-def _write(folder: Path, prompts: list[tuple[str, str, bytes]]) -> None:
-    """A source like any other: clips, metadata.csv, and the licence beside them."""
+def _write_voice(folder: Path, texts: dict[str, str], clips: dict[str, bytes]) -> None:
+    """Write a source like any other: clips, metadata.csv and the license."""
     table = StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("file_name", "text", "source", "recording"))
-    with io.atomic_folder(folder) as beside:
-        decoded = g722.decode([content for _, _, content in prompts])
-        for (name, text, _), samples in zip(prompts, decoded):
-            audio.write(beside / f"{name}.flac", (samples / -float(np.iinfo(np.int16).min)).astype(np.float32), g722.RATE)
-            # prompts of one family share half sentences, so whole families are held out
+    writer.writerow(("file_name", "text", "source", "session"))
+    with io.atomic_folder(folder) as staging:
+        for name, text in tqdm(texts.items(), desc="decoding", unit="clip"):
+            audio.write(staging / f"{name}.flac", decode_g722(clips[name]), G722_RATE)
+            # prompts of one family share half sentences, so families are held out as a whole
             writer.writerow((f"{name}.flac", text, "allison", name.replace("/", "-").split("-")[0]))
-        io.write_text(beside / "metadata.csv", table.getvalue())
-        io.write_text(beside / "LICENCE.txt", LICENCE)
+        io.write_text(staging / "metadata.csv", table.getvalue())
+        io.write_text(staging / "LICENSE.txt", LICENSE)

@@ -1,9 +1,6 @@
-"""A run's data as a dataset for others: a folder that `load_dataset("audiofolder", data_dir=...)` reads, and the hub.
+"""Export a run's data as a dataset: a folder that `load_dataset("audiofolder", data_dir=...)` reads, and a push to the hub."""
 
-In go the utterances of a run; out come `train/` and `test/`, each with `metadata.jsonl` beside its clips, and a card.
-"""
-
-import shutil
+import hashlib
 import string
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from tts_kit.run import Run
 
 SPLITS = {TRAIN: "train", HELD_OUT: "test"}
 TABLE, CARD = "metadata.jsonl", "README.md"
-TEXT = string.Template("""---
+CARD_TEMPLATE = string.Template("""---
 task_categories: [text-to-speech]
 configs:
 - config_name: default
@@ -26,9 +23,8 @@ configs:
 
 # $name
 
-One voice for text-to-speech: $clips clips, $minutes minutes, mono, 24 kHz, at one loudness. `text` is what is said, `source`
-the speaker, `session` the sitting that a clip was cut from. No sitting is in both `train` and `test` where there are
-enough of them.
+One voice for text-to-speech: $clips clips, $minutes minutes, mono, 24 kHz, normalized in loudness. `text` is what is said,
+`source` the speaker, `session` the recording session of a clip. `train` and `test` share no session if there are enough.
 
 ```python
 from datasets import load_dataset
@@ -36,46 +32,52 @@ from datasets import load_dataset
 clips = load_dataset("audiofolder", data_dir="...")  # or the dataset's name on the hub
 ```
 
-$allowed
+$consent
 """)
-NOBODY = "Whose voice this is, who allowed its use and under which licence, is to be written here by whoever shares it."
+NO_CONSENT = "Whose voice this is, who allowed its use and under which licence, is to be written here by whoever shares it."
 
 
-def export(place: Run, out: str | Path) -> Path:
-    """Write the data of a run to a new folder; one that is there is left as it is."""
+def export(run: Run, out: str | Path) -> Path:
+    """Write `train/` and `test/`, each with clips and `metadata.jsonl`, and a card to a new folder; return it."""
     out = Path(out)
     if out.exists():
-        raise KitError(f"{out} is there already and was left as it is. Choose another --out.")
-    clips = [each for each in manifest.read(place.data) if each.split in SPLITS]
-    with io.atomic_folder(out) as beside:
+        raise KitError(f"{out} exists already and was left as it is. Choose another --out.")
+    utterances = [utterance for utterance in manifest.read(run.data) if utterance.split in SPLITS]
+    with io.atomic_folder(out) as staging:
         for split, name in SPLITS.items():
-            mine = [each for each in clips if each.split == split]
-            (beside / name).mkdir()
-            for each in mine:
-                shutil.copyfile(each.audio, beside / name / each.audio.name)
-            io.write_rows(beside / name / TABLE, (
-                {"file_name": each.audio.name, "text": each.text, "source": each.speaker or each.source,
-                 "session": each.session} for each in mine))
-        minutes = f"{sum(each.seconds for each in clips) / 60:.1f}"
-        hub.write_release_file(beside, "dataset", voice=place.name)
-        allowed = consent.attach(place, beside)
-        said = f"Consent: {html.markdown(str(allowed))}" if allowed else NOBODY
-        io.write_text(beside / CARD, TEXT.substitute(name=place.name, clips=len(clips), minutes=minutes, allowed=said))
+            rows = []
+            (staging / name).mkdir()
+            for utterance in utterances:
+                if utterance.split != split:
+                    continue
+                content = utterance.audio.read_bytes()
+                if hashlib.sha256(content).hexdigest() != utterance.sha256:
+                    raise KitError(f"{utterance.audio} is not the clip that the manifest lists (another SHA-256). Delete "
+                                   f"{run.data} and make it again from the edited source.")
+                (staging / name / utterance.audio.name).write_bytes(content)
+                rows.append({"file_name": utterance.audio.name, "text": utterance.text,
+                             "source": utterance.speaker or utterance.source, "session": utterance.session})
+            io.write_rows(staging / name / TABLE, rows)
+        hub.write_release_file(staging, "dataset", voice=run.name)
+        record = consent.attach(run, staging)
+        io.write_text(staging / CARD, CARD_TEMPLATE.substitute(
+            name=run.name, clips=len(utterances), minutes=f"{sum(utterance.seconds for utterance in utterances) / 60:.1f}",
+            consent=f"Consent: {html.markdown(str(record))}" if record else NO_CONSENT))
     return out
 
 
-def check_push(place: Run, name: str, public: bool) -> None:
-    """What can be known to go wrong before anything is written: a name that is none, or a public voice without consent."""
-    hub.check_repo_id(name)
-    if public and (wrong := consent.problem(place)):
-        raise KitError(f"A voice is made public only with consent. {wrong}")
+def check_push(run: Run, repo_id: str, public: bool) -> None:
+    """Refuse what is known to fail before anything is written: an invalid name, or a public voice without consent."""
+    hub.check_repo_id(repo_id)
+    if public and (reason := consent.problem(run)):
+        raise KitError(f"A voice is made public only with consent. {reason}")
 
 
-def push(folder: Path, name: str, public: bool = False) -> str:
-    """Put an exported folder on the hub as dataset `owner/name`, public only with consent; returns its address."""
+def push(folder: Path, repo_id: str, public: bool = False) -> str:
+    """Push an exported folder to the hub as a dataset, public only with consent; return its URL."""
     if not (folder / SPLITS[TRAIN] / TABLE).is_file():
         raise KitError(f"{folder} is no exported dataset: no {SPLITS[TRAIN]}/{TABLE}. Choose another --out.")
     if public and not consent.read(folder):
-        raise KitError(f"A voice is made public only with consent, and {folder} was exported without. Record it (python -m "
-                      "tts_kit consent --run NAME), and export to another --out.")
-    return hub.push(folder, name, "dataset", "Data of one voice", public)
+        raise KitError(f"A voice is made public only with consent, and {folder} was exported without. Record it (tts-kit "
+                       "consent --run NAME), and export to another --out.")
+    return hub.push(folder, repo_id, "dataset", "Data of one voice", public)

@@ -1,178 +1,222 @@
-"""A source becomes a run's data folder: read, checked, levelled, split, and written as a whole or not at all."""
+"""Prepare a run's data folder from clips with transcripts: check, normalize, split, and write all of it or nothing."""
 
 import dataclasses
+import difflib
 import hashlib
-import json
+import os
 import re
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
-from tts_kit import audio
+from tts_kit import audio, text
 from tts_kit.config import Config, save_config
-from tts_kit.data import checks, examples, manifest, sources, speaker_choice
-from tts_kit.data.checks import Checked
+from tts_kit.data import examples, manifest, sources
 from tts_kit.data.manifest import EXCLUDED, HELD_OUT, SAMPLE_RATE, Utterance
-from tts_kit.data.table import Row
+from tts_kit.data.sources import Row
 from tts_kit.errors import KitError
-from tts_kit.io import atomic_folder, read_json, write_json, write_rows
-from tts_kit.run import Run
+from tts_kit.io import atomic_folder, write_rows
+from tts_kit.run import Run, read_inputs, write_inputs
 
-ORIGIN = "source.json"
 REJECTED = "rejected.jsonl"
 SETTINGS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
-SHOWN = 20
+MIN_SECONDS = 0.5
+MAX_LISTED = 20
 
 
 def prepare(source: str | Path, run: Run, config: Config, skip_bad: bool = False,
-            held_out_from: str | Path = "") -> list[Utterance]:
-    """Make `run.data` out of a source, or use it again if it was made from the same; the utterances, split.
+            eval_source: str | Path = "") -> list[Utterance]:
+    """Make `run.data` from a source, or use it again if it was made from the same; return the utterances, split.
 
-    The held-out clips are those of a second source, `held_out_from`, or a share of the only one."""
-    source, held_out_from = examples.resolve(str(source), str(held_out_from))
-    rows = [*sources.rows(source), *sources.held_out(held_out_from, source)]
-    origin = _origin(source, held_out_from, rows, config, skip_bad)
-    own = sources.identity(source) == sources.identity(str(run.reviewed))
-    if not _made_before(run.data, origin, may_change=own):
-        _make(rows, run.data, config, origin, skip_bad)
+    The held-out clips are those of a second source, `eval_source`, or a share of the only one."""
+    source, eval_source = examples.resolve(str(source), str(eval_source))
+    rows = [*sources.rows(source), *sources.held_out_rows(eval_source, source)]
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.number, row.file, row.text, row.speaker, row.session, row.problem, row.version)).encode())
+    inputs = {"source": sources.identity(source), "eval_source": sources.identity(eval_source) if eval_source else "",
+              **{name: getattr(config, name) for name in SETTINGS}, "skip_bad": skip_bad, "rows": digest.hexdigest()}
+    # the data of the run's own reviewed recordings is made again after another review
+    may_change = sources.identity(source) == sources.identity(str(run.reviewed))
+    if _is_up_to_date(run.data, inputs, may_change):
+        print(f"{run.data} was already made from {inputs['source']}; it is used again.")
+    else:
+        _write_data(rows, run.data, config, inputs)
     utterances = manifest.read(run.data)
     print(f"{summary(utterances)}. In {run.data}.")
     save_config(run, config)
     return utterances
 
 
-def held_out_source(folder: Path) -> str:
-    """The second source whose clips a data folder holds out, empty where there was none."""
-    if not (folder / ORIGIN).is_file():
-        return ""
-    return read_json(folder / ORIGIN, f"Delete {folder} and make it again.")["settings"].get("held_out_from", "")
+def eval_source_of(folder: Path) -> str:
+    """Return the second source whose clips a data folder holds out; empty if there was none."""
+    return read_inputs(folder).get("eval_source", "")
 
 
 def summary(utterances: Sequence[Utterance]) -> str:
-    """One line: clips, minutes, speaker, and what is held out."""
-    minutes = sum(each.seconds for each in utterances) / 60
-    held = [each for each in utterances if each.split == HELD_OUT]
-    sessions = len({each.session for each in held})
-    gaps = sum(each.split == EXCLUDED for each in utterances)
+    """Return one line: clips, minutes, speaker, and what is held out."""
+    minutes = sum(utterance.seconds for utterance in utterances) / 60
+    held_out = [utterance for utterance in utterances if utterance.split == HELD_OUT]
+    sessions = len({utterance.session for utterance in held_out})
+    excluded = sum(utterance.split == EXCLUDED for utterance in utterances)
     return (f"{len(utterances)} clips, {minutes:.1f} minutes, 1 speaker ({utterances[0].speaker or 'unnamed'}); "
-            f"{len(utterances) - len(held) - gaps} to learn from; "
-            f"held out: {len(held)} clips from {sessions} session{'s' * (sessions != 1)}"
-            + f"; {gaps} beside them unused, as they may be neighbours cut from one take" * (gaps > 0))
+            f"{len(utterances) - len(held_out) - excluded} to train on; "
+            f"held out: {len(held_out)} clips from {sessions} session{'s' * (sessions != 1)}"
+            + f"; {excluded} neighbours of them excluded, to avoid leakage" * (excluded > 0))
 
 
-def _origin(name: str, held_out_from: str, rows: list[Row], config: Config, skip_bad: bool) -> dict:
-    """What the data folder is made of; another table, file or setting makes another origin."""
-    fingerprint = hashlib.sha256()
-    for row in rows:
-        stamp = row.sound.stamp() if row.sound else ""
-        seen = (row.number, row.file, row.text, row.speaker, row.session, row.problem, stamp)
-        fingerprint.update(repr(seen).encode())
-    settings = {field: getattr(config, field) for field in SETTINGS} | {"skip_bad": skip_bad}
-    if held_out_from:
-        settings["held_out_from"] = sources.identity(held_out_from)
-    return {"source": sources.identity(name), "settings": settings, "fingerprint": fingerprint.hexdigest()}
-
-
-def _made_before(folder: Path, origin: dict, may_change: bool = False) -> bool:
-    """Whether `folder` holds the data of this very origin; data of another one is never overwritten. A review of the run's
-    own recordings may change: then its data is made again."""
+def _is_up_to_date(folder: Path, inputs: dict, may_change: bool) -> bool:
+    """Return whether `folder` was made from these inputs; data made from others is never overwritten."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    try:
-        found = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-        differences = _differences(found, origin)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        found, differences = {}, [f"its {ORIGIN} is missing or unreadable"]
-    if differences and may_change and found.get("source") == origin["source"]:
-        return False
-    if differences:
-        raise KitError(f"{folder} already holds other data ({'; '.join(differences)}). It was left as it is: choose "
-                      f"another run name, or delete {folder} to make it again.")
-    print(f"{folder} was already made from {origin['source']}; it is used again.")
-    return True
+    recorded = read_inputs(folder)
+    changed = [name for name in inputs if recorded.get(name) != inputs[name]]
+    if not changed or (may_change and recorded.get("source") == inputs["source"]):
+        return not changed
+    if "source" in changed:
+        differences = [f"made from {recorded.get('source')}, not {inputs['source']}"]
+    else:
+        differences = [f"made with {name} {recorded.get(name)!r}, not {inputs[name]!r}" for name in changed if name != "rows"]
+    raise KitError(f"{folder} already holds other data ({'; '.join(differences) or 'the table or its audio has changed since'})."
+                   f" It was left as it is: choose another run name, or delete {folder} to make it again.")
 
 
-def _differences(found: dict, origin: dict) -> list[str]:
-    if found["source"] != origin["source"]:
-        return [f"made from {found['source']}, not {origin['source']}"]
-    before, now = found["settings"], origin["settings"]
-    changed = [f"made with {name} {before.get(name)!r}, not {now.get(name)!r}"
-               for name in {**before, **now} if before.get(name) != now.get(name)]
-    if not changed and found["fingerprint"] != origin["fingerprint"]:
-        return ["the table or its audio has changed since"]
-    return changed
-
-
-def _make(rows: list[Row], folder: Path, config: Config, origin: dict, skip_bad: bool) -> None:
-    speaker, digits = speaker_choice.choose_speaker([row for row in rows if not row.held_out], config.speaker)
-    own = speaker_choice.rows_of_speaker(rows, speaker)
+def _write_data(rows: list[Row], folder: Path, config: Config, inputs: dict) -> None:
+    speaker, source_id = choose_speaker([row for row in rows if not row.held_out], config.speaker)
+    # rows without a speaker stay: where others name one, they are reported as errors
+    own = [row for row in rows if row.speaker in (speaker, "")]
     given = [row for row in rows if row.held_out]
     if given and not any(row.held_out for row in own):
-        names = ", ".join(sorted({row.speaker for row in given})[:speaker_choice.LISTED])
+        names = ", ".join(sorted({row.speaker for row in given})[:MAX_LISTED])
         raise KitError(f"{given[0].table} names the speakers {names}, and no clip of {speaker or 'a speaker without name'}, "
-                      "whose voice is learned. Name the speaker alike in both tables, or in neither.")
+                       "whose voice is learned. Name the speaker alike in both tables, or in neither.")
     if len(own) < len(rows):
         print(f"{len(rows) - len(own)} clips of other speakers are left out.")
-    checked, rejected = _check(own, config, speaker)
-    if rejected and not skip_bad:
-        raise KitError(_report(rejected, len(own)))
-    drafts = _drafts(checked, speaker, digits)
-    drafts = manifest.assign_given_splits(drafts) if given else manifest.assign_splits(drafts, config.held_out, config.split_seed)
-    with atomic_folder(folder) as beside:
-        manifest.write(beside, _write_clips(checked, drafts, beside))
-        write_json(beside / ORIGIN, origin)
+    usable, rejected = _check(own, config, speaker)
+    if rejected and not inputs["skip_bad"]:
+        raise KitError("\n".join([
+            f"{len(rejected)} of {len(own)} clips cannot be used; nothing was written.",
+            *(f"{row.table} row {row.number}: {reason}" for row, reason in rejected[:MAX_LISTED]),
+            *[f"... and {len(rejected) - MAX_LISTED} more."] * (len(rejected) > MAX_LISTED),
+            "Repair them, or leave them out with --skip-bad (skip_bad=True)."]))
+    utterances = _utterances([(row, spoken) for row, spoken, _ in usable], speaker, source_id)
+    utterances = (manifest.assign_given_splits(utterances) if given else
+                  manifest.assign_splits(utterances, config.held_out, config.split_seed))
+    # one factor for all clips: quiet ones stay the quieter
+    factor = audio.gain(statistics.median(loudness for *_, loudness in usable))
+    with atomic_folder(folder) as staging:
+        written = []
+        for (row, *_), utterance in zip(tqdm(usable, desc="writing clips", unit="clip"), utterances):
+            path = staging / utterance.audio
+            samples = audio.amplify(audio.trim(audio.read(row.audio(), SAMPLE_RATE, name=row.file), SAMPLE_RATE), factor)
+            audio.write(path, samples, SAMPLE_RATE)
+            written.append(dataclasses.replace(utterance, audio=path, seconds=round(len(samples) / SAMPLE_RATE, 3),
+                                               sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+        manifest.write(staging, written)
+        write_inputs(staging, **inputs)
         if rejected:
-            write_rows(beside / REJECTED, ({"row": row.number, "file": row.file, "reason": reason}
-                                           for row, reason in rejected))
+            write_rows(staging / REJECTED, ({"row": row.number, "file": row.file, "reason": reason} for row, reason in rejected))
     if rejected:
         print(f"{len(rejected)} of {len(own)} clips were left out; {folder / REJECTED} says why.")
 
 
-def _check(rows: list[Row], config: Config, speaker: str) -> tuple[list[Checked], list[tuple[Row, str]]]:
-    """The rows that can be used, and the others with the reason."""
-    checker, checked, rejected = checks.Checker(config, speaker), [], []
+def _check(rows: list[Row], config: Config, speaker: str) -> tuple[list[tuple[Row, str, float]], list[tuple[Row, str]]]:
+    """Return the usable rows with normalized text and loudness in LUFS, and the others with the reason."""
+    usable, rejected, first_rows = [], [], {}
     for row in tqdm(rows, desc="checking clips", unit="clip"):
         try:
-            checked.append(checker.check(row))
+            if row.problem:
+                raise KitError(row.problem)
+            if speaker and not row.speaker:
+                raise KitError(f"{row.file} names no speaker, in a table that names others. Fill in its source.")
+            usable.append((row, _check_text(row, config), _check_audio(row, config, first_rows)))
         except KitError as problem:
             rejected.append((row, str(problem)))
-    return checked, rejected
+    return usable, rejected
 
 
-def _report(rejected: list[tuple[Row, str]], total: int) -> str:
-    lines = [f"{row.table} row {row.number}: {reason}" for row, reason in rejected[:SHOWN]]
-    if len(rejected) > SHOWN:
-        lines.append(f"... and {len(rejected) - SHOWN} more.")
-    return "\n".join([f"{len(rejected)} of {total} clips cannot be used; nothing was written.", *lines,
-                      "Repair them, or leave them out with --skip-bad (skip_bad=True)."])
+def _check_text(row: Row, config: Config) -> str:
+    try:
+        normalized = text.normalize(row.text)
+    except KitError as problem:
+        raise KitError(f"{row.file}: {problem}") from problem
+    if len(normalized) > config.max_characters:
+        raise KitError(f"{row.file}: the text has {len(normalized)} characters; the limit is {config.max_characters}. Split "
+                       "the clip and its text, or raise max_characters.")
+    return normalized
 
 
-def _drafts(checked: list[Checked], speaker: str, digits: str) -> list[Utterance]:
-    """Utterances whose clips are not written yet."""
-    folders = {(each.row.held_out, PurePosixPath(each.row.file).parent) for each in checked}
-    one_folder = {given: sum(each == given for each, _ in folders) == 1 for given in (False, True)}
-    drafts = []
-    for row, said in ((each.row, each.text) for each in checked):
+def _check_audio(row: Row, config: Config, first_rows: dict[str | bytes, Row]) -> float:
+    """Return the loudness of a row's trimmed clip; `first_rows` holds the row of every file and content checked before."""
+    def check_unique(key: str | bytes, relation: str) -> None:
+        first = first_rows.setdefault(key, row)
+        if first is not row:
+            raise KitError(f"{row.file} {relation} {first.file} of row {first.number}; wanted each clip once. Remove one of "
+                           "the two rows.")
+
+    content = row.audio()
+    if isinstance(content, Path):
+        check_unique(os.path.realpath(content), "is")
+    samples = audio.read(content, SAMPLE_RATE, config.max_seconds, row.file)
+    check_unique(hashlib.sha256(samples.tobytes()).digest(), "sounds exactly like")
+    trimmed = audio.trim(samples, SAMPLE_RATE)
+    seconds = min(len(samples), len(trimmed)) / SAMPLE_RATE
+    if seconds < MIN_SECONDS:
+        raise KitError(f"{row.file} holds {seconds:.2f} s of sound; the minimum is {MIN_SECONDS} s. Join it with its "
+                       "neighbour, or leave it out.")
+    return audio.loudness(trimmed, SAMPLE_RATE)
+
+
+def _utterances(rows: list[tuple[Row, str]], speaker: str, source_id: str) -> list[Utterance]:
+    """Return rows with their normalized texts as utterances whose clips are not written yet."""
+    folders = {(row.held_out, PurePosixPath(row.file).parent) for row, _ in rows}
+    one_folder = {held_out: sum(folder[0] == held_out for folder in folders) == 1 for held_out in (False, True)}
+    utterances = []
+    for row, normalized in rows:
         path = PurePosixPath(row.file)
-        told = manifest.session_of(path.name if one_folder[row.held_out] else row.file)
         stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:60]
         name = "-".join(filter(None, ("held-out" * row.held_out, f"{row.number:05d}", stem)))
-        drafts.append(Utterance(id=name, audio=Path("clips", f"{name}.flac"), text=said,
-                                original_text=" ".join(row.text.split()), source=digits, speaker=speaker,
-                                session=row.session or told, split=HELD_OUT * row.held_out, seconds=0.0,
-                                row=row.number, file=row.file, sha256=""))
-    return drafts
+        utterances.append(Utterance(
+            id=name, audio=Path("clips", f"{name}.flac"), text=normalized, original_text=" ".join(row.text.split()),
+            source=source_id, speaker=speaker, split=HELD_OUT * row.held_out, seconds=0.0, row=row.number, file=row.file,
+            session=row.session or manifest.session_of(path.name if one_folder[row.held_out] else row.file), sha256=""))
+    return utterances
 
 
-def _write_clips(checked: list[Checked], drafts: list[Utterance], folder: Path) -> list[Utterance]:
-    """The utterances with their clips in `folder`, all louder or softer by one factor: quiet clips stay the quieter."""
-    factor = audio.gain(statistics.median(each.loudness for each in checked))
-    finished = []
-    for each, draft in zip(tqdm(checked, desc="writing clips", unit="clip"), drafts):
-        samples = checks.voice(each.row, factor)
-        audio.write(folder / draft.audio, samples, SAMPLE_RATE)
-        finished.append(dataclasses.replace(draft, audio=folder / draft.audio, seconds=round(len(samples) / SAMPLE_RATE, 3),
-                                            sha256=hashlib.sha256((folder / draft.audio).read_bytes()).hexdigest()))
-    return finished
+def choose_speaker(rows: Sequence[Row], speaker: str) -> tuple[str, str]:
+    """Return the name of the speaker to learn and its id, digits; `speaker` may be empty if the table has one speaker."""
+    names = sorted({row.speaker for row in rows if row.speaker})
+    table = rows[0].table
+    if not names and speaker:
+        raise KitError(f"{table} names no speakers; --speaker asks for {speaker!r}. Leave --speaker out, or add a column "
+                       "source.")
+    if len(names) > 1 and not speaker:
+        raise KitError(f"{table} has {len(names)} speakers: {_list_speakers(rows)}. One voice is learned at a time: choose "
+                       "it with --speaker NAME (Config.speaker).")
+    if speaker and speaker not in names:
+        near = difflib.get_close_matches(speaker, names, 1) or names[:1]
+        raise KitError(f"{table} has no speaker {speaker!r}; wanted one of {', '.join(names[:MAX_LISTED])}. "
+                       f"Did you mean {near[0]!r}?")
+    speaker = speaker or (names or [""])[0]
+    # CSM was trained with digits as speakers: names that are digits stay, others are numbered in alphabetical order
+    if all(name.isascii() and name.isdigit() for name in names):
+        return speaker, speaker or "0"
+    return speaker, str(names.index(speaker))
+
+
+def _list_speakers(rows: Sequence[Row]) -> str:
+    """Return speakers with clips and minutes, the longest first."""
+    counts, seconds = defaultdict(int), defaultdict(float)
+    for row in tqdm(rows, desc="measuring speakers", unit="clip", leave=False):
+        if row.speaker:
+            counts[row.speaker] += 1
+            try:
+                seconds[row.speaker] += audio.probe(row.audio())[2] if row.audio else 0.0
+            except KitError:  # a broken clip is reported once its speaker is chosen
+                pass
+    names = sorted(counts, key=lambda name: (-seconds[name], name))
+    listed = [f"{name} ({counts[name]} clips, {seconds[name] / 60:.1f} minutes)" for name in names[:MAX_LISTED]]
+    return ", ".join(listed) + f" and {len(names) - MAX_LISTED} more" * (len(names) > MAX_LISTED)
