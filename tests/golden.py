@@ -52,7 +52,7 @@ from transformers.utils import logging
 from sample_data.build import shape
 from tts_kit import audio, config, device, errors, io, run, text, watermark
 from tts_kit.comparison import verdict
-from tts_kit.data import audio_stats, manifest, prepare, quality_flags, segment, transcribe
+from tts_kit.data import manifest, prepare, quality_flags, report, segment, transcribe
 from tts_kit.evaluation import memorization, metrics, scoring, stats, wer
 from tts_kit.generation import sampling
 from tts_kit.model import load, lora, loss
@@ -181,7 +181,7 @@ def kit_codes_of(place) -> dict[str, torch.Tensor]:
 def kit_prepare_table(source: Path, held_out_from: Path) -> tuple[list[dict], list[int]]:
     """The manifest of a table with bad rows, and the rows that were left out."""
     place = run.Run("bad", SCRATCH)
-    prepare.prepare(source, place, config.Config(base=TINY), skip_bad=True, held_out_from=held_out_from)
+    prepare.prepare(source, place, config.Config(base=TINY), skip_bad=True, eval_source=held_out_from)
     return kit_manifest(place), [row["row"] for row in io.read_rows(place.data / prepare.REJECTED)]
 
 
@@ -203,10 +203,10 @@ def kit_segments() -> list[dict]:
 
 def kit_quality(count: int) -> dict:
     clips = manifest.read(kit_prepared()[0].data)
-    return {"clips": [{"id": each.clip.id, "characters_per_second": each.pace, "LUFS": each.level, "SNR_dB": each.ratio,
-                       "pitch_hz": each.pitch, "bandwidth_hz": each.bandwidth_hz, "speaker_outlier": each.unlike}
-                      for each in audio_stats.measure(clips[:count])],
-            "near_duplicates": [[one.id, other.id] for one, other in audio_stats.near_duplicates(clips)]}
+    return {"clips": [{"id": each.clip.id, "characters_per_second": each.chars_per_second, "LUFS": each.lufs, "SNR_dB": each.snr_db,
+                       "pitch_hz": each.f0, "bandwidth_hz": each.bandwidth_hz, "speaker_outlier": each.speaker_distance}
+                      for each in report.measure(clips[:count])],
+            "near_duplicates": [[one.id, other.id] for one, other in report.near_duplicates(clips)]}
 
 
 def kit_transcript_flags(clips: list[tuple]) -> list[dict]:

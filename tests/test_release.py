@@ -186,7 +186,7 @@ def test_what_judges_said_is_on_the_card(memorized):
     rows = read_rows(memorized.comparison / synthesis.SCORES)
     judged = {scoring.METRICS: "Whisper and others", "ref_words": 8, "word_errors": 2, "sim": 0.5, "mos": 3.0}
     write_rows(memorized.comparison / synthesis.SCORES, [row | judged for row in rows])
-    change(memorized.data, "source.json", source="me/clips:train")
+    change(memorized.data, "inputs.json", source="me/clips:train")
     read = ModelCard.load(export.export(memorized, marked=False) / card.FILE)
     assert "## Judged" in read.text and "| finetuned | 25.0% |" in read.text and "Judges: Whisper and others." in read.text
     assert read.data.datasets == ["me/clips"] and "| from | me/clips:train |" in read.text

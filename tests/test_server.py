@@ -216,9 +216,9 @@ def test_speech_that_leaves_is_marked(tiny, toys):
     with client(tiny).audio.speech.with_streaming_response.create(
             model="tts-1", voice="tiny", input=LONG[:104], response_format="wav", stream_format="audio") as answer:
         streamed = answer.read()
-    assert watermark.detect(decode(whole.content), 16_000) > watermark.SURE
-    assert watermark.detect(decode(streamed), 16_000) > watermark.SURE
-    assert watermark.detect(decode(post(toys)[1]), 24_000) < watermark.SURE
+    assert watermark.detect(decode(whole.content), 16_000) > watermark.MIN_SCORE
+    assert watermark.detect(decode(streamed), 16_000) > watermark.MIN_SCORE
+    assert watermark.detect(decode(post(toys)[1]), 24_000) < watermark.MIN_SCORE
 
 
 def test_a_long_text_is_what_speak_says(toys, voices):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from test_lora import shake
-from test_tokens import tone
+from test_tokens_cache import tone
 
 from tts_kit import audio, device
 from tts_kit.config import Config

@@ -82,13 +82,13 @@ def test_chunks_of_words_fit_any_limit():
 ])
 def test_a_full_stop_inside_a_sentence_is_no_end(given):
     """Guards against a pause and a falling voice after Mr. or in the middle of a number."""
-    assert text._split_sentences(given) == [given]
+    assert text._sentences(given) == [given]
 
 
 def test_chunks_are_whole_sentences():
     """Guards against cutting inside a sentence that fits, and against one chunk for every short answer."""
     story = 'No. I will not! "Why?" she asked. So do I. Then we went home.'
-    assert text._split_sentences(story) == [
+    assert text._sentences(story) == [
         "No.", "I will not!", '"Why?"', "she asked.", "So do I.", "Then we went home."]
     assert text.split_sentences(story, 200) == [story]
     assert text.split_sentences(story, 35) == ['No. I will not! "Why?" she asked.', "So do I. Then we went home."]

@@ -66,11 +66,11 @@ def test_it_is_perths_own_mark(speech, marked, monkeypatch):
     from perth.perth_net.perth_net_implicit.perth_watermarker import PerthImplicitWatermarker
 
     theirs = PerthImplicitWatermarker()
-    wave = audio.resample(speech, RATE, watermark.RATE)
+    wave = audio.resample(speech, RATE, watermark.SAMPLE_RATE)
     with torch.inference_mode():
-        wanted = theirs.apply_watermark(wave, watermark.RATE)
-        seen = watermark.apply(wave, watermark.RATE)[:len(wanted)]
-        assert float(theirs.get_watermark(audio.resample(marked, RATE, watermark.RATE), watermark.RATE, round=False)) > 0.9
+        wanted = theirs.apply_watermark(wave, watermark.SAMPLE_RATE)
+        seen = watermark.apply(wave, watermark.SAMPLE_RATE)[:len(wanted)]
+        assert float(theirs.get_watermark(audio.resample(marked, RATE, watermark.SAMPLE_RATE), watermark.SAMPLE_RATE, round=False)) > 0.9
     np.testing.assert_allclose(seen, wanted, atol=1e-5)
 
 
@@ -150,16 +150,16 @@ def test_a_stream_waits_for_a_quarter_of_a_second_only(speech):
     given = []
     flow = watermark.apply_stream((given.append(part) or part for part in np.array_split(speech, 40)), RATE)
     first = next(flow)
-    assert len(first) and sum(map(len, given)) / RATE < watermark.AROUND + 0.25
+    assert len(first) and sum(map(len, given)) / RATE < watermark.CONTEXT_SECONDS + 0.25
 
 
 def test_long_speech_needs_no_more_memory(speech, monkeypatch):
     """Mistake: the spectra of an hour at once."""
-    lengths, real = [], watermark._marked
-    monkeypatch.setattr(watermark, "_marked", lambda heard, *rest: lengths.append(len(heard)) or real(heard, *rest))
+    lengths, real = [], watermark._apply_to
+    monkeypatch.setattr(watermark, "_apply_to", lambda heard, *rest: lengths.append(len(heard)) or real(heard, *rest))
     long = np.tile(speech, 9)
     done = watermark.apply(long, RATE)
-    assert len(lengths) > 2 and max(lengths) <= (watermark.PIECE + 3 * watermark.AROUND) * RATE
+    assert len(lengths) > 2 and max(lengths) <= (watermark.BLOCK_SECONDS + 3 * watermark.CONTEXT_SECONDS) * RATE
     in_one = real(long, RATE, 0, len(long))
     np.testing.assert_allclose(done, in_one, atol=1e-4)
     assert watermark.detect(np.concatenate([long, done[:8 * RATE], long]), RATE) > 0.5, "a marked part is found in the whole"
@@ -247,23 +247,23 @@ def test_what_a_person_says_is_not_taken_for_a_machines(monkeypatch, tmp_path, c
     monkeypatch.setattr(watermark, "detect", lambda *_: 0.7)
     for seconds in (1, 4):
         audio.write(tmp_path / f"{seconds}.wav", np.zeros(seconds * RATE, np.float32), RATE)
-    assert main(["detect", str(tmp_path / "1.wav")]) == 1 and main(["detect", str(tmp_path / "4.wav")]) == 0
-    assert "1.wav: no mark found (0.70 of 1)" in capsys.readouterr().out
+    assert main(["detect-watermark", str(tmp_path / "1.wav")]) == 1 and main(["detect-watermark", str(tmp_path / "4.wav")]) == 0
+    assert "1.wav: no watermark found (score 0.70 of 1)" in capsys.readouterr().out
 
 
 def test_the_last_moment_of_a_long_file_is_not_judged_alone(monkeypatch, tmp_path):
     """Mistake: an hour of a person's speech is called a machine's for its last 0.2 seconds."""
-    lengths, real = [], watermark._seen
-    monkeypatch.setattr(watermark, "_seen", lambda samples, rate: lengths.append(len(samples) / rate) or real(samples, rate))
+    lengths, real = [], watermark._score
+    monkeypatch.setattr(watermark, "_score", lambda samples, rate: lengths.append(len(samples) / rate) or real(samples, rate))
     noise = np.random.default_rng(0).normal(0, 0.1, round(20.2 * 16_000)).astype(np.float32)
     audio.write(tmp_path / "long.wav", noise, 16_000)
     sure, enough = watermark.detect_file(tmp_path / "long.wav")
-    assert min(lengths) >= watermark.PIECE / 2 and sum(lengths) == pytest.approx(20.2) and sure < 0.5 and not enough
+    assert min(lengths) >= watermark.BLOCK_SECONDS / 2 and sum(lengths) == pytest.approx(20.2) and sure < 0.5 and not enough
 
 
 def test_phones_recordings_and_streams_are_read(marked, tmp_path, capsys):
     """Mistake: what people are sent, M4A and WAV whose header announces no length, cannot be looked at."""
-    av = pytest.importorskip("av", reason="M4A needs PyAV (requirements-recordings.txt)")
+    av = pytest.importorskip("av", reason="M4A needs PyAV (tts-kit[audio])")
     with av.open(str(tmp_path / "call.m4a"), "w", format="ipod") as out:
         stream = out.add_stream("aac", rate=RATE, layout="mono", bit_rate=64_000)
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=RATE, frame_size=stream.frame_size or 0)
@@ -275,8 +275,8 @@ def test_phones_recordings_and_streams_are_read(marked, tmp_path, capsys):
         out.mux(stream.encode(None))
     whole, unknown = audio.encode(marked, RATE, "wav"), b"\xff" * 4
     (tmp_path / "live.wav").write_bytes(whole[:4] + unknown + whole[8:40] + unknown + whole[44:])
-    assert main(["detect", str(tmp_path / "call.m4a"), str(tmp_path / "live.wav")]) == 0
-    assert capsys.readouterr().out.count("marked as made by a machine") == 2
+    assert main(["detect-watermark", str(tmp_path / "call.m4a"), str(tmp_path / "live.wav")]) == 0
+    assert capsys.readouterr().out.count("watermarked as synthetic speech") == 2
 
 
 def test_the_verb_detects_and_its_status_tells(speech, marked, tmp_path, capsys):
@@ -287,15 +287,15 @@ def test_the_verb_detects_and_its_status_tells(speech, marked, tmp_path, capsys)
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
     files = {path.stem: str(path) for path in tmp_path.iterdir()}
-    assert main(["detect", files["marked"], files["telephone"]]) == 0
-    assert main(["detect", files["marked"], files["plain"]]) == 1
+    assert main(["detect-watermark", files["marked"], files["telephone"]]) == 0
+    assert main(["detect-watermark", files["marked"], files["plain"]]) == 1
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[1].split(" ")[0] for line in said] == ["marked", "marked", "marked", "no"]
+    assert [line.split(": ")[1].split(" ")[0] for line in said] == ["watermarked", "watermarked", "watermarked", "no"]
     assert "does not prove that a person spoke" in said[-1]
-    assert main(["detect", files["text"], str(tmp_path / "none.wav"), files["marked"]]) == 2
+    assert main(["detect-watermark", files["text"], str(tmp_path / "none.wav"), files["marked"]]) == 2
     told = capsys.readouterr()
-    assert "text.wav cannot be read" in told.err and "none.wav is missing" in told.err and "marked as made" in told.out
-    assert main(["detect", files["nan"]]) == 2
+    assert "text.wav cannot be read" in told.err and "none.wav is missing" in told.err and "watermarked as" in told.out
+    assert main(["detect-watermark", files["nan"]]) == 2
     assert "nan.wav holds samples that are not numbers" in capsys.readouterr().err
 
 
@@ -307,7 +307,7 @@ def test_the_verb_marks_what_it_says_unless_told_otherwise(stream, tmp_path, mon
     assert main([*given, "--out", "marked.wav"]) == 0
     assert "No watermark" not in capsys.readouterr().out
     assert main([*given, "--no-watermark", "--out", "plain.wav"]) == 0
-    assert "No watermark, as asked" in capsys.readouterr().out
+    assert "No watermark, as requested" in capsys.readouterr().out
     done, plain = (audio.read(name, RATE) for name in ("marked.wav", "plain.wav"))
     assert watermark.detect_file("marked.wav")[0] > 0.9 and watermark.detect_file("plain.wav")[0] < 0.1
     assert len(done) == len(plain) and decibels(plain, done) > 10
@@ -315,10 +315,10 @@ def test_the_verb_marks_what_it_says_unless_told_otherwise(stream, tmp_path, mon
 
 
 def test_the_readme_says_what_was_measured():
-    """Mistake: figures in the README that no committed file has, or that were measured with other limits."""
-    pytest.importorskip("av", reason="the benchmark needs PyAV (requirements-recordings.txt)")
+    """Mistake: figures in the benchmarks' README that no committed file has, or that were measured with other limits."""
+    pytest.importorskip("av", reason="the benchmark needs PyAV (tts-kit[audio])")
     from tests.benchmarks import watermark as bench
 
     found = read_json(bench.RESULTS, "Measure again.")
-    assert bench.block(found) in (samples.SAMPLE_DATA.parent / "README.md").read_text(encoding="utf-8")
-    assert list(found["sure from"].values()) == [watermark.SURE, watermark.SURE_OF_LITTLE]
+    assert bench.block(found) in Path(bench.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert list(found["sure from"].values()) == [watermark.MIN_SCORE, watermark.MIN_SCORE_SHORT]

@@ -1,4 +1,4 @@
-"""The only room that knows waveforms: mono float32 arrays of shape (samples,), in, out, levelled, trimmed and shown."""
+"""Waveforms, mono float32 arrays (samples,): reading, writing, resampling, loudness, trimming, F0, notebook players."""
 
 import contextlib
 import html
@@ -19,40 +19,43 @@ from tts_kit.errors import KitError
 MIN_SAMPLE_RATE = 16_000
 BLOCK_SECONDS = 30
 """Length of the blocks in which long files are read."""
-SILENCE_LUFS = 10 ** (-60 / 20)
+SILENCE_PEAK = 10 ** (-60 / 20)
 TARGET_LUFS = -20.0
 MAX_TRUE_PEAK = 10 ** (-1 / 20)
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 CONTENT_TYPES = {"mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg", MP3_RATES), "wav": ("WAV", "PCM_16", "audio/wav", ()),
-         "flac": ("FLAC", "PCM_16", "audio/flac", ()),
-         "opus": ("OGG", "OPUS", "audio/ogg", (8_000, 12_000, 16_000, 24_000, 48_000))}
-"""Of files that are sent: container, coding, mime type, and the rates it knows if not all."""
-# soundfile raises TypeError for a headerless .raw file, whose rate it wants to be told
+                 "flac": ("FLAC", "PCM_16", "audio/flac", ()),
+                 "opus": ("OGG", "OPUS", "audio/ogg", (8_000, 12_000, 16_000, 24_000, 48_000))}
+"""Name -> libsndfile's container and subtype, MIME type, and the sample rates it supports if not all."""
+MIN_F0, MAX_F0 = 60.0, 450.0
+VOICED_AUTOCORRELATION = 0.5
+"""Normalized autocorrelation at the period from which a frame is voiced."""
+# soundfile raises TypeError for a headerless .raw file, whose rate it would have to be given
 UNREADABLE = (soundfile.SoundFileError, TypeError, OSError)
 
 
 def read(path: str | Path | bytes, rate: int, max_seconds: float | None = None, name: str = "") -> np.ndarray:
-    """A file, or a file's bytes, as (samples,) at `rate`; `name` is what errors call it."""
+    """Read a file, or a file's bytes, as (samples,) at `rate`; `name` is used in error messages."""
     name = name or ("audio bytes" if isinstance(path, bytes) else str(path))
-    with _opened(path, name) as file:
+    with _open(path, name) as file:
         own_rate = file.samplerate
         if own_rate < MIN_SAMPLE_RATE:
-            seen = f"{own_rate / 1000:g} kHz" + " telephone" * (own_rate <= 8_000)
+            kind = f"{own_rate / 1000:g} kHz" + " telephone" * (own_rate <= 8_000)
             raise KitError(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {MIN_SAMPLE_RATE // 1000} kHz or more. "
-                          f"{seen} audio has nothing above {own_rate / 2000:g} kHz, and the voice would learn that. "
+                          f"{kind} audio has nothing above {own_rate / 2000:g} kHz, and the voice would learn that. "
                           "Use the original recording, or leave this clip out.")
         samples = _decode(file, name, max_seconds)
     if not np.isfinite(samples).all():
         raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
                       "Export it again from the original, or leave it out.")
-    if np.abs(samples).max() < SILENCE_LUFS:
+    if np.abs(samples).max() < SILENCE_PEAK:
         raise KitError(f"{name} is silent: its peak is below -60 dBFS. Record it again, or leave it out.")
     return resample(samples, own_rate, rate)
 
 
 def read_blocks(path: str | Path, rate: int) -> Iterator[np.ndarray]:
-    """Blocks of (samples,) at `rate`, about 30 s each, of a file of any length; PyAV decodes what libsndfile cannot read."""
+    """Read a file of any length in blocks (samples,) of about 30 s at `rate`; PyAV decodes what libsndfile cannot read."""
     path = Path(path)
     if not path.is_file():
         raise KitError(f"{path} is missing: no such file. Check the name.")
@@ -68,125 +71,143 @@ def read_blocks(path: str | Path, rate: int) -> Iterator[np.ndarray]:
 
 
 def probe(path: str | Path | bytes, name: str = "") -> tuple[int, int, float]:
-    """(rate, channels, seconds) as the file's header gives them, without decoding."""
+    """Return (rate, channels, seconds) from the file's header, without decoding."""
     name = name or ("audio bytes" if isinstance(path, bytes) else str(path))
-    with _opened(path, name) as file:
+    with _open(path, name) as file:
         return file.samplerate, file.channels, file.frames / file.samplerate
 
 
-def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """(samples,) at `rate` to (samples,) at `wanted`."""
+def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
+    """Resample (samples,)."""
     samples = np.ascontiguousarray(samples, dtype=np.float32)
-    return samples if rate == wanted else soxr.resample(samples, rate, wanted, quality="HQ")
+    return samples if rate == target_rate else soxr.resample(samples, rate, target_rate, quality="HQ")
 
 
-def resampler(rate: int, wanted: int) -> Callable[[np.ndarray, bool], np.ndarray]:
-    """What brings sound from `rate` to `wanted` chunk by chunk: (samples,) and whether they are the last."""
-    return soxr.ResampleStream(rate, wanted, 1, dtype="float32").resample_chunk
+def resampler(rate: int, target_rate: int) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """Return a function that resamples chunk by chunk, given (samples,) and whether they are the last."""
+    return soxr.ResampleStream(rate, target_rate, 1, dtype="float32").resample_chunk
 
 
 def check_name(path: str | Path) -> str:
-    """The format that the suffix of `path` asks for."""
+    """Return libsndfile's format for the suffix of `path`."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise KitError(f"{path} ends in {suffix!r}; audio is written as {' or '.join(FORMATS)}. Choose one of these.")
     return FORMATS[suffix]
 
 
-def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
-    """(samples,) to a 16-bit WAV or FLAC, by the suffix of `path`; whole or not at all."""
-    kind = check_name(path)
-    buffer = BytesIO()
-    soundfile.write(buffer, _clipped(samples, path), rate, format=kind, subtype="PCM_16")
-    io.write_bytes(path, buffer.getvalue())
-
-
 @contextlib.contextmanager
 def open_writer(path: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """Inside, a function that appends (samples,) to what becomes a 16-bit WAV or FLAC at `path` when all went well."""
-    kind = check_name(path)
-    with io.atomic_file(path) as raw, soundfile.SoundFile(raw, "w", rate, 1, "PCM_16", format=kind) as file:
+    """Yield a function that appends (samples,) to a 16-bit WAV or FLAC, which appears at `path` if the block ends well."""
+    format = check_name(path)
+    with io.atomic_file(path) as raw, soundfile.SoundFile(raw, "w", rate, 1, "PCM_16", format=format) as file:
         yield lambda samples: file.write(_clipped(samples, path))
 
 
-def encode_lossy(samples: np.ndarray, rate: int, saving: float = 0.0) -> tuple[bytes, str]:
-    """(samples,) as MP3 bytes and their mime type, small enough to embed and played by every browser; of best quality with
-    `saving` 0, two thirds of its size with 0.4."""
-    allowed = next((each for each in MP3_RATES if each >= rate), MP3_RATES[-1])
-    buffer = BytesIO()
-    soundfile.write(buffer, _clipped(resample(samples, rate, allowed), "audio"), allowed,
-                    format="MP3", subtype="MPEG_LAYER_III", compression_level=saving)
-    return buffer.getvalue(), "audio/mpeg"
+def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
+    """Write (samples,) as a 16-bit WAV or FLAC, by the suffix of `path`, atomically."""
+    with open_writer(path, rate) as append:
+        append(samples)
 
 
 def available_formats() -> dict[str, str]:
-    """The kinds of files that this machine's libsndfile can write, with their mime types."""
-    return {kind: mime for kind, (container, coding, mime, _) in CONTENT_TYPES.items() if soundfile.check_format(container, coding)}
+    """Return the names of CONTENT_TYPES that this machine's libsndfile can write, with their MIME types."""
+    return {name: mime for name, (container, subtype, mime, _) in CONTENT_TYPES.items()
+            if soundfile.check_format(container, subtype)}
 
 
-def encode(samples: np.ndarray, rate: int, kind: str) -> bytes:
-    """(samples,) as the bytes of a file of one of the `kinds`."""
-    container, coding, _, rates = CONTENT_TYPES[kind]
-    allowed = next((each for each in rates if each >= rate), rates[-1] if rates else rate)
+def encode(samples: np.ndarray, rate: int, format: str, compression_level: float | None = None) -> bytes:
+    """Encode (samples,) as the bytes of a file of one of the CONTENT_TYPES."""
+    container, subtype, _, rates = CONTENT_TYPES[format]
+    file_rate = next((allowed for allowed in rates if allowed >= rate), rates[-1] if rates else rate)
     buffer = BytesIO()
-    soundfile.write(buffer, _clipped(resample(samples, rate, allowed), "speech"), allowed, format=container, subtype=coding)
+    soundfile.write(buffer, _clipped(resample(samples, rate, file_rate), "audio"), file_rate, format=container,
+                    subtype=subtype, compression_level=compression_level)
     return buffer.getvalue()
 
 
+def encode_lossy(samples: np.ndarray, rate: int, compression_level: float = 0.0) -> tuple[bytes, str]:
+    """Return (samples,) as MP3, which every browser plays, and its MIME type; level 0.4 is two thirds of the size of 0."""
+    return encode(samples, rate, "mp3", compression_level), CONTENT_TYPES["mp3"][2]
+
+
 def loudness(samples: np.ndarray, rate: int) -> float:
-    """Integrated loudness of (samples,) in LUFS, -inf for silence."""
+    """Return the integrated loudness of (samples,) in LUFS, -inf for silence."""
     import pyloudnorm
 
     if len(samples) == 0:
         return -np.inf
     meter = pyloudnorm.Meter(rate)
-    shortest = int(meter.block_size * rate) + 1
-    if len(samples) < shortest:
-        samples = np.tile(samples, -(-shortest // len(samples)))
+    min_samples = int(meter.block_size * rate) + 1
+    if len(samples) < min_samples:
+        samples = np.tile(samples, -(-min_samples // len(samples)))
     with np.errstate(divide="ignore"):
         return float(meter.integrated_loudness(samples.astype(np.float64)))
 
 
-def gain(seen: float, target: float = TARGET_LUFS) -> float:
-    """The factor that brings a loudness of `seen` LUFS to `target`; 1 where there is nothing to measure."""
-    return float(10 ** ((target - seen) / 20)) if np.isfinite(seen) else 1.0
+def gain(lufs: float, target: float = TARGET_LUFS) -> float:
+    """Return the factor that brings a loudness to `target` LUFS; 1 for silence."""
+    return float(10 ** ((target - lufs) / 20)) if np.isfinite(lufs) else 1.0
 
 
 def true_peak(samples: np.ndarray) -> float:
-    """The highest level that (samples,) reach between the samples too, as a player's converter will make it."""
+    """Return the peak of (samples,) with 4x oversampling, which also sees peaks between samples."""
     return float(np.abs(resample(samples, 1, 4)).max(initial=np.abs(samples).max(initial=0.0)))
 
 
 def amplify(samples: np.ndarray, factor: float) -> np.ndarray:
-    """(samples,) times `factor`, or times less where the true peak would pass -1 dBFS."""
+    """Multiply (samples,) by `factor`, or by less if the true peak would pass -1 dBFS."""
     peak = true_peak(samples) * factor
     return (samples * (factor * min(1.0, MAX_TRUE_PEAK / peak) if peak > 0 else factor)).astype(np.float32)
 
 
 def normalize_loudness(samples: np.ndarray, rate: int, target: float = TARGET_LUFS) -> np.ndarray:
-    """(samples,) brought to `target` LUFS, with the true peak kept under -1 dBFS."""
+    """Bring (samples,) to `target` LUFS, with the true peak below -1 dBFS."""
     return amplify(samples, gain(loudness(samples, rate), target))
 
 
 def trim(samples: np.ndarray, rate: int, tail: float = 0.25, lead: float = 0.1) -> np.ndarray:
-    """(samples,) without silence around the voice: at most `lead` seconds before it, exactly `tail` after it."""
+    """Trim silence around the speech of (samples,): at most `lead` seconds stay before it, exactly `tail` after it."""
     if len(samples) == 0:
         return samples
     window = max(1, round(0.02 * rate))
     windows = np.pad(samples, (0, -len(samples) % window)).reshape(-1, window).astype(np.float64)
-    decibels = 20 * np.log10(np.sqrt((windows ** 2).mean(axis=1)) + 1e-9)
-    loudest = np.percentile(decibels[decibels > decibels.max() - 40], 90)
-    quietest = np.percentile(decibels, 10)
+    level_db = 20 * np.log10(np.sqrt((windows ** 2).mean(axis=1)) + 1e-9)
+    speech_db = np.percentile(level_db[level_db > level_db.max() - 40], 90)
+    noise_db = np.percentile(level_db, 10)
     # a noisy room is never 40 dB below its speaker, so the threshold follows the noise up to 30 dB below
-    active = np.flatnonzero(decibels > np.clip(quietest + 6, loudest - 40, loudest - 30))
+    active = np.flatnonzero(level_db > np.clip(noise_db + 6, speech_db - 40, speech_db - 30))
     begin = max(0, int(active[0]) * window - round(lead * rate))
-    voice_end = min(len(samples), int(active[-1] + 1) * window)
-    kept = samples[begin:voice_end + round(tail * rate)]
-    return np.pad(kept, (0, voice_end - begin + round(tail * rate) - len(kept)))
+    speech_end = min(len(samples), int(active[-1] + 1) * window)
+    end = speech_end + round(tail * rate)
+    return np.pad(samples[begin:end], (0, max(0, end - len(samples))))
+
+
+def frame(samples: np.ndarray, size: int) -> np.ndarray:
+    """Cut (samples,) into full frames (frames, size) of float64; a shorter clip is padded to one frame."""
+    padded = np.pad(samples, (0, max(0, size - len(samples))))
+    return padded[:len(padded) // size * size].reshape(-1, size).astype(np.float64)
+
+
+def median_f0(samples: np.ndarray, rate: int) -> float:
+    """Return the median F0 of the voiced frames of (samples,) in Hz, by autocorrelation; 0 if there are none."""
+    frames = frame(resample(samples, rate, 16_000), 800)  # 50 ms hold three periods of the lowest F0
+    frames = frames[(frames ** 2).mean(axis=1) > 0.1 * (frames ** 2).mean()]
+    spectra = np.fft.rfft(frames - frames.mean(axis=1, keepdims=True), 2048, axis=1)
+    correlation = np.fft.irfft(np.abs(spectra) ** 2, axis=1)[:, :800]
+    correlation = correlation / (correlation[:, :1] + 1e-12) / (1 - np.arange(800) / 800)  # longer lags overlap less
+    first, last = round(16_000 / MAX_F0), round(16_000 / MIN_F0)
+    peaks = correlation[:, first:last].max(axis=1, initial=0.0)
+    # the earliest peak that is nearly as high: the highest may be at twice the period
+    early = (correlation[:, first:last] > 0.9 * peaks[:, None]).argmax(axis=1)
+    periods = np.array([first + begin + correlation[row, first + begin:first + begin + 16].argmax()
+                        for row, begin in enumerate(early)])
+    voiced = peaks > VOICED_AUTOCORRELATION
+    return float(np.median(16_000 / periods[voiced])) if voiced.any() else 0.0
 
 
 def player(samples: np.ndarray, rate: int, label: str = ""):
-    """A player for a notebook that carries its sound inside, so it still plays when the notebook is moved."""
+    """Return a notebook player with its audio inside, so that it still plays when the notebook is moved."""
     from IPython.display import HTML
 
     content, mime = encode_lossy(samples, rate)
@@ -196,7 +217,7 @@ def player(samples: np.ndarray, rate: int, label: str = ""):
 
 
 def spectrogram_png(samples: np.ndarray, rate: int, width: int = 400, height: int = 96) -> bytes:
-    """(samples,) as a grey PNG of width x height: time to the right, mel frequency upwards, 80 dB from black to white."""
+    """Return the mel spectrogram of (samples,) as a grey PNG: 80 dB from black to white."""
     from PIL import Image
 
     window = 1024
@@ -204,15 +225,14 @@ def spectrogram_png(samples: np.ndarray, rate: int, width: int = 400, height: in
     starts = np.linspace(0, max(0, len(samples) - 1), width).astype(int)
     frames = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
     power = _mel_filters(height, window, rate) @ (np.abs(np.fft.rfft(frames, axis=1)) ** 2).T
-    decibels = 10 * np.log10(power + 1e-10)
-    top = max(decibels.max(), -20.0)
-    grey = np.clip((decibels - top + 80) / 80 * 255, 0, 255).astype(np.uint8)
+    level_db = 10 * np.log10(power + 1e-10)
+    grey = np.clip((level_db - max(level_db.max(), -20.0) + 80) / 80 * 255, 0, 255).astype(np.uint8)
     buffer = BytesIO()
     Image.fromarray(grey[::-1]).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
-def _opened(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
+def _open(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
     if isinstance(path, bytes):
         size, source = len(path), BytesIO(path)
     else:
@@ -228,7 +248,7 @@ def _opened(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
 
 
 def _decode(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> np.ndarray:
-    """(samples,) mono at the file's own rate, in blocks, because a header may announce less or more than there is."""
+    """Decode (samples,) mono at the file's own rate, in blocks, because a header may announce a wrong length."""
     rate, limit = file.samplerate, np.inf if max_seconds is None else max_seconds * file.samplerate
     announced = file.frames if file.frames < 2 ** 62 else 0  # a streamed FLAC announces nothing
     blocks, count = [], 0
@@ -258,7 +278,7 @@ def _file_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
 
 
 def _read_container(path: Path, rate: int, soundfile_error: Exception) -> Iterator[np.ndarray]:
-    """Blocks of a file in a container that only FFmpeg's libraries read: M4A, MP4, WEBM ..."""
+    """Read blocks of a file in a container that only FFmpeg's libraries read: M4A, MP4, WEBM ..."""
     try:
         import av
     except ImportError:
@@ -268,7 +288,7 @@ def _read_container(path: Path, rate: int, soundfile_error: Exception) -> Iterat
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 types = ", ".join(stream.type for stream in container.streams) or "nothing"
-                raise KitError(f"{path} holds no sound, only {types}. Give the file that has the voice in it.")
+                raise KitError(f"{path} holds no audio, only {types}. Give the file that has the voice in it.")
             stream = container.streams.audio[0]
             to_mono = av.AudioResampler("fltp", "mono", stream.rate)
             frames = itertools.chain(container.decode(stream), [None])  # None flushes the resampler
@@ -280,7 +300,7 @@ def _read_container(path: Path, rate: int, soundfile_error: Exception) -> Iterat
 
 
 def _resample_blocks(blocks: Iterator[np.ndarray], own_rate: int, rate: int, path: Path) -> Iterator[np.ndarray]:
-    """The blocks at `rate`, gathered to BLOCK_SECONDS; telephone audio and NaN samples are refused."""
+    """Yield blocks of BLOCK_SECONDS at `rate`; telephone audio and NaN samples are refused."""
     if own_rate < MIN_SAMPLE_RATE:
         raise KitError(f"{path} is sampled at {own_rate / 1000:g} kHz; wanted {MIN_SAMPLE_RATE // 1000} kHz or more. The "
                        "voice would learn to sound like a telephone. Use the original recording.")
@@ -313,7 +333,7 @@ def _clipped(samples: np.ndarray, name) -> np.ndarray:
 
 
 def _mel_filters(bands: int, window: int, rate: int) -> np.ndarray:
-    """Triangles (bands, window // 2 + 1), never narrower than one frequency bin."""
+    """Return triangular filters (bands, window // 2 + 1), never narrower than one frequency bin."""
     frequencies = np.fft.rfftfreq(window, 1 / rate)
     edges = 700 * (10 ** (np.linspace(0, np.log10(1 + rate / 2 / 700), bands + 2)) - 1)
     half_width = np.maximum(edges[2:] - edges[:-2], 2 * frequencies[1]) / 2

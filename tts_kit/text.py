@@ -1,15 +1,14 @@
-"""One text normalisation for training and for speaking, and the cutting of long text into sentences."""
+"""Text: one normalization for training and speaking, and the splitting of long text into sentences."""
 
 import re
 import unicodedata
 
 from tts_kit.errors import KitError
 
-PLAIN = str.maketrans({
+PUNCTUATION = str.maketrans({
     **dict.fromkeys("‘’‚‛ʼ′", "'"), **dict.fromkeys("“”„‟«»″", '"'), **dict.fromkeys("‐‑‒–−", "-"),
     "—": " - ", "―": " - ", "…": "...",
 })
-WHITESPACE = "\t\n\v\f\r"
 # never the end of a sentence; a missed end only makes a chunk longer
 ABBREVIATIONS = frozenset({
     "mr", "mrs", "ms", "mx", "dr", "prof", "st", "mt", "rev", "gen", "col", "capt", "lt", "sgt", "hon", "sr", "jr",
@@ -20,13 +19,14 @@ CLAUSE_ENDS = (re.compile(r"[;:]\s+"), re.compile(r",\s+"))
 
 
 def normalize(text: str) -> str:
-    """Plain quotes, dashes and spaces, one line, a full stop after a final letter or digit; numbers stay."""
+    """Return text with plain quotes, dashes and spaces, in one line, with a full stop after a final letter or digit."""
     for position, character in enumerate(text, 1):
-        if _unspeakable(character):
-            name = unicodedata.name(character, "no name")
-            raise KitError(f"the text holds U+{ord(character):04X} ({name}) at position {position}, which nobody can "
-                          "speak: control characters, invisible marks and broken encodings are refused. Remove it.")
-    plain = " ".join(unicodedata.normalize("NFC", text).translate(PLAIN).split())
+        is_control = character not in "\t\n\v\f\r" and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co")
+        if is_control or character == "\N{REPLACEMENT CHARACTER}":
+            raise KitError(f"the text holds U+{ord(character):04X} ({unicodedata.name(character, 'no name')}) at position "
+                           f"{position}: control characters, invisible marks and broken encodings cannot be spoken. "
+                           "Remove it.")
+    plain = " ".join(unicodedata.normalize("NFC", text).translate(PUNCTUATION).split())
     if not plain:
         raise KitError("the text is empty; wanted at least one word. Write what is said, or leave it out.")
     if not _has_word(plain):
@@ -35,74 +35,63 @@ def normalize(text: str) -> str:
 
 
 def split_sentences(text: str, max_characters: int = 200) -> list[str]:
-    """Chunks of at most `max_characters`: whole sentences where they fit; nothing is lost but whitespace."""
+    """Split text into chunks of at most `max_characters`, of full sentences if they fit; only whitespace is lost."""
     chunks: list[str] = []
-    open_chunk = False
-    for sentence in _split_sentences(normalize(text)):
-        pieces = _halve(sentence, max_characters)
-        if open_chunk and len(chunks[-1]) + 1 + len(sentence) <= max_characters:
+    may_append = False
+    for sentence in _sentences(normalize(text)):
+        parts = _split_long(sentence, max_characters)
+        if may_append and len(chunks[-1]) + 1 + len(sentence) <= max_characters:
             chunks[-1] += " " + sentence
         else:
-            chunks.extend(pieces)
-        open_chunk = len(pieces) == 1
-    return _without_wordless(chunks)
+            chunks.extend(parts)
+        may_append = len(parts) == 1
+    joined: list[str] = []
+    for chunk in chunks:  # chunks of dots and dashes alone cannot be spoken; they join a neighbour, even past the limit
+        if joined and not (_has_word(joined[-1]) and _has_word(chunk)):
+            joined[-1] += " " + chunk
+        else:
+            joined.append(chunk)
+    return joined
 
 
 def max_speech_seconds(text: str) -> float:
-    """The longest a sane reading of `text` takes; a voice still speaking then has run away."""
+    """Return the longest plausible duration of `text`; generation beyond it has run away."""
     return 2.0 + len(text) / 7
-
-
-def _unspeakable(character: str) -> bool:
-    if character in WHITESPACE:
-        return False
-    return character == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co")
 
 
 def _has_word(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
-def _split_sentences(text: str) -> list[str]:
-    found, begin = [], 0
+def _sentences(text: str) -> list[str]:
+    sentences, begin = [], 0
     for end in SENTENCE_END.finditer(text):
-        if not _abbreviated(text[begin:end.start() + 1]):
-            found.append(text[begin:end.end()].strip())
+        if not _ends_with_abbreviation(text[begin:end.start() + 1]):
+            sentences.append(text[begin:end.end()].strip())
             begin = end.end()
-    return [sentence for sentence in (*found, text[begin:].strip()) if sentence]
+    return [sentence for sentence in (*sentences, text[begin:].strip()) if sentence]
 
 
-def _abbreviated(text: str) -> bool:
-    """Whether the full stop that ends `text` belongs to Mr., to an initial or to e.g."""
+def _ends_with_abbreviation(text: str) -> bool:
+    """Return whether the full stop that ends `text` belongs to Mr., to an initial or to e.g."""
     word = text.split()[-1].lstrip("\"'([")
     if not word.endswith(".") or word == ".":
         return False
     stem = word[:-1]
-    initial = len(stem) == 1 and stem.isupper() and stem != "I"
-    dotted = all(len(part) == 1 and part.isalpha() for part in stem.split(".")) and "." in stem
-    return initial or dotted or stem.lower() in ABBREVIATIONS
+    is_initial = len(stem) == 1 and stem.isupper() and stem != "I"
+    is_dotted = "." in stem and all(len(part) == 1 and part.isalpha() for part in stem.split("."))
+    return is_initial or is_dotted or stem.lower() in ABBREVIATIONS
 
 
-def _halve(sentence: str, limit: int) -> list[str]:
-    """Cut near the middle until every piece fits: after ; or :, else after a comma, else at a space, else anywhere."""
+def _split_long(sentence: str, limit: int) -> list[str]:
+    """Halve until every part fits: after ; or :, else after a comma, else at a space, else anywhere near the middle."""
     if len(sentence) <= limit:
         return [sentence]
     middle = len(sentence) / 2
-    spots: list[int] = []
+    cuts: list[int] = []
     for clause_end in CLAUSE_ENDS:
         ends = [match.end() for match in clause_end.finditer(sentence)]
-        spots = spots or [end for end in ends if middle / 2 <= end <= 1.5 * middle]
-    spots = spots or [place + 1 for place, character in enumerate(sentence) if character == " "] or [int(middle)]
-    cut = min(spots, key=lambda spot: abs(spot - middle))
-    return _halve(sentence[:cut].strip(), limit) + _halve(sentence[cut:].strip(), limit)
-
-
-def _without_wordless(chunks: list[str]) -> list[str]:
-    """Chunks of dots and dashes alone cannot be spoken; they join a neighbour, even past the limit."""
-    joined: list[str] = []
-    for chunk in chunks:
-        if joined and not (_has_word(joined[-1]) and _has_word(chunk)):
-            joined[-1] += " " + chunk
-        else:
-            joined.append(chunk)
-    return joined
+        cuts = cuts or [end for end in ends if middle / 2 <= end <= 1.5 * middle]
+    cuts = cuts or [index + 1 for index, character in enumerate(sentence) if character == " "] or [int(middle)]
+    cut = min(cuts, key=lambda cut: abs(cut - middle))
+    return _split_long(sentence[:cut].strip(), limit) + _split_long(sentence[cut:].strip(), limit)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tts_kit import audio, device
+from tts_kit import audio, device, samples
 from tts_kit.data import examples
 from tts_kit.evaluation import backends, metrics, scoring, wer
 from tts_kit.evaluation.metrics import SAMPLE_RATE, ClipMetrics, MetricModels
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     with contextlib.redirect_stdout(io.StringIO()):  # the licence is in README and beside the clips
-        people = {"allison": read(examples.allison()), "emma": read(examples.SAMPLES / "held_out")}
+        people = {"allison": read(examples.allison()), "emma": read(samples.HELD_OUT)}
     metric_models = metrics.load(options.threads, wanted="bundled")
     heard = {name: listen(clips, metric_models) for name, clips in people.items()}
     clips = people["allison"]

@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tts_kit import audio, device, samples, watermark
-from tts_kit.data import debian, examples, g722, table
+from tts_kit.data import examples, sources
 from tts_kit.evaluation import metrics
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_json, write_json
@@ -64,7 +64,7 @@ def main() -> None:
     command = f"python -m tests.benchmarks.watermark{' --judged-before' * options.judged_before}"
     found = {"what": "the mark of machine-made speech", "command": command,
              "mark": f"{watermark.PACKAGE} {watermark.VERSION}", "sure from": {
-                 f"{watermark.LITTLE:g} s on": watermark.SURE, "less": watermark.SURE_OF_LITTLE},
+                 f"{watermark.SHORT_SECONDS:g} s on": watermark.MIN_SCORE, "less": watermark.MIN_SCORE_SHORT},
              "clips": {kind: figures_of([wave for each, _, wave in plain if each == kind])
                        for kind in dict.fromkeys(kind for kind, _, _ in plain)},
              "survival": survival(plain, marked, damages(base)), "unmarked speech": false_alarms(),
@@ -91,9 +91,8 @@ def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
 def clips(base: load.Base) -> tuple[list[Clip], float]:
     """Two sentences a clip of the bundled voice, one of each stranger, and what tiny-csm says; and its processor seconds
     for a second."""
-    rows = list(table.rows(samples.SAMPLE_DATA / "held_out" / "metadata.csv")) + list(
-        table.rows(samples.SAMPLE_DATA / "voice" / "metadata.csv"))
-    said = [(row.text, audio.read(row.sound.content(), RATE)) for row in rows[:2 * EMMA]]
+    rows = [*sources.rows(str(samples.HELD_OUT)), *sources.rows(str(samples.VOICE))]
+    said = [(row.text, audio.read(row.audio(), RATE)) for row in rows[:2 * EMMA]]
     made = [("emma", f"{one[0]} {other[0]}", np.concatenate([one[1], other[1]]))
             for one, other in zip(said[::2], said[1::2])]
     made += [("strangers", "", audio.read(path, RATE)) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
@@ -215,22 +214,22 @@ def false_alarms() -> dict:
 def alarms(waves: Sequence[np.ndarray], kind: str) -> dict:
     sure, enough = look(tqdm(waves, desc=kind))
     return {"pieces": len(sure), "false alarms": sum(enough), "highest": round(max(sure), 3),
-            f"over {watermark.SURE:g}": sum(each >= watermark.SURE for each in sure)}
+            f"over {watermark.MIN_SCORE:g}": sum(each >= watermark.MIN_SCORE for each in sure)}
 
 
 def people() -> dict[str, list[np.ndarray]]:
     """Prompts (samples,) at RATE that five people have spoken, by package, none of less than LITTLE seconds."""
     spoken = {}
-    for package in debian.fetch(PEOPLE, examples.CACHE, examples.POOL):
-        content = [each for _, each in sorted(debian.files(package, PROMPTS))
-                   if watermark.LITTLE <= len(each) / g722.BYTES_A_SECOND <= examples.LONGEST]
+    for package in examples.download_packages(PEOPLE):
+        content = [each for _, each in sorted(examples.package_files(package, PROMPTS))
+                   if watermark.SHORT_SECONDS <= len(each) / examples.G722_BYTES_PER_SECOND <= examples.MAX_SECONDS]
         random.Random(0).shuffle(content)
         chosen, total = [], 0.0
         while content and total < HEARD:
             chosen.append(content.pop())
-            total += len(chosen[-1]) / g722.BYTES_A_SECOND
-        spoken[package.name.split("_")[0]] = [audio.resample(wave / np.float32(g722.LARGEST), 16_000, RATE)
-                                              for wave in g722.decode(chosen)]
+            total += len(chosen[-1]) / examples.G722_BYTES_PER_SECOND
+        spoken[package.name.split("_")[0]] = [audio.resample(examples.decode_g722(clip), examples.G722_RATE, RATE)
+                                              for clip in chosen]
     return spoken
 
 
@@ -274,12 +273,12 @@ def mistaken(unmarked: dict) -> list[str]:
 
     voices = [kind for kind in unmarked if kind.startswith("asterisk")]
     surest = max(unmarked[kind]["files"]["highest"] for kind in voices)
-    over = sum(unmarked[kind]["seconds"][f"over {watermark.SURE:g}"] for kind in voices)
+    over = sum(unmarked[kind]["seconds"][f"over {watermark.MIN_SCORE:g}"] for kind in voices)
     return [f"Taken for marked though it is not: of prompts that {len(voices)} people spoke for a telephone system, each in "
             f"another language, {count(voices, 'files')}, with {surest:.2f} at most; of their seconds one by one "
-            f"{count(voices, 'seconds')}. From {watermark.SURE:g} on it would have been {over} of these, which is why less "
-            f"than {watermark.LITTLE:g} s of sound counts as marked from {watermark.SURE_OF_LITTLE:g} on, and more from "
-            f"{watermark.SURE:g}. Of synthetic clips {count(['synthetic'], 'files')}, of white noise "
+            f"{count(voices, 'seconds')}. From {watermark.MIN_SCORE:g} on it would have been {over} of these, which is why less "
+            f"than {watermark.SHORT_SECONDS:g} s of sound counts as marked from {watermark.MIN_SCORE_SHORT:g} on, and more from "
+            f"{watermark.MIN_SCORE:g}. Of synthetic clips {count(['synthetic'], 'files')}, of white noise "
             f"{count(['white noise'], 'files')}."]
 
 
@@ -338,7 +337,7 @@ def block(found: dict) -> str:
               f"{natural}. Wrong words: {words}. A clip's voice is like itself unmarked by {min(alike):.3f} to "
               f"{max(alike):.3f}, means of the three kinds.", "", *mistaken(found["unmarked speech"]), "",
               "So it survives most of what players, uploads and telephones do, and not who wants it gone: "
-              f"{gone(found)} wipe it out. In a long recording {watermark.PIECE:g} s are looked at together, so that a "
+              f"{gone(found)} wipe it out. In a long recording {watermark.BLOCK_SECONDS:g} s are looked at together, so that a "
               "marked sentence among others can be missed. It is one mark for all who use Perth: that a machine spoke, not "
               "which. Mimi itself could not be tried. Clips that stay in a run's folder, of training and of `compare` with "
               "its pages, are without it.", END]

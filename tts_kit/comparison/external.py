@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, device, text
 from tts_kit.comparison.arms import ARMS
-from tts_kit.data import manifest, table
+from tts_kit.data import manifest, sources
 from tts_kit.errors import KitError
 from tts_kit.io import write_bytes
 from tts_kit.speech.voice import Reference
@@ -319,13 +319,13 @@ def _by_name(folder: Path, count: int) -> tuple[dict[int, dict[int | None, Path]
 def _by_text(folder: Path, texts: Sequence[str]) -> tuple[dict[int, dict[int | None, Path]], list[str]]:
     """The same by the texts of metadata.csv; rows with the same text are samples, in their order."""
     plain, files, unmatched = [_plain(sentence) for sentence in texts], {}, []
-    for row in table.rows(folder / TABLE):
+    for row in sources.rows(str(folder / TABLE)):
         numbers = [] if row.problem else [number for number, sentence in enumerate(plain, 1) if sentence == _plain(row.text)]
         if not numbers:
             unmatched.append(f"row {row.number} ({row.problem or repr(row.text[:40])})")
         for number in numbers:
             by_seed = files.setdefault(number, {})
-            by_seed[len(by_seed) + 1] = row.sound.path
+            by_seed[len(by_seed) + 1] = row.audio()
     return {number: by_seed if len(by_seed) > 1 else {None: by_seed[1]} for number, by_seed in files.items()}, unmatched
 
 

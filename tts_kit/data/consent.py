@@ -1,4 +1,4 @@
-"""The speaker's consent: who allowed a model of this voice, in which words and for which clips; it travels with the voice."""
+"""The speaker's consent: who allowed a model of this voice, in which words, for which clips; it travels with the voice."""
 
 import dataclasses
 import datetime
@@ -193,8 +193,8 @@ def _record_example(run: Run) -> Consent | None:
     inputs = read_inputs(run.data)
     known = {
         os.path.realpath(samples.VOICE): (
-            "Kokoro-82M, voice bf_emma", "synthetic", "These are synthetic voices: no person spoke these clips, and they are "
-            "nobody's voice. They were generated with Kokoro-82M (Apache-2.0), voice bf_emma."),
+            "Kokoro-82M, voice bf_emma", "synthetic", "These are synthetic voices: no person spoke these clips, and they "
+            "are nobody's voice. They were generated with Kokoro-82M (Apache-2.0), voice bf_emma."),
         os.path.realpath(examples.CACHE / "voice"): (
             "Allison Smith (theivrvoice.com)", "licensed", " ".join(examples.LICENSE.split()))}
     if inputs.get("source") not in known or inputs.get("eval_source") not in ("", os.path.realpath(samples.HELD_OUT)):

@@ -84,8 +84,8 @@ def download_packages(names: Sequence[str]) -> list[Path]:
         return next((path for path in sorted(CACHE.glob(f"{name}_*.deb")) if path.is_file()), None)
 
     if missing := [name for name in names if find(name) is None]:
-        remedy = (f"Download {' and '.join(missing)} from {POOL} (the files end in _all.deb), put them into {CACHE}, and run "
-                  "the same command again.")
+        remedy = (f"Download {' and '.join(missing)} from {POOL} (the files end in _all.deb), put them into {CACHE}, and "
+                  "run the same command again.")
         if not shutil.which("apt-get"):
             raise KitError(f"{' and '.join(missing)} are packages of Debian and Ubuntu, and apt-get is missing. {remedy}")
         with io.explain_os_errors(CACHE):
@@ -99,19 +99,20 @@ def download_packages(names: Sequence[str]) -> list[Path]:
 
 
 def package_files(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Yield (first group, content) of each plain file of a Debian package whose path matches; nothing is unpacked to disk."""
+    """Yield (first group, content) of each plain file of a Debian package whose path matches; nothing is written to disk."""
     if not shutil.which("dpkg-deb"):
         raise KitError(f"{package} is unpacked by dpkg-deb, which is missing. Install dpkg, or give your own clips.")
     remedy = f"Delete {package} and run the same command again: it is downloaded anew."
     size = 0
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    command = ["dpkg-deb", "--fsys-tarfile", package]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|*") as archive:
                 for count, member in enumerate(archive):
                     size += max(0, member.size)
                     if size > MAX_PACKAGE_BYTES or count >= MAX_PACKAGE_FILES:
-                        raise KitError(f"{package} holds more than {MAX_PACKAGE_BYTES / 1e6:.0f} MB or {MAX_PACKAGE_FILES:,} "
-                                       f"files, so it is not the expected package. {remedy}")
+                        raise KitError(f"{package} holds more than {MAX_PACKAGE_BYTES / 1e6:.0f} MB or "
+                                       f"{MAX_PACKAGE_FILES:,} files, so it is not the expected package. {remedy}")
                     if (match := re.fullmatch(pattern, member.name)) and member.isfile():
                         yield match[1], archive.extractfile(member).read()
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:

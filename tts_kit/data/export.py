@@ -1,4 +1,4 @@
-"""Export a run's data as a dataset: a folder that `load_dataset("audiofolder", data_dir=...)` reads, and a push to the hub."""
+"""Export a run's data as a dataset: a folder that `load_dataset("audiofolder", data_dir=...)` reads, or on the hub."""
 
 import hashlib
 import string

@@ -149,7 +149,7 @@ def serve_review(run: Run, config: Config, port: int = 0) -> None:
     except KeyboardInterrupt:
         server.close()
     prepare.prepare(export_reviewed(store, run, config.speaker), run, config, skip_bad=True,
-                    held_out_from=prepare.held_out_source(run.data))
+                    eval_source=prepare.eval_source_of(run.data))
 
 
 def export_reviewed(store: ReviewStore, run: Run, speaker: str = "") -> Path:

@@ -59,7 +59,7 @@ def read(folder: Path) -> list[Utterance]:
     folder = Path(folder)
     path, run_name = folder / MANIFEST, folder.parent.name or "NAME"
     if not path.is_file():
-        raise KitError(f"{path} is missing: this run has no data yet. Make it first: tts-kit prepare SOURCE --run {run_name}")
+        raise KitError(f"{path} is missing: this run has no data yet. Make it: tts-kit prepare SOURCE --run {run_name}")
     remedy = f"Delete {folder} and make it again: tts-kit prepare SOURCE --run {run_name}"
     fields = {field.name for field in dataclasses.fields(Utterance)}
     utterances = []

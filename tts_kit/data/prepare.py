@@ -1,5 +1,6 @@
 """Prepare a run's data folder from clips with transcripts: check, normalize, split, and write all of it or nothing."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -79,9 +80,11 @@ def _is_up_to_date(folder: Path, inputs: dict, may_change: bool) -> bool:
     if "source" in changed:
         differences = [f"made from {recorded.get('source')}, not {inputs['source']}"]
     else:
-        differences = [f"made with {name} {recorded.get(name)!r}, not {inputs[name]!r}" for name in changed if name != "rows"]
-    raise KitError(f"{folder} already holds other data ({'; '.join(differences) or 'the table or its audio has changed since'})."
-                   f" It was left as it is: choose another run name, or delete {folder} to make it again.")
+        differences = [f"made with {name} {recorded.get(name)!r}, not {inputs[name]!r}"
+                       for name in changed if name != "rows"]
+    differences = differences or ["the table or its audio has changed since"]
+    raise KitError(f"{folder} already holds other data ({'; '.join(differences)}). It was left as it is: choose another run "
+                   f"name, or delete {folder} to make it again.")
 
 
 def _write_data(rows: list[Row], folder: Path, config: Config, inputs: dict) -> None:
@@ -118,7 +121,8 @@ def _write_data(rows: list[Row], folder: Path, config: Config, inputs: dict) -> 
         manifest.write(staging, written)
         write_inputs(staging, **inputs)
         if rejected:
-            write_rows(staging / REJECTED, ({"row": row.number, "file": row.file, "reason": reason} for row, reason in rejected))
+            write_rows(staging / REJECTED, ({"row": row.number, "file": row.file, "reason": reason}
+                                            for row, reason in rejected))
     if rejected:
         print(f"{len(rejected)} of {len(own)} clips were left out; {folder / REJECTED} says why.")
 
@@ -213,10 +217,8 @@ def _list_speakers(rows: Sequence[Row]) -> str:
     for row in tqdm(rows, desc="measuring speakers", unit="clip", leave=False):
         if row.speaker:
             counts[row.speaker] += 1
-            try:
+            with contextlib.suppress(KitError):  # a broken clip is reported once its speaker is chosen
                 seconds[row.speaker] += audio.probe(row.audio())[2] if row.audio else 0.0
-            except KitError:  # a broken clip is reported once its speaker is chosen
-                pass
     names = sorted(counts, key=lambda name: (-seconds[name], name))
     listed = [f"{name} ({counts[name]} clips, {seconds[name] / 60:.1f} minutes)" for name in names[:MAX_LISTED]]
     return ", ".join(listed) + f" and {len(names) - MAX_LISTED} more" * (len(names) > MAX_LISTED)

@@ -17,7 +17,7 @@ from tts_kit import html as pages
 from tts_kit.data import ingest, manifest, prepare, quality_flags, segment, speaker_embedding
 from tts_kit.data.manifest import SAMPLE_RATE, Utterance
 from tts_kit.data.quality_flags import OUTLIER_THRESHOLD
-from tts_kit.data.review_edits import DROPPED
+from tts_kit.data.review_store import DROPPED
 from tts_kit.data.segment import Segment
 from tts_kit.errors import KitError
 from tts_kit.run import Run
@@ -95,7 +95,7 @@ def analyse(run: Run) -> Report:
     rejected_rows = run.data / prepare.REJECTED
     return Report(
         name=run.name, clips=measure(clips), rejected=_rejected(run, [each for _, each in segments]),
-        near_duplicates=near_duplicates(clips), recording_lufs=[each.level for _, each in segments if not each.reason],
+        near_duplicates=near_duplicates(clips), recording_lufs=[each.lufs for _, each in segments if not each.reason],
         rejected_segments=[(path, each) for path, each in segments if each.reason],
         rejected_rows=io.read_rows(rejected_rows) if rejected_rows.is_file() else [],
         voices_compared=speaker_embedding.is_installed())
@@ -113,8 +113,8 @@ def advice(report: Report) -> str:
     more = max(1, round(STEADY_MINUTES - minutes))
     sentences = [f"{minutes:.1f} minutes in {len(clips)} clips: "]
     if minutes < MIN_MINUTES:
-        sentences[0] += (f"little. {MIN_MINUTES} minutes is the minimum for a recognisable voice; cloning from one clip may do "
-                         f"as well. About {more} minutes more would give stable results.")
+        sentences[0] += (f"little. {MIN_MINUTES} minutes is the minimum for a recognisable voice; cloning from one clip may "
+                         f"do as well. About {more} minutes more would give stable results.")
     elif minutes < STEADY_MINUTES:
         sentences[0] += f"enough for a recognisable voice; about {more} minutes more would give stable results."
     else:
@@ -134,7 +134,7 @@ def advice(report: Report) -> str:
         sentences.append(f"The room {room} (SNR {snr_db:.0f} dB), and the model learns it with the voice.")
     bandwidth_hz = statistics.median(stats.bandwidth_hz for stats in clips)
     if bandwidth_hz < NARROW_BAND_HZ:
-        sentences.append(f"There is nothing above {bandwidth_hz / 1000:.1f} kHz: use the original recording if there is one.")
+        sentences.append(f"There is nothing above {bandwidth_hz / 1000:.1f} kHz: use the original recording if you have it.")
     if len(report.near_duplicates) > MAX_DUPLICATE_SHARE * len(clips):
         sentences.append(f"{len(report.near_duplicates)} clips say nearly the same as another.")
     return " ".join(sentences)
@@ -150,8 +150,8 @@ def measure(utterances: Sequence[Utterance]) -> list[AudioStats]:
         samples = audio.read(clip.audio, SAMPLE_RATE)
         rows.append((clip, len(clip.text) / clip.seconds, audio.loudness(samples, SAMPLE_RATE), snr_db(samples),
                      audio.median_f0(samples, SAMPLE_RATE), bandwidth_hz(samples)))
-        resampled = audio.resample(samples, SAMPLE_RATE, speaker_embedding.RATE) if compare_voices else None
-        windows.append(speaker_embedding.windows(resampled) if compare_voices else None)
+        resampled = audio.resample(samples, SAMPLE_RATE, speaker_embedding.SAMPLE_RATE) if compare_voices else None
+        windows.append(speaker_embedding.embed_windows(resampled) if compare_voices else None)
     return [AudioStats(*row, distance) for row, distance in zip(rows, speaker_embedding.speaker_outlier_score(windows))]
 
 
@@ -202,8 +202,8 @@ def _rejected(run: Run, segments: Sequence[Segment]) -> dict[str, Rejected]:
     for each in segments:
         if each.reason:
             add(each.reason.partition(":")[0], each.seconds)
-    if (run.segments / ingest.SETTINGS).is_file():
-        for clip in ingest.load_review(run).entries:
+    if any(ingest.asr_models(run)):
+        for clip in ingest.load_review(run).clips:
             if clip.state == DROPPED or not clip.text:
                 add("dropped in the review" if clip.state == DROPPED else "without a text", clip.seconds)
     rejected = {reason: Rejected(count, seconds[reason] / 60) for reason, count in counts.most_common()}
@@ -228,7 +228,7 @@ def figure(report: Report):
                   ("speaking rate", "characters per second", {"": [stats.chars_per_second for stats in clips]}),
                   ("loudness", "LUFS", loudness), ("SNR", "dB", {"": [stats.snr_db for stats in clips]}),
                   ("F0", "hertz", {"": [stats.f0 for stats in clips if stats.f0]}),
-                  ("distance from the main speaker", "cosine", {"": [stats.speaker_distance for stats in clips]})]
+                  ("distance from the main speaker", "cosine difference", {"": [stats.speaker_distance for stats in clips]})]
     for axes, (title, unit, series) in zip(figure.subplots(2, 3).flat, histograms):
         for (label, values), color in zip(series.items(), (ACCENT, GREY)):
             axes.hist(values, bins=24, color=color, alpha=0.8, label=label)
@@ -283,7 +283,7 @@ def _lists(report: Report) -> Iterator[str]:
     by_id = {stats.clip.id: stats for stats in clips}
     yield _clip_list("Near-duplicates", "Both stay in the data; one is enough.",
                      [by_id[later.id] for _, later in report.near_duplicates], lambda stats: "like another clip")
-    listed = [(path, each.reason, f"{each.begin:.0f} to {each.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
+    listed = [(path, each.reason, f"{each.start:.0f} to {each.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
               for path, each in report.rejected_segments]
     more = f" The first {MAX_LISTED} of {len(listed)}; all are in the run's segments." * (len(listed) > MAX_LISTED)
     yield _section("Left out", f"Segments of the recordings that became no clips.{more}", listed[:MAX_LISTED])

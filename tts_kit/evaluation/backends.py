@@ -23,8 +23,7 @@ import torch
 
 from tts_kit import audio
 from tts_kit import device as devices
-from tts_kit.data import audio_stats, speaker_embedding, transcribe
-from tts_kit.data.manifest import SAMPLE_RATE as F0_SAMPLE_RATE
+from tts_kit.data import speaker_embedding, transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics
 from tts_kit.evaluation.metrics import SAMPLE_RATE, MetricModels
@@ -279,4 +278,4 @@ def speech_seconds(samples: np.ndarray, rate: int) -> float:
 
 def median_f0(samples: np.ndarray, rate: int) -> float | None:
     """Return the median F0 of the voiced parts in hertz; None where nothing is voiced."""
-    return audio_stats.pitch(audio.resample(samples, rate, F0_SAMPLE_RATE)) or None
+    return audio.median_f0(samples, rate) or None

@@ -191,7 +191,7 @@ def unusable_reason(samples: np.ndarray | None, rate: int) -> str:
         return "broken"
     if len(samples) < MIN_SECONDS * rate:
         return "empty"
-    return "silent" if np.abs(samples).max() < audio.SILENCE_LUFS else ""
+    return "silent" if np.abs(samples).max() < audio.SILENCE_PEAK else ""
 
 
 def read(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from statistics import median
 
 from tts_kit.comparison import compare, listening_test_analysis, synthesis, verdict
 from tts_kit.config import CONFIG_FILE, Config, read_config
-from tts_kit.data import consent, ingest, manifest, prepare, report
+from tts_kit.data import consent, ingest, manifest, report
 from tts_kit.evaluation import scoring
 from tts_kit.io import read_json
 from tts_kit.model import lora
@@ -87,10 +87,10 @@ def data(run: Run, belongs: dict) -> dict:
     return {"source": _source(run), **_written_down(run), "clips": _amounts(found),
             "recordings": len({each.clip.session for each in measured}),
             "median seconds of a clip": round(median(each.clip.seconds for each in measured), 1),
-            "median decibels of speech over the room": round(median(each.ratio for each in measured)),
-            "left out": {reason.removeprefix("left out: "): left.clips for reason, left in found.left.items()},
-            "clips that say nearly what another says": len(found.twins)} | (
-                {"clips that sound like somebody else": len(found.strangers)} if found.compared else {})
+            "median decibels of speech over the room": round(median(each.snr_db for each in measured)),
+            "left out": {reason: rejected.clips for reason, rejected in found.rejected.items()},
+            "clips that say nearly what another says": len(found.near_duplicates)} | (
+                {"clips that sound like somebody else": len(found.speaker_outliers)} if found.voices_compared else {})
 
 
 def comparison(run: Run) -> ComparisonSummary | None:
@@ -115,8 +115,7 @@ def comparison(run: Run) -> ComparisonSummary | None:
 
 
 def _source(run: Run) -> str:
-    origin = run.data / prepare.ORIGIN
-    source = read_json(origin, f"Delete {run.data} and make it again.").get("source", "") if origin.is_file() else ""
+    source = read_inputs(run.data).get("source", "")
     # by its name, as the run may have been made elsewhere
     return "recordings" if Path(source).parts[-2:] == run.reviewed.parts[-2:] else display_name(source)
 

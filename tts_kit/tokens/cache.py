@@ -55,7 +55,8 @@ def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str,
         for utterance in utterances))
     write_inputs(run.codes, manifest=manifest.digest(run.data), codec=fingerprint)
     repaired = f", {counts['corrupt']} of them to replace a corrupt entry" * (counts["corrupt"] > 0)
-    print(f"{len(utterances)} clips: {counts['encoded']} encoded{repaired}, {counts['cached']} already there. In {run.codes}.")
+    print(f"{len(utterances)} clips: {counts['encoded']} encoded{repaired}, {counts['cached']} already there. "
+          f"In {run.codes}.")
     save_config(run, config)
     return counts
 
@@ -92,8 +93,7 @@ def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) 
             batch, missing = missing[:count], missing[count:]
             waves = [_read_clip(utterance, spec.sample_rate) for utterance, _ in batch]
             for codes, (_, key) in zip(codec.encode(waves), batch):
-                metadata = {"key": key, "frames": str(codes.shape[0]), "codebooks": str(codes.shape[1])}
-                write_bytes(entry_path(folder, key), save({"codes": codes}, metadata=metadata))
+                write_bytes(entry_path(folder, key), save({"codes": codes}, metadata={"key": key}))
             bar.update(len(batch))
     return counts
 
@@ -118,8 +118,8 @@ def load_run(run: Run) -> list[EncodedClip]:
     """Return the clips of a run, provided that they were made from the data it holds, if it still holds any."""
     has_data = (run.data / manifest.MANIFEST).exists()
     if not has_data and not run.codes.exists():
-        raise KitError(f"{run.folder} holds neither data nor codes. Begin with `tts-kit prepare SOURCE --run {run.name}`, then "
-                       f"`tts-kit tokenize --run {run.name}`.")
+        raise KitError(f"{run.folder} holds neither data nor codes. Begin with `tts-kit prepare SOURCE --run {run.name}`, "
+                       f"then `tts-kit tokenize --run {run.name}`.")
     clips = read(run.codes)
     if has_data and not matches_data(run):
         raise KitError(f"{run.codes} was made from other data than {run.data} holds now. Run `tts-kit tokenize --run "
@@ -156,13 +156,12 @@ def open_entry(path: Path) -> torch.Tensor:
     try:
         with safe_open(path, "pt") as file:
             # a copy, because safetensors returns a view of the mapped file, which does not outlive it
-            metadata, codes = file.metadata() or {}, file.get_tensor("codes").clone()
+            key, codes = (file.metadata() or {}).get("key"), file.get_tensor("codes").clone()
     except FileNotFoundError as error:
         raise CorruptEntry("is missing") from error
     except (SafetensorError, OSError) as error:
         raise CorruptEntry(f"cannot be read ({error})") from error
-    shape = [int(metadata.get("frames", -1)), int(metadata.get("codebooks", -1))]
-    if metadata.get("key") != path.stem or codes.dtype != torch.int16 or list(codes.shape) != shape:
+    if key != path.stem or codes.dtype != torch.int16 or codes.dim() != 2:
         raise CorruptEntry("holds something else than its name says")
     return codes
 
@@ -170,6 +169,6 @@ def open_entry(path: Path) -> torch.Tensor:
 def _read_clip(utterance: Utterance, sample_rate: int):
     content = utterance.audio.read_bytes()
     if hashlib.sha256(content).hexdigest() != utterance.sha256:
-        raise KitError(f"{utterance.audio} is not the clip that the manifest lists (another SHA-256). Delete its data folder "
-                       "and make it again from the edited source: tts-kit prepare SOURCE --run NAME")
+        raise KitError(f"{utterance.audio} is not the clip that the manifest lists (another SHA-256). Delete its data "
+                       "folder and make it again from the edited source: tts-kit prepare SOURCE --run NAME")
     return audio.read(content, sample_rate, name=str(utterance.audio))

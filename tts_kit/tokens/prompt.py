@@ -1,4 +1,4 @@
-"""Text, speaker and codes -> the sequence CSM reads: `<bos>[speaker]text<eos>`, frames of codes, and an EOS frame of zeros."""
+"""Text, speaker and codes -> the sequence CSM reads: `<bos>[speaker]text<eos>`, frames of codes, an EOS frame of zeros."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

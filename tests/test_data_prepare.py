@@ -15,7 +15,7 @@ import soundfile
 
 from tts_kit import audio
 from tts_kit.config import Config
-from tts_kit.data import manifest, prepare, sources, table
+from tts_kit.data import manifest, prepare, sources
 from tts_kit.errors import KitError
 from tts_kit.run import Run
 
@@ -83,7 +83,7 @@ def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
     soundfile.write(folder / rows[1]["file_name"], np.stack([quiet, quiet], axis=1), 44_100, subtype="PCM_24")
     write_csv(folder, rows)
     utterances = prepare.prepare(folder, run, Config())
-    said = "8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to learn from; held out: 2 clips from 1 session; 2 beside them"
+    said = "8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to train on; held out: 2 clips from 1 session; 2 neighbours of them excluded"
     assert said in capsys.readouterr().out
     second = utterances[1]
     assert (second.id, second.row, second.file) == ("00002-tapeA-002", 2, "clips/tapeA_002.wav")
@@ -119,7 +119,7 @@ def test_tables_with_commas_and_bars(tmp_path, text, ending, mark):
     delimiter = "|" if "|" in text else ","
     path = tmp_path / "metadata.csv"
     path.write_bytes(f"{mark}file_name{delimiter}text{ending}{ending}{text}{ending}".encode())
-    rows = list(table.rows(path))
+    rows = list(sources.rows(str(path)))
     assert [(row.number, row.file, row.text) for row in rows] == [(1, "clips/a1.wav", 'Hello, "you", said she')]
 
 
@@ -128,7 +128,7 @@ def test_bars_without_quoting_lose_no_rows(tmp_path, opening):
     """Guards against a quotation mark in an unquoted | table swallowing the rows that follow."""
     path = tmp_path / "metadata.csv"
     path.write_text(f"file_name|text\na.wav|{opening}\nc.wav|Last")
-    found = [f"{row.file}|{row.text}" for row in table.rows(path)]
+    found = [f"{row.file}|{row.text}" for row in sources.rows(str(path))]
     assert "\n".join(found) == f"a.wav|{opening}\nc.wav|Last"
 
 
@@ -223,9 +223,9 @@ BAD_CLIPS = {
               ["8 kHz telephone audio has nothing above 4 kHz", "16 kHz or more", "Use the original"]),
     "long": (lambda path: write_float(path, voice(3, 31.2)),
              ["lasts 31.2 s; the limit is 30 s. Split it or raise max_seconds."]),
-    "short": (lambda path: write_float(path, voice(3, 0.4)), ["0.40 s", "the limit is 0.5 s or more", "Join it"]),
+    "short": (lambda path: write_float(path, voice(3, 0.4)), ["0.40 s", "the minimum is 0.5 s", "Join it"]),
     "a click": (lambda path: write_float(path, [0.0] * RATE + [0.5] * 99 + [0.0] * RATE),
-                ["the limit is 0.5 s or more"]),
+                ["the minimum is 0.5 s"]),
     "same content": (lambda path: path.write_bytes((path.parent / "tapeA_001.wav").read_bytes()),
                      ["sounds exactly like clips/tapeA_001.wav of row 1", "Remove one"]),
 }
@@ -346,18 +346,18 @@ def test_bad_json_lines_are_named(tmp_path, line, said):
     """Guards against one broken line hiding the others, or stopping with a traceback."""
     path = tmp_path / "clips.jsonl"
     path.write_text('{"file_name": "good.wav", "text": "Hi"}\n' + line + "\n")
-    assert [said in row.problem for row in table.rows(path)] == [False, True]
+    assert [said in row.problem for row in sources.rows(str(path))] == [False, True]
     path.write_text('{"file_name": "good.wav", "text": "Hi"}\n{"file_name": "a.wav", "text": "x", "txt": "y"}\n')
     with pytest.raises(KitError, match="clips.jsonl row 2 has unknown columns: 'txt' .did you mean 'text'"):
-        list(table.rows(path))
+        list(sources.rows(str(path)))
 
 
 def test_too_many_rows(tmp_path, monkeypatch):
     """Guards against a table that fills the memory."""
-    monkeypatch.setattr(table, "MOST_ROWS", 3)
+    monkeypatch.setattr(sources, "MAX_ROWS", 3)
     write_csv(tmp_path, [{"file_name": "a.wav", "text": "x"}] * 4)
     with pytest.raises(KitError, match="more than 3 rows"):
-        list(table.rows(tmp_path / "metadata.csv"))
+        list(sources.rows(str(tmp_path / "metadata.csv")))
 
 
 @pytest.mark.parametrize(("name", "said"), [
@@ -514,7 +514,7 @@ def test_data_of_unknown_origin_is_not_overwritten(good, run):
     """Guards against deleting what somebody put there by hand."""
     run.data.mkdir(parents=True)
     (run.data / "mine.txt").write_text("keep")
-    with pytest.raises(KitError, match="source.json is missing"):
+    with pytest.raises(KitError, match="older version of tts_kit"):
         prepare.prepare(good, run, Config())
     assert contents(run.data) == {Path("mine.txt"): b"keep"}
 

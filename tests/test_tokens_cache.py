@@ -125,7 +125,7 @@ def test_damaged_entries_are_found_and_made_again(base, sounds, tmp_path, damage
     one, other = (cache.entry_path(folder, cache.cache_key(each, base.codec.fingerprint())) for each in sounds[:2])
     broken = torch.full((4, 4), 77, dtype=torch.int16)
     content = {"truncated": one.read_bytes()[:-9], "foreign": other.read_bytes(), "empty": b"", "out of range": save(
-        {"codes": broken}, metadata={"key": one.stem, "frames": "4", "codebooks": "4"})}[damage]
+        {"codes": broken}, metadata={"key": one.stem})}[damage]
     one.write_bytes(content)
     assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 4, "encoded": 1, "corrupt": 1}
     assert all(torch.equal(codes, before[name]) for name, codes in read_codes(sounds, folder, base.codec).items())

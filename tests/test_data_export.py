@@ -14,7 +14,7 @@ from tts_kit.config import Config
 from tts_kit.data import consent, export, manifest, prepare
 from tts_kit.errors import KitError
 from tts_kit.hub import RELEASE_FILE
-from tts_kit.run import Run
+from tts_kit.run import Run, write_inputs
 
 VOICE = Path(__file__).parent.parent / "sample_data" / "voice"
 
@@ -57,7 +57,7 @@ def test_an_export_replaces_nothing(place, tmp_path):
     """Mistake: a folder of somebody's own that is gone after an export."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(KitError, match="there already"):
+    with pytest.raises(KitError, match="exists already"):
         export.export(place, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
@@ -70,7 +70,7 @@ def test_a_refused_push_says_what_to_do(place, tmp_path):
         with pytest.raises(KitError, match=r"could not be pushed to 'me/voice' \(.*stays where it is"):
             export.push(folder, "me/voice")
     assert '"visibility":"private"' in server.told[0].replace(" ", "")
-    with pytest.raises(KitError, match="could not be pushed"):
+    with pytest.raises(KitError, match="is not a hub repository id"):
         export.push(folder, "no name at all/..")
 
 
@@ -78,11 +78,11 @@ def test_recordings_are_public_only_with_consent(place, tmp_path):
     """Mistake: a person's recordings for everybody, and nobody was asked; or the answer stays at home."""
     mine = Run("emma", tmp_path)
     shutil.copytree(place.data, mine.data)
-    (mine.data / prepare.ORIGIN).unlink()  # by which it is the bundled voice, whose consent is known
+    write_inputs(mine.data, source="/clips", eval_source="")  # no longer the bundled voice, whose consent is known
     silent = export.export(mine, tmp_path / "silent")
     with hub.taking(tmp_path / "hub") as server, pytest.raises(KitError, match="only with consent.*exported without"):
         export.push(silent, "me/voice", public=True)
-    assert not server.told and export.NOBODY in (silent / export.CARD).read_text(encoding="utf-8")
+    assert not server.told and export.NO_CONSENT in (silent / export.CARD).read_text(encoding="utf-8")
     said = consent.record(mine, "Emma *", "own", "I am <b>Emma</b>.")
     folder = export.export(mine, tmp_path / "said")
     assert consent.read(folder) == said
@@ -96,9 +96,9 @@ def test_what_cannot_be_pushed_is_not_written_first(place, tmp_path, monkeypatch
     """Mistake: a folder that was made for nothing, and is in the way when the consent is there."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place.data, Run("emma").data)
-    (Run("emma").data / prepare.ORIGIN).unlink()
-    for given, said in ((["me/voice", "--public"], "only with consent. No consent"), (["voice"], "no name on the hub")):
-        assert main(["dataset", "--run", "emma", "--push-to-hub", *given]) == 1 and said in capsys.readouterr().err
+    write_inputs(Run("emma").data, source="/clips", eval_source="")
+    for given, said in ((["me/voice", "--public"], "only with consent. No consent"), (["voice"], "is not a hub repository id")):
+        assert main(["export-dataset", "--run", "emma", "--push-to-hub", *given]) == 1 and said in capsys.readouterr().err
     assert not (Run("emma").folder / "dataset").exists()
 
 
@@ -117,7 +117,7 @@ def test_a_dataset_of_somebody_is_not_replaced(place, tmp_path):
         (folder / "test" / "metadata.jsonl").unlink()
         export.push(folder, "me/voice")
         (folder / RELEASE_FILE).unlink()
-        with pytest.raises(KitError, match="does not say what it holds: no release.json.*export again"):
+        with pytest.raises(KitError, match="has no release.json.*Export again"):
             export.push(folder, "me/voice")
     left = {path.relative_to(tmp_path / "hub" / "voice").as_posix() for path in (tmp_path / "hub").rglob("*.jsonl")}
     assert left == {"train/metadata.jsonl"}, "what was taken out is gone there too"

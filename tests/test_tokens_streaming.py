@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from test_lora import shake
-from test_tokens import tone
+from test_tokens_cache import tone
 from torch import nn
 from transformers import MimiModel
 from transformers.models.mimi.modeling_mimi import MimiLayerScale

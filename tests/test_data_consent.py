@@ -7,17 +7,16 @@ import re
 import shutil
 
 import pytest
-from test_tokens import tone
+from test_tokens_cache import tone
 
 from tts_kit import audio, samples
 from tts_kit.cli import main
-from tts_kit.data import consent, manifest, prepare
+from tts_kit.data import consent, manifest
 from tts_kit.data.consent import Consent
 from tts_kit.data.manifest import SAMPLE_RATE, Utterance
 from tts_kit.errors import KitError
-from tts_kit.io import write_json
 from tts_kit.model import license
-from tts_kit.run import Run
+from tts_kit.run import Run, write_inputs
 
 STATEMENT = "I am Anna. I allow a model of my voice, \"as it is\" — für alle."
 GIVEN = ["--who", "Anna Example", "--kind", "own", "--statement", STATEMENT]
@@ -32,15 +31,20 @@ def run(tmp_path, monkeypatch):
     for number in range(3):
         path = made.data / "clips" / f"{number}.flac"
         audio.write(path, tone(1.0, 200 + 50 * number), SAMPLE_RATE)
-        clips.append(Utterance(str(number), path, "Hello.", "Hello.", "0", "", "monday", "train", 1.0, number, path.name))
+        clips.append(Utterance(str(number), path, "Hello.", "Hello.", "0", "", "monday", "train", 1.0, number, path.name,
+                               hashlib.sha256(path.read_bytes()).hexdigest()))
     manifest.write(made.data, clips)
-    write_json(made.data / prepare.ORIGIN, {"source": "/clips", "settings": {}, "fingerprint": ""})
+    write_inputs(made.data, source="/clips", eval_source="")
     return made
 
 
-def spoil(run: Run) -> None:
-    """Other sound under the name of a clip that consent was given for."""
-    audio.write(run.data / "clips" / "1.flac", tone(1.0, 999), SAMPLE_RATE)
+def replace_a_clip(run: Run) -> None:
+    """Make the data again with another recording under the name of a clip that consent was given for."""
+    path = run.data / "clips" / "1.flac"
+    audio.write(path, tone(1.0, 999), SAMPLE_RATE)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write(run.data, [dataclasses.replace(clip, sha256=digest) if clip.audio == path else clip
+                              for clip in manifest.read(run.data)])
 
 
 def test_it_is_kept_word_for_word_with_the_sum_of_the_clips(run):
@@ -56,9 +60,9 @@ def test_it_is_kept_word_for_word_with_the_sum_of_the_clips(run):
 
 def test_no_consent_and_one_for_other_clips_are_told(run):
     """Mistake: one consent, and then other recordings are slipped under it."""
-    assert "No consent to the voice of run anna is recorded. Record it: python -m" in consent.problem(run)
+    assert "No consent to the voice of run anna is recorded. Record it: tts-kit consent" in consent.problem(run)
     consent.record(run, "Anna", "own", STATEMENT)
-    spoil(run)
+    replace_a_clip(run)
     assert re.search("have changed since Anna consented .* 3 clips .* not all the same. Record it", consent.problem(run))
     consent.record(run, "Anna", "own", STATEMENT)
     assert consent.problem(run) == ""
@@ -79,7 +83,7 @@ def test_it_travels_with_the_voice(run, tmp_path):
 def test_a_record_for_other_clips_does_not_travel(run, tmp_path):
     """Mistake: the adapter of new recordings carries the consent to the old ones."""
     consent.record(run, "Anna", "own", STATEMENT)
-    spoil(run)
+    replace_a_clip(run)
     assert consent.attach(run, tmp_path) is None and not (tmp_path / consent.FILE).exists()
 
 
@@ -90,7 +94,7 @@ def test_what_goes_on_without_says_one_line(run, capsys, tmp_path):
     assert said.count("\n") == 1 and "tts-kit consent --run anna" in said and "Clone only voices" in said
     consent.record(run, "Anna", "own", STATEMENT)
     consent.attach(run, tmp_path)
-    spoil(run)
+    replace_a_clip(run)
     consent.warn_if_missing(run)
     consent.warn_if_missing(Run("other"), adapter=tmp_path)
     consent.warn_if_missing(Run("nothing-there"))
@@ -102,25 +106,23 @@ def test_what_goes_on_without_says_one_line(run, capsys, tmp_path):
 
 def test_the_bundled_voice_has_a_record_of_its_own(run, capsys):
     """Mistake: the demo asks for consent to a voice that is nobody's, or takes any folder for that voice."""
-    origin = {"source": str((samples.SAMPLE_DATA / "voice").resolve()), "settings": {
-        "held_out_from": str((samples.SAMPLE_DATA / "held_out").resolve())}}
-    write_json(run.data / prepare.ORIGIN, origin)
+    write_inputs(run.data, source=str(samples.VOICE.resolve()), eval_source=str(samples.HELD_OUT.resolve()))
     consent.warn_if_missing(run)
     made = consent.read(run.folder)
     assert capsys.readouterr().out == "" and made.kind == "synthetic" and "Kokoro" in made.who
     text = " ".join((samples.SAMPLE_DATA / "README.md").read_text(encoding="utf-8").split())
     assert made.statement.split(". ")[0] in text, "as its own page says"
-    spoil(run)
+    replace_a_clip(run)
     assert "have changed" in consent.problem(run), "what was put there later is not nobody's voice"
     (run.folder / consent.FILE).unlink()
-    write_json(run.data / prepare.ORIGIN, origin | {"settings": {"held_out_from": "/somebody/else"}})
+    write_inputs(run.data, source=str(samples.VOICE.resolve()), eval_source="/somebody/else")
     assert consent.for_run(run) is None
 
 
 @pytest.mark.parametrize(("who", "kind", "statement", "message"), [
     ("", "own", STATEMENT, "needs who"), ("Anna", "own", " ... ", "needs statement"), ("Anna", "yes", STATEMENT, "no kind"),
     ("An\x1b[2Jna", "own", STATEMENT, "controls a terminal"), ("Anna", "own", "a" * 5_000, "at most 4000"),
-    ("An\u202ena", "own", STATEMENT, r"who holds '\\u202e', which .* turns the order of words"),
+    ("An\u202ena", "own", STATEMENT, r"who holds '\\u202e', which .* reorders text"),
     ("Anna\nBob", "own", STATEMENT, "in one line"), ("Anna", "own", "I agree.\u2028\x07", "statement holds"),
 ])
 def test_what_is_no_consent_is_refused(run, who, kind, statement, message):
@@ -170,7 +172,7 @@ def test_the_verb_asks_once(run, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or next(answers))
     assert main(["consent", "--run", "anna"]) == 0
     made = consent.read(run.folder)
-    assert made == Consent("Anna Example", "own", consent.PROPOSED["own"], made.when, 3, 3.0, made.sha256)
+    assert made == Consent("Anna Example", "own", consent.PROPOSALS["own"], made.when, 3, 3.0, made.sha256)
     assert len(asked) == 3 and "Anna Example (my own voice)" in capsys.readouterr().out
     assert main(["consent", "--run", "anna"]) == 0
     assert len(asked) == 3 and consent.read(run.folder) == made
