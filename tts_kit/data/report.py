@@ -247,7 +247,7 @@ def write(run: Run, report: Report) -> Path:
     """Write the page into the run's data, self-contained: plots and clips are inside; return its path."""
     plots = BytesIO()
     figure(report).savefig(plots, format="png", dpi=140, transparent=True)
-    page, _ = pages.page(__file__, f"The data of {report.name}", allowed=("img-src data:", "media-src data:"),
+    page, _ = pages.page(__file__, f"The data of {report.name}", csp=("img-src data:", "media-src data:"),
                          advice=html.escape(advice(report)), totals="\n".join(_totals(report)),
                          lists="\n".join(_lists(report)), plots=pages.data_uri(plots.getvalue(), "image/png"))
     io.write_text(run.data / FILE, page)
