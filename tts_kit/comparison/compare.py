@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tts_kit import device, samples
-from tts_kit.comparison import arms, external, listening_test, listening_test_analysis, page, plots, synthesis, verdict
+from tts_kit.comparison import arms, external, listening_test, page, plots, synthesis, verdict
 from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.comparison.synthesis import Plan, Sentence
 from tts_kit.comparison.verdict import Verdict
@@ -71,8 +71,8 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
     rows, notes = synthesis.synthesize(plan, voice)
     rows = score(plan, rows, {one.text: one.audio for one in held_out})
     if responses:
-        analysis = listening_test_analysis.analyse_files(responses, plan.folder)
-        notes += listening_test_analysis.describe(analysis)
+        analysis = listening_test.analyze(responses, plan.folder)
+        notes += listening_test.describe(analysis)
         write_json(plan.folder / RESPONSES_FILE, analysis)
     # more responses may come for the existing test, so it stays as it is while they are counted
     invitation = "" if responses else write_listening_test(plan, rows, test_types)
@@ -142,12 +142,12 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[
 def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[str]) -> str:
     """Write the listening test of those questions whose arms exist; return where it is, or why there is none."""
     present = {row["arm"] for row in rows}
-    questions = [pair for pair in listening_test.TEST_QUESTIONS if set(pair) <= present]
-    if not test_types or not questions:
+    pairs = [pair for pair in listening_test.PAIRS if set(pair) <= present]
+    if not test_types or not pairs:
         return ""
     try:
         path = listening_test.write(rows, plan.folder, sorted(samples.OTHER_SPEAKERS.glob("*.flac")),
-                                    f"tts_kit: {plan.run.name}", kinds=test_types, questions=questions)
+                                    f"tts_kit: {plan.run.name}", test_types=test_types, pairs=pairs)
     except KitError as error:
         return f"There is no listening test: {error}"
     return f"Listening test, which does not tell which clip is which: {path.resolve().as_uri()}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tts_kit.comparison import compare, listening_test_analysis, synthesis, verdict
+from tts_kit.comparison import compare, listening_test, synthesis, verdict
 from tts_kit.config import CONFIG_FILE, Config, read_config
 from tts_kit.data import consent, ingest, manifest, report
 from tts_kit.evaluation import scoring
@@ -110,7 +110,7 @@ def comparison(run: Run) -> ComparisonSummary | None:
         # how judges are installed is no concern of whoever reads the card
         said, judges = [verdict.UNMEASURED.partition(" Install")[0]], ""
     if (run.comparison / compare.RESPONSES_FILE).is_file():
-        said += listening_test_analysis.describe(read_json(run.comparison / compare.RESPONSES_FILE, "Count the votes again."))
+        said += listening_test.describe(read_json(run.comparison / compare.RESPONSES_FILE, "Read the responses again: tts-kit compare --responses."))
     return ComparisonSummary(said, scoring.table(rows) if judges else [], rows, run.comparison, judges)
 
 
