@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from tts_kit import cli, device, pipeline, samples
-from tts_kit.comparison import arms, compare, sweep, synthesis, verdict
+from tts_kit.comparison import arms, compare, listening_test, sweep, synthesis, verdict
 from tts_kit.comparison.synthesis import SCORES
 from tts_kit.config import Config
 from tts_kit.data import manifest
@@ -257,13 +257,13 @@ def test_data_made_anew_is_not_judged_by_the_old_adapter(told, tmp_path):
 
 
 def test_votes_are_counted_and_leave_the_test_as_it_is(told, monkeypatch):
-    """Mistake: who counts the first votes makes another blind test, and those that come later are refused."""
+    """Mistake: who reads the first responses makes another listening test, and those that come later are refused."""
     run, config, _, _ = told
     voice = load_voice(CPU, run.adapter, config.base)
     compare.compare(run, voice, 2, (1, 2), test_types=("ab",))
-    key = (run.comparison / "blind.json").read_bytes()
+    key = (run.comparison / listening_test.KEY).read_bytes()
     page = compare.compare(run, voice, 2, (1, 2), responses=[run.folder / "nobody.json"]).page
-    assert (run.comparison / "blind.json").read_bytes() == key
+    assert (run.comparison / listening_test.KEY).read_bytes() == key
     assert page.read_text(encoding="utf-8").count("there is no such file") == 1
 
 

@@ -63,7 +63,7 @@ PARSED = {  # command: why it is only parsed here
     "tts-kit prepare interview.m4a --run anna": "two Whispers transcribe for a minute; test_notebooks runs them",
     "tts-kit review --run anna": "it serves a page until somebody stops it; test_review drives it",
     "tts-kit compare --run anna --arms clone finetuned kokoro folder:rival=their_wavs": INDEX,
-    "tts-kit compare --run anna --responses responses/*.json": "test_votes counts responses",
+    "tts-kit compare --run anna --responses responses/*.json": "test_comparison_listening_test_analysis counts responses",
     "tts-kit compare --run anna --sweep strength=0.5,1,1.5 --sweep temperature=0.3,0.6,0.9": METRICS,
     "tts-kit train --run anna --generation-eval-steps 50": METRICS,
     "modal run -m tts_kit.modal_app --run anna": "it needs an account; test_modal calls what it calls",

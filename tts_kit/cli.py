@@ -121,7 +121,7 @@ def _add_compare(commands) -> None:
                         "finetuned:checkpoint=40, clone:references=3); external systems: kokoro, pocket-tts, xtts-v2, f5-tts, "
                         f"orpheus-3b; clips of any other system: folder:NAME=PATH (default {' '.join(GENERATED_ARMS)})")
     parser.add_argument("--listening-test", nargs="*", choices=("ab", "smos", "cmos"), default=["ab", "smos"],
-                        help="kinds of blind test on the listeners' page (default ab smos; no value: no page)")
+                        help="test types on the listeners' page (default ab smos; no value: no page)")
     parser.add_argument("--responses", nargs="+", type=Path, default=[], metavar="FILE",
                         help="responses of listeners, which join the verdict")
     group = parser.add_argument_group("sweep")
