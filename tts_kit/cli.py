@@ -332,14 +332,14 @@ def _add_export(commands) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    from tts_kit.export import export
+    from tts_kit.export import adapter
 
     run = Run(args.run)
     if args.push_to_hub:
-        export.check_push(run, args.push_to_hub, args.public)
-    folder = export.export(run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
+        adapter.check_push(run, args.push_to_hub, args.public)
+    folder = adapter.export(run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
                            args.push_to_hub, args.watermark)
-    print(export.push(run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
+    print(adapter.push(run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
 
 
 def _add_detect_watermark(commands) -> None:

@@ -1,34 +1,46 @@
-"""The model card: what the voice is, how it sounds, how it was judged, and what it may be used for; nothing empty."""
+"""The model card of an exported voice: samples, evaluation, usage, training, data, consent, license; no empty sections."""
 
+import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from huggingface_hub import ModelCardData
 
 from tts_kit import audio, hub, watermark
+from tts_kit.comparison import compare, listening_test_analysis, synthesis, verdict
 from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
-from tts_kit.export.summary import ComparisonSummary, RunSummary
+from tts_kit.comparison.verdict import Verdict
+from tts_kit.config import CONFIG_FILE, Config, read_config
+from tts_kit.data import consent, ingest, manifest, report
+from tts_kit.data.manifest import EXCLUDED, HELD_OUT, TRAIN
+from tts_kit.evaluation import scoring
 from tts_kit.html import markdown
-from tts_kit.model import license
+from tts_kit.io import read_json, write_text
+from tts_kit.model import license, lora
+from tts_kit.run import Run, read_inputs
+from tts_kit.tokens import cache
 
 FILE, SAMPLES = "README.md", "samples"
-PLAYED, SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not ARMS[arm].adapter), 4
-"""Arms whose clips travel, and of how many sentences; recordings of the person themselves stay at home."""
+SAMPLE_ARMS, MAX_SAMPLE_SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not ARMS[arm].adapter), 4
+"""Arms and sentences whose clips are on the card; recordings of the speaker are not."""
 KIT = """```sh
-tts-kit speak "It is raining in Oslo again." --adapter {place}
+tts-kit speak "It is raining in Oslo again." --adapter {location}
 ```"""
-# what stands in the programs is quoted by json, whose strings are Python's
+# strings in the programs are quoted by json, whose strings are Python's
 WITH_PEFT = """With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the base with a
-random table):
+random embedding table):
 
 ```python
 from peft import PeftModel
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 base = CsmForConditionalGeneration.from_pretrained({base}{revision})
-model = PeftModel.from_pretrained(base, {place}).merge_and_unload()
+model = PeftModel.from_pretrained(base, {location}).merge_and_unload()
 processor = AutoProcessor.from_pretrained({base}{revision})
 {speak}```"""
 WITH_TRANSFORMERS = """With transformers alone (4.52 or later):
@@ -36,126 +48,221 @@ WITH_TRANSFORMERS = """With transformers alone (4.52 or later):
 ```python
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-model = CsmForConditionalGeneration.from_pretrained({place})
-processor = AutoProcessor.from_pretrained({place})
+model = CsmForConditionalGeneration.from_pretrained({location})
+processor = AutoProcessor.from_pretrained({location})
 {speak}```"""
 SPEAK = """
-said = [{{"role": {speaker}, "content": [{{"type": "text", "text": "It is raining in Oslo again."}}]}}]
-inputs = processor.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt")
+conversation = [{{"role": {speaker}, "content": [{{"type": "text", "text": "It is raining in Oslo again."}}]}}]
+inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
 speech = model.generate(**inputs, output_audio=True)
 processor.save_audio(speech, "speech.wav", sampling_rate=model.config.codec_config.sampling_rate)
 """
 
 
-def write(facts: RunSummary, folder: Path, place: str, licence: str, merged: bool = False, marked: bool = True) -> None:
-    """Put the card into a folder, and beside it the clips that it plays; `place` is where others find the folder."""
-    players = _players(facts.comparison, folder, marked) if facts.comparison else []
-    sections = {"": _said(facts, merged), "Listen": _listen(players), "Judged": _judged(facts.comparison),
-                "Use": _use(facts, place, merged), "Training": _training(facts), "Data": _data(facts.data),
-                "Consent": markdown(str(facts.consent)) if facts.consent else "",
-                "Terms": "\n\n".join(license.prohibited_uses(facts.base, licence))}
+@dataclass(frozen=True)
+class RunSummary:
+    """What is known of a trained voice."""
+    name: str
+    metadata: dict
+    """Of the adapter: base, speaker, metrics of the training."""
+    base: str
+    """The base model as others find it."""
+    config: Config
+    data: dict
+    """Empty if the run's data is gone, or is not what the adapter was trained on."""
+    consent: consent.Consent | None
+    verdict: Verdict | None
+    """Of the comparison, if there is one of this adapter; below the rows of its clips."""
+    rows: list[dict]
+    comparison: Path
+    """Folder of the files that the rows name."""
+
+
+def summarize(run: Run, base: str) -> RunSummary:
+    """Gather what the run still holds about its adapter; what is missing or belongs to another is left out, and named."""
+    metadata = lora.read_metadata(run.adapter)
+    if reason := consent_problem(run, metadata):
+        print(reason)
+    decision, rows = _comparison(run)
+    return RunSummary(run.name, metadata, display_name(base), read_config(run.adapter / CONFIG_FILE),
+                      summarize_data(run, metadata), None if reason else consent.for_run(run), decision, rows,
+                      run.comparison)
+
+
+def display_name(base: str) -> str:
+    """A hub id as it is; of a folder its name without the path, which is of this machine."""
+    return Path(base).name if Path(base).expanduser().exists() or Path(base).is_absolute() else base
+
+
+def consent_problem(run: Run, metadata: dict) -> str:
+    """Why no recorded consent covers what the adapter was trained on, and what to do; empty if one does."""
+    if (run.data / manifest.MANIFEST).is_file() and (reason := data_problem(run, metadata)):
+        return f"Consent cannot be checked: {reason}. Train again from this data, or move {run.data} away."
+    if reason := consent.problem(run):
+        return reason
+    record = consent.for_run(run)
+    if metadata.get("recordings", "") not in ("", record.sha256):
+        return (f"{run.adapter} was trained on other recordings than the {record.clips} clips that {record.who} consented "
+                f"to on {record.when[:10]}. Train again from those, in another run.")
+    return ""
+
+
+def data_problem(run: Run, metadata: dict) -> str:
+    """Why the run's data cannot be shown to be what the adapter was trained on; empty if it is."""
+    if not (run.data / manifest.MANIFEST).is_file() or not (run.codes / cache.INDEX).is_file():
+        return f"{run.data} or {run.codes} is gone"
+    if not cache.matches_data(run) or cache.digest(run.codes) != metadata.get("codes"):
+        return f"{run.data} or {run.codes} is not what {run.adapter} was trained on"
+    return ""
+
+
+def summarize_data(run: Run, metadata: dict) -> dict:
+    """Source, amount and checks of the training data."""
+    if reason := data_problem(run, metadata):
+        print(f"{reason}: the card has no data section.")
+        return {}
+    analysis = report.analyse(run)
+    utterances = [stats.clip for stats in analysis.clips]
+    source = read_inputs(run.data).get("source", "")
+    if Path(source).parts[-2:] == run.reviewed.parts[-2:]:  # by its name: the run may have been made elsewhere
+        source = "recordings"
+    asr_model, _ = ingest.asr_models(run)
+    clips, seconds = Counter(), Counter()
+    for utterance in utterances:
+        clips[utterance.split] += 1
+        seconds[utterance.split] += utterance.seconds
+    return {"source": display_name(source), "transcribed by": asr_model,
+            "clips": {split: {"clips": clips[split], "minutes": round(seconds[split] / 60, 1)} for split in clips},
+            "sessions": len({utterance.session for utterance in utterances}),
+            "median clip length in seconds": round(median(utterance.seconds for utterance in utterances), 1),
+            "median SNR in dB": round(median(stats.snr_db for stats in analysis.clips)),
+            "near-duplicate texts": len(analysis.near_duplicates),
+            "clips that sound like another speaker": len(analysis.speaker_outliers) if analysis.voices_compared else None,
+            "left out": {reason: rejected.clips for reason, rejected in analysis.rejected.items()}}
+
+
+def _comparison(run: Run) -> tuple[Verdict | None, list[dict]]:
+    """Verdict and rows of the run's comparison, if it is one of the adapter as it is now."""
+    rows = synthesis.finished_rows(run.comparison)
+    if not rows:
+        print(f"{run.comparison} holds no comparison: the card has no verdict and no samples. Make one first: tts-kit "
+              f"compare --run {run.name}")
+        return None, []
+    if read_inputs(run.comparison).get("adapter_weights") != lora.fingerprint(run.adapter):
+        print(f"{run.comparison} compared another adapter than {run.adapter} holds now: the card leaves it out. Move it "
+              "away and compare again.")
+        return None, []
+    decision, responses = verdict.decide(rows), run.comparison / compare.RESPONSES_FILE
+    if decision.headline == verdict.UNMEASURED:  # which also says how to install metric models
+        decision = dataclasses.replace(decision, headline="Whether fine-tuning helped was not measured.")
+    if responses.is_file():
+        listening_test = listening_test_analysis.describe(read_json(responses, "Analyze the responses again."))
+        decision = dataclasses.replace(decision, details=[*decision.details, *listening_test])
+    return decision, rows
+
+
+def write(summary: RunSummary, folder: Path, location: str, license_name: str, merged: bool = False,
+          watermarked: bool = True) -> None:
+    """Write the card and the clips it plays; `location` is where others find the folder."""
+    samples = _write_samples(summary, folder, watermarked)
+    base = markdown(summary.base)
+    kind = f"{base} with a voice merged in" if merged else f"a voice, as an adapter (LoRA) for {base}"
+    headline = f"\n\n**{markdown(summary.verdict.headline)}**" if summary.verdict and summary.verdict.headline else ""
+    sections = {"": f"Text-to-speech: {kind}. Made with tts_kit.{headline}", "Samples": _samples_table(samples),
+                "Evaluation": _evaluation(summary), "Usage": _usage(summary, location, merged),
+                "Training": _training(summary), "Data": _data(summary.data),
+                "Consent": markdown(str(summary.consent)) if summary.consent else "",
+                "License": "\n\n".join(license.prohibited_uses(summary.base, license_name))}
     texts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text]
-    head = front_matter(facts, licence, merged, players).to_yaml()
-    content = "\n\n".join([f"---\n{head}\n---", f"# {markdown(facts.name)}", *texts])
-    (folder / FILE).write_text(content + "\n", encoding="utf-8")
+    metadata = front_matter(summary, license_name, merged, samples).to_yaml()
+    write_text(folder / FILE, "\n\n".join([f"---\n{metadata}\n---", f"# {markdown(summary.name)}", *texts]) + "\n")
 
 
-def front_matter(facts: RunSummary, licence: str, merged: bool, players: Sequence[tuple]) -> ModelCardData:
-    """What the hub files the voice under."""
-    on_hub = hub.is_repo_id(facts.base)
-    source = facts.data.get("source", "").partition(":")[0]  # a dataset is named with its split
-    played = [{"text": text, "output": {"url": file}} for text, files in players for arm, file in files if arm == "finetuned"]
+def front_matter(summary: RunSummary, license_name: str, merged: bool, samples: Sequence[tuple[str, dict]]) -> ModelCardData:
+    """The metadata that the hub reads."""
+    on_hub = hub.is_repo_id(summary.base)
+    source = summary.data.get("source", "").partition(":")[0]  # a dataset is named with its split
+    widget = [{"text": text, "output": {"url": files["finetuned"]}} for text, files in samples if "finetuned" in files]
     return ModelCardData(
-        license=licence or None, base_model=facts.base if on_hub else None,
+        license=license_name or None, base_model=summary.base if on_hub else None,
         base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
         library_name="transformers" if merged else "peft", pipeline_tag="text-to-speech",
         tags=["csm", "tts_kit", *["lora"] * (not merged)],
-        datasets=[source] if hub.is_repo_id(source) else None, widget=played or None)
+        datasets=[source] if hub.is_repo_id(source) else None, widget=widget or None)
 
 
-def table(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as a Markdown table, the first of them its head."""
+def markdown_table(rows: Iterable[Sequence[object]]) -> str:
+    """Rows, the first of them the head, as a Markdown table; its cells are Markdown already."""
     head, *body = [[str(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
 
 
-def _said(facts: RunSummary, merged: bool) -> str:
-    base = markdown(facts.base)
-    what = f"{base} with a voice merged in" if merged else f"a voice, as an adapter (LoRA) for {base}"
-    verdict = f"\n\n**{markdown(facts.comparison.said[0])}**" if facts.comparison and facts.comparison.said else ""
-    return f"Text-to-speech: {what}. Made with tts_kit.{verdict}"
-
-
-def _players(found: ComparisonSummary, folder: Path, marked: bool) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Clips copied beside the card, by sentence and arm; of each the take with the lowest seed."""
+def _write_samples(summary: RunSummary, folder: Path, watermarked: bool) -> list[tuple[str, dict[str, str]]]:
+    """Copy clips of the comparison, the lowest seed of each sentence and arm; returns each text with arm -> file."""
     takes = {}
-    for row in sorted(found.rows, key=lambda row: row["seed"] or 0):
-        if row["arm"] in PLAYED:
-            takes.setdefault((row["sentence"], row["text"]), {}).setdefault(row["arm"], row["file"])
-    players = []
-    for (number, text), files in sorted(takes.items())[:SENTENCES]:
-        memorized = []
-        for arm in (arm for arm in PLAYED if arm in files):
-            rate = audio.probe(found.folder / files[arm])[0]
-            samples = audio.read(found.folder / files[arm], rate)
-            name = f"{SAMPLES}/{number:02d}-{arm.replace('+', '-')}.flac"
-            audio.write(folder / name, watermark.apply(samples, rate) if marked else samples, rate)
-            memorized.append((arm, name))
-        players.append((text, memorized))
-    return players
+    for row in sorted(summary.rows, key=lambda row: row["seed"] or 0):
+        if row["arm"] in SAMPLE_ARMS:
+            takes.setdefault((row["sentence"], row["text"]), {}).setdefault(row["arm"], summary.comparison / row["file"])
+    samples = []
+    for (number, text), paths in sorted(takes.items())[:MAX_SAMPLE_SENTENCES]:
+        files = {arm: f"{SAMPLES}/{number:02d}-{arm.replace('+', '-')}.flac" for arm in SAMPLE_ARMS if arm in paths}
+        for arm, file in files.items():
+            rate = audio.probe(paths[arm])[0]
+            wave = audio.read(paths[arm], rate)
+            audio.write(folder / file, watermark.apply(wave, rate) if watermarked else wave, rate)
+        samples.append((text, files))
+    return samples
 
 
-def _listen(players: Sequence[tuple[str, list[tuple[str, str]]]]) -> str:
-    arms = [arm for arm in PLAYED if any(arm in dict(files) for _, files in players)]
-    rows = [[markdown(text), *(_player(dict(files).get(arm)) for arm in arms)] for text, files in players]
-    return table([["", *(ARMS[arm].short_name for arm in arms)], *rows]) if rows else ""
+def _samples_table(samples: Sequence[tuple[str, dict[str, str]]]) -> str:
+    arms = [arm for arm in SAMPLE_ARMS if any(arm in files for _, files in samples)]
+    rows = [[markdown(text), *(f'<audio controls preload="none" src="{files[arm]}"></audio> [file]({files[arm]})'
+                               if arm in files else "" for arm in arms)] for text, files in samples]
+    return markdown_table([["", *(ARMS[arm].short_name for arm in arms)], *rows]) if rows else ""
 
 
-def _player(file: str | None) -> str:
-    return f'<audio controls preload="none" src="{file}"></audio> [file]({file})' if file else ""
+def _evaluation(summary: RunSummary) -> str:
+    texts = ["\n".join(f"- {markdown(detail)}" for detail in summary.verdict.details)] if summary.verdict else []
+    if summary.rows and (metric_models := summary.rows[0].get(scoring.METRICS)):
+        texts += [markdown_table([[markdown(cell) for cell in row] for row in scoring.table(summary.rows)]),
+                  f"Metric models: {markdown(metric_models)}."]
+    return "\n\n".join(filter(None, texts))
 
 
-def _judged(found: ComparisonSummary | None) -> str:
-    if not found:
-        return ""
-    evidence = "\n".join(f"- {markdown(each)}" for each in found.said[1:])
-    judges = f"Judges: {markdown(found.judges)}." if found.judges else ""
-    figures = table([[markdown(cell) for cell in row] for row in found.table]) if found.table else ""
-    return "\n\n".join(each for each in (evidence, figures, judges) if each)
+def _usage(summary: RunSummary, location: str, merged: bool) -> str:
+    revision = summary.metadata["revision"]
+    program = (WITH_TRANSFORMERS if merged else WITH_PEFT).format(
+        location=json.dumps(location), base=json.dumps(summary.base),
+        revision=f", revision={json.dumps(revision)}" if revision else "",
+        speak=SPEAK.format(speaker=json.dumps(str(summary.metadata["speaker"]))))
+    return f"{KIT.format(location=shlex.quote(location))}\n\n{program}"
 
 
-def _use(facts: RunSummary, place: str, merged: bool) -> str:
-    speak = SPEAK.format(speaker=json.dumps(str(facts.belongs["speaker"])))
-    others = WITH_TRANSFORMERS if merged else WITH_PEFT
-    named = f", revision={json.dumps(facts.belongs['revision'])}" if facts.belongs["revision"] else ""
-    written = others.format(place=json.dumps(place), base=json.dumps(facts.base), revision=named, speak=speak)
-    return f"{KIT.format(place=shlex.quote(place))}\n\n{written}"
-
-
-def _training(facts: RunSummary) -> str:
-    """Figures of the training, as far as the adapter has them."""
-    config, metrics = facts.config, facts.belongs.get("metrics", {})
-    rows = [("rank, alpha", f"{config.rank}, {config.alpha:g}"), ("what learnt", config.lora_targets),
-            ("steps", metrics.get("chosen_step", config.steps)), ("passes over the data", metrics.get("passes")),
-            ("learning rate", f"{config.learning_rate:g}"), *_losses(metrics), ("machine", metrics.get("machine")),
-            ("versions", ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())),
-            ("base weights", facts.belongs["base_fingerprint"]), ("base revision", facts.belongs["revision"])]
-    return table([("", ""), *((name, markdown(value)) for name, value in rows if value not in (None, ""))])
-
-
-def _losses(metrics: dict) -> Iterator[tuple[str, str]]:
-    for part in ("backbone", "depth"):
-        before, after = (metrics.get(when, {}).get(f"eval_{part}_loss") for when in ("before", "after"))
-        if before is not None and after is not None:
-            yield f"held-out loss of {part}", f"from {before:.3f} to {after:.3f}"
+def _training(summary: RunSummary) -> str:
+    config, metrics = summary.config, summary.metadata.get("metrics", {})
+    before, after = metrics.get("before", {}), metrics.get("after", {})
+    losses = {f"held-out {part} loss": f"{before[name]:.3f} -> {after[name]:.3f}" for part in ("backbone", "depth")
+              if (name := f"eval_{part}_loss") in before and name in after}
+    return _key_value_table({
+        "LoRA rank, alpha": f"{config.rank}, {config.alpha:g}", "LoRA targets": config.lora_targets,
+        "steps": metrics.get("selected_step", config.steps), "epochs": metrics.get("epochs"),
+        "learning rate": f"{config.learning_rate:g}", **losses, "machine": metrics.get("machine"),
+        "versions": ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items()),
+        "base weights": summary.metadata["base_fingerprint"], "base revision": summary.metadata["revision"]})
 
 
 def _data(data: dict) -> str:
     if not data:
         return ""
-    rows = [("from", data["source"]), ("written down by", data.get("written down by"))]
-    names = {"train": "learnt", "held_out": "held out, to judge by", "gap": "unused beside held-out ones"}
-    rows += [(names[split], f"{each['clips']} clips, {each['minutes']} minutes") for split, each in data["clips"].items()]
-    rows += [(name, data.get(name)) for name in data if name.startswith(("recordings", "median", "clips that"))]
-    rows += [(f"left out: {reason}", f"{count} clips") for reason, count in data["left out"].items()]
-    return table([("", ""), *((name, markdown(value)) for name, value in rows if value not in (None, "", 0))])
+    names = {TRAIN: "training", HELD_OUT: "held out for evaluation", EXCLUDED: "excluded, next to held-out clips"}
+    plain = {name: value for name, value in data.items() if not isinstance(value, dict)}
+    splits = {names[split]: f"{amount['clips']} clips, {amount['minutes']} minutes"
+              for split, amount in data["clips"].items()}
+    left_out = {f"left out: {reason}": f"{count} clips" for reason, count in data["left out"].items()}
+    return _key_value_table(plain | splits | left_out)
+
+
+def _key_value_table(values: dict) -> str:
+    """Names and values as a Markdown table, without empty ones."""
+    return markdown_table([("", ""), *((name, markdown(value)) for name, value in values.items()
+                                       if value not in (None, "", 0))])

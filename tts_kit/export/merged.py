@@ -1,4 +1,4 @@
-"""Merged weights: the base with the voice added in, as a checkpoint that plain transformers loads and speaks with."""
+"""Merged weights: base model plus adapter as one checkpoint, which plain transformers loads and generates with."""
 
 import shutil
 from dataclasses import asdict
@@ -17,18 +17,17 @@ from tts_kit.io import read_json, write_json
 from tts_kit.model import load, lora
 from tts_kit.speech.voice import SPEECH_FILE
 
-TOKENIZER, PROCESSOR, LISTENER = "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"
-BESIDE = (TOKENIZER, PROCESSOR, LISTENER, "tokenizer.json", "special_tokens_map.json", "chat_template.jinja",
-          "chat_template.json")
-"""What a processor is made of; which of them there are depends on the version that saved the base."""
+TOKENIZER, PROCESSOR, PREPROCESSOR = "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"
+PROCESSOR_FILES = (TOKENIZER, PROCESSOR, PREPROCESSOR, "tokenizer.json", "special_tokens_map.json", "chat_template.jinja",
+                   "chat_template.json")
+"""Files of a processor; which of them exist depends on the transformers version that saved the base model."""
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def write(adapter: Path, folder: Path, base: str = "", revision: str = "", strength: float = 1.0,
-          dtype: str = "auto") -> None:
-    """Fill a folder. In 16 bits it takes half the space, and sums of base and adapter are rounded."""
-    belongs = lora.read_metadata(adapter)
-    base, revision = base or belongs["base"], revision or belongs["revision"] * (base in ("", belongs["base"]))
+def write(adapter: Path, folder: Path, base: str, revision: str = "", strength: float = 1.0, dtype: str = "auto") -> None:
+    """Write merged weights to a folder. In 16 bits they take half the space, and the sums are rounded."""
+    metadata = lora.read_metadata(adapter)
+    revision = revision or (metadata["revision"] if base == metadata["base"] else "")
     loaded = load.load_base(base, device.choose("cpu", "float32"), revision)
     finetuned = lora.load(loaded, adapter)
     lora.set_strength(finetuned, strength)
@@ -36,53 +35,53 @@ def write(adapter: Path, folder: Path, base: str = "", revision: str = "", stren
     model = lora.merge(finetuned)
     for part in (model.backbone_model, model.depth_decoder, model.lm_head, model.embed_text_tokens):
         part.to(DTYPES[dtype])
-    model.codec_model = loaded.codec.model  # in float32, as 16 bits would change the codes
-    model.set_attn_implementation("sdpa")  # the kit's own has a name that others do not know
+    model.codec_model = loaded.codec.model  # in float32, because 16 bits would change the codes
+    model.set_attn_implementation("sdpa")  # others do not know the kit's own attention
     with pretrained.quiet():
         load.untie(model).save_pretrained(folder)
-    check_embeddings_saved(folder)
-    write_json(folder / GENERATION_CONFIG_NAME, generation(model, sampling))
-    for path in filter(None, (pretrained.file(base, name, revision) for name in BESIDE)):
+    _check_embeddings_saved(folder)
+    write_json(folder / GENERATION_CONFIG_NAME, _generation_config(model, sampling))
+    for path in filter(None, (pretrained.file(base, name, revision) for name in PROCESSOR_FILES)):
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes files that nobody else may read
-    write_v4_processor(folder)
-    write_json(folder / SPEECH_FILE, {"speaker": belongs["speaker"], "strength": strength, **asdict(sampling)})
+        path.chmod(0o644)  # safetensors writes files that only their owner may read
+    _write_v4_processor(folder)
+    write_json(folder / SPEECH_FILE, {"speaker": metadata["speaker"], "strength": strength, **asdict(sampling)})
 
 
-def generation(model: CsmForConditionalGeneration, sampling: Sampling) -> dict:
-    """How the voice is sampled, as transformers reads it.
+def _generation_config(model: CsmForConditionalGeneration, sampling: Sampling) -> dict:
+    """The sampling settings as transformers reads them.
 
-    It overlooks what is said of the depth decoder where the file says that it was derived from a model's config, as
-    transformers itself writes."""
-    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "use_cache")
-    told = {name: value for name in kept if (value := getattr(model.generation_config, name, None)) is not None}
+    Without transformers' own `_from_model_config`, with which it ignores the settings of the depth decoder."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "use_cache")
+    settings = {name: value for name in names if (value := getattr(model.generation_config, name, None)) is not None}
     for prefix, temperature in (("", sampling.temperature), ("depth_decoder_", sampling.depth_temperature)):
-        drawn = {"temperature": temperature, "top_k": sampling.top_k} if temperature else {}
-        told |= {f"{prefix}{name}": value for name, value in ({"do_sample": bool(temperature)} | drawn).items()}
-    return told
+        settings[f"{prefix}do_sample"] = bool(temperature)
+        if temperature:
+            settings |= {f"{prefix}temperature": temperature, f"{prefix}top_k": sampling.top_k}
+    return settings
 
 
-def write_v4_processor(folder: Path) -> None:
-    """What transformers 5 wrote of a processor, as 4 reads it too: that knows other names for the same tokenizers, and looks
-    for what hears sound in a file of its own."""
-    remedy = "Download the base again."
-    told = read_json(folder / TOKENIZER, remedy) if (folder / TOKENIZER).is_file() else {}
-    if told.get("tokenizer_class") == "TokenizersBackend":
-        write_json(folder / TOKENIZER, told | {"tokenizer_class": "PreTrainedTokenizerFast",
-                                               "model_input_names": ["input_ids", "attention_mask"]})
-    told = read_json(folder / PROCESSOR, remedy) if (folder / PROCESSOR).is_file() else {}
-    if listener := told.pop("feature_extractor", None):
-        write_json(folder / PROCESSOR, told)
-        write_json(folder / LISTENER, listener | {"processor_class": "CsmProcessor"})
+def _write_v4_processor(folder: Path) -> None:
+    """Rewrite the processor that transformers 5 saved so that 4 reads it too: another name of the tokenizer class, and the
+    feature extractor in a file of its own."""
+    remedy = "Download the base model again."
+    tokenizer, processor = (read_json(folder / name, remedy) if (folder / name).is_file() else {}
+                            for name in (TOKENIZER, PROCESSOR))
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        write_json(folder / TOKENIZER, tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast",
+                                                    "model_input_names": ["input_ids", "attention_mask"]})
+    if feature_extractor := processor.pop("feature_extractor", None):
+        write_json(folder / PROCESSOR, processor)
+        write_json(folder / PREPROCESSOR, feature_extractor | {"processor_class": "CsmProcessor"})
 
 
-def check_embeddings_saved(folder: Path) -> None:
-    """Both audio tables have to be saved, though they are equal: transformers 5.0 to 5.20 draw the one that is not anew."""
+def _check_embeddings_saved(folder: Path) -> None:
+    """Both audio embedding tables must be saved, though equal: transformers 5.0 to 5.20 initialize a missing one."""
     names = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as file:
             names |= set(file.keys())
-    if lost := {load.BACKBONE_TABLE, load.DEPTH_TABLE} - names:
-        raise KitError(f"this version of transformers saves {lost.pop()} no more, so that others would load it at random. "
-                      "Export with the versions in constraints.txt.")
+    if missing := {load.BACKBONE_TABLE, load.DEPTH_TABLE} - names:
+        raise KitError(f"this version of transformers does not save {missing.pop()}, so that it would be loaded at "
+                       "random. Export with the versions in constraints.txt.")
