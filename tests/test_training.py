@@ -448,7 +448,7 @@ def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(config, r
     for name in ("eval_backbone_loss", "eval_depth_loss"):
         assert seen[name] == pytest.approx(wanted[name], rel=5e-3)
     assert {weight.dtype for weight in made.model.parameters() if weight.requires_grad} == {torch.float32}
-    with made._arithmetic():
+    with made._autocast():
         sums = loss.loss_sums(base.model, made.train_dataset[0])
         assert sums.depth.dtype == sums.backbone.dtype == torch.float32
         assert base.model.backbone_model.layers[0].mlp.up_proj(torch.ones(1, 32)).dtype == dtype
