@@ -12,7 +12,7 @@ from statistics import median
 from huggingface_hub import ModelCardData
 
 from tts_kit import audio, hub, watermark
-from tts_kit.comparison import compare, listening_test_analysis, synthesis, verdict
+from tts_kit.comparison import compare, listening_test, synthesis, verdict
 from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.comparison.verdict import Verdict
 from tts_kit.config import CONFIG_FILE, Config, read_config
@@ -156,8 +156,8 @@ def _comparison(run: Run) -> tuple[Verdict | None, list[dict]]:
     if decision.headline == verdict.UNMEASURED:  # which also says how to install metric models
         decision = dataclasses.replace(decision, headline="Whether fine-tuning helped was not measured.")
     if responses.is_file():
-        listening_test = listening_test_analysis.describe(read_json(responses, "Analyze the responses again."))
-        decision = dataclasses.replace(decision, details=[*decision.details, *listening_test])
+        results = read_json(responses, "Read the responses again: tts-kit compare --responses.")
+        decision = dataclasses.replace(decision, details=[*decision.details, *listening_test.describe(results)])
     return decision, rows
 
 
