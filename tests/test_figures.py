@@ -60,7 +60,7 @@ def test_recordings_are_cut_as_well_as_said():
 
 def test_judges_are_as_good_as_said():
     """Mistake: another judge or another version, and README tells how far the old one could be trusted."""
-    found = read("judges")
+    found = read("metrics")
     seen = {bound["what"]: bound["seen"] for bound in found["bounds"]}
     person, bundled, cut, looped, itself, other, over, noise = list(seen.values())[:8]
     assert row("wrong words of people and of the bundled voice") == f"{person * 100:.2f} %, {bundled * 100:.2f} %"
@@ -76,10 +76,10 @@ def test_the_verdict_errs_as_often_as_said():
     """Mistake: the verdict's rule was changed, and README promises the old one's rates."""
     cases = read("verdict_rates")["cases"]
     assert row(f"two systems that are the same are called a tie ({', '.join(str(case['sentences']) for case in cases)} "
-               "sentences)") == shares(case["identical called a tie"] for case in cases)
-    assert row("a gap of the size that the verdict says it can show is found") == shares(case["gap found"] for case in cases)
+               "sentences)") == shares(case["identical systems tie"] for case in cases)
+    assert row("a gap of the size that the verdict says it can show is found") == shares(case["difference of that size detected"] for case in cases)
     assert row("which gap in similarity that is, for the same numbers") == ", ".join(
-        f"{case['gap promised']:.3f}" for case in cases)
+        f"{case['minimum detectable difference in sim']:.3f}" for case in cases)
 
 
 def test_the_server_stood_what_is_said():
@@ -101,7 +101,7 @@ def test_the_bundled_model_is_as_good_as_said():
     assert len(found["goals"]) == 10 and len(found["seeds"]) == 3 and "50 sentences in three takes" in told
 
 
-@pytest.mark.parametrize("name", ["demo", "recordings", "judges", "verdict_rates", "serve_load", "results"])
+@pytest.mark.parametrize("name", ["demo", "recordings", "metrics", "verdict_rates", "serve_load", "results"])
 def test_a_figure_names_its_origin(name):
     """Mistake: a measurement that nobody can repeat: no command, no machine, or no link from README."""
     found = read(name)

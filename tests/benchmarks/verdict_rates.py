@@ -63,18 +63,18 @@ def rates(runs: int = RUNS) -> list[dict]:
         ties = kinds(sentences, runs).count(verdict.TIE) / runs
         better, worse = kinds(sentences, runs, nearer=gap), kinds(sentences, runs, worse=0.25)
         seen = (better.count(verdict.HIGHER_SIM) + better.count(verdict.HIGHER_SIM_AND_WER)) / runs
-        found.append({"sentences": sentences, "takes": len(SEEDS), "identical called a tie": ties,
-                      "gap promised": round(gap, 4), "gap found": seen,
-                      "gap called the wrong way": better.count(verdict.LOWER_SIM) / runs,
+        found.append({"sentences": sentences, "takes": len(SEEDS), "identical systems tie": ties,
+                      "minimum detectable difference in sim": round(gap, 4), "difference of that size detected": seen,
+                      "detected with the wrong sign": better.count(verdict.LOWER_SIM) / runs,
                       "25 points higher wer detected": worse.count(verdict.HIGHER_WER) / runs,
                       "reached": ties >= TIED and seen >= FOUND - LUCKY})
     return found
 
 
 def main() -> None:
-    goal = (f"identical systems tie in {TIED:.0%} of runs; a gap of the promised size is found in {FOUND:.0%}, within "
+    goal = (f"identical systems tie in {TIED:.0%} of runs; a difference of the minimum detectable size is found in {FOUND:.0%}, within "
             f"{100 * LUCKY:.0f} points")
-    found = {"what": "the verdict where the truth is known", "goal": goal, "runs": RUNS, "luck": LUCK,
+    found = {"what": "the verdict where the truth is known", "goal": goal, "runs": RUNS, "spread": LUCK,
              "cases": rates(), "machine": device.machine(), "versions": device.versions(),
              "command": "python -m tests.benchmarks.verdict_rates"}
     write_json(RESULTS, found)

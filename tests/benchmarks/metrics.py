@@ -1,7 +1,7 @@
-"""The judges, judged: what they say of people, of machines and of damaged clips: python -m tests.benchmarks.judges
+"""The bundled metric models on people, machines and damaged clips: python -m tests.benchmarks.metrics
 
 Fetches a person's prompts with apt (example:allison), speaks their words by flite and espeak-ng, and writes to
-results/judges.json every bound with what was seen, and how long each judge takes for a clip.
+results/metrics.json every bound with what was seen, and how long each model takes for a clip.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tts_kit.evaluation import backends, metrics, scoring, wer
 from tts_kit.evaluation.metrics import SAMPLE_RATE, ClipMetrics, MetricModels
 from tts_kit.io import write_json
 
-RESULTS = Path(__file__).parent / "results" / "judges.json"
+RESULTS = Path(__file__).parent / "results" / "metrics.json"
 CLIPS, PAIRS = 20, 8
 WORDS = range(6, 16)
 """Of a prompt that is judged by."""
@@ -46,7 +46,7 @@ def main() -> None:
     heard |= {name: listen(some, metric_models) for name, some in machines.items()}
     heard |= {name: listen([(text, damage(wave)) for text, wave in clips[:PAIRS]], metric_models)
               for name, damage in DAMAGES.items()}
-    found = {"what": "the judges' own checks", "command": "python -m tests.benchmarks.judges", "metrics": metric_models.name,
+    found = {"what": "checks of the metric models", "command": "python -m tests.benchmarks.metrics", "metrics": metric_models.name,
              "bounds": bounds(heard), "figures": {name: figures(each) for name, each in heard.items()},
              "noise gate": noise_gate(clips, heard), "bad input": bad_input(metric_models, *clips[0]),
              "processor seconds for a clip": seconds(clips, metric_models), "threads": options.threads,
@@ -138,30 +138,30 @@ def bounds(heard: dict[str, list[ClipMetrics]]) -> list[dict]:
     turned = [one.embedding @ other.embedding for one, other in zip(some, heard["20 dB quieter"])]
     waited = [one.embedding @ other.embedding for one, other in zip(some, heard["in 4 s of silence"])]
     wanted = [
-        ("a person: wrong words", wrong(person), "<", 0.08), ("bundled voice: wrong words", wrong(heard["emma"]), "<", 0.08),
-        ("cut clips: wrong words over the same clips whole", wrong(heard["cut"]) - wrong(some), ">", 0.10),
-        ("looped clips: wrong words over the same clips once", wrong(heard["looped"]) - wrong(some), ">", 0.10),
-        ("similarity of flite slt to itself", alike(heard["flite slt"], heard["flite slt"]), ">", 0.85),
-        ("similarity of flite rms to slt", alike(heard["flite rms"], heard["flite slt"]), "<", 0.75),
-        ("naturalness: a person over espeak-ng", natural(some) - natural(heard["espeak"]), ">", 1.0),
-        ("naturalness lost by noise 10 dB under the speech", drop, ">", 1.0),
-        ("similarity of a clip to itself 20 dB quieter", min(turned), ">", 0.999),
-        ("naturalness moved by 20 dB of level", max(moved), "<", 0.1),
-        ("similarity of a clip to itself in 4 s of silence", min(waited), ">", 0.98)]
+        ("WER of human recordings", wrong(person), "<", 0.08), ("WER of the bundled voice", wrong(heard["emma"]), "<", 0.08),
+        ("WER of clips that are cut, above that of the whole clips", wrong(heard["cut"]) - wrong(some), ">", 0.10),
+        ("WER of clips that are looped, above that of the clips", wrong(heard["looped"]) - wrong(some), ">", 0.10),
+        ("SIM of flite slt to itself", alike(heard["flite slt"], heard["flite slt"]), ">", 0.85),
+        ("SIM of flite rms to slt", alike(heard["flite rms"], heard["flite slt"]), "<", 0.75),
+        ("MOS of human recordings, above that of espeak-ng", natural(some) - natural(heard["espeak"]), ">", 1.0),
+        ("MOS lost by noise 10 dB below the speech", drop, ">", 1.0),
+        ("SIM of a clip to itself, 20 dB quieter", min(turned), ">", 0.999),
+        ("change of MOS by 20 dB of level", max(moved), "<", 0.1),
+        ("SIM of a clip to itself, in 4 s of silence", min(waited), ">", 0.98)]
     return [{"what": what, "seen": round(float(seen), 4), "wanted": f"{sign} {limit}",
              "reached": bool(seen < limit if sign == "<" else seen > limit)} for what, seen, sign, limit in wanted]
 
 
 def noise_gate(clips: Sequence[tuple[str, Wave]], heard: dict[str, list[ClipMetrics]]) -> dict:
-    """How many clips are called noisier than the voice's own recordings, where those are all others of the person."""
+    """How many clips are share that is noisy than the voice's own recordings, where those are all others of the person."""
     real = [each.noise_mos for each in heard["allison"]]
-    share = {"its own clips": np.mean([backends.is_noisy(each, real[:place] + real[place + 1:])
+    share = {"the recordings": np.mean([backends.is_noisy(each, real[:place] + real[place + 1:])
                                        for place, each in enumerate(real)])}
     share |= {name: np.mean([backends.is_noisy(each.noise_mos, real) for each in heard[name]])
               for name in DAMAGES if name.startswith("noise")}
-    return {"model": "DNSMOS's opinion of the background", "noisiest of the person's clips": round(min(real), 3),
-            "spread between its clips": round(float(np.std(real)), 3), "margin": backends.NOISE_MARGIN,
-            "called noisier": {name: round(float(each), 3) for name, each in share.items()}}
+    return {"model": "DNSMOS, score of the background", "noisiest recording": round(min(real), 3),
+            "standard deviation of the recordings": round(float(np.std(real)), 3), "margin": backends.NOISE_MARGIN,
+            "share that is noisy": {name: round(float(each), 3) for name, each in share.items()}}
 
 
 def bad_input(metric_models: MetricModels, text: str, wave: Wave) -> dict:
