@@ -22,7 +22,7 @@ def tone(seconds: float, rate: int = RATE, frequency: float = 220.0, amplitude: 
     (".flac", "PCM_24", 44_100, 2), (".mp3", "MPEG_LAYER_III", 44_100, 1), (".ogg", "VORBIS", 16_000, 2),
 ])
 def test_reads_what_people_have(tmp_path, suffix, subtype, rate, channels):
-    """Guards against wrong pitch, length or level from another rate, another width or a second channel."""
+    """Mistake: wrong pitch, length or level from another rate, another width or a second channel."""
     path = tmp_path / f"clip{suffix}"
     soundfile.write(path, np.stack([tone(1.0, rate)] * channels, axis=1), rate, subtype=subtype)
     samples = audio.read(path, RATE)
@@ -35,14 +35,14 @@ def test_reads_what_people_have(tmp_path, suffix, subtype, rate, channels):
 
 
 def test_stereo_is_mixed_not_picked(tmp_path):
-    """Guards against taking one channel, which loses a speaker recorded on the other."""
+    """Mistake: taking one channel, which loses a speaker recorded on the other."""
     path = tmp_path / "right.wav"
     soundfile.write(path, np.stack([np.zeros(RATE), tone(1.0)], axis=1), RATE)
     assert np.abs(audio.read(path, RATE)).max() == pytest.approx(0.15, abs=0.01)
 
 
 def test_resampling_does_not_fold(tmp_path):
-    """Guards against decimation without a filter: 20 kHz would come back as a whistle at 4 kHz."""
+    """Mistake: decimation without a filter: 20 kHz would come back as a whistle at 4 kHz."""
     path = tmp_path / "high.wav"
     soundfile.write(path, tone(1.0, 48_000, 20_000) + tone(1.0, 48_000, 100, 0.05), 48_000)
     spectrum = np.abs(np.fft.rfft(audio.read(path, RATE)))
@@ -66,7 +66,7 @@ def write_float(path, samples, rate=RATE):
      ["8 kHz telephone audio has nothing above 4 kHz", "wanted 16 kHz or more", "original recording"]),
 ])
 def test_bad_files_are_refused_by_name(tmp_path, make, said):
-    """Guards against a broken file becoming a training clip, and against an error that does not say what to do."""
+    """Mistake: a broken file becoming a training clip, and against an error that does not say what to do."""
     path = tmp_path / "clip.wav"
     make(path)
     with pytest.raises(KitError) as caught:
@@ -76,7 +76,7 @@ def test_bad_files_are_refused_by_name(tmp_path, make, said):
 
 
 def test_a_truncated_file_is_refused():
-    """Guards against training the end of a sentence on a clip whose copy stopped half-way."""
+    """Mistake: training the end of a sentence on a clip whose copy stopped half-way."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 10 * RATE), RATE, format="MP3")
     with pytest.raises(KitError, match="ends after"):
@@ -84,7 +84,7 @@ def test_a_truncated_file_is_refused():
 
 
 def test_a_long_file_is_refused_unread(tmp_path, monkeypatch):
-    """Guards against decoding hours of sound only to say that it is too long."""
+    """Mistake: decoding hours of sound only to say that it is too long."""
     path = tmp_path / "lecture.wav"
     size = 3 * 3600 * RATE * 2
     with path.open("wb") as file:
@@ -99,7 +99,7 @@ def test_a_long_file_is_refused_unread(tmp_path, monkeypatch):
 
 
 def test_bytes_read_like_a_file(tmp_path):
-    """Guards against a second reading path for embedded audio, and errors that cannot name it."""
+    """Mistake: a second reading path for embedded audio, and errors that cannot name it."""
     path = tmp_path / "clip.flac"
     soundfile.write(path, tone(1.0), RATE)
     assert np.array_equal(audio.read(path.read_bytes(), RATE), audio.read(path, RATE))
@@ -109,7 +109,7 @@ def test_bytes_read_like_a_file(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_writing_clips_instead_of_wrapping(tmp_path, suffix):
-    """Guards against a loud sample wrapping round to the other sign, which is heard as a crack."""
+    """Mistake: a loud sample wrapping round to the other sign, which is heard as a crack."""
     path = tmp_path / f"loud{suffix}"
     samples = tone(0.5, amplitude=2.0)
     audio.write(path, samples, RATE)
@@ -119,7 +119,7 @@ def test_writing_clips_instead_of_wrapping(tmp_path, suffix):
 
 
 def test_failed_writing_keeps_the_old_file(tmp_path):
-    """Guards against losing a good file to samples that are not numbers, or to a format nobody asked for."""
+    """Mistake: losing a good file to samples that are not numbers, or to a format nobody asked for."""
     path = tmp_path / "clip.wav"
     audio.write(path, tone(0.5), RATE)
     before = path.read_bytes()
@@ -132,7 +132,7 @@ def test_failed_writing_keeps_the_old_file(tmp_path):
 
 @pytest.mark.parametrize(("rate", "stored"), [(24_000, 24_000), (20_000, 22_050), (96_000, 48_000)])
 def test_compressed_plays_for_its_length(rate, stored):
-    """Guards against MP3 refused for an odd rate, played at the wrong speed because of it, or past full scale."""
+    """Mistake: MP3 refused for an odd rate, played at the wrong speed because of it, or past full scale."""
     content, mime = audio.encode_lossy(tone(1.0, rate, amplitude=2.0), rate)
     assert mime == "audio/mpeg" and len(content) < 30_000 and audio.probe(content)[0] == stored
     played = audio.read(content, RATE)
@@ -140,7 +140,7 @@ def test_compressed_plays_for_its_length(rate, stored):
 
 
 def test_loudness_of_short_and_silent_clips():
-    """Guards against pyloudnorm refusing a clip under 0.4 s, and against minus infinity becoming a huge gain."""
+    """Mistake: pyloudnorm refusing a clip under 0.4 s, and against minus infinity becoming a huge gain."""
     assert audio.loudness(tone(0.1), RATE) == pytest.approx(audio.loudness(tone(2.0), RATE), abs=0.5)
     for silence in (np.zeros(RATE, dtype=np.float32), np.zeros(0, dtype=np.float32)):
         assert audio.loudness(silence, RATE) == -np.inf
@@ -148,7 +148,7 @@ def test_loudness_of_short_and_silent_clips():
 
 
 def test_level_reaches_target_and_guards_the_peak():
-    """Guards against clips of different loudness, and against levelling that clips a peak."""
+    """Mistake: clips of different loudness, and against levelling that clips a peak."""
     assert audio.loudness(audio.normalize_loudness(tone(2.0, amplitude=0.02), RATE), RATE) == pytest.approx(-20, abs=0.1)
     click = tone(2.0, amplitude=0.01)
     click[RATE] = 0.5
@@ -156,7 +156,7 @@ def test_level_reaches_target_and_guards_the_peak():
 
 
 def test_trim_keeps_a_lead_and_a_fixed_tail():
-    """Guards against clips that end at different distances from the voice: the model would never learn to stop."""
+    """Mistake: clips that end at different distances from the voice: the model would never learn to stop."""
     hiss = np.random.default_rng(0).normal(0, 0.0005, 10 * RATE).astype(np.float32)
     for before, after in ((2.0, 3.0), (0.04, 0.1), (0.0, 0.0)):
         samples = np.concatenate([np.zeros(round(before * RATE)), tone(1.0), np.zeros(round(after * RATE))])
@@ -168,21 +168,21 @@ def test_trim_keeps_a_lead_and_a_fixed_tail():
 
 
 def test_trim_in_a_noisy_room():
-    """Guards against a threshold under the room's own noise, which would cut nothing."""
+    """Mistake: a threshold under the room's own noise, which would cut nothing."""
     noise = np.random.default_rng(0).normal(0, 0.003, 3 * RATE).astype(np.float32)
     noise[RATE:2 * RATE] += tone(1.0)
     assert len(audio.trim(noise, RATE)) / RATE == pytest.approx(1.35, abs=0.05)
 
 
 def test_player_carries_its_sound_and_escapes_its_label():
-    """Guards against a player that points at a file which is not there tomorrow, and against markup in a label."""
+    """Mistake: a player that points at a file which is not there tomorrow, and against markup in a label."""
     page = audio.player(tone(0.5), RATE, label="<b>a & b</b>")._repr_html_()
     assert "data:audio/mpeg;base64," in page and "&lt;b&gt;a &amp; b&lt;/b&gt;" in page and "<b>" not in page
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 2.0])
 def test_spectrogram_has_its_size_and_shows_the_pitch(seconds):
-    """Guards against an upside-down picture, and against a crash on an empty or tiny clip."""
+    """Mistake: an upside-down picture, and against a crash on an empty or tiny clip."""
     from matplotlib.image import imread
 
     picture = imread(io.BytesIO(audio.spectrogram_png(tone(seconds, frequency=3_000), RATE, width=120, height=64)))

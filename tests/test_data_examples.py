@@ -203,7 +203,8 @@ def test_a_bad_package_is_named_with_the_remedy(fetched, monkeypatch, spoil):
     path = fetched / f"{examples.AUDIO_PACKAGE}_1.6_all.deb"
     content = path.read_bytes()
     if spoil in ("too large", "too many"):
-        monkeypatch.setattr(examples, *{"too large": ("MAX_PACKAGE_BYTES", 280_000), "too many": ("MAX_PACKAGE_FILES", 3)}[spoil])
+        limits = {"too large": ("MAX_PACKAGE_BYTES", 280_000), "too many": ("MAX_PACKAGE_FILES", 3)}
+        monkeypatch.setattr(examples, *limits[spoil])
     path.write_bytes({"cut short": content[:len(content) // 2], "not a package": b"<html>404</html>", "empty": b"",
                       "no such part": content[:8]}.get(spoil, content))
     with pytest.raises(KitError) as caught:

@@ -97,7 +97,8 @@ def test_what_cannot_be_pushed_is_not_written_first(place, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place.data, Run("emma").data)
     write_inputs(Run("emma").data, source="/clips", eval_source="")
-    for given, said in ((["me/voice", "--public"], "only with consent. No consent"), (["voice"], "is not a hub repository id")):
+    for given, said in ((["me/voice", "--public"], "only with consent. No consent"),
+                        (["voice"], "is not a hub repository id")):
         assert main(["export-dataset", "--run", "emma", "--push-to-hub", *given]) == 1 and said in capsys.readouterr().err
     assert not (Run("emma").folder / "dataset").exists()
 

@@ -76,14 +76,15 @@ def contents(folder: Path) -> dict:
 
 
 def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
-    """Guards against clips stored as they came: another rate, two channels, long silences, wandering loudness."""
+    """Mistake: clips stored as they came: another rate, two channels, long silences, wandering loudness."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     quiet = np.concatenate([np.zeros(44_100), voice(2, 1.0, 44_100, 0.02), np.zeros(88_200)])
     soundfile.write(folder / rows[1]["file_name"], np.stack([quiet, quiet], axis=1), 44_100, subtype="PCM_24")
     write_csv(folder, rows)
     utterances = prepare.prepare(folder, run, Config())
-    said = "8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to train on; held out: 2 clips from 1 session; 2 neighbours of them excluded"
+    said = ("8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to train on; held out: 2 clips from 1 session; 2 neighbours of "
+            "them excluded")
     assert said in capsys.readouterr().out
     second = utterances[1]
     assert (second.id, second.row, second.file) == ("00002-tapeA-002", 2, "clips/tapeA_002.wav")
@@ -98,7 +99,7 @@ def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
 
 
 def test_loud_peaks_stay_below_full_scale(tmp_path, run):
-    """Guards against one gain for the voice that clips its loudest clip."""
+    """Mistake: one gain for the voice that clips its loudest clip."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     for number, row in enumerate(rows[1:]):
@@ -115,7 +116,7 @@ def test_loud_peaks_stay_below_full_scale(tmp_path, run):
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_tables_with_commas_and_bars(tmp_path, text, ending, mark):
-    """Guards against a byte-order mark in the first column's name, lost quotation marks and cut texts."""
+    """Mistake: a byte-order mark in the first column's name, lost quotation marks and cut texts."""
     delimiter = "|" if "|" in text else ","
     path = tmp_path / "metadata.csv"
     path.write_bytes(f"{mark}file_name{delimiter}text{ending}{ending}{text}{ending}".encode())
@@ -125,7 +126,7 @@ def test_tables_with_commas_and_bars(tmp_path, text, ending, mark):
 
 @pytest.mark.parametrize("opening", ['"Hello," he said', '"Never closed', 'Inch: 3" wide', '"Two\nb.wav|rows"'])
 def test_bars_without_quoting_lose_no_rows(tmp_path, opening):
-    """Guards against a quotation mark in an unquoted | table swallowing the rows that follow."""
+    """Mistake: a quotation mark in an unquoted | table swallowing the rows that follow."""
     path = tmp_path / "metadata.csv"
     path.write_text(f"file_name|text\na.wav|{opening}\nc.wav|Last")
     found = [f"{row.file}|{row.text}" for row in sources.rows(str(path))]
@@ -133,7 +134,7 @@ def test_bars_without_quoting_lose_no_rows(tmp_path, opening):
 
 
 def test_json_lines(tmp_path, run):
-    """Guards against JSON lines read by other rules than CSV, and numbers as speakers becoming something else."""
+    """Mistake: JSON lines read by other rules than CSV, and numbers as speakers becoming something else."""
     folder = tmp_path / "recordings"
     rows = [{"audio": row["file_name"], "text": row["text"], "speaker_id": 7} for row in write_clips(folder)]
     path = folder / "clips.jsonl"
@@ -145,7 +146,7 @@ def test_json_lines(tmp_path, run):
 
 @pytest.mark.parametrize("kind", ["one split", "splits", "parquet"])
 def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeypatch):
-    """Guards against needing torchcodec, and against a dataset whose extra columns are refused or silently dropped."""
+    """Mistake: needing torchcodec, and against a dataset whose extra columns are refused or silently dropped."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "recordings"
     rows = write_clips(folder, 6)
@@ -168,7 +169,7 @@ def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeyp
 
 
 def test_a_dataset_cannot_name_files_elsewhere(tmp_path, run):
-    """Guards against a downloaded dataset that takes a private file of this machine for training."""
+    """Mistake: a downloaded dataset that takes a private file of this machine for training."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder, 6)
     datasets.Dataset.from_list([{"audio": str(folder / row["file_name"]), "text": row["text"]} for row in rows]
@@ -178,7 +179,7 @@ def test_a_dataset_cannot_name_files_elsewhere(tmp_path, run):
 
 
 def test_a_hub_dataset(tmp_path, run, monkeypatch):
-    """Guards against a split that is not asked for, and cached audio of a hub dataset that is refused as foreign."""
+    """Mistake: a split that is not asked for, and cached audio of a hub dataset that is refused as foreign."""
     cache = tmp_path / "cache"
     rows = [{"audio": str(cache / row["file_name"]), "text": row["text"]} for row in write_clips(cache, 6)]
     asked = []
@@ -199,7 +200,7 @@ def test_a_hub_dataset(tmp_path, run, monkeypatch):
 
 
 def test_a_dataset_without_text_says_which_columns_it_has(tmp_path, run):
-    """Guards against a bare KeyError where a column is named otherwise."""
+    """Mistake: a bare KeyError where a column is named otherwise."""
     datasets.Dataset.from_list([{"audio": "a.wav", "sentence": "Hi"}]).save_to_disk(tmp_path / "set")
     said = refusal(tmp_path / "set", run)
     assert "columns audio, sentence; text is missing" in said and "rename_column" in said
@@ -233,7 +234,7 @@ BAD_CLIPS = {
 
 @pytest.mark.parametrize("kind", BAD_CLIPS)
 def test_bad_clips_are_refused_with_row_and_remedy(tmp_path, run, kind):
-    """Guards against a broken clip in training, and against an error that does not say where it is and what to do."""
+    """Mistake: a broken clip in training, and against an error that does not say where it is and what to do."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     write_csv(folder, rows)
@@ -264,7 +265,7 @@ BAD_CELLS = {
 
 @pytest.mark.parametrize("kind", BAD_CELLS)
 def test_bad_cells_are_refused_with_row_and_remedy(tmp_path, run, kind):
-    """Guards against bad texts and paths that lead out of the folder, and errors that do not say which row."""
+    """Mistake: bad texts and paths that lead out of the folder, and errors that do not say which row."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     soundfile.write(tmp_path / "secret.wav", voice(99), RATE)
@@ -279,7 +280,7 @@ def test_bad_cells_are_refused_with_row_and_remedy(tmp_path, run, kind):
 
 
 def test_all_problems_are_reported_at_once(tmp_path, run):
-    """Guards against fixing forty clips one error at a time."""
+    """Mistake: fixing forty clips one error at a time."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder, 30)
     write_csv(folder, rows)
@@ -291,7 +292,7 @@ def test_all_problems_are_reported_at_once(tmp_path, run):
 
 
 def test_bad_clips_can_be_left_out(tmp_path, run, capsys):
-    """Guards against clips that vanish without a word, and against good ones that vanish with them."""
+    """Mistake: clips that vanish without a word, and against good ones that vanish with them."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     write_csv(folder, rows)
@@ -304,7 +305,7 @@ def test_bad_clips_can_be_left_out(tmp_path, run, capsys):
 
 
 def test_too_few_clips(tmp_path, run):
-    """Guards against judging a voice by sentences that it was trained on."""
+    """Mistake: judging a voice by sentences that it was trained on."""
     folder = tmp_path / "recordings"
     write_csv(folder, write_clips(folder, 5))
     said = refusal(folder, run)
@@ -328,7 +329,7 @@ def test_too_few_clips(tmp_path, run):
     ("file_name,text\na.wav,caf\xe9\n".encode("latin-1"), ["line 2 is not UTF-8 (byte 0xE9)", "CSV UTF-8"]),
 ])
 def test_bad_tables_are_refused(tmp_path, run, content, said):
-    """Guards against a column that is silently not used, and against texts garbled by another encoding."""
+    """Mistake: a column that is silently not used, and against texts garbled by another encoding."""
     folder = tmp_path / "recordings"
     folder.mkdir()
     (folder / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -343,7 +344,7 @@ def test_bad_tables_are_refused(tmp_path, run, content, said):
     ("[" * 100_000, "not JSON"),
 ])
 def test_bad_json_lines_are_named(tmp_path, line, said):
-    """Guards against one broken line hiding the others, or stopping with a traceback."""
+    """Mistake: one broken line hiding the others, or stopping with a traceback."""
     path = tmp_path / "clips.jsonl"
     path.write_text('{"file_name": "good.wav", "text": "Hi"}\n' + line + "\n")
     assert [said in row.problem for row in sources.rows(str(path))] == [False, True]
@@ -353,7 +354,7 @@ def test_bad_json_lines_are_named(tmp_path, line, said):
 
 
 def test_too_many_rows(tmp_path, monkeypatch):
-    """Guards against a table that fills the memory."""
+    """Mistake: a table that fills the memory."""
     monkeypatch.setattr(sources, "MAX_ROWS", 3)
     write_csv(tmp_path, [{"file_name": "a.wav", "text": "x"}] * 4)
     with pytest.raises(KitError, match="more than 3 rows"):
@@ -364,7 +365,7 @@ def test_too_many_rows(tmp_path, monkeypatch):
     ("nowhere", "no such file or folder"), ("empty", "has no metadata.csv"), ("notes.txt", "neither .csv nor .jsonl"),
 ])
 def test_sources_that_are_none(tmp_path, name, said):
-    """Guards against a mistyped folder being looked for on the hub."""
+    """Mistake: a mistyped folder being looked for on the hub."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(KitError, match=said) as caught:
@@ -376,7 +377,7 @@ def test_sources_that_are_none(tmp_path, name, said):
 
 
 def test_several_speakers_need_a_choice(tmp_path, run, capsys):
-    """Guards against a voice trained on two people, and a held-out clip of the wrong one."""
+    """Mistake: a voice trained on two people, and a held-out clip of the wrong one."""
     folder = tmp_path / "recordings"
     rows = [{**row, "source": "bob" if number % 3 else "anna"} for number, row in enumerate(write_clips(folder, 24))]
     write_csv(folder, rows)
@@ -390,7 +391,7 @@ def test_several_speakers_need_a_choice(tmp_path, run, capsys):
 
 
 def test_rows_without_speaker_among_rows_with(tmp_path, run):
-    """Guards against a nameless clip of another person slipping into the voice."""
+    """Mistake: a nameless clip of another person slipping into the voice."""
     folder = tmp_path / "recordings"
     rows = [{**row, "source": "" if number == 2 else "anna"} for number, row in enumerate(write_clips(folder))]
     write_csv(folder, rows)
@@ -399,7 +400,7 @@ def test_rows_without_speaker_among_rows_with(tmp_path, run):
 
 
 def test_a_speaker_asked_of_a_table_without_any(good, run):
-    """Guards against a mistyped --speaker that changes nothing."""
+    """Mistake: a mistyped --speaker that changes nothing."""
     assert "names no speakers; --speaker asks for 'anna'" in refusal(good, run, Config(speaker="anna"))
 
 
@@ -421,7 +422,7 @@ def neighbours(utterances):
 
 @pytest.mark.parametrize("sizes", [[6], [50], [3, 3], [30, 30, 1], [50, 50, 1, 1], [5, 1]])
 def test_no_training_clip_is_beside_a_held_out_one(sizes):
-    """Guards against a score that is good because the neighbouring clip was learned, whatever order the table has."""
+    """Mistake: a score that is good because the neighbouring clip was learned, whatever order the table has."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
     order = np.random.default_rng(1).permutation(len(names))
     for seed in range(30):
@@ -436,7 +437,7 @@ def test_no_training_clip_is_beside_a_held_out_one(sizes):
 @pytest.mark.parametrize(("sizes", "held"), [([1] * 40, {4}), ([10] * 10, {10}), ([4, 4, 4], {4}), ([20] * 3, {20}),
                                              ([9, 30, 30, 30, 1], {9, 10})])
 def test_whole_recordings_are_held_out(sizes, held):
-    """Guards against cutting a recording in two where there are enough, and against holding out far more than asked."""
+    """Mistake: cutting a recording in two where there are enough, and against holding out far more than asked."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
     for seed in range(10):
         utterances = manifest.assign_splits(make_utterances(names), 0.1, seed)
@@ -449,14 +450,14 @@ def test_whole_recordings_are_held_out(sizes, held):
 
 @pytest.mark.parametrize("sizes", [[50], [5] * 20])
 def test_the_seed_decides_the_split(sizes):
-    """Guards against a split that changes between two calls, or that no seed can change."""
+    """Mistake: a split that changes between two calls, or that no seed can change."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
     splits = [[each.split for each in manifest.assign_splits(make_utterances(names), 0.1, seed)] for seed in (1, 1, 2, 3, 4)]
     assert splits[0] == splits[1] and len(set(map(tuple, splits))) >= 3
 
 
 def test_a_named_recording_keeps_the_order_of_the_table():
-    """Guards against sorting unnumbered names, whose neighbours are known only from the table."""
+    """Mistake: sorting unnumbered names, whose neighbours are known only from the table."""
     names = [f"take{number % 7}b" for number in range(30)]
     utterances = manifest.assign_splits(make_utterances(names, session="sitting"), 0.1, 5)
     marks = [each.split for each in utterances]
@@ -465,7 +466,7 @@ def test_a_named_recording_keeps_the_order_of_the_table():
 
 
 def test_a_share_that_leaves_nothing_is_refused():
-    """Guards against training on no clip at all."""
+    """Mistake: training on no clip at all."""
     with pytest.raises(KitError, match="held_out 0.95 leaves none of 6 clips"):
         manifest.assign_splits(make_utterances([f"tape_{number}" for number in range(6)]), 0.95, 1)
 
@@ -475,7 +476,7 @@ def test_a_share_that_leaves_nothing_is_refused():
     ("001.wav", "recording"), ("tape2/a_1.wav", "tape2/a"), ("1034_121119_000005_000001.wav", "1034_121119_000005"),
 ])
 def test_session_of(file, session):
-    """Guards against every clip counting as a recording of its own, which would put neighbours on both sides."""
+    """Mistake: every clip counting as a recording of its own, which would put neighbours on both sides."""
     assert manifest.session_of(file) == session
 
 
@@ -483,7 +484,7 @@ def test_session_of(file, session):
 
 
 def test_the_same_source_is_used_again(good, run, capsys):
-    """Guards against redoing an hour of work, and against redoing it while another stage reads it."""
+    """Mistake: redoing an hour of work, and against redoing it while another stage reads it."""
     first = prepare.prepare(good, run, Config())
     before = {path: path.stat().st_mtime_ns for path in run.data.rglob("*")}
     assert prepare.prepare(f"{good}/", run, Config(steps=7)) == first
@@ -499,7 +500,7 @@ def test_the_same_source_is_used_again(good, run, capsys):
     (lambda folder: {"source": folder / "metadata.csv"}, "made from"),
 ])
 def test_other_data_is_not_overwritten(good, run, change, said):
-    """Guards against an adapter whose data folder silently became that of another source."""
+    """Mistake: an adapter whose data folder silently became that of another source."""
     prepare.prepare(good, run, Config())
     before = contents(run.data)
     arguments = {"source": good, "run": run, "config": Config()}
@@ -511,7 +512,7 @@ def test_other_data_is_not_overwritten(good, run, change, said):
 
 
 def test_data_of_unknown_origin_is_not_overwritten(good, run):
-    """Guards against deleting what somebody put there by hand."""
+    """Mistake: deleting what somebody put there by hand."""
     run.data.mkdir(parents=True)
     (run.data / "mine.txt").write_text("keep")
     with pytest.raises(KitError, match="older version of tts_kit"):
@@ -520,7 +521,7 @@ def test_data_of_unknown_origin_is_not_overwritten(good, run):
 
 
 def test_missing_manifest_says_which_verb_makes_it(run):
-    """Guards against a later stage that fails with a path and no way forward."""
+    """Mistake: a later stage that fails with a path and no way forward."""
     with pytest.raises(KitError, match=r"tts-kit prepare SOURCE --run voice"):
         manifest.read(run.data)
 
@@ -533,7 +534,7 @@ def test_missing_manifest_says_which_verb_makes_it(run):
     (lambda row: {"id": row["id"]}, "no utterance of this version"), (lambda row: [1], "no utterance of this version"),
 ])
 def test_a_manifest_is_not_trusted(good, run, spoil, said):
-    """Guards against a manifest from elsewhere that names files outside, or clips that are not there."""
+    """Mistake: a manifest from elsewhere that names files outside, or clips that are not there."""
     prepare.prepare(good, run, Config())
     path = run.data / "manifest.jsonl"
     lines = path.read_text().splitlines()
@@ -562,7 +563,7 @@ else:
 
 @pytest.mark.parametrize("rewrite", [False, True])
 def test_a_full_disk_loses_nothing(good, run, rewrite):
-    """Guards against half a data folder, or half a manifest over a whole one, when the kernel refuses to write."""
+    """Mistake: half a data folder, or half a manifest over a whole one, when the kernel refuses to write."""
     utterances = prepare.prepare(good, run, Config())
     other = run if rewrite else Run("second", run.folder.parent)
     before = contents(run.folder.parent)
@@ -591,7 +592,7 @@ prepare.prepare(sys.argv[2], Run("voice", sys.argv[1]), Config())
 
 
 def test_a_killed_run_leaves_no_data_folder(good, run):
-    """Guards against a folder with half of the clips that the next stage takes for whole."""
+    """Mistake: a folder with half of the clips that the next stage takes for whole."""
     done = subprocess.run([sys.executable, "-c", KILLED, run.folder.parent, good], capture_output=True, cwd=ROOT,
                           check=False)
     assert done.returncode == -signal.SIGKILL and len(list(run.folder.rglob("*.flac"))) == 3
@@ -600,7 +601,7 @@ def test_a_killed_run_leaves_no_data_folder(good, run):
 
 
 def test_ids_are_unique_safe_and_stable(tmp_path, run):
-    """Guards against two clips of one name overwriting each other, and names that no disk takes."""
+    """Mistake: two clips of one name overwriting each other, and names that no disk takes."""
     folder = tmp_path / "recordings"
     rows = []
     names = ["a/Ünï cödé 1.wav", "b/Ünï cödé 1.wav", "c/-x.wav", "d/漢字.wav", f"e/{'y' * 90}.wav", "f/z.wav"]
@@ -615,6 +616,6 @@ def test_ids_are_unique_safe_and_stable(tmp_path, run):
 
 
 def test_utterances_cannot_change():
-    """Guards against a stage that marks clips behind the manifest's back."""
+    """Mistake: a stage that marks clips behind the manifest's back."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_utterances(["a_1"])[0].split = "train"

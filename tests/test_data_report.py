@@ -104,7 +104,8 @@ def test_the_advice_follows_the_figures(place):
     dull = dataclasses.replace(many, clips=[dataclasses.replace(each, bandwidth_hz=3_400.0) for each in many.clips])
     assert "nothing above 3.4 kHz" in report.advice(dull)
     strange = [dataclasses.replace(many.clips[0], speaker_distance=quality_flags.OUTLIER_THRESHOLD + 0.1), *many.clips[1:]]
-    assert "1 of them sounds like another speaker" in report.advice(dataclasses.replace(many, clips=strange, voices_compared=True))
+    compared = dataclasses.replace(many, clips=strange, voices_compared=True)
+    assert "1 of them sounds like another speaker" in report.advice(compared)
 
 
 def test_the_page_is_drawn_and_nothing_in_it_runs(place, chromium):

@@ -29,12 +29,12 @@ def speakable(texts):
     ("It costs 3 €.", "It costs 3 €."),
 ])
 def test_normalise(given, wanted):
-    """Guards against one sentence being written two ways, so that training and speaking see different tokens."""
+    """Mistake: one sentence being written two ways, so that training and speaking see different tokens."""
     assert text.normalize(given) == wanted
 
 
 def test_normalise_is_idempotent():
-    """Guards against text that changes when it is normalised again, once in data and once when spoken."""
+    """Mistake: text that changes when it is normalised again, once in data and once when spoken."""
     for given in speakable(random_texts()):
         once = text.normalize(given)
         assert text.normalize(once) == once == unicodedata.normalize("NFC", once)
@@ -49,7 +49,7 @@ def test_normalise_is_idempotent():
     ("lone \ud800", ["U+D800"]), ("\ue000abc", ["U+E000"]),
 ])
 def test_what_cannot_be_spoken_is_refused(given, said):
-    """Guards against invisible characters becoming tokens, and against an error that does not say which or where."""
+    """Mistake: invisible characters becoming tokens, and against an error that does not say which or where."""
     with pytest.raises(KitError) as caught:
         text.normalize(given)
     for words in said:
@@ -58,7 +58,7 @@ def test_what_cannot_be_spoken_is_refused(given, said):
 
 @pytest.mark.parametrize("limit", [1, 30, 200])
 def test_chunks_lose_nothing_and_fit(limit):
-    """Guards against a lost or doubled word at a cut, and against a chunk over the limit."""
+    """Mistake: a lost or doubled word at a cut, and against a chunk over the limit."""
     for given in speakable(random_texts(150)):
         chunks = text.split_sentences(given, limit)
         assert "".join("".join(chunks).split()) == "".join(text.normalize(given).split())
@@ -68,7 +68,7 @@ def test_chunks_lose_nothing_and_fit(limit):
 
 
 def test_chunks_of_words_fit_any_limit():
-    """Guards against a chunk longer than the model's budget."""
+    """Mistake: a chunk longer than the model's budget."""
     draw = random.Random(3)
     for limit in (10, 37, 200):
         words = ["".join(draw.choices("abcdef", k=draw.randint(1, 30))) + draw.choice(["", "", ",", ".", "; "])
@@ -81,12 +81,12 @@ def test_chunks_of_words_fit_any_limit():
     "At 5 p.m. they left.", "Apples, pears etc. were sold.",
 ])
 def test_a_full_stop_inside_a_sentence_is_no_end(given):
-    """Guards against a pause and a falling voice after Mr. or in the middle of a number."""
+    """Mistake: a pause and a falling voice after Mr. or in the middle of a number."""
     assert text._sentences(given) == [given]
 
 
 def test_chunks_are_whole_sentences():
-    """Guards against cutting inside a sentence that fits, and against one chunk for every short answer."""
+    """Mistake: cutting inside a sentence that fits, and against one chunk for every short answer."""
     story = 'No. I will not! "Why?" she asked. So do I. Then we went home.'
     assert text._sentences(story) == [
         "No.", "I will not!", '"Why?"', "she asked.", "So do I.", "Then we went home."]
@@ -95,7 +95,7 @@ def test_chunks_are_whole_sentences():
 
 
 def test_a_long_sentence_is_cut_at_its_punctuation():
-    """Guards against a cut in mid-phrase where a semicolon or comma stands near, and against a tiny last piece."""
+    """Mistake: a cut in mid-phrase where a semicolon or comma stands near, and against a tiny last piece."""
     assert text.split_sentences("the first half of it stands here, with a comma; the second half stands over there", 50) == [
         "the first half of it stands here, with a comma;", "the second half stands over there."]
     assert text.split_sentences("one two three, four five six seven eight", 30) == [
@@ -107,6 +107,6 @@ def test_a_long_sentence_is_cut_at_its_punctuation():
 
 
 def test_budget_grows_with_the_text():
-    """Guards against stopping a slow reader early, and against a run-away voice talking for minutes."""
+    """Mistake: stopping a slow reader early, and against a run-away voice talking for minutes."""
     assert text.max_speech_seconds("Hi.") == pytest.approx(2.4, abs=0.1)
     assert 20 < text.max_speech_seconds("x" * 150) < 30

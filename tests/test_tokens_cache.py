@@ -73,7 +73,8 @@ def test_decoding_in_a_batch_and_by_levels(base):
         np.testing.assert_allclose(wave, base.codec.decode([clip])[0], atol=2e-5)
     first = codes[0].clone()
     first[:, 2:] = 7
-    np.testing.assert_allclose(base.codec.decode([first], num_codebooks=2)[0], base.codec.decode(codes[:1], num_codebooks=2)[0], atol=1e-6)
+    np.testing.assert_allclose(base.codec.decode([first], num_codebooks=2)[0],
+                               base.codec.decode(codes[:1], num_codebooks=2)[0], atol=1e-6)
     assert np.abs(base.codec.decode([first])[0] - together[0]).max() > 1e-5
 
 
@@ -141,7 +142,8 @@ def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
     run, config = Run("one", tmp_path), Config(base=toy)
     prepare.prepare(tmp_path / "in", run, config)
     script = ("import sys, torch; torch.set_num_threads(1)\n"
-              "from tts_kit import device; from tts_kit.tokens import cache; from tts_kit.config import Config; from tts_kit.run import Run\n"
+              "from tts_kit import device; from tts_kit.tokens import cache\n"
+              "from tts_kit.config import Config; from tts_kit.run import Run\n"
               "cache.tokenize(Config(base=sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
     process = subprocess.Popen([sys.executable, "-c", script, toy, str(tmp_path)], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)

@@ -5,6 +5,7 @@ import pickle
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ def test_it_is_perths_own_mark(speech, marked, monkeypatch):
     with torch.inference_mode():
         wanted = theirs.apply_watermark(wave, watermark.SAMPLE_RATE)
         seen = watermark.apply(wave, watermark.SAMPLE_RATE)[:len(wanted)]
-        assert float(theirs.get_watermark(audio.resample(marked, RATE, watermark.SAMPLE_RATE), watermark.SAMPLE_RATE, round=False)) > 0.9
+        resampled = audio.resample(marked, RATE, watermark.SAMPLE_RATE)
+        assert float(theirs.get_watermark(resampled, watermark.SAMPLE_RATE, round=False)) > 0.9
     np.testing.assert_allclose(seen, wanted, atol=1e-5)
 
 
@@ -167,9 +169,9 @@ def test_long_speech_needs_no_more_memory(speech, monkeypatch):
 
 def test_nothing_silence_and_little(speech):
     """Mistake: not a number, a crash or a mark out of nothing."""
-    for samples in (np.zeros(0, np.float32), np.zeros(1, np.float32), np.zeros(30 * RATE, np.float32)):
-        np.testing.assert_array_equal(watermark.apply(samples, RATE), samples)
-        assert watermark.detect(samples, RATE) == 0.0
+    for silence in (np.zeros(0, np.float32), np.zeros(1, np.float32), np.zeros(30 * RATE, np.float32)):
+        np.testing.assert_array_equal(watermark.apply(silence, RATE), silence)
+        assert watermark.detect(silence, RATE) == 0.0
     for count in (1, 7, 240, RATE // 20):
         done = watermark.apply(speech[RATE:RATE + count], RATE)
         assert done.shape == (count,) and np.isfinite(done).all() and 0 <= watermark.detect(done, RATE) <= 1
@@ -243,18 +245,19 @@ def test_without_the_package_the_remedy_is_named_before_anything_is_said(monkeyp
 
 def test_what_a_person_says_is_not_taken_for_a_machines(monkeypatch, tmp_path, capsys):
     """Mistake: a second of a person's speech, of which the network can be surer than of marked speech in noise."""
-    assert watermark.min_score(1.0) == watermark.min_score(2.9) == 0.8 and watermark.min_score(3.0) == watermark.min_score(99) == 0.5
+    assert [watermark.min_score(seconds) for seconds in (1.0, 2.9, 3.0, 99)] == [0.8, 0.8, 0.5, 0.5]
     monkeypatch.setattr(watermark, "detect", lambda *_: 0.7)
     for seconds in (1, 4):
         audio.write(tmp_path / f"{seconds}.wav", np.zeros(seconds * RATE, np.float32), RATE)
-    assert main(["detect-watermark", str(tmp_path / "1.wav")]) == 1 and main(["detect-watermark", str(tmp_path / "4.wav")]) == 0
+    assert [main(["detect-watermark", str(tmp_path / f"{seconds}.wav")]) for seconds in (1, 4)] == [1, 0]
     assert "1.wav: no watermark found (score 0.70 of 1)" in capsys.readouterr().out
 
 
 def test_the_last_moment_of_a_long_file_is_not_judged_alone(monkeypatch, tmp_path):
     """Mistake: an hour of a person's speech is called a machine's for its last 0.2 seconds."""
     lengths, real = [], watermark._score
-    monkeypatch.setattr(watermark, "_score", lambda samples, rate: lengths.append(len(samples) / rate) or real(samples, rate))
+    monkeypatch.setattr(watermark, "_score",
+                        lambda samples, rate: lengths.append(len(samples) / rate) or real(samples, rate))
     noise = np.random.default_rng(0).normal(0, 0.1, round(20.2 * 16_000)).astype(np.float32)
     audio.write(tmp_path / "long.wav", noise, 16_000)
     sure, enough = watermark.detect_file(tmp_path / "long.wav")

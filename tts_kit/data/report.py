@@ -243,13 +243,18 @@ def figure(report: Report):
     return figure
 
 
+def picture(report: Report) -> bytes:
+    """Return the figure as a PNG for light and dark backgrounds."""
+    content = BytesIO()
+    figure(report).savefig(content, format="png", dpi=140, transparent=True)
+    return content.getvalue()
+
+
 def write(run: Run, report: Report) -> Path:
     """Write the page into the run's data, self-contained: plots and clips are inside; return its path."""
-    plots = BytesIO()
-    figure(report).savefig(plots, format="png", dpi=140, transparent=True)
     page, _ = pages.page(__file__, f"The data of {report.name}", csp=("img-src data:", "media-src data:"),
                          advice=html.escape(advice(report)), totals="\n".join(_totals(report)),
-                         lists="\n".join(_lists(report)), plots=pages.data_uri(plots.getvalue(), "image/png"))
+                         lists="\n".join(_lists(report)), plots=pages.data_uri(picture(report), "image/png"))
     io.write_text(run.data / FILE, page)
     return run.data / FILE
 
