@@ -217,8 +217,8 @@ def test_the_bases_terms_are_told_to_whoever_makes_a_voice_of_it(run, capsys):
     """Mistake: what CSM's makers forbid stands in the card alone, which is read when the voice is long made."""
     assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "there are no codes to learn from"
     said = capsys.readouterr().out
-    assert "unsloth/csm-1b is under the licence apache-2.0" in said and "forbid impersonation" in said
-    assert "apache-2.0: a voice that is made of it" in license.license_notice(str(samples.TINY_CSM))
-    assert "says of no licence" in license.license_notice("somebody/else")
+    assert "unsloth/csm-1b is licensed under apache-2.0" in said and "forbid impersonation" in said
+    assert "apache-2.0: a voice made from it" in license.license_notice(str(samples.TINY_CSM))
+    assert "states no licence" in license.license_notice("somebody/else")
     assert "CC-BY-4.0" in license.prohibited_uses("sesame/csm-1b", "apache-2.0")[1]
     assert "Mimi" not in str(license.prohibited_uses("tiny-csm", "apache-2.0"))

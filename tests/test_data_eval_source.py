@@ -157,7 +157,7 @@ def test_the_verb_takes_a_share_or_a_source(tmp_path, monkeypatch, capsys):
     """Mistake: --held-out 0.3 is given beside --eval-source and silently means nothing; or the verb forgets to pass it."""
     monkeypatch.chdir(tmp_path)
     source, other = learned(tmp_path / "mine"), judged(tmp_path / "late")
-    both = ["data", str(source), "--run", "one", "--eval-source", str(other)]
+    both = ["prepare", str(source), "--run", "one", "--eval-source", str(other)]
     assert cli.main([*both, "--held-out", "0.3"]) == 1
     assert "give one of the two" in capsys.readouterr().err and not (tmp_path / "runs").exists()
     assert cli.main(both) == 0
