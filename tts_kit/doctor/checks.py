@@ -50,7 +50,7 @@ def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:
     """Check everything that training `base` with runs under `folder` depends on."""
     local = Path(base)
     small = local.is_dir() and sum(file.stat().st_size for file in local.glob("*.safetensors")) < SMALL_MODEL_BYTES
-    checks = [check_python(sys.version_info[:3]), *(check_package(name, _version(name)) for name in REQUIRED),
+    checks = [*(check_package(name, _version(name)) for name in REQUIRED),
               check_torchvision(_version("torch"), _version("torchvision"), _requirements("torchvision")),
               check_libsndfile(), *check_hardware(small),
               check_disk(folder, "disk for runs", 1e9 if small else 10e9, "clips, codes and checkpoints")]
@@ -75,16 +75,6 @@ def format_report(checks: list[Check]) -> str:
     counts = {status: sum(check.status == status for check in checks) for status in ("fail", "warn", "ok")}
     lines.append(f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok.")
     return "\n".join(lines)
-
-
-def check_python(version: tuple[int, ...]) -> Check:
-    """Check Python: tested with 3.11; torch and transformers require 3.10."""
-    text = ".".join(map(str, version))
-    if version < (3, 10):
-        return Check("Python", "fail", f"{text}; torch and transformers require 3.10", "Install Python 3.11 and use it.")
-    if version >= (3, 14):
-        return Check("Python", "warn", f"{text}; tested with 3.11 only", "Use Python 3.13 or older if a package cannot be installed.")
-    return Check("Python", "ok", text)
 
 
 def check_package(name: str, version: str | None) -> Check:

@@ -1,5 +1,6 @@
 """Plan of a training on common GPUs: the batch that fits, memory, minutes and dollars, computed by a formula or measured."""
 
+import bisect
 import re
 import shlex
 import textwrap
@@ -74,37 +75,35 @@ NO_EFFECT_ON_SPEED = {
 
 @dataclass(frozen=True)
 class Row:
-    """One GPU, or the machine that the run was trained on."""
-    name: str
-    gpu: Gpu | None
+    """What is planned for one GPU; batches are in positions."""
+    gpu: Gpu
+    offload: bool
+    checkpointing: bool
+    max_batch: int
+    """The largest micro-batch that fits."""
+    micro_batch: int
+    """The planned one."""
+    accumulation: int
+    memory: float
+    """GB that the planned micro-batch takes."""
     step_seconds: float
     minutes: float
     source: str
     """computed or measured."""
-    offload: bool = False
-    checkpointing: bool = False
-    max_batch: int = 0
-    """Positions of the largest micro-batch that fits."""
-    micro_batch: int = 0
-    """Positions of the planned micro-batch."""
-    accumulation: int = 1
-    memory: float = 0.0
-    """GB that the planned micro-batch takes."""
 
     @property
-    def dollars(self) -> float | None:
-        return self.minutes / 60 * self.gpu.price if self.gpu else None
+    def dollars(self) -> float:
+        return self.minutes / 60 * self.gpu.price
 
 
 class Decoder:
     """Sizes of the backbone or the depth decoder."""
 
-    def __init__(self, model, prefix: str, hidden_size: int):
+    def __init__(self, model, prefix: str, config):
         weights = {name: weight.numel() for name, weight in model.named_parameters() if name.startswith(f"{prefix}.layers.")}
         self.lora = sum(count for name, count in weights.items() if ".lora_" in name)
         self.weights = sum(weights.values()) - self.lora
-        self.layers = len({name.removeprefix(f"{prefix}.layers.").partition(".")[0] for name in weights})
-        self.units = self.layers * hidden_size
+        self.layers, self.units = config.num_hidden_layers, config.num_hidden_layers * config.hidden_size
 
 
 class Plan:
@@ -114,12 +113,10 @@ class Plan:
         self.config, self.run = config, run
         self._count_model()
         self._count_clips()
-        measured, self.measured_note = _read_measured(run, config) if run else (None, "No row is measured.")
-        rows = [self._plan(gpu, measured if measured and measured[0] == gpu else None) for gpu in GPUS]
-        self.rows = [row for row in rows if row]
-        self.too_small = [gpu.name for gpu, row in zip(GPUS, rows) if row is None]
-        if measured and not isinstance(measured[0], Gpu):
-            self.rows.append(Row(measured[0], None, measured[1], self._minutes(measured[1]), "measured"))
+        gpu, seconds, self.measured_note = _read_measured(run, config) if run else (None, 0, "No row is measured.")
+        rows = {card.name: self._plan(card, seconds if card == gpu else None) for card in GPUS}
+        self.rows = [row for row in rows.values() if row]
+        self.too_small = [name for name, row in rows.items() if row is None]
 
     def _count_model(self) -> None:
         model = load.without_weights(self.config.base, self.config.revision)
@@ -130,12 +127,12 @@ class Plan:
         self.trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.frozen = sum(weight.numel() for weight in model.parameters()) - self.trainable
         self.text_table = model.embed_text_tokens.weight.numel()
-        self.backbone = Decoder(model, "backbone_model", model.config.hidden_size)
-        self.depth = Decoder(model, "depth_decoder.model", model.config.depth_decoder_config.hidden_size)
+        self.backbone = Decoder(model, "backbone_model", model.config)
+        self.depth = Decoder(model, "depth_decoder.model", model.config.depth_decoder_config)
+        self.spec = ModelSpec.of(model.config)
 
     def _count_clips(self) -> None:
-        config, run = self.config, self.run
-        self.spec = ModelSpec.of(pretrained.config(config.base, config.revision))
+        config, run, rate = self.config, self.run, self.spec.frame_rate
         builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), self.spec)
         if run is None:
             count, seconds, text = EXAMPLE
@@ -144,22 +141,22 @@ class Plan:
         elif (run.data / manifest.MANIFEST).is_file():
             clips = [(utterance.text, utterance.seconds, utterance.split) for utterance in manifest.read(run.data)]
         else:
-            clips = [(clip.text, len(clip.codes) / self.spec.frame_rate, clip.split) for clip in cache.load_run(run)]
-        # text, frames, and the frame that ends the clip
-        lengths = {split: [len(builder.text_ids(text, "0")) + ceil(round(seconds * self.spec.frame_rate, 3)) + 1
-                           for text, seconds, clip_split in clips if clip_split == split]
-                   for split in (manifest.TRAIN, manifest.HELD_OUT)}
+            clips = [(clip.text, len(clip.codes) / rate, clip.split) for clip in cache.load_run(run)]
+        lengths = {manifest.TRAIN: [], manifest.HELD_OUT: [], manifest.EXCLUDED: []}
+        for text, seconds, split in clips:  # text, frames, and the frame that ends the clip
+            lengths[split].append(len(builder.text_ids(text, "0")) + ceil(round(seconds * rate, 3)) + 1)
         self.lengths, self.held_out = lengths[manifest.TRAIN], sum(lengths[manifest.HELD_OUT])
         if not self.lengths:
             raise KitError(f"none of {len(clips)} clips is for training. Prepare the run's data again.")
         self.seconds = sum(seconds for _, seconds, split in clips if split == manifest.TRAIN)
         self.clip = sum(self.lengths) / len(self.lengths) * (1 + config.context_probability)
-        self.longest = max(self.lengths) if not config.context_probability else min(2 * max(self.lengths), self.spec.max_positions)
+        # with a clip before it as context
+        self.longest = min(max(self.lengths) * (1 + ceil(config.context_probability)), self.spec.max_positions)
         self.total = max(self.longest, round(self.clip * len(self.lengths)))
-        self.frame_share = self.seconds * self.spec.frame_rate / sum(self.lengths)
+        self.frame_share = self.seconds * rate / sum(self.lengths)
 
     def fixed_bytes(self, offload: bool) -> float:
-        """Memory of any batch size: 16-bit weights, adapter with optimizer, CUDA, and the merged copy that generates samples."""
+        """Memory of any batch: 16-bit weights, adapter, optimizer, CUDA, and the merged copy that generates samples."""
         generates = self.config.sample_steps or self.config.generation_eval_steps
         copy = 2 * (self.backbone.weights + self.depth.weights) if generates else 0
         return 2 * (self.frozen - offload * self.text_table) + TRAINABLE_BYTES * self.trainable + copy + CUDA_BYTES
@@ -171,14 +168,10 @@ class Plan:
         return backbone * self.backbone.units * positions + depth * self.depth.units * self.spec.num_codebooks * frames
 
     def largest_batch(self, free: float, checkpointing: bool) -> int:
-        """Positions of the largest micro-batch within `free` bytes, at most all clips; 0 if the longest clip does not fit."""
-        if self.activation_bytes(self.longest, checkpointing) > free:
-            return 0
-        low, high = self.longest, self.total
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.activation_bytes(middle, checkpointing) <= free else (low, middle - 1)
-        return low
+        """Positions of the largest micro-batch that `free` bytes hold, all clips at most; 0 if the longest does not fit."""
+        sizes = range(1, self.total + 1)
+        fitting = bisect.bisect_right(sizes, free, key=lambda size: self.activation_bytes(size, checkpointing))
+        return fitting if fitting >= self.longest else 0
 
     def step_seconds(self, positions: float, gpu: Gpu, checkpointing: bool = False, training: bool = True) -> float:
         """Time of one micro-batch: arithmetic plus memory traffic, but at least the launches of its operations."""
@@ -196,7 +189,7 @@ class Plan:
     def _depth_frames(self, positions: float) -> float:
         return positions * self.frame_share * self.config.depth_frame_fraction
 
-    def _plan(self, gpu: Gpu, measured: tuple[Gpu, float] | None) -> Row | None:
+    def _plan(self, gpu: Gpu, measured_seconds: float | None) -> Row | None:
         """Plan the config's batch in as few micro-batches as fit; the first option that saves enough memory is taken."""
         config = self.config
         options = [(offload, checkpointing) for checkpointing in (False, True) for offload in (False, True)
@@ -206,90 +199,85 @@ class Plan:
             if max_batch:
                 break
         else:
-            return Row(gpu.name, gpu, measured[1], self._minutes(measured[1]), "measured") if measured else None
+            return None
         batch = config.tokens_per_batch * config.gradient_accumulation_steps
         accumulation = 1 if max_batch == self.total else ceil(batch / max_batch)
         micro_batch = ceil(batch / accumulation)
-        used = min(max(micro_batch // self.clip, 1) * self.clip, self.total)  # whole clips
-        seconds = measured[1] if measured else accumulation * self.step_seconds(used, gpu, checkpointing)
-        evaluations = 0 if measured else config.steps // config.eval_steps + 1
-        minutes = self._minutes(seconds) + evaluations * self.step_seconds(self.held_out, gpu, training=False) / 60
-        memory = self.fixed_bytes(offload) + self.activation_bytes(min(max(micro_batch, self.longest), self.total), checkpointing)
-        return Row(gpu.name, gpu, seconds, minutes, "measured" if measured else "computed", offload, checkpointing, max_batch,
-                   micro_batch, accumulation, memory / 1e9)
+        memory = self.fixed_bytes(offload) + self.activation_bytes(
+            min(max(micro_batch, self.longest), self.total), checkpointing)
+        if measured_seconds:  # with evaluations
+            seconds, evaluation = measured_seconds, 0
+        else:
+            whole_clips = min(max(micro_batch // self.clip, 1) * self.clip, self.total)
+            seconds = accumulation * self.step_seconds(whole_clips, gpu, checkpointing)
+            evaluation = (config.steps // config.eval_steps + 1) * self.step_seconds(self.held_out, gpu, training=False)
+        minutes = STARTUP_MINUTES + (config.steps * seconds + evaluation) / 60
+        return Row(gpu, offload, checkpointing, max_batch, micro_batch, accumulation, memory / 1e9, seconds, minutes,
+                   "measured" if measured_seconds else "computed")
 
-    def _minutes(self, step_seconds: float) -> float:
-        return STARTUP_MINUTES + self.config.steps * step_seconds / 60
 
-
-def _read_measured(run: Run, config: Config) -> tuple[tuple[Gpu | str, float] | None, str]:
-    """The GPU (or processor) and seconds per step of the run's finished training, if its config costs the same; and a note."""
+def _read_measured(run: Run, config: Config) -> tuple[Gpu | None, float, str]:
+    """The GPU and seconds per step of the run's finished training, if its config costs the same; and a note about it."""
     if not (run.adapter / lora.METADATA_FILE).is_file():
-        return None, f"{run.folder} holds no finished training: no row is measured."
+        return None, 0, f"{run.folder} holds no finished training: no row is measured."
     metrics = read_json(run.adapter / lora.METADATA_FILE, lora.RESTORE).get("metrics", {})
     seconds = metrics.get("seconds_since_start_or_resume")
     steps = metrics.get("steps_since_start_or_resume", metrics.get("steps"))
     if not seconds or not steps:
-        return None, f"{run.adapter} does not record how long its training took: no row is measured."
-    changed = config.differences(read_config(run.adapter / CONFIG_FILE))
-    if changed := [f"{name} {old}" for name, (_, old) in changed.items() if name not in NO_EFFECT_ON_SPEED]:
-        return None, f"{run.folder} was trained with {', '.join(changed[:3])}{', ...' * (len(changed) > 3)}: no row is measured."
+        return None, 0, f"{run.adapter} does not record how long its training took: no row is measured."
+    differences = config.differences(read_config(run.adapter / CONFIG_FILE))
+    if changed := [f"{name} {old}" for name, (_, old) in differences.items() if name not in NO_EFFECT_ON_SPEED]:
+        return None, 0, f"{run.folder} was trained with {', '.join(changed[:3])}: no row is measured."
     machine = metrics.get("machine", "an unknown machine")
-    parts = machine.split(", ")  # processor, cores, memory, GPUs
     gpu = next((gpu for gpu in GPUS if re.search(gpu.pattern, machine)), None)
-    name = gpu or re.sub(r"\((R|TM)\)", "", parts[3] if len(parts) > 3 else parts[0])[:22]
-    return (name, seconds / steps), (f"measured: {steps} steps of {run.folder} took {seconds:,.0f} s on {machine}, with "
-                                     "evaluations and samples.")
+    return gpu, seconds / steps, (f"measured: {steps} steps of {run.folder} took {seconds:,.0f} s on {machine}, with "
+                                  "evaluations and samples.")
 
 
 def format_plan(run: Run | None = None, **changes: object) -> str:
     """Return the plan for a run's clips and config with some changes, or for the example without a run."""
     plan = Plan(load_config(run, **changes) if run else Config(**changes), run)
-    config, count = plan.config, len(plan.lengths)
-    width = max(10, *(len(row.name) for row in plan.rows), *map(len, plan.too_small))
-    table = [_line(width, "", "batch that fits", "planned", "GB", "s/step", "minutes", "dollars", "from")]
+    lines = [_format_row("", "batch that fits", "planned", "GB", "s/step", "minutes", "dollars", "from")]
     for row in plan.rows:
-        batch = ("all clips" if row.max_batch == plan.total else f"{row.max_batch:,} = {row.max_batch / plan.clip:,.0f} clips",
-                 f"{row.micro_batch:,}" + f" x {row.accumulation}" * (row.accumulation > 1),
-                 f"{row.memory:.1f} of {row.gpu.memory:.0f}") if row.micro_batch else "---"
-        table.append(_line(width, row.name, *batch, f"{row.step_seconds:.3f}" if row.step_seconds < 1 else
-                           f"{row.step_seconds:.2f}", f"{row.minutes:.1f}", f"{row.dollars:.2f}" if row.gpu else "-", row.source))
-        saving = ["offloaded text embeddings"] * row.offload + ["gradient checkpointing"] * row.checkpointing
-        if saving:
-            table.append(f"{'':<{width}} with {' and '.join(saving)}")
-    table += [f"{name:<{width}} does not hold the longest clip, {plan.longest:,} positions" for name in plan.too_small]
-    batch = config.tokens_per_batch * config.gradient_accumulation_steps
-    source = plan.run.folder if plan.run else f"Example, as no --run was given: {EXAMPLE[0]} clips of {EXAMPLE[1]:g} s, an hour"
-    notes = [
-        f"{source}; {count} training clips, {plan.seconds / 60:.1f} minutes, {plan.clip:.0f} positions (text and frames) each. "
-        f"{config.steps} steps of {batch:,} positions are about {config.steps * batch / plan.total:.1f} epochs. Base "
-        f"{config.base}, rank {config.rank}, depth frame fraction {config.depth_frame_fraction:.3g}.",
-        f"{plan.measured_note} computed: never measured on such a GPU. FLOPs from the number of weights, memory and traffic from "
-        f"constants counted on CSM-1B's training step; assumed are {PEAK_SHARE:.0%} of the GPU's dense 16-bit peak, "
-        f"{BANDWIDTH_SHARE:.0%} of its bandwidth and {LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation.",
-        f"GB: 16-bit weights without codec, {TRAINABLE_BYTES} bytes a trained parameter, {CUDA_BYTES / 1e9:g} GB for CUDA, the "
-        f"merged copy that generates samples, and activations. A batch fits if they fill {FILL:.0%} of the GPU at most.",
-        f"minutes: training, evaluations and {STARTUP_MINUTES:g} minute to start and load; downloads and generated samples come on "
-        "top. dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed."]
-    notes = [textwrap.fill(note, 99, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for note in notes]
-    return "\n".join([*table, "", *notes, "", *_advice(plan)])
+        fits = "all clips" if row.max_batch == plan.total else f"{row.max_batch:,} = {row.max_batch / plan.clip:,.0f} clips"
+        planned = f"{row.micro_batch:,}" + f" x {row.accumulation}" * (row.accumulation > 1)
+        lines.append(_format_row(row.gpu.name, fits, planned, f"{row.memory:.1f} of {row.gpu.memory:.0f}",
+                                 f"{row.step_seconds:.3g}", f"{row.minutes:.1f}", f"{row.dollars:.2f}", row.source))
+        if row.offload or row.checkpointing:
+            saving = ["offloaded text embeddings"] * row.offload + ["gradient checkpointing"] * row.checkpointing
+            lines.append(f"           with {' and '.join(saving)}")
+    lines += [f"{name:<10} does not hold the longest clip, {plan.longest:,} positions" for name in plan.too_small]
+    lines.append("")
+    for note in _notes(plan):
+        lines.append(textwrap.fill(note, 99, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    if not plan.rows:
+        return "\n".join([*lines, "", "Split long clips, or lower --rank or --depth-frame-fraction."])
+    cheapest = min(plan.rows, key=lambda row: (round(row.dollars, 2), row.minutes))
+    return "\n".join([*lines, "", f"Cheapest: {cheapest.gpu.name}, {cheapest.minutes:.1f} minutes for "
+                      f"${cheapest.dollars:.2f}. Run there:", f"  {train_command(plan, cheapest)}"])
 
 
-def _line(width: int, name: str, *cells: str) -> str:
+def _format_row(name: str, *cells: str) -> str:
     columns = (f"{cell:>{size}}" for cell, size in zip(cells, (18, 9, 12, 6, 7, 7)))
-    return " ".join([f"{name:<{width}}", *columns, f" {cells[-1]}"])
+    return " ".join([f"{name:<10}", *columns, f" {cells[-1]}"])
 
 
-def _advice(plan: Plan) -> list[str]:
-    rows = [row for row in plan.rows if row.micro_batch]
-    if not rows:
-        return ["None of the GPUs holds the longest clip. Split long clips, or lower --rank or --depth-frame-fraction."]
-    cheapest = min(rows, key=lambda row: (round(row.dollars, 2), row.minutes))
-    fastest = min(rows, key=lambda row: (round(row.minutes, 1), row.dollars))
-    text = f"Cheapest: {cheapest.name}, {cheapest.minutes:.1f} minutes for ${cheapest.dollars:.2f}"
-    if fastest != cheapest:
-        text += f"; fastest: {fastest.name}, {fastest.minutes:.1f} minutes for ${fastest.dollars:.2f}"
-    return [f"{text}. For the {cheapest.name} run:", f"  {train_command(plan, cheapest)}"]
+def _notes(plan: Plan) -> list[str]:
+    config, count = plan.config, len(plan.lengths)
+    batch = config.tokens_per_batch * config.gradient_accumulation_steps
+    example = f"Example, as no --run was given: {EXAMPLE[0]} clips of {EXAMPLE[1]:g} s, an hour"
+    return [
+        f"{plan.run.folder if plan.run else example}; {count} training clips, {plan.seconds / 60:.1f} minutes, "
+        f"{plan.clip:.0f} positions (text and frames) each. {config.steps} steps of {batch:,} positions are about "
+        f"{config.steps * batch / plan.total:.1f} epochs. Base {config.base}, rank {config.rank}, depth frame fraction "
+        f"{config.depth_frame_fraction:.3g}.",
+        f"{plan.measured_note} computed: never measured on such a GPU. FLOPs follow from the number of weights, memory and "
+        f"traffic from constants counted on CSM-1B's training step; assumed are {PEAK_SHARE:.0%} of the GPU's dense 16-bit "
+        f"peak, {BANDWIDTH_SHARE:.0%} of its bandwidth and {LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation.",
+        f"GB: 16-bit weights without codec, {TRAINABLE_BYTES} bytes a trained parameter, {CUDA_BYTES / 1e9:g} GB for CUDA, "
+        f"the merged copy that generates samples, and activations. A batch fits if they fill at most {FILL:.0%} of the GPU.",
+        f"minutes: training, evaluations and {STARTUP_MINUTES:g} minute to start; downloads and samples come on top. "
+        "dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed."]
 
 
 def train_command(plan: Plan, row: Row) -> str:
