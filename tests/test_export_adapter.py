@@ -307,7 +307,7 @@ def test_the_verb_exports(memorized, monkeypatch, capsys):
 
 def test_a_voice_without_an_adapter_has_no_strength(loud):
     """Mistake: a strength that nothing heeds is taken without a word."""
-    with pytest.raises(KitError, match="strength 0.5 of what.*without an adapter"):
+    with pytest.raises(KitError, match="strength is 0.5.*without an adapter"):
         load_voice(CPU, base=loud).set_strength(0.5)
 
 
