@@ -7,7 +7,7 @@ import op_counter
 import pytest
 import torch
 from conftest import make_clip
-from test_training import with_codes
+from test_training_finetune import with_codes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves

@@ -151,8 +151,8 @@ def test_an_exported_adapter_is_the_contract(told, loud, tmp_path):
     """Mistake: something is missing that others need; the names of this machine's folders are not."""
     out = adapter.export(told, tmp_path / "out", watermarked=False)
     assert {path.name for path in out.iterdir()} == {
-        lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json", "data.json", "release.json", consent.FILE, card.FILE,
-        card.SAMPLES}
+        lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json", "data.json", "release.json", consent.FILE,
+        card.FILE, card.SAMPLES}
     for path in (path for path in out.iterdir() if path.suffix in (".json", ".md")):
         assert str(tmp_path) not in path.read_text() and str(Path(loud).parent) not in path.read_text(), path
     with pytest.raises(KitError, match="needs the base it was trained for, loud.*give --base"):
@@ -188,7 +188,8 @@ def test_what_judges_said_is_on_the_card(memorized):
     write_rows(memorized.comparison / synthesis.SCORES, [row | judged for row in rows])
     change(memorized.data, "inputs.json", source="me/clips:train")
     read = ModelCard.load(adapter.export(memorized, watermarked=False) / card.FILE)
-    assert "## Evaluation" in read.text and "| finetuned | 25.0% |" in read.text and "Metric models: Whisper and others." in read.text
+    for text in ("## Evaluation", "| finetuned | 25.0% |", "Metric models: Whisper and others."):
+        assert text in read.text
     assert read.data.datasets == ["me/clips"] and "| source | me/clips:train |" in read.text
 
 

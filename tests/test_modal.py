@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import make_cuts
-from test_training import adapter, same
+from test_training_finetune import adapter, same
 
 from tts_kit import device
 from tts_kit.config import Config

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_clip, spread_logits
 from safetensors.torch import load_file, save
-from test_training import CPU, adapter, same, with_codes
+from test_training_finetune import CPU, adapter, same, with_codes
 from transformers import TrainerCallback
 
 from sample_data.build import sentences
@@ -298,7 +298,8 @@ def test_a_clip_on_which_a_metric_fails_counts_as_one_without_sound(config, base
     for number, functions in enumerate(((broken, embed), (transcribe, broken))):
         metric_models = MetricModels({"wer": f"test {number}"}, *functions, None)
         evaluation = generation_eval.GenerationEvalCallback(base, config, run, clips, metric_models)
-        evaluation.references = {"Hello there.": metric_models.measure_reference(np.sin(np.arange(24_000) / 9), 24_000, "Hello there.")}
+        tone = np.sin(np.arange(24_000) / 9)
+        evaluation.references = {"Hello there.": metric_models.measure_reference(tone, 24_000, "Hello there.")}
         evaluation.score()
         row, = evaluation.rows()
         assert "no idea" in str(row["metric_failed"])

@@ -52,7 +52,7 @@ print(json.dumps(figures))
 def test_the_real_shape_trains_and_speaks(tmp_path):
     """Mistake: something that only works at toy size: memory, a head's layout, a rope, 32 codebooks, 2048 positions."""
     from conftest import make_clip
-    from test_training import with_codes
+    from test_training_finetune import with_codes
 
     from tts_kit.run import Run
     from tts_kit.tokens import codec

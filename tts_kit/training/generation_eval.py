@@ -144,14 +144,6 @@ class GenerationEvalCallback(TrainerCallback):
         return write_page(rows, self.run.training, f"{self.run.name}: generation evaluation",
                           selected.reason if final else f"So far: {selected.reason}", selected.step)
 
-    def load_best(self, trainer: Trainer) -> SelectedCheckpoint:
-        """Select a step, load its adapter into the model and print the reason."""
-        selected = select(self.rows(), self.config.steps)
-        if selected.by == BY_GENERATION_EVAL:
-            lora.load_weights(trainer.model, self.step_folder(selected.step) / lora.WEIGHTS_FILE)
-        print(f"{selected.reason}\nListen to every step: {self.show(final=True).resolve().as_uri()}")
-        return selected
-
 
 def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) -> GenerationEvalCallback | None:
     """The callback, if the config asks for it and metric models and sentences are there; else print what is missing."""
@@ -173,8 +165,14 @@ def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) ->
 
 
 def load_best(evaluation: GenerationEvalCallback | None, trainer: Trainer) -> SelectedCheckpoint:
-    """The step to keep, whose adapter the model holds afterwards; without generation evaluation the last one."""
-    return evaluation.load_best(trainer) if evaluation else SelectedCheckpoint(trainer.state.global_step, LAST_STEP, "")
+    """Select the step to keep and load its adapter into the model; without generation evaluation it is the last one."""
+    if not evaluation:
+        return SelectedCheckpoint(trainer.state.global_step, LAST_STEP, "")
+    selected = select(evaluation.rows(), evaluation.config.steps)
+    if selected.by == BY_GENERATION_EVAL:
+        lora.load_weights(trainer.model, evaluation.step_folder(selected.step) / lora.WEIGHTS_FILE)
+    print(f"{selected.reason}\nListen to every step: {evaluation.show(final=True).resolve().as_uri()}")
+    return selected
 
 
 def remove_results(run: Run) -> None:

@@ -53,7 +53,8 @@ def test_depth_frames_are_drawn_afresh_and_the_end_always(base, config):
     assert share[others].mean().item() == pytest.approx(1 / 4, abs=0.02)
     assert share[others].min() > 0.1
     assert torch.equal(draws[3], torch.cat(dataset.sample_depth_frames(examples, 1 / 4, 3)))
-    alone = MicroBatchDataset([make_clip("only", 40)], base.prompt_builder, config.replace(steps=9, depth_frame_fraction=1 / 4))
+    alone = MicroBatchDataset([make_clip("only", 40)], base.prompt_builder,
+                              config.replace(steps=9, depth_frame_fraction=1 / 4))
     assert len({tuple(alone[step]["depth_frame_index"].tolist()) for step in range(9)}) == 9
 
 
@@ -82,7 +83,8 @@ def test_context_is_of_the_same_speaker(base, config):
     """Mistake: with several speakers in the data a voice is cloned from somebody else's clip."""
     clips = [make_clip(f"clip{number}", 6, speaker="ab"[number % 2]) for number in range(10)] + [
         make_clip("lonely", 6, speaker="c")]
-    plan = MicroBatchDataset(clips, base.prompt_builder, config.replace(steps=60, context_probability=1.0, tokens_per_batch=300))
+    plan = MicroBatchDataset(clips, base.prompt_builder,
+                             config.replace(steps=60, context_probability=1.0, tokens_per_batch=300))
     items = [item for batch in plan.plan for item in batch]
     assert all(clips[clip].speaker == clips[context].speaker for clip, context in items if context is not None)
     assert {clips[clip].id for clip, context in items if context is None} == {"lonely"}

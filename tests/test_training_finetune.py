@@ -1,4 +1,4 @@
-"""Training from codes to an adapter folder: what a step optimises, and what survives interruptions."""
+"""Training from codes to an adapter folder: what a step optimizes, and what survives interruptions."""
 
 import dataclasses
 import json
@@ -86,7 +86,8 @@ def test_logged_loss_is_the_sum_of_both_named_parts(config, run):
 
 def test_four_micro_batches_are_one_big_batch(config, run):
     """Mistake: a mean of means; clips of unequal length make the accumulated gradient another one."""
-    big = config.replace(tokens_per_batch=100_000, gradient_accumulation_steps=1, steps=1, depth_frame_fraction=0.5, learning_rate=0.1)
+    big = config.replace(tokens_per_batch=100_000, gradient_accumulation_steps=1, steps=1, depth_frame_fraction=0.5,
+                         learning_rate=0.1)
     _, whole = prepared(big, run)
     order = [item for batch in whole.train_dataset.plan for item in batch]
     _, parts = prepared(big.replace(gradient_accumulation_steps=4), run)
@@ -256,6 +257,7 @@ def test_text_embeddings_in_main_memory_train_the_same(config, run, tmp_path):
     same(*made)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler, and there is no g++")
 def test_compiled_layers_train_the_same(config, run, tmp_path, capsys):
     """Mistake: compiled layers lose the adapter or the clips' borders, or are called compiled and are not."""
@@ -284,7 +286,7 @@ def test_another_recipe_in_the_same_run_is_refused(config, run):
     """Mistake: a run goes on with other values than it began with, or is overwritten."""
     finetune.finetune(config, run, CPU)
     before = adapter(run.adapter)
-    with pytest.raises(KitError, match=r"started with other inputs: rank is 8 and was 4; steps is 9 and was 4. Use the same"):
+    with pytest.raises(KitError, match=r"started with other inputs: rank is 8 and was 4; steps is 9 and was 4. Use"):
         finetune.finetune(config.replace(rank=8, steps=9), run, CPU)
     same(adapter(run.adapter), before)
 
@@ -401,7 +403,8 @@ def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(config, run,
               "class Full(TrainerCallback):\n"
               "    def on_step_end(self, args, state, control, **_):\n"
               "        if state.global_step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-              "finetune.finetune(config.read_config(sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'), [Full()])\n")
+              "settings = config.read_config(sys.argv[1])\n"
+              "finetune.finetune(settings, Run('one', sys.argv[2]), device.choose('cpu'), [Full()])\n")
     out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "config.json"), str(tmp_path)],
                          capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert out.returncode != 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_clip
-from test_training import CPU, adapter, same, with_codes
+from test_training_finetune import CPU, adapter, same, with_codes
 
 from tts_kit.config import Config
 from tts_kit.errors import KitError
@@ -46,9 +46,6 @@ class Evaluation(generation_eval.GenerationEvalCallback):
         assert distributed.is_rank_zero()
         print(f"evaluated step {step} of {name}", file=sys.stderr)
         return step == 4
-
-    def load_best(self, trainer):
-        return generation_eval.SelectedCheckpoint(trainer.state.global_step, generation_eval.LAST_STEP, "")
 
 def log_writes(event, arguments):
     writes = event == "open" and (set(str(arguments[1])) & set("wax+") or arguments[2] & (os.O_WRONLY | os.O_RDWR))
@@ -81,6 +78,7 @@ def main(arguments=None):
             print(f"{name}: {error}", file=sys.stderr)
 
 generation_eval.build = build
+generation_eval.load_best = lambda evaluation, trainer, load_best=generation_eval.load_best: load_best(None, trainer)
 load_base, load.load_base = load.load_base, poisoned_base
 sys.exit(main())
 """
@@ -120,7 +118,8 @@ def pair(toy, tmp_path_factory) -> Pair:
     asked = {"halves": small.replace(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
              "turns": small.replace(gradient_accumulation_steps=2, lora_targets="backbone"),
              "dealt": small.replace(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
-             "evaluated": small.replace(generation_eval_steps=2, early_stopping_patience=1), "poisoned": small.replace(steps=12),
+             "evaluated": small.replace(generation_eval_steps=2, early_stopping_patience=1),
+             "poisoned": small.replace(steps=12),
              "dying": small.replace(gradient_accumulation_steps=2, save_steps=2)}
     for name, one in asked.items():
         write_text(root / f"{name}.json", one.to_json())
@@ -235,16 +234,19 @@ def test_what_was_interrupted_goes_on(pair, clips, launched, tmp_path, capsys):
 @pytest.mark.parametrize(("gradient_accumulation_steps", "count"), [(1, 2), (1, 4), (2, 2), (3, 2), (4, 2), (2, 3)])
 def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, count):
     """Mistake: clips are left out or heard twice, or another choice of depth frames is made than by one process."""
-    asked = config.replace(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps, depth_frame_fraction=0.5)
+    config = config.replace(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps,
+                            depth_frame_fraction=0.5)
     learnt = [clip for clip in clips if clip.split == "train"]
-    alone, shared = (dataset.MicroBatchDataset(learnt, base.prompt_builder, asked, number) for number in (1, count))
+    alone, shared = (dataset.MicroBatchDataset(learnt, base.prompt_builder, config, number) for number in (1, count))
     assert len(shared) == 9 * shared.micro_batches_per_step and shared.micro_batches_per_step % count == 0
     for step in range(9):
-        whole, parts = ([steps[step * steps.micro_batches_per_step + part] for part in range(steps.micro_batches_per_step)] for steps in (alone, shared))
+        whole, parts = ([micro_batches[step * micro_batches.micro_batches_per_step + part]
+                         for part in range(micro_batches.micro_batches_per_step)] for micro_batches in (alone, shared))
         counted = [part for part in parts if part["loss_weight"]]
         assert counted and names(counted) == names(whole)
-        chosen, wanted = (torch.cat([part["targets"][part["depth_frame_index"]] for part in some]) for some in (counted, whole))
-        assert torch.equal(chosen, wanted)
+        chosen, expected = (torch.cat([part["targets"][part["depth_frame_index"]] for part in parts_of_step])
+                            for parts_of_step in (counted, whole))
+        assert torch.equal(chosen, expected)
         assert {(part["frames_in_step"], part["depth_frames_in_step"]) for part in parts} == {
             (sum(len(part["targets"]) for part in counted), len(chosen))}
 
