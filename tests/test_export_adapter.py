@@ -15,8 +15,8 @@ import soundfile
 import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from test_generate import GREEDY
-from test_shared_base import change, codes, make_adapter
+from test_generation_engine import GREEDY
+from test_speech_voice import change, codes, make_adapter
 
 from tts_kit import cli, device, pipeline, samples
 from tts_kit.comparison import synthesis

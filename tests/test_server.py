@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_lora import shake
+from test_model_lora import shake
 
 from tts_kit import audio, device, watermark
 from tts_kit.config import Config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_lora import shake
+from test_model_lora import shake
 from test_tokens_cache import tone
 from torch import nn
 from transformers import MimiModel

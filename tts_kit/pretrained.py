@@ -83,13 +83,8 @@ def check_no_pickles(source: str | Path, files: Iterable[str]) -> None:
     by_suffix = {Path(file).suffix: file for file in sorted(files)}
     pickles = [by_suffix[suffix] for suffix in PICKLE_SUFFIXES if suffix in by_suffix]
     if pickles and ".safetensors" not in by_suffix:
-        raise KitError(f"{source} has its weights as a pickle ({pickles[0]}), which can run any program when it is opened, so "
-                       "it is not opened. Wanted: safetensors. Ask its author to save it so.")
-
-
-def resolved_revision(model_config: CsmConfig, revision: str) -> str:
-    """Return the commit that the hub served, or the given revision where the base is a folder."""
-    return getattr(model_config, "_commit_hash", None) or revision
+        raise KitError(f"{source} has its weights as a pickle ({pickles[0]}), which can run any program when it is opened, "
+                       "so it is not opened. Wanted: safetensors. Ask its author to save it so.")
 
 
 @contextlib.contextmanager
@@ -110,14 +105,16 @@ def explain_load_errors(base: str) -> Iterator[None]:
                            "login) if it is private.") from error
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             origin = "the folder" if Path(base).is_dir() else "the hub or its cache"
-            raise KitError(f"{base} could not be read from {origin}: {reason(error)}. Wanted: config.json, model.safetensors "
-                           "and the tokenizer files of a CSM checkpoint. Offline, give a folder that has them.") from error
+            raise KitError(f"{base} could not be read from {origin}: {reason(error)}. Wanted: config.json, "
+                           "model.safetensors and the tokenizer files of a CSM checkpoint. Offline, give a folder that has "
+                           "them.") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' and the hub's tables, progress bars and warnings, which CSM's special ids always cause."""
-    verbosity, hub_verbosity, progress_bar = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
+    progress_bar = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()

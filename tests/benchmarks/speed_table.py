@@ -135,7 +135,7 @@ def first_audio_on_h200(found: Sequence[Row]) -> tuple[str, bool] | None:
 
 
 def sameness(found: Sequence[Row]) -> tuple[str, bool] | None:
-    """What the benchmarks looked at before they timed anything; the gradients are held by tests/test_loss.py."""
+    """What the benchmarks looked at before they timed anything; the gradients are held by tests/test_model_loss.py."""
     apart = [row.value("losses_apart") for row in found if row.value("losses_apart") is not None]
     codes = [row.value("greedy_codes") for row in found if row.value("greedy_codes")]
     if not apart or not codes:

@@ -140,7 +140,7 @@ def check(model, material: Material, device: str) -> float:
     apart = max(abs(mine.item() / other.item() - 1) for mine, other in zip(ours, theirs))
     if not apart <= AGREEMENT[device]:
         raise KitError(f"the losses of the two sides differ by {apart:.1e}, relative: {ours} and {theirs}; wanted at most "
-                      f"{AGREEMENT[device]}. What is timed would not be the same work: run tests/test_loss.py.")
+                      f"{AGREEMENT[device]}. What is timed would not be the same work: run tests/test_model_loss.py.")
     return apart
 
 

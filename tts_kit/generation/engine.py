@@ -230,7 +230,7 @@ class InferenceEngine:
 
     @contextlib.contextmanager
     def _acquire_state(self, batch: int, length: int, sampling: Sampling) -> Iterator[DecodeState]:
-        """Provide a state for a batch and a cache length; those with a captured graph come from the pool, and return to it."""
+        """Provide a state for a batch and a cache length; those with a captured graph come from the pool, and go back."""
         if self.device.type != "cuda":
             yield self._new_state(batch, length, sampling)
             return

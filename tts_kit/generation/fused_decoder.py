@@ -42,10 +42,11 @@ class FusedDecoder:
         row_order = self._rope_row_order()
         for number, layer in enumerate(self.decoder.layers):
             attention, mlp = layer.self_attn, layer.mlp
-            qkv = torch.cat([merged_weight(part, adapter) for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
-            gate_up = torch.cat([merged_weight(part, adapter) for part in (mlp.gate_proj, mlp.up_proj)])
-            weights = (qkv[row_order] * layer.input_layernorm.weight, merged_weight(attention.o_proj, adapter),
-                       gate_up * layer.post_attention_layernorm.weight, merged_weight(mlp.down_proj, adapter))
+            q, k, v, o, gate, up, down = (merged_weight(projection, adapter) for projection in (
+                attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj,
+                mlp.down_proj))
+            weights = (torch.cat([q, k, v])[row_order] * layer.input_layernorm.weight, o,
+                       torch.cat([gate, up]) * layer.post_attention_layernorm.weight, down)
             if number == len(self.layers):
                 self.layers.append(tuple(map(torch.empty_like, weights)))
             for fused, weight in zip(self.layers[number], weights):
@@ -60,7 +61,8 @@ class FusedDecoder:
         position_ids = torch.arange(length, device=self.final_norm.device)[None]
         cos, sin = self.decoder.rotary_emb(self.final_norm.float(), position_ids=position_ids)
         freqs = torch.complex(cos[0, :, :self.head_dim // 2], sin[0, :, :self.head_dim // 2])
-        return torch.stack([freqs] * (self.num_heads + self.num_kv_heads) + [torch.ones_like(freqs)] * self.num_kv_heads, dim=1)
+        values = torch.ones_like(freqs)
+        return torch.stack([freqs] * (self.num_heads + self.num_kv_heads) + [values] * self.num_kv_heads, dim=1)
 
     def __call__(self, hidden: torch.Tensor, rope_freqs: torch.Tensor, kv_cache: list[torch.Tensor],
                  cache_position: torch.Tensor | slice, kv_len: int, mask: torch.Tensor | None = None) -> torch.Tensor:

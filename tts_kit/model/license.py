@@ -15,7 +15,8 @@ CSM_PROHIBITED_USES = """CSM's makers provide it for research and educational pu
 
 A voice made from it is bound by the same terms. Its codec is Mimi by Kyutai (CC-BY-4.0): whoever distributes the codec's
 weights, as part of merged weights for instance, has to credit Kyutai."""
-USE_POLICY = "Use this voice only as the person it belongs to has allowed. Where people could be misled, say that it is synthetic."
+USE_POLICY = ("Use this voice only as the person it belongs to has allowed. Where people could be misled, say that it is "
+              "synthetic.")
 
 
 def license_of(base: str, folder: str) -> str:

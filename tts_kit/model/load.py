@@ -42,17 +42,19 @@ class Base:
     """Identifies the weights that an adapter is trained for; the same for every mirror of them."""
 
 
-def load_base(name: str, device_config: DeviceConfig, revision: str = "", backend: str = "peft", codec_device: str = "") -> Base:
+def load_base(name: str, device_config: DeviceConfig, revision: str = "", backend: str = "peft",
+              codec_device: str = "") -> Base:
     """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`."""
     config = pretrained.config(name, revision)
     model = (_load_with_unsloth if backend == "unsloth" else _load_with_transformers)(name, revision, device_config)
     spec = ModelSpec.of(config)
+    commit = getattr(config, "_commit_hash", None)  # that the hub served; a folder has none
     # the codec is loaded on its own, so that no training mode, cast or adapter of the model reaches it
     model.codec_model = None
     model.requires_grad_(False).eval()
     return Base(model, codec.load(name, revision, codec_device or device_config.device),
                 PromptBuilder(pretrained.tokenizer(name, revision), spec), spec, device_config, name,
-                pretrained.resolved_revision(config, revision), backend, pretrained.generation_config(name, revision),
+                commit or revision, backend, pretrained.generation_config(name, revision),
                 fingerprint(model))
 
 
@@ -95,8 +97,8 @@ def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> Non
     transformers 5.0 to 5.20 save the shared table once, and on loading initialize the other one at random."""
     if other := sorted(missing - {BACKBONE_TABLE, DEPTH_TABLE}):
         part = "the depth decoder" if all(key.startswith("depth_decoder.") for key in other) else "weights"
-        raise KitError(f"{name} lacks {part}: {len(other)} tensors, among them {other[0]}. A model with random parts cannot be "
-                       "fine-tuned; download the complete checkpoint again.")
+        raise KitError(f"{name} lacks {part}: {len(other)} tensors, among them {other[0]}. A model with random parts cannot "
+                       "be fine-tuned; download the complete checkpoint again.")
     if {BACKBONE_TABLE, DEPTH_TABLE} <= missing:
         raise KitError(f"{name} has no audio embeddings ({BACKBONE_TABLE}). Download the complete checkpoint again.")
     if not model.config.tie_codebooks_embeddings:
@@ -107,8 +109,8 @@ def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> Non
     elif DEPTH_TABLE in missing or torch.equal(backbone.weight, depth.weight):
         depth.weight = backbone.weight
     else:
-        raise KitError(f"{name} says that its two audio embedding tables are one (tie_codebooks_embeddings), but they differ: "
-                       "it was saved after a broken load. Use the original checkpoint.")
+        raise KitError(f"{name} says that its two audio embedding tables are one (tie_codebooks_embeddings), but they "
+                       "differ: it was saved after a broken load. Use the original checkpoint.")
 
 
 def untie(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:

@@ -137,7 +137,8 @@ def merge(model: PeftModel) -> CsmForConditionalGeneration:
 
 def save_weights(model: PeftModel, path: Path) -> None:
     """Write the adapter's weights alone, for `load_weights`."""
-    write_bytes(path, safetensors_bytes({name: weight.detach().cpu().contiguous() for name, weight in _weights(model).items()}))
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in _weights(model).items()}
+    write_bytes(path, safetensors_bytes(weights))
 
 
 @torch.no_grad()
@@ -152,9 +153,9 @@ def load_weights(model: PeftModel, path: Path, adapter: str = DEFAULT_ADAPTER) -
     current = _weights(model, adapter)
     shapes = [{name: list(weight.shape) for name, weight in weights.items()} for weights in (saved, current)]
     if name := _first_difference(*shapes):
-        raise KitError(f"{path} has the weights of another adapter: {name} is {shapes[0].get(name, 'missing')} in the file and "
-                       f"{shapes[1].get(name, 'missing')} in the model. Give a file of a training with the same base, rank and "
-                       "targets.")
+        saved_shape, shape = (some.get(name, "missing") for some in shapes)
+        raise KitError(f"{path} has the weights of another adapter: {name} is {saved_shape} in the file and {shape} in the "
+                       "model. Give a file of a training with the same base, rank and targets.")
     for name, weight in current.items():
         weight.copy_(saved[name])
 
@@ -202,8 +203,8 @@ def read_metadata(folder: Path) -> dict:
         pretrained.check_no_pickles(folder, [path.name for path in folder.iterdir()])
     for name in (WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE):
         if not (folder / name).is_file():
-            raise KitError(f"{folder} is not an adapter of this kit: {name} is missing. Give the folder that `tts-kit train` "
-                           "wrote, usually runs/NAME/adapter.")
+            raise KitError(f"{folder} is not an adapter of this kit: {name} is missing. Give the folder that `tts-kit "
+                           "train` wrote, usually runs/NAME/adapter.")
     metadata = read_json(folder / METADATA_FILE, RESTORE)
     if missing := [name for name in ("base", "revision", "base_fingerprint", "speaker") if name not in metadata]:
         raise KitError(f"{folder / METADATA_FILE} lacks {' and '.join(missing)}. {RESTORE}")
@@ -220,17 +221,18 @@ def read_metadata(folder: Path) -> dict:
 
 
 def check_compatible(base: Base, folder: Path, metadata: dict) -> None:
-    """Refuse an adapter that was trained for another base, or whose weights do not have the names and shapes of its config."""
+    """Refuse an adapter that was trained for another base, or whose weights have other names or shapes than its config."""
     if metadata["base_fingerprint"] != base.fingerprint:
-        raise KitError(f"{folder} was trained for {metadata['base']} (weights {metadata['base_fingerprint']}), but {base.name} "
-                       f"is loaded (weights {base.fingerprint}). Load it with --base {metadata['base']}.")
+        raise KitError(f"{folder} was trained for {metadata['base']} (weights {metadata['base_fingerprint']}), but "
+                       f"{base.name} is loaded (weights {base.fingerprint}). Load it with --base {metadata['base']}.")
     settings, shapes = read_json(folder / CONFIG_FILE, RESTORE), _shapes_in_file(folder / WEIGHTS_FILE)
     rank = settings.get("r")
     for name, shape in shapes.items():
         file_rank = (shape or [0])[0 if ".lora_A." in name else -1]
         if file_rank != rank:
-            raise KitError(f"{folder / WEIGHTS_FILE} has an adapter of rank {file_rank} ({name} is {' x '.join(map(str, shape))}), "
-                           f"and its {CONFIG_FILE} says {rank}: they are of two trainings. {RESTORE}")
+            raise KitError(f"{folder / WEIGHTS_FILE} has an adapter of rank {file_rank} ({name} is "
+                           f"{' x '.join(map(str, shape))}), and its {CONFIG_FILE} says {rank}: they are of two "
+                           f"trainings. {RESTORE}")
     expected = {}
     for name, module in base.model.named_modules():
         if re.fullmatch(settings["target_modules"], name):

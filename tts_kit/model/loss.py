@@ -28,7 +28,8 @@ def loss_sums(model: CsmForConditionalGeneration, batch: dict, scale: float = 1.
     """Return the losses of a batch of training/dataset before averaging.
 
     `scale` is roughly what the gradient of a sum will be multiplied by, which keeps float16 in range."""
-    hidden = model.backbone_model(inputs_embeds=embed_inputs(model, batch), position_ids=batch["position_ids"], use_cache=False,
+    hidden = model.backbone_model(inputs_embeds=embed_inputs(model, batch), position_ids=batch["position_ids"],
+                                  use_cache=False,
                                   **attention.attention_kwargs(model, batch["packed_clips"])).last_hidden_state
     # a frame is predicted from the position before it
     states, targets = hidden.flatten(0, 1).index_select(0, batch["predictor_index"]), batch["targets"]
@@ -41,7 +42,7 @@ def loss_sums(model: CsmForConditionalGeneration, batch: dict, scale: float = 1.
 
 def depth_loss(model: CsmForConditionalGeneration, states: torch.Tensor, codes: torch.Tensor,
                scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed loss of frames, and its part of each codebook, from backbone states (N, H) and codes (N, codebooks)."""
+    """Return the summed loss of N frames and each codebook's part, from backbone states (N, H) and codes (N, codebooks)."""
     weights = [weight for weight in model.depth_decoder.parameters() if weight.requires_grad]
     return ChunkedDepthLoss.apply(model, codes, scale, torch.is_grad_enabled(), states, *weights)
 
@@ -103,7 +104,7 @@ class CodebookCrossEntropy(torch.autograd.Function):
 
 
 def depth_hidden(model: CsmForConditionalGeneration, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Return the depth decoder's hidden states (codebooks - 1, N, H) from backbone states (N, H) and codes (N, codebooks)."""
+    """Return the depth decoder's states (codebooks - 1, N, H), from backbone states (N, H) and codes (N, codebooks)."""
     depth = model.depth_decoder
     offsets = torch.arange(codes.shape[1] - 1, device=codes.device) * depth.config.vocab_size
     embedded = depth.model.embed_tokens(codes[:, :-1] + offsets)

@@ -162,8 +162,8 @@ def generate_batch(voice: Voice, requests: Sequence[Request], contexts: Sequence
     generations = [replace(generation, wall_seconds=seconds) for generation in generations]
     failed = [index for index, generation in enumerate(generations) if not generation.is_complete]
     if failed and retries > 0:
-        retried = generate_batch(voice, [replace(requests[index], seed=requests[index].seed + RETRY_SEED_STEP) for index in failed],
-                                 [contexts[index] for index in failed], retries - 1)
+        retry_requests = [replace(requests[index], seed=requests[index].seed + RETRY_SEED_STEP) for index in failed]
+        retried = generate_batch(voice, retry_requests, [contexts[index] for index in failed], retries - 1)
         for index, generation in zip(failed, retried):
             generations[index] = replace(generation, attempts=generation.attempts + generations[index].attempts,
                                          wall_seconds=generation.wall_seconds + generations[index].wall_seconds)

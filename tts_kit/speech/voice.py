@@ -88,8 +88,8 @@ def load_voice(device_config: DeviceConfig, source: str | Path | None = None, ba
     try:
         loaded = load.load_base(base, device_config, revision)
     except KitError as error:
-        raise KitError(f"{source} needs the base it was trained for, {base}. {error} If the base is somewhere else now, give "
-                       "--base FOLDER.") from error
+        raise KitError(f"{source} needs the base it was trained for, {base}. {error} If the base is somewhere else now, "
+                       "give --base FOLDER.") from error
     return Voice(loaded, lora.load(loaded, folder), metadata["speaker"], _adapter_sampling(loaded, folder))
 
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from test_lora import shake
+from test_model_lora import shake
 from test_tokens_cache import tone
 
 from tts_kit import audio, device

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import make_clip
-from test_generate import generate, prompts
+from test_generation_engine import generate, prompts
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from sample_data.build import shape
@@ -102,7 +102,7 @@ def test_saved_and_loaded_in_a_fresh_process_generates_the_same(loud, loud_base,
     save(loud_base, finetuned, tmp_path / "adapter")
     script = (
         "import json, sys; sys.path[:0] = ['tests']\n"
-        "from tts_kit import device\nfrom tts_kit.model import load, lora\nfrom test_lora import codes\n"
+        "from tts_kit import device\nfrom tts_kit.model import load, lora\nfrom test_model_lora import codes\n"
         f"base = load.load_base({loud!r}, device.choose('cpu'))\n"
         f"lora.load(base, {str(tmp_path / 'adapter')!r})\nprint(json.dumps(codes(base, lora.DEFAULT_ADAPTER)))\n")
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

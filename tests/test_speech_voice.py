@@ -10,7 +10,7 @@ import hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_generate import GREEDY, prompts
+from test_generation_engine import GREEDY, prompts
 
 from tts_kit import device
 from tts_kit.config import Config
