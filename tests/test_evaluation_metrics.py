@@ -20,7 +20,7 @@ installed = pytest.mark.skipif(bool(backends.missing_packages()), reason=f"judge
 def metric_models():
     if backends.missing_packages():
         pytest.skip(f"judges are not installed: {metrics.INSTALL}")
-    return metrics.load(1, wanted="bundled")
+    return metrics.load(1, model_set="bundled")
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +220,8 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
     """Mistake: ModuleNotFoundError, or a demo that ends without saying that nothing was measured."""
     monkeypatch.setattr(backends, "PACKAGES", ("numpy", "no_such_judge"))
     with pytest.raises(KitError, match="no_such_judge.*pip install .*eval.*--no-deps"):
-        metrics.load(wanted="bundled")
-    assert metrics.load_available(wanted="bundled") == ""
+        metrics.load(model_set="bundled")
+    assert metrics.load_available(model_set="bundled") == ""
 
 
 @installed

@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.redirect_stdout(io.StringIO()):  # the licence is in README and beside the clips
         people = {"allison": read(examples.allison()), "emma": read(samples.HELD_OUT)}
-    metric_models = metrics.load(options.threads, wanted="bundled")
+    metric_models = metrics.load(options.threads, model_set="bundled")
     heard = {name: listen(clips, metric_models) for name, clips in people.items()}
     clips = people["allison"]
     machines = {name: speak(clips[:count], voice) for name, (voice, count) in MACHINES.items()}

@@ -84,7 +84,7 @@ def figures_of(waves: Sequence[np.ndarray]) -> dict:
 
 def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
-        metric_models = metrics.load(threads, wanted="bundled")
+        metric_models = metrics.load(threads, model_set="bundled")
     return {"metrics": metric_models.name, "evaluated": heard(plain, marked, metric_models)}
 
 

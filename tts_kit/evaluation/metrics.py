@@ -132,17 +132,17 @@ class MetricModels:
         return output
 
 
-def load(threads: int = 2, device: str = "auto", wanted: str = "") -> MetricModels:
-    """Load the set of metric models `wanted` (auto, hub, bundled; else what TTS_KIT_METRICS says).
+def load(threads: int = 2, device: str = "auto", model_set: str = "") -> MetricModels:
+    """Load the set of metric models `model_set` (auto, hub, bundled; else what TTS_KIT_METRICS says).
 
     auto takes the hub's set where its packages are installed and its weights are cached or can be downloaded.
     """
     from tts_kit.evaluation import backends
 
-    wanted = _chosen_set(wanted)
-    if wanted == "none":
+    model_set = _chosen_set(model_set)
+    if model_set == "none":
         raise KitError(f"{SETTING} is none, and now metric models are needed. Change {SETTING}, or the argument.")
-    reason = "as asked" if wanted == "bundled" else backends.hub_unavailable_reason()
+    reason = "as asked" if model_set == "bundled" else backends.hub_unavailable_reason()
     if not reason:
         try:
             models = backends.load_hub(threads, device)
@@ -150,32 +150,32 @@ def load(threads: int = 2, device: str = "auto", wanted: str = "") -> MetricMode
             return models
         except KitError as error:  # a download may still fail
             reason = str(error).rstrip(".")
-    if wanted == "hub":
+    if model_set == "hub":
         raise KitError(f"The metric models from the hub were asked for, and {reason}. Install: {INSTALL}; or ask for auto.")
     models = backends.load_bundled(threads)
     print(f"Metrics: {models.name}. The bundled set: {reason}.")
     return models
 
 
-def load_available(device: str = "auto", wanted: str = "") -> str:
+def load_available(device: str = "auto", model_set: str = "") -> str:
     """Return the name of the set that `load` would give without a download, empty where none is installed; imports
     nothing heavy."""
     from tts_kit.evaluation import backends
 
-    wanted = _chosen_set(wanted)
-    if wanted == "none":
+    model_set = _chosen_set(model_set)
+    if model_set == "none":
         return ""
-    if wanted != "bundled" and not backends.missing_packages() and backends.hub_is_cached():
+    if model_set != "bundled" and not backends.missing_packages() and backends.hub_is_cached():
         return set_name(backends.hub_names(device))
-    return "" if backends.missing_packages() or wanted == "hub" else set_name(backends.bundled_names())
+    return "" if backends.missing_packages() or model_set == "hub" else set_name(backends.bundled_names())
 
 
-def _chosen_set(wanted: str) -> str:
-    wanted = wanted or os.environ.get(SETTING, "auto")
-    if wanted not in SETS:
-        raise KitError(f"{wanted!r} is no set of metric models; wanted one of {', '.join(SETS)}. Change {SETTING}, or the "
-                       "argument.")
-    return wanted
+def _chosen_set(model_set: str) -> str:
+    model_set = model_set or os.environ.get(SETTING, "auto")
+    if model_set not in SETS:
+        raise KitError(f"{model_set!r} is no set of metric models; wanted one of {', '.join(SETS)}. Change {SETTING}, or "
+                       "the argument.")
+    return model_set
 
 
 def set_name(names: dict[str, str]) -> str:

@@ -69,12 +69,12 @@ def similarity(embedding: np.ndarray | None, references: Mapping[str, np.ndarray
 
     So no clip is compared with itself or with its own words. 0 for a clip without sound; None without other sentences.
     """
-    others = [other for sentence, other in references.items() if sentence != text and other is not None]
-    if not others:
+    targets = [target for sentence, target in references.items() if sentence != text and target is not None]
+    if not targets:
         return None
     if embedding is None:
         return 0.0
-    mean = np.mean(others, axis=0)
+    mean = np.mean(targets, axis=0)
     return float(embedding @ mean / np.linalg.norm(mean))
 
 
@@ -97,9 +97,10 @@ def score_rows(rows: Sequence[dict], folder: Path, models: MetricModels, referen
 def _score(row: dict, folder: Path, models: MetricModels, references: References) -> dict:
     clip = models.measure(metrics.read(folder / row["file"]), metrics.SAMPLE_RATE, row["text"])
     recording = references.get(row["text"])
-    others = [reference for text, reference in references.items() if text != row["text"]]
+    of_other_texts = [reference for text, reference in references.items() if text != row["text"]]
     embeddings_2 = {text: reference.embedding_2 for text, reference in references.items()}
-    f0, rate = (_median(getattr(other, field) for other in others) for field in ("f0", "speech_rate"))
+    f0, rate = (_median(getattr(reference, field) for reference in of_other_texts)
+                for field in ("f0", "speech_rate"))
     values = {
         "sim": None if "sim" in clip.failed else similarity(clip.embedding, embeddings(references), row["text"]),
         "sim_2": None if "sim_2" in clip.failed else similarity(clip.embedding_2, embeddings_2, row["text"]),
@@ -107,7 +108,7 @@ def _score(row: dict, folder: Path, models: MetricModels, references: References
         "duration_ratio": _ratio(clip.speech_seconds, recording and recording.speech_seconds),
         "f0": clip.f0, "f0_difference": 12 * float(np.log2(clip.f0 / f0)) if clip.f0 and f0 else None,
         "speech_rate": clip.speech_rate, "rate_ratio": _ratio(clip.speech_rate, rate)}
-    noisy = backends.is_noisy(clip.noise_mos, [other.noise_mos for other in others])
+    noisy = backends.is_noisy(clip.noise_mos, [reference.noise_mos for reference in of_other_texts])
     return {"transcript": clip.transcript, "ref_words": clip.ref_words, "word_errors": clip.word_errors,
             "ref_chars": clip.ref_chars, "char_errors": clip.char_errors, "failure": clip.failure, "sim": None, "mos": None,
             **{name: round(value, 4) for name, value in values.items() if value is not None},
@@ -120,8 +121,8 @@ def _ratio(value: float | None, reference: float | None) -> float | None:
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    values = [value for value in values if value is not None]
+    return statistics.median(values) if values else None
 
 
 def _normalized(row: dict, sim_range: SimilarityRange | None) -> dict:
@@ -135,9 +136,8 @@ def per_metric_sums(rows: Sequence[dict]) -> Iterator[tuple[str, stats.SentenceS
     """Yield (metric, sums by sentence) of one arm; a clip without a score is left out of that metric alone."""
     scored = all(METRICS in row for row in rows)
     for name, (numerator, denominator) in FIGURES.items() if scored else ():
-        known = [row for row in rows if row.get(numerator) is not None]
-        if known:
-            yield name, stats.sums_by_sentence(known, numerator, denominator)
+        if measured := [row for row in rows if row.get(numerator) is not None]:
+            yield name, stats.sums_by_sentence(measured, numerator, denominator)
     if all(row.get("ended_with_eos") is not None for row in rows):
         yield "ended_with_eos", stats.sums_by_sentence(rows, "ended_with_eos")
 
@@ -174,16 +174,16 @@ def missing_scores(rows: Sequence[dict]) -> list[str]:
     return failed + [f"{row['file']} (wer: its text has no words)" for row in rows if row.get("ref_words") == 0]
 
 
-def similarity_range(references: References, others: Sequence[np.ndarray]) -> SimilarityRange:
+def similarity_range(references: References, impostors: Sequence[np.ndarray]) -> SimilarityRange:
     """Return the SIM of other speakers' clips to the voice, and of the voice's recordings to each other."""
-    return nontarget_similarity(others, embeddings(references)), target_similarity(embeddings(references))
+    return nontarget_similarity(impostors, embeddings(references)), target_similarity(embeddings(references))
 
 
-def nontarget_similarity(others: Sequence[np.ndarray], references: Mapping[str, np.ndarray]) -> float:
+def nontarget_similarity(impostors: Sequence[np.ndarray], references: Mapping[str, np.ndarray]) -> float:
     """Return the mean SIM of other speakers' clips to this voice: the floor."""
-    if not others:
+    if not impostors:
         raise KitError("no clips of other speakers were given; the floor of SIM is what they get. Give some.")
-    return float(np.mean([similarity(embedding, references, "") for embedding in others]))
+    return float(np.mean([similarity(embedding, references, "") for embedding in impostors]))
 
 
 def target_similarity(references: Mapping[str, np.ndarray]) -> float:
