@@ -128,7 +128,7 @@ def test_merged_is_loaded_like_any_voice(told, memorized, tmp_path):
     assert voice.speaker == SPEAKER and not voice.is_finetuned
     assert (voice.sampling.temperature, voice.sampling.top_k) == (0.3, 7)
     assert read_json(out / "generation_config.json", "")["depth_decoder_do_sample"] is False
-    with pytest.raises(KitError, match="is a whole model.*Leave --base out"):
+    with pytest.raises(KitError, match="is a complete model.*Leave --base out"):
         load_voice(CPU, out, base="sesame/csm-1b")
     assert voice.sampling == load_voice(CPU, memorized.adapter).sampling
 
