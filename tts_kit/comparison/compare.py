@@ -86,13 +86,13 @@ def parse_arm(text: str) -> arms.Arm | external.ExternalArm:
         return arms.parse(text)
     if text.startswith(external.FOLDER) or text in external.SYSTEMS:
         return external.parse(text)
-    raise KitError(f"there is no arm {text[:60]!r}. Arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a colon "
-                   f"(finetuned:strength=0.5). Other systems: {', '.join(external.SYSTEMS)}. Clips of any other: "
+    raise KitError(f"there is no arm {text[:60]!r}. Arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a "
+                   f"colon (finetuned:strength=0.5). Other systems: {', '.join(external.SYSTEMS)}. Clips of any other: "
                    f"{external.FOLDER}NAME=PATH.")
 
 
 def check_held_out(run: Run, voice: Voice) -> None:
-    """Refuse an adapter that was trained on other data than the run's, because what is held out now may have been learned."""
+    """Refuse an adapter that was trained on other data than the run's: it may have learned what is held out now."""
     if not voice.is_finetuned:
         return
     if not (run.codes / cache.INDEX).is_file():
@@ -100,8 +100,8 @@ def check_held_out(run: Run, voice: Voice) -> None:
                        "tokenize` again, on the same data.")
     matches = cache.matches_data(run)
     if not matches or lora.read_metadata(run.adapter).get("codes") != cache.digest(run.codes):
-        raise KitError(f"{run.adapter} was trained on other clips than {run.codes if matches else run.data} holds now; what is "
-                       "held out now may have been trained on then. Train again in a new run.")
+        raise KitError(f"{run.adapter} was trained on other clips than {run.codes if matches else run.data} holds now; what "
+                       "is held out now may have been trained on then. Train again in a new run.")
 
 
 def describe_inputs(run: Run, voice: Voice, plan: Plan) -> dict:
@@ -125,12 +125,14 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[
     models = metrics.load()
     references = scoring.measure_references(recordings, models)
     if len(references) < scoring.MIN_REFERENCES:
-        print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or more, SIM "
-              "is more reliable.")
+        print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or more, "
+              "SIM is more reliable.")
     sim_range = None
     if len(references) > 1:
-        sim_range = scoring.similarity_range(references, scoring.other_speakers(sorted(samples.OTHER_SPEAKERS.glob("*.flac")), models))
-        write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(sim_range[0], 3), "the voice": round(sim_range[1], 3)})
+        others = scoring.other_speakers(sorted(samples.OTHER_SPEAKERS.glob("*.flac")), models)
+        sim_range = scoring.similarity_range(references, others)
+        low, high = sim_range
+        write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(low, 3), "the voice": round(high, 3)})
     rows = scoring.score_rows(rows, plan.folder, models, references,
                               lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
     training_clips = {one.text: one.audio for one in plan.utterances if one.split == TRAIN}

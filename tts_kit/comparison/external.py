@@ -114,8 +114,8 @@ def parse(text: str) -> ExternalArm:
     """Return the arm of a system's name, or of folder:NAME (a folder of that name) or folder:NAME=PATH."""
     if not text.startswith(FOLDER):
         if text not in SYSTEMS:
-            raise KitError(f"{text[:60]!r} is not a known system: {', '.join(SYSTEMS)}. Choose one of them, or give its clips: "
-                           "folder:NAME=PATH.")
+            raise KitError(f"{text[:60]!r} is not a known system: {', '.join(SYSTEMS)}. Choose one of them, or give its "
+                           "clips: folder:NAME=PATH.")
         return ExternalArm(text)
     name, _, path = text.removeprefix(FOLDER).partition("=")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", name) or name in {*ARMS, *SYSTEMS}:
@@ -212,8 +212,8 @@ def _errors(name: str, job: dict, folder: Path, limits: tuple[float, float]) -> 
                 if process.poll() is not None and not path.exists():
                     raise KitError(_last_message(log))
                 if time.monotonic() > deadline:
-                    raise KitError(f"it took more than {limit:g} seconds {'for a line' if number >= 0 else 'to install and load'}"
-                                   " and was stopped")
+                    task = "for a line" if number >= 0 else "to install and load"
+                    raise KitError(f"it took more than {limit:g} seconds {task} and was stopped")
                 time.sleep(0.05)
             error = path.read_text(encoding="utf-8")
             if number >= 0:
@@ -278,7 +278,7 @@ def _unusable(sound: Path | bytes, name: str) -> str:
 # ------------------------------------------------------------------------------------------------- folders of clips
 
 def from_folder(name: str, folder: Path, texts: Sequence[str]) -> list[ExternalClip]:
-    """Return the clips of a folder, matched by metadata.csv or by file names (NNN.wav, NNN-SEED.wav), at least one a text."""
+    """Return the clips of a folder, matched by metadata.csv or file names (NNN.wav, NNN-SEED.wav), at least one a text."""
     if not folder.is_dir():
         raise KitError(f"{name}: {folder} is no folder. Wanted one with {TABLE} (file_name,text), or with files named by "
                        "the number of their sentence: 001.wav, or 001-1.wav and 001-2.wav for two samples.")

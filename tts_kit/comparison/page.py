@@ -10,7 +10,7 @@ from tts_kit.errors import KitError
 from tts_kit.html import escape
 
 SAMPLE_RATE = 24_000  # the same for every arm, so that only the voice differs
-COMPRESSION = 0.4  # about 60 kbit/s: twenty sentences of ten seconds in six arms stay below 15 MB, and speech sounds the same
+COMPRESSION = 0.4  # about 60 kbit/s: twenty sentences of ten seconds in six arms stay below 15 MB
 SPECTROGRAM_SIZE = (256, 64)
 
 

@@ -11,7 +11,8 @@ from tts_kit.evaluation.stats import Estimate
 
 INK, ACCENT = "#7a756c", "#b3402a"
 """Visible on white and on black."""
-PANELS = (("sim", 1, "difference in SIM: right is nearer to the voice"), ("wer", 100, "difference in WER, points: left is fewer"))
+PANELS = (("sim", 1, "difference in SIM: right is nearer to the voice"),
+          ("wer", 100, "difference in WER, points: left is fewer"))
 Plot = tuple[bytes, str]
 """A PNG and its description for who cannot see it."""
 
@@ -61,7 +62,8 @@ def plot_differences(rows: Sequence[dict], verdict: Verdict):
         for line, (one, differences) in enumerate(comparisons):
             values, overall = differences[index], one.differences[name]
             axis.plot(scale * values, np.full(len(values), -line), "|", color=INK, markersize=12, alpha=0.8)
-            axis.errorbar(scale * overall.value, -line, xerr=scale * _error_bars(overall), fmt="o", color=ACCENT, markersize=5)
+            axis.errorbar(scale * overall.value, -line, xerr=scale * _error_bars(overall), fmt="o", color=ACCENT,
+                          markersize=5)
         axis.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axis.set(title=title, ylim=(0.6 - len(comparisons), 0.6))
         axis.set_yticks(-np.arange(len(comparisons)), [f"{one.arm} - {one.other}" for one, _ in comparisons])

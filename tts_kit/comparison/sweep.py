@@ -29,10 +29,10 @@ def run_sweep(run: Run, voice: Voice, values: Mapping[str, Sequence[float]], arm
     compare.check_held_out(run, voice)
     texts = generation_eval.read_sentences(utterances)[:sentences]
     if not texts:
-        raise KitError(f"all of the kit's sentences in {generation_eval.SENTENCES} are in the data itself, so that none is left "
-                       "for a sweep. Add others to that file.")
+        raise KitError(f"all of the kit's sentences in {generation_eval.SENTENCES} are in the data itself, so that none is "
+                       "left for a sweep. Add others to that file.")
     if len(texts) < sentences:
-        print(f"{sentences} sentences were asked for; the kit has {len(texts)} that are not in the data, and those are used.")
+        print(f"{sentences} sentences were asked for; the kit has {len(texts)} that are not in the data. Those are used.")
     plan = Plan(run, run.folder / FOLDER, [Sentence(text) for text in texts], list(dict.fromkeys(seeds)),
                 [arms.parse(arm), *variants], utterances)
     inputs = compare.describe_inputs(run, voice, plan)

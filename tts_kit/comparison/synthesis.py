@@ -171,8 +171,9 @@ def _generated(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[d
     with apply_settings(arm, voice, plan.run) as adjusted:
         for index, speech in speak.speak_requests([request for _, request in todo], adjusted, label=arm.name):
             number, request = todo[index]
-            yield _write(plan.folder, f"{folder}/{number:03d}-{request.seed}.flac", arm.name, number, request.text, request.seed,
-                         speech.samples, speech.sample_rate, ended_with_eos=speech.ended_with_eos, attempts=speech.attempts,
+            file = f"{folder}/{number:03d}-{request.seed}.flac"
+            yield _write(plan.folder, file, arm.name, number, request.text, request.seed, speech.samples,
+                         speech.sample_rate, ended_with_eos=speech.ended_with_eos, attempts=speech.attempts,
                          wall_seconds=round(speech.wall_seconds, 3))
 
 
@@ -193,7 +194,7 @@ def _add_external(plan: Plan, arm: ExternalArm, rows: dict[str, dict]) -> str:
     made = {file: row.get("made_from", "") for file, row in rows.items() if row["arm"] == arm.name}
     if arm.folder:
         if arm.folder.resolve().is_relative_to(plan.folder.resolve()):
-            raise KitError(f"{arm.folder} lies in {plan.folder}, into which its clips would be copied. Copy it elsewhere first.")
+            raise KitError(f"{arm.folder} lies in {plan.folder}, where its clips are copied to. Copy it elsewhere first.")
         clips = external.from_folder(arm.name, arm.folder, texts)
         current = {file_of(clip): clip.made_from for clip in clips}
         for file in made:

@@ -32,11 +32,12 @@ SENTENCES = {HIGHER_SIM: "{0} sounds more like the voice than {1}",
              HIGHER_WER: "{0} makes more word errors than {1}, with no higher speaker similarity",
              HIGHER_SIM_AND_WER: "{0} sounds more like the voice than {1}, but makes more word errors",
              LOWER_SIM_AND_WER: "{0} sounds less like the voice than {1}, but makes fewer word errors"}
-HEADLINES = {HIGHER_SIM: "beats {}", LOWER_WER: "is more intelligible than {}", TIE: "ties with {}", LOWER_SIM: "loses to {}",
-             HIGHER_WER: "is less intelligible than {}", HIGHER_SIM_AND_WER: "is nearer to the voice than {} but less intelligible",
+HEADLINES = {HIGHER_SIM: "beats {}", LOWER_WER: "is more intelligible than {}", TIE: "ties with {}",
+             LOWER_SIM: "loses to {}", HIGHER_WER: "is less intelligible than {}",
+             HIGHER_SIM_AND_WER: "is nearer to the voice than {} but less intelligible",
              LOWER_SIM_AND_WER: "is more intelligible than {} but further from the voice"}
-UNMEASURED = (f"Whether fine-tuning helped was not measured: the metric models are not installed. Install them with `make judges` "
-              f"(or: {metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
+UNMEASURED = ("Whether fine-tuning helped was not measured: the metric models are not installed. Install them "
+              f"({metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -51,6 +52,8 @@ class Comparison:
     """Figure -> figure of `arm` minus that of `other`."""
     p_values: dict[str, float]
     """Of the tested figures, after Holm's correction."""
+    tests: int
+    """In the family of tests that are corrected together."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,21 @@ class Verdict:
 def decide(rows: Sequence[dict], pairs: Pairs | None = None) -> Verdict:
     """Return the verdict on scored rows: on `pairs` of arms, or on all that the arms suggest."""
     by_arm = scoring.group_by_arm(rows)
-    if not all(scoring.METRICS in row for row in rows):
-        return Verdict(UNMEASURED, [], [], {arm: scoring.aggregate(of_arm) for arm, of_arm in by_arm.items()})
-    comparisons = compare_arms(rows, pairs_of(rows) if pairs is None else pairs)
     figures = {arm: scoring.aggregate(of_arm) for arm, of_arm in by_arm.items()}
+    if not all(scoring.METRICS in row for row in rows):
+        return Verdict(UNMEASURED, [], [], figures)
+    comparisons = compare_arms(rows, pairs_of(rows) if pairs is None else pairs)
     if not comparisons:
-        return Verdict("", ["There is nothing to compare: a verdict needs the arm finetuned, and base or clone."], [], figures)
+        nothing = "There is nothing to compare: a verdict needs the arm finetuned, and base or clone."
+        return Verdict("", [nothing], [], figures)
     generated = [row for row in rows if row["seed"] is not None]
     samples = collections.Counter((row["arm"], row["sentence"]) for row in generated).values()
     sentences = len({row["sentence"] for row in generated})
     fewest = f"{min(samples)} to " if min(samples) < max(samples) else ""
     basis = (f"Based on {_plural(sentences, 'sentence')} with {fewest}{_plural(max(samples), 'sample')} each"
-             f"{_detectable(comparisons)}.")
+             f"{_detectable(comparisons)}. 95 % CI by paired bootstrap over sentences; p after Holm's correction.")
     details = [*(_sentence(comparison, figures) for comparison in comparisons), basis, *_to_resolve(comparisons),
-               *_cautions(rows, generated, sentences)]
+               *_cautions(rows, generated)]
     return Verdict(_headline(comparisons, by_arm), details, comparisons, figures)
 
 
@@ -106,12 +110,12 @@ def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
     for pair in pairs:
         families[pair if pair in PRIMARY_COMPARISONS else "others"] += [
             (pair, figure) for figure in TESTED if figure in differences[pair]]
-    p_values = {pair: {} for pair in pairs}
+    p_values, sizes = {pair: {} for pair in pairs}, dict.fromkeys(pairs, 0)
     for tests in families.values():
-        for (pair, figure), p_value in zip(tests, stats.holm([_p_value(figure, differences[pair][figure])
-                                                              for pair, figure in tests])):
-            p_values[pair][figure] = p_value
-    return [Comparison(*pair, _outcome(differences[pair], p_values[pair]), differences[pair], p_values[pair])
+        corrected = stats.holm([_p_value(figure, differences[pair][figure]) for pair, figure in tests])
+        for (pair, figure), p_value in zip(tests, corrected):
+            p_values[pair][figure], sizes[pair] = p_value, len(tests)
+    return [Comparison(*pair, _outcome(differences[pair], p_values[pair]), differences[pair], p_values[pair], sizes[pair])
             for pair in pairs]
 
 
@@ -179,34 +183,30 @@ def _p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def _tests(comparisons: Sequence[Comparison], comparison: Comparison) -> int:
-    """Return the number of tests in the family of a comparison."""
-    others = sum((one.arm, one.other) not in PRIMARY_COMPARISONS for one in comparisons)
-    return len(TESTED) * (1 if (comparison.arm, comparison.other) in PRIMARY_COMPARISONS else others)
-
-
 def _detectable(comparisons: Sequence[Comparison]) -> str:
     """Return the minimum detectable differences of so many sentences: the largest over the comparisons."""
-    largest = {figure: max((one.differences[figure].minimum_detectable_difference(_tests(comparisons, one)) for one in comparisons
-                            if figure in one.differences), default=np.inf) for figure in TESTED}
-    texts = [f"{largest[figure] * scale:.{digits}f} {unit}" for figure, scale, digits, unit in
-             (("sim", 1, 2, "SIM"), ("wer", 100, 0, "points WER")) if np.isfinite(largest[figure])]
+    texts = []
+    for figure, scale, digits, unit in (("sim", 1, 2, "SIM"), ("wer", 100, 0, "points WER")):
+        effects = [one.differences[figure].minimum_detectable_difference(one.tests) for one in comparisons if figure in one.differences]
+        if effects and np.isfinite(max(effects)):
+            texts.append(f"{max(effects) * scale:.{digits}f} {unit}")
     return f": minimum detectable difference (80 % power) {' and '.join(texts)}" if texts else ""
 
 
 def _to_resolve(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Say how many sentences the ties would need."""
     ties = [one for one in comparisons if one.outcome == TIE]
-    sim, wer = (max((one.differences[figure].required_sentences(margin, _tests(comparisons, one)) or 0 for one in ties
-                     if figure in one.differences), default=0) for figure, margin in (("sim", SIM_MARGIN), ("wer", WER_MARGIN)))
-    if sim or wer:
-        yield (f"To resolve the {'tie' if len(ties) == 1 else 'ties'}: about {max(sim, stats.MIN_SENTENCES)} sentences detect a "
-               f"difference of {SIM_MARGIN} SIM, about {max(wer, stats.MIN_SENTENCES)} one of {100 * WER_MARGIN:.0f} points WER "
-               "(--sentences); or run the listening test.")
+    needed = [max((one.differences[figure].required_sentences(margin, one.tests) or 0 for one in ties if figure in one.differences),
+                  default=0) for figure, margin in (("sim", SIM_MARGIN), ("wer", WER_MARGIN))]
+    if any(needed):
+        sim, wer = (max(count, stats.MIN_SENTENCES) for count in needed)
+        yield (f"To resolve the {'tie' if len(ties) == 1 else 'ties'}: about {sim} sentences detect a difference of "
+               f"{SIM_MARGIN} SIM, about {wer} one of {100 * WER_MARGIN:.0f} points WER (--sentences); or run the listening "
+               "test.")
 
 
-def _cautions(rows: Sequence[dict], generated: Sequence[dict], sentences: int) -> Iterator[str]:
-    if sentences < stats.MIN_SENTENCES:
+def _cautions(rows: Sequence[dict], generated: Sequence[dict]) -> Iterator[str]:
+    if len({row["sentence"] for row in generated}) < stats.MIN_SENTENCES:
         yield f"Fewer than {stats.MIN_SENTENCES} sentences say nothing about others: compare more, with --sentences."
     wer = scoring.aggregate(generated).get("wer")
     if wer is not None and wer.value > UNINTELLIGIBLE_WER:
