@@ -25,8 +25,8 @@ CPU = device.choose("cpu")
 
 
 @pytest.fixture(scope="module")
-def told(loud, tmp_path_factory):
-    """The whole story told once on fifteen clips of the bundled voice, by a toy whose speech depends on what it hears."""
+def finished(loud, tmp_path_factory):
+    """All stages run once on fifteen clips of the bundled voice, by a toy whose speech depends on what it hears."""
     root = tmp_path_factory.mktemp("runs")
     source = root / "source"
     source.mkdir()
@@ -37,20 +37,20 @@ def told(loud, tmp_path_factory):
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
     config = Config(base=loud, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
                     eval_steps=3, save_steps=3, sample_steps=0)
-    run = Run("told", root)
+    run = Run("finished", root)
     page = pipeline.run_all(source, config, run, CPU, sentences=2, seeds=(1, 2))
     return run, config, source, page
 
 
 @pytest.fixture(autouse=True)
-def no_judges(told, monkeypatch):
-    """The story is judged once; to judge noise again and again would only take time."""
+def no_metric_models(finished, monkeypatch):
+    """The run is scored once; scoring noise again would only take time."""
     monkeypatch.setenv("TTS_KIT_METRICS", "none")
 
 
-def test_every_arm_sentence_and_seed_is_there(told):
+def test_every_arm_sentence_and_seed_is_there(finished):
     """Mistake: an arm, a seed or the ceiling is left out, or a row points to no clip."""
-    run, _, _, page = told
+    run, _, _, page = finished
     rows = read_rows(run.comparison / SCORES)
     counted = {arm: sum(row["arm"] == arm for row in rows) for arm in arms.ARMS}
     assert counted == {"ground_truth": 2, "codec": 2, "base": 4, "clone": 4, "finetuned": 4, "finetuned+clone": 4}
@@ -61,30 +61,30 @@ def test_every_arm_sentence_and_seed_is_there(told):
     assert page == run.comparison / "index.html" and "finetuned+clone" in page.read_text(encoding="utf-8")
 
 
-def test_the_arms_are_what_they_are_called(told):
+def test_the_arms_are_what_they_are_called(finished):
     """Mistake: base hears the reference, or tuned speaks without its adapter: two columns of the same clips."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     rows = read_rows(run.comparison / SCORES)
     content = {(row["sentence"], row["seed"], row["arm"]): (run.comparison / row["file"]).read_bytes() for row in rows}
     assert len(set(content.values())) == len(content)
 
 
-def test_held_out_sentences_are_compared_and_the_reference_is_not_one(told):
+def test_held_out_sentences_are_compared_and_the_reference_is_not_one(finished):
     """Mistake: the model is judged on sentences it was trained on, or hears the answer as its reference."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     utterances = manifest.read(run.data)
-    held_out = {each.text for each in utterances if each.split == "held_out"}
+    held_out = {one.text for one in utterances if one.split == "held_out"}
     assert {row["text"] for row in read_rows(run.comparison / SCORES)} <= held_out
     assert synthesis.pick_references(utterances)[0].text not in held_out
-    only_held_out_fits = [dataclasses.replace(each, seconds=6.0 if each.split == "held_out" else 1.0)
-                          for each in utterances]
+    only_held_out_fits = [dataclasses.replace(one, seconds=6.0 if one.split == "held_out" else 1.0)
+                          for one in utterances]
     assert synthesis.pick_references(only_held_out_fits)[0].text not in held_out
-    assert not {each.text for each in synthesis.pick_references(only_held_out_fits, 3.0, 8)} & held_out
+    assert not {one.text for one in synthesis.pick_references(only_held_out_fits, 3.0, 8)} & held_out
 
 
-def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
+def test_a_comparison_can_be_extended_and_not_emptied(finished, tmp_path):
     """Mistake: more sentences or seeds mean to begin anew; or nothing at all is compared, with a traceback."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     voice = load_voice(CPU, run.adapter)
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
@@ -98,9 +98,9 @@ def test_a_comparison_can_be_extended_and_not_emptied(told, tmp_path):
         compare.compare(copy, voice, 0, (1,))
 
 
-def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
+def test_a_stopped_comparison_makes_only_what_is_missing(finished, monkeypatch):
     """Mistake: an hour of clips is made again after a disconnect, or a lost clip is never made again."""
-    run, config, _, _ = told
+    run, config, _, _ = finished
     before = {row["file"]: (run.comparison / row["file"]).stat().st_mtime_ns
               for row in read_rows(run.comparison / SCORES)}
     lost = "clips/finetuned/002-1.flac"
@@ -115,9 +115,9 @@ def test_a_stopped_comparison_makes_only_what_is_missing(told, monkeypatch):
     assert again.shape == content.shape and abs(again - content).max() <= 1
 
 
-def test_a_comparison_with_other_settings_is_not_mixed_in(told):
+def test_a_comparison_with_other_settings_is_not_mixed_in(finished):
     """Mistake: clips of two temperatures stand side by side under one name."""
-    run, config, _, _ = told
+    run, config, _, _ = finished
     voice = load_voice(CPU, run.adapter, config.base)
     voice.sampling = speak.Sampling(0.1, 0.1, 5)
     with pytest.raises(KitError, match="another temperature, another depth temperature, another top k.*Move that folder"):
@@ -129,14 +129,16 @@ def test_a_comparison_with_other_settings_is_not_mixed_in(told):
     ("finetuned+clone:references=3", (True, True, "finetuned+clone:references=3")), ("base", (False, False, "base")),
     ("clone:", (False, True, "clone")), ("tuned+clone:strength=2", (True, True, "finetuned+clone:strength=2"))])
 def test_an_arm_is_what_is_written(text, wanted):
-    """Mistake: a knob that is read and not turned, or one arm under two names."""
+    """Mistake: a setting that is read and not applied, or one arm under two names."""
     arm = arms.parse(text)
     assert (arm.adapter, arm.reference, arm.name) == wanted
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("tunned", "no arm 'tunned'.*base, clone, finetuned.*kokoro.*folder:NAME=PATH"), ("finetuned:loudness=3", "no setting 'loudness'"),
-    ("clone:strength=0.5", "has no strength, which is a setting of finetuned and finetuned"), ("base:references=2", "has no references"),
+    ("tunned", "no arm 'tunned'.*base, clone, finetuned.*kokoro.*folder:NAME=PATH"),
+    ("finetuned:loudness=3", "no setting 'loudness'"),
+    ("clone:strength=0.5", "has no strength, which is a setting of finetuned and finetuned"),
+    ("base:references=2", "has no references"),
     ("finetuned:strength=loud", "strength is 'loud'; wanted a number from 0 to 10"), ("clone:references=2.5", "an integer"),
     ("clone:references=9", "from 1 to 8"), ("finetuned:strength=1,strength=2", "sets something twice"),
     ("finetuned:temperature=nan", "temperature is 'nan'"), ("../../etc/passwd", "there is no arm")])
@@ -146,17 +148,17 @@ def test_an_arm_that_cannot_be_is_named(text, message):
         compare.parse_arm(text)
 
 
-def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
+def test_settings_have_an_effect_and_are_undone(finished, tmp_path):
     """Mistake: strength or an older checkpoint stays in the model for the arms after it, or is not heard at all."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter", "training"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
     voice = load_voice(CPU, copy.adapter)
     kept = copy.training / "checkpoint-3" / "adapter_model.safetensors"
     assert kept.is_file()
-    wanted = ("finetuned", "finetuned:strength=0", "base", "finetuned:strength=3", "finetuned:checkpoint=3", "clone", "clone:references=2",
-              "clone:reference_seconds=1")
+    wanted = ("finetuned", "finetuned:strength=0", "base", "finetuned:strength=3", "finetuned:checkpoint=3", "clone",
+              "clone:references=2", "clone:reference_seconds=1")
     compare.compare(copy, voice, 1, (1,), [*wanted[1:], wanted[0]], test_types=())
     clip = {row["arm"]: (copy.comparison / row["file"]).read_bytes() for row in read_rows(copy.comparison / SCORES)}
     assert clip["finetuned:strength=0"] == clip["base"] != clip["finetuned"] == clip["finetuned:checkpoint=3"]
@@ -165,24 +167,24 @@ def test_turned_knobs_are_heard_and_turned_back(told, tmp_path):
         compare.compare(copy, voice, 1, (1,), ["finetuned:checkpoint=77"], test_types=())
 
 
-def test_knobs_are_turned_on_sentences_that_the_report_does_not_use(told, capsys):
+def test_a_sweep_uses_sentences_that_the_comparison_does_not_use(finished, capsys):
     """Mistake: settings are tuned on the sentences or the recordings that score the result afterwards."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     voice = load_voice(CPU, run.adapter)
     page = sweep.run_sweep(run, voice, {"strength": [0.5, 2.0]}, "finetuned", 2, (1,)).page
     rows = read_rows(run.folder / "sweep" / SCORES)
     assert page == run.folder / "sweep" / "index.html"
     assert [row["arm"] for row in rows] == ["finetuned", "finetuned:strength=0.5", "finetuned:strength=2"] * 2
-    assert not {row["text"] for row in rows} & {each.text for each in manifest.read(run.data)}
+    assert not {row["text"] for row in rows} & {one.text for one in manifest.read(run.data)}
     with pytest.raises(KitError, match="nothing to sweep"):
         sweep.run_sweep(run, voice, {})
     sweep.run_sweep(run, voice, {"strength": [0.5, 0.5]}, "finetuned", 50, (1,))
     assert "50 sentences were asked for; the kit has" in capsys.readouterr().out
 
 
-def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp_path):
+def test_clips_of_another_system_are_compared_and_a_missing_one_counts(finished, tmp_path):
     """Mistake: a system is judged on the sentences that it managed, or its files are touched."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
@@ -199,27 +201,27 @@ def test_clips_of_another_system_are_compared_and_a_missing_one_counts(told, tmp
 
 
 @pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
-def test_a_clip_that_another_system_lacks_is_a_failure(told, tmp_path, monkeypatch):
+def test_a_clip_that_another_system_lacks_is_a_failure(finished, tmp_path, monkeypatch):
     """Mistake: what a system could not say is dropped, and it wins by saying little."""
     monkeypatch.setenv("TTS_KIT_METRICS", "bundled")
     (tmp_path / "theirs").mkdir()
-    run, _, _, _ = told
+    run, _, _, _ = finished
     shutil.copy(run.comparison / "clips/ground_truth/001.flac", tmp_path / "theirs")
     sentences = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")]
     plan = synthesis.Plan(run, tmp_path / "out", sentences, (1,), [compare.parse_arm(f"folder:them={tmp_path / 'theirs'}")],
                       manifest.read(run.data))
     rows, lost = synthesis.synthesize(plan, load_voice(CPU, run.adapter))
-    judged = compare.score(plan, rows, {each.text: each.audio for each in plan.utterances[:2]})
+    judged = compare.score(plan, rows, {one.text: one.audio for one in plan.utterances[:2]})
     assert lost == [] and [row["failure"] for row in judged] == ["", "missing"]
     assert judged[1]["word_errors"] == judged[1]["ref_words"] == 3 and judged[1]["sim"] == 0
-    assert " ".join(verdict.decide([*judged, *(row | {"arm": "finetuned"} for row in judged)], [("finetuned", "them")]).details).count(
-        "(missing)") == 2
+    both = [*judged, *(row | {"arm": "finetuned"} for row in judged)]
+    assert " ".join(verdict.decide(both, [("finetuned", "them")]).details).count("(missing)") == 2
 
 
-def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path):
+def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(finished, tmp_path):
     """Mistake: a clip that a system lacks now is judged as the one it gave before, takes that are gone stay, or what did not
     change is judged again."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     voice, real = load_voice(CPU, run.adapter), run.comparison / "clips" / "ground_truth"
     sentences, place = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")], tmp_path / "out"
     for name, files in (("first", {"001.flac": "001", "002.flac": "002"}), ("last", {"001.flac": "001"}),
@@ -240,9 +242,9 @@ def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(told, tmp_path
     assert [row["file"] for row in taken("last")] == ["clips/them/001-0.flac", "clips/them/002-0.flac"]
 
 
-def test_data_made_anew_is_not_judged_by_the_old_adapter(told, tmp_path):
+def test_data_made_anew_is_not_judged_by_the_old_adapter(finished, tmp_path):
     """Mistake: `data` is run again with another split and `tokenize` is not, and what was learnt is held out now."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
@@ -256,9 +258,9 @@ def test_data_made_anew_is_not_judged_by_the_old_adapter(told, tmp_path):
         compare.compare(copy, voice, 1, (1,))
 
 
-def test_votes_are_counted_and_leave_the_test_as_it_is(told, monkeypatch):
+def test_votes_are_counted_and_leave_the_test_as_it_is(finished, monkeypatch):
     """Mistake: who reads the first responses makes another listening test, and those that come later are refused."""
-    run, config, _, _ = told
+    run, config, _, _ = finished
     voice = load_voice(CPU, run.adapter, config.base)
     compare.compare(run, voice, 2, (1, 2), test_types=("ab",))
     key = (run.comparison / listening_test.KEY).read_bytes()
@@ -268,11 +270,12 @@ def test_votes_are_counted_and_leave_the_test_as_it_is(told, monkeypatch):
 
 
 @pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
-def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
+def test_judging_killed_before_copies_were_sought_goes_on(finished, monkeypatch):
     """Mistake: all clips are judged, so nobody ever asks whether they are copies."""
-    monkeypatch.setenv("TTS_KIT_METRICS", "bundled")
-    run, name = told[0], metrics.load_available()
-    rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": "Hello.", "metrics": name, "file": "none"}]
+    monkeypatch.setenv("TTS_KIT_METRICS", "offline")
+    run, name = finished[0], metrics.load_available()
+    rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": "Hello.", "metrics": name,
+             "file": "none"}]
 
     class Asked(Exception):
         pass
@@ -288,9 +291,9 @@ def test_judging_killed_before_copies_were_sought_goes_on(told, monkeypatch):
     assert compare.score(plan, checked, {}) == checked
 
 
-def test_stages_run_again_change_nothing(told, capsys):
+def test_stages_run_again_change_nothing(finished, capsys):
     """Mistake: a notebook run twice makes everything twice."""
-    run, config, source, _ = told
+    run, config, source, _ = finished
     stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
     pipeline.run_all(source, config, run, CPU, 2, (1, 2))
     said = capsys.readouterr().out
@@ -298,7 +301,7 @@ def test_stages_run_again_change_nothing(told, capsys):
     assert stamps == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
 
 
-def verb(folder, *arguments):
+def run_command(folder, *arguments):
     return subprocess.run([sys.executable, "-m", "tts_kit", *arguments], cwd=folder, capture_output=True, text=True,
                           check=False)
 
@@ -310,22 +313,22 @@ def workplace(tmp_path):
     return tmp_path
 
 
-def test_verbs_from_data_to_comparison(told, workplace, toy):
-    """Mistake: a verb has logic of its own, forgets the base given before, or prints more than its JSON."""
-    _, _, source, _ = told
+def test_commands_from_data_to_comparison(finished, workplace, toy):
+    """Mistake: a command has logic of its own, forgets the base given before, or prints more than its JSON."""
+    _, _, source, _ = finished
     small = ("--rank", "4", "--steps", "2", "--eval-steps", "2", "--sample-steps", "0", "--learning-rate", "0.01",
              "--warmup-steps", "0")
-    assert verb(workplace, "prepare", str(source), "--run", "one").returncode == 0
-    assert verb(workplace, "tokenize", "--run", "one", "--base", toy).returncode == 0
-    dry = verb(workplace, "train", "--run", "one", "--dry-run", "--json", *small)
+    assert run_command(workplace, "prepare", str(source), "--run", "one").returncode == 0
+    assert run_command(workplace, "tokenize", "--run", "one", "--base", toy).returncode == 0
+    dry = run_command(workplace, "train", "--run", "one", "--dry-run", "--json", *small)
     assert json.loads(dry.stdout) == {"trainable": 6144, "modules": {"backbone": 14, "depth": 14, "codec": 0},
                                       "clips": 12, "steps": 2, "epochs": 2.0, "device": "cpu", "dtype": "float32",
                                       "engine": "plain"}
-    trained = verb(workplace, "train", "--run", "one", *small)
+    trained = run_command(workplace, "train", "--run", "one", *small)
     assert trained.returncode == 0, trained.stderr
-    spoken = verb(workplace, "speak", "Hello you.", "--run", "one", "--out", "hello.wav")
+    spoken = run_command(workplace, "speak", "Hello you.", "--run", "one", "--out", "hello.wav")
     assert "hello.wav" in spoken.stdout and soundfile.info(workplace / "hello.wav").samplerate == 24_000, spoken.stderr
-    compared = verb(workplace, "compare", "--run", "one", "--sentences", "1", "--seeds", "1")
+    compared = run_command(workplace, "compare", "--run", "one", "--sentences", "1", "--seeds", "1")
     *_, where, last = compared.stdout.splitlines()
     assert where.startswith("Open file:") and where.endswith("runs/one/comparison/index.html"), compared.stderr
     assert last.startswith("In short: ") or "not measured" in last, "a sentence ends it"
@@ -341,23 +344,23 @@ def test_verbs_from_data_to_comparison(told, workplace, toy):
     (("compare", "--run", "none", "--base", "nowhere"), "nothing was trained there yet"),
     (("speak", "Hi.", "--run", "typo"), "nothing was trained there yet"),
 ])
-def test_a_verb_that_cannot_go_on_says_one_thing_and_fails(workplace, arguments, message):
+def test_a_command_that_cannot_go_on_says_one_thing_and_fails(workplace, arguments, message):
     """Mistake: a traceback, or exit status 0, for what a person can put right."""
-    out = verb(workplace, *arguments)
+    out = run_command(workplace, *arguments)
     assert out.returncode == 1
     assert message in out.stderr and "Traceback" not in out.stderr
 
 
-def test_without_a_verb_the_verbs_are_shown(capsys):
+def test_without_a_command_the_commands_are_shown(capsys):
     """Mistake: "the following arguments are required: verb", and no word of which there are."""
     assert cli.main([]) == 2
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("doctor", "prepare", "tokenize", "train", "speak", "compare", "demo"))
 
 
-def test_an_adapter_of_other_clips_is_not_judged_by_these(told, tmp_path):
+def test_an_adapter_of_other_clips_is_not_judged_by_these(finished, tmp_path):
     """Mistake: data is made anew with other held-out clips, and the old adapter is judged on what it has learnt."""
-    run, _, _, _ = told
+    run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))

@@ -101,7 +101,8 @@ def test_arms_have_their_order_and_unmeasured_columns_are_left_out(tmp_path):
     assert [arm["name"] for arm in data["arms"]] == ["ground_truth", "codec", "finetuned+clone", "other"]
     assert data["columns"] == [{"heading": "SIM", "in_cell": True}, {"heading": "seconds", "in_cell": False}]
     assert [(clip["values"], clip["seed"]) for clip in data["sentences"][0]["clips"]] == [
-        ([0.25, SECONDS[1]], "1"), ([None, SECONDS[1]], str(2 ** 60)), ([0.5, SECONDS[None]], None), ([None, SECONDS[None]], None)]
+        ([0.25, SECONDS[1]], "1"), ([None, SECONDS[1]], str(2 ** 60)), ([0.5, SECONDS[None]], None),
+        ([None, SECONDS[None]], None)]
 
 
 def test_missing_and_silent_clips_do_not_stop_the_page(tmp_path, capsys):

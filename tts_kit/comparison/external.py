@@ -203,8 +203,11 @@ def _errors(name: str, job: dict, folder: Path, limits: tuple[float, float]) -> 
     with os.fdopen(os.open(folder / "job.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(job, file)
     log = folder / "log.txt"
-    with log.open("wb") as output, _process([*command(name), str(folder / "job.json")], environment(name), folder,
-                                            output) as process:
+    with log.open("wb") as output:
+        # a session of its own, so that Ctrl-C reaches tts_kit alone, which then ends the process and all its children
+        process = subprocess.Popen([*command(name), str(folder / "job.json")], env=environment(name), cwd=folder,
+                                   stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
+    try:
         for number in range(-1, len(job["lines"])):
             path, limit = folder / f"{number}.txt", limits[number >= 0]
             deadline = time.monotonic() + limit
@@ -220,16 +223,6 @@ def _errors(name: str, job: dict, folder: Path, limits: tuple[float, float]) -> 
                 yield error
             elif error:
                 raise KitError(error[:MAX_REASON])
-
-
-@contextlib.contextmanager
-def _process(arguments: Sequence[str], variables: dict[str, str], folder: Path, output) -> Iterator[subprocess.Popen]:
-    """Run a process during the block; with the block it ends, and all that it has started."""
-    # a session of its own, so that Ctrl-C reaches tts_kit alone, which then ends the process in order
-    process = subprocess.Popen(arguments, env=variables, cwd=folder, stdin=subprocess.PIPE, stdout=output, stderr=output,
-                               start_new_session=True)
-    try:
-        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
