@@ -181,7 +181,8 @@ def test_no_interval_is_drawn_below_no_words():
 def test_what_was_learnt_by_heart_is_no_victory():
     """Mistake: an arm that says its training clips again sounds exactly like the voice, and wins."""
     rows = [row | {"memorized": row["arm"] == "finetuned" and row["sentence"] < 5}
-            for arm, gain in (("base", 0.0), ("finetuned", 0.2)) for row in rows_of(arm, system(np.random.default_rng(1), 10, gain))]
+            for arm, gain in (("base", 0.0), ("finetuned", 0.2))
+            for row in rows_of(arm, system(np.random.default_rng(1), 10, gain))]
     assert verdict.decide(rows).headline == (
         "In short: fine-tuning beats the base model; but 50% of the clips of fine-tuning repeat training clips.")
     assert "10 clips memorized: nearly a training clip, and no new speech" in text_of(verdict.decide(rows))
