@@ -181,11 +181,11 @@ def test_similarity_is_put_between_strangers_and_the_voice_itself(tmp_path):
 def test_the_table_has_a_column_for_what_was_measured_only():
     """Mistake: a table too wide to read, full of columns without a figure; or one that hides what the first arm lacks."""
     rows = rows_of("ground_truth", [[0.9]], seeds=(None,)) + rows_of("finetuned", [[0.5]], seeds=(1,))
-    plain = scoring.table(rows)
+    plain = scoring.table({arm: scoring.aggregate(of_arm) for arm, of_arm in scoring.group_by_arm(rows).items()})
     assert plain[0] == ["arm", "WER", "SIM", "MOS", "EOS"]
     rows[1] |= {"ref_chars": 50, "char_errors": 5, "f0_difference": -1.25, "duration_ratio": 1.1, "rate_ratio": 0.9, "noisy": True,
                 "memorized": False, "sim_norm": 0.4}
-    full = scoring.table(rows)
+    full = scoring.table({arm: scoring.aggregate(of_arm) for arm, of_arm in scoring.group_by_arm(rows).items()})
     assert full[0] == ["arm", "WER", "CER", "SIM", "SIM norm.", "MOS", "noisy", "dur. ratio", "dF0 (st)", "rate ratio",
                        "EOS", "memorised"]
     assert full[1] == ["ground_truth", "0.0%", "-", "0.900", "-", "4.00", "-", "-", "-", "-", "100%", "-"]

@@ -166,7 +166,7 @@ def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: s
               "machine": device.machine(), "metrics": models, "versions": device.versions()}
     if (plan.folder / SIM_RANGE_FILE).exists():
         facts["SIM of"] = read_json(plan.folder / SIM_RANGE_FILE, "Delete it.")
-    table = scoring.table(rows)
+    table = scoring.table(decision.figures)
     legend = explain(table[0], models)
     details = [*decision.details, *notes]
     descriptions = {name: info.description for name, info in ARMS.items()} | {arm.name: arm.description for arm in plan.arms}

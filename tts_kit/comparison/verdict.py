@@ -187,7 +187,8 @@ def _detectable(comparisons: Sequence[Comparison]) -> str:
     """Return the minimum detectable differences of so many sentences: the largest over the comparisons."""
     texts = []
     for figure, scale, digits, unit in (("sim", 1, 2, "SIM"), ("wer", 100, 0, "points WER")):
-        effects = [one.differences[figure].minimum_detectable_difference(one.tests) for one in comparisons if figure in one.differences]
+        effects = [one.differences[figure].minimum_detectable_difference(one.tests) for one in comparisons
+                   if figure in one.differences]
         if effects and np.isfinite(max(effects)):
             texts.append(f"{max(effects) * scale:.{digits}f} {unit}")
     return f": minimum detectable difference (80 % power) {' and '.join(texts)}" if texts else ""
@@ -196,8 +197,9 @@ def _detectable(comparisons: Sequence[Comparison]) -> str:
 def _to_resolve(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Say how many sentences the ties would need."""
     ties = [one for one in comparisons if one.outcome == TIE]
-    needed = [max((one.differences[figure].required_sentences(margin, one.tests) or 0 for one in ties if figure in one.differences),
-                  default=0) for figure, margin in (("sim", SIM_MARGIN), ("wer", WER_MARGIN))]
+    needed = [max((one.differences[figure].required_sentences(margin, one.tests) or 0 for one in ties
+                   if figure in one.differences), default=0)
+              for figure, margin in (("sim", SIM_MARGIN), ("wer", WER_MARGIN))]
     if any(needed):
         sim, wer = (max(count, stats.MIN_SENTENCES) for count in needed)
         yield (f"To resolve the {'tie' if len(ties) == 1 else 'ties'}: about {sim} sentences detect a difference of "

@@ -201,9 +201,8 @@ def normalized_similarity(value: float, floor: float, ceiling: float) -> float:
     return (value - floor) / (ceiling - floor)
 
 
-def table(rows: Sequence[dict]) -> list[list[str]]:
-    """Return the metrics of every arm as text, headings first; "-" where something was not measured."""
-    arms = {arm: aggregate(rows_of_arm) for arm, rows_of_arm in group_by_arm(rows).items()}
+def table(arms: Mapping[str, Mapping[str, Estimate]]) -> list[list[str]]:
+    """Return the metrics of every arm (`aggregate`) as text, headings first; "-" where something was not measured."""
     columns = {name: form for name, (_, form, always) in COLUMNS.items()
                if always or any(name in estimates for estimates in arms.values())}
     return [["arm", *(HEADINGS[name] for name in columns)]] + [
