@@ -272,7 +272,7 @@ def test_votes_are_counted_and_leave_the_test_as_it_is(finished, monkeypatch):
 @pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 def test_judging_killed_before_copies_were_sought_goes_on(finished, monkeypatch):
     """Mistake: all clips are judged, so nobody ever asks whether they are copies."""
-    monkeypatch.setenv("TTS_KIT_METRICS", "offline")
+    monkeypatch.setenv("TTS_KIT_METRICS", "bundled")
     run, name = finished[0], metrics.load_available()
     rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": "Hello.", "metrics": name,
              "file": "none"}]
