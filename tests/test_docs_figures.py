@@ -55,7 +55,7 @@ def test_recordings_are_segmented_as_well_as_said():
 
 def test_metric_models_are_as_good_as_said():
     """Mistake: another metric model or another version, and the README tells how far the old one could be trusted."""
-    found = read("judges")
+    found = read("metrics")
     person, bundled, cut, looped, itself, other, over, noise = [bound["seen"] for bound in found["bounds"]][:8]
     assert measured("WER of human recordings and of the bundled voice") == f"{person * 100:.2f} %, {bundled * 100:.2f} %"
     assert measured("additional WER of clips that are cut, looped") == f"{cut * 100:.0f}, {looped * 100:.0f} points"
@@ -71,10 +71,10 @@ def test_the_verdict_errs_as_often_as_said():
     cases = read("verdict_rates")["cases"]
     counts = ", ".join(str(case["sentences"]) for case in cases)
     assert measured(f"identical systems that tie ({counts} sentences)") == shares(
-        case["identical called a tie"] for case in cases)
-    assert measured("a difference of the minimum detectable size is found") == shares(case["gap found"] for case in cases)
+        case["identical systems tie"] for case in cases)
+    assert measured("a difference of the minimum detectable size is found") == shares(case["difference of that size detected"] for case in cases)
     assert measured("that difference in SIM, for the same numbers") == ", ".join(
-        f"{case['gap promised']:.3f}" for case in cases)
+        f"{case['minimum detectable difference in sim']:.3f}" for case in cases)
 
 
 def test_the_server_stood_what_is_said():
@@ -84,7 +84,7 @@ def test_the_server_stood_what_is_said():
     assert f"{found['requests']} requests of {found['clients']} clients were answered, none lost" in README
 
 
-@pytest.mark.parametrize("name", ["recordings", "judges", "verdict_rates", "serve_load"])
+@pytest.mark.parametrize("name", ["recordings", "metrics", "verdict_rates", "serve_load"])
 def test_a_figure_names_its_origin(name):
     """Mistake: a measurement that nobody can repeat: no command, no machine, or no link from a README."""
     found = read(name)

@@ -224,7 +224,7 @@ def _samples_table(samples: Sequence[tuple[str, dict[str, str]]]) -> str:
 def _evaluation(summary: RunSummary) -> str:
     texts = ["\n".join(f"- {markdown(detail)}" for detail in summary.verdict.details)] if summary.verdict else []
     if summary.rows and (metric_models := summary.rows[0].get(scoring.METRICS)):
-        texts += [markdown_table([[markdown(cell) for cell in row] for row in scoring.table(summary.rows)]),
+        texts += [markdown_table([[markdown(cell) for cell in row] for row in scoring.table(summary.verdict.figures)]),
                   f"Metric models: {markdown(metric_models)}."]
     return "\n\n".join(filter(None, texts))
 
