@@ -72,7 +72,8 @@ def test_the_verdict_errs_as_often_as_said():
     counts = ", ".join(str(case["sentences"]) for case in cases)
     assert measured(f"identical systems that tie ({counts} sentences)") == shares(
         case["identical systems tie"] for case in cases)
-    assert measured("a difference of the minimum detectable size is found") == shares(case["difference of that size detected"] for case in cases)
+    assert measured("a difference of the minimum detectable size is found") == shares(
+        case["difference of that size detected"] for case in cases)
     assert measured("that difference in SIM, for the same numbers") == ", ".join(
         f"{case['minimum detectable difference in sim']:.3f}" for case in cases)
 
