@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -42,22 +43,15 @@ def _download(url: str, path: Path, bar: tqdm) -> None:
         bar.total = state.get("total_bytes") or bar.total
         bar.update((state.get("downloaded_bytes") or 0) - bar.n)
 
+    logger = logging.getLogger("yt_dlp")
+    logger.setLevel(logging.CRITICAL)  # errors arrive as exceptions
     options = {"format": "bestaudio/best", "outtmpl": {"default": f"{path}.%(ext)s"}, "noplaylist": True,
                "playlist_items": "1", "max_filesize": MAX_BYTES, "restrictfilenames": True, "quiet": True,
                "no_warnings": True, "noprogress": True, "progress_hooks": [update_bar], "cachedir": False,
-               "logger": _QuietLogger()}
+               "logger": logger}
     try:
         with yt_dlp.YoutubeDL(options) as downloader:
             downloader.download([url])
     except yt_dlp.utils.YoutubeDLError as error:
         raise KitError(f"{url} cannot be downloaded ({reason(error).removeprefix('ERROR: ')}). Check it in a browser, "
                        "update yt-dlp (pip install -U yt-dlp), or download it yourself and give the file.") from error
-
-
-class _QuietLogger:
-    """Drops yt-dlp's messages; its errors arrive as exceptions."""
-
-    def debug(self, _message: str) -> None:
-        pass
-
-    info = warning = error = debug

@@ -172,14 +172,9 @@ def _export_clips(store: ReviewStore, clips: Sequence[ReviewClip], folder: Path,
         if more_spans or span.start > 0 or abs(audio.probe(file)[2] - span.end) >= 0.01:
             audio.write(folder / name, store.read_spans(clip.spans), SAMPLE_RATE)
         else:
-            _link_or_copy(file, folder / name)
+            try:
+                os.link(file, folder / name)  # no second copy of the bytes where the disk allows it
+            except OSError:
+                shutil.copy2(file, folder / name)
         row = {"file_name": name, "text": clip.text, "session": clip.recording}
         yield row | {"source": speaker} if speaker else row
-
-
-def _link_or_copy(file: Path, target: Path) -> None:
-    """The same file under another name, without its bytes twice where the disk allows it."""
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copy2(file, target)

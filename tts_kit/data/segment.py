@@ -130,14 +130,11 @@ def folder_name(path: Path) -> str:
 
 def summary(segments: Sequence[Segment]) -> str:
     """One line: clips and minutes, and how many segments were rejected for which reason."""
-    clips = [segment for segment in segments if not segment.reason]
-    rejected = [segment for segment in segments if segment.reason]
-    line = f"{len(clips)} clips, {sum(clip.seconds for clip in clips) / 60:.1f} minutes"
-    if not rejected:
-        return line
-    counts = Counter(segment.reason.partition(":")[0] for segment in rejected)
-    reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items())
-    return f"{line}; rejected: {reasons} ({sum(segment.seconds for segment in rejected) / 60:.1f} minutes)"
+    counts = Counter(segment.reason.partition(":")[0] for segment in segments)
+    clips = counts.pop("", 0)
+    minutes = sum(segment.seconds for segment in segments if not segment.reason) / 60
+    rejected = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    return f"{clips} clips, {minutes:.1f} minutes" + (f"; rejected: {rejected}" if rejected else "")
 
 
 def rejection_reason(segment: Segment) -> str:
