@@ -274,7 +274,7 @@ def test_a_video_without_audio_is_named(tmp_path):
     pytest.importorskip("av")
     subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=size=32x32:duration=1", tmp_path / "mute.mp4"],
                    check=True)
-    with pytest.raises(KitError, match="holds no sound, only video"):
+    with pytest.raises(KitError, match="holds no audio, only video"):
         list(audio.read_blocks(tmp_path / "mute.mp4", SAMPLE_RATE))
 
 
