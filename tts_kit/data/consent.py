@@ -191,12 +191,12 @@ def _seconds(utterances: list[Utterance]) -> float:
 def _record_example(run: Run) -> Consent | None:
     """Record the consent that an example voice brings along; None for any other source."""
     inputs = read_inputs(run.data)
-    known = {
+    records = {
         os.path.realpath(samples.VOICE): (
             "Kokoro-82M, voice bf_emma", "synthetic", "These are synthetic voices: no person spoke these clips, and they "
             "are nobody's voice. They were generated with Kokoro-82M (Apache-2.0), voice bf_emma."),
         os.path.realpath(examples.CACHE / "voice"): (
             "Allison Smith (theivrvoice.com)", "licensed", " ".join(examples.LICENSE.split()))}
-    if inputs.get("source") not in known or inputs.get("eval_source") not in ("", os.path.realpath(samples.HELD_OUT)):
+    if inputs.get("source") not in records or inputs.get("eval_source") not in ("", os.path.realpath(samples.HELD_OUT)):
         return None
-    return record(run, *known[inputs["source"]])
+    return record(run, *records[inputs["source"]])

@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, io
 from tts_kit import html as pages
-from tts_kit.data import ingest, manifest, prepare, quality_flags, segment, speaker_embedding
+from tts_kit.data import ingest, manifest, prepare, quality_flags, speaker_embedding
 from tts_kit.data.manifest import SAMPLE_RATE, Utterance
 from tts_kit.data.quality_flags import OUTLIER_THRESHOLD
 from tts_kit.data.review_store import DROPPED
-from tts_kit.data.segment import Segment
+from tts_kit.data.segment import Segment, read_segments, segment_folders
 from tts_kit.errors import KitError
 from tts_kit.run import Run
 
@@ -30,7 +30,7 @@ BANDWIDTH_DB = -70.0
 """A frequency band this far below the strongest one was not recorded."""
 SHINGLE, MAX_WORD_DISTANCE = 3, 0.2
 """Consecutive words that two texts must share to be compared, and the share that may differ in near-duplicates."""
-# Minutes as users of other kits report them: a voice is heard, it is steady, more brings little
+# minutes from which a voice is recognisable, is stable, and gains little from more, as users of other kits report them
 MIN_MINUTES, STEADY_MINUTES, ENOUGH_MINUTES = 5, 25, 40
 QUIET_SNR_DB, NOISY_SNR_DB = 30.0, 20.0
 """Median SNR from which a room is quiet, and below which it is loud."""
@@ -90,13 +90,14 @@ class Report:
 def analyse(run: Run) -> Report:
     """Measure a run's data."""
     clips = manifest.read(run.data)
-    segments = [(folder / each.file, each) for folder in segment.segment_folders(run.segments)
-                for each in segment.read_segments(folder)]
+    segments = [(folder / segment.file, segment) for folder in segment_folders(run.segments)
+                for segment in read_segments(folder)]
     rejected_rows = run.data / prepare.REJECTED
     return Report(
-        name=run.name, clips=measure(clips), rejected=_rejected(run, [each for _, each in segments]),
-        near_duplicates=near_duplicates(clips), recording_lufs=[each.lufs for _, each in segments if not each.reason],
-        rejected_segments=[(path, each) for path, each in segments if each.reason],
+        name=run.name, clips=measure(clips), rejected=_rejected(run, [segment for _, segment in segments]),
+        near_duplicates=near_duplicates(clips),
+        recording_lufs=[segment.lufs for _, segment in segments if not segment.reason],
+        rejected_segments=[(path, segment) for path, segment in segments if segment.reason],
         rejected_rows=io.read_rows(rejected_rows) if rejected_rows.is_file() else [],
         voices_compared=speaker_embedding.is_installed())
 
@@ -199,9 +200,9 @@ def _rejected(run: Run, segments: Sequence[Segment]) -> dict[str, Rejected]:
         counts[reason] += 1
         seconds[reason] += duration
 
-    for each in segments:
-        if each.reason:
-            add(each.reason.partition(":")[0], each.seconds)
+    for segment in segments:
+        if segment.reason:
+            add(segment.reason.partition(":")[0], segment.seconds)
     if any(ingest.asr_models(run)):
         for clip in ingest.load_review(run).clips:
             if clip.state == DROPPED or not clip.text:
@@ -288,8 +289,8 @@ def _lists(report: Report) -> Iterator[str]:
     by_id = {stats.clip.id: stats for stats in clips}
     yield _clip_list("Near-duplicates", "Both stay in the data; one is enough.",
                      [by_id[later.id] for _, later in report.near_duplicates], lambda stats: "like another clip")
-    listed = [(path, each.reason, f"{each.start:.0f} to {each.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
-              for path, each in report.rejected_segments]
+    listed = [(path, segment.reason, f"{segment.start:.0f} to {segment.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
+              for path, segment in report.rejected_segments]
     more = f" The first {MAX_LISTED} of {len(listed)}; all are in the run's segments." * (len(listed) > MAX_LISTED)
     yield _section("Left out", f"Segments of the recordings that became no clips.{more}", listed[:MAX_LISTED])
     yield _section("Could not be used", "Clips of the table.", [
