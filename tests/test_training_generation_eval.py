@@ -323,13 +323,13 @@ def test_saved_weights_are_loaded_and_others_refused(base, tmp_path):
     assert lora.fingerprint(model) == before
     saved = load_file(path)
     first = next(iter(saved))
-    for wrong, message in (({first: torch.zeros(2, 3)}, r"is \(2, 3\) there and \(\d+, \d+\) in the model"),
-                           ({"more": torch.zeros(1)}, "more is .* there and missing in the model")):
+    for wrong, message in (({first: torch.zeros(2, 3)}, r"is \[2, 3\] in the file and \[\d+, \d+\] in the model"),
+                           ({"more": torch.zeros(1)}, "more is .* in the file and missing in the model")):
         write_bytes(path, save(saved | wrong))
-        with pytest.raises(KitError, match=f"kept of another adapter: .*{message}.*same base, rank and targets"):
+        with pytest.raises(KitError, match=f"weights of another adapter: .*{message}.*same base, rank and targets"):
             lora.load_weights(model, path)
     path.write_bytes(b"nothing")
-    with pytest.raises(KitError, match="cannot be read as weights of an adapter"):
+    with pytest.raises(KitError, match="cannot be read as an adapter's weights"):
         lora.load_weights(model, path)
     assert lora.fingerprint(model) == before
 
