@@ -53,7 +53,7 @@ def _add_prepare(commands) -> None:
     parser = _command(commands, "prepare", prepare, "recordings, or clips with transcripts -> checked, normalized, split clips")
     parser.add_argument("source", help="a recording, a folder of recordings or a URL (segmented and transcribed); a folder with "
                         "metadata.csv, a .jsonl file, a hub dataset (owner/name); or an example: example:emma is the bundled "
-                        "voice, example:allison a human one, which is downloaded")
+                        "voice, example:recording one long take of it, example:allison a human voice, which is downloaded")
     group = parser.add_argument_group("recordings")
     group.add_argument("--asr-model", default="", help="Whisper model, by name or folder, or `bundled` (no hub needed); default: "
                        "large-v3-turbo on a GPU, else small")

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tts_kit import audio, io
+from tts_kit import audio, io, samples
 from tts_kit.config import Config
 from tts_kit.data import download, prepare, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
@@ -54,7 +54,7 @@ def find_recordings(source: str | Path, run: Run) -> list[Path]:
 
 def list_recordings(source: str | Path) -> list[Path]:
     """The audio files of a local source without transcripts, one file or a folder of them; empty if it has transcripts."""
-    path = Path(source).expanduser()
+    path = samples.RECORDING if source == "example:recording" else Path(source).expanduser()
     if path.is_file():
         return [] if path.suffix.lower() in TABLE_SUFFIXES else [path]
     if not path.is_dir():
