@@ -142,7 +142,7 @@ def test_results_go_to_drive_only_when_asked(name):
     parameters, code = source(cells(name)[1]), "\n".join(source(cell) for cell in cells(name))
     assert 'DRIVE = False  # @param {type:"boolean"}' in parameters and 'RUN = "emma"' in parameters
     assert code.count("Run(RUN, colab.runs_dir(DRIVE))") == 1 and not re.search(r"\bRun\((?!RUN, )", code)
-    assert code.index("colab.load_hf_token()") < code.index("device.choose()")
+    assert code.index("colab.load_hf_token()") < code.index("choose_device()\n")
     assert not re.search(r"rmtree|unlink|\brm\b", code)  # what is there is gone on with
 
 
