@@ -120,7 +120,7 @@ def test_half_a_line_of_a_killed_process_is_no_edit(folder):
 
 @pytest.mark.parametrize("invalid, message", [
     ({"action": "text", "text": "  "}, "text is empty"), ({"action": "text", "text": 7}, "at most 2000"),
-    ({"action": "text", "text": "x" * 2001}, "at most 2000"), ({"action": "text", "text": "a\u202eb"}, "nobody can speak"),
+    ({"action": "text", "text": "x" * 2001}, "at most 2000"), ({"action": "text", "text": "a\u202eb"}, "cannot be spoken"),
     ({"action": "split", "at": 0.1, "texts": ["a", "b"]}, "on each side"), ({"action": "split", "at": "1"}, "on each side"),
     ({"action": "split", "at": float("nan"), "texts": ["a", "b"]}, "on each side"),
     ({"action": "split", "at": 1.0, "texts": ["a"]}, "two texts"), ({"action": "rm -rf"}, "is no edit"), ({}, "is no edit"),
