@@ -188,7 +188,8 @@ def test_lean_projections_are_pefts(base):
     assert len(leaner) == 28
     for weight in (weight for module in leaner for weight in module.lora_B.parameters()):
         weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(weight.numel()))
-    projection, x = leaner[0], torch.randn(2, 3, leaner[0].in_features, requires_grad=True)
+    projection, generator = leaner[0], torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, projection.in_features, generator=generator).requires_grad_()
     seen = []
     for forward in (projection.forward, lambda x: peft_layer.Linear.forward(projection, x)):
         out = forward(x)

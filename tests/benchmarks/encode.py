@@ -95,7 +95,7 @@ def main(told: Sequence[str] | None = None) -> list[dict]:
     made.add_argument("--clips", type=int, default=CLIPS)
     made.add_argument("--batch", type=int, default=BATCH, help="clips that the kit encodes at once")
     made.add_argument("--repeats", type=int, default=measure.REPEATS)
-    made.add_argument("--device", choices=runtime.DEVICES, default="auto")
+    made.add_argument("--device", choices=measure.DEVICES, default="auto")
     made.add_argument("--out", "--folder", type=Path, default=measure.RESULTS)
     options = made.parse_args(told)
     device = runtime.choose(options.device).device

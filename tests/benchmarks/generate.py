@@ -227,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--caches", choices=CACHES, nargs="+", default=list(CACHES), help="of transformers' generate")
     made.add_argument("--frames", type=int, default=FRAMES)
     made.add_argument("--repeats", type=int, default=measure.REPEATS)
-    made.add_argument("--device", choices=runtime.DEVICES, default="auto")
+    made.add_argument("--device", choices=measure.DEVICES, default="auto")
     made.add_argument("--out", "--folder", type=Path, default=measure.RESULTS)
     return made
 

@@ -145,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="in a batch")
     made.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="of a spoken clip")
     made.add_argument("--repeats", type=int, default=measure.REPEATS)
-    made.add_argument("--device", choices=device.DEVICES, default="auto")
+    made.add_argument("--device", choices=measure.DEVICES, default="auto")
     made.add_argument("--out", "--folder", type=Path, default=measure.RESULTS)
     made.add_argument("--draw", type=Path, metavar="FILE", help="only draw what was measured before")
     return made

@@ -20,6 +20,7 @@ from tts_kit.io import write_json
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 5
 """Timed runs of each side, after one that is dropped."""
+DEVICES = ("auto", "cuda", "mps", "cpu")
 MEMORY = {"cuda": "bytes of tensors on the GPU (torch.cuda.max_memory_allocated)",
           "cpu": "bytes of live tensors (torch.profiler)", "mps": "not measured"}
 """How `above` measures; both sides of a comparison are measured in the same way."""

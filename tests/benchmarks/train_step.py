@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=shapes.SHAPES, required=True)
     parser.add_argument("--against", choices=notebook.SIDES, default="stock")
-    parser.add_argument("--device", choices=runtime.DEVICES, default="auto")
+    parser.add_argument("--device", choices=measure.DEVICES, default="auto")
     parser.add_argument("--dtype", choices=runtime.DTYPES, default="auto", help="of both sides")
     parser.add_argument("--seconds", nargs="+", default=SECONDS, help="clip lengths: 10, 2-10, or several of them")
     parser.add_argument("--ratios", nargs="+", default=RATIOS, help="depth ratios of the kit")
