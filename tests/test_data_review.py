@@ -30,7 +30,7 @@ def folder(tmp_path) -> Path:
 @contextlib.contextmanager
 def running(folder: Path, port: int = 0):
     """A review server for the folder."""
-    pytest.importorskip("uvicorn", reason="uvicorn is not installed (requirements-dev.txt)")
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `dev`)")
     server = review.Review(ReviewStore(folder, "base"), HOSTILE, port)
     try:
         yield server

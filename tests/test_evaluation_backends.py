@@ -25,7 +25,7 @@ def wave():
 
 def exported(network, names, inputs, path):
     """A torch module as an ONNX file with a free second axis."""
-    pytest.importorskip("onnx", reason="onnx, which requirements-dev.txt installs, writes the small networks")
+    pytest.importorskip("onnx", reason="onnx, which the extra `dev` installs, writes the small networks")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(network.eval(), tuple(inputs.values()), str(path), input_names=list(inputs), output_names=names,
                       dynamic_axes={name: {1: "time"} for name in inputs}, dynamo=False, opset_version=17)

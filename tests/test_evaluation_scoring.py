@@ -10,7 +10,7 @@ from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 
-pytest.importorskip("scipy", reason="intervals need scipy, which requirements-judges.txt installs")
+pytest.importorskip("scipy", reason="intervals need scipy, which the extra `eval` installs")
 
 
 def rows_of(arm, similarities, wrong=None, words=10, seeds=(1, 2)):

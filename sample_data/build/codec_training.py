@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--out", type=Path, default=corpus.OUT.with_name("codec"), help="folder for the codec")
     top.add_argument("--hours", type=float, default=0.0, help="use only the first hours of the corpus; 0 for all")
     top.add_argument("--held-out", type=float, default=0.02, help="share of the clips to judge by, by whole speakers")
-    top.add_argument("--device", default="auto", choices=device.DEVICES)
+    top.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     top.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 pays on CPUs with units for it")
     top.add_argument("--threads", type=int, default=0, help="CPU threads; 1 is faster where others keep the cores busy")
     top.add_argument("--teacher", help="a Whisper whose encoder the first codebook follows: its folder for "

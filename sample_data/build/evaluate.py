@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seeds", type=int, nargs="+", help="takes of each sentence (default: the judged ones)")
     top.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="arms to make (default all)")
     top.add_argument("--work", type=Path, default=Path("runs/evaluate"), help="folder where clips are kept")
-    top.add_argument("--device", default="auto", choices=runtime.DEVICES, help="where the model computes")
+    top.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where the model computes")
     top.add_argument("--threads", type=int, default=2, help="of the judges (default 2)")
     return top
 

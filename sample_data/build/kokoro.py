@@ -12,7 +12,7 @@ from tts_kit.errors import KitError
 
 RATE = 24_000
 CACHE = Path.home() / ".cache" / "tts_kit" / "kokoro-82m"
-INSTALL = "pip install -r requirements-pretrain.txt -c constraints.txt"
+INSTALL = 'pip install "tts-kit[build]"'
 
 
 class Kokoro:

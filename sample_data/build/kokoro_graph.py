@@ -63,7 +63,7 @@ def _cut(whole) -> list:
     named = {node.name: node for node in whole.graph.node}
     if missing := {EXCITATION, HIDDEN, SPECTRUM} - set(named):
         raise KitError(f"this Kokoro has no node {sorted(missing)[0]}; it is another export than the one that is known "
-                      "here. Install the version that requirements-pretrain.txt names.")
+                      "here. Install the version that the extra `build` names.")
     edges = [named[EXCITATION].input[0], named[HIDDEN].input[0], named[SPECTRUM].output[0]]
     excitation, hidden, spectrum = edges
     extract = utils.Extractor(whole).extract_model

@@ -13,8 +13,8 @@ from transformers import CsmForConditionalGeneration
 from sample_data.build import shape
 from tts_kit.errors import KitError
 from tts_kit.spec import ModelSpec
-from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.cache import EncodedClip
+from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder
 
 SHAPES = ("csm-1b", "small", "tiny", "toy")

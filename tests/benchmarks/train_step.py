@@ -26,8 +26,8 @@ from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.model import attention, lora, loss
 from tts_kit.run import Run
-from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.cache import EncodedClip
+from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import dataset, trainer
 

@@ -1,7 +1,7 @@
 """What the mark survives, what it costs, and what is mistaken for it: python -m tests.benchmarks.watermark
 
 On the bundled voice, on strangers, on tiny-csm's speech and on five people's prompts, which apt fetches; writes
-results/watermark.json and prints the README's block. Needs the judges and requirements-recordings.txt, whose av has the
+results/watermark.json and prints the README's block. Needs the judges and the extra `audio`, whose av has the
 encoders of MP3, AAC and Opus.
 """
 
