@@ -76,7 +76,8 @@ TOY = dict(rank=4, alpha=8, steps=4, warmup_steps=0, tokens_per_batch=150, depth
            eval_steps=2, save_steps=100, sample_steps=0)
 TOY_TRAININGS = {
     "packed": {}, "padded": dict(packing=False),
-    "accumulated": dict(gradient_accumulation_steps=2, context_probability=0.5, depth_frame_fraction=0.5, depth_loss_weight=0.5, gradient_checkpointing=True),
+    "accumulated": dict(gradient_accumulation_steps=2, context_probability=0.5, depth_frame_fraction=0.5,
+                        depth_loss_weight=0.5, gradient_checkpointing=True),
     "depth_only": dict(lora_targets="depth", steps=2)}
 FEW_STEPS = dict(base=TINY, rank=8, alpha=16, steps=3, warmup_steps=0, learning_rate=5e-3, tokens_per_batch=700,
                  depth_frame_fraction=0.5, eval_steps=3, save_steps=3, sample_steps=0)
@@ -87,7 +88,8 @@ LOGGED = {"step": "step", "loss": "loss", "backbone_loss": "backbone_loss", "dep
           "eval_loss_by_codebook": "held_out_loss_by_codebook"}
 ARMS = {"base": "base", "cloned": "clone", "finetuned": "finetuned", "finetuned_cloned": "finetuned+clone", "rival": "rival"}
 QUESTIONS = [*verdict.PRIMARY_COMPARISONS, ("rival", ARMS["cloned"]), ("rival", ARMS["base"])]
-ROW = {"arm": "arm", "sentence": "sentence", "text": "text", "seed": "seed", "file": "file", "ended_with_eos": "ended_with_eos",
+ROW = {"arm": "arm", "sentence": "sentence", "text": "text", "seed": "seed", "file": "file",
+       "ended_with_eos": "ended_with_eos",
        "reference_words": "ref_words", "word_errors": "word_errors", "reference_characters": "ref_chars",
        "character_errors": "char_errors", "SIM": "sim", "SIM_normalised": "sim_norm", "MOS": "mos",
        "DNSMOS_BAK": "noise_mos", "noisy": "noisy", "transcript": "transcript", "failure": "failure",
@@ -98,7 +100,8 @@ ROW = {"arm": "arm", "sentence": "sentence", "text": "text", "seed": "seed", "fi
 FIGURES = {"WER": "wer", "CER": "cer", "SIM": "sim", "SIM_normalised": "sim_norm", "MOS": "mos", "noisy": "noisy",
            "duration_ratio": "duration_ratio", "pitch_semitones": "f0_difference", "speaking_rate_ratio": "rate_ratio",
            "memorised": "memorized", "ended_with_eos": "ended_with_eos"}
-OUTCOMES = {verdict.HIGHER_SIM: "higher_SIM", verdict.LOWER_WER: "lower_WER", verdict.TIE: "tie", verdict.LOWER_SIM: "lower_SIM",
+OUTCOMES = {verdict.HIGHER_SIM: "higher_SIM", verdict.LOWER_WER: "lower_WER", verdict.TIE: "tie",
+            verdict.LOWER_SIM: "lower_SIM",
             verdict.HIGHER_WER: "higher_WER", verdict.HIGHER_SIM_AND_WER: "higher_SIM_and_WER",
             verdict.LOWER_SIM_AND_WER: "lower_SIM_and_WER"}
 DEMO = ("WER", "CER", "SIM", "SIM_normalised", "MOS", "noisy", "duration_ratio", "pitch_semitones", "speaking_rate_ratio",
@@ -166,7 +169,8 @@ def kit_adapter_tensors() -> dict[str, torch.Tensor]:
 
 
 def kit_manifest(place) -> list[dict]:
-    return [{"id": each.id, "text": each.text, "speaker": each.speaker, "recording": each.session, "split": {"excluded": "gap"}.get(each.split, each.split),
+    return [{"id": each.id, "text": each.text, "speaker": each.speaker, "recording": each.session,
+             "split": {"excluded": "gap"}.get(each.split, each.split),
              "duration_seconds": each.seconds, "row": each.row, "file": each.file} for each in manifest.read(place.data)]
 
 
@@ -203,7 +207,8 @@ def kit_segments() -> list[dict]:
 
 def kit_quality(count: int) -> dict:
     clips = manifest.read(kit_prepared()[0].data)
-    return {"clips": [{"id": each.clip.id, "characters_per_second": each.chars_per_second, "LUFS": each.lufs, "SNR_dB": each.snr_db,
+    return {"clips": [{"id": each.clip.id, "characters_per_second": each.chars_per_second, "LUFS": each.lufs,
+                       "SNR_dB": each.snr_db,
                        "pitch_hz": each.f0, "bandwidth_hz": each.bandwidth_hz, "speaker_outlier": each.speaker_distance}
                       for each in report.measure(clips[:count])],
             "near_duplicates": [[one.id, other.id] for one, other in report.near_duplicates(clips)]}
@@ -270,7 +275,8 @@ def kit_encoded(path: Path) -> torch.Tensor:
 def kit_conversation(turns: list[tuple]) -> dict[str, list]:
     """(text, speaker, codes or None, scored) of each turn -> the sequence that the model reads."""
     made = kit_voice().base.prompt_builder.build("conversation", [prompt.Turn(*each) for each in turns])
-    return {"ids": made.input_ids.tolist(), "is_frame": made.audio_mask.int().tolist(), "codes_sha256": sha256(made.codes.numpy()),
+    return {"ids": made.input_ids.tolist(), "is_frame": made.audio_mask.int().tolist(),
+            "codes_sha256": sha256(made.codes.numpy()),
             "labels_sha256": sha256(made.labels.numpy()), "scored_frames": made.target_frames}
 
 
@@ -331,8 +337,10 @@ def kit_findings(rows: list[dict]) -> list[dict]:
         told = kit_estimates(each.differences)
         for word, statistics in told.items():
             seen = each.differences[FIGURES[word]]
-            statistics |= {"standard_error": seen.standard_error, "p_value": seen.p_value(), "p_value_beyond_0.03": seen.p_value(0.03),
-                           "minimum_detectable_difference": seen.minimum_detectable_difference(), "of_4_tests": seen.minimum_detectable_difference(4),
+            statistics |= {"standard_error": seen.standard_error, "p_value": seen.p_value(),
+                           "p_value_beyond_0.03": seen.p_value(0.03),
+                           "minimum_detectable_difference": seen.minimum_detectable_difference(),
+                           "of_4_tests": seen.minimum_detectable_difference(4),
                            "required_sentences_for_0.02": seen.required_sentences(0.02)}
         made.append({"arms": [arms[each.arm], arms[each.other]], "verdict": OUTCOMES[each.outcome], "differences": told})
     return made

@@ -1,4 +1,4 @@
-"""Print the sizes of the package: lines, modules, names that no field engineer would use, README bytes; test durations if given.
+"""Print the sizes of the package: lines, modules, dialect names, README bytes; the slowest tests if durations are given.
 
     python tests/house.py [pytest's output with --durations]
 """
@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DIALECT = {"each", "found", "said", "told", "place", "places", "wanted", "made", "heard", "known", "beside", "some", "others", "mine", "theirs", "there", "shown", "listed", "asked", "luck", "room", "rooms", "turns", "seen"}
+DIALECT = {"each", "found", "said", "told", "place", "places", "wanted", "made", "heard", "known", "beside", "some",
+           "others", "mine", "theirs", "there", "shown", "listed", "asked", "luck", "room", "rooms", "turns", "seen"}
 """Filler and metaphors as identifiers: names that say neither what a thing is nor which kind it has."""
 
 

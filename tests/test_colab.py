@@ -119,7 +119,8 @@ def test_install_comes_before_the_kit_and_names_no_torch(name):
 @pytest.mark.parametrize("preinstalled", ["torch==2.10.0", "torch==2.11.0", "numpy==2.0.2", "tqdm==4.67.1"])
 def test_what_colab_has_is_not_replaced(preinstalled):
     """Mistake: a requirement that Colab's torch or numpy does not satisfy, so that pip replaces it under a loaded kernel."""
-    requirements = [Requirement(line.partition("#")[0].strip()) for line in (ROOT / "requirements.txt").read_text().splitlines()
+    requirements = [Requirement(line.partition("#")[0].strip())
+                    for line in (ROOT / "requirements.txt").read_text().splitlines()
                     if line and not line.startswith("#")]
     name, _, version = preinstalled.partition("==")
     assert all(version in requirement.specifier for requirement in requirements if requirement.name == name)

@@ -218,12 +218,15 @@ def test_the_lines_hold_the_evidence(tmp_path):
     """Mistake: a claim without the question, the number of listeners and votes, bounds and power."""
     key = make_key(tmp_path)
     text = "\n".join(report(written(tmp_path, key, awake(8, 0.95)), tmp_path))
-    for wanted in ("8 listeners, 8 with headphones", "AB: Which of the two sounds more like the speaker", "48 answers", "95 % CI [",
+    for wanted in ("8 listeners, 8 with headphones", "AB: Which of the two sounds more like the speaker", "48 answers",
+                   "95 % CI [",
                    "The fine-tuned model sounds more like the voice than zero-shot cloning", "(80 % power", "(Holm)",
-                   "another speaker 1.0", "recordings of the voice 5.0", "Tie: no significant difference between fine-tuning"):
+                   "another speaker 1.0", "recordings of the voice 5.0", "Tie: no significant difference between "
+                                                                         "fine-tuning"):
         assert wanted in text, wanted
     alone = "\n".join(report(written(tmp_path, key, awake(1, 0.95)), tmp_path))
-    assert "1 listener cannot stand for others" in alone and "sounds more" not in alone.replace("Which of the two sounds more", "")
+    assert "1 listener cannot stand for others" in alone and "sounds more" not in alone.replace("Which of the two sounds "
+                                                                                                "more", "")
     assert "there is no result" in "\n".join(report([], tmp_path))
 
 

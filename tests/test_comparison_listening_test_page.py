@@ -74,7 +74,8 @@ def larger(tmp_path_factory):
 def every_kind(tmp_path_factory):
     """A test of all parts there are."""
     folder = tmp_path_factory.mktemp("kinds")
-    return listening_test.write(rows(folder, 2), folder, strangers(folder), "", pairs=ONE, test_types=tuple(design.TEST_TYPES))
+    return listening_test.write(rows(folder, 2), folder, strangers(folder), "", pairs=ONE,
+                                test_types=tuple(design.TEST_TYPES))
 
 
 @pytest.fixture
@@ -97,7 +98,8 @@ def opened(chromium, page):
 
 
 def arms_of(page) -> dict:
-    return {clip: facts["arm"] for clip, facts in json.loads((page.parent / listening_test.KEY).read_text())["clips"].items()}
+    return {clip: facts["arm"] for clip,
+            facts in json.loads((page.parent / listening_test.KEY).read_text())["clips"].items()}
 
 
 def voted(chromium, page, chance: float, seeds) -> list:
@@ -117,7 +119,8 @@ def voted(chromium, page, chance: float, seeds) -> list:
 def test_the_page_names_no_arm(larger):
     """Mistake: an arm's name, a file's name or the clips' order, by which a listener who looks knows what he hears."""
     text = re.sub(r"base64,[\w+/=]+|'sha256-[\w+/=]+'|base-uri", "", larger.read_text())
-    assert not re.search(r"\b(finetuned|clone|codec|base|ground_truth|catch|identical|anchor)\b(?!:)", text.split('id="data">')[1].split(
+    assert not re.search(r"\b(finetuned|clone|codec|base|ground_truth|catch|identical|anchor)\b(?!:)",
+                         text.split('id="data">')[1].split(
         "</script>")[0]) and not re.search(r"tuned|ground_truth|clone|codec|clips/|\.flac", text)
     data = embedded(larger)
     listed = [trial["id"] for trial in data["trials"]]
@@ -290,7 +293,8 @@ def test_it_goes_on_where_it_stopped(browser, site):
     answer = "slots.forEach(slot => { slot.heard = true; slot.plays = 1; }); mark(); " \
              "ui.answers.querySelector('input').click(); answer()"
     browser.run(f"for (let n = 0; n < 5; n++) {{ {answer} }}")
-    seen = "JSON.stringify([response.rater, queue.map(trial => trial.id), queue.map(trial => inSides(response.rater, trial))])"
+    seen = ("JSON.stringify([response.rater, queue.map(trial => trial.id), "
+            "queue.map(trial => inSides(response.rater, trial))])")
     before = browser.run(seen)
     browser.open("about:blank")
     browser.open(site.as_uri())
@@ -320,7 +324,8 @@ def test_order_and_sides_are_fair(browser, larger):
     assert max(of_pairs) - min(of_pairs) < 2
 
 
-@pytest.mark.parametrize("kept", ["null", "{", '{"rater":"../../x","answers":[]}', '{"rater":"0123456789abcdef","answers":[{}]}',
+@pytest.mark.parametrize("kept", ["null", "{", '{"rater":"../../x","answers":[]}',
+                                  '{"rater":"0123456789abcdef","answers":[{}]}',
                                   '{"rater":"0123456789abcdef","answers":[null,1]}', "[1]"])
 def test_spoilt_memory_begins_anew(browser, site, kept):
     """Mistake: a page that stays blank because something odd lies in the browser's storage."""

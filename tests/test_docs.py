@@ -45,7 +45,8 @@ RUN = {  # command: options added here, so that it is quick
     'tts-kit speak "Hello." --run anna --strength 1.5': "",
     "tts-kit compare --run anna": "--sentences 1 --seeds 1",
     "tts-kit compare --run anna --arms base finetuned finetuned:strength=1.5": "--sentences 1 --seeds 1",
-    "tts-kit compare --run anna --arms base clone finetuned finetuned:strength=0.5 finetuned:checkpoint=40 clone:references=3":
+    "tts-kit compare --run anna --arms base clone finetuned finetuned:strength=0.5 finetuned:checkpoint=40 "
+    "clone:references=3":
         "--sentences 1 --seeds 1",
     'tts-kit consent --run anna --kind own --who "Anna" --statement "This is my voice, and I want it cloned."': "",
     "tts-kit export --run anna": "",
@@ -53,13 +54,15 @@ RUN = {  # command: options added here, so that it is quick
 }
 METRICS, INDEX = "metric models take minutes", "it needs a package index"
 PARSED = {  # command: why it is only parsed here
-    "make demo": "test_compare runs the pipeline", "make test": "it is running", "make test-slow": "continuous integration runs it",
+    "make demo": "test_compare runs the pipeline", "make test": "it is running", "make test-slow": "continuous integration "
+                                                                                                   "runs it",
     "make test-full": "20 GB of memory and minutes", "make test-latest": INDEX, "make test-load": "it is heavy on purpose",
     "make lint": "continuous integration runs it",
     'pip install "tts-kit[all] @ git+https://github.com/tts-kit/tts_kit"': INDEX,
     "pip install --no-deps -r https://raw.githubusercontent.com/tts-kit/tts_kit/main/requirements-no-deps.txt": INDEX,
     "pip install -e .[build] -c constraints.txt": INDEX,
-    "tts-kit demo": "test_compare runs the pipeline", "tts-kit demo --base unsloth/csm-1b --run real": "it needs the hub and a GPU",
+    "tts-kit demo": "test_compare runs the pipeline",
+          "tts-kit demo --base unsloth/csm-1b --run real": "it needs the hub and a GPU",
     "tts-kit prepare interview.m4a --run anna": "two Whispers transcribe for a minute; test_notebooks runs them",
     "tts-kit review --run anna": "it serves a page until somebody stops it; test_review drives it",
     "tts-kit compare --run anna --arms clone finetuned kokoro folder:rival=their_wavs": INDEX,
@@ -74,7 +77,8 @@ PARSED = {  # command: why it is only parsed here
     "python tests/golden.py check": "it takes a minute and is run by hand", "python tests/house.py": "test_house runs it",
     "tts-kit serve --run anna": "it serves until somebody stops it; test_server drives it",
     "tts-kit detect-watermark speech.wav": "noise of an untrained model has no certain watermark; test_watermark runs it",
-    "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it needs two GPUs; test_distributed starts two processes",
+    "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it needs two GPUs; test_distributed starts two "
+                                                                       "processes",
     "bash tests/benchmarks/gpu.sh": "it needs a GPU; test_speaking_benchmarks runs it without",
 }
 

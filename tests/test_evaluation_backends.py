@@ -11,7 +11,8 @@ from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics
 
-pytestmark = [pytest.mark.skipif(bool(backends.missing_packages()), reason=f"metric models are not installed: {metrics.INSTALL}"),
+pytestmark = [pytest.mark.skipif(bool(backends.missing_packages()), reason=f"metric models are not installed: "
+                                                                           f"{metrics.INSTALL}"),
               # torch warns of its older way to write ONNX, which needs no package more
               pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export:DeprecationWarning")]
@@ -58,7 +59,7 @@ class Level(torch.nn.Module):
 
 
 def test_wavlm_equals_the_class_of_transformers(tmp_path, wave):
-    """Mistake: the classifier's logits in place of the embedding, a clip normalised that should not be, the other way round."""
+    """Mistake: the classifier's logits in place of the embedding, a clip normalized that should not be, or not."""
     module = XVector()
     path = exported(module, ["logits", "embeddings"], {"input_values": torch.randn(1, 24_000)}, tmp_path / "model.onnx")
     for is_normalised in (False, True):

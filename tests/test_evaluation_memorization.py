@@ -51,8 +51,10 @@ def test_a_training_sentence_in_place_of_the_one_asked_for_is_a_copy(learnt, tmp
 def test_one_word_misheard_is_no_copy():
     """Mistake: sentences of one pattern, where a slip makes another learnt one, and the honest model is accused."""
     words = {text: text.lower().rstrip(".").split() for text in LEARNT}
-    assert memorization.matched_training_text("The train to Oslo is late again.", "The train to Rome is late again.", words) == ""
-    assert memorization.matched_training_text("The train to Oslo is late again.", "Please bring two green chairs.", words) == next(iter(LEARNT))
+    assert memorization.matched_training_text("The train to Oslo is late again.", "The train to Rome is late again.",
+                                              words) == ""
+    assert memorization.matched_training_text("The train to Oslo is late again.", "Please bring two green chairs.",
+                                              words) == next(iter(LEARNT))
     assert memorization.matched_training_text("Yes.", "No.", {"Yes.": ["yes"]}) == ""
 
 
@@ -74,7 +76,8 @@ def test_clips_are_listened_to_once(learnt, tmp_path):
     training, make = learnt
     rows, asked = [row("finetuned", make("x", 51), "A blue hat.", "A blue hat.")], []
     first = memorization.check(rows, tmp_path, training, metric_models(asked))
-    assert len(asked) == 3 and memorization.check(rows, tmp_path, training, metric_models(asked)) == first and len(asked) == 3
+    assert len(asked) == 3 and memorization.check(rows, tmp_path, training,
+                                                  metric_models(asked)) == first and len(asked) == 3
     make("x", 99)
     assert memorization.check(rows, tmp_path, training, metric_models(asked)) != first and len(asked) == 4
     others = dataclasses.replace(metric_models(asked), names={"sim": "others"})

@@ -101,7 +101,8 @@ def test_a_missing_and_a_silent_file_are_told_apart(tmp_path):
     """Mistake: reading a silent take stops the judging of all others."""
     audio.write(tmp_path / "silent.flac", np.zeros(RATE, np.float32), RATE)
     (tmp_path / "text.flac").write_text("no audio")
-    found = [metrics.unusable_reason(metrics.read(tmp_path / name), RATE) for name in ("silent.flac", "text.flac", "none.flac")]
+    found = [metrics.unusable_reason(metrics.read(tmp_path / name), RATE) for name in ("silent.flac", "text.flac",
+                                                                                       "none.flac")]
     assert found == ["silent", "broken", "missing"]
 
 
@@ -195,7 +196,8 @@ def test_a_judge_that_breaks_down_on_one_clip_is_named(metric_models, clips):
         raise RuntimeError("no kernel for this")
 
     text, wave = next(iter(clips.items()))
-    deaf = dataclasses.replace(metric_models, transcribe=broken, embed_speaker=lambda wave: np.zeros(3), predict_noise_mos=None)
+    deaf = dataclasses.replace(metric_models, transcribe=broken, embed_speaker=lambda wave: np.zeros(3),
+                               predict_noise_mos=None)
     found = deaf.measure(wave, RATE, text)
     assert found.word_errors is None and found.embedding is None and found.mos > 3 and not found.failure
     assert set(found.failed) == {"wer", "sim"}

@@ -76,7 +76,8 @@ def test_floor_and_ceiling_make_figures_comparable():
     known = {text: ClipMetrics(1, None, 4, None, text, "", embedding=each) for text, each in voice.items()}
     assert scoring.similarity_range(known, [np.array([0.0, 1.0])]) == (floor, ceiling)
     assert ceiling == pytest.approx(0.6) and floor == pytest.approx(0.4472, abs=1e-3)
-    assert scoring.normalized_similarity(ceiling, floor, ceiling) == 1.0 and scoring.normalized_similarity(floor, floor, ceiling) == 0.0
+    assert scoring.normalized_similarity(ceiling, floor, ceiling) == 1.0 and scoring.normalized_similarity(floor, floor,
+                                                                                                           ceiling) == 0.0
     with pytest.raises(KitError, match="other speakers are as similar"):
         scoring.normalized_similarity(0.5, 0.6, 0.6)
     with pytest.raises(KitError, match="two or more"):
@@ -183,7 +184,8 @@ def test_the_table_has_a_column_for_what_was_measured_only():
     rows = rows_of("ground_truth", [[0.9]], seeds=(None,)) + rows_of("finetuned", [[0.5]], seeds=(1,))
     plain = scoring.table({arm: scoring.aggregate(of_arm) for arm, of_arm in scoring.group_by_arm(rows).items()})
     assert plain[0] == ["arm", "WER", "SIM", "MOS", "EOS"]
-    rows[1] |= {"ref_chars": 50, "char_errors": 5, "f0_difference": -1.25, "duration_ratio": 1.1, "rate_ratio": 0.9, "noisy": True,
+    rows[1] |= {"ref_chars": 50, "char_errors": 5, "f0_difference": -1.25, "duration_ratio": 1.1, "rate_ratio": 0.9,
+                "noisy": True,
                 "memorized": False, "sim_norm": 0.4}
     full = scoring.table({arm: scoring.aggregate(of_arm) for arm, of_arm in scoring.group_by_arm(rows).items()})
     assert full[0] == ["arm", "WER", "CER", "SIM", "SIM norm.", "MOS", "noisy", "dur. ratio", "dF0 (st)", "rate ratio",

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tts_kit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ["errors", "io", "run", "config", "samples", "device", "colab", "hub", "local_server", "spec", "pretrained", "html",
-          "audio", "text", "watermark", "data", "tokens", "model", "generation", "evaluation", "training", "speech", "comparison", "export",
+          "audio", "text", "watermark", "data", "tokens", "model", "generation", "evaluation", "training", "speech",
+          "comparison", "export",
           "server", "pipeline", "doctor", "cli", "modal_app", "__main__"]
 """Modules and packages from the bottom up: each imports only from those before it."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -28,7 +29,8 @@ def layer(path: Path) -> str:
 
 
 def tracked() -> list[str]:
-    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False)
+    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True,
+                         check=False)
     return out.stdout.split("\n")[:-1] if out.returncode == 0 else [
         path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file() and ".venv" not in str(path)]
 
@@ -46,7 +48,8 @@ def test_imports_point_upward_only(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tts_kit":
             parts = node.module.split(".")
             for imported in [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]:
-                assert own == "__init__" or LAYERS.index(imported) <= LAYERS.index(own), f"{module_id(path)} imports {imported}"
+                is_below = own == "__init__" or LAYERS.index(imported) <= LAYERS.index(own)
+                assert is_below, f"{module_id(path)} imports {imported}"
 
 
 def test_importing_the_package_is_light():
@@ -70,7 +73,8 @@ def test_public_functions_are_typed_and_explained(path):
     """Mistake: a public function whose arguments one has to guess."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), "a module needs a docstring"
-    untyped = {"model", "config", "tokenizer", "name", "path", "kind", "args", "commands", "parser", "figure", "whisper", "ids"}
+    untyped = {"model", "config", "tokenizer", "name", "path", "kind", "args", "commands", "parser", "figure", "whisper",
+               "ids"}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             for argument in (*node.args.args, *node.args.kwonlyargs):

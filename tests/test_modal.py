@@ -187,7 +187,8 @@ def test_the_stages_make_what_the_verbs_make(trained, toy):
     assert (alone.codes / "index.jsonl").read_bytes() == (trained.codes / "index.jsonl").read_bytes()
     for clip, wanted in zip(cache.load_run(trained), cache.load_run(alone)):
         assert clip.codes.equal(wanted.codes)
-    assert cache.codec_fingerprint(alone.codes) == cache.codec_fingerprint(trained.codes) and (trained.adapter / lora.METADATA_FILE).is_file()
+    assert cache.codec_fingerprint(alone.codes) == cache.codec_fingerprint(trained.codes)
+    assert (trained.adapter / lora.METADATA_FILE).is_file()
 
 
 def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
@@ -367,7 +368,8 @@ def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch, capsys)
         modal_app._call(SimpleNamespace(starmap=lambda rows: [answer]), "", [()])
     with pytest.raises(KitError, match="GPU type 'L44'"):
         modal_app._call(SimpleNamespace(with_options=refuse), "L44", [()])
-    assert "there is no arm 'tuend'" in str(modal_app.segment.local("anna", "example:emma", ["base", "tuend"])), "at the start"
+    assert "there is no arm 'tuend'" in str(modal_app.segment.local("anna", "example:emma",
+                                                                    ["base", "tuend"])), "at the start"
     with pytest.raises(SystemExit, match="1"):
         modal_app.main.info.raw_f("--run", "../x")
     assert "run name '../x'" in capsys.readouterr().err
@@ -400,9 +402,11 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
     for name in ("segment", "transcribe", "prepare", "encode", "tokenize", "train", "compare"):
         monkeypatch.setattr(modal_app, name, Here(name, getattr(modal_app, name)))
     source = few(tmp_path / "home" / "clips")
-    told = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base", "finetuned"]
+    told = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base",
+            "finetuned"]
     modal_app.main.info.raw_f(*told)
-    assert calls == [("segment", ""), *((name, "T4") for name in ("transcribe", "prepare", "encode", "tokenize")), ("train", "T4:2"),
+    assert calls == [("segment", ""), *((name, "T4") for name in ("transcribe", "prepare", "encode", "tokenize")),
+                     ("train", "T4:2"),
                      ("compare", "T4")], "the others have no use for a second GPU"
     there = Run("anna", tmp_path / "cloud" / "runs")
     assert [row["step"] for row in read_rows(Run("anna").training / "log.jsonl") if "backbone_loss" in row] == [1, 2]

@@ -107,7 +107,8 @@ def test_depth_loss_counts_only_the_chosen_frames(base):
     mask[[2, 5]] = True
     chosen = loss.loss_sums(base.model, dataset.collate([example], [mask], packing=True))
     whole = dataset.collate([example], everything([example]), packing=True)
-    hidden = base.model.backbone_model(inputs_embeds=embed.embed_inputs(base.model, whole), position_ids=whole["position_ids"],
+    hidden = base.model.backbone_model(inputs_embeds=embed.embed_inputs(base.model, whole),
+                                       position_ids=whole["position_ids"],
                                        use_cache=False).last_hidden_state[0]
     logits = depth_logits(base.model, hidden[whole["predictor_index"]], whole["targets"])[:, [2, 5]]
     wanted = torch.nn.functional.cross_entropy(logits.transpose(0, 1).flatten(0, 1),

@@ -103,8 +103,8 @@ def test_the_first_prepares_a_recording(folder):
 
 
 def test_the_four_run_in_order_each_alone(toy, folder):
-    """Mistake: a notebook that needs another one's variables; a cell that fails, shows nothing, plays nothing or repeats what
-    another printed; or an adapter without its consent record."""
+    """Mistake: a notebook that needs another one's variables; a cell that fails, shows nothing or repeats what another
+    printed; or an adapter without its consent record."""
     run = folder / "runs" / "emma"
     first = executed("01_data", folder, WHO="Emma", KIND="synthetic", STATEMENT="No person spoke these clips.")
     assert "Emma" in texts(first) and "82 clips" in texts(first)

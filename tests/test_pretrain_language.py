@@ -82,7 +82,8 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     for speaker in (0, 1):
         heard = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), in_loss=False)
         prompt = base.prompt_builder.build("clone", [heard, Turn("Hello there.", "0")])
-        said.append(InferenceEngine(base.model, base.spec).generate([prompt], Sampling(0, 0), [0], [3])[0].codes[0, 0].item())
+        said.append(InferenceEngine(base.model, base.spec).generate([prompt], Sampling(0, 0), [0],
+                                                                    [3])[0].codes[0, 0].item())
     assert said == [3, 5]
 
 

@@ -18,7 +18,8 @@ DATA_FIELDS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_o
 BASE_FIELDS = ("base", "revision")
 SAMPLING_FIELDS = ("temperature", "depth_temperature", "top_k")
 PLAN_FIELDS = ("revision", "rank", "lora_targets", "steps", "tokens_per_batch", "gradient_accumulation_steps", "packing",
-               "context_probability", "depth_frame_fraction", "gradient_checkpointing", "offload_text_embeddings", "eval_steps")
+               "context_probability", "depth_frame_fraction", "gradient_checkpointing", "offload_text_embeddings",
+               "eval_steps")
 ALL_FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 
 
@@ -35,13 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    parser = argparse.ArgumentParser(prog="tts-kit", description="Fine-tune a token-based TTS model on one voice, and measure whether it helped.", epilog=(
-        "prepare, tokenize, train and compare are the stages of a run; `tts-kit COMMAND --help` lists a command's options."))
+    parser = argparse.ArgumentParser(
+        prog="tts-kit", description="Fine-tune a token-based TTS model on one voice, and measure whether it helped.",
+        epilog="prepare, tokenize, train and compare are the stages of a run; `tts-kit COMMAND --help` lists options.")
     parser.add_argument("--version", action="version", version=f"tts-kit {_version()}")
     parser.set_defaults(func=None)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for add_command in (_add_demo, _add_prepare, _add_review, _add_report, _add_tokenize, _add_train, _add_speak, _add_compare,
-                        _add_serve, _add_consent, _add_export, _add_export_dataset, _add_detect_watermark, _add_doctor):
+    for add_command in (_add_demo, _add_prepare, _add_review, _add_report, _add_tokenize, _add_train, _add_speak,
+                        _add_compare, _add_serve, _add_consent, _add_export, _add_export_dataset, _add_detect_watermark,
+                        _add_doctor):
         add_command(commands)
     return parser
 
@@ -50,18 +53,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_prepare(commands) -> None:
-    parser = _command(commands, "prepare", prepare, "recordings, or clips with transcripts -> checked, normalized, split clips")
-    parser.add_argument("source", help="a recording, a folder of recordings or a URL (segmented and transcribed); a folder with "
-                        "metadata.csv, a .jsonl file, a hub dataset (owner/name); or an example: example:emma is the bundled "
-                        "voice, example:recording one long take of it, example:allison a human voice, which is downloaded")
+    parser = _command(commands, "prepare", prepare, "recordings, or clips with transcripts -> checked, split clips")
+    parser.add_argument("source", help="a recording, a folder of recordings or a URL, to segment and transcribe; a folder "
+                        "with metadata.csv, a .jsonl file, a hub dataset (owner/name); or an example: example:emma is the "
+                        "bundled voice, example:recording one long take of it, example:allison a human voice, to download")
     group = parser.add_argument_group("recordings")
-    group.add_argument("--asr-model", default="", help="Whisper model, by name or folder, or `bundled` (no hub needed); default: "
-                       "large-v3-turbo on a GPU, else small")
-    group.add_argument("--verify-asr-model", default="", help="second Whisper model, whose disagreements are flagged for review "
+    group.add_argument("--asr-model", default="", help="Whisper model, by name or folder, or `bundled`, which needs no "
+                       "hub (default: large-v3-turbo on a GPU, else small)")
+    group.add_argument("--verify-asr-model", default="", help="second Whisper model, whose disagreements are flagged "
                        "(default: a smaller one; none: no second pass)")
     group.add_argument("--language", default="", help="two letters (default: detected)")
-    parser.add_argument("--eval-source", metavar="SOURCE", default="", help="hold out the clips of this source instead of a share "
-                        "of the first one's")
+    parser.add_argument("--eval-source", metavar="SOURCE", default="", help="hold out the clips of this source instead of a "
+                        "share of the first one's")
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad clips and list them, instead of stopping")
     add_config_options(parser, DATA_FIELDS)
 
@@ -117,9 +120,10 @@ def _add_compare(commands) -> None:
     parser = _command(commands, "compare", compare, "held-out sentences in every arm -> a verdict and a page to listen to")
     add_comparison_options(parser, 10, [1, 2, 3])
     parser.add_argument("--arms", nargs="+", metavar="ARM", default=list(GENERATED_ARMS),
-                        help=f"arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a colon (finetuned:strength=0.5, "
-                        "finetuned:checkpoint=40, clone:references=3); external systems: kokoro, pocket-tts, xtts-v2, f5-tts, "
-                        f"orpheus-3b; clips of any other system: folder:NAME=PATH (default {' '.join(GENERATED_ARMS)})")
+                        help=f"arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a colon "
+                        "(finetuned:strength=0.5, finetuned:checkpoint=40, clone:references=3); external systems: kokoro, "
+                        f"pocket-tts, xtts-v2, f5-tts, orpheus-3b; clips of any other system: folder:NAME=PATH "
+                        f"(default {' '.join(GENERATED_ARMS)})")
     parser.add_argument("--listening-test", nargs="*", choices=("ab", "smos", "cmos"), default=["ab", "smos"],
                         help="test types on the listeners' page (default ab smos; no value: no page)")
     parser.add_argument("--responses", nargs="+", type=Path, default=[], metavar="FILE",
@@ -128,7 +132,8 @@ def _add_compare(commands) -> None:
     group.add_argument("--sweep", type=_setting_values, action="append", default=[], metavar="NAME=VALUE,VALUE",
                        help="compare values of a setting (temperature, depth_temperature, strength, checkpoint, references, "
                        "reference_seconds) instead of arms, on sentences that are not held out; may be repeated")
-    group.add_argument("--sweep-arm", choices=GENERATED_ARMS, default="finetuned", help="arm whose settings are swept (default finetuned)")
+    group.add_argument("--sweep-arm", choices=GENERATED_ARMS, default="finetuned",
+                       help="arm whose settings are swept (default finetuned)")
     add_config_options(parser, BASE_FIELDS + SAMPLING_FIELDS)
 
 
@@ -148,7 +153,8 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def _add_demo(commands) -> None:
-    parser = _command(commands, "demo", demo, "all stages on the bundled voice and model, without GPU or hub", default_run="demo")
+    parser = _command(commands, "demo", demo, "all stages on the bundled voice and model, without GPU or hub",
+                      default_run="demo")
     parser.add_argument("--source", default="example:emma", help="other clips than the bundled voice (see prepare)")
     add_comparison_options(parser, 10, [1, 2])
     add_config_options(parser, ALL_FIELDS)
@@ -219,7 +225,7 @@ def _add_speak(commands) -> None:
     group = parser.add_argument_group("voice")
     group.add_argument("--adapter", help="adapter folder or hub id (default: the run's)")
     group.add_argument("--no-adapter", action="store_true", help="use the base model alone")
-    group.add_argument("--strength", type=float, default=1.0, help="scale of the adapter: 0 is the base, 1 as trained (default)")
+    group.add_argument("--strength", type=float, default=1.0, help="scale of the adapter: 0 is the base, 1 as trained")
     group.add_argument("--reference", help="clip to clone")
     group.add_argument("--reference-text", help="transcript of that clip")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="sampling seed (default 0)")
@@ -236,7 +242,8 @@ def speak(args: argparse.Namespace) -> None:
     from tts_kit.speech.voice import Reference, find_adapter
 
     if bool(args.reference) != bool(args.reference_text):
-        raise KitError("a reference is a clip and its transcript: give --reference FILE and --reference-text TEXT, or neither.")
+        raise KitError("a reference is a clip and its transcript: give --reference FILE and --reference-text TEXT, or "
+                       "neither.")
     if args.stream and args.retries:
         raise KitError("--stream hands out audio at once, so nothing can be generated again: leave --retries out.")
     if args.no_adapter and args.strength != 1.0:
@@ -265,12 +272,12 @@ def speak(args: argparse.Namespace) -> None:
 
 def _add_serve(commands) -> None:
     parser = _command(commands, "serve", serve, "voices behind OpenAI's speech API, and a page to try them")
-    parser.add_argument("--voice", action="append", default=[], metavar="NAME=PATH", help="another voice: an adapter folder, a "
-                        "base or merged model, or a hub id; may be repeated (default: the run's alone)")
+    parser.add_argument("--voice", action="append", default=[], metavar="NAME=PATH", help="another voice: an adapter "
+                        "folder, a base or merged model, or a hub id; may be repeated (default: the run's alone)")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=non_negative_int, default=8000, help="port (default 8000; 0: any free one)")
-    parser.add_argument("--api-key", action="append", default=[], help="key that clients must send; may be repeated; required "
-                        "for other hosts than this machine. The variable TTS_KIT_KEY is one too, and is not visible to others")
+    parser.add_argument("--api-key", action="append", default=[], help="key that clients must send; may be repeated; "
+                        "required for other hosts than this machine. The variable TTS_KIT_KEY is one too, and stays private")
     parser.add_argument("--queue-timeout", type=float, default=120.0, metavar="SECONDS",
                         help="how long a request may wait in the queue (default 120)")
     parser.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave out the watermark")
@@ -303,10 +310,11 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def _add_consent(commands) -> None:
-    parser = _command(commands, "consent", consent, "record whose voice it is and who permitted a model of it", computes=False)
+    parser = _command(commands, "consent", consent, "record whose voice it is and who permitted a model of it",
+                      computes=False)
     parser.add_argument("--who", default="", help="name of the speaker, or of the system that generated the speech")
-    parser.add_argument("--kind", default="", metavar="KIND", help="own (my voice), written (written permission), licensed (a "
-                        "corpus whose licence allows it, or public domain), synthetic (a TTS system)")
+    parser.add_argument("--kind", default="", metavar="KIND", help="own (my voice), written (written permission), licensed "
+                        "(a corpus whose licence allows it, or public domain), synthetic (a TTS system)")
     parser.add_argument("--statement", default="", help="the statement, word for word")
 
 
@@ -319,15 +327,17 @@ def consent(args: argparse.Namespace) -> None:
 def _add_export(commands) -> None:
     parser = _command(commands, "export", export, "the voice as a folder for others with its model card, or on the hub",
                       computes=False)
-    parser.add_argument("--merged", action="store_true", help="export merged weights for plain transformers (default: the adapter)")
+    parser.add_argument("--merged", action="store_true",
+                        help="export merged weights for plain transformers (default: the adapter)")
     parser.add_argument("--strength", type=float, default=1.0, help="scale of the merged adapter (default 1)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                         help="dtype of merged weights (auto: float32, which is exact)")
     parser.add_argument("--out", default="", help="folder (default: release/adapter or release/merged, in the run's folder)")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", default="", help="push to the hub as this model")
-    parser.add_argument("--public", action="store_true", help="visible to everybody, which requires a consent record (default: "
-                        "private)")
-    parser.add_argument("--no-watermark", dest="watermark", action="store_false", help="leave the watermark out of the card's clips")
+    parser.add_argument("--public", action="store_true", help="visible to everybody, which requires a consent record "
+                        "(default: private)")
+    parser.add_argument("--no-watermark", dest="watermark", action="store_false",
+                        help="leave the watermark out of the card's clips")
     add_config_options(parser, BASE_FIELDS)
 
 
@@ -343,9 +353,10 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _add_detect_watermark(commands) -> None:
-    parser = _command(commands, "detect-watermark", detect_watermark, "whether audio files carry the watermark; exit status 0: "
-                      "all do, 1: one does not, 2: one cannot be read", has_run=False)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, MP3, OGG, Opus; M4A and others if PyAV is installed")
+    parser = _command(commands, "detect-watermark", detect_watermark, "whether audio files carry the watermark; exit status "
+                      "0: all do, 1: one does not, 2: one cannot be read", has_run=False)
+    parser.add_argument("files", nargs="+", metavar="FILE",
+                        help="WAV, FLAC, MP3, OGG, Opus; M4A and others if PyAV is installed")
 
 
 def detect_watermark(args: argparse.Namespace) -> int:
@@ -359,8 +370,8 @@ def detect_watermark(args: argparse.Namespace) -> int:
 
 def _add_doctor(commands) -> None:
     parser = _command(commands, "doctor", doctor, "check this machine, its packages and the base model", has_run=False)
-    parser.add_argument("--plan", action="store_true", help="plan a training on common GPUs: batch, memory, minutes and dollars, "
-                        "for the clips and config of --run with the options given here")
+    parser.add_argument("--plan", action="store_true", help="plan a training on common GPUs: batch, memory, minutes and "
+                        "dollars, for the clips and config of --run with the options given here")
     parser.add_argument("--run", help="run to plan for (default: an example of one hour)")
     add_config_options(parser, ("base", *PLAN_FIELDS))
 
@@ -441,7 +452,8 @@ def _command(commands, name: str, func: Callable, description: str, has_run: boo
     parser = commands.add_parser(name, help=description, description=description)
     parser.set_defaults(func=func)
     if has_run:
-        parser.add_argument("--run", default=default_run, help=f"name of the run; its folder is runs/NAME (default {default_run})")
+        parser.add_argument("--run", default=default_run,
+                            help=f"name of the run; its folder is runs/NAME (default {default_run})")
     if has_run and computes:
         parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="default auto")
         parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),

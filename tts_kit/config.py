@@ -65,9 +65,9 @@ class Config:
     sample_texts: tuple[str, ...] = setting(
         ("The ferry to Oslo leaves at half past seven.", "Where did Laura put the keys?"),
         "sentences synthesized with fixed seeds during training")
-    generation_eval_steps: int = setting(0, "steps between generation evaluations (WER and SIM of synthesized sentences); the "
+    generation_eval_steps: int = setting(0, "steps between generation evaluations (WER, SIM of synthesized sentences); the "
                                             "earliest checkpoint as good as the best is kept instead of the last; 0: never")
-    early_stopping_patience: int = setting(0, "generation evaluations without improvement after which training stops; 0: never")
+    early_stopping_patience: int = setting(0, "generation evaluations without improvement that stop the training; 0: never")
 
     temperature: float = setting(CHECKPOINT_DEFAULT, "sampling temperature of codebook 0; 0: greedy, -1: the checkpoint's")
     depth_temperature: float = setting(CHECKPOINT_DEFAULT, "sampling temperature of the other codebooks; 0: greedy, -1: the "
@@ -83,8 +83,8 @@ class Config:
                 self._require(value in choices, field.name, f"one of {', '.join(choices)}")
         self._require(self.sample_texts and all(isinstance(text, str) for text in self.sample_texts), "sample_texts",
                       "a tuple of sentences")
-        for name in ("max_seconds", "max_characters", "rank", "alpha", "learning_rate", "tokens_per_batch", "steps", "eval_steps",
-                     "gradient_accumulation_steps", "depth_frame_fraction", "save_steps"):
+        for name in ("max_seconds", "max_characters", "rank", "alpha", "learning_rate", "tokens_per_batch", "steps",
+                     "eval_steps", "gradient_accumulation_steps", "depth_frame_fraction", "save_steps"):
             self._require(getattr(self, name) > 0, name, "a number above 0")
         for name in ("warmup_steps", "sample_steps", "generation_eval_steps", "early_stopping_patience", "weight_decay",
                      "depth_loss_weight"):

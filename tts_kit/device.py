@@ -50,7 +50,8 @@ def for_cuda(name: str, memory: int, bf16: bool) -> DeviceConfig:
     prefix, low_memory = f"Device: {name} ({memory / 1e9:.0f} GB)", memory < LOW_MEMORY_BYTES
     if bf16:
         return DeviceConfig("cuda", torch.bfloat16, "sdpa", f"{prefix}, bfloat16.", low_memory)
-    return DeviceConfig("cuda", torch.float16, "sdpa", f"{prefix}, float16 with a loss scaler, as it has no bfloat16.", low_memory)
+    return DeviceConfig("cuda", torch.float16, "sdpa", f"{prefix}, float16 with a loss scaler, as it has no bfloat16.",
+                        low_memory)
 
 
 @contextlib.contextmanager
@@ -58,7 +59,8 @@ def full_float32() -> Iterator[None]:
     """Compute in true float32 inside: no autocast, no TF32, no bf16 matmul; restore the previous settings after."""
     # torch has old and new switches and refuses to read an old one that disagrees with a new one: set and restore both
     backends = torch.backends
-    new_switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv]
+    new_switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul,
+                    backends.mkldnn.conv]
     new = [(switch, switch.fp32_precision) for switch in new_switches]
     old = []
     with contextlib.suppress(RuntimeError):
@@ -128,7 +130,8 @@ def _choose_device(device: str) -> DeviceConfig:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return for_cuda(properties.name, properties.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
     if chosen == "mps":
-        return DeviceConfig("mps", torch.float32, "sdpa", f"Device: GPU of {_cpu_name()} ({memory() / 1e9:.0f} GB shared), float32.")
+        return DeviceConfig("mps", torch.float32, "sdpa", f"Device: GPU of {_cpu_name()} ({memory() / 1e9:.0f} GB shared), "
+                            "float32.")
     reason = "as requested" if device == "cpu" and len(available) > 1 else "torch sees no GPU"
     return DeviceConfig("cpu", torch.float32, "sdpa",
                         f"Device: CPU ({_cpu_name()}, {_cores()} cores, {memory() / 1e9:.0f} GB), float32; {reason}.")

@@ -33,8 +33,8 @@ def push(folder: Path, name: str, kind: str, message: str, public: bool = False)
 
     check_repo_id(name)
     if not (folder / RELEASE_FILE).is_file():
-        raise KitError(f"{folder} has no {RELEASE_FILE}: it was not made by this version of tts_kit. Export again to another "
-                       "--out.")
+        raise KitError(f"{folder} has no {RELEASE_FILE}: it was not made by this version of tts_kit. Export again to "
+                       "another --out.")
     try:
         hub = HfApi()
         repo = hub.create_repo(name, repo_type=kind, private=not public, exist_ok=True)

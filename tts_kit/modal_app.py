@@ -1,7 +1,7 @@
 """All stages on Modal's machines with one Volume; each stage continues where it stopped.
 
 `modal run -m tts_kit.modal_app --run NAME --source example:emma --gpu L4` trains a voice and downloads the run; the same
-command continues after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves every voice on the volume.
+command continues after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves all voices on it.
 """
 
 import argparse
@@ -188,7 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", default="voice", help="name of the run; its folder is runs/NAME, on the volume and here")
     parser.add_argument("--source", default="example:emma", help="as for tts-kit prepare; local files are uploaded")
     parser.add_argument("--gpu", default="L4", help="Modal's name of a GPU (default L4); H100:2: train on two; none: no GPU")
-    parser.add_argument("--containers", type=cli.non_negative_int, default=8, help="at most as many transcribe and encode at once")
+    parser.add_argument("--containers", type=cli.non_negative_int, default=8,
+                        help="at most as many transcribe and encode at once")
     for name in ("--asr-model", "--verify-asr-model", "--language"):
         parser.add_argument(name, default="", help="as for tts-kit prepare")
     parser.add_argument("--skip-bad", action="store_true", help="as for tts-kit prepare")

@@ -50,6 +50,6 @@ def read_inputs(folder: Path) -> dict:
     path = folder / INPUTS
     recorded = io.read_json(path, f"Move {folder} away and run its stage again.") if path.exists() else {}
     if recorded.get("format") != FORMAT:
-        raise KitError(f"{folder} was written by an older version of tts_kit (run format {recorded.get('format', 1)}, wanted "
-                       f"{FORMAT}). Move the run away and make it again, or use the version that wrote it.")
+        raise KitError(f"{folder} was written by an older version of tts_kit (run format {recorded.get('format', 1)}, "
+                       f"wanted {FORMAT}). Move the run away and make it again, or use the version that wrote it.")
     return recorded

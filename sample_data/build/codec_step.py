@@ -165,11 +165,13 @@ class Training:
         if (self.steps + 1) % WATCH_EVERY:
             return
         if not torch.isfinite(total):
-            raise KitError(f"step {self.steps + 1}: the loss is not a finite number. Lower --learning-rate; the same command "
+            raise KitError(f"step {self.steps + 1}: the loss is not a finite number. Lower --learning-rate; the same "
+                           f"command "
                           "with another --out begins anew.")
         self.spreads = [*self.spreads, quantizer.spread(latents)][-3:]
         if len(self.spreads) == 3 and max(self.spreads) < COLLAPSED:
-            raise KitError(f"step {self.steps + 1}: the latents have collapsed: only {max(self.spreads):.2%} of their energy "
+            raise KitError(f"step {self.steps + 1}: the latents have collapsed: only {max(self.spreads):.2%} of their "
+                           f"energy "
                           f"differs from frame to frame, wanted {COLLAPSED:.0%} or more. Such a codec says the same at "
                           "every moment. Lower --learning-rate, or raise --free-steps; another --out begins anew.")
 

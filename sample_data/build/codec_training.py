@@ -28,7 +28,8 @@ JUDGED = 40
 """Held-out waves that an evaluation listens to."""
 
 
-def train(waves: Sequence[np.ndarray], held_out: Sequence[np.ndarray], out: Path, config: CodecRecipe, device_config: DeviceConfig,
+def train(waves: Sequence[np.ndarray], held_out: Sequence[np.ndarray], out: Path, config: CodecRecipe,
+          device_config: DeviceConfig,
           teach: Teacher | None = None) -> Path:
     """Train a codec on float32 waves at its rate, or go on where it stopped; returns `out`, a folder for `MimiModel`.
 

@@ -20,7 +20,8 @@ class Kokoro:
 
     def __init__(self, cache: Path = CACHE):
         core, device_config = packages()
-        device, limits = device_config.Core(), {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "CPU_RUNTIME_CACHE_CAPACITY": 0,
+        device, limits = device_config.Core(), {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1,
+                                                "CPU_RUNTIME_CACHE_CAPACITY": 0,
                                          "ENABLE_CPU_PINNING": False}
         paths = kokoro_graph.parts(core.model_path(), cache)
         # bf16 is a hint: a CPU without it calculates in float

@@ -34,7 +34,8 @@ from tts_kit.tokens.prompt import Example, PromptBuilder
 from tts_kit.training import callbacks, dataset, trainer
 
 RECIPE = Config(steps=12_000, learning_rate=1.5e-3, warmup_steps=300, weight_decay=0.1, tokens_per_batch=1_800,
-                packing=False, context_probability=1.0, depth_frame_fraction=1 / 8, eval_steps=500, save_steps=500, sample_steps=0)
+                packing=False, context_probability=1.0, depth_frame_fraction=1 / 8, eval_steps=500, save_steps=500,
+                sample_steps=0)
 """What the bundled model is trained with unless told otherwise."""
 SPEAKER = "0"
 VARIANTS = 6
@@ -123,7 +124,8 @@ def _person(speaker: str) -> str:
     return speaker.partition("@")[0]
 
 
-def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Run, device_config: DeviceConfig, config: Config = RECIPE,
+def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Run, device_config: DeviceConfig,
+          config: Config = RECIPE,
           size: str = "tiny", evaluated: int = 200, begin_with: str = "", compiled: bool = False,
           codec_facts: dict | None = None) -> Path:
     """Train all of backbone and depth decoder, or go on; writes `out` in 16 bit, which plain `from_pretrained` loads.
@@ -144,8 +146,10 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
     prompt_builder = PromptBuilder(shape.tokenizer(size), spec)
     steps = Steps([clip for clip in sentences if clip.split == "train"], prompt_builder, config)
     held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], prompt_builder)
-    made = trainer.CsmTrainer(model, _arguments(config, run, device_config), steps, dataset.evaluation_batches(held_out, config),
-                              device_config, callbacks=[progress := callbacks.ProgressCallback(), callbacks.LossPlotCallback(run)],
+    made = trainer.CsmTrainer(model, _arguments(config, run, device_config), steps,
+                              dataset.evaluation_batches(held_out, config),
+                              device_config, callbacks=[progress := callbacks.ProgressCallback(),
+                                                        callbacks.LossPlotCallback(run)],
                               optimizers=(MuonAdamW(model, config.learning_rate, config.weight_decay), None))
     made.remove_callback(PrinterCallback)
     last = trainer.last_complete_checkpoint(run.training)

@@ -72,7 +72,8 @@ def plan(clips: Sequence[Original], cloned: dict[str, Reference], seeds: Sequenc
         for number, each in enumerate(clips, 1):
             name = speaker or each.speaker
             rows += [_row(stage, number, each.text, seed, name, None) |
-                     {"line": Request(each.text, seed, cloned[name] if info.reference else None, info.adapter)} for seed in seeds]
+                     {"line": Request(each.text, seed, cloned[name] if info.reference else None,
+                                      info.adapter)} for seed in seeds]
     return rows
 
 

@@ -217,7 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = {"command": f"python -m sample_data.build.trial --seed {options.seed}" + " --practice" * options.practice,
              "machine": device.machine(), "versions": device.versions(),
              "transcriber": f"{transcribe.BUNDLED} (Whisper base, int8), doubted by "
-             + (f"{transcribe.BUNDLED_TINY} (Whisper tiny.en, int8)" if transcribe.is_installed(transcribe.BUNDLED_TINY) else "itself, slowly"),
+             + (f"{transcribe.BUNDLED_TINY} (Whisper tiny.en, int8)" if transcribe.is_installed(transcribe.BUNDLED_TINY)
+                else "itself, slowly"),
              "speech": "synthetic: Kokoro's voices and mixtures"}
     if not options.practice:
         found["three hours"] = memory(options.corpus)

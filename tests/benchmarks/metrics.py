@@ -46,7 +46,8 @@ def main() -> None:
     heard |= {name: listen(some, metric_models) for name, some in machines.items()}
     heard |= {name: listen([(text, damage(wave)) for text, wave in clips[:PAIRS]], metric_models)
               for name, damage in DAMAGES.items()}
-    found = {"what": "checks of the metric models", "command": "python -m tests.benchmarks.metrics", "metrics": metric_models.name,
+    found = {"what": "checks of the metric models", "command": "python -m tests.benchmarks.metrics",
+             "metrics": metric_models.name,
              "bounds": bounds(heard), "figures": {name: figures(each) for name, each in heard.items()},
              "noise gate": noise_gate(clips, heard), "bad input": bad_input(metric_models, *clips[0]),
              "processor seconds for a clip": seconds(clips, metric_models), "threads": options.threads,

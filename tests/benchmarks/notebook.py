@@ -67,7 +67,8 @@ def padded(clips: Sequence[EncodedClip], sounds: Sequence[shapes.Sound], prompt_
 def _padded(example: Example, sound: shapes.Sound, samples: int) -> dict:
     room, silence = POSITIONS - len(example), samples - len(sound.wave)
     if room < 0 or silence < 0:
-        raise KitError(f"a clip has {len(example)} positions and {len(sound.wave)} samples; the notebook pads to {POSITIONS} "
+        raise KitError(f"a clip has {len(example)} positions and {len(sound.wave)} samples; the notebook pads to "
+                       f"{POSITIONS} "
                       f"and {samples}. Use --seconds {SECONDS} or less.")
     return {"input_ids": pad(example.input_ids, (0, room), value=int(example.input_ids[0])),
             "attention_mask": pad(torch.ones_like(example.input_ids), (0, room)),
@@ -82,7 +83,8 @@ def stock_model(name: str, taken: DeviceConfig):
     for part in (model.embed_text_tokens, model.backbone_model, model.depth_decoder, model.lm_head):
         shapes.cast(part, taken.dtype)
     torch.manual_seed(SEED)
-    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=lora.target_pattern("both")))
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0,
+                                            target_modules=lora.target_pattern("both")))
 
 
 def unsloth_model(name: str, taken: DeviceConfig, folder: Path):

@@ -1,4 +1,4 @@
-"""The speed tables of README.md here, written from the result files and from nothing else: python -m tests.benchmarks.speed_table"""
+"""The speed tables of README.md here, written from the result files: python -m tests.benchmarks.speed_table"""
 
 import argparse
 import re
@@ -204,7 +204,8 @@ def settings_of(row: Row) -> str:
     """What tells a row from its neighbours."""
     told = {name: row.value(name) for name in ("batch", "seconds", "depth_frame_fraction", "cache", "by")}
     told["dtype"] = row.found["what"].partition("train_step ")[2] or None
-    words = {"batch": "batch {}", "seconds": "clips of {} s", "depth_frame_fraction": "ratio {}", "cache": "against the {} cache",
+    words = {"batch": "batch {}", "seconds": "clips of {} s", "depth_frame_fraction": "ratio {}",
+             "cache": "against the {} cache",
              "by": "against {}", "dtype": "both in {}"}
     if row.found["what"] == "encode":
         told["seconds"] = "-".join(f"{each:g}" for each in row.value("between_seconds"))

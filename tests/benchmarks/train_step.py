@@ -178,7 +178,8 @@ def compare(options: argparse.Namespace, taken: DeviceConfig, folder: Path) -> l
                     "losses_apart": apart, "encoding_once_seconds_per_clip": encoding[spread], **dict(options.set)}
         other = {"name": notebook.SIDES[options.against], **found[options.against]}
         what = WHAT if options.dtype == "auto" else f"{WHAT} {options.dtype}"
-        rows += [measure.row(what, options.shape, options.against, {"depth_frame_fraction": ratio, **settings}, found[ratio], other)
+        rows += [measure.row(what, options.shape, options.against, {"depth_frame_fraction": ratio, **settings}, found[ratio],
+                             other)
                  for ratio in options.ratios]
     return rows
 

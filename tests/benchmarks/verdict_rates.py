@@ -72,7 +72,8 @@ def rates(runs: int = RUNS) -> list[dict]:
 
 
 def main() -> None:
-    goal = (f"identical systems tie in {TIED:.0%} of runs; a difference of the minimum detectable size is found in {FOUND:.0%}, within "
+    goal = (f"identical systems tie in {TIED:.0%} of runs; a difference of the minimum detectable size is found in "
+            f"{FOUND:.0%}, within "
             f"{100 * LUCKY:.0f} points")
     found = {"what": "the verdict where the truth is known", "goal": goal, "runs": RUNS, "spread": LUCK,
              "cases": rates(), "machine": device.machine(), "versions": device.versions(),

@@ -95,7 +95,8 @@ def clips(base: load.Base) -> tuple[list[Clip], float]:
     said = [(row.text, audio.read(row.audio(), RATE)) for row in rows[:2 * EMMA]]
     made = [("emma", f"{one[0]} {other[0]}", np.concatenate([one[1], other[1]]))
             for one, other in zip(said[::2], said[1::2])]
-    made += [("strangers", "", audio.read(path, RATE)) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
+    made += [("strangers", "",
+              audio.read(path, RATE)) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
     voice = Voice(base, base.model, sampling=Sampling.from_generation_config(base.generation_config))
     begun = time.process_time()
     spoken = [("tiny-csm", text, speak.speak(text, voice, seed=number).samples)
@@ -276,8 +277,10 @@ def mistaken(unmarked: dict) -> list[str]:
     over = sum(unmarked[kind]["seconds"][f"over {watermark.MIN_SCORE:g}"] for kind in voices)
     return [f"Taken for marked though it is not: of prompts that {len(voices)} people spoke for a telephone system, each in "
             f"another language, {count(voices, 'files')}, with {surest:.2f} at most; of their seconds one by one "
-            f"{count(voices, 'seconds')}. From {watermark.MIN_SCORE:g} on it would have been {over} of these, which is why less "
-            f"than {watermark.SHORT_SECONDS:g} s of sound counts as marked from {watermark.MIN_SCORE_SHORT:g} on, and more from "
+            f"{count(voices, 'seconds')}. From {watermark.MIN_SCORE:g} on it would have been {over} of these, which is why "
+            f"less "
+            f"than {watermark.SHORT_SECONDS:g} s of sound counts as marked from {watermark.MIN_SCORE_SHORT:g} on, and more "
+            f"from "
             f"{watermark.MIN_SCORE:g}. Of synthetic clips {count(['synthetic'], 'files')}, of white noise "
             f"{count(['white noise'], 'files')}."]
 
@@ -337,7 +340,8 @@ def block(found: dict) -> str:
               f"{natural}. Wrong words: {words}. A clip's voice is like itself unmarked by {min(alike):.3f} to "
               f"{max(alike):.3f}, means of the three kinds.", "", *mistaken(found["unmarked speech"]), "",
               "So it survives most of what players, uploads and telephones do, and not who wants it gone: "
-              f"{gone(found)} wipe it out. In a long recording {watermark.BLOCK_SECONDS:g} s are looked at together, so that a "
+              f"{gone(found)} wipe it out. In a long recording {watermark.BLOCK_SECONDS:g} s are looked at together, so "
+              f"that a "
               "marked sentence among others can be missed. It is one mark for all who use Perth: that a machine spoke, not "
               "which. Mimi itself could not be tried. Clips that stay in a run's folder, of training and of `compare` with "
               "its pages, are without it.", END]

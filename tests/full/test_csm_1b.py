@@ -62,7 +62,8 @@ def test_the_real_shape_trains_and_speaks(tmp_path):
     fingerprint = codec.load(str(folder)).fingerprint()
     clips = [make_clip(f"clip{number}", 32, split="held_out" if number > 1 else "train", books=32) for number in range(4)]
     with_codes(Run("full", tmp_path), clips, fingerprint)
-    config = Config(base=str(folder), steps=1, warmup_steps=0, sample_steps=0, depth_frame_fraction=1.0, tokens_per_batch=100)
+    config = Config(base=str(folder), steps=1, warmup_steps=0, sample_steps=0, depth_frame_fraction=1.0,
+                    tokens_per_batch=100)
     (tmp_path / "config.json").write_text(config.to_json())
     out = subprocess.run([sys.executable, "-c", STORY, str(tmp_path / "config.json"), str(tmp_path)], check=True,
                          stdout=subprocess.PIPE, text=True)
