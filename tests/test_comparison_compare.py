@@ -16,9 +16,9 @@ from tts_kit.config import Config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics
+from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows
 from tts_kit.run import Run
-from tts_kit.speech import speak
 from tts_kit.speech.voice import load_voice
 
 CPU = device.choose("cpu")
@@ -119,7 +119,7 @@ def test_a_comparison_with_other_settings_is_not_mixed_in(finished):
     """Mistake: clips of two temperatures stand side by side under one name."""
     run, config, _, _ = finished
     voice = load_voice(CPU, run.adapter, config.base)
-    voice.sampling = speak.Sampling(0.1, 0.1, 5)
+    voice.sampling = Sampling(0.1, 0.1, 5)
     with pytest.raises(KitError, match="another temperature, another depth temperature, another top k.*Move that folder"):
         compare.compare(run, voice, 2, (1, 2))
 
@@ -323,7 +323,7 @@ def test_commands_from_data_to_comparison(finished, workplace, toy):
     dry = run_command(workplace, "train", "--run", "one", "--dry-run", "--json", *small)
     assert json.loads(dry.stdout) == {"trainable": 6144, "modules": {"backbone": 14, "depth": 14, "codec": 0},
                                       "clips": 12, "steps": 2, "epochs": 2.0, "device": "cpu", "dtype": "float32",
-                                      "engine": "plain"}
+                                      "backend": "peft"}
     trained = run_command(workplace, "train", "--run", "one", *small)
     assert trained.returncode == 0, trained.stderr
     spoken = run_command(workplace, "speak", "Hello you.", "--run", "one", "--out", "hello.wav")

@@ -203,7 +203,7 @@ def test_a_folder_of_something_else_is_refused(shards):
 
 def test_reading_says_what_to_do(shards, tmp_path):
     """Mistake: training on silence or on half a shard, without a word."""
-    with pytest.raises(KitError, match=r"Make it first: python -m tts_kit\.pretrain\.corpus"):
+    with pytest.raises(KitError, match=r"Make it first: python -m sample_data\.build\.corpus"):
         next(corpus.read(tmp_path))
     for name in ("shard_0000.jsonl", "shard_0000.flac"):
         (tmp_path / name).write_bytes((shards / name).read_bytes())

@@ -95,7 +95,7 @@ def test_figures_are_over_all_takes():
     assert found["WER before review, %"] == 1.0 and found["wrong transcripts"] == 2
     assert found["of them in the most suspicious fifth, %"] == 50 and found["of them suspected, %"] == 100
     assert found["clips without, suspected, %"] == 11.1 and found["seconds an hour, cutting"] == 60
-    assert trial.summed([dataclasses.replace(other, suspicion=((0.1, False),))])["wrong transcripts"] == 0
+    assert trial.summed([dataclasses.replace(other, scores=((0.1, False),))])["wrong transcripts"] == 0
 
 
 def test_memory_is_the_process_own():

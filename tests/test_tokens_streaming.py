@@ -140,9 +140,9 @@ def test_memory_does_not_grow_with_what_was_said():
     for count, frame in enumerate(make_codes(codec, 500), 1):
         decoder.decode(frame[None])
         if count in (50, 500):
-            sizes.append(kept(decoder.steps))
+            sizes.append(kept(decoder.layers))
     assert sizes[0] == sizes[1] > 1000
-    convolutions = [step for step in decoder.steps if not hasattr(step, "cache")]
+    convolutions = [step for step in decoder.layers if not hasattr(step, "cache")]
     before = kept(convolutions)
     decoder.decode(make_codes(codec, 300))
     assert kept(convolutions) == before > 1000
@@ -179,7 +179,7 @@ def test_no_frames_are_no_sound():
 @pytest.mark.parametrize(("changes", "seen"), [
     ({"use_causal_conv": False}, "use_causal_conv"), ({"trim_right_ratio": 0.5}, "trim_right_ratio 0.5"),
     ({"pad_mode": "reflect"}, "pad_mode 'reflect'"),
-    ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "kind 'dynamic'"),
+    ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type 'dynamic'"),
 ])
 def test_a_codec_that_cannot_be_streamed_is_refused(changes, seen):
     """Mistake: a codec that looks ahead is decoded in chunks all the same, and clicks."""
@@ -332,7 +332,7 @@ def test_the_verb_streams(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["speak", "Hello.", "--no-adapter", "--base", toy, "--device", "cpu", "--stream"]
     assert main([*given, "--out", "hello.flac"]) == 0
-    assert re.search(r"hello\.flac: \d+\.\d s in \d+\.\d s, first sound after \d\.\d\d s, (ended|ran)",
+    assert re.search(r"hello\.flac: \d+\.\d s in \d+\.\d s, first audio after \d\.\d\d s, (ended|reached)",
                      capsys.readouterr().out)
     assert soundfile.info("hello.flac").frames > 0
     assert main([*given, "--retries", "2"]) == 1

@@ -348,6 +348,7 @@ def test_codes_of_other_recordings_are_refused(config, run):
 def test_codes_older_than_the_data_are_refused(config, run):
     """Mistake: new data is prepared, the codes are forgotten, and the old clips are trained on."""
     write_rows(run.data / "manifest.jsonl", [{"id": "another", "text": "Words.", "split": "train"}])
+    write_inputs(run.data, source="another")
     with pytest.raises(KitError, match="made from other data than .*tokenize"):
         finetune.finetune(config, run, CPU)
 

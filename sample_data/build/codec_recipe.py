@@ -80,7 +80,7 @@ class CodecRecipe:
         if not holds:
             raise KitError(f"codec training: {name} is {getattr(self, name)!r}; it must be {wanted}.")
 
-    def but(self, **changes) -> "CodecRecipe":
+    def replace(self, **changes) -> "CodecRecipe":
         """The same recipe with some fields changed."""
         return dataclasses.replace(self, **changes)
 

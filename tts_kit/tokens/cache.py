@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from tts_kit import audio
 from tts_kit.config import Config, save_config
 from tts_kit.data import manifest
 from tts_kit.data.manifest import Utterance
@@ -171,4 +170,6 @@ def _read_clip(utterance: Utterance, sample_rate: int):
     if hashlib.sha256(content).hexdigest() != utterance.sha256:
         raise KitError(f"{utterance.audio} is not the clip that the manifest lists (another SHA-256). Delete its data "
                        "folder and make it again from the edited source: tts-kit prepare SOURCE --run NAME")
+    from tts_kit import audio  # training reads codes on machines without an audio library
+
     return audio.read(content, sample_rate, name=str(utterance.audio))
