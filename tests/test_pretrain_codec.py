@@ -22,6 +22,8 @@ from tts_kit.errors import KitError
 from tts_kit.spec import ModelSpec
 from tts_kit.tokens.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 RATE, FRAME = 24_000, 1920
 CPU = device.choose("cpu")
 SMALL = CodecRecipe(shape="toy", steps=6, batch=4, seconds=0.32, speed=0.05, learning_rate=3e-3, warmup_steps=2,

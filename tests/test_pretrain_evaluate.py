@@ -14,6 +14,8 @@ from tts_kit.evaluation import metrics
 from tts_kit.io import read_rows
 from tts_kit.speech.voice import load_voice
 
+pytestmark = pytest.mark.slow
+
 VOICE = sorted(samples.VOICE.glob("*.flac"))
 needs_judges = pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 

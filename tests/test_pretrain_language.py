@@ -27,6 +27,8 @@ from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks
 
+pytestmark = pytest.mark.slow
+
 CPU = device.choose("cpu")
 RECIPE = Config(steps=60, learning_rate=1e-2, warmup_steps=3, tokens_per_batch=300, packing=False, context_probability=0.5,
                 depth_frame_fraction=1.0, eval_steps=20, save_steps=20, sample_steps=0)

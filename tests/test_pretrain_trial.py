@@ -13,6 +13,8 @@ from sample_data.build.spoil import RATE
 from tts_kit import audio
 from tts_kit.data.segment import Segment
 
+pytestmark = pytest.mark.slow
+
 VOICE = Path(__file__).parent.parent / "sample_data" / "voice"
 
 

@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_what_was_said():
         if count in (50, 500):
             sizes.append(kept(decoder.layers))
     assert sizes[0] == sizes[1] > 1000
-    convolutions = [step for step in decoder.layers if not hasattr(step, "cache")]
+    convolutions = [step for step in decoder.layers if not hasattr(step, "kv_cache")]
     before = kept(convolutions)
     decoder.decode(make_codes(codec, 300))
     assert kept(convolutions) == before > 1000

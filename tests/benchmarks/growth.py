@@ -29,7 +29,7 @@ SECONDS = 10.0
 def clips(shape: str, count: int) -> list[EncodedClip]:
     """Clips of random codes and letters, all as long."""
     numbers, chance = shapes.spec(shape), torch.Generator().manual_seed(0)
-    size = (round(SECONDS * numbers.frame_rate), numbers.codebooks)
+    size = (round(SECONDS * numbers.frame_rate), numbers.num_codebooks)
     text = "abcdefghijk" * round(shapes.LETTERS * SECONDS / 11)
     return [EncodedClip(f"clip{number}", text, "0", "", f"clip{number}", "train",
                  torch.randint(1, numbers.codebook_size, size, generator=chance, dtype=torch.int16))
