@@ -39,35 +39,23 @@ def read(path: str | Path | bytes, rate: int, max_seconds: float | None = None, 
     """Read a file, or a file's bytes, as (samples,) at `rate`; `name` is used in error messages."""
     name = name or ("audio bytes" if isinstance(path, bytes) else str(path))
     with _open(path, name) as file:
-        own_rate = file.samplerate
-        if own_rate < MIN_SAMPLE_RATE:
-            kind = f"{own_rate / 1000:g} kHz" + " telephone" * (own_rate <= 8_000)
-            raise KitError(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {MIN_SAMPLE_RATE // 1000} kHz or more. "
-                          f"{kind} audio has nothing above {own_rate / 2000:g} kHz, and the voice would learn that. "
-                          "Use the original recording, or leave this clip out.")
-        samples = _decode(file, name, max_seconds)
-    if not np.isfinite(samples).all():
-        raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
-                      "Export it again from the original, or leave it out.")
+        own_rate = _check_rate(file.samplerate, name)
+        samples = _decode(file, name, np.inf if max_seconds is None else max_seconds)
     if np.abs(samples).max() < SILENCE_PEAK:
         raise KitError(f"{name} is silent: its peak is below -60 dBFS. Record it again, or leave it out.")
     return resample(samples, own_rate, rate)
 
 
-def read_blocks(path: str | Path, rate: int) -> Iterator[np.ndarray]:
+def read_blocks(path: str | Path, rate: int, min_rate: int = MIN_SAMPLE_RATE) -> Iterator[np.ndarray]:
     """Read a file of any length in blocks (samples,) of about 30 s at `rate`; PyAV decodes what libsndfile cannot read."""
-    path = Path(path)
-    if not path.is_file():
-        raise KitError(f"{path} is missing: no such file. Check the name.")
-    if path.stat().st_size == 0:
-        raise KitError(f"{path} is empty (0 bytes). Copy it again from the original.")
     try:
-        file = soundfile.SoundFile(str(path))
+        file = soundfile.SoundFile(_source(path, str(path)))
     except UNREADABLE as error:
-        yield from _read_container(path, rate, error)
-        return
-    with file:
-        yield from _resample_blocks(_file_blocks(file, path), file.samplerate, rate, path)
+        yield from _read_container(Path(path), rate, min_rate, error)
+    else:
+        with file:
+            own_rate = _check_rate(file.samplerate, str(path), min_rate)
+            yield from _resample_blocks(_checked(_blocks(file, str(path)), str(path)), own_rate, rate)
 
 
 def probe(path: str | Path | bytes, name: str = "") -> tuple[int, int, float]:
@@ -219,65 +207,84 @@ def player(samples: np.ndarray, rate: int, label: str = ""):
 def spectrogram_png(samples: np.ndarray, rate: int, width: int = 400, height: int = 96) -> bytes:
     """Return the mel spectrogram of (samples,) as a grey PNG: 80 dB from black to white."""
     from PIL import Image
+    from transformers.audio_utils import mel_filter_bank
 
-    window = 1024
+    window, bins = 1024, 2049  # bins so narrow that every band has one
     padded = np.pad(samples.astype(np.float64), (window // 2, window))
     starts = np.linspace(0, max(0, len(samples) - 1), width).astype(int)
     frames = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
-    power = _mel_filters(height, window, rate) @ (np.abs(np.fft.rfft(frames, axis=1)) ** 2).T
-    level_db = 10 * np.log10(power + 1e-10)
+    power = np.abs(np.fft.rfft(frames, 2 * bins - 2, axis=1)) ** 2
+    level_db = 10 * np.log10(power @ mel_filter_bank(bins, height, 0, rate / 2, rate, norm="slaney") + 1e-10).T
     grey = np.clip((level_db - max(level_db.max(), -20.0) + 80) / 80 * 255, 0, 255).astype(np.uint8)
     buffer = BytesIO()
     Image.fromarray(grey[::-1]).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
-def _open(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
-    if isinstance(path, bytes):
-        size, source = len(path), BytesIO(path)
-    else:
-        if not os.path.isfile(path):  # unlike Path.is_file, it takes names too long for the disk as absent
-            raise KitError(f"{name} is missing: no such file. Put it there, or take its row out of the table.")
-        size, source = Path(path).stat().st_size, str(path)
-    if size == 0:
+def _source(path: str | Path | bytes, name: str) -> str | BytesIO:
+    """Return what soundfile opens; a missing or empty file is refused."""
+    if not isinstance(path, bytes) and not os.path.isfile(path):  # Path.is_file fails on names too long for the disk
+        raise KitError(f"{name} is missing: no such file. Put it there, or leave it out.")
+    if (len(path) if isinstance(path, bytes) else os.path.getsize(path)) == 0:
         raise KitError(f"{name} is empty (0 bytes). Copy it again from the original, or leave it out.")
+    return BytesIO(path) if isinstance(path, bytes) else str(path)
+
+
+def _open(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(source)
+        return soundfile.SoundFile(_source(path, name))
     except UNREADABLE as error:
         raise _unreadable(name, error) from error
 
 
-def _decode(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> np.ndarray:
+def _check_rate(rate: int, name: str, min_rate: int = MIN_SAMPLE_RATE) -> int:
+    """Return a file's sample rate, unless it is that of a telephone."""
+    if rate < min_rate:
+        raise KitError(f"{name} is sampled at {rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. {rate / 1000:g} kHz "
+                       f"telephone audio has nothing above {rate / 2000:g} kHz, and the voice would learn that. Use the "
+                       "original recording, or leave this one out.")
+    return rate
+
+
+def _decode(file: soundfile.SoundFile, name: str, max_seconds: float) -> np.ndarray:
     """Decode (samples,) mono at the file's own rate, in blocks, because a header may announce a wrong length."""
-    rate, limit = file.samplerate, np.inf if max_seconds is None else max_seconds * file.samplerate
-    announced = file.frames if file.frames < 2 ** 62 else 0  # a streamed FLAC announces nothing
-    blocks, count = [], 0
-    try:
-        while max(announced, count) <= limit and len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1))
-            count += len(block)
-    except UNREADABLE as error:
-        raise _unreadable(name, error) from error
-    if max(announced, count) > limit:
-        raise KitError(f"{name} lasts {max(announced, count) / rate:.1f} s; the limit is {max_seconds:g} s. "
-                      "Split it or raise max_seconds.")
-    if count == 0:
-        raise KitError(f"{name} has zero length: a header and no samples. Record it again, or leave it out.")
-    if count < 0.95 * announced:
-        raise KitError(f"{name} ends after {count / rate:.1f} s of the {announced / rate:.1f} s it announces. "
-                      "Copy it again from the original, or leave it out.")
+    announced = file.frames / file.samplerate if file.frames < 2 ** 62 else 0.0  # a streamed FLAC announces nothing
+    blocks, seconds = [], 0.0
+    for block in itertools.chain([np.zeros(0, np.float32)], _checked(_blocks(file, name), name)):
+        blocks.append(block)
+        seconds += len(block) / file.samplerate
+        if max(announced, seconds) > max_seconds:
+            raise KitError(f"{name} lasts {max(announced, seconds):.1f} s; the limit is {max_seconds:g} s. Split it or raise "
+                           "max_seconds.")
+    if seconds < 0.95 * announced:
+        raise KitError(f"{name} ends after {seconds:.1f} s of the {announced:.1f} s it announces. Copy it again from the "
+                       "original, or leave it out.")
     return np.concatenate(blocks)
 
 
-def _file_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
+def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
+    """Yield blocks (samples,) of an open file, mixed to mono."""
     try:
         while len(block := file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
             yield block.mean(axis=1)
     except UNREADABLE as error:
-        raise KitError(f"{path} breaks off ({str(error).rstrip('.')}). Copy it again from the original.") from error
+        raise _unreadable(name, error) from error
 
 
-def _read_container(path: Path, rate: int, soundfile_error: Exception) -> Iterator[np.ndarray]:
+def _checked(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """Yield blocks (samples,); samples that are not numbers are refused, and a file without samples."""
+    is_empty = True
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. Export "
+                           "it again from the original, or leave it out.")
+        is_empty = False
+        yield block
+    if is_empty:
+        raise KitError(f"{name} has zero length: a header and no samples. Record it again, or leave it out.")
+
+
+def _read_container(path: Path, rate: int, min_rate: int, soundfile_error: Exception) -> Iterator[np.ndarray]:
     """Read blocks of a file in a container that only FFmpeg's libraries read: M4A, MP4, WEBM ..."""
     try:
         import av
@@ -290,52 +297,33 @@ def _read_container(path: Path, rate: int, soundfile_error: Exception) -> Iterat
                 types = ", ".join(stream.type for stream in container.streams) or "nothing"
                 raise KitError(f"{path} holds no audio, only {types}. Give the file that has the voice in it.")
             stream = container.streams.audio[0]
-            to_mono = av.AudioResampler("fltp", "mono", stream.rate)
+            to_mono = av.AudioResampler("fltp", "mono", _check_rate(stream.rate, str(path), min_rate))
             frames = itertools.chain(container.decode(stream), [None])  # None flushes the resampler
             blocks = (mono.to_ndarray()[0] for frame in frames for mono in to_mono.resample(frame))
-            yield from _resample_blocks(blocks, stream.rate, rate, path)
+            yield from _resample_blocks(_checked(blocks, str(path)), stream.rate, rate)
     except av.FFmpegError as error:
         raise KitError(f"{path} cannot be read as audio ({error.strerror or error}). Wanted anything that libsndfile or "
                        "FFmpeg reads: WAV, FLAC, MP3, M4A, MP4, WEBM ...") from error
 
 
-def _resample_blocks(blocks: Iterator[np.ndarray], own_rate: int, rate: int, path: Path) -> Iterator[np.ndarray]:
-    """Yield blocks of BLOCK_SECONDS at `rate`; telephone audio and NaN samples are refused."""
-    if own_rate < MIN_SAMPLE_RATE:
-        raise KitError(f"{path} is sampled at {own_rate / 1000:g} kHz; wanted {MIN_SAMPLE_RATE // 1000} kHz or more. The "
-                       "voice would learn to sound like a telephone. Use the original recording.")
-    resample_chunk = soxr.ResampleStream(own_rate, rate, 1, dtype="float32", quality="HQ").resample_chunk
-    gathered, count, total = [], 0, 0
+def _resample_blocks(blocks: Iterator[np.ndarray], own_rate: int, rate: int) -> Iterator[np.ndarray]:
+    """Yield blocks of BLOCK_SECONDS at `rate`."""
+    resample_chunk, gathered, count = resampler(own_rate, rate), [], 0
     for block in blocks:
-        if not np.isfinite(block).all():
-            raise KitError(f"{path} holds samples that are not numbers (NaN or infinity). Export it again from the "
-                           "original.")
         gathered.append(resample_chunk(np.ascontiguousarray(block, np.float32)))
         count += len(gathered[-1])
-        total += len(block)
         if count >= BLOCK_SECONDS * rate:
             yield np.concatenate(gathered)
             gathered, count = [], 0
-    if total == 0:
-        raise KitError(f"{path} has zero length: a header and no samples. Record it again.")
     yield np.concatenate([*gathered, resample_chunk(np.zeros(0, np.float32), last=True)])
 
 
 def _unreadable(name: str, error: Exception) -> KitError:
     return KitError(f"{name} cannot be read as audio ({str(error).rstrip('.')}). Wanted WAV, FLAC, MP3 or OGG: export "
-                   "it again, or leave it out.")
+                    "it again, or leave it out.")
 
 
 def _clipped(samples: np.ndarray, name) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise KitError(f"{name}: the samples hold NaN or infinity and would be noise; nothing was written.")
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
-
-
-def _mel_filters(bands: int, window: int, rate: int) -> np.ndarray:
-    """Return triangular filters (bands, window // 2 + 1), never narrower than one frequency bin."""
-    frequencies = np.fft.rfftfreq(window, 1 / rate)
-    edges = 700 * (10 ** (np.linspace(0, np.log10(1 + rate / 2 / 700), bands + 2)) - 1)
-    half_width = np.maximum(edges[2:] - edges[:-2], 2 * frequencies[1]) / 2
-    triangles = np.maximum(0, 1 - np.abs(frequencies - edges[1:-1, None]) / half_width[:, None])
-    return triangles / triangles.sum(axis=1, keepdims=True)

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torch import nn
 from torch.nn import functional
@@ -79,18 +78,10 @@ def min_score(seconds: float) -> float:
 def detect_file(path: str | Path) -> tuple[float, bool]:
     """Return the score of an audio file of any length, read in blocks, and whether it counts as watermarked."""
     score, seconds = 0.0, 0.0
-    try:
-        rate = soundfile.info(str(path)).samplerate
-        blocks = soundfile.blocks(str(path), round(BLOCK_SECONDS * rate), dtype="float32")
-    except audio.UNREADABLE:
-        blocks, rate = audio.read_blocks(path, SAMPLE_RATE), SAMPLE_RATE
-    try:
-        for block in _join_short_end(blocks):
-            if not np.isfinite(block).all():
-                raise KitError(f"{path} holds samples that are not numbers (NaN or infinity). Export it again.")
-            score, seconds = max(score, detect(block, rate)), seconds + len(block) / rate
-    except audio.UNREADABLE as error:
-        raise KitError(f"{path} breaks off ({str(error).rstrip('.')}). Copy it again from the original.") from error
+    for block in audio.read_blocks(path, SAMPLE_RATE, min_rate=0):
+        if seconds == 0 or len(block) >= SHORT_SECONDS * SAMPLE_RATE:  # a short end is not scored alone
+            score = max(score, detect(block, SAMPLE_RATE))
+        seconds += len(block) / SAMPLE_RATE
     return score, score >= min_score(seconds)
 
 
@@ -101,13 +92,12 @@ def report_files(paths: Iterable[str | Path]) -> int:
     for path in paths:
         try:
             score, is_marked = detect_file(path)
+            print(f"{path}: " + (f"watermarked as synthetic speech (score {score:.2f} of 1)." if is_marked else
+                                 f"no watermark found (score {score:.2f} of 1), which does not prove that a person spoke."))
+            status = max(status, int(not is_marked))
         except KitError as problem:
             print(problem, file=sys.stderr)
             status = 2
-            continue
-        status = max(status, int(not is_marked))
-        print(f"{path}: " + (f"watermarked as synthetic speech (score {score:.2f} of 1)." if is_marked else
-                             f"no watermark found (score {score:.2f} of 1), which does not prove that a person spoke."))
     return status
 
 
@@ -132,18 +122,6 @@ def network() -> "Perth":
     return perth.eval().requires_grad_(False)
 
 
-class Layer(nn.Module):
-    """A convolution over time with an optional activation."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activate: bool = True):
-        super().__init__()
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        self.activate = activate
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.leaky_relu(self.conv(x)) if self.activate else self.conv(x)
-
-
 class Perth(nn.Module):
     """Encoder and decoder of the watermark on log magnitudes (1, frequencies, frames); parameters in the file's order."""
 
@@ -158,25 +136,21 @@ class Perth(nn.Module):
 
     def decode(self, magnitudes: torch.Tensor) -> float:
         """Return the score, a weighted mean of three speeds, because speech may have been stretched."""
-        outputs = torch.stack([self._decode_at(self.slow_decoder, magnitudes, 1.25),
-                               self._decode_at(self.decoder, magnitudes, 1.0),
-                               self._decode_at(self.fast_decoder, magnitudes, 0.75)])
-        return float((outputs[:, 0].softmax(0) * outputs[:, 1]).sum())
-
-    @staticmethod
-    def _decode_at(decoder: nn.Module, magnitudes: torch.Tensor, speed: float) -> torch.Tensor:
-        """Return (2,): weight and score at one speed."""
-        bands, active = magnitudes[:, :BANDS], _active(magnitudes)
-        if speed != 1.0:
+        outputs = []
+        for decoder, speed in ((self.slow_decoder, 1.25), (self.decoder, 1.0), (self.fast_decoder, 0.75)):
             frames = int(magnitudes.shape[2] * speed)
-            bands = functional.interpolate(bands, frames, mode="linear", align_corners=True)
-            active = functional.interpolate(active, frames, mode="nearest")
-        return (decoder(bands) * active).sum(2)[0] / active.sum()
+            bands = functional.interpolate(magnitudes[:, :BANDS], frames, mode="linear", align_corners=True)
+            active = functional.interpolate(_active(magnitudes), frames, mode="nearest")
+            outputs.append((decoder(bands) * active).sum(2)[0] / active.sum())
+        weights, scores = torch.stack(outputs).T
+        return float((weights.softmax(0) * scores).sum())
 
 
 def _layers(out_channels: int) -> nn.Sequential:
-    return nn.Sequential(Layer(BANDS, HIDDEN_SIZE, 1), *(Layer(HIDDEN_SIZE, HIDDEN_SIZE, 7) for _ in range(5)),
-                         Layer(HIDDEN_SIZE, out_channels, 1, activate=False))
+    """Return convolutions over time with a rectifier between them."""
+    convolutions = [nn.Conv1d(BANDS, HIDDEN_SIZE, 1), *(nn.Conv1d(HIDDEN_SIZE, HIDDEN_SIZE, 7, padding=3) for _ in range(5))]
+    activated = [layer for convolution in convolutions for layer in (convolution, nn.LeakyReLU())]
+    return nn.Sequential(*activated, nn.Conv1d(HIDDEN_SIZE, out_channels, 1))
 
 
 def _active(magnitudes: torch.Tensor) -> torch.Tensor:
@@ -192,26 +166,11 @@ def _short_chunks(chunks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarra
         yield from (chunk[start:start + length] for start in range(0, len(chunk), length))
 
 
-def _join_short_end(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the blocks in mono, a short last one joined to the one before: alone it would be too short to score."""
-    previous = np.zeros(0, np.float32)
-    for block in blocks:
-        block = block.reshape(len(block), -1).mean(axis=1)
-        if len(block) < len(previous) / 2:
-            block = np.concatenate([previous, block])
-        elif len(previous):
-            yield previous
-        previous = block
-    if len(previous):
-        yield previous
-
-
 def _check(samples: np.ndarray) -> np.ndarray:
     samples = np.asarray(samples, np.float32)
     if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise KitError(f"a watermark needs (samples,) of finite numbers; these are of shape {samples.shape}"
-                       f"{' and not all numbers' * (not np.isfinite(samples).all())}. Mix them to one channel, or leave "
-                       "this clip out.")
+        raise KitError(f"a watermark needs (samples,) of finite numbers, without NaN; these are of shape {samples.shape}. Mix "
+                       "them to one channel, or leave this clip out.")
     return samples
 
 
