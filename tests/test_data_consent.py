@@ -178,7 +178,7 @@ def test_the_verb_asks_once(run, monkeypatch, capsys):
     assert len(asked) == 3 and consent.read(run.folder) == made
     capsys.readouterr()
     assert main(["consent", "--run", "anna", *GIVEN]) == 0
-    assert "Whose voice" not in capsys.readouterr().out
+    assert "By which right" not in capsys.readouterr().out
     assert len(asked) == 3 and consent.read(run.folder).statement == STATEMENT
 
 

@@ -240,9 +240,9 @@ def _open(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
 def _check_rate(rate: int, name: str, min_rate: int = MIN_SAMPLE_RATE) -> int:
     """Return a file's sample rate, unless it is that of a telephone."""
     if rate < min_rate:
-        raise KitError(f"{name} is sampled at {rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. {rate / 1000:g} kHz "
-                       f"telephone audio has nothing above {rate / 2000:g} kHz, and the voice would learn that. Use the "
-                       "original recording, or leave this one out.")
+        raise KitError(f"{name} is sampled at {rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. "
+                       f"{rate / 1000:g} kHz telephone audio has nothing above {rate / 2000:g} kHz, and the voice would "
+                       "learn that. Use the original recording, or leave this one out.")
     return rate
 
 
@@ -254,8 +254,8 @@ def _decode(file: soundfile.SoundFile, name: str, max_seconds: float) -> np.ndar
         blocks.append(block)
         seconds += len(block) / file.samplerate
         if max(announced, seconds) > max_seconds:
-            raise KitError(f"{name} lasts {max(announced, seconds):.1f} s; the limit is {max_seconds:g} s. Split it or raise "
-                           "max_seconds.")
+            raise KitError(f"{name} lasts {max(announced, seconds):.1f} s; the limit is {max_seconds:g} s. Split it or "
+                           "raise max_seconds.")
     if seconds < 0.95 * announced:
         raise KitError(f"{name} ends after {seconds:.1f} s of the {announced:.1f} s it announces. Copy it again from the "
                        "original, or leave it out.")
@@ -276,8 +276,8 @@ def _checked(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
     is_empty = True
     for block in blocks:
         if not np.isfinite(block).all():
-            raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. Export "
-                           "it again from the original, or leave it out.")
+            raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
+                           "Export it again from the original, or leave it out.")
         is_empty = False
         yield block
     if is_empty:

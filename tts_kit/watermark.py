@@ -169,8 +169,8 @@ def _short_chunks(chunks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarra
 def _check(samples: np.ndarray) -> np.ndarray:
     samples = np.asarray(samples, np.float32)
     if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise KitError(f"a watermark needs (samples,) of finite numbers, without NaN; these are of shape {samples.shape}. Mix "
-                       "them to one channel, or leave this clip out.")
+        raise KitError(f"a watermark needs (samples,) of finite numbers, without NaN; these are of shape {samples.shape}. "
+                       "Mix them to one channel, or leave this clip out.")
     return samples
 
 

@@ -20,13 +20,10 @@ KINDS = {"own": "my own voice", "written": "written permission of the speaker",
          "licensed": "recordings in the public domain or under a licence that allows it",
          "synthetic": "a synthetic voice: nobody's"}
 PROPOSALS = {"own": "I am the speaker of these recordings. I allow a model of my voice to be made from them and to be used.",
-             "written": "The speaker has allowed me in writing to make a model of this voice from these recordings.",
-             "licensed": "These recordings are published under a licence that allows a model of this voice: ",
-             "synthetic": "No person spoke these clips; they were made by "}
-MAX_CHARACTERS = {"who": 200, "statement": 4_000}
-ALLOWED_CONTROLS = {"who": "", "statement": "\n\t"}
-JOINERS = "\u200c\u200d\u200e\u200f"
-"""Invisible, and part of how Persian, Hindi, Hebrew and Arabic are written."""
+             "written": "The speaker has allowed me in writing to make a model of this voice from these recordings."}
+MAX_CHARACTERS = 4_000
+ALLOWED_CONTROLS = "\n\t\u200c\u200d\u200e\u200f"
+"""Lines, and the invisible marks with which Persian, Hindi, Hebrew and Arabic are written."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +89,7 @@ def problem(run: Run) -> str:
     remedy = f"Record it: tts-kit consent --run {run.name}"
     if (consent := for_run(run)) is None:
         return f"No consent to the voice of run {run.name} is recorded. {remedy}"
-    if not run.data.is_dir():
-        return ""
-    utterances = manifest.read(run.data)
-    if manifest.audio_digest(utterances) != consent.sha256:
+    if run.data.is_dir() and manifest.audio_digest(utterances := manifest.read(run.data)) != consent.sha256:
         return (f"The recordings of run {run.name} have changed since {consent.who} consented on {consent.when[:10]}: then "
                 f"{consent.clips} clips of {consent.seconds / 60:.1f} minutes, now {len(utterances)} of "
                 f"{_seconds(utterances) / 60:.1f}, not all the same. {remedy}")
@@ -103,11 +97,8 @@ def problem(run: Run) -> str:
 
 
 def audio_digest(run: Run) -> str:
-    """Return what identifies the run's clips, as a record has it; empty if they are not all there."""
-    try:
-        return manifest.audio_digest(manifest.read(run.data))
-    except KitError:  # codes are enough to train from
-        return ""
+    """Return what identifies the run's clips, as a record has it; empty if it has only codes."""
+    return manifest.audio_digest(manifest.read(run.data)) if (run.data / manifest.MANIFEST).is_file() else ""
 
 
 def warn_if_missing(run: Run, thorough: bool = False, adapter: str | Path = "") -> None:
@@ -133,55 +124,38 @@ def ask(run: Run, who: str = "", kind: str = "", statement: str = "") -> Consent
     """Return the record if it is valid, or make one from the arguments and what a person answers at the terminal."""
     manifest.read(run.data)
     given = {"who": who, "kind": kind, "statement": statement}
-    if not any(given.values()):
-        if not problem(run):
-            return for_run(run)
-        if example := _record_example(run):
-            return example
+    if not any(given.values()) and not problem(run):
+        return for_run(run)
     missing = [f"--{name}" for name, value in given.items() if not value]
     if missing and not sys.stdin.isatty():
-        proposal = f" A statement could be: \"{PROPOSALS[kind].strip()}\"" if kind in PROPOSALS and not statement else ""
+        proposal = f" A statement could be: \"{PROPOSALS[kind]}\"" if kind in PROPOSALS and not statement else ""
         raise KitError(f"{', '.join(missing)} is missing, and there is no terminal to ask at. Give --who NAME, --kind "
                        f"{'|'.join(KINDS)} and --statement \"WORD FOR WORD\".{proposal}")
     try:
-        return record(run, *_ask_missing(run, **given))
+        kinds = "".join(f"\n  {name}: {meaning}" for name, meaning in KINDS.items())
+        kind = kind or input(f"By which right is there a model of the voice in run {run.name}?{kinds}\n").strip()
+        who = who or input("Who gave it (name of the speaker, or of the synthetic voice)? ")
+        hint = f"  Enter alone takes: {PROPOSALS[kind]}\n" if kind in PROPOSALS else ""
+        statement = statement or input(f"In which words, exactly?\n{hint}") or PROPOSALS.get(kind, "")
     except EOFError as error:
         raise KitError("The questions were not answered; nothing was recorded.") from error
-
-
-def _ask_missing(run: Run, who: str, kind: str, statement: str) -> tuple[str, str, str]:
-    if not (who and kind and statement):
-        print(f"Whose voice is in run {run.name}, and who allowed a model of it? The answer travels with the voice.")
-    if not kind:
-        kinds = "\n".join(f"  {name}: {meaning}" for name, meaning in KINDS.items())
-        kind = input(f"{kinds}\nWhich of these? ").strip()
-    _check_kind(kind)
-    who = who or input("Who gave it (name of the speaker, or of the synthetic voice)? ")
-    if not statement:
-        proposal = PROPOSALS[kind]
-        is_complete = proposal.endswith(".")
-        question = f"  Enter alone takes: {proposal}\n" if is_complete else f"  For example: {proposal}...\n"
-        statement = input(f"In which words, exactly?\n{question}") or (proposal if is_complete else "")
-    return who, kind, statement
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        kinds = ", ".join(f"{name} ({meaning})" for name, meaning in KINDS.items())
-        raise KitError(f"{kind!r} is no kind of consent; wanted one of: {kinds}.")
+    return record(run, who, kind, statement)
 
 
 def _check(who: str, kind: str, statement: str) -> None:
-    _check_kind(kind)
+    if kind not in KINDS:
+        kinds = ", ".join(f"{name} ({meaning})" for name, meaning in KINDS.items())
+        raise KitError(f"{kind!r} is no kind of consent; wanted one of: {kinds}.")
     for name, value in (("who", who), ("statement", statement)):
         if not any(character.isalnum() for character in value):
             raise KitError(f"A consent needs {name}: {value!r} says nothing. Give --{name}.")
-        if len(value) > MAX_CHARACTERS[name]:
-            raise KitError(f"{name} has {len(value)} characters; wanted at most {MAX_CHARACTERS[name]}. Shorten it.")
-        if hidden := "".join(character for character in value if character not in ALLOWED_CONTROLS[name] + JOINERS
+        if len(value) > MAX_CHARACTERS or (name == "who" and "\n" in value):
+            raise KitError(f"{name} has {len(value)} characters; wanted at most {MAX_CHARACTERS}"
+                           f"{', in one line' * (name == 'who')}. Shorten it.")
+        if hidden := "".join(character for character in value if character not in ALLOWED_CONTROLS
                              and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")):
-            raise KitError(f"{name} holds {hidden[:8]!a}, which controls a terminal or reorders text; wanted words alone"
-                           f"{', in one line' * (name == 'who')}. Leave it out.")
+            raise KitError(f"{name} holds {hidden[:8]!a}, which controls a terminal or reorders text; wanted words alone. "
+                           "Leave it out.")
 
 
 def _seconds(utterances: list[Utterance]) -> float:

@@ -1,16 +1,13 @@
 """Example voices: example:emma is bundled and synthetic; example:allison is a human voice, downloaded from Debian by apt."""
 
-import csv
-import difflib
 import gzip
 import re
 import shutil
 import subprocess
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +21,10 @@ CACHE = Path.home() / ".cache" / "tts_kit" / "allison"
 AUDIO_PACKAGE, TEXT_PACKAGE = PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
 POOL = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/"
 CLIPS = r"\./usr/share/asterisk/sounds/en[^/]*/((?:[\w-]+/)?[\w-]+)\.g722"
+TABLE = "metadata.jsonl"
 TEXTS = r"\./usr/share/doc/[^/]+/(core-sounds-en\.txt)\.gz"
 MAX_TEXT_BYTES = 1_000_000
 MAX_PACKAGE_BYTES = 100_000_000
-MAX_PACKAGE_FILES = 10_000
 MIN_SECONDS, MAX_SECONDS = 1.2, 30.0
 """A shorter prompt is a word or a tone."""
 G722_RATE, G722_BYTES_PER_SECOND = 16_000, 8_000
@@ -46,34 +43,34 @@ def resolve(source: str, eval_source: str) -> tuple[str, str]:
     if name == "allison":
         return str(allison()), eval_source
     if name != "emma":
-        near = difflib.get_close_matches(name, ("emma", "allison"), 1)
-        hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
         raise KitError(f"{source}: no such example; wanted {PREFIX}emma (bundled, synthetic) or {PREFIX}allison (a human "
-                       f"voice, downloaded).{hint}")
+                       "voice, downloaded). Check the name.")
     if eval_source:
         raise KitError(f"{source} brings its own held-out clips; --eval-source {eval_source} would be others. Leave it out, "
                        f"or give {samples.VOICE} as the source.")
-    if not samples.VOICE.is_dir():
-        raise KitError(f"{samples.VOICE} is missing: {source} is part of the kit's repository and wheel. Install it again.")
     return str(samples.VOICE), str(samples.HELD_OUT)
 
 
 def allison() -> Path:
     """Return the folder of Allison Smith's prompts with their texts, downloaded and decoded if it is not there yet."""
     folder = CACHE / "voice"
-    if not (folder / "metadata.csv").is_file():
+    if not (folder / TABLE).is_file():
         audio_package, text_package = download_packages(PACKAGES)
-        texts, clips = dict(_read_texts(text_package)), dict(package_files(audio_package, CLIPS))
-        reasons = {name: _rejection(len(clips[name]) / G722_BYTES_PER_SECOND, texts.get(name, "")) for name in sorted(clips)}
-        usable = [name for name, reason in reasons.items() if not reason]
+        texts, clips = _read_texts(text_package), dict(package_files(audio_package, CLIPS))
+        usable = {name: texts[name] for name in sorted(clips) if _is_usable(len(clips[name]), texts.get(name, ""))}
         if not usable:
             raise KitError(f"{audio_package.name} and {text_package.name} hold no prompt with its text. Delete both in "
                            f"{CACHE} and run the same command again.")
-        _write_voice(folder, {name: texts[name] for name in usable}, clips)
+        with io.atomic_folder(folder) as staging:
+            for name in tqdm(usable, desc="decoding", unit="clip"):
+                audio.write(staging / f"{name}.flac", decode_g722(clips[name]), G722_RATE)
+            # prompts of one family share half sentences, so families are held out as a whole
+            io.write_rows(staging / TABLE, ({"file_name": f"{name}.flac", "text": text, "source": "allison",
+                                             "session": re.split("[-/]", name)[0]} for name, text in usable.items()))
+            io.write_text(staging / "LICENSE.txt", LICENSE)
         minutes = sum(len(clips[name]) for name in usable) / G722_BYTES_PER_SECOND / 60
-        rejected = Counter(filter(None, reasons.values())).most_common()
-        print(f"{folder}: {len(usable)} of {len(clips)} prompts, {minutes:.1f} minutes; left out: "
-              + ", ".join(f"{count} {reason}" for reason, count in rejected) + ".")
+        print(f"{folder}: {len(usable)} of {len(clips)} prompts, {minutes:.1f} minutes; left out: sounds, silence, prompts "
+              f"with signs or without a text, and those shorter than {MIN_SECONDS} s or longer than {MAX_SECONDS:.0f} s.")
     print(LICENSE)
     return folder
 
@@ -108,11 +105,11 @@ def package_files(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|*") as archive:
-                for count, member in enumerate(archive):
+                for member in archive:
                     size += max(0, member.size)
-                    if size > MAX_PACKAGE_BYTES or count >= MAX_PACKAGE_FILES:
-                        raise KitError(f"{package} holds more than {MAX_PACKAGE_BYTES / 1e6:.0f} MB or "
-                                       f"{MAX_PACKAGE_FILES:,} files, so it is not the expected package. {remedy}")
+                    if size > MAX_PACKAGE_BYTES:
+                        raise KitError(f"{package} holds more than {MAX_PACKAGE_BYTES / 1e6:.0f} MB, so it is not the "
+                                       f"expected package. {remedy}")
                     if (match := re.fullmatch(pattern, member.name)) and member.isfile():
                         yield match[1], archive.extractfile(member).read()
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
@@ -133,41 +130,19 @@ def decode_g722(content: bytes) -> np.ndarray:
     return np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.float32) / 2 ** 15
 
 
-def _read_texts(package: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and text of each prompt."""
-    for name, content in package_files(package, TEXTS):
-        try:
-            with gzip.open(BytesIO(content)) as file:
-                lines = file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").splitlines()
-        except (EOFError, OSError, zlib.error) as error:
-            raise KitError(f"{name}.gz in {package} cannot be read ({error}). Delete the package and run the same command "
-                           "again.") from error
-        for line in lines:
-            prompt, colon, text = line.partition(":")
-            if colon and not line.startswith(";"):
-                yield prompt.strip(), " ".join(text.split())
+def _read_texts(package: Path) -> dict[str, str]:
+    """Return the text of each prompt by its name."""
+    content = b"".join(content for _, content in package_files(package, TEXTS))
+    try:
+        with gzip.open(BytesIO(content)) as file:
+            lines = file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").splitlines()
+    except (EOFError, OSError, zlib.error) as error:
+        raise KitError(f"the texts in {package} cannot be read ({error}). Delete it and run the same command "
+                       "again.") from error
+    pairs = (line.partition(":")[::2] for line in lines if not line.startswith(";"))
+    return {prompt.strip(): " ".join(text.split()) for prompt, text in pairs}
 
 
-def _rejection(seconds: float, text: str) -> str:
-    """Return why a prompt is left out; empty for plain speech of a useful duration."""
-    if not text:
-        return "without a transcript"
-    if set(text) & set("[]<>()*#@"):
-        return "that are sounds or silence, or whose transcript has signs"
-    if seconds < MIN_SECONDS:
-        return f"shorter than {MIN_SECONDS} s"
-    return f"longer than {MAX_SECONDS:.0f} s" if seconds > MAX_SECONDS else ""
-
-
-def _write_voice(folder: Path, texts: dict[str, str], clips: dict[str, bytes]) -> None:
-    """Write a source like any other: clips, metadata.csv and the license."""
-    table = StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("file_name", "text", "source", "session"))
-    with io.atomic_folder(folder) as staging:
-        for name, text in tqdm(texts.items(), desc="decoding", unit="clip"):
-            audio.write(staging / f"{name}.flac", decode_g722(clips[name]), G722_RATE)
-            # prompts of one family share half sentences, so families are held out as a whole
-            writer.writerow((f"{name}.flac", text, "allison", name.replace("/", "-").split("-")[0]))
-        io.write_text(staging / "metadata.csv", table.getvalue())
-        io.write_text(staging / "LICENSE.txt", LICENSE)
+def _is_usable(size: int, text: str) -> bool:
+    """Whether a prompt is plain speech of a useful duration; the texts of sounds and of silence have signs."""
+    return bool(text) and not set(text) & set("[]<>()*#@") and MIN_SECONDS <= size / G722_BYTES_PER_SECOND <= MAX_SECONDS
