@@ -368,11 +368,3 @@ def test_an_adapter_of_other_clips_is_not_judged_by_these(finished, tmp_path):
     index.write_text(index.read_text().replace('"train"', '"held_out"', 1))
     with pytest.raises(KitError, match="was trained on other clips"):
         compare.compare(copy, load_voice(CPU, copy.adapter), 1, (1,))
-
-
-def test_every_recipe_field_is_an_option_of_some_verb_with_its_explanation():
-    """Mistake: a field that can only be changed by editing code, or an option that explains nothing."""
-    actions = {action.dest: action for sub in cli.build_parser()._subparsers._group_actions[0].choices.values()
-               for action in sub._actions}
-    for field in dataclasses.fields(Config):
-        assert len(actions[field.name].help) > 20, field.name

@@ -1,11 +1,13 @@
 """Config, run folders and atomic writing."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tts_kit import cli
 from tts_kit.config import CONFIG_FILE, Config, load_config, read_config, save_config
 from tts_kit.errors import KitError
 from tts_kit.io import atomic_folder, read_rows, write_rows, write_text
@@ -13,10 +15,10 @@ from tts_kit.run import Run, changed_inputs, write_inputs
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"rank": 0}, "rank is 0; it must be a number above 0"),
+    ({"rank": 0}, "rank is 0; it must be above 0"),
     ({"depth_frame_fraction": 1.5}, "depth_frame_fraction is 1.5; it must be at most 1"),
     ({"lora_targets": "codec"}, "lora_targets is 'codec'; it must be one of both, backbone, depth"),
-    ({"held_out": 1.0}, "held_out is 1.0; it must be between 0 and 1"), ({"temperature": -0.5}, "temperature is -0.5"),
+    ({"held_out": 1.0}, "held_out is 1.0; it must be below 1"), ({"temperature": -0.5}, "temperature is -0.5"),
     ({"backend": "fast"}, "backend is 'fast'"), ({"steps": 0}, "steps is 0"), ({"steps": 1.5}, "it must be of type int"),
     ({"sample_texts": "One."}, "of type tuple"), ({"sample_texts": ()}, "a tuple of sentences"),
 ])
@@ -52,9 +54,13 @@ def test_a_run_stores_its_config(tmp_path):
     assert load_config(run).rank == 16
 
 
-def test_every_field_has_help():
-    """Mistake: an option of the command line without an explanation."""
-    assert all(len(field.metadata["help"]) > 8 for field in Config.__dataclass_fields__.values())
+def test_every_field_is_an_option_with_its_help_and_default():
+    """Mistake: a field that can only be changed by editing code, or an option that explains nothing."""
+    actions = {action.dest: action for sub in cli.build_parser()._subparsers._group_actions[0].choices.values()
+               for action in sub._actions}
+    for field in dataclasses.fields(Config):
+        assert len(actions[field.name].help) > 20, field.name
+    assert actions["rank"].help.endswith("(default 32)") and actions["rank"].default is None
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a" * 65, "sp ace", "null\0"])

@@ -1,7 +1,9 @@
 """The cloud door, with every function called on this machine: no token, no network, and of Modal only its own library."""
 
+import argparse
 import importlib.util
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -12,17 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import make_cuts
 from test_training_finetune import adapter, same
 
-from tts_kit import device
+from tts_kit import cli, device
 from tts_kit.config import Config
-from tts_kit.data import ingest, segment, speaker_embedding, transcribe
 from tts_kit.errors import KitError
 from tts_kit.io import read_json, read_rows
 from tts_kit.model import lora
 from tts_kit.run import Run
-from tts_kit.tokens import cache
 from tts_kit.training import finetune, trainer
 
 modal = pytest.importorskip("modal", reason='modal is not installed: pip install "tts-kit[modal]"')
@@ -84,18 +83,19 @@ class Shelf:
 def trained(toy, tmp_path_factory) -> Run:
     """A run that went through the stages one by one, in a folder that stands for a container's."""
     root = tmp_path_factory.mktemp("container")
+    config = ["--run", "anna", "--base", toy, "--rank", "4", "--alpha", "8", "--steps", "2", "--warmup-steps", "0",
+              "--tokens-per-batch", "700", "--sample-steps", "0", "--eval-steps", "2", "--save-steps", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        quick = {"base": toy, "rank": 4, "alpha": 8.0, "steps": 2, "warmup_steps": 0, "tokens_per_batch": 700,
-                 "sample_steps": 0, "eval_steps": 2, "save_steps": 1}
         source = few(root / "runs" / "anna" / "source")
-        assert modal_app.segment.local("anna", str(source), ["base", "finetuned:strength=0.5"]) == []
-        assert modal_app.prepare.local("anna", quick, str(source), ("", "", ""), False) > 10
-        parts = [modal_app.encode.local("anna", quick, part, 2) for part in range(2)]
-        assert [part["encoded"] for part in parts] == [5, 5] and not Run("anna").codes.joinpath("index.jsonl").exists()
-        assert modal_app.tokenize.local("anna", quick) == {"cached": 10, "encoded": 0, "corrupt": 0}
-        assert modal_app.train.local("anna", quick) == "runs/anna/adapter"
+        assert modal_app.run_command.local(command("prepare", str(source), "--run", "anna")) is None
+        assert modal_app.run_command.local(command("tokenize", "--run", "anna", "--base", toy)) is None
+        assert modal_app.train.local(command("train", *config)) is None
     return Run("anna", root / "runs")
+
+
+def command(*words: str) -> argparse.Namespace:
+    return cli.build_parser().parse_args(words)
 
 
 def few(folder: Path) -> Path:
@@ -177,47 +177,6 @@ def test_a_call_has_a_container_of_its_own(monkeypatch):
     assert asked["single_use_containers"] and asked["retries"] == 3 and asked["timeout"] == modal_app.DAY
 
 
-def test_the_stages_make_what_the_verbs_make(trained, toy):
-    """Mistake: a stage in the cloud has logic of its own, or a part of the clips is encoded otherwise."""
-    alone = Run("alone", trained.folder.parent.parent / "verbs")
-    shutil.copytree(trained.data, alone.data)
-
-    config = Config(base=toy)
-    cache.tokenize(config, alone, CPU)
-    assert (alone.codes / "index.jsonl").read_bytes() == (trained.codes / "index.jsonl").read_bytes()
-    for clip, wanted in zip(cache.load_run(trained), cache.load_run(alone)):
-        assert clip.codes.equal(wanted.codes)
-    assert cache.codec_fingerprint(alone.codes) == cache.codec_fingerprint(trained.codes)
-    assert (trained.adapter / lora.METADATA_FILE).is_file()
-
-
-def test_recordings_are_written_down_apart_as_together(tmp_path, monkeypatch):
-    """Mistake: containers write into each other's folders, or what they wrote is written again afterwards."""
-    def write(samples, language):
-        heard.append(len(samples))
-        return f"It lasts {len(samples)} samples.", 0.9, 0.1
-
-    heard = []
-    someone = transcribe.Transcriber("someone", write, lambda samples: "en", "en")
-    monkeypatch.setattr(ingest, "load_asr_models", lambda *_: (someone, None))
-    monkeypatch.setattr(speaker_embedding, "embed_folder", lambda folder: {})
-    monkeypatch.chdir(tmp_path)
-    together, apart = (make_cuts(Run(name).segments) for name in ("together", "apart"))
-    for folder in segment.segment_folders(together):
-        ingest.transcribe_segments(folder, someone)
-    folders = [str(folder) for folder in segment.segment_folders(apart)]
-    assert len(folders) == 2
-    for share in ([folder] for folder in folders):
-        before = contents(apart)
-        modal_app.transcribe.local("apart", share, ("", "none", ""))
-        changed = {path for path, content in contents(apart).items() if before.get(path) != content}
-        assert changed == {f"{Path(share[0]).name}/{transcribe.transcripts_file('someone')}"}
-    assert contents(apart) == contents(together)
-    heard.clear()
-    modal_app.transcribe.local("apart", folders, ("", "none", ""))
-    assert not heard
-
-
 def test_a_training_that_was_taken_away_goes_on(trained, tmp_path, monkeypatch):
     """Mistake: a preempted container begins anew, or its checkpoints were never kept."""
     class Taken:
@@ -235,15 +194,16 @@ def test_a_training_that_was_taken_away_goes_on(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("anna", "whole"):
         shutil.copytree(trained.codes, Run(name).codes)
-    asked = vars(Config(base=read_json(trained.adapter / "config.json", "")["base"])) | dict(
-        rank=4, steps=4, warmup_steps=0, tokens_per_batch=150, eval_steps=4, save_steps=1, sample_steps=0)
+    config = dict(base=read_json(trained.adapter / "config.json", "")["base"], rank=4, steps=4, warmup_steps=0,
+                  tokens_per_batch=150, eval_steps=4, save_steps=1, sample_steps=0)
+    words = [word for name, value in config.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     with pytest.raises(KeyboardInterrupt):
-        modal_app.train.local("anna", asked)
+        modal_app.train.local(command("train", "--run", "anna", *words))
     assert volume_there.kept[1].name == "checkpoint-2" and not Run("anna").adapter.exists()
-    assert modal_app.train.local("anna", asked) == "runs/anna/adapter"
+    assert modal_app.train.local(command("train", "--run", "anna", *words)) is None
     kept = [path.name for path in volume_there.kept[3:]]
     assert kept == ["checkpoint-3", "checkpoint-4", "checkpoint-4"], "after each checkpoint, and at the end"
-    finetune.finetune(Config(**asked), Run("whole"), CPU)
+    finetune.finetune(Config(**config), Run("whole"), CPU)
     same(adapter(Run("anna").adapter), adapter(Run("whole").adapter))
 
 
@@ -255,7 +215,8 @@ def test_several_gpus_are_all_used(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(finetune.subprocess, "run",
                         lambda command, **_: asked.append(command) or SimpleNamespace(returncode=1))
-    problem = modal_app.train.local("anna", {"base": read_json(trained.adapter / "config.json", "")["base"], "rank": 5})
+    base = read_json(trained.adapter / "config.json", "")["base"]
+    problem = modal_app.train.local(command("train", "--run", "anna", "--base", base, "--rank", "5"))
     assert "training with 2 processes has stopped" in str(problem)
     assert " ".join(asked[0][1:]).endswith("--multi_gpu --num_processes 2 -m tts_kit train --run anna")
     assert read_json(Run("anna").folder / "config.json", "")["rank"] == 5
@@ -362,14 +323,14 @@ def test_a_mistake_of_a_person_is_not_tried_again(tmp_path, monkeypatch, capsys)
         raise modal.exception.InvalidError(f"GPU type '{gpu}' is not known.")
 
     monkeypatch.chdir(tmp_path)
-    answer = modal_app.tokenize.local("nobody", {})
+    answer = modal_app.run_command.local(command("tokenize", "--run", "nobody"))
     assert isinstance(answer, KitError)
     with pytest.raises(KitError):
-        modal_app._call(SimpleNamespace(starmap=lambda rows: [answer]), "", [()])
+        modal_app._call(SimpleNamespace(remote=lambda args: answer), "", command("tokenize"))
     with pytest.raises(KitError, match="GPU type 'L44'"):
-        modal_app._call(SimpleNamespace(with_options=refuse), "L44", [()])
-    assert "there is no arm 'tuend'" in str(modal_app.segment.local("anna", "example:emma",
-                                                                    ["base", "tuend"])), "at the start"
+        modal_app._call(SimpleNamespace(with_options=refuse), "L44", command("tokenize"))
+    with pytest.raises(KitError, match="there is no arm 'tuend'"):  # before anything is paid
+        modal_app.check_arguments(["--arms", "base", "tuend"])
     with pytest.raises(SystemExit, match="1"):
         modal_app.main.info.raw_f("--run", "../x")
     assert "run name '../x'" in capsys.readouterr().err
@@ -386,12 +347,13 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
         def with_options(self, gpu):
             return Here(self.name, self.function, gpu)
 
-        def starmap(self, rows):
-            calls.append((self.name, self.gpu))
+        def remote(self, args):
+            args = pickle.loads(pickle.dumps(args))  # noqa: S301 (as on its way to a container)
+            calls.append((self.name, args.func.__name__, self.gpu))
             monkeypatch.chdir(tmp_path / "cloud")
-            answers = [self.function.local(*row) for row in rows]
+            answer = self.function.local(args)
             monkeypatch.chdir(tmp_path / "home")
-            return answers
+            return answer
 
     calls = []
     monkeypatch.setattr("tts_kit.evaluation.metrics.load_available", lambda *_: False)
@@ -399,15 +361,14 @@ def test_the_whole_story_from_here(toy, tmp_path, monkeypatch, capsys):
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     monkeypatch.setattr(modal_app, "volume", Shelf(tmp_path / "cloud" / "runs"))
-    for name in ("segment", "transcribe", "prepare", "encode", "tokenize", "train", "compare"):
+    for name in ("run_command", "train"):
         monkeypatch.setattr(modal_app, name, Here(name, getattr(modal_app, name)))
     source = few(tmp_path / "home" / "clips")
     told = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base",
             "finetuned"]
     modal_app.main.info.raw_f(*told)
-    assert calls == [("segment", ""), *((name, "T4") for name in ("transcribe", "prepare", "encode", "tokenize")),
-                     ("train", "T4:2"),
-                     ("compare", "T4")], "the others have no use for a second GPU"
+    assert calls == [("run_command", "prepare", "T4"), ("run_command", "tokenize", "T4"), ("train", "train", "T4:2"),
+                     ("run_command", "compare", "T4")], "the others have no use for a second GPU"
     there = Run("anna", tmp_path / "cloud" / "runs")
     assert [row["step"] for row in read_rows(Run("anna").training / "log.jsonl") if "backbone_loss" in row] == [1, 2]
     assert contents(there.comparison) == contents(Run("anna").comparison)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,91 +12,90 @@ from tts_kit.run import Run
 
 CONFIG_FILE = "config.json"
 LORA_TARGETS = ("both", "backbone", "depth")
-BACKENDS = ("auto", "peft", "unsloth")
-COMPILE = ("auto", "yes", "no")
 CHECKPOINT_DEFAULT = -1.0
 """Value of a sampling field that is left to the checkpoint's generation config."""
 RESUME_MAY_CHANGE = ("gradient_checkpointing", "offload_text_embeddings", "compile")
 """Fields that change what a training costs and not its result: a resumed training may change them."""
 
+LIMITS = {"above": (operator.gt, "above"), "minimum": (operator.ge, "at least"), "below": (operator.lt, "below"),
+          "maximum": (operator.le, "at most")}
 
-def setting(default: object, help: str, choices: tuple | None = None) -> dataclasses.Field:
-    """A dataclass field with its help text and choices, which the command line reads."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+def setting(group: str, default: object, help: str, choices: tuple | None = None, **limits: float) -> dataclasses.Field:
+    """A dataclass field with its group, help, choices and limits: the command line reads these, and `Config` checks them."""
+    return dataclasses.field(default=default, metadata=dict(group=group, help=help, choices=choices, limits=limits))
 
 
 @dataclass(frozen=True)
 class Config:
-    base: str = setting("sesame/csm-1b", "base model: a hub id (sesame/csm-1b, unsloth/csm-1b) or a folder")
-    revision: str = setting("", "hub revision of the base model; empty: the newest")
-    speaker: str = setting("", "speaker of the data to train on; may be empty if there is only one")
-    split_seed: int = setting(3407, "seed of the choice of held-out sessions")
-    seed: int = setting(3407, "seed of LoRA initialization, clip order and sampled depth frames")
+    base: str = setting("base model", "sesame/csm-1b", "hub id (sesame/csm-1b, unsloth/csm-1b) or folder")
+    revision: str = setting("base model", "", "revision on the hub; empty: the newest")
 
-    max_seconds: float = setting(30.0, "longest clip accepted, in seconds")
-    max_characters: int = setting(600, "longest transcript accepted, in characters")
-    held_out: float = setting(0.1, "share of the clips held out for evaluation; whole sessions if there are several")
+    speaker: str = setting("data", "", "speaker to train on; may be empty if there is only one")
+    split_seed: int = setting("data", 3407, "seed of the choice of held-out sessions")
+    max_seconds: float = setting("data", 30.0, "longest clip accepted, in seconds", above=0)
+    max_characters: int = setting("data", 600, "longest transcript accepted", above=0)
+    held_out: float = setting("data", 0.1, "share of the clips held out for evaluation; whole sessions if there are several",
+                              above=0, below=1)
 
-    rank: int = setting(32, "LoRA rank")
-    alpha: float = setting(32.0, "LoRA alpha; the adapter is scaled by alpha / rank")
-    lora_targets: str = setting("both", "decoder whose projections get LoRA layers", LORA_TARGETS)
+    rank: int = setting("LoRA", 32, "rank of the adapter", above=0)
+    alpha: float = setting("LoRA", 32.0, "the adapter is scaled by alpha / rank", above=0)
+    lora_targets: str = setting("LoRA", "both", "decoder whose projections get LoRA layers", choices=LORA_TARGETS)
 
-    steps: int = setting(200, "optimizer steps")
-    learning_rate: float = setting(2e-4, "peak learning rate")
-    warmup_steps: int = setting(10, "steps of linear warm-up before the linear decay")
-    weight_decay: float = setting(0.001, "AdamW weight decay")
-    tokens_per_batch: int = setting(1400, "positions (text and frames) in a micro-batch; 1400 is about eight clips of 10 s")
-    gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
-    packing: bool = setting(True, "pack clips end to end into one row instead of padding them")
-    context_probability: float = setting(0.0, "probability that a training clip is preceded by another clip of the speaker, "
-                                              "as context without loss")
-    depth_frame_fraction: float = setting(1 / 16, "fraction of frames that train the depth decoder, sampled anew each step "
-                                                  "(compute amortization)")
-    depth_loss_weight: float = setting(1.0, "weight of the depth loss relative to the backbone loss")
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: slower, less memory")
-    offload_text_embeddings: bool = setting(False, "keep the text embeddings in main memory (0.5 GB for CSM-1B); always so "
-                                                   "on GPUs below 12 GB")
-    compile: str = setting("auto", "torch.compile the layers; auto: if the run is long enough to win back the compile time",
-                           COMPILE)
-    backend: str = setting("auto", "peft (transformers and PEFT), unsloth, or auto", BACKENDS)
+    seed: int = setting("training", 3407, "seed of LoRA initialization, clip order and sampled depth frames")
+    steps: int = setting("training", 200, "optimizer steps", above=0)
+    learning_rate: float = setting("training", 2e-4, "peak learning rate", above=0)
+    warmup_steps: int = setting("training", 10, "steps of linear warm-up before the linear decay", minimum=0)
+    weight_decay: float = setting("training", 0.001, "AdamW weight decay", minimum=0)
+    depth_loss_weight: float = setting("training", 1.0, "weight of the depth loss relative to the backbone loss", minimum=0)
+    depth_frame_fraction: float = setting("training", 1 / 16, "share of frames that train the depth decoder, sampled anew "
+                                          "each step (compute amortization)", above=0, maximum=1)
+    context_probability: float = setting("training", 0.0, "probability that another clip of the speaker precedes a training "
+                                         "clip, as context without loss", minimum=0, maximum=1)
 
-    eval_steps: int = setting(50, "steps between evaluations on held-out clips; the first is before training")
-    sample_steps: int = setting(100, "steps between audio samples of sample_texts; 0: none")
-    save_steps: int = setting(50, "steps between checkpoints")
+    tokens_per_batch: int = setting("memory and speed", 1400, "positions (text and frames) in a micro-batch; 1400 is about "
+                                    "eight clips of 10 s", above=0)
+    gradient_accumulation_steps: int = setting("memory and speed", 1, "micro-batches per optimizer step", above=0)
+    packing: bool = setting("memory and speed", True, "pack clips end to end into one row instead of padding them")
+    gradient_checkpointing: bool = setting("memory and speed", False, "recompute activations in the backward pass: slower, "
+                                           "less memory")
+    offload_text_embeddings: bool = setting("memory and speed", False, "keep the text embeddings in main memory (0.5 GB for "
+                                            "CSM-1B); always so on GPUs below 12 GB")
+    compile: str = setting("memory and speed", "auto", "torch.compile the layers; auto: if the run is long enough to win "
+                           "back the compile time", choices=("auto", "yes", "no"))
+    backend: str = setting("memory and speed", "auto", "peft (transformers and PEFT), unsloth, or auto",
+                           choices=("auto", "peft", "unsloth"))
+
+    eval_steps: int = setting("evaluation", 50, "steps between evaluations on held-out clips; the first is before training",
+                              above=0)
+    save_steps: int = setting("evaluation", 50, "steps between checkpoints", above=0)
+    sample_steps: int = setting("evaluation", 100, "steps between audio samples of sample_texts; 0: none", minimum=0)
     sample_texts: tuple[str, ...] = setting(
-        ("The ferry to Oslo leaves at half past seven.", "Where did Laura put the keys?"),
+        "evaluation", ("The ferry to Oslo leaves at half past seven.", "Where did Laura put the keys?"),
         "sentences synthesized with fixed seeds during training")
-    generation_eval_steps: int = setting(0, "steps between generation evaluations (WER, SIM of synthesized sentences); the "
-                                            "earliest checkpoint as good as the best is kept instead of the last; 0: never")
-    early_stopping_patience: int = setting(0, "generation evaluations without improvement that stop the training; 0: never")
+    generation_eval_steps: int = setting("evaluation", 0, "steps between generation evaluations (WER, SIM of synthesized "
+                                         "sentences); the earliest checkpoint as good as the best is kept instead of the "
+                                         "last; 0: never", minimum=0)
+    early_stopping_patience: int = setting("evaluation", 0, "generation evaluations without improvement that stop the "
+                                           "training; 0: never", minimum=0)
 
-    temperature: float = setting(CHECKPOINT_DEFAULT, "sampling temperature of codebook 0; 0: greedy, -1: the checkpoint's")
-    depth_temperature: float = setting(CHECKPOINT_DEFAULT, "sampling temperature of the other codebooks; 0: greedy, -1: the "
-                                                           "checkpoint's")
-    top_k: int = setting(int(CHECKPOINT_DEFAULT), "candidates kept in sampling; -1: the checkpoint's")
+    temperature: float = setting("sampling", CHECKPOINT_DEFAULT, "of codebook 0; 0: greedy, -1: the checkpoint's", minimum=0)
+    depth_temperature: float = setting("sampling", CHECKPOINT_DEFAULT, "of the other codebooks; 0: greedy, -1: the "
+                                       "checkpoint's", minimum=0)
+    top_k: int = setting("sampling", int(CHECKPOINT_DEFAULT), "candidates kept in sampling; -1: the checkpoint's", minimum=1)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, expected = getattr(self, field.name), type(field.default)
-            is_number = expected is float and isinstance(value, int) and not isinstance(value, bool)
+            value, expected, metadata = getattr(self, field.name), type(field.default), field.metadata
+            is_number = expected is float and type(value) is int
             self._require(type(value) is expected or is_number, field.name, f"of type {expected.__name__}")
-            if choices := field.metadata["choices"]:
-                self._require(value in choices, field.name, f"one of {', '.join(choices)}")
+            if metadata["choices"]:
+                self._require(value in metadata["choices"], field.name, f"one of {', '.join(metadata['choices'])}")
+            for name, limit in metadata["limits"].items():
+                is_within, words = LIMITS[name]
+                self._require(value == field.default or is_within(value, limit), field.name, f"{words} {limit}")
         self._require(self.sample_texts and all(isinstance(text, str) for text in self.sample_texts), "sample_texts",
                       "a tuple of sentences")
-        for name in ("max_seconds", "max_characters", "rank", "alpha", "learning_rate", "tokens_per_batch", "steps",
-                     "eval_steps", "gradient_accumulation_steps", "depth_frame_fraction", "save_steps"):
-            self._require(getattr(self, name) > 0, name, "a number above 0")
-        for name in ("warmup_steps", "sample_steps", "generation_eval_steps", "early_stopping_patience", "weight_decay",
-                     "depth_loss_weight"):
-            self._require(getattr(self, name) >= 0, name, "0 or more")
-        for name, minimum in (("temperature", 0), ("depth_temperature", 0), ("top_k", 1)):
-            value = getattr(self, name)
-            self._require(value == CHECKPOINT_DEFAULT or value >= minimum, name,
-                          f"{minimum} or more, or -1 for the checkpoint's value")
-        self._require(self.depth_frame_fraction <= 1, "depth_frame_fraction", "at most 1")
-        self._require(0 < self.held_out < 1, "held_out", "between 0 and 1")
-        self._require(0 <= self.context_probability <= 1, "context_probability", "between 0 and 1")
 
     def _require(self, condition: object, name: str, expected: str) -> None:
         if not condition:

@@ -13,16 +13,16 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 import modal
 from modal.volume import FileEntryType
 from tqdm.auto import tqdm
 
 from tts_kit import cli
+from tts_kit.comparison import arms
 from tts_kit.config import Config, load_config
 from tts_kit.errors import KitError, report_errors
-from tts_kit.io import atomic_file, atomic_folder, read_json, write_json
+from tts_kit.io import atomic_folder, read_json, write_bytes, write_json
 from tts_kit.run import CONSENT, Run
 
 PACKAGE = Path(__file__).parent
@@ -33,8 +33,6 @@ PYTHON = "3.11"
 SECRETS = ("HF_TOKEN", "TTS_KIT_KEY")
 """Local environment variables passed to the containers if set: for gated models, and the server's API key."""
 DAY = 24 * 3600
-SECONDS_PER_CONTAINER = 1800.0
-"""Seconds of speech that are worth another container for encoding."""
 PORT = 8000
 NOT_DOWNLOADED = ("source", "downloads", "segments")
 """Parts of a run that stay on the volume, as do checkpoints."""
@@ -61,12 +59,12 @@ app = modal.App("tts-kit", image=_image(), include_source=False, volumes={f"{HOM
     modal.Secret.from_dict({name: os.environ[name] for name in SECRETS if os.environ.get(name)})])
 
 
-def _stage(function: Callable) -> modal.Function:
+def _stage(function: Callable[[argparse.Namespace], None]) -> modal.Function:
     """Make a function a step on Modal: it reads and commits the volume, and is retried after a crash."""
     @functools.wraps(function)
-    def step(*arguments):
+    def step(args: argparse.Namespace) -> KitError | None:
         try:
-            return function(*arguments)
+            return function(args)
         except KitError as error:
             return error  # returned, because a raised error would be retried and paid again
         finally:
@@ -77,87 +75,26 @@ def _stage(function: Callable) -> modal.Function:
 
 
 @_stage
-def segment(name: str, source: str, arms: list[str]) -> list[str]:
-    """Segment the source's recordings; return their folders, none if the source has transcripts."""
-    from tts_kit.comparison import compare
-    from tts_kit.data import ingest
-
-    for arm in arms:
-        compare.parse_arm(arm)  # refuse a misspelt arm now and not after a paid training
-    files = ingest.find_recordings(source, Run(name))
-    return [str(folder) for folder in ingest.segment_files(files, Run(name))] if files else []
+def run_command(args: argparse.Namespace) -> None:
+    """Run a command of `tts-kit`."""
+    args.func(args)
 
 
 @_stage
-def transcribe(name: str, folders: list[str], asr: tuple[str, str, str]) -> None:
-    """Transcribe some of the segmented recordings."""
-    from tts_kit import device
-    from tts_kit.data import ingest
-
-    first, second = ingest.load_asr_models(device.choose(), *asr)
-    for folder in folders:
-        ingest.transcribe_segments(Path(folder), first, second, asr[2])
-
-
-@_stage
-def prepare(name: str, changes: dict, source: str, asr: tuple[str, str, str], skip_bad: bool) -> float:
-    """Prepare the run's data; return its seconds. Transcribed recordings are not transcribed again."""
-    from tts_kit import device
-    from tts_kit.data import ingest
-    from tts_kit.data import prepare as preparation
-
-    run, config = _load(name, changes)
-    is_recording = ingest.is_recording(source)
-    if is_recording:
-        source = ingest.ingest(source, run, device.choose(), *asr, config.speaker)
-    utterances = preparation.prepare(source, run, config, skip_bad or is_recording)
-    return sum(utterance.seconds for utterance in utterances)
-
-
-@_stage
-def encode(name: str, changes: dict, part: int, parts: int) -> dict:
-    """Encode some of the clips."""
-    from tts_kit import device
-    from tts_kit.tokens import cache
-
-    run, config = _load(name, changes)
-    return cache.tokenize_part(config, run, device.choose(), part, parts)
-
-
-@_stage
-def tokenize(name: str, changes: dict) -> dict:
-    """Encode what is missing, and write the index."""
-    from tts_kit import device
-    from tts_kit.tokens import cache
-
-    run, config = _load(name, changes)
-    return cache.tokenize(config, run, device.choose())
-
-
-@_stage
-def train(name: str, changes: dict) -> str:
+def train(args: argparse.Namespace) -> None:
     """Train the adapter on all GPUs of the container, from the last checkpoint on."""
     import torch
 
     from tts_kit import device
     from tts_kit.training import finetune, trainer
 
-    run, config = _load(name, changes)
+    run = Run(args.run)
+    config = load_config(run, **cli.config_changes(args))
     if torch.cuda.device_count() > 1:
         # Modal commits what these processes write every few seconds
-        return str(finetune.launch(config, run, torch.cuda.device_count()))
-    return str(finetune.finetune(config, run, device.choose(), [trainer.OnSaveCallback(_commit)]))
-
-
-@_stage
-def compare(name: str, sentences: int, seeds: list[int], arms: list[str]) -> str:
-    """Make the comparison's page and verdict."""
-    from tts_kit import device
-    from tts_kit.comparison import compare as comparison
-    from tts_kit.speech.voice import load_voice
-
-    voice = load_voice(device.choose(), Run(name).adapter)
-    return str(comparison.compare(Run(name), voice, sentences, seeds, arms).page)
+        finetune.launch(config, run, torch.cuda.device_count())
+    else:
+        finetune.finetune(config, run, device.choose(), [trainer.OnSaveCallback(_commit)])
 
 
 @app.function(gpu=os.environ.get("TTS_KIT_GPU", "L4").replace("none", "") or None, timeout=DAY, scaledown_window=300)
@@ -184,26 +121,30 @@ def main(*arguments: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="modal run -m tts_kit.modal_app", description=__doc__)
-    parser.add_argument("--run", default="voice", help="name of the run; its folder is runs/NAME, on the volume and here")
-    parser.add_argument("--source", default="example:emma", help="as for tts-kit prepare; local files are uploaded")
-    parser.add_argument("--gpu", default="L4", help="Modal's name of a GPU (default L4); H100:2: train on two; none: no GPU")
-    parser.add_argument("--containers", type=cli.non_negative_int, default=8,
-                        help="at most as many transcribe and encode at once")
-    for name in ("--asr-model", "--verify-asr-model", "--language"):
-        parser.add_argument(name, default="", help="as for tts-kit prepare")
-    parser.add_argument("--skip-bad", action="store_true", help="as for tts-kit prepare")
-    parser.add_argument("--arms", nargs="+", default=list(cli.GENERATED_ARMS), help="as for tts-kit compare")
-    parser.add_argument("--smoke", action="store_true", help="two steps on the bundled model, to see that everything runs")
-    cli.add_comparison_options(parser, 10, [1, 2, 3])
-    cli.add_config_options(parser, cli.ALL_FIELDS)
+    parser = argparse.ArgumentParser(prog="modal run -m tts_kit.modal_app", usage="%(prog)s [options]", description=__doc__)
+    option, as_prepare = cli.option, "as for tts-kit prepare"
+    cli.add_options(parser, [
+        option("--run", default="voice", help="name of the run; its folder is runs/NAME, on the volume and here"),
+        option("--source", default="example:emma", help=f"{as_prepare}; local files are uploaded"),
+        option("--gpu", default="L4", help="Modal's name of a GPU; H100:2: train on two; none: no GPU"),
+        *(option(name, default="", help=as_prepare) for name in ("--asr-model", "--verify-asr-model", "--language")),
+        option("--skip-bad", action="store_true", help=as_prepare),
+        option("--arms", nargs="+", default=list(arms.GENERATED_ARMS), help="arms of the model, as for tts-kit compare"),
+        option("--smoke", action="store_true", help="two steps on the bundled model, to see that everything runs"),
+        *cli.comparison_options(10, [1, 2, 3]), *cli.config_options(cli.ALL_GROUPS)])
     return parser
 
 
 def check_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line and refuse what can be known to be wrong without a container."""
     args = build_parser().parse_args(arguments)
+    if args.smoke:
+        args.base, args.tokens_per_batch = args.base or "sample_data/tiny-csm", args.tokens_per_batch or 700
+        vars(args).update(steps=2, warmup_steps=0, eval_steps=2, save_steps=1, sample_steps=0, generation_eval_steps=0,
+                          sentences=1, seeds=[1])
     Config(**cli.config_changes(args))
+    for arm in args.arms:
+        arms.parse(arm)
     check_local_changes(Run(args.run))
     return args
 
@@ -211,41 +152,24 @@ def check_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def run_stages(arguments: Sequence[str]) -> None:
     """Call the stages one after the other, and download the run."""
     args = check_arguments(arguments)
-    run, changes = Run(args.run), cli.config_changes(args)
-    gpus = "" if args.gpu == "none" else args.gpu
-    gpu = gpus.partition(":")[0]
-    if args.smoke:
-        changes = {"base": "sample_data/tiny-csm", "tokens_per_batch": 700} | changes | dict(
-            steps=2, warmup_steps=0, eval_steps=2, save_steps=1, sample_steps=0, generation_eval_steps=0)
-        args.sentences, args.seeds = 1, [1]
-    asr = (args.asr_model, args.verify_asr_model, args.language)
-    source = upload(volume, args.source, run)
-    folders = _call(segment, "", [(run.name, source, args.arms)])[0]
-    shares = [folders[index::args.containers] for index in range(min(args.containers, len(folders)))]
-    _call(transcribe, gpu, [(run.name, share, asr) for share in shares])
-    seconds, = _call(prepare, gpu, [(run.name, changes, source, asr, args.skip_bad)])
-    parts = min(max(1, args.containers), 1 + int(seconds // SECONDS_PER_CONTAINER))
-    _call(encode, gpu, [(run.name, changes, part, parts) for part in range(parts)])
-    _call(tokenize, gpu, [(run.name, changes)])
-    _call(train, gpus, [(run.name, changes)])
-    _call(compare, gpu, [(run.name, args.sentences, args.seeds, args.arms)])
+    run, gpus = Run(args.run), "" if args.gpu == "none" else args.gpu
+    args.source = upload(volume, args.source, run)
+    for name in ("prepare", "tokenize", "train", "compare"):
+        command = cli.build_parser().parse_args([name, args.source] if name == "prepare" else [name])
+        vars(command).update({key: value for key, value in vars(args).items() if key in vars(command)})
+        # the others have no use for a second GPU
+        _call(*((train, gpus) if name == "train" else (run_command, gpus.partition(":")[0])), command)
     print(f"Downloaded {download(volume, run)} files. Listen: {(run.comparison / 'index.html').resolve().as_uri()}")
 
 
-def _call(stage: modal.Function, gpu: str, rows: Sequence[tuple]) -> list:
-    """Call a stage with each row of arguments, in parallel containers; return the results."""
+def _call(stage: modal.Function, gpu: str, command: argparse.Namespace) -> None:
+    """Run a stage in a container."""
     try:
-        results = list((stage.with_options(gpu=gpu) if gpu else stage).starmap(rows))
+        problem = (stage.with_options(gpu=gpu) if gpu else stage).remote(command)
     except modal.exception.Error as error:
         raise KitError(f"Modal stopped: {error} Finished work is on the volume; the same command continues.") from error
-    for result in results:
-        if isinstance(result, KitError):
-            raise result
-    return results
-
-
-def _load(name: str, changes: dict) -> tuple[Run, Config]:
-    return Run(name), load_config(Run(name), **changes)
+    if problem:
+        raise problem
 
 
 def _commit() -> None:
@@ -273,19 +197,27 @@ def upload(volume: modal.Volume, source: str, run: Run) -> str:
 
 def download(volume: modal.Volume, run: Run) -> int:
     """Download a run's results, each folder completely or not at all; return the number of files."""
-    files = [PurePosixPath(entry.path.lstrip("/")) for entry in volume.iterdir(f"/{run.name}", recursive=True)
-             if entry.type == FileEntryType.FILE]
-    by_folder = defaultdict(list)
-    for file in files:
-        if file.parts[1] not in NOT_DOWNLOADED and not any(part.startswith((".", "checkpoint-")) for part in file.parts[1:]):
-            by_folder[file.parts[1]].append(file)
-    check_local_changes(run, by_folder)
-    count = sum(map(len, by_folder.values()))
+    members = defaultdict(list)
+    for entry in volume.iterdir(f"/{run.name}", recursive=True):
+        path = PurePosixPath(entry.path.lstrip("/")).relative_to(run.name)
+        is_temporary = any(part.startswith((".", "checkpoint-")) for part in path.parts)
+        if entry.type == FileEntryType.FILE and path.parts[0] not in NOT_DOWNLOADED and not is_temporary:
+            members[path.parts[0]].append(path)
+    check_local_changes(run, members)
+    digests, count = _downloaded(run), sum(map(len, members.values()))
     with tqdm(total=count, desc="download", unit="file") as bar:
-        for folder, members in sorted(by_folder.items()):
-            digests = _download_folder(volume, run, folder, members, bar)
-            digests |= {name: digest for name, digest in _downloaded(run).items() if PurePosixPath(name).parts[0] != folder}
+        for name, paths in sorted(members.items()):
+            content = ((path, b"".join(volume.read_file(f"{run.name}/{path}"))) for path in paths)
+            if paths == [PurePosixPath(name)]:
+                write_bytes(run.folder / name, next(content)[1])
+            else:
+                with atomic_folder(run.folder / name) as staging:
+                    for path, data in content:
+                        write_bytes(staging / path.relative_to(name), data)
+            digests = {path: digest for path, digest in digests.items() if PurePosixPath(path).parts[0] != name}
+            digests |= {str(path): _sha256(run.folder / path) for path in paths}
             write_json(run.folder / DOWNLOADED, dict(sorted(digests.items())))
+            bar.update(len(paths))
     return count
 
 
@@ -302,31 +234,6 @@ def check_local_changes(run: Run, incoming: Iterable[str] = ()) -> None:
         if (not downloaded or inside.parts[0] in replaced) and downloaded.get(inside.as_posix()) != _sha256(path):
             raise KitError(f"{path} was made or changed on this machine, and a download would replace it. "
                            f"Choose another --run, or move {run.folder} away.")
-
-
-def _download_folder(volume: modal.Volume, run: Run, name: str, files: list[PurePosixPath],
-                     bar: tqdm) -> dict[str, str]:
-    """Download a folder of a run, or a single file, atomically; return the digests."""
-    if files[0].parts[1:] == (name,):
-        with atomic_file(run.folder / name) as target:
-            return {name: _read(volume, files[0], target, bar)}
-    digests = {}
-    with atomic_folder(run.folder / name) as staging:
-        for file in files:
-            path = staging.joinpath(*file.parts[2:])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as target:
-                digests[PurePosixPath(*file.parts[1:]).as_posix()] = _read(volume, file, target, bar)
-    return digests
-
-
-def _read(volume: modal.Volume, file: PurePosixPath, target: BinaryIO, bar: tqdm) -> str:
-    digest = hashlib.sha256()
-    for chunk in volume.read_file(file.as_posix()):
-        target.write(chunk)
-        digest.update(chunk)
-    bar.update()
-    return digest.hexdigest()
 
 
 def _downloaded(run: Run) -> dict[str, str]:

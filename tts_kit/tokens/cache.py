@@ -60,12 +60,6 @@ def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str,
     return counts
 
 
-def tokenize_part(config: Config, run: Run, device_config: DeviceConfig, part: int, parts: int) -> dict[str, int]:
-    """Encode every `parts`-th clip of a run's data, from clip `part` on; `tokenize` then finds them and writes the index."""
-    codec = codecs.load(config.base, config.revision, device_config.device)
-    return encode_missing(manifest.read(run.data)[part::parts], run.codes, codec)
-
-
 def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
     """Write the entries that are missing or corrupt and touch nothing else; returns the counts of `tokenize`."""
     counts = {"cached": 0, "encoded": 0, "corrupt": 0}
