@@ -6,7 +6,6 @@ results/metrics.json every bound with what was seen, and how long each model tak
 
 import argparse
 import contextlib
-import csv
 import datetime
 import io
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tts_kit import audio, device, samples
-from tts_kit.data import examples
+from tts_kit.data import examples, sources
 from tts_kit.evaluation import backends, metrics, scoring, wer
 from tts_kit.evaluation.metrics import SAMPLE_RATE, ClipMetrics, MetricModels
 from tts_kit.io import write_json
@@ -59,9 +58,8 @@ def main() -> None:
 
 def read(folder: Path) -> list[tuple[str, Wave]]:
     """(text, samples at 16 kHz) of the first clips of a folder that are sentences."""
-    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["text"], folder / row["file_name"]) for row in csv.DictReader(file)]
-    return [(text, metrics.read(path)) for text, path in rows if wer.length(text)[0] in WORDS][:CLIPS]
+    rows = [row for row in sources.rows(str(folder)) if wer.length(row.text)[0] in WORDS]
+    return [(row.text, metrics.read(row.audio())) for row in rows[:CLIPS]]
 
 
 def flite(voice: str) -> Callable[[str, str], list[str]]:

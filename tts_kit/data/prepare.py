@@ -1,13 +1,11 @@
 """Prepare a run's data folder from clips with transcripts: check, normalize, split, and write all of it or nothing."""
 
-import contextlib
 import dataclasses
-import difflib
 import hashlib
 import os
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +18,7 @@ from tts_kit.data.manifest import EXCLUDED, HELD_OUT, SAMPLE_RATE, Utterance
 from tts_kit.data.sources import Row
 from tts_kit.errors import KitError
 from tts_kit.io import atomic_folder, write_rows
-from tts_kit.run import Run, read_inputs, write_inputs
+from tts_kit.run import Run, changed_inputs, read_inputs, write_inputs
 
 REJECTED = "rejected.jsonl"
 SETTINGS = ("speaker", "split_seed", "max_seconds", "max_characters", "held_out")
@@ -35,13 +33,11 @@ def prepare(source: str | Path, run: Run, config: Config, skip_bad: bool = False
     The held-out clips are those of a second source, `eval_source`, or a share of the only one."""
     source, eval_source = examples.resolve(str(source), str(eval_source))
     rows = [*sources.rows(source), *sources.held_out_rows(eval_source, source)]
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.number, row.file, row.text, row.speaker, row.session, row.problem, row.version)).encode())
+    digest = hashlib.sha256("".join(map(repr, rows)).encode()).hexdigest()
     inputs = {"source": sources.identity(source), "eval_source": sources.identity(eval_source) if eval_source else "",
-              **{name: getattr(config, name) for name in SETTINGS}, "skip_bad": skip_bad, "rows": digest.hexdigest()}
+              **{name: getattr(config, name) for name in SETTINGS}, "skip_bad": skip_bad, "rows": digest}
     # the data of the run's own reviewed recordings is made again after another review
-    may_change = sources.identity(source) == sources.identity(str(run.reviewed))
+    may_change = inputs["source"] == sources.identity(str(run.reviewed))
     if _is_up_to_date(run.data, inputs, may_change):
         print(f"{run.data} was already made from {inputs['source']}; it is used again.")
     else:
@@ -73,18 +69,13 @@ def _is_up_to_date(folder: Path, inputs: dict, may_change: bool) -> bool:
     """Return whether `folder` was made from these inputs; data made from others is never overwritten."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    recorded = read_inputs(folder)
-    changed = [name for name in inputs if recorded.get(name) != inputs[name]]
-    if not changed or (may_change and recorded.get("source") == inputs["source"]):
+    recorded, changed = read_inputs(folder), changed_inputs(folder, **inputs)
+    if not changed or (may_change and "source" not in changed):
         return not changed
-    if "source" in changed:
-        differences = [f"made from {recorded.get('source')}, not {inputs['source']}"]
-    else:
-        differences = [f"made with {name} {recorded.get(name)!r}, not {inputs[name]!r}"
-                       for name in changed if name != "rows"]
-    differences = differences or ["the table or its audio has changed since"]
-    raise KitError(f"{folder} already holds other data ({'; '.join(differences)}). It was left as it is: choose another run "
-                   f"name, or delete {folder} to make it again.")
+    differences = [f"made with {name} {recorded.get(name)!r}, not {inputs[name]!r}" for name in changed if name != "rows"]
+    difference = "; ".join(differences) or "the table or its audio has changed since"
+    raise KitError(f"{folder} already holds other data ({difference}). It was left as it is: choose another run name, or "
+                   f"delete {folder} to make it again.")
 
 
 def _write_data(rows: list[Row], folder: Path, config: Config, inputs: dict) -> None:
@@ -192,33 +183,18 @@ def _utterances(rows: list[tuple[Row, str]], speaker: str, source_id: str) -> li
 
 def choose_speaker(rows: Sequence[Row], speaker: str) -> tuple[str, str]:
     """Return the name of the speaker to learn and its id, digits; `speaker` may be empty if the table has one speaker."""
-    names = sorted({row.speaker for row in rows if row.speaker})
-    table = rows[0].table
-    if not names and speaker:
+    table, counts = rows[0].table, Counter(row.speaker for row in rows if row.speaker)
+    if speaker and not counts:
         raise KitError(f"{table} names no speakers; --speaker asks for {speaker!r}. Leave --speaker out, or add a column "
                        "source.")
-    if len(names) > 1 and not speaker:
-        raise KitError(f"{table} has {len(names)} speakers: {_list_speakers(rows)}. One voice is learned at a time: choose "
-                       "it with --speaker NAME (Config.speaker).")
-    if speaker and speaker not in names:
-        near = difflib.get_close_matches(speaker, names, 1) or names[:1]
-        raise KitError(f"{table} has no speaker {speaker!r}; wanted one of {', '.join(names[:MAX_LISTED])}. "
-                       f"Did you mean {near[0]!r}?")
+    if speaker not in counts and (speaker or len(counts) > 1):
+        asked = f"has no speaker {speaker!r}; it " if speaker else ""
+        most = ", ".join(f"{name} ({count} clips)" for name, count in counts.most_common(MAX_LISTED))
+        raise KitError(f"{table} {asked}has {len(counts)} speakers: {most}. One voice is learned at a time: choose it with "
+                       "--speaker NAME (Config.speaker).")
+    names = sorted(counts)
     speaker = speaker or (names or [""])[0]
     # CSM was trained with digits as speakers: names that are digits stay, others are numbered in alphabetical order
     if all(name.isascii() and name.isdigit() for name in names):
         return speaker, speaker or "0"
     return speaker, str(names.index(speaker))
-
-
-def _list_speakers(rows: Sequence[Row]) -> str:
-    """Return speakers with clips and minutes, the longest first."""
-    counts, seconds = defaultdict(int), defaultdict(float)
-    for row in tqdm(rows, desc="measuring speakers", unit="clip", leave=False):
-        if row.speaker:
-            counts[row.speaker] += 1
-            with contextlib.suppress(KitError):  # a broken clip is reported once its speaker is chosen
-                seconds[row.speaker] += audio.probe(row.audio())[2] if row.audio else 0.0
-    names = sorted(counts, key=lambda name: (-seconds[name], name))
-    listed = [f"{name} ({counts[name]} clips, {seconds[name] / 60:.1f} minutes)" for name in names[:MAX_LISTED]]
-    return ", ".join(listed) + f" and {len(names) - MAX_LISTED} more" * (len(names) > MAX_LISTED)

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
 from tts_kit import audio, io
-from tts_kit.data import segment, vad
-from tts_kit.data.vad import SAMPLE_RATE
+from tts_kit.data import segment
+from tts_kit.data.segment import MODEL_SAMPLE_RATE as SAMPLE_RATE
 
 FILE = "speaker_embeddings.safetensors"
 WINDOW, HOP = 160, 40
@@ -91,7 +91,7 @@ def _main_speaker(windows: np.ndarray) -> np.ndarray:
 
 def _speech_only(samples: np.ndarray) -> np.ndarray:
     """(samples,) at 16 kHz without silent frames; all of them if that leaves nothing."""
-    track, hop = vad.detect_speech([samples]), round(vad.FRAME * SAMPLE_RATE)
+    track, hop = segment.detect_speech([samples]), round(segment.FRAME * SAMPLE_RATE)
     frames = np.pad(samples, (0, -len(samples) % hop)).reshape(-1, hop)
-    speech = frames[track.speech_prob >= vad.OFFSET]
+    speech = frames[track.speech_prob >= segment.OFFSET]
     return (speech if len(speech) else frames).reshape(-1)

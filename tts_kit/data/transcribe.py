@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, io, text
 from tts_kit.data import segment
+from tts_kit.data.segment import MODEL_SAMPLE_RATE as SAMPLE_RATE
 from tts_kit.data.segment import Segment
-from tts_kit.data.vad import SAMPLE_RATE
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
 
