@@ -3,9 +3,8 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
+import process
 import pytest
 import soundfile
 
@@ -302,8 +301,7 @@ def test_stages_run_again_change_nothing(finished, capsys):
 
 
 def run_command(folder, *arguments):
-    return subprocess.run([sys.executable, "-m", "tts_kit", *arguments], cwd=folder, capture_output=True, text=True,
-                          check=False)
+    return process.run(["-m", "tts_kit", *arguments], cwd=folder)
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """Config, run folders and atomic writing."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
+import process
 import pytest
 
 from tts_kit import cli
@@ -87,8 +86,7 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
     script = ("import resource, sys; from tts_kit.io import write_bytes\n"
               "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
               "write_bytes(sys.argv[1], b'x' * 100000)\n")
-    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "result")], capture_output=True, text=True,
-                         check=False)
+    out = process.run(["-c", script, tmp_path / "result"])
     assert "the disk is full" in out.stderr and "is untouched" in out.stderr
     assert (tmp_path / "result").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["result"]

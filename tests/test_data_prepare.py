@@ -4,12 +4,11 @@ import dataclasses
 import itertools
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
+import process
 import pytest
 import soundfile
 
@@ -570,8 +569,7 @@ def test_a_full_disk_loses_nothing(good, run, rewrite):
     utterances = prepare.prepare(good, run, Config())
     other = run if rewrite else Run("second", run.folder.parent)
     before = contents(run.folder.parent)
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, other.name, run.folder.parent, "" if rewrite else good],
-                          capture_output=True, text=True, cwd=ROOT, check=False)
+    done = process.run(["-c", FULL_DISK, other.name, run.folder.parent, "" if rewrite else good])
     assert "KitError" in done.stderr and "the disk is full" in done.stderr and done.returncode == 1
     assert contents(run.folder.parent) == before and manifest.read(run.data) == utterances
     assert not other.folder.exists() or {path.name for path in other.folder.iterdir()} <= {"data", "config.json"}
@@ -596,8 +594,7 @@ prepare.prepare(sys.argv[2], Run("voice", sys.argv[1]), Config())
 
 def test_a_killed_run_leaves_no_data_folder(good, run):
     """Mistake: a folder with half of the clips that the next stage takes for whole."""
-    done = subprocess.run([sys.executable, "-c", KILLED, run.folder.parent, good], capture_output=True, cwd=ROOT,
-                          check=False)
+    done = process.run(["-c", KILLED, run.folder.parent, good])
     assert done.returncode == -signal.SIGKILL and len(list(run.folder.rglob("*.flac"))) == 3
     assert not run.data.exists()
     assert len(prepare.prepare(good, run, Config())) == 8

@@ -6,11 +6,11 @@ import importlib.util
 import itertools
 import shutil
 import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import process
 import pytest
 import soundfile
 
@@ -219,8 +219,7 @@ def test_a_full_disk_leaves_nothing_half_made(tmp_path):
     script = ("import resource, signal, sys\nfrom tts_kit.data import segment\nfrom tts_kit.errors import KitError\n"
               "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
               "try:\n    segment.segment_recording(sys.argv[1], sys.argv[2])\nexcept KitError as error:\n    print(error)")
-    output = subprocess.run([sys.executable, "-c", script, RECORDING, tmp_path / "segments"], capture_output=True, text=True,
-                            cwd=RECORDING.parent.parent, check=True).stdout
+    output = process.run(["-c", script, RECORDING, tmp_path / "segments"]).stdout
     assert "the disk is full" in output and output.count("\n") == 1
     assert not list((tmp_path / "segments").iterdir())
 

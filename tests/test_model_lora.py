@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
+import process
 import pytest
 import torch
 from conftest import make_clip
@@ -105,7 +104,7 @@ def test_saved_and_loaded_in_a_fresh_process_generates_the_same(loud, loud_base,
         "from tts_kit import device\nfrom tts_kit.model import load, lora\nfrom test_model_lora import codes\n"
         f"base = load.load_base({loud!r}, device.choose('cpu'))\n"
         f"lora.load(base, {str(tmp_path / 'adapter')!r})\nprint(json.dumps(codes(base, lora.DEFAULT_ADAPTER)))\n")
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    out = process.run(["-c", script])
     assert out.returncode == 0, out.stderr
     assert json.loads(out.stdout.splitlines()[-1]) == codes(loud_base, lora.DEFAULT_ADAPTER)
 

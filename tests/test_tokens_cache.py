@@ -3,12 +3,10 @@
 import dataclasses
 import hashlib
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
+import process
 import pytest
 import torch
 
@@ -145,14 +143,13 @@ def test_a_kill_in_the_middle_loses_only_the_clip_in_hand(toy, tmp_path):
               "from tts_kit import device; from tts_kit.tokens import cache\n"
               "from tts_kit.config import Config; from tts_kit.run import Run\n"
               "cache.tokenize(Config(base=sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
-    process = subprocess.Popen([sys.executable, "-c", script, toy, str(tmp_path)], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
+    killed = process.Process(["-c", script, toy, tmp_path])
     deadline = time.monotonic() + 60
-    while len(list(run.codes.glob("entries/*.safetensors"))) < 5 and process.poll() is None:
+    while len(list(run.codes.glob("entries/*.safetensors"))) < 5 and killed.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed.kill()
+    killed.wait()
     made = len(list(run.codes.glob("entries/*.safetensors")))
     counts = cache.tokenize(config, run, device.choose("cpu"))
     assert counts == {"cached": made, "encoded": 40 - made, "corrupt": 0} and made >= 5

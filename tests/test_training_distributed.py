@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import process
 import pytest
 import torch
 from conftest import make_clip
@@ -105,9 +106,9 @@ class Pair:
     said: list[str]
     told: list[str]
 
-    def of(self, process: int, name: str) -> str:
+    def of(self, rank: int, name: str) -> str:
         """What a process told about a run."""
-        return re.search(rf"(?ms)^beginning {name}$(.*?)(?=^beginning |\Z)", self.told[process])[1]
+        return re.search(rf"(?ms)^beginning {name}$(.*?)(?=^beginning |\Z)", self.told[rank])[1]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +126,9 @@ def pair(toy, tmp_path_factory) -> Pair:
         write_text(root / f"{name}.json", one.to_json())
         with_codes(Run(name, root), uneven(*[make_clip("poisoned", 8, "A tilde ~ in it.")] * (name == "poisoned")))
     write_text(root / "train.py", SCRIPT)
-    both = [subprocess.Popen([sys.executable, str(root / "train.py"), str(root), *asked], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, env=environment)
-            for environment in environments(2)]
-    found = [ends(process) for process in both]
-    return Pair(root, asked, *map(list, zip(*found)))
+    both = [process.Process([root / "train.py", root, *asked], env=environment) for environment in environments(2)]
+    ended = [one.wait(280) for one in both]
+    return Pair(root, asked, *([getattr(one, name) for one in ended] for name in ("returncode", "stdout", "stderr")))
 
 
 def environments(count: int) -> list[dict]:
@@ -143,15 +142,6 @@ def free_port() -> str:
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         return str(door.getsockname()[1])
-
-
-def ends(process) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=280)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail(f"process {process.args} hung: {process.communicate()}")
-    return process.returncode, out, err
 
 
 def names(parts: list[dict]) -> list[str]:
@@ -198,9 +188,9 @@ def test_both_end_where_one_has_listened(pair):
 
 def test_a_broken_clip_is_named_whoever_has_it(pair):
     """Mistake: after the gradients are added up every process has nothing but NaN, and each calls its own clips guilty."""
-    for process in (0, 1):
-        assert "poisoned: step" in pair.of(process, "poisoned")
-        assert "the loss is not a finite number; clip poisoned. Listen" in pair.of(process, "poisoned")
+    for rank in (0, 1):
+        assert "poisoned: step" in pair.of(rank, "poisoned")
+        assert "the loss is not a finite number; clip poisoned. Listen" in pair.of(rank, "poisoned")
 
 
 def test_a_process_that_dies_stops_the_others(pair):

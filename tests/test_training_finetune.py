@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import process
 import pytest
 import torch
 from conftest import make_clip, spread_logits
@@ -168,15 +166,14 @@ def test_killed_training_resumes_to_the_same_weights(config, run, tmp_path):
     script = ("import sys, torch; torch.set_num_threads(1)\n"
               "from tts_kit import config, device; from tts_kit.run import Run; from tts_kit.training import finetune\n"
               "finetune.finetune(config.read_config(sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "config.json"), str(tmp_path)],
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    killed = process.Process(["-c", script, tmp_path / "config.json", tmp_path])
     deadline = time.monotonic() + 120
-    while trainer.last_complete_checkpoint(run.training) is None and process.poll() is None:
+    while trainer.last_complete_checkpoint(run.training) is None and killed.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    output = process.communicate()[0]
-    assert process.returncode == -signal.SIGKILL, output
+    killed.kill()
+    ended = killed.wait()
+    assert ended.returncode == -signal.SIGKILL, ended
     last = trainer.last_complete_checkpoint(run.training)
     broken = run.training / "checkpoint-29"
     broken.mkdir()  # as a kill in the middle of saving leaves it
@@ -406,8 +403,7 @@ def test_a_full_disk_during_saving_says_so_and_keeps_the_checkpoint(config, run,
               "        if state.global_step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
               "settings = config.read_config(sys.argv[1])\n"
               "finetune.finetune(settings, Run('one', sys.argv[2]), device.choose('cpu'), [Full()])\n")
-    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "config.json"), str(tmp_path)],
-                         capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    out = process.run(["-c", script, tmp_path / "config.json", tmp_path])
     assert out.returncode != 0
     assert "the disk is full" in out.stderr and "run the same command again" in out.stderr
     assert trainer.last_complete_checkpoint(run.training).name == "checkpoint-2"
