@@ -14,11 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from sample_data.build import shape
 from tts_kit import cli, pretrained
-from tts_kit.config import CONFIG_FILE, Config, save_config
+from tts_kit.config import Config, save_config
 from tts_kit.doctor import plan
 from tts_kit.doctor.plan import Plan
 from tts_kit.errors import KitError
-from tts_kit.io import write_json, write_text
 from tts_kit.model import lora, loss
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
@@ -56,15 +55,8 @@ def make_batch(folder: str, clips: int, fraction: float) -> dict:
     return dataset.collate(examples, dataset.sample_depth_frames(examples, fraction, 0), True)
 
 
-def write_adapter(run: Run, config: Config, machine: str, **metrics) -> None:
-    """The files of a training that was finished with this config on that machine."""
-    write_text(run.adapter / CONFIG_FILE, config.to_json())
-    write_json(run.adapter / lora.METADATA_FILE, {"metrics": {"machine": machine, "steps": config.steps, **metrics}})
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("clips", "fraction", "checkpointing"), [(8, 1 / 16, False), (16, 1 / 16, False), (8, 1.0, False),
-                                                                  (8, 1 / 16, True), (8, 1.0, True)])
+@pytest.mark.parametrize(("clips", "fraction", "checkpointing"), [(8, 1 / 16, False), (4, 1.0, False), (8, 1 / 16, True)])
 def test_the_formula_is_that_of_the_counted_step(csm_1b, clips, fraction, checkpointing):
     """Mistake: the training step was changed, and the constants of the plan tell of the old one."""
     config = Config(base=csm_1b, depth_frame_fraction=fraction)
@@ -74,9 +66,9 @@ def test_the_formula_is_that_of_the_counted_step(csm_1b, clips, fraction, checkp
     planned.frame_share = len(batch["targets"]) / positions
     assert planned.activation_bytes(positions, checkpointing) == pytest.approx(counted.peak, rel=0.1)
     cost = plan.CHECKPOINTING_COST if checkpointing else 1
-    arithmetic = plan.Gpu("", "", 1, 1 / plan.PEAK_SHARE, 1e12, 1)
+    arithmetic = plan.Gpu("", 1, 1 / plan.PEAK_SHARE, 1e12, 1)
     assert planned.step_seconds(positions, arithmetic, checkpointing) * 1e12 == pytest.approx(counted.flops, rel=0.06)
-    launches = planned.step_seconds(positions, plan.Gpu("", "", 1, 1e9, 1e12, 1)) * cost / plan.LAUNCH_SECONDS
+    launches = planned.step_seconds(positions, plan.Gpu("", 1, 1e9, 1e12, 1)) * cost / plan.LAUNCH_SECONDS
     assert launches == pytest.approx(counted.launches, rel=0.2)
 
 
@@ -88,7 +80,7 @@ def test_gpus_differ_as_they_must(example_plan):
     assert rows["T4"].step_seconds > rows["A100 80 GB"].step_seconds > rows["H100"].step_seconds > 0.02
     for row in example_plan.rows:
         assert row.dollars == pytest.approx(row.minutes / 60 * row.gpu.price)
-        assert row.source == "computed" and not row.checkpointing and not row.offload
+        assert not row.checkpointing and not row.offload
         assert row.memory < plan.FILL * row.gpu.memory
 
 
@@ -106,7 +98,7 @@ def test_memory_is_saved_only_where_it_must_be(example_plan):
     """Mistake: everybody trains slowly because one GPU is small; or a GPU is given up that checkpointing would serve."""
     def row(bytes_needed: float) -> plan.Row | None:
         gpu = dataclasses.replace(plan.GPUS[0], memory=bytes_needed / 1e9 / plan.FILL)
-        return example_plan._plan(gpu, None)
+        return example_plan._plan(gpu)
 
     longest = example_plan.longest
     needed = example_plan.fixed_bytes(False) + example_plan.activation_bytes(longest, False)
@@ -128,35 +120,6 @@ def test_memory_savings_have_the_order_of_the_readme(example_plan):
     assert options == sorted(options)
 
 
-def test_a_measured_time_is_taken_and_named(config, run):
-    """Mistake: an estimate is printed although the run itself was trained on that very GPU."""
-    write_adapter(run, config, "AMD EPYC, 8 cores, 54 GB, Tesla T4", seconds_since_start_or_resume=100.0)
-    rows = {row.gpu.name: row for row in Plan(config, run).rows}
-    assert rows["T4"].source == "measured" and rows["T4"].step_seconds == 25.0
-    assert rows["T4"].minutes == pytest.approx(plan.STARTUP_MINUTES + 100 / 60)
-    assert {row.source for name, row in rows.items() if name != "T4"} == {"computed"}
-    text = " ".join(plan.format_plan(run, **dataclasses.asdict(config)).split())
-    assert "took 100 s on AMD EPYC" in text and "never measured on such a GPU" in text
-
-
-def test_the_time_on_another_machine_is_told_below_the_table(config, run):
-    """Mistake: the laptop's own time is lost, or gets the row of a GPU."""
-    write_adapter(run, config, "Intel(R) Xeon(R) Processor, 2 cores, 25 GB", seconds_since_start_or_resume=50.0,
-                  steps_since_start_or_resume=2)
-    assert {row.source for row in Plan(config, run).rows} == {"computed"}
-    text = " ".join(plan.format_plan(run, **dataclasses.asdict(config)).split())
-    assert "2 steps of" in text and "took 50 s on Intel(R) Xeon(R) Processor, 2 cores, 25 GB" in text
-
-
-def test_the_time_of_another_config_is_not_taken(config, run):
-    """Mistake: seconds of small batches are printed for large ones."""
-    write_adapter(run, config.replace(tokens_per_batch=75), "Tesla T4", seconds_since_start_or_resume=100.0)
-    gpu, _, note = plan._read_measured(run, config)
-    assert gpu is None and "tokens_per_batch 75" in note
-    assert plan._read_measured(run, config.replace(tokens_per_batch=75, steps=9, learning_rate=1.0))[0].name == "T4"
-    assert plan._read_measured(Run("two", run.folder.parent), config)[0] is None
-
-
 def test_the_clips_of_the_run_are_planned_for(config, run):
     """Mistake: a plan for clips of another length, or for more than there are."""
     planned = Plan(config.replace(tokens_per_batch=100_000), run)
@@ -174,7 +137,7 @@ def test_the_command_line_prints_the_table(toy, capsys):
     assert cli.main(["doctor", "--plan", "--base", toy, "--rank", "4", "--depth-frame-fraction", "0.5"]) == 0
     text = capsys.readouterr().out
     table = text.split("\n\n")[0].splitlines()
-    assert len(table) == 1 + len(plan.GPUS) and all(line.endswith("computed") for line in table[1:])
+    assert len(table) == 1 + len(plan.GPUS) and table[1].startswith("T4 ")
     assert "Example, as no --run was given: 600 clips of 6 s" in text and "rank 4, depth frame fraction 0.5" in text
     assert "prices of late 2025, which may have changed" in " ".join(text.split())
     assert f"--run NAME --base {toy} --rank 4 --depth-frame-fraction 0.5" in text

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +49,21 @@ def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:
     """Check everything that training `base` with runs under `folder` depends on."""
     local = Path(base)
     small = local.is_dir() and sum(file.stat().st_size for file in local.glob("*.safetensors")) < SMALL_MODEL_BYTES
-    checks = [*(check_package(name, _version(name)) for name in REQUIRED),
-              check_torchvision(_version("torch"), _version("torchvision"), _requirements("torchvision")),
-              check_libsndfile(), *check_hardware(small),
-              check_disk(folder, "disk for runs", 1e9 if small else 10e9, "clips, codes and checkpoints")]
+    checks = [check_package(name, _version(name)) for name in REQUIRED]
+    runs_disk = (1e9 if small else 10e9, "clips, codes and checkpoints")
+    functions = {"torchvision": check_torchvision, "libsndfile": check_libsndfile, "device": lambda: check_hardware(small),
+                 "disk for runs": lambda: check_disk("disk for runs", folder, *runs_disk), "hub token": check_token}
     if local.is_dir():
-        return [*checks, check_token(), check_local_model(local)]
-    try:
-        cache = Path(importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE)
-        checks.append(check_disk(cache, "disk for models", 10e9, "the base model (CSM-1B: 3.3 GB in 16 bits, 6.6 in 32)"))
-    except ImportError:
-        pass  # reported by the two checks below
-    return [*checks, check_token(), check_hub_model(base)]
+        functions["base model"] = lambda: check_local_model(local)
+    else:
+        functions |= {"disk for models": check_hub_cache, "base model": lambda: check_hub_model(base)}
+    for name, function in functions.items():
+        try:
+            results = function()
+        except (ImportError, OSError) as error:
+            results = Check(name, "fail", f"unknown, because a package cannot be imported: {error}", INSTALL)
+        checks += results if isinstance(results, list) else [results]
+    return checks
 
 
 def format_report(checks: list[Check]) -> str:
@@ -87,48 +89,43 @@ def check_package(name: str, version: str | None) -> Check:
     return Check(name, "ok", version)
 
 
-def check_torchvision(torch: str | None, torchvision: str | None, requirements: list[str],
-                      system: str = sys.platform) -> Check:
+def check_torchvision() -> Check:
     """Check that torchvision, which other packages install, was built for this torch; otherwise transformers fails."""
-    if torchvision is None or torch is None:
-        return Check("torchvision", "ok", torchvision or "not installed; not needed")
-    torch_build, build = torch.partition("+")[2], torchvision.partition("+")[2]
-    pinned = next((match[1] for line in requirements if (match := re.match(r"torch\s*\(?==\s*([\d.]+)", line))), None)
-    # on Linux a torchvision without a tag is PyPI's CUDA build; elsewhere the CPU build has no tag either
-    other_build = build != torch_build if torch_build and build else torch_build == "cpu" and system == "linux"
-    if other_build or (pinned and _parse(pinned) != _parse(torch)):
-        return Check("torchvision", "fail", f"{torchvision} was not built for torch {torch}: transformers fails with "
-                     "'operator torchvision::nms does not exist'",
-                     "Run `pip uninstall torchvision` (tts_kit does not need it), or install the one built for this torch.")
-    return Check("torchvision", "ok", f"{torchvision}, fits torch {torch}")
+    version = _version("torchvision")
+    if version is None:
+        return Check("torchvision", "ok", "not installed; not needed")
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError) as error:  # operator torchvision::nms does not exist
+        return Check("torchvision", "fail", f"{version} was not built for torch {_version('torch')}, so that transformers "
+                     f"fails: {error}", "Run `pip uninstall torchvision`; tts_kit does not need it.")
+    return Check("torchvision", "ok", version)
 
 
 def check_libsndfile() -> Check:
     """Check that soundfile finds its library, and that it writes MP3 for the listening page."""
-    try:
-        soundfile = importlib.import_module("soundfile")
-    except (ImportError, OSError) as error:
-        return Check("libsndfile", "fail", f"soundfile cannot be imported: {error}",
-                     f"{INSTALL} If libsndfile itself is missing: `apt-get install libsndfile1`.")
-    version = soundfile.__libsndfile_version__
+    import soundfile
+
     if "MP3" not in soundfile.available_formats():
-        return Check("libsndfile", "warn", f"{version} cannot write MP3, which the listening page uses",
-                     "Run `pip install -U soundfile`; its wheels bring a libsndfile that can.")
-    return Check("libsndfile", "ok", f"{version}, writes MP3")
+        return Check("libsndfile", "warn", f"{soundfile.__libsndfile_version__} cannot write MP3, which the listening page "
+                     "uses", "Run `pip install -U soundfile`; its wheels bring a libsndfile that can.")
+    return Check("libsndfile", "ok", f"{soundfile.__libsndfile_version__}, writes MP3")
 
 
 def check_hardware(small: bool) -> list[Check]:
     """Check device and memory, and unsloth, which works on a GPU only."""
-    try:
-        device, colab = importlib.import_module("tts_kit.device"), importlib.import_module("tts_kit.colab")
-    except (ImportError, OSError) as error:
-        return [Check("device", "fail", f"unknown, because a package cannot be imported: {error}", INSTALL)]
-    chosen = device.choose()
-    checks = [check_memory(device.memory(), small), check_unsloth(_version("unsloth"), chosen.device)]
+    from tts_kit import colab, device
+
+    chosen, unsloth = device.choose(), _version("unsloth")
     if chosen.device == "cuda":
-        return [Check("device", "ok", chosen.reason), check_gpu(*device.gpu_memory(), small), *checks]
-    has_driver = Path("/proc/driver/nvidia/version").exists()
-    return [check_device(chosen.device, chosen.reason, small, has_driver, colab.is_colab()), *checks]
+        checks = [Check("device", "ok", chosen.reason), check_gpu(*device.gpu_memory(), small)]
+    else:
+        has_driver = Path("/proc/driver/nvidia/version").exists()
+        checks = [check_device(chosen.device, chosen.reason, small, has_driver, colab.is_colab())]
+        if unsloth:
+            checks.append(Check("unsloth", "warn", f"{unsloth}, but it requires a GPU, and torch sees none",
+                                "Leave --backend at auto or peft."))
+    return [*checks, check_memory(device.memory(), small)]
 
 
 def check_device(device: str, reason: str, small: bool, has_driver: bool, is_colab: bool) -> Check:
@@ -145,17 +142,16 @@ def check_device(device: str, reason: str, small: bool, has_driver: bool, is_col
 def check_gpu(name: str, total: int, free: int | None, small: bool) -> Check:
     """Check the bytes of GPU memory, in total and free at the moment (None: unknown)."""
     detail = f"{total / 1e9:.1f} GB on {name}" + (f", {free / 1e9:.1f} free" if free is not None else "")
+    status, fix = "warn", ""
     if small:
         return Check("GPU memory", "ok", f"{detail}; enough for a tiny model")
     if total < 5e9:
-        return Check("GPU memory", "fail", f"{detail}; {GPU_MEMORY}", "Use a GPU of 10 GB or more; Colab's free T4 has 16.")
-    if total < 10e9:
-        return Check("GPU memory", "warn", f"{detail}; {GPU_MEMORY}", "Train with --tokens-per-batch 350 "
-                     "--gradient-accumulation-steps 4 --sample-steps 0.")
-    if free is None or free < 10e9:
-        return Check("GPU memory", "warn", f"{detail}; {GPU_MEMORY}",
-                     "Another program or notebook uses the rest (`nvidia-smi` lists it): close it first.")
-    return Check("GPU memory", "ok", detail)
+        status, fix = "fail", "Use a GPU of 10 GB or more; Colab's free T4 has 16."
+    elif total < 10e9:
+        fix = "Train with --tokens-per-batch 350 --gradient-accumulation-steps 4 --sample-steps 0."
+    elif free is None or free < 10e9:
+        fix = "Another program or notebook uses the rest (`nvidia-smi` lists it): close it first."
+    return Check("GPU memory", status, f"{detail}; {GPU_MEMORY}", fix) if fix else Check("GPU memory", "ok", detail)
 
 
 def check_memory(total: int, small: bool) -> Check:
@@ -165,14 +161,7 @@ def check_memory(total: int, small: bool) -> Check:
     return Check("memory", "ok", f"{total / 1e9:.0f} GB")
 
 
-def check_unsloth(version: str | None, device: str) -> Check:
-    if version and device != "cuda":
-        return Check("unsloth", "warn", f"{version}, but it requires a GPU, and torch sees none",
-                     "Leave --backend at auto or peft.")
-    return Check("unsloth", "ok", version or "not installed; optional")
-
-
-def check_disk(folder: Path, name: str, min_free: float, purpose: str) -> Check:
+def check_disk(name: str, folder: Path, min_free: float, purpose: str) -> Check:
     """Check the free bytes of the disk on which `folder` is or will be."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -183,12 +172,18 @@ def check_disk(folder: Path, name: str, min_free: float, purpose: str) -> Check:
     return Check(name, "ok", detail)
 
 
+def check_hub_cache() -> Check:
+    """Check the disk to which models are downloaded."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return check_disk("disk for models", Path(HF_HUB_CACHE), 10e9, "the base model (CSM-1B: 3.3 GB in 16 bits, 6.6 in 32)")
+
+
 def check_token() -> Check:
     """Check whether a hub token is stored; the token itself is not shown."""
-    try:
-        has_token = importlib.import_module("huggingface_hub").get_token() is not None
-    except ImportError:
-        return Check("hub token", "fail", "huggingface_hub is not installed", INSTALL)
+    import huggingface_hub
+
+    has_token = huggingface_hub.get_token() is not None
     return Check("hub token", "ok", "present" if has_token else "none; needed only for gated or private models")
 
 
@@ -202,35 +197,32 @@ def check_local_model(folder: Path) -> Check:
 
 def check_hub_model(base: str, timeout: float = 5.0) -> Check:
     """Check that the hub lets this machine download `base`, or that it is in the cache."""
-    spelling = Check("base model", "fail", f"{base} is no folder here, and no model on the hub that this machine may access",
-                     "Check the spelling of the path or the hub id (owner/name); for a private model run `hf auth login`.")
+    import httpx
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    status, detail, fix = "ok", f"{base} on the hub, access granted", ""
     try:
-        hub, errors = importlib.import_module("huggingface_hub"), importlib.import_module("huggingface_hub.errors")
-        httpx_errors = importlib.import_module("httpx").HTTPError  # raised by newer versions of the client
-    except ImportError as error:
-        return Check("base model", "fail", f"cannot be looked up: {error}", INSTALL)
-    if "/" not in base:
-        return spelling
-    try:
+        if "/" not in base:
+            raise errors.HFValidationError
         hub.get_hf_file_metadata(hub.hf_hub_url(base, "config.json"), timeout=timeout)
     except errors.GatedRepoError:
-        return Check("base model", "fail", f"{base} is gated and this machine has no access", LOG_IN)
+        status, detail, fix = "fail", f"{base} is gated and this machine has no access", LOG_IN
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError):
-        return spelling
+        status, detail = "fail", f"{base} is no folder here, and no model on the hub that this machine may access"
+        fix = "Check the spelling of the path or the hub id (owner/name); for a private model run `hf auth login`."
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            return Check("base model", "fail", f"the hub refuses {base} to this machine's token (HTTP {status})",
-                         f"Renew the token. If the model is gated: {LOG_IN}")
-        return Check("base model", "warn", f"the hub answered {status} for {base}", "Wait a little and try again.")
-    except (OSError, httpx_errors) as error:
-        config = hub.try_to_load_from_cache(base, "config.json")
+        status, detail, fix = "warn", f"the hub answered {error.response.status_code} for {base}", "Try again later."
+        if error.response.status_code in (401, 403):
+            status, fix = "fail", f"Renew this machine's token. If the model is gated: {LOG_IN}"
+    except (OSError, httpx.HTTPError) as error:
+        reason, config = f"the hub was not reached ({type(error).__name__})", hub.try_to_load_from_cache(base, "config.json")
         if isinstance(config, str) and not _missing_files(Path(config).parent):
-            return Check("base model", "ok", f"{base} in the cache; the hub was not reached ({type(error).__name__})")
-        return Check("base model", "warn",
-                     f"{base} is not in the cache and the hub was not reached ({type(error).__name__})",
-                     "Go online (and unset HF_HUB_OFFLINE), or give a folder that holds the checkpoint.")
-    return Check("base model", "ok", f"{base} on the hub, access granted")
+            detail = f"{base} in the cache; {reason}"
+        else:
+            status, detail = "warn", f"{base} is not in the cache and {reason}"
+            fix = "Go online (and unset HF_HUB_OFFLINE), or give a folder that holds the checkpoint."
+    return Check("base model", status, detail, fix)
 
 
 def _missing_files(folder: Path) -> list[str]:
@@ -253,13 +245,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _requirements(name: str) -> list[str]:
-    try:
-        return importlib.metadata.requires(name) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
 
 
 def _parse(version: str) -> tuple[int, ...]:

@@ -1,17 +1,15 @@
-"""Plan of a training on common GPUs: the batch that fits, memory, minutes and dollars, computed by a formula or measured."""
+"""Plan of a training on common GPUs: the batch that fits, memory, minutes and dollars, computed by a formula."""
 
 import bisect
-import re
 import shlex
 import textwrap
 from dataclasses import dataclass
 from math import ceil
 
 from tts_kit import pretrained
-from tts_kit.config import CONFIG_FILE, Config, load_config, read_config
+from tts_kit.config import Config, load_config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
-from tts_kit.io import read_json
 from tts_kit.model import load, lora, loss
 from tts_kit.run import Run
 from tts_kit.spec import ModelSpec
@@ -22,26 +20,20 @@ from tts_kit.tokens.prompt import PromptBuilder
 @dataclass(frozen=True)
 class Gpu:
     name: str
-    pattern: str
-    """Matches the name that torch reports."""
-    memory: float
-    """GB that torch reports, a little less than the nominal size."""
-    tflops: float
-    """Dense 16-bit TFLOP/s of the tensor cores, from NVIDIA's data sheets."""
-    bandwidth: float
-    """GB/s of its memory, from NVIDIA's data sheets."""
-    price: float
-    """Dollars an hour: Modal's list prices of late 2025."""
+    memory: float  # GB that torch reports, a little less than the nominal size
+    tflops: float  # dense 16-bit TFLOP/s of the tensor cores, from NVIDIA's data sheets
+    bandwidth: float  # GB/s of its memory, from NVIDIA's data sheets
+    price: float  # dollars an hour: Modal's list prices of late 2025
 
 
 GPUS = (
-    Gpu("T4", r"\bT4\b", 15.6, 65, 320, 0.59),
-    Gpu("L4", r"\bL4\b", 23.6, 121, 300, 0.80),
-    Gpu("A10G", r"\bA10G\b", 23.6, 70, 600, 1.10),  # AWS's variant, slower than the A10
-    Gpu("A100 40 GB", r"\bA100\b.*\b40GB\b", 42.3, 312, 1555, 2.10),
-    Gpu("A100 80 GB", r"\bA100\b.*\b80GB\b", 85.0, 312, 2039, 2.50),
-    Gpu("H100", r"\bH100\b", 85.0, 989, 3350, 3.95),
-    Gpu("H200", r"\bH200\b", 150.0, 989, 4800, 4.54),
+    Gpu("T4", 15.6, 65, 320, 0.59),
+    Gpu("L4", 23.6, 121, 300, 0.80),
+    Gpu("A10G", 23.6, 70, 600, 1.10),  # AWS's variant, slower than the A10
+    Gpu("A100 40 GB", 42.3, 312, 1555, 2.10),
+    Gpu("A100 80 GB", 85.0, 312, 2039, 2.50),
+    Gpu("H100", 85.0, 989, 3350, 3.95),
+    Gpu("H200", 150.0, 989, 4800, 4.54),
 )
 
 # Counted on the training step of CSM-1B on torch's meta device, by tests/op_counter.py; tests/test_doctor_plan.py compares.
@@ -67,10 +59,6 @@ FILL = 0.9
 STARTUP_MINUTES = 1.0
 EXAMPLE = 600, 6.0, "The ferry to Oslo leaves at half past seven, and the last one back leaves at midnight."
 """Number of clips, seconds and text of each, planned for when no run is given."""
-NO_EFFECT_ON_SPEED = {
-    "steps", "seed", "speaker", "split_seed", "learning_rate", "warmup_steps", "weight_decay", "alpha", "depth_loss_weight",
-    "max_seconds", "max_characters", "held_out", "early_stopping_patience", "temperature", "depth_temperature", "top_k"}
-"""Config fields that may differ from a finished training whose time is taken as measured."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +67,12 @@ class Row:
     gpu: Gpu
     offload: bool
     checkpointing: bool
-    max_batch: int
-    """The largest micro-batch that fits."""
-    micro_batch: int
-    """The planned one."""
+    max_batch: int  # the largest micro-batch that fits
+    micro_batch: int  # the planned one
     accumulation: int
-    memory: float
-    """GB that the planned micro-batch takes."""
+    memory: float  # GB that the planned micro-batch takes
     step_seconds: float
     minutes: float
-    source: str
-    """computed or measured."""
 
     @property
     def dollars(self) -> float:
@@ -113,8 +96,7 @@ class Plan:
         self.config, self.run = config, run
         self._count_model()
         self._count_clips()
-        gpu, seconds, self.measured_note = _read_measured(run, config) if run else (None, 0, "No row is measured.")
-        rows = {card.name: self._plan(card, seconds if card == gpu else None) for card in GPUS}
+        rows = {gpu.name: self._plan(gpu) for gpu in GPUS}
         self.rows = [row for row in rows.values() if row]
         self.too_small = [name for name, row in rows.items() if row is None]
 
@@ -189,7 +171,7 @@ class Plan:
     def _depth_frames(self, positions: float) -> float:
         return positions * self.frame_share * self.config.depth_frame_fraction
 
-    def _plan(self, gpu: Gpu, measured_seconds: float | None) -> Row | None:
+    def _plan(self, gpu: Gpu) -> Row | None:
         """Plan the config's batch in as few micro-batches as fit; the first option that saves enough memory is taken."""
         config = self.config
         options = [(offload, checkpointing) for checkpointing in (False, True) for offload in (False, True)
@@ -205,79 +187,49 @@ class Plan:
         micro_batch = ceil(batch / accumulation)
         memory = self.fixed_bytes(offload) + self.activation_bytes(
             min(max(micro_batch, self.longest), self.total), checkpointing)
-        if measured_seconds:  # with evaluations
-            seconds, evaluation = measured_seconds, 0
-        else:
-            whole_clips = min(max(micro_batch // self.clip, 1) * self.clip, self.total)
-            seconds = accumulation * self.step_seconds(whole_clips, gpu, checkpointing)
-            evaluation = (config.steps // config.eval_steps + 1) * self.step_seconds(self.held_out, gpu, training=False)
+        whole_clips = min(max(micro_batch // self.clip, 1) * self.clip, self.total)
+        seconds = accumulation * self.step_seconds(whole_clips, gpu, checkpointing)
+        evaluation = (config.steps // config.eval_steps + 1) * self.step_seconds(self.held_out, gpu, training=False)
         minutes = STARTUP_MINUTES + (config.steps * seconds + evaluation) / 60
-        return Row(gpu, offload, checkpointing, max_batch, micro_batch, accumulation, memory / 1e9, seconds, minutes,
-                   "measured" if measured_seconds else "computed")
-
-
-def _read_measured(run: Run, config: Config) -> tuple[Gpu | None, float, str]:
-    """The GPU and seconds per step of the run's finished training, if its config costs the same; and a note about it."""
-    if not (run.adapter / lora.METADATA_FILE).is_file():
-        return None, 0, f"{run.folder} holds no finished training: no row is measured."
-    metrics = read_json(run.adapter / lora.METADATA_FILE, lora.RESTORE).get("metrics", {})
-    seconds = metrics.get("seconds_since_start_or_resume")
-    steps = metrics.get("steps_since_start_or_resume", metrics.get("steps"))
-    if not seconds or not steps:
-        return None, 0, f"{run.adapter} does not record how long its training took: no row is measured."
-    differences = config.differences(read_config(run.adapter / CONFIG_FILE))
-    if changed := [f"{name} {old}" for name, (_, old) in differences.items() if name not in NO_EFFECT_ON_SPEED]:
-        return None, 0, f"{run.folder} was trained with {', '.join(changed[:3])}: no row is measured."
-    machine = metrics.get("machine", "an unknown machine")
-    gpu = next((gpu for gpu in GPUS if re.search(gpu.pattern, machine)), None)
-    return gpu, seconds / steps, (f"measured: {steps} steps of {run.folder} took {seconds:,.0f} s on {machine}, with "
-                                  "evaluations and samples.")
+        return Row(gpu, offload, checkpointing, max_batch, micro_batch, accumulation, memory / 1e9, seconds, minutes)
 
 
 def format_plan(run: Run | None = None, **changes: object) -> str:
     """Return the plan for a run's clips and config with some changes, or for the example without a run."""
     plan = Plan(load_config(run, **changes) if run else Config(**changes), run)
-    lines = [_format_row("", "batch that fits", "planned", "GB", "s/step", "minutes", "dollars", "from")]
+    table = [("", "batch that fits", "planned", "GB", "s/step", "minutes", "dollars")]
     for row in plan.rows:
         fits = "all clips" if row.max_batch == plan.total else f"{row.max_batch:,} = {row.max_batch / plan.clip:,.0f} clips"
         planned = f"{row.micro_batch:,}" + f" x {row.accumulation}" * (row.accumulation > 1)
-        lines.append(_format_row(row.gpu.name, fits, planned, f"{row.memory:.1f} of {row.gpu.memory:.0f}",
-                                 f"{row.step_seconds:.3g}", f"{row.minutes:.1f}", f"{row.dollars:.2f}", row.source))
-        if row.offload or row.checkpointing:
-            saving = ["offloaded text embeddings"] * row.offload + ["gradient checkpointing"] * row.checkpointing
-            lines.append(f"           with {' and '.join(saving)}")
+        saving = ", offloading" * row.offload + ", checkpointing" * row.checkpointing
+        table.append((row.gpu.name, fits, planned, f"{row.memory:.1f} of {row.gpu.memory:.0f}", f"{row.step_seconds:.3g}",
+                      f"{row.minutes:.1f}", f"{row.dollars:.2f}{saving}"))
+    lines = [f"{name:<10} {fits:>18} {planned:>9} {memory:>12} {seconds:>7} {minutes:>7}  {dollars}"
+             for name, fits, planned, memory, seconds, minutes, dollars in table]
     lines += [f"{name:<10} does not hold the longest clip, {plan.longest:,} positions" for name in plan.too_small]
-    lines.append("")
-    for note in _notes(plan):
-        lines.append(textwrap.fill(note, 99, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    lines += ["", *(textwrap.fill(note, 99, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+                    for note in _notes(plan)), ""]
     if not plan.rows:
-        return "\n".join([*lines, "", "Split long clips, or lower --rank or --depth-frame-fraction."])
+        return "\n".join([*lines, "Split long clips, or lower --rank or --depth-frame-fraction."])
     cheapest = min(plan.rows, key=lambda row: (round(row.dollars, 2), row.minutes))
-    return "\n".join([*lines, "", f"Cheapest: {cheapest.gpu.name}, {cheapest.minutes:.1f} minutes for "
-                      f"${cheapest.dollars:.2f}. Run there:", f"  {train_command(plan, cheapest)}"])
-
-
-def _format_row(name: str, *cells: str) -> str:
-    columns = (f"{cell:>{size}}" for cell, size in zip(cells, (18, 9, 12, 6, 7, 7)))
-    return " ".join([f"{name:<10}", *columns, f" {cells[-1]}"])
+    return "\n".join([*lines, f"Cheapest: {cheapest.gpu.name}, {cheapest.minutes:.1f} minutes for ${cheapest.dollars:.2f}. "
+                      "Run there:", f"  {train_command(plan, cheapest)}"])
 
 
 def _notes(plan: Plan) -> list[str]:
-    config, count = plan.config, len(plan.lengths)
-    batch = config.tokens_per_batch * config.gradient_accumulation_steps
+    config, batch = plan.config, plan.config.tokens_per_batch * plan.config.gradient_accumulation_steps
     example = f"Example, as no --run was given: {EXAMPLE[0]} clips of {EXAMPLE[1]:g} s, an hour"
     return [
-        f"{plan.run.folder if plan.run else example}; {count} training clips, {plan.seconds / 60:.1f} minutes, "
+        f"{plan.run.folder if plan.run else example}; {len(plan.lengths)} training clips, {plan.seconds / 60:.1f} minutes, "
         f"{plan.clip:.0f} positions (text and frames) each. {config.steps} steps of {batch:,} positions are about "
         f"{config.steps * batch / plan.total:.1f} epochs. Base {config.base}, rank {config.rank}, depth frame fraction "
         f"{config.depth_frame_fraction:.3g}.",
-        f"{plan.measured_note} computed: never measured on such a GPU. FLOPs follow from the number of weights, memory and "
-        f"traffic from constants counted on CSM-1B's training step; assumed are {PEAK_SHARE:.0%} of the GPU's dense 16-bit "
-        f"peak, {BANDWIDTH_SHARE:.0%} of its bandwidth and {LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation.",
-        f"GB: 16-bit weights without codec, {TRAINABLE_BYTES} bytes a trained parameter, {CUDA_BYTES / 1e9:g} GB for CUDA, "
-        f"the merged copy that generates samples, and activations. A batch fits if they fill at most {FILL:.0%} of the GPU.",
-        f"minutes: training, evaluations and {STARTUP_MINUTES:g} minute to start; downloads and samples come on top. "
-        "dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed."]
+        f"All of it is computed and was never measured on such a GPU, from constants counted on CSM-1B's training step; "
+        f"assumed are {PEAK_SHARE:.0%} of the GPU's dense 16-bit peak, {BANDWIDTH_SHARE:.0%} of its bandwidth and "
+        f"{LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation. GB: weights, adapter, optimizer, CUDA, the merged "
+        f"copy that generates samples, and activations; they may fill {FILL:.0%} of the GPU. minutes: training, evaluations "
+        f"and {STARTUP_MINUTES:g} minute to start, without downloads and samples. dollars: the GPU alone, at Modal's list "
+        "prices of late 2025, which may have changed."]
 
 
 def train_command(plan: Plan, row: Row) -> str:
