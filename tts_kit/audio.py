@@ -98,12 +98,6 @@ def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
         append(samples)
 
 
-def available_formats() -> dict[str, str]:
-    """Return the names of CONTENT_TYPES that this machine's libsndfile can write, with their MIME types."""
-    return {name: mime for name, (container, subtype, mime, _) in CONTENT_TYPES.items()
-            if soundfile.check_format(container, subtype)}
-
-
 def encode(samples: np.ndarray, rate: int, format: str, compression_level: float | None = None) -> bytes:
     """Encode (samples,) as the bytes of a file of one of the CONTENT_TYPES."""
     container, subtype, _, rates = CONTENT_TYPES[format]

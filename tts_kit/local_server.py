@@ -1,6 +1,5 @@
 """What the review page's server and the speech server share: the socket, the server thread, request limits, page headers."""
 
-import errno
 import socket
 import threading
 
@@ -42,23 +41,10 @@ class LocalServer(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; connections wait in its backlog until the server accepts them."""
     try:
-        if not 0 <= port < 65_536:
-            raise OverflowError("ports are 0 to 65535")
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound_socket = socket.socket(family, kind)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
     except (OSError, OverflowError) as error:
-        raise KitError(f"{host}, port {port}, is not an address of this machine ({error}). Leave --host and --port out, or "
-                       "correct them.") from error
-    try:
-        bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound_socket.bind(address)
-        bound_socket.listen(1024)
-    except OSError as error:
-        bound_socket.close()
-        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else "cannot be used"
-        raise KitError(f"port {port} of {host} {reason} ({error.strerror}). Stop that program, or give --port another "
-                       "number; --port 0 takes any that is free.") from error
-    return bound_socket
+        raise KitError(f"port {port} of {host} cannot be used: {error}. Stop the program that uses it, give --port another "
+                       "number (0: any that is free), or correct --host.") from error
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

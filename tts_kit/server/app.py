@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
-import logging
 import os
 import re
 import signal
@@ -23,6 +22,7 @@ from tts_kit import html, local_server
 from tts_kit.errors import KitError
 from tts_kit.local_server import LOCALHOST, LocalServer
 from tts_kit.server import audio_format, schemas
+from tts_kit.server.audio_format import MIME_TYPES, PCM
 from tts_kit.server.queue import MAX_JOBS, QUEUE_TIMEOUT, Job, JobQueue, Worker
 from tts_kit.server.schemas import APIError, SpeechRequest
 from tts_kit.speech import speak
@@ -40,12 +40,6 @@ MODEL_ALIAS = "tts-1"
 """Another name of every model, for programs that know only OpenAI's."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
-log = logging.getLogger(__name__)
-
-
-class StreamAborted(Exception):
-    """A response that was begun cannot be finished; the connection is closed, by which the client notices."""
-
 
 class AuthMiddleware:
     """Lets in requests with an API key; on a server without keys, all but those of web pages from other sites."""
@@ -54,13 +48,8 @@ class AuthMiddleware:
         self.app, self.api_keys = app, [key.encode() for key in api_keys]
 
     async def __call__(self, scope: dict, receive, send) -> None:
-        app = self.app
-        if scope["type"] == "http":
-            app = self._refusal(Headers(scope=scope), scope["path"]) or app
-        try:
-            await app(scope, receive, send)
-        except StreamAborted as error:
-            log.warning("a response was aborted: %s", error)
+        refusal = self._refusal(Headers(scope=scope), scope["path"]) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
 
     def _refusal(self, headers: Headers, path: str) -> Response | None:
         if not self.api_keys:
@@ -76,12 +65,39 @@ class AuthMiddleware:
                         "server was started with.", "invalid_api_key").response()
 
 
-class SpeechService:
-    """The voices being served and their queue."""
+class Server(LocalServer):
+    """Voices served over HTTP: `serve_forever`, or `start` and `close`."""
 
-    def __init__(self, voices: Mapping[str, Voice], queue: JobQueue, worker: Worker):
-        self.voices, self.queue, self.worker = voices, queue, worker
+    def __init__(self, voices: Mapping[str, Voice], host: str = LOCALHOST, port: int = PORT, api_keys: Sequence[str] = (),
+                 watermarked: bool = True, max_jobs: int = MAX_JOBS, queue_timeout: float = QUEUE_TIMEOUT,
+                 max_connections: int = MAX_CONNECTIONS, bound_socket: socket.socket | None = None):
+        check_access(host, api_keys)
+        self.voices, self.host, self.queue = voices, host, JobQueue(max_jobs, queue_timeout)
+        self.worker = Worker(voices, self.queue, watermarked)
         self.models = [*dict.fromkeys(model_name(voice.base.name) for voice in voices.values()), MODEL_ALIAS]
+        super().__init__(create_app(self, api_keys), bound_socket or local_server.listen(host, port), http="h11",
+                         limit_concurrency=max_connections, timeout_keep_alive=10, timeout_graceful_shutdown=3)
+
+    @property
+    def address(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def start(self) -> None:
+        self.worker.start()  # here, so that an error reaches the caller
+        super().start()
+
+    def serve_forever(self) -> None:
+        if not self.worker.is_alive():
+            self.worker.start()
+        try:
+            super().serve_forever()
+        finally:
+            self.queue.close()
+            self.worker.join(30)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.queue.close()  # waiting clients get an answer before their connections are closed
+        await super().shutdown(sockets)
 
     def submit(self, request: SpeechRequest) -> Job:
         """Queue a request, or raise APIError."""
@@ -102,7 +118,7 @@ class SpeechService:
     async def answer(self, speech_request: SpeechRequest, request: Request) -> Response:
         """Return the speech, as a whole file or as a stream."""
         job, file_format = self.submit(speech_request), speech_request.response_format
-        rate, mime_type = self.voices[job.voice].base.spec.sample_rate, audio_format.mime_types()[file_format]
+        rate, mime_type = self.voices[job.voice].base.spec.sample_rate, MIME_TYPES[file_format]
         disconnect = asyncio.create_task(self._end_on_disconnect(request, job))
         try:
             audio = job.audio()
@@ -132,9 +148,7 @@ class SpeechService:
                 yield audio_format.event({"type": "speech.audio.done", "usage": {
                     "input_tokens": job.input_tokens, "output_tokens": job.output_frames,
                     "total_tokens": job.input_tokens + job.output_frames}})
-        except APIError as error:
-            raise StreamAborted(str(error)) from error
-        finally:
+        finally:  # an error closes the connection, by which the client notices that the audio is incomplete
             self.queue.end(job)
 
     async def _end_on_disconnect(self, request: Request, job: Job) -> None:
@@ -150,46 +164,51 @@ async def _chain(chunks: list[np.ndarray], rest: AsyncIterator[np.ndarray]) -> A
         yield chunk
 
 
-def create_app(service: SpeechService, host: str, api_keys: Sequence[str]) -> FastAPI:
+def create_app(server: Server, api_keys: Sequence[str]) -> FastAPI:
     """Return the application with its routes and middleware."""
     # FastAPI's pages about the interface load scripts from other sites
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, exception_handlers={
         KitError: _error_response, HTTPException: _error_response, Exception: _error_response})
     app.add_middleware(AuthMiddleware, api_keys=api_keys)
     if not api_keys:  # a name that someone's DNS points at this machine must not reach the server through a browser
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", LOCALHOST, "[::1]", host], www_redirect=False)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", LOCALHOST, "[::1]", server.host],
+                           www_redirect=False)
 
     @app.post("/v1/audio/speech")
     async def speech(request: Request) -> Response:
-        return await service.answer(await schemas.read_request(request), request)
+        return await server.answer(await schemas.read_request(request), request)
 
     @app.get("/v1/voices")
     @app.get("/v1/audio/voices")
     async def voices() -> dict:
         return {"object": "list", "data": [
             {"id": name, "object": "voice", "name": name, "model": model_name(voice.base.name)}
-            for name, voice in service.voices.items()]}
+            for name, voice in server.voices.items()]}
 
     @app.get("/v1/models")
     async def models() -> dict:
-        return {"object": "list", "data": [_model(name) for name in service.models]}
+        return {"object": "list", "data": [_model(name) for name in server.models]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict:
-        if name not in service.models:
+        if name not in server.models:
             raise APIError(404, f"the model {name[:60]!r} is not served here.", "model_not_found", "model")
         return _model(name)
 
     @app.get("/health")
     async def health() -> Response:
-        is_alive = service.worker.is_alive()
-        return JSONResponse({"status": "ok" if is_alive else "the worker thread has ended", "waiting": len(service.queue)},
+        is_alive = server.worker.is_alive()
+        return JSONResponse({"status": "ok" if is_alive else "the worker thread has ended", "waiting": len(server.queue)},
                             200 if is_alive else 503)
 
     @app.get("/")
-    async def front_page() -> Response:
-        content, policy = page()
-        return local_server.page_response(content, policy)
+    async def page() -> Response:
+        """The page to try the voices; it names no voice, but fetches their list."""
+        formats = [name for name in MIME_TYPES if name != PCM]  # which browsers cannot play
+        content, policy = html.page(
+            __file__, "Text to speech", ["app.js"], csp=("connect-src 'self'", "media-src blob:"),
+            max_characters=str(schemas.MAX_CHARACTERS), formats="".join(f"<option>{name}</option>" for name in formats))
+        return local_server.page_response(content, f"{policy}; frame-ancestors 'none'")
     return app
 
 
@@ -197,15 +216,6 @@ async def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = APIError(error.status_code, f"{error.detail}: {request.method} {request.url.path[:60]}")
     return schemas.api_error(error).response()
-
-
-def page() -> tuple[str, str]:
-    """Return the page to try the voices and its content security policy; it names no voice, but fetches their list."""
-    formats = [name for name in audio_format.mime_types() if name != audio_format.PCM]  # which browsers cannot play
-    content, policy = html.page(
-        __file__, "Text to speech", ["app.js"], csp=("connect-src 'self'", "media-src blob:"),
-        max_characters=str(schemas.MAX_CHARACTERS), formats="".join(f"<option>{name}</option>" for name in formats))
-    return content, f"{policy}; frame-ancestors 'none'"
 
 
 def _model(name: str) -> dict:
@@ -216,42 +226,6 @@ def model_name(base: str) -> str:
     """Return what clients call a base model: its hub id, or the last part of its folder."""
     is_hub_id = re.fullmatch(rf"{NAME}/{NAME}", base) and not os.path.exists(base)
     return base if is_hub_id else os.path.basename(os.path.abspath(base))
-
-
-class Server(LocalServer):
-    """Voices served over HTTP: `serve_forever`, or `start` and `close`."""
-
-    def __init__(self, voices: Mapping[str, Voice], host: str = LOCALHOST, port: int = PORT, api_keys: Sequence[str] = (),
-                 watermarked: bool = True, max_jobs: int = MAX_JOBS, queue_timeout: float = QUEUE_TIMEOUT,
-                 max_connections: int = MAX_CONNECTIONS, bound_socket: socket.socket | None = None):
-        check_access(host, api_keys)
-        self.host, self.queue = host, JobQueue(max_jobs, queue_timeout)
-        self.worker = Worker(voices, self.queue, watermarked)
-        service = SpeechService(voices, self.queue, self.worker)
-        self.models = service.models
-        super().__init__(create_app(service, host, api_keys), bound_socket or local_server.listen(host, port), http="h11",
-                         limit_concurrency=max_connections, timeout_keep_alive=10, timeout_graceful_shutdown=3)
-
-    @property
-    def address(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
-    def start(self) -> None:
-        self.worker.start()  # here, so that an error reaches the caller
-        super().start()
-
-    def serve_forever(self) -> None:
-        if not self.worker.is_alive():
-            self.worker.start()
-        try:
-            super().serve_forever()
-        finally:
-            self.queue.close()
-            self.worker.join(30)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.queue.close()  # waiting clients get an answer before their connections are closed
-        await super().shutdown(sockets)
 
 
 def run_server(load_voices: Callable[[], Mapping[str, Voice]], host: str = LOCALHOST, port: int = PORT,

@@ -13,11 +13,7 @@ from tts_kit import audio
 PCM, PCM_RATE = "pcm", 24_000
 """Raw 16-bit samples; OpenAI's API fixes their rate."""
 UNKNOWN_LENGTH = 0xFFFF_FFFF
-
-
-def mime_types() -> dict[str, str]:
-    """Return the available formats with their MIME types."""
-    return {**audio.available_formats(), PCM: f"audio/pcm;rate={PCM_RATE}"}
+MIME_TYPES = {**{name: mime for name, (_, _, mime, _) in audio.CONTENT_TYPES.items()}, PCM: f"audio/pcm;rate={PCM_RATE}"}
 
 
 async def encode(chunks: list[np.ndarray], rate: int, file_format: str) -> bytes:

@@ -51,8 +51,7 @@ class Job:
     @property
     def ready(self) -> list[Request]:
         """Sentences that can be generated now: the first alone, then several at once."""
-        count = 1 if self.streaming or not self.sentences_done else BATCH_SIZE
-        return self.sentences[self.sentences_done:][:count]
+        return self.sentences[self.sentences_done:][:BATCH_SIZE if self.sentences_done else 1]
 
     @property
     def is_done(self) -> bool:
@@ -137,8 +136,6 @@ class Worker(threading.Thread):
     def __init__(self, voices: Mapping[str, Voice], queue: JobQueue, watermarked: bool = True):
         super().__init__(name="tts-worker", daemon=True)
         self.voices, self.queue, self.watermarked = voices, queue, watermarked
-        self.batch_sizes: list[int] = []
-        """Sentences in each of the last batches."""
 
     def start(self) -> None:
         if self.watermarked:
@@ -149,8 +146,10 @@ class Worker(threading.Thread):
         while batch := self.queue.next_batch():
             voice = self.voices[batch[0].voice]
             try:
-                count = self._stream(voice, batch[0]) if batch[0].streaming else self._generate(voice, batch)
-                self.batch_sizes = [*self.batch_sizes[-999:], count]
+                if batch[0].streaming:
+                    self._stream(voice, batch[0])
+                else:
+                    self._generate(voice, batch)
             except Exception as error:  # whatever failed, the next job must be served
                 if not isinstance(error, KitError):
                     log.exception("generation of %d requests in the voice %s failed", len(batch), batch[0].voice)
@@ -160,18 +159,18 @@ class Worker(threading.Thread):
                 if job.is_done:
                     self.queue.end(job)
 
-    def _generate(self, voice: Voice, batch: list[Job]) -> int:
+    def _generate(self, voice: Voice, batch: list[Job]) -> None:
         """Generate sentences of several jobs at once: one of every job first, then further ones up to the batch size."""
         rows = []
-        by_rank = itertools.zip_longest(*([(job, sentence) for sentence in job.ready] for job in batch))
-        for job, sentence in [pair for rank in by_rank for pair in rank if pair][:BATCH_SIZE]:
+        by_rank = [(job, sentence) for rank in range(BATCH_SIZE) for job in batch for sentence in job.ready[rank:rank + 1]]
+        for job, sentence in by_rank[:BATCH_SIZE]:
             try:
                 rows.append((job, sentence, *speak.build_prompt(voice, sentence, job.context)))
             except KitError as error:
                 self.queue.end(job, error)
         rows = [row for row in rows if not row[0].ended]
         if not rows:
-            return 0
+            return
         jobs, sentences, prompts, limits = zip(*rows)
         with voice.acquire_engine() as engine:
             generations = engine.generate(prompts, voice.sampling, [sentence.seed for sentence in sentences],
@@ -182,9 +181,8 @@ class Worker(threading.Thread):
                 self._send_pause(voice, job)
                 job.send(watermark.apply(samples, voice.base.spec.sample_rate) if self.watermarked else samples)
                 self._advance(voice, job, generation)
-        return len(rows)
 
-    def _stream(self, voice: Voice, job: Job) -> int:
+    def _stream(self, voice: Voice, job: Job) -> None:
         """Generate the job's next sentence chunk by chunk; the others when it is its turn again."""
         generations: list[Generation] = []
         self._send_pause(voice, job)
@@ -192,10 +190,9 @@ class Worker(threading.Thread):
         with contextlib.closing(_collect_result(sentence, generations)) as chunks:
             for chunk in watermark.apply_stream(chunks, voice.base.spec.sample_rate) if self.watermarked else chunks:
                 if job.ended:
-                    return 1
+                    return
                 job.send(chunk)
         self._advance(voice, job, generations[0])
-        return 1
 
     @staticmethod
     def _send_pause(voice: Voice, job: Job) -> None:
