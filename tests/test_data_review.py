@@ -106,7 +106,7 @@ def test_the_page_loads_and_runs_nothing_foreign(folder):
 
 def test_a_port_in_use_is_named(folder):
     """Mistake: a traceback of the socket."""
-    with running(folder) as server, pytest.raises(KitError, match=f"port {server.server.port} of 127.0.0.1 cannot be used: .*in use"):
+    with running(folder) as server, pytest.raises(KitError, match="cannot be used: .*in use"):
         review.Review(ReviewStore(folder, "base"), "", server.server.port)
 
 

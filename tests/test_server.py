@@ -617,7 +617,7 @@ def test_the_model_is_called_as_on_the_hub_and_no_place_is_told(tmp_path, monkey
     assert app.model_name("here/tiny") == app.model_name(str(tmp_path / "here" / "tiny")) == "tiny"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_the_verb_serves_until_it_is_stopped(toy, tmp_path, how):
     """Mistake: Ctrl-C, or a service manager, leaves clients without a word, or ends in a traceback or a long wait for what
     is being said; the key of the environment is not asked for."""

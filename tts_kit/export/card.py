@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from huggingface_hub import ModelCardData
 
@@ -16,7 +14,7 @@ from tts_kit.comparison import compare, listening_test, synthesis, verdict
 from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.comparison.verdict import Verdict
 from tts_kit.config import CONFIG_FILE, Config, read_config
-from tts_kit.data import consent, ingest, manifest, report
+from tts_kit.data import consent, ingest, manifest
 from tts_kit.data.manifest import EXCLUDED, HELD_OUT, TRAIN
 from tts_kit.evaluation import scoring
 from tts_kit.html import markdown
@@ -63,19 +61,14 @@ processor.save_audio(speech, "speech.wav", sampling_rate=model.config.codec_conf
 class RunSummary:
     """What is known of a trained voice."""
     name: str
-    metadata: dict
-    """Of the adapter: base, speaker, metrics of the training."""
-    base: str
-    """The base model as others find it."""
+    metadata: dict  # of the adapter: base, speaker, metrics of the training
+    base: str  # as others find it
     config: Config
-    data: dict
-    """Empty if the run's data is gone, or is not what the adapter was trained on."""
+    data: dict  # empty if the run's data is gone, or is not what the adapter was trained on
     consent: consent.Consent | None
-    verdict: Verdict | None
-    """Of the comparison, if there is one of this adapter; below the rows of its clips."""
-    rows: list[dict]
-    comparison: Path
-    """Folder of the files that the rows name."""
+    verdict: Verdict | None  # of the comparison, if there is one of this adapter
+    rows: list[dict]  # its clips
+    comparison: Path  # folder of the files that the rows name
 
 
 def summarize(run: Run, base: str) -> RunSummary:
@@ -117,28 +110,20 @@ def data_problem(run: Run, metadata: dict) -> str:
 
 
 def summarize_data(run: Run, metadata: dict) -> dict:
-    """Source, amount and checks of the training data."""
+    """Source and amount of the training data."""
     if reason := data_problem(run, metadata):
         print(f"{reason}: the card has no data section.")
         return {}
-    analysis = report.analyse(run)
-    utterances = [stats.clip for stats in analysis.clips]
+    utterances = manifest.read(run.data)
     source = read_inputs(run.data).get("source", "")
     if Path(source).parts[-2:] == run.reviewed.parts[-2:]:  # by its name: the run may have been made elsewhere
         source = "recordings"
-    asr_model, _ = ingest.asr_models(run)
-    clips, seconds = Counter(), Counter()
-    for utterance in utterances:
-        clips[utterance.split] += 1
-        seconds[utterance.split] += utterance.seconds
-    return {"source": display_name(source), "transcribed by": asr_model,
-            "clips": {split: {"clips": clips[split], "minutes": round(seconds[split] / 60, 1)} for split in clips},
+    splits = {split: [utterance.seconds for utterance in utterances if utterance.split == split]
+              for split in (TRAIN, HELD_OUT, EXCLUDED)}
+    return {"source": display_name(source), "transcribed by": ingest.asr_models(run)[0],
             "sessions": len({utterance.session for utterance in utterances}),
-            "median clip length in seconds": round(median(utterance.seconds for utterance in utterances), 1),
-            "median SNR in dB": round(median(stats.snr_db for stats in analysis.clips)),
-            "near-duplicate texts": len(analysis.near_duplicates),
-            "clips that sound like another speaker": len(analysis.speaker_outliers) if analysis.voices_compared else None,
-            "left out": {reason: rejected.clips for reason, rejected in analysis.rejected.items()}}
+            "clips": {split: {"clips": len(seconds), "minutes": round(sum(seconds) / 60, 1)}
+                      for split, seconds in splits.items() if seconds}}
 
 
 def _comparison(run: Run) -> tuple[Verdict | None, list[dict]]:
@@ -252,17 +237,13 @@ def _training(summary: RunSummary) -> str:
 
 
 def _data(data: dict) -> str:
-    if not data:
-        return ""
     names = {TRAIN: "training", HELD_OUT: "held out for evaluation", EXCLUDED: "excluded, next to held-out clips"}
-    plain = {name: value for name, value in data.items() if not isinstance(value, dict)}
     splits = {names[split]: f"{amount['clips']} clips, {amount['minutes']} minutes"
-              for split, amount in data["clips"].items()}
-    left_out = {f"left out: {reason}": f"{count} clips" for reason, count in data["left out"].items()}
-    return _key_value_table(plain | splits | left_out)
+              for split, amount in data.get("clips", {}).items()}
+    return _key_value_table({name: value for name, value in data.items() if name != "clips"} | splits)
 
 
 def _key_value_table(values: dict) -> str:
-    """Names and values as a Markdown table, without empty ones."""
-    return markdown_table([("", ""), *((name, markdown(value)) for name, value in values.items()
-                                       if value not in (None, "", 0))])
+    """Names and values as a Markdown table, without empty ones; empty itself without values."""
+    rows = [(name, markdown(value)) for name, value in values.items() if value not in (None, "", 0)]
+    return markdown_table([("", ""), *rows]) if rows else ""
