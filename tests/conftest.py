@@ -145,3 +145,13 @@ def engines_are_fresh(monkeypatch):
                     pytest.fail("an engine was not told by `invalidate` that the model's weights have changed")
 
     monkeypatch.setattr(InferenceEngine, "_copy_weights", copy_and_compare)
+
+
+@pytest.fixture(autouse=True)
+def threads_stay_the_same():
+    """Fail any test that leaves torch with another number of threads, with which later ones compute other last digits."""
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before, f"torch had {before} threads before the test and has {after} after it"

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CUT_TEXTS, make_cuts
 
 from tts_kit import audio, device, io
@@ -33,6 +34,14 @@ def test_the_second_pass_is_another_model_and_respects_the_language(monkeypatch,
     monkeypatch.setattr(transcribe, "is_installed", lambda name: False)
     assert transcribe.second_pass_model(first, CPU).name == "bundled slowed"
     assert "'bundled-tiny' is not installed" in capsys.readouterr().out
+
+
+@TINY
+def test_loading_leaves_the_threads_of_torch_alone():
+    """Mistake: Whisper's library sets the threads of OpenMP for the whole process, and a training goes on with fewer."""
+    threads = torch.get_num_threads()
+    transcribe.load_whisper(transcribe.BUNDLED_TINY, cpu_threads=threads + 1)
+    assert torch.get_num_threads() == threads
 
 
 def test_an_unknown_language_is_refused_at_once():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from tts_kit import audio, io, text
@@ -75,12 +76,15 @@ def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu
         raise KitError('transcribing needs faster-whisper: pip install "tts-kit[audio]". Or give the clips with a '
                        "metadata.csv of your own.") from error
     path = str(bundled_whisper(name)) if name in PACKAGES else name
+    torch_threads = torch.get_num_threads()
     try:
         return WhisperModel(path, device=device, compute_type=compute_type, cpu_threads=cpu_threads)
     except (OSError, ValueError, RuntimeError) as error:
         raise KitError(f"the transcriber {name!r} could not be loaded ({reason(error)}). Give a name that faster-whisper "
                        f"knows (tiny, base, small, medium, large-v3-turbo), a folder, or {BUNDLED!r} where there is no "
                        "hub.") from error
+    finally:
+        torch.set_num_threads(torch_threads)  # loading sets those of OpenMP, which torch uses too
 
 
 def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int | None = None) -> tuple[str, float, float]:

@@ -203,13 +203,10 @@ def hub_names(device: str) -> dict[str, str]:
 @functools.cache
 def load_hub(threads: int, device: str) -> MetricModels:
     """Load the hub's set; Whisper runs on CUDA where there is one, all others on the CPU. Downloads what is not cached."""
-    from faster_whisper import WhisperModel
-
     for model in (HUB_WHISPER, HUB_WAVLM, HUB_UTMOS):
         _download(model)
     where, precision = _whisper_device(device)
-    whisper = WhisperModel(str(_cached(HUB_WHISPER, "model.bin").parent), device=where, compute_type=precision,
-                           cpu_threads=threads)
+    whisper = transcribe.load_whisper(str(_cached(HUB_WHISPER, "model.bin").parent), where, precision, threads)
     return dataclasses.replace(
         load_bundled(threads), names=hub_names(device), transcribe=transcriber(whisper),
         embed_speaker_2=load_wavlm(*(_cached(HUB_WAVLM, file) for file in HUB_WAVLM[2]), threads),
