@@ -19,8 +19,8 @@ from tts_kit.doctor import plan
 from tts_kit.doctor.plan import Plan
 from tts_kit.errors import KitError
 from tts_kit.model import lora, loss
+from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
-from tts_kit.spec import ModelSpec
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import dataset
 

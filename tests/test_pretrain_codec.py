@@ -19,7 +19,7 @@ from sample_data.build.crops import Crops
 from sample_data.build.spectra import Adversary, Spectra
 from tts_kit import device, pretrained
 from tts_kit.errors import KitError
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.codec import Codec
 
 pytestmark = pytest.mark.slow

@@ -21,8 +21,8 @@ from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.io import check_replaceable, read_rows
 from tts_kit.model import load
+from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
-from tts_kit.spec import ModelSpec
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks

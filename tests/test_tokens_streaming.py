@@ -20,7 +20,7 @@ from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import lora
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 from tts_kit.speech import speak, stream
 from tts_kit.speech.voice import Reference, Voice, load_voice
 from tts_kit.tokens import codec as codecs

@@ -5,8 +5,6 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,30 +55,23 @@ def for_cuda(name: str, memory: int, bf16: bool) -> DeviceConfig:
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """Compute in true float32 inside: no autocast, no TF32, no bf16 matmul; restore the previous settings after."""
-    # torch has old and new switches and refuses to read an old one that disagrees with a new one: set and restore both
     backends = torch.backends
-    new_switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul,
-                    backends.mkldnn.conv]
-    new = [(switch, switch.fp32_precision) for switch in new_switches]
-    old = []
-    with contextlib.suppress(RuntimeError):
-        old.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
-    with contextlib.suppress(RuntimeError):
-        old.append((_set_cudnn_tf32, backends.cudnn.allow_tf32))
-    try:
+    switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv]
+    with contextlib.ExitStack() as stack:
+        for switch in switches:
+            stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+        # the old switches are set too: torch refuses to read one that disagrees with the new ones
+        with contextlib.suppress(RuntimeError):
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        with contextlib.suppress(RuntimeError):
+            stack.callback(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32)
         torch.set_float32_matmul_precision("highest")
         backends.cudnn.allow_tf32 = False
-        for switch, _ in new:
+        for switch in switches:
             switch.fp32_precision = "ieee"
-        with contextlib.ExitStack() as stack:
-            for device in available_devices():
-                stack.enter_context(torch.autocast(device, enabled=False))
-            yield
-    finally:
-        for restore, value in old:
-            restore(value)
-        for switch, value in new:
-            switch.fp32_precision = value
+        for device in available_devices():
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def available_devices() -> list[str]:
@@ -137,10 +128,6 @@ def _choose_device(device: str) -> DeviceConfig:
                         f"Device: CPU ({_cpu_name()}, {_cores()} cores, {memory() / 1e9:.0f} GB), float32; {reason}.")
 
 
-def _set_cudnn_tf32(value: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = value
-
-
 def _cores() -> int:
     """Cores this process may use; in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -148,11 +135,6 @@ def _cores() -> int:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    if sys.platform == "darwin":
-        sysctl = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        return sysctl.stdout.strip() or platform.machine()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -15,7 +15,7 @@ from sample_data.build.codec_recipe import CodecRecipe
 from sample_data.build.spectra import Spectra
 from tts_kit import pretrained
 from tts_kit.io import atomic_folder, write_json
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.codec import Codec
 
 FILE = "evaluation.json"

@@ -18,7 +18,7 @@ from sample_data.build.spectra import Adversary, Spectra
 from tts_kit import pretrained
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 
 COLLAPSED = 0.02
 """Share of the latents' energy that must differ from frame to frame."""

@@ -19,7 +19,7 @@ from tts_kit import audio, device
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import check_replaceable, write_rows
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 
 Teacher = Callable[[np.ndarray], np.ndarray]
 """A wave at the codec's rate -> (frames, width) that the first codebook shall know."""

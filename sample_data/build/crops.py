@@ -9,7 +9,7 @@ import torch
 from sample_data.build.codec_recipe import CodecRecipe
 from tts_kit import audio
 from tts_kit.errors import KitError
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 
 GAINS = (0.4, 1.1)
 

@@ -26,8 +26,8 @@ from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import check_replaceable, read_json, read_rows, write_bytes, write_json, write_rows
 from tts_kit.model import load
+from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
-from tts_kit.spec import ModelSpec
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Example, PromptBuilder

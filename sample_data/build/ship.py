@@ -18,7 +18,7 @@ from tts_kit import device, pretrained
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_text
 from tts_kit.model import load
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 
 OUT = Path("sample_data/tiny-csm")
 RESULTS = "results.json"

@@ -25,7 +25,7 @@ from tts_kit.generation import engine
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens import streaming
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Example, PromptBuilder, Turn

@@ -12,7 +12,7 @@ from transformers import CsmForConditionalGeneration
 
 from sample_data.build import shape
 from tts_kit.errors import KitError
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder

@@ -11,8 +11,8 @@ from tts_kit.config import Config, load_config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.model import load, lora, loss
+from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
-from tts_kit.spec import ModelSpec
 from tts_kit.tokens import cache
 from tts_kit.tokens.prompt import PromptBuilder
 

@@ -14,7 +14,7 @@ from tts_kit.config import Config
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.model import attention
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens import codec
 from tts_kit.tokens.prompt import PromptBuilder
 

@@ -10,7 +10,7 @@ from transformers import MimiModel
 from tts_kit import device as devices
 from tts_kit import pretrained
 from tts_kit.errors import KitError
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 
 
 class Codec:

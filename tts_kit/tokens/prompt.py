@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from tts_kit.errors import KitError
-from tts_kit.spec import ModelSpec
+from tts_kit.pretrained import ModelSpec
 
 IGNORE_INDEX = -100
 

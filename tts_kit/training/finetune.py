@@ -17,8 +17,8 @@ from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import write_text
 from tts_kit.model import license, load, lora
+from tts_kit.pretrained import ModelSpec
 from tts_kit.run import INPUTS, Run, changed_inputs, read_inputs, write_inputs
-from tts_kit.spec import ModelSpec
 from tts_kit.tokens import cache
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import PromptBuilder
