@@ -9,8 +9,8 @@ from test_comparison_page import HOSTILE
 
 from tts_kit import io
 from tts_kit.comparison import listening_test
-from tts_kit.comparison.listening_test import analysis, design, responses
-from tts_kit.comparison.listening_test.design import Stimuli, Stimulus
+from tts_kit.comparison.listening_test import analysis, responses
+from tts_kit.comparison.listening_test.page import TEST_TYPES, Stimulus, TrialSet
 from tts_kit.errors import KitError
 
 PAIRS = [["finetuned", "clone"], ["finetuned+clone", "clone"]]
@@ -29,10 +29,11 @@ def clip(arm: str, number: int) -> Stimulus:
 def make_key(folder: Path, test_types=("ab", "smos"), sentences: int = 6, pairs=PAIRS) -> dict:
     """The key of a test whose clips nobody needs to hear."""
     arms = sorted({arm for pair in pairs for arm in pair})
-    stimuli = Stimuli(pairs, [{arm: clip(arm, number) for arm in arms} for number in range(sentences)],
+    trials = TrialSet(pairs, [{arm: clip(arm, number) for arm in arms} for number in range(sentences)],
                       [clip("ground_truth", number) for number in range(6)],
-                      [clip("other_speaker", number) for number in (7, 8)])
-    trials = design.build_trials(stimuli, test_types, 0, np.random.default_rng(0))
+                      [clip("other_speaker", number) for number in (7, 8)], seed=0)
+    for test_type in test_types:
+        trials.add_all(test_type, np.random.default_rng(0))
     facts = {name: {"arm": stimulus.arm} for name, stimulus in trials.clips.items()}
     key = {"test": "0123456789ab", "types": list(test_types), "pairs": pairs, "clips": facts, "trials": trials.trials}
     io.write_json(folder / listening_test.KEY, key)
@@ -47,7 +48,7 @@ class Listener:
 
     def answer(self, test_type: str, arms: list[str]) -> str:
         if self.asleep:
-            return str(self.generator.choice(list(design.TEST_TYPES[test_type].answers)))
+            return str(self.generator.choice(list(TEST_TYPES[test_type].answers)))
         prefers = self.generator.random() < self.taste
         if test_type == "smos":
             likes = prefers if arms[0] == self.better else self.generator.random() > self.taste
@@ -105,20 +106,22 @@ HOSTILE_FILES = {
     "edited": (lambda good: good | {"finished": "later"}, "digest does not match"),
     "half": (lambda good: change(good, answers=good["answers"][:5]), "answers 5 of"),
     "none": (lambda good: change(good, answers=[]), "answers 0 of"),
-    "twice": (lambda good: change(good, answers=[*good["answers"], good["answers"][0]]), "answered before"),
-    "unknown trial": (lambda good: with_answer(good, trial="__proto__"), "no such trial"),
-    "list for a trial": (lambda good: with_answer(good, trial=["x"]), "no such trial"),
-    "other clips": (lambda good: with_answer(good, clips=[*good["answers"][0]["clips"][::-1], "x"]), "not the clips"),
-    "answer": (lambda good: with_answer(good, answer="6"), "the answer is '6'; wanted"),
-    "number for an answer": (lambda good: with_answer(good, answer=5), "the answer is 5"),
-    "clips are null": (lambda good: with_answer(good, clips=None), "not the clips"),
-    "answer is null": (lambda good: change(good, answers=[None]), "no such trial"),
-    "answers are text": (lambda good: change(good, answers="x" * 500), "answers is"),
-    "id": (lambda good: change(good, rater="\x1b[31m"), "id is '\\\\x1b"),
-    "listener": (lambda good: change(good, listener=[]), "listener is"),
-    "no digest": (lambda good: {name: good[name] for name in good if name != "digest"}, "digest is absent"),
+    "twice": (lambda good: change(good, answers=[*good["answers"], good["answers"][0]]), "not the only one"),
+    "unknown trial": (lambda good: with_answer(good, trial="__proto__"), "not as the page writes them (KeyError('__proto__'))"),
+    "list for a trial": (lambda good: with_answer(good, trial=["x"]), "not as the page writes"),
+    "other clips": (lambda good: with_answer(good, clips=[*good["answers"][0]["clips"][::-1], "x"]), "other clips"),
+    "answer": (lambda good: with_answer(good, answer="6\x1b"), "'6\\\\x1b' is no answer"),
+    "number for an answer": (lambda good: with_answer(good, answer=5), "5 is no answer"),
+    "list for an answer": (lambda good: with_answer(good, answer=[]), "not as the page writes"),
+    "clips are null": (lambda good: with_answer(good, clips=None), "other clips"),
+    "answer is null": (lambda good: change(good, answers=[None]), "not as the page writes"),
+    "answers are text": (lambda good: change(good, answers="x" * 500), "not as the page writes"),
+    "answers are missing": (lambda good: change(good, answers=None), "not as the page writes"),
+    "id": (lambda good: change(good, rater="\x1b[31m"), "the listener is '\\\\x1b"),
+    "listener": (lambda good: change(good, listener=[]), "the listener is"),
+    "no digest": (lambda good: {name: good[name] for name in good if name != "digest"}, "digest does not match"),
     "list": (lambda good: [good], "is no JSON object"),
-    "infinity": (lambda good: '{"seconds": Infinity}', "Infinity is no number"),
+    "infinity": (lambda good: '{"seconds": Infinity}', "belongs to the test None"),
     "deep": (lambda good: "[" * 100_000, "cannot be read as JSON"),
     "long number": (lambda good: '{"seconds": ' + "9" * 5000 + "}", "cannot be read as JSON"),
     "not text": (lambda good: b"\xff\xfe\x00", "cannot be read as JSON"),
@@ -197,7 +200,7 @@ def test_each_kind_has_its_catch(tmp_path, kind):
 # ---- what is found ----
 
 
-@pytest.mark.parametrize("kind", list(design.TEST_TYPES))
+@pytest.mark.parametrize("kind", list(TEST_TYPES))
 @pytest.mark.parametrize("better, first, second", [("finetuned", "wins", "no difference"), ("clone", "loses", "loses")])
 def test_known_tastes_are_found(tmp_path, kind, better, first, second):
     """Mistake: A for B, or the sign of a comparison the wrong way round."""
@@ -207,7 +210,7 @@ def test_known_tastes_are_found(tmp_path, kind, better, first, second):
     json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize("kind", list(design.TEST_TYPES))
+@pytest.mark.parametrize("kind", list(TEST_TYPES))
 def test_coins_find_nothing(tmp_path, kind):
     """Mistake: a difference that is only luck."""
     key = make_key(tmp_path, (kind,))

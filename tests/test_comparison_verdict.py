@@ -2,27 +2,10 @@
 
 import numpy as np
 import pytest
+from scored_rows import outcome, rows_of, system
 
 from tts_kit.comparison import plots, verdict
 from tts_kit.evaluation import metrics, scoring, stats
-
-pytest.importorskip("scipy", reason="intervals need scipy, which the extra `eval` installs")
-
-
-def rows_of(arm, similarities, wrong=None, words=10, seeds=(1, 2)):
-    """Scored rows of one arm: similarities (sentences, seeds), wrong words alike."""
-    similarities = np.asarray(similarities, dtype=float)
-    wrong = np.zeros(similarities.shape) if wrong is None else np.asarray(wrong)
-    return [{"arm": arm, "sentence": number, "text": f"sentence {number}", "seed": seed, "file": f"{arm}{number}-{seed}",
-             "sim": similarities[number, place], "word_errors": int(wrong[number, place]), "ref_words": words,
-             "mos": 4.0, "ended_with_eos": True, "failure": "", "metrics": "these", "seconds": 2.0}
-            for number in range(len(similarities)) for place, seed in enumerate(seeds)]
-
-
-def system(chance, sentences, gain=0.0, seeds=2):
-    """Similarities of one system: hard sentences are hard for every system, the rest is luck."""
-    hard = np.random.default_rng(99).normal(0.7, 0.04, (sentences, 1))
-    return hard + gain + chance.normal(0, 0.03, (sentences, seeds))
 
 
 def test_many_arms_have_to_be_surer_than_three_questions():
@@ -50,7 +33,7 @@ def test_the_gap_that_can_be_shown_is_shown():
     kinds = []
     for trial in range(60):
         chance = np.random.default_rng([2, trial])
-        kinds.append(verdict.outcome(rows_of("one", system(chance, 10, gap)), rows_of("other", system(chance, 10))))
+        kinds.append(outcome(rows_of("one", system(chance, 10, gap)), rows_of("other", system(chance, 10))))
     assert 0.6 < kinds.count(verdict.HIGHER_SIM) / 60 < 0.95
 
 
@@ -69,7 +52,7 @@ def test_identical_systems_tie(sentences):
     for trial in range(100):
         chance = np.random.default_rng(trial)
         one, other = (rows_of(arm, system(chance, sentences)) for arm in ("finetuned", "clone"))
-        kinds.append(verdict.outcome(one, other))
+        kinds.append(outcome(one, other))
     assert kinds.count(verdict.TIE) >= 93
 
 
@@ -78,16 +61,16 @@ def test_a_clear_gap_is_found():
     for trial in range(10):
         chance = np.random.default_rng(trial)
         better, worse = rows_of("finetuned", system(chance, 10, 0.1)), rows_of("base", system(chance, 10))
-        assert verdict.outcome(better, worse) == verdict.HIGHER_SIM
-        assert verdict.outcome(worse, better) == verdict.LOWER_SIM
+        assert outcome(better, worse) == verdict.HIGHER_SIM
+        assert outcome(worse, better) == verdict.LOWER_SIM
 
 
 def test_a_voice_lost_for_words_is_a_trade_from_both_sides():
     """Mistake: the arm whose voice is nearer is said to trade, and the one that reads far better is said to lose."""
     chance, wrong = np.random.default_rng(5), np.full((10, 2), 4)
     near, clear = rows_of("near", system(chance, 10, 0.1), wrong), rows_of("clear", system(chance, 10))
-    assert verdict.outcome(near, clear) == verdict.HIGHER_SIM_AND_WER
-    assert verdict.outcome(clear, near) == verdict.LOWER_SIM_AND_WER
+    assert outcome(near, clear) == verdict.HIGHER_SIM_AND_WER
+    assert outcome(clear, near) == verdict.LOWER_SIM_AND_WER
     assert "but further from the voice" in verdict.decide(near + clear, [("clear", "near")]).headline
 
 

@@ -78,9 +78,10 @@ def hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     whisper = transcribe.bundled_whisper()
-    monkeypatch.setattr(backends, "HUB_WHISPER", (*backends.HUB_WHISPER[:2], tuple(path.name for path in whisper.iterdir())))
+    files = tuple(path.name for path in whisper.iterdir())
+    monkeypatch.setattr(backends, "HUB_MODELS", ((*backends.HUB_WHISPER[:2], files), *backends.HUB_MODELS[1:]))
     folders = {}
-    for name, revision, _ in (backends.HUB_WHISPER, backends.HUB_WAVLM, backends.HUB_UTMOS):
+    for name, revision, _ in backends.HUB_MODELS:
         commit = revision if revision != "main" else "5" * 40
         repository = tmp_path / f"models--{name.replace('/', '--')}"
         (repository / "refs").mkdir(parents=True)
@@ -123,7 +124,7 @@ def test_without_a_hub_the_bundled_set_is_used_and_that_is_printed(tmp_path, mon
     printed = capsys.readouterr().out
     assert "WavLM" not in models.name and "bundled set" in printed and "the hub cannot be reached" in printed
     assert metrics.load_available("cpu") == models.name and metrics.load_available("cpu", "hub") == ""
-    with pytest.raises(KitError, match="models from the hub were asked for.*pip install"):
+    with pytest.raises(KitError, match="models from the hub were asked for.*ask for auto"):
         metrics.load(1, "cpu", "hub")
 
 

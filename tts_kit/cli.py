@@ -296,7 +296,6 @@ def speak(args: argparse.Namespace) -> None:
          config=("base model", "sampling"))
 def compare(args: argparse.Namespace) -> None:
     from tts_kit.comparison import compare as comparison
-    from tts_kit.comparison import sweep
 
     run = Run(args.run)
     voice = _load_voice(args, run, run.adapter)
@@ -306,7 +305,7 @@ def compare(args: argparse.Namespace) -> None:
     settings: dict[str, list[float]] = {}
     for name, values in args.sweep:
         settings.setdefault(name, []).extend(values)
-    sweep.run_sweep(run, voice, settings, args.sweep_arm, args.sentences, args.seeds)
+    comparison.run_sweep(run, voice, settings, args.sweep_arm, args.sentences, args.seeds)
 
 
 @command("voices behind OpenAI's speech API, and a page to try them",

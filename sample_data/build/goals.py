@@ -21,12 +21,11 @@ class Group:
 
     @property
     def floor(self) -> float:
-        return float(np.mean([scoring.nontarget_similarity(self.strangers[name], scoring.embeddings(self.real[name]))
-                              for name in self.real]))
+        return float(np.mean([scoring.similarity_range(self.real[name], self.strangers[name])[0] for name in self.real]))
 
     @property
     def ceiling(self) -> float:
-        return float(np.mean([scoring.target_similarity(scoring.embeddings(self.real[name])) for name in self.real]))
+        return float(np.mean([scoring.similarity_range(self.real[name], self.strangers[name])[1] for name in self.real]))
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def lines(judged: Sequence[dict]) -> list[list[str]]:
 def arm_lines(found: dict) -> list[list[str]]:
     """The figures of the arms as a table of text, with intervals."""
     names = ("wer", "sim", "sim_norm", "mos", "ended_with_eos", "seconds a second")
-    listed = [["arm", "clips", *(scoring.HEADINGS.get(name, name) for name in names)]]
+    listed = [["arm", "clips", *(scoring.COLUMNS[name].heading if name in scoring.COLUMNS else name for name in names)]]
     for arm, known in found["arms"].items():
         listed.append([arm, str(known["clips"]), *(_cell(known.get(name)) for name in names)])
     return listed

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tts_kit import audio, device, samples
 from tts_kit.data import examples, sources
@@ -38,6 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.redirect_stdout(io.StringIO()):  # the licence is in README and beside the clips
         people = {"allison": read(examples.allison()), "emma": read(samples.HELD_OUT)}
+    torch.set_num_threads(options.threads)
     metric_models = metrics.load(options.threads, model_set="bundled")
     heard = {name: listen(clips, metric_models) for name, clips in people.items()}
     clips = people["allison"]
@@ -176,15 +178,14 @@ def seconds(clips: Sequence[tuple[str, Wave]], metric_models: MetricModels) -> d
     """Processor seconds of each judge for one clip, the mean over several: the clock would count what else runs."""
     waves = [metrics.trimmed(wave, SAMPLE_RATE) for _, wave in clips[:PAIRS]]
     asked = {"wer": metric_models.transcribe, "sim": metric_models.embed_speaker, "mos": metric_models.predict_mos,
-             "noise_mos": metric_models.predict_noise_mos, "f0": lambda wave: backends.median_f0(wave, SAMPLE_RATE),
+             "noise_mos": metric_models.predict_noise_mos, "f0": lambda wave: audio.median_f0(wave, SAMPLE_RATE),
              "level and trim": lambda wave: metrics.trimmed(wave, SAMPLE_RATE)}
     spent = {"length of a clip": float(np.mean([len(wave) for wave in waves])) / SAMPLE_RATE}
-    with metrics.limit_threads(metric_models.threads):
-        for name, judge in asked.items():
-            begun = time.process_time()
-            for wave in waves:
-                judge(wave)
-            spent[name] = (time.process_time() - begun) / len(waves)
+    for name, judge in asked.items():
+        begun = time.process_time()
+        for wave in waves:
+            judge(wave)
+        spent[name] = (time.process_time() - begun) / len(waves)
     return {name: round(value, 3) for name, value in spent.items()}
 
 

@@ -41,7 +41,8 @@ def kinds(sentences: int, runs: int = RUNS, **gap: float) -> list[str]:
     said = []
     for run in range(runs):
         chance = np.random.default_rng([sentences, run])
-        said.append(verdict.outcome(rows_of("one", chance, sentences, **gap), rows_of("other", chance, sentences)))
+        rows = rows_of("one", chance, sentences, **gap) + rows_of("other", chance, sentences)
+        said.append(verdict.compare_arms(rows, [("one", "other")])[0].outcome)
     return said
 
 

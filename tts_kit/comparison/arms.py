@@ -86,12 +86,15 @@ class Arm:
         return f"As {self.kind}, with {changes}."
 
 
+def kind_of(text: str) -> str:
+    """Return the name of an arm without its settings, and in the spelling of this version."""
+    kind = text.partition(":")[0]
+    return OLD_NAMES.get(kind, kind)
+
+
 def parse(text: str) -> Arm:
-    """Return the arm of a text such as clone or finetuned:strength=0.5,temperature=0.3."""
-    kind, _, assignments = text.partition(":")
-    kind = OLD_NAMES.get(kind, kind)
-    if kind not in GENERATED_ARMS:
-        raise KitError(f"there is no arm {kind[:40]!r}; arms are {', '.join(GENERATED_ARMS)}. Choose among them.")
+    """Return the arm of a text such as clone or finetuned:strength=0.5,temperature=0.3, whose kind is a generated one."""
+    kind, assignments = kind_of(text), text.partition(":")[2]
     settings = [_parse_setting(text, kind, assignment) for assignment in assignments.split(",") if assignment]
     if len(dict(settings)) < len(settings):
         raise KitError(f"the arm {text[:80]!r} sets something twice. Give each setting once.")

@@ -1,9 +1,12 @@
-"""Compare the arms: synthesize the same sentences in each, score them, and write one page with the verdict."""
+"""Compare the arms: synthesize the same sentences in each, score them, and write one page with the verdict.
+
+A sweep does the same with the values of one setting at a time, on sentences of its own, so that nobody has to guess them.
+"""
 
 import datetime
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tts_kit import device, samples
@@ -20,26 +23,12 @@ from tts_kit.model import lora
 from tts_kit.run import Run
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens import cache
+from tts_kit.training import generation_eval
 
-PAGE, RESPONSES_FILE, SIM_RANGE_FILE = "index.html", "responses.json", "sim_range.json"
-CLIP_COLUMNS = {"word_errors": "word errors", "sim": "SIM", "sim_norm": "SIM norm.", "sim_2": "SIM 2", "mos": "MOS",
-                "mos_2": "MOS 2"}
+PAGE, RESPONSES_FILE, SIM_RANGE_FILE, SWEEP_FOLDER = "index.html", "responses.json", "sim_range.json", "sweep"
+CLIP_COLUMNS = {"word_errors": "word errors"} | {name: scoring.COLUMNS[name].heading
+                                                 for name in ("sim", "sim_norm", "sim_2", "mos", "mos_2")}
 SORT_COLUMNS = {"seconds": "seconds", "wall_seconds": "seconds to generate", "attempts": "attempts"}
-LEGEND = {
-    "WER": "word error rate, of what {WER} transcribes",
-    "CER": "character error rate of the same transcripts",
-    "SIM": "speaker similarity, the cosine of a clip's {SIM} embedding to the mean of recordings of the voice",
-    "SIM norm.": "SIM with 0 for other speakers and 1 for the voice itself",
-    "SIM 2": "the same by {SIM 2}",
-    "MOS": "mean opinion score of naturalness, 1 to 5, as {MOS} predicts it",
-    "MOS 2": "the same by {MOS 2}",
-    "noisy": "clips with more background noise than the recordings, by {NOISE MOS}",
-    "dur. ratio": "duration of the speech, relative to the recording of the same sentence",
-    "dF0 (st)": "median pitch, in semitones above the recordings",
-    "rate ratio": "words per second, relative to the recordings",
-    "EOS": "clips that the model ended itself, with an end-of-speech frame",
-    "memorised": "clips that repeat a training clip instead of their text"}
-"""Heading -> what it means, with the model that measured it."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +46,10 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
 
     `responses` are the files that listeners sent back, `test_types` the parts of the listening test, nothing for none.
     """
-    if sentences < 1 or not seeds:
-        raise KitError(f"{sentences} sentences and {len(seeds)} seeds leave nothing to compare. Ask for at least one each.")
     utterances = manifest.read(run.data)
-    held_out = [utterance for utterance in utterances if utterance.split == HELD_OUT]
-    if len(held_out) < sentences:
-        print(f"{sentences} sentences were asked for; {len(held_out)} are held out, and those are compared.")
-    check_held_out(run, voice)
-    plan = Plan(run, run.comparison, [Sentence(one.text, one.audio) for one in held_out[:sentences]],
-                list(dict.fromkeys(seeds)), list(dict.fromkeys(map(parse_arm, arm_names))), utterances)
-    inputs = describe_inputs(run, voice, plan)
-    synthesis.check_inputs(plan.folder, inputs)
-    rows, notes = synthesis.synthesize(plan, voice)
-    rows = score(plan, rows, {one.text: one.audio for one in held_out})
+    held_out = [Sentence(one.text, one.audio) for one in utterances if one.split == HELD_OUT]
+    plan = _plan(run, run.comparison, held_out, sentences, seeds, [parse_arm(name) for name in arm_names], utterances)
+    rows, inputs, notes = _scored_clips(plan, voice, {sentence.text: sentence.recording for sentence in held_out})
     if responses:
         analysis = listening_test.analyze(responses, plan.folder)
         notes += listening_test.describe(analysis)
@@ -79,16 +59,58 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
     return show(plan, rows, verdict.decide(rows), inputs, f"tts_kit: {run.name}", notes, invitation)
 
 
+def run_sweep(run: Run, voice: Voice, values: Mapping[str, Sequence[float]], arm: str = "finetuned", sentences: int = 10,
+              seeds: Sequence[int] = (1, 2)) -> Result:
+    """Synthesize the kit's own sentences with every value of every setting, and write a page to runs/NAME/sweep.
+
+    Neither held-out sentences nor held-out clips are used, so that they can test afterwards what is chosen here.
+    """
+    utterances = manifest.read(run.data)
+    default = parse_arm(arm)
+    variants = list(dict.fromkeys(parse_arm(f"{arm}:{setting}={value}") for setting, numbers in values.items()
+                                  for value in numbers))
+    if not variants:
+        raise KitError("there is nothing to sweep: give at least one setting with values.")
+    texts = generation_eval.read_sentences(utterances)
+    plan = _plan(run, run.folder / SWEEP_FOLDER, [Sentence(text) for text in texts], sentences, seeds, [default, *variants],
+                 utterances)
+    references = {reference.path for one in plan.arms for reference in synthesis.references(one, utterances)}
+    recordings = {one.text: one.audio for one in utterances if one.split == TRAIN and one.audio not in references}
+    rows, inputs, notes = _scored_clips(plan, voice, recordings)
+    decision = verdict.decide(rows, [(variant.name, default.name) for variant in variants])
+    if decision.comparisons:
+        decision = replace(decision, headline=verdict.sweep_headline(decision.comparisons))
+    return show(plan, rows, decision, inputs, f"tts_kit: sweep of {run.name}", notes)
+
+
 def parse_arm(text: str) -> arms.Arm | external.ExternalArm:
     """Return an arm of the voice's own model, an external system, or a folder of its clips."""
-    kind = text.partition(":")[0]
-    if arms.OLD_NAMES.get(kind, kind) in GENERATED_ARMS:
-        return arms.parse(text)
-    if text.startswith(external.FOLDER) or text in external.SYSTEMS:
-        return external.parse(text)
-    raise KitError(f"there is no arm {text[:60]!r}. Arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a "
-                   f"colon (finetuned:strength=0.5). Other systems: {', '.join(external.SYSTEMS)}. Clips of any other: "
-                   f"{external.FOLDER}NAME=PATH.")
+    return arms.parse(text) if arms.kind_of(text) in GENERATED_ARMS else external.parse(text)
+
+
+def _plan(run: Run, folder: Path, available: Sequence[Sentence], sentences: int, seeds: Sequence[int],
+          plan_arms: Sequence[arms.Arm | external.ExternalArm], utterances: Sequence[manifest.Utterance]) -> Plan:
+    if sentences < 1 or not seeds or not available:
+        raise KitError(f"{sentences} of {len(available)} sentences and {len(seeds)} seeds leave nothing to compare. Ask for "
+                       "at least one each.")
+    if len(available) < sentences:
+        print(f"{sentences} sentences were asked for; there are {len(available)}, and those are compared.")
+    return Plan(run, folder, available[:sentences], list(dict.fromkeys(seeds)), list(dict.fromkeys(plan_arms)), utterances)
+
+
+def _scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path]) -> tuple[list[dict], dict, list[str]]:
+    """Return the scored rows of all clips, what they were made from, and which external systems cannot run."""
+    check_held_out(plan.run, voice)
+    sampling, [reference] = voice.sampling, synthesis.pick_references(plan.utterances)
+    inputs = {"base": voice.base.name, "base_weights": voice.base.fingerprint,
+              "adapter": str(plan.run.adapter) if voice.is_finetuned else "none",
+              "adapter_weights": lora.fingerprint(voice.model) if voice.is_finetuned else "none",
+              "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
+              "depth_temperature": sampling.depth_temperature, "top_k": sampling.top_k,
+              "sentences": [sentence.text for sentence in plan.sentences]}
+    synthesis.check_inputs(plan.folder, inputs)
+    rows, notes = synthesis.synthesize(plan, voice)
+    return score(plan, rows, recordings), inputs, notes
 
 
 def check_held_out(run: Run, voice: Voice) -> None:
@@ -104,17 +126,6 @@ def check_held_out(run: Run, voice: Voice) -> None:
                        "is held out now may have been trained on then. Train again in a new run.")
 
 
-def describe_inputs(run: Run, voice: Voice, plan: Plan) -> dict:
-    """Return what the clips are made from; only clips of the same inputs can be compared."""
-    sampling, [reference] = voice.sampling, synthesis.pick_references(plan.utterances)
-    return {"base": voice.base.name, "base_weights": voice.base.fingerprint,
-            "adapter": str(run.adapter) if voice.is_finetuned else "none",
-            "adapter_weights": lora.fingerprint(voice.model) if voice.is_finetuned else "none",
-            "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
-            "depth_temperature": sampling.depth_temperature, "top_k": sampling.top_k,
-            "sentences": [sentence.text for sentence in plan.sentences]}
-
-
 def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[dict]:
     """Return all rows, scored if metric models are installed; `recordings` (text -> clip) say what the voice sounds like."""
     name = metrics.load_available()
@@ -127,18 +138,15 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[
     if len(references) < scoring.MIN_REFERENCES:
         print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or more, "
               "SIM is more reliable.")
-    sim_range = None
-    if len(references) > 1:
-        others = scoring.other_speakers(sorted(samples.OTHER_SPEAKERS.glob("*.flac")), models)
-        sim_range = scoring.similarity_range(references, others)
+    others = scoring.other_speakers(sorted(samples.OTHER_SPEAKERS.glob("*.flac")), models)
+    sim_range = scoring.similarity_range(references, others)
+    if sim_range:
         low, high = sim_range
         write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(low, 3), "the voice": round(high, 3)})
     rows = scoring.score_rows(rows, plan.folder, models, references,
                               lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
     training_clips = {one.text: one.audio for one in plan.utterances if one.split == TRAIN}
-    rows = memorization.check(rows, plan.folder, training_clips, models)
-    synthesis.save_rows(plan.folder, rows)
-    return rows
+    return synthesis.save_rows(plan.folder, memorization.check(rows, plan.folder, training_clips, models))
 
 
 def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[str]) -> str:
@@ -182,5 +190,5 @@ def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: s
 def explain(headings: Sequence[str], models: str) -> dict[str, str]:
     """Return heading -> meaning, with the models of a row's "METRIC: model, METRIC: model"; nothing where none scored."""
     names = dict(part.split(": ", 1) for part in re.split(r", (?=[A-Z][A-Z0-9 ]*: )", models) if ": " in part)
-    return {heading: re.sub(r"\{(.*?)\}", lambda match: names.get(match[1], "a model"), LEGEND[heading])
-            for heading in headings if heading in LEGEND and names}
+    return {column.heading: re.sub(r"\{(.*?)\}", lambda match: names.get(match[1], "a model"), column.meaning)
+            for column in scoring.COLUMNS.values() if column.heading in headings and names}

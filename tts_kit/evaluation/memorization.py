@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
@@ -28,28 +29,32 @@ def check(rows: Sequence[dict], folder: Path, training: Mapping[str, Path], mode
 
     `training` are the training clips, text -> file; held-out recordings among the rows show how near an honest clip comes.
     """
-    words = {text: wer.normalize(text).split() for text in training}
     checked = [row for row in rows if row.get("transcript") and (row["seed"] is not None or row["arm"] == GROUND_TRUTH)]
     if not training or not checked:
         return list(rows)
-    paths = [*training.values(), *(folder / row["file"] for row in checked)]
-    embeddings = _embeddings(paths, folder / CACHE, models)
-    candidates = {text: embeddings[path] for text, path in training.items() if embeddings[path] is not None}
-    neighbors = {row["file"]: nearest(embeddings[folder / row["file"]], candidates) for row in checked}
-    recordings = [neighbors[row["file"]] for row in checked if row["arm"] == GROUND_TRUTH]
-    threshold = memorized_threshold([neighbor[1] for neighbor in recordings if neighbor])
-    return [row | _verdict(row, neighbors[row["file"]] or ("", None), words, training, threshold)
-            if row["file"] in neighbors and row["arm"] != GROUND_TRUTH else row for row in rows]
-
-
-def _verdict(row: dict, neighbor: tuple[str, float | None], words: Mapping[str, Sequence[str]],
-             training: Mapping[str, Path], threshold: float) -> dict:
-    text, similarity = neighbor
-    repeated = matched_training_text(row["transcript"], row["text"], words)
-    shown = repeated or text
-    return {"nearest_clip": training[shown].name if shown else "",
-            "nearest_similarity": None if similarity is None else round(similarity, 4),
-            "memorized": bool(repeated) or (similarity is not None and similarity > threshold)}
+    embeddings = _embeddings([*training.values(), *(folder / row["file"] for row in checked)], folder / CACHE, models)
+    words = {text: wer.normalize(text).split() for text in training}
+    similarities = {}  # file of a row -> text -> cosine to that training clip
+    for row in checked:
+        embedding = embeddings[folder / row["file"]]
+        similarities[row["file"]] = {} if embedding is None else {
+            text: float(embedding @ embeddings[path]) for text, path in training.items() if embeddings[path] is not None}
+    recordings = [max(similarities[row["file"]].values()) for row in checked
+                  if row["arm"] == GROUND_TRUTH and similarities[row["file"]]]
+    # half way from the nearest held-out recording to identity
+    threshold = (1 + max(recordings)) / 2 if recordings else np.inf
+    findings = {}
+    for row in checked:
+        if row["arm"] != GROUND_TRUTH:
+            to_clips = similarities[row["file"]]
+            nearest = max(to_clips, key=to_clips.get, default="")
+            similarity = to_clips.get(nearest)
+            repeated = matched_training_text(row["transcript"], row["text"], words)
+            findings[row["file"]] = {
+                "nearest_clip": training[repeated or nearest].name if repeated or nearest else "",
+                "nearest_similarity": None if similarity is None else round(similarity, 4),
+                "memorized": bool(repeated) or (similarity is not None and similarity > threshold)}
+    return [row | findings.get(row["file"], {}) for row in rows]
 
 
 def matched_training_text(transcript: str, text: str, training: Mapping[str, Sequence[str]]) -> str:
@@ -59,31 +64,12 @@ def matched_training_text(transcript: str, text: str, training: Mapping[str, Seq
     """
     words = wer.normalize(transcript).split()
     # a misrecognized word can turn one sentence into another much like it; that is no repetition
-    if word_edit_rate(wer.normalize(text).split(), words) < MIN_EDIT_RATE:
+    if Levenshtein.normalized_distance(wer.normalize(text).split(), words) < MIN_EDIT_RATE:
         return ""
-    rates = {sentence: word_edit_rate(other, words) for sentence, other in training.items() if len(other) >= MIN_WORDS}
+    rates = {sentence: Levenshtein.normalized_distance(other, words) for sentence, other in training.items()
+             if len(other) >= MIN_WORDS}
     best = min(rates, key=rates.get, default="")
     return best if best and rates[best] <= MAX_EDIT_RATE else ""
-
-
-def word_edit_rate(one: Sequence[str], other: Sequence[str]) -> float:
-    """Return the word edit distance over the length of the longer side."""
-    from rapidfuzz.distance import Levenshtein
-
-    return Levenshtein.normalized_distance(list(one), list(other))
-
-
-def nearest(embedding: np.ndarray | None, candidates: Mapping[str, np.ndarray]) -> tuple[str, float] | None:
-    """Return (text, cosine) of the most similar training clip; None where there is no embedding."""
-    if embedding is None or not candidates:
-        return None
-    return max(((text, float(embedding @ other)) for text, other in candidates.items()), key=lambda pair: pair[1])
-
-
-def memorized_threshold(recordings: Sequence[float]) -> float:
-    """Return the similarity to a training clip above which a clip is that clip: half way from the nearest held-out
-    recording to identity."""
-    return (1 + max(recordings)) / 2 if recordings else np.inf
 
 
 def _embeddings(paths: Sequence[Path], cache: Path, models: MetricModels) -> dict[Path, np.ndarray | None]:

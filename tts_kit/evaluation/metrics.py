@@ -1,14 +1,11 @@
 """Metrics of a clip: transcript and word errors, speaker embedding, predicted MOS, noise, F0 and speech rate."""
 
-import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tts_kit import audio
 from tts_kit.errors import KitError
@@ -64,7 +61,6 @@ class MetricModels:
     transcribe: Callable[[np.ndarray], str]
     embed_speaker: Callable[[np.ndarray], np.ndarray]
     predict_mos: Callable[[np.ndarray], float] | None
-    threads: int = 2
     predict_noise_mos: Callable[[np.ndarray], float] | None = None
     embed_speaker_2: Callable[[np.ndarray], np.ndarray] | None = None
     """A second model for SIM, and below for MOS, where the set has one."""
@@ -103,27 +99,27 @@ class MetricModels:
         """Return the speaker embedding of (samples,), of length 1; None without sound, or where the model failed."""
         if unusable_reason(samples, rate):
             return None
-        return self._run("sim", functools.partial(_unit_embedding, self.embed_speaker), trimmed(samples, rate), {})
+        return self._run("sim", self.embed_speaker, trimmed(samples, rate), {})
 
     def _measure_sound(self, samples: np.ndarray, words: str, failed: dict[str, str]) -> dict:
         """Measure what does not depend on the reference text, on a trimmed clip in which `words` are spoken."""
-        from tts_kit.evaluation import backends
-
-        seconds = backends.speech_seconds(samples, SAMPLE_RATE)
-        embed_2 = self.embed_speaker_2 and functools.partial(_unit_embedding, self.embed_speaker_2)
-        return {"embedding": self._run("sim", functools.partial(_unit_embedding, self.embed_speaker), samples, failed),
-                "embedding_2": self._run("sim_2", embed_2, samples, failed),
+        seconds = round(len(audio.trim(samples, SAMPLE_RATE, 0.0, 0.0)) / SAMPLE_RATE, 3)
+        return {"embedding": self._run("sim", self.embed_speaker, samples, failed),
+                "embedding_2": self._run("sim_2", self.embed_speaker_2, samples, failed),
                 "noise_mos": self._run("noise_mos", self.predict_noise_mos, samples, failed),
-                "f0": backends.median_f0(samples, SAMPLE_RATE), "speech_seconds": seconds,
+                "f0": audio.median_f0(samples, SAMPLE_RATE) or None, "speech_seconds": seconds,
                 "speech_rate": len(words.split()) / seconds if words and seconds else None}
 
     def _run(self, metric: str, model: Callable | None, samples: np.ndarray, failed: dict[str, str]):
-        """Return what a model says; None where there is none or it failed, which is recorded in `failed`."""
+        """Return what a model says, an embedding scaled to length 1; None where there is no model, or it failed, which is
+        recorded in `failed`."""
         if model is None:
             return None
         try:
-            with limit_threads(self.threads):
-                output = model(samples)
+            output = model(samples)
+            if isinstance(output, np.ndarray):
+                with np.errstate(invalid="ignore"):  # an embedding of zeros becomes NaN
+                    output = output.astype(np.float64) / np.linalg.norm(output.astype(np.float64))
             if not isinstance(output, str) and not np.isfinite(output).all():
                 raise ValueError("the output is not a number")
         except Exception as error:  # any package may raise anything; one clip must not cost the scoring of all others
@@ -142,18 +138,13 @@ def load(threads: int = 2, device: str = "auto", model_set: str = "") -> MetricM
     model_set = _chosen_set(model_set)
     if model_set == "none":
         raise KitError(f"{SETTING} is none, and now metric models are needed. Change {SETTING}, or the argument.")
-    reason = "as asked" if model_set == "bundled" else backends.hub_unavailable_reason()
-    if not reason:
-        try:
-            models = backends.load_hub(threads, device)
-            print(f"Metrics: {models.name}. The set from the hub, as its packages and weights are available.")
-            return models
-        except KitError as error:  # a download may still fail
-            reason = str(error).rstrip(".")
-    if model_set == "hub":
-        raise KitError(f"The metric models from the hub were asked for, and {reason}. Install: {INSTALL}; or ask for auto.")
-    models = backends.load_bundled(threads)
-    print(f"Metrics: {models.name}. The bundled set: {reason}.")
+    if missing := backends.missing_packages():
+        raise KitError(f"The metrics need packages that are not installed ({', '.join(missing)}). Install them: {INSTALL}")
+    reason = "as asked" if model_set == "bundled" else backends.download_hub()
+    if reason and model_set == "hub":
+        raise KitError(f"The metric models from the hub were asked for, and {reason}. Try again later, or ask for auto.")
+    models = backends.load_bundled(threads) if reason else backends.load_hub(threads, device)
+    print(f"Metrics: {models.name}. " + (f"The bundled set: {reason}." if reason else "The set from the hub."))
     return models
 
 
@@ -163,11 +154,11 @@ def load_available(device: str = "auto", model_set: str = "") -> str:
     from tts_kit.evaluation import backends
 
     model_set = _chosen_set(model_set)
-    if model_set == "none":
+    if model_set == "none" or backends.missing_packages():
         return ""
-    if model_set != "bundled" and not backends.missing_packages() and backends.hub_is_cached():
+    if model_set != "bundled" and backends.hub_is_cached():
         return set_name(backends.hub_names(device))
-    return "" if backends.missing_packages() or model_set == "hub" else set_name(backends.bundled_names())
+    return "" if model_set == "hub" else set_name(backends.bundled_names())
 
 
 def _chosen_set(model_set: str) -> str:
@@ -196,14 +187,11 @@ def unusable_reason(samples: np.ndarray | None, rate: int) -> str:
 
 def read(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray | None:
     """Read a clip as (samples,), silence included; None where there is no file, NaN where it cannot be read."""
+    if not Path(path).is_file():
+        return None
     try:
         return audio.read(path, rate)
-    except KitError as error:
-        # a silent or unreadable clip is a result, not an error
-        if not Path(path).is_file():
-            return None
-        if Path(path).stat().st_size == 0:
-            return np.zeros(0, np.float32)
+    except KitError as error:  # a silent or unreadable clip is a result, not an error
         return np.zeros(rate, np.float32) if str(error).startswith(f"{path} is silent") else np.full(1, np.nan, np.float32)
 
 
@@ -216,21 +204,3 @@ def trimmed(samples: np.ndarray, rate: int) -> np.ndarray:
     """As `normalized`, with exactly PADDING_SECONDS of silence around the speech."""
     padded = np.pad(audio.resample(samples, rate, SAMPLE_RATE), (round(PADDING_SECONDS * SAMPLE_RATE), 0))
     return audio.normalize_loudness(audio.trim(padded, SAMPLE_RATE, PADDING_SECONDS, PADDING_SECONDS), SAMPLE_RATE)
-
-
-def _unit_embedding(embed_speaker: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
-    """Return (width,) of length 1; NaN where the model gave zeros."""
-    embedding = np.asarray(embed_speaker(samples), dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        return embedding / np.linalg.norm(embedding)
-
-
-@contextlib.contextmanager
-def limit_threads(threads: int) -> Iterator[None]:
-    """Let torch use at most so many threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, threads))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

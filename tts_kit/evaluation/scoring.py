@@ -3,12 +3,12 @@
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics, stats
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 from tts_kit.evaluation.stats import Estimate
@@ -18,28 +18,48 @@ METRICS = "metrics"
 MIN_REFERENCES = 5
 MAX_REFERENCES = 50
 SAVE_EVERY = 10
-FIGURES = {"wer": ("word_errors", "ref_words"), "cer": ("char_errors", "ref_chars"), "sim": ("sim", ""),
-           "sim_2": ("sim_2", ""), "sim_norm": ("sim_norm", ""), "mos": ("mos", ""), "mos_2": ("mos_2", ""),
-           "noisy": ("noisy", ""), "duration_ratio": ("duration_ratio", ""), "f0_difference": ("f0_difference", ""),
-           "rate_ratio": ("rate_ratio", ""), "memorized": ("memorized", "")}
-"""Metric of an arm -> (field that is summed, field it is divided by or "" for the number of clips)."""
-SCORE_FIELDS = {"transcript", "failure", "noise_mos", "speech_seconds", "f0", "speech_rate", "metric_failed", "nearest_clip",
-                "nearest_similarity", METRICS, *(field for fields in FIGURES.values() for field in fields)}
-"""Fields that scoring writes; a row loses all of them before it is scored again."""
-COLUMNS = {
-    "wer": ("WER", "{:.1%}", True), "cer": ("CER", "{:.1%}", False), "sim": ("SIM", "{:.3f}", True),
-    "sim_norm": ("SIM norm.", "{:.2f}", False), "sim_2": ("SIM 2", "{:.3f}", False), "mos": ("MOS", "{:.2f}", True),
-    "mos_2": ("MOS 2", "{:.2f}", False), "noisy": ("noisy", "{:.0%}", False),
-    "duration_ratio": ("dur. ratio", "{:.2f}", False), "f0_difference": ("dF0 (st)", "{:+.1f}", False),
-    "rate_ratio": ("rate ratio", "{:.2f}", False), "ended_with_eos": ("EOS", "{:.0%}", True),
-    "memorized": ("memorised", "{:.0%}", False)}
-"""Metric of an arm -> (heading, format, whether the column stays where no arm has a value)."""
-HEADINGS = {name: heading for name, (heading, _, _) in COLUMNS.items()}
 HEADING_WIDTH = 9
 References = Mapping[str, ClipMetrics]
 """Sentence -> metrics of its recording."""
 SimilarityRange = tuple[float, float]
 """SIM of other speakers to the voice, and of the voice to itself."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric of an arm, as a column of tables."""
+    heading: str
+    form: str
+    meaning: str
+    """With the metric whose model measured it in braces."""
+    numerator: str = ""
+    """Field of a row that is summed, if it is not named as the metric."""
+    denominator: str = ""
+    """Field whose sum it is divided by; the number of clips if empty."""
+    always: bool = False
+    """Whether the column stays where no arm has a value."""
+
+
+COLUMNS = {
+    "wer": Column("WER", "{:.1%}", "word error rate, of what {WER} transcribes", "word_errors", "ref_words", always=True),
+    "cer": Column("CER", "{:.1%}", "character error rate of the same transcripts", "char_errors", "ref_chars"),
+    "sim": Column("SIM", "{:.3f}", "speaker similarity, the cosine of a clip's {SIM} embedding to the mean of recordings of "
+                  "the voice", always=True),
+    "sim_norm": Column("SIM norm.", "{:.2f}", "SIM with 0 for other speakers and 1 for the voice itself"),
+    "sim_2": Column("SIM 2", "{:.3f}", "the same by {SIM 2}"),
+    "mos": Column("MOS", "{:.2f}", "mean opinion score of naturalness, 1 to 5, as {MOS} predicts it", always=True),
+    "mos_2": Column("MOS 2", "{:.2f}", "the same by {MOS 2}"),
+    "noisy": Column("noisy", "{:.0%}", "clips with more background noise than the recordings, by {NOISE MOS}"),
+    "duration_ratio": Column("dur. ratio", "{:.2f}", "duration of the speech, relative to the recording of the same "
+                             "sentence"),
+    "f0_difference": Column("dF0 (st)", "{:+.1f}", "median pitch, in semitones above the recordings"),
+    "rate_ratio": Column("rate ratio", "{:.2f}", "words per second, relative to the recordings"),
+    "ended_with_eos": Column("EOS", "{:.0%}", "clips that the model ended itself, with an end-of-speech frame", always=True),
+    "memorized": Column("memorised", "{:.0%}", "clips that repeat a training clip instead of their text")}
+SCORE_FIELDS = {"transcript", "failure", "noise_mos", "speech_seconds", "f0", "speech_rate", "metric_failed", "nearest_clip",
+                "nearest_similarity", METRICS, *(field for name, column in COLUMNS.items() if name != "ended_with_eos"
+                                                 for field in (column.numerator or name, column.denominator))}
+"""Fields that scoring writes; a row loses all of them before it is scored again."""
 
 
 def measure_references(clips: Mapping[str, Path], models: MetricModels) -> References:
@@ -88,7 +108,10 @@ def score_rows(rows: Sequence[dict], folder: Path, models: MetricModels, referen
         rows[index] = row | _score(row, folder, models, references)
         if count % SAVE_EVERY == 0:
             save(rows)
-    scored = [row | _normalized(row, sim_range) for row in rows]
+    scored = rows
+    if sim_range and sim_range[0] < sim_range[1]:
+        scored = [row if row.get("sim") is None else
+                  row | {"sim_norm": round(normalized_similarity(row["sim"], *sim_range), 4)} for row in rows]
     if pending or scored != rows:
         save(scored)
     return scored
@@ -99,8 +122,8 @@ def _score(row: dict, folder: Path, models: MetricModels, references: References
     recording = references.get(row["text"])
     of_other_texts = [reference for text, reference in references.items() if text != row["text"]]
     embeddings_2 = {text: reference.embedding_2 for text, reference in references.items()}
-    f0, rate = (_median(getattr(reference, field) for reference in of_other_texts)
-                for field in ("f0", "speech_rate"))
+    f0 = _median([reference.f0 for reference in of_other_texts])
+    rate = _median([reference.speech_rate for reference in of_other_texts])
     values = {
         "sim": None if "sim" in clip.failed else similarity(clip.embedding, embeddings(references), row["text"]),
         "sim_2": None if "sim_2" in clip.failed else similarity(clip.embedding_2, embeddings_2, row["text"]),
@@ -120,26 +143,19 @@ def _ratio(value: float | None, reference: float | None) -> float | None:
     return value / reference if value and reference else None
 
 
-def _median(values: Iterable[float | None]) -> float | None:
-    values = [value for value in values if value is not None]
-    return statistics.median(values) if values else None
-
-
-def _normalized(row: dict, sim_range: SimilarityRange | None) -> dict:
-    """Return the field sim_norm, where SIM and a range that makes sense were measured."""
-    if sim_range is None or row.get("sim") is None or sim_range[1] <= sim_range[0]:
-        return {}
-    return {"sim_norm": round(normalized_similarity(row["sim"], *sim_range), 4)}
+def _median(values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return statistics.median(measured) if measured else None
 
 
 def per_metric_sums(rows: Sequence[dict]) -> Iterator[tuple[str, stats.SentenceSums]]:
     """Yield (metric, sums by sentence) of one arm; a clip without a score is left out of that metric alone."""
-    scored = all(METRICS in row for row in rows)
-    for name, (numerator, denominator) in FIGURES.items() if scored else ():
-        if measured := [row for row in rows if row.get(numerator) is not None]:
-            yield name, stats.sums_by_sentence(measured, numerator, denominator)
-    if all(row.get("ended_with_eos") is not None for row in rows):
-        yield "ended_with_eos", stats.sums_by_sentence(rows, "ended_with_eos")
+    is_scored = all(METRICS in row for row in rows)
+    for name, column in COLUMNS.items():
+        numerator = column.numerator or name
+        measured = [row for row in rows if row.get(numerator) is not None]
+        if len(measured) == len(rows) if name == "ended_with_eos" else is_scored and measured:
+            yield name, stats.sums_by_sentence(measured, numerator, column.denominator)
 
 
 def aggregate(rows: Sequence[dict]) -> dict[str, Estimate]:
@@ -174,39 +190,27 @@ def missing_scores(rows: Sequence[dict]) -> list[str]:
     return failed + [f"{row['file']} (wer: its text has no words)" for row in rows if row.get("ref_words") == 0]
 
 
-def similarity_range(references: References, impostors: Sequence[np.ndarray]) -> SimilarityRange:
-    """Return the SIM of other speakers' clips to the voice, and of the voice's recordings to each other."""
-    return nontarget_similarity(impostors, embeddings(references)), target_similarity(embeddings(references))
-
-
-def nontarget_similarity(impostors: Sequence[np.ndarray], references: Mapping[str, np.ndarray]) -> float:
-    """Return the mean SIM of other speakers' clips to this voice: the floor."""
-    if not impostors:
-        raise KitError("no clips of other speakers were given; the floor of SIM is what they get. Give some.")
-    return float(np.mean([similarity(embedding, references, "") for embedding in impostors]))
-
-
-def target_similarity(references: Mapping[str, np.ndarray]) -> float:
-    """Return the mean SIM of each recording to the others of its voice: the ceiling."""
-    if len(references) < 2:
-        raise KitError(f"there is {len(references)} recording of the voice; wanted two or more, to compare with each other.")
-    return float(np.mean([similarity(embedding, references, text) for text, embedding in references.items()]))
+def similarity_range(references: References, impostors: Sequence[np.ndarray]) -> SimilarityRange | None:
+    """Return the mean SIM of other speakers' clips to the voice, and of each of its recordings to the others; None where
+    there are fewer than two recordings."""
+    voice = embeddings(references)
+    if len(voice) < 2:
+        return None
+    return (float(np.mean([similarity(embedding, voice, "") for embedding in impostors])),
+            float(np.mean([similarity(embedding, voice, text) for text, embedding in voice.items()])))
 
 
 def normalized_similarity(value: float, floor: float, ceiling: float) -> float:
     """Scale SIM to 0 for other speakers and 1 for the voice itself, so that two speaker models can be compared."""
-    if ceiling <= floor:
-        raise KitError(f"other speakers are as similar to the voice ({floor:.3f}) as its own recordings ({ceiling:.3f}); "
-                       "wanted less. Either the recordings are of several voices, or the others are this voice: check both.")
     return (value - floor) / (ceiling - floor)
 
 
 def table(arms: Mapping[str, Mapping[str, Estimate]]) -> list[list[str]]:
     """Return the metrics of every arm (`aggregate`) as text, headings first; "-" where something was not measured."""
-    columns = {name: form for name, (_, form, always) in COLUMNS.items()
-               if always or any(name in estimates for estimates in arms.values())}
-    return [["arm", *(HEADINGS[name] for name in columns)]] + [
-        [arm, *(form.format(estimates[name].value) if name in estimates else "-" for name, form in columns.items())]
+    columns = {name: column for name, column in COLUMNS.items()
+               if column.always or any(name in estimates for estimates in arms.values())}
+    return [["arm", *(column.heading for column in columns.values())]] + [
+        [arm, *(column.form.format(estimates[name].value) if name in estimates else "-" for name, column in columns.items())]
         for arm, estimates in arms.items()]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import ndtri, stdtr, stdtrit
 
 RESAMPLES = 10_000
 SEED = 0
@@ -16,7 +17,6 @@ MIN_SENTENCES = 3
 CONFIDENCE = 0.95
 POWER = 0.8
 """Of the minimum detectable difference."""
-NORMAL_QUANTILE = 1.959964
 SentenceSums = dict[object, tuple[float, float]]
 """Sentence -> (numerator, denominator) summed over its takes; a metric is the ratio of the two totals."""
 
@@ -43,16 +43,12 @@ class Estimate:
         """Two-sided p-value of the hypothesis that the true value is `null`, by Student's t."""
         if not len(self.bootstrap_samples) or self.value == null:
             return 1.0
-        from scipy.special import stdtr
-
         return float(2 * stdtr(self.sentences - 1, -abs(self.value - null) / max(self.standard_error, 1e-12)))
 
     def minimum_detectable_difference(self, tests: int = 1) -> float:
         """The difference that so many sentences detect with 80 % power, where `tests` share the significance level."""
         if not len(self.bootstrap_samples):
             return np.inf
-        from scipy.special import stdtrit
-
         degrees = self.sentences - 1
         quantiles = stdtrit(degrees, 1 - (1 - CONFIDENCE) / 2 / tests) + stdtrit(degrees, POWER)
         return float(quantiles) * self.standard_error
@@ -103,12 +99,11 @@ def _bootstrap(table: np.ndarray) -> Estimate:
     sentences, value = len(table), float(_ratio(table.sum(axis=0)))
     if sentences < MIN_SENTENCES:
         return Estimate(value, -np.inf, np.inf, sentences)
-    from scipy.special import stdtrit
-
     samples = _ratio(_resampling_counts(sentences) @ table)
     low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     # a percentile bootstrap of few sentences is too narrow: widened as Student's t is against the normal distribution
-    widening = float(stdtrit(sentences - 1, (1 + CONFIDENCE) / 2) / NORMAL_QUANTILE * np.sqrt(sentences / (sentences - 1)))
+    quantile = (1 + CONFIDENCE) / 2
+    widening = float(stdtrit(sentences - 1, quantile) / ndtri(quantile) * np.sqrt(sentences / (sentences - 1)))
     return Estimate(value, value + widening * float(low - value), value + widening * float(high - value), sentences, samples)
 
 

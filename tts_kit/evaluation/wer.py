@@ -39,8 +39,6 @@ def edit_counts(reference: str, transcript: str) -> tuple[int | None, int | None
     reference, transcript = normalize(reference), normalize(transcript)
     if not reference:
         return None, None
-    if not transcript:
-        return len(reference.split()), len(reference.replace(" ", ""))
     words = jiwer.process_words(reference, transcript)
     characters = jiwer.process_characters(reference.replace(" ", ""), transcript.replace(" ", ""))
     return tuple(output.substitutions + output.deletions + output.insertions for output in (words, characters))

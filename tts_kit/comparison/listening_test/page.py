@@ -6,23 +6,15 @@ digging: who takes the page apart can find out that two clips are the same.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, html, io
-from tts_kit.comparison.listening_test import design
-from tts_kit.comparison.listening_test.design import (
-    GROUND_TRUTH,
-    OTHER_SPEAKER,
-    TEST_TYPES,
-    Pairs,
-    Stimuli,
-    Stimulus,
-    TrialSet,
-)
+from tts_kit.comparison.page import read_clip
 from tts_kit.errors import KitError
 
 PAGE, KEY, OLD_KEYS = "listening_test.html", "listening_test.json", "listening_test-*.json"
@@ -30,34 +22,72 @@ PAIRS = (("finetuned", "clone"), ("finetuned+clone", "clone"))
 RATE = 24_000
 SECONDS_TO_ANSWER = 4.0
 """For the duration that the page states."""
+REFERENCES = 4
+"""Recordings that listeners compare with: few, so that they get to know the voice."""
+CATCH_TRIALS = 2
+"""Of each kind and test type; they only show whether somebody listens."""
+MIN_SMOS_SENTENCES = 3
+"""SMOS rates single clips in half of the sentences of the pairs, at least in so many."""
+GROUND_TRUTH, OTHER_SPEAKER = "ground_truth", "other_speaker"
+"""Anchors of SMOS: clips of these are hidden among those of the arms."""
+Pairs = Sequence[tuple[str, str]]
 
 
-def write(rows: Sequence[dict], folder: str | Path, other_speakers: Sequence[str | Path], title: str, seed: int = 0,
+@dataclass(frozen=True)
+class TestType:
+    question: str
+    note: str
+    slots: str
+    """What is played: R reference, A and B, or C, the one clip that is rated."""
+    answers: dict[str, str]
+
+
+TEST_TYPES = {
+    "ab": TestType("Which of the two sounds more like the speaker of the reference?",
+                   "Judge the voice only: ignore noise, and how well the sentence is read.", "RAB",
+                   {"A": "A", "=": "no difference", "B": "B"}),
+    "smos": TestType("How similar is this voice to the voice of the reference?",
+                     "Judge the voice only: ignore the quality of the sound, and the words.", "RC",
+                     {"1": "not at all", "2": "slightly", "3": "moderately", "4": "very", "5": "as if the same"}),
+    "cmos": TestType("How does B sound, compared with A?", "Judge everything: the voice, the sound, how it is read.", "AB",
+                     {"-3": "much worse", "-2": "worse", "-1": "slightly worse", "0": "about the same",
+                      "1": "slightly better", "2": "better", "3": "much better"}),
+}
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """A clip that listeners hear, (samples,) at one rate for all."""
+    arm: str
+    sentence: int | None
+    text: str
+    seed: int | None
+    file: str
+    samples: np.ndarray = field(repr=False)
+
+
+def write(rows: Sequence[dict], folder: Path, other_speakers: Sequence[Path], title: str, seed: int = 0,
           test_types: Sequence[str] = ("ab", "smos"), pairs: Pairs = PAIRS, sentences: int = 10) -> Path:
     """Write the page and its key into `folder` from the rows of a comparison; return the path of the page.
 
     Pairs are heard in `sentences` sentences, single clips in half of them: about ten minutes.
     """
-    folder, generator, test_types = Path(folder), np.random.default_rng(seed), list(dict.fromkeys(test_types))
+    if unknown := set(test_types) - set(TEST_TYPES):
+        raise KitError(f"there are no test types {', '.join(sorted(unknown))}; wanted some of {', '.join(TEST_TYPES)}.")
+    generator, test_types = np.random.default_rng(seed), list(dict.fromkeys(test_types))
     arms = list(dict.fromkeys(arm for pair in pairs for arm in pair))
-    present = {row["arm"] for row in rows}
-    if not test_types or not set(test_types) <= set(TEST_TYPES) or not pairs:
-        raise KitError(f"the test types {test_types} with the pairs {list(pairs)} make no test; wanted some of "
-                       f"{', '.join(TEST_TYPES)}, and at least one pair of arms.")
-    if missing := [arm for arm in arms if arm not in present]:
-        raise KitError(f"the comparison has no clips of {', '.join(missing)}; it has "
-                       f"{', '.join(sorted(present)) or 'none'}. Ask about other arms, or compare again.")
-    if "smos" in test_types and not other_speakers:
-        raise KitError("no clip of another speaker was given; smos hides one among the clips. Give one or two recordings.")
-    others = [Stimulus(OTHER_SPEAKER, None, "", None, Path(path).name, audio.trim(audio.read(path, RATE), RATE))
-              for path in other_speakers[:design.CATCH_TRIALS]]
-    stimuli = Stimuli(pairs, list(_choose_sentences(rows, folder, arms, sentences, generator)),
-                      list(_choose_recordings(rows, folder, generator)), others)
-    if not stimuli.sentences or (set(test_types) != {"cmos"} and len(stimuli.recordings) < 2):
-        raise KitError(f"{folder} has {len(stimuli.sentences)} sentences with clips of all of {', '.join(arms)}, and "
-                       f"{len(stimuli.recordings)} recordings of the voice; a listening test needs one sentence and two "
-                       "recordings. Compare more sentences.")
-    return _save(design.build_trials(stimuli, test_types, seed, generator), folder, title, test_types, pairs)
+    others = [Stimulus(OTHER_SPEAKER, None, "", None, path.name, audio.trim(audio.read(path, RATE), RATE))
+              for path in other_speakers[:CATCH_TRIALS]]
+    chosen = list(_choose_sentences(rows, folder, arms, sentences, generator))
+    recordings = list(_choose_recordings(rows, folder, generator))
+    if not chosen or len(recordings) < 2:
+        raise KitError(f"{folder} has {len(chosen)} sentences with clips of all of {', '.join(arms)}, and {len(recordings)} "
+                       "recordings of the voice; a listening test needs one sentence and two recordings. Compare more "
+                       "sentences.")
+    trials = TrialSet(pairs, chosen, recordings, others, seed)
+    for test_type in test_types:
+        trials.add_all(test_type, generator)
+    return _save(trials, folder, title, test_types)
 
 
 def _choose_sentences(rows: Sequence[dict], folder: Path, arms: Sequence[str], count: int,
@@ -65,15 +95,14 @@ def _choose_sentences(rows: Sequence[dict], folder: Path, arms: Sequence[str], c
     """Yield up to `count` sentences in random order, each with one clip of every arm: of the same seed, if possible."""
     by_sentence = {}
     for row in rows:
-        by_sentence.setdefault((row["sentence"], row["text"]), {}).setdefault(row["arm"], {})[row.get("seed")] = row
+        by_sentence.setdefault((row["sentence"], row["text"]), {}).setdefault(row["arm"], []).append(row)
     complete = [by_arm for _, by_arm in sorted(by_sentence.items()) if set(arms) <= set(by_arm)]
     for index in generator.permutation(len(complete)):
         if count == 0:
             return
         by_arm = complete[index]
-        seeds = sorted(set.intersection(*(set(by_arm[arm]) for arm in arms)), key=repr)
-        seed = seeds[generator.integers(len(seeds))] if seeds else None
-        clips = {arm: _read(by_arm[arm].get(seed) or next(iter(by_arm[arm].values())), folder) for arm in arms}
+        take = generator.integers(min(len(by_arm[arm]) for arm in arms))
+        clips = {arm: _read(by_arm[arm][take], folder) for arm in arms}
         if all(clips.values()):
             count -= 1
             yield clips
@@ -82,29 +111,83 @@ def _choose_sentences(rows: Sequence[dict], folder: Path, arms: Sequence[str], c
 def _choose_recordings(rows: Sequence[dict], folder: Path, generator: np.random.Generator) -> Iterator[Stimulus]:
     """Yield recordings of the voice: the references, then the anchors."""
     recordings = [row for row in rows if row["arm"] == GROUND_TRUTH]
-    for index in generator.permutation(len(recordings))[:design.REFERENCES + design.CATCH_TRIALS]:
+    for index in generator.permutation(len(recordings))[:REFERENCES + CATCH_TRIALS]:
         if clip := _read(recordings[index], folder):
             yield clip
 
 
 def _read(row: dict, folder: Path) -> Stimulus | None:
     """Read a clip without the silence at its ends, which would tell arms apart; None where it cannot be heard."""
-    path = folder / row["file"]
     try:
-        is_inside = path.resolve().is_relative_to(folder.resolve())
-    except ValueError:  # a name with a null byte
-        is_inside = False
-    if not is_inside:
-        raise KitError(f"the clip {row['file']!r} lies outside {folder}; a page holds only what is inside. Copy it there.")
-    try:
-        samples = audio.trim(audio.read(path, RATE), RATE)
+        samples = audio.trim(read_clip(row, folder, RATE), RATE)
     except KitError as error:
         print(f"Left out of the listening test, with its sentence: {error}")
         return None
     return Stimulus(row["arm"], row["sentence"], row["text"], row.get("seed"), row["file"], samples)
 
 
-def _save(trials: TrialSet, folder: Path, title: str, test_types: Sequence[str], pairs: Pairs) -> Path:
+class TrialSet:
+    """Clips and trials under ids that depend on the content and the seed alone, and reveal nothing."""
+
+    def __init__(self, pairs: Pairs, sentences: Sequence[Mapping[str, Stimulus]], recordings: Sequence[Stimulus],
+                 others: Sequence[Stimulus], seed: int):
+        """`sentences` hold for each sentence one clip of every arm, `others` are clips of other speakers."""
+        self.pairs, self.sentences, self.recordings, self.others = pairs, sentences, recordings, others
+        content = hashlib.sha256(repr(seed).encode())
+        for clip in (*(clip for clips in sentences for clip in clips.values()), *recordings, *others):
+            content.update(clip.samples.tobytes())
+        self.secret, self.clips, self.trials = content.hexdigest(), {}, {}
+
+    def add_all(self, test_type: str, generator: np.random.Generator) -> None:
+        """Add the trials of one type, with catch trials: equal clips among the pairs, anchors among single clips."""
+        references = [None] * len(self.sentences)
+        if "R" in TEST_TYPES[test_type].slots:
+            references = [self._reference(next(iter(clips.values())).text, generator) for clips in self.sentences]
+        if test_type == "smos":
+            self._add_smos(references)
+            return
+        for index, (clips, reference) in enumerate(zip(self.sentences, references)):
+            for one, other in self.pairs:
+                self._add(test_type, [clips[one], clips[other]], reference, pair=[one, other], sentence=index)
+            if index < CATCH_TRIALS:
+                clip = clips[self.pairs[index % len(self.pairs)][0]]
+                self._add(test_type, [clip, clip], reference, catch="identical", sentence=index)
+
+    def _reference(self, text: str, generator: np.random.Generator) -> Stimulus:
+        """Return a recording that says something else, so that nobody compares the words."""
+        candidates = self.recordings[:REFERENCES]
+        candidates = [clip for clip in candidates if clip.text != text] or candidates
+        return candidates[generator.integers(len(candidates))]
+
+    def _add_smos(self, references: Sequence[Stimulus]) -> None:
+        count = max(MIN_SMOS_SENTENCES, (len(self.sentences) + 1) // 2)
+        for index, clips in enumerate(self.sentences[:count]):
+            for arm in dict.fromkeys(arm for pair in self.pairs for arm in pair):
+                self._add("smos", [clips[arm]], references[index], arm=arm, sentence=index)
+        for index in range(CATCH_TRIALS):
+            # the last recordings, which are nobody's reference where there are enough
+            own, other = self.recordings[-1 - index % (len(self.recordings) - 1)], self.others[index % len(self.others)]
+            for arm, clip in ((GROUND_TRUTH, own), (OTHER_SPEAKER, other)):
+                self._add("smos", [clip], self.recordings[0], arm=arm, catch="anchor", sentence=index)
+
+    def _add(self, test_type: str, clips: Sequence[Stimulus], reference: Stimulus | None, **facts: object) -> None:
+        """Add a trial; `facts` are for the key: sentence, pair or arm, and whether it is a catch trial."""
+        ids = sorted(map(self._clip, clips))  # by id, or the first arm of a pair would always come first
+        self.trials[self._id(test_type, *ids, *sorted(facts.items()))] = {
+            "type": test_type, "clips": ids, "reference": reference and self._clip(reference),
+            "text": "" if test_type == "smos" else clips[0].text,  # the anchors of SMOS say another sentence
+            **facts}
+
+    def _clip(self, clip: Stimulus) -> str:
+        name = self._id(clip.arm, clip.sentence, clip.seed, clip.file)
+        self.clips[name] = clip
+        return name
+
+    def _id(self, *parts: object) -> str:
+        return hashlib.sha256(repr((self.secret, parts)).encode()).hexdigest()[:12]
+
+
+def _save(trials: TrialSet, folder: Path, title: str, test_types: Sequence[str]) -> Path:
     """Write the key first: responses to a page without a key could not be read."""
     clips = dict(sorted(_equal_loudness(trials.clips).items()))
     total = sum(SECONDS_TO_ANSWER + sum(len(clips[clip]) / RATE for clip in [*trial["clips"], trial["reference"]] if clip)
@@ -120,7 +203,7 @@ def _save(trials: TrialSet, folder: Path, title: str, test_types: Sequence[str],
     facts = {name: {field: value for field, value in vars(clip).items() if field != "samples"}
              for name, clip in trials.clips.items()}
     _keep_old_key(folder / KEY, data["test"])
-    io.write_json(folder / KEY, {"test": data["test"], "types": test_types, "pairs": pairs, "clips": facts,
+    io.write_json(folder / KEY, {"test": data["test"], "types": test_types, "pairs": trials.pairs, "clips": facts,
                                  "trials": trials.trials})
     content, _ = html.page(__file__, title, ("player.js", "responses.js", "page.js"), data, ["media-src data:"])
     io.write_text(folder / PAGE, content)
@@ -131,7 +214,7 @@ def _equal_loudness(clips: dict[str, Stimulus]) -> dict[str, np.ndarray]:
     """Return all clips as loud as the one whose peaks allow the least."""
     normalized = {name: audio.normalize_loudness(clip.samples, RATE) for name, clip in clips.items()}
     loudness = {name: audio.loudness(samples, RATE) for name, samples in normalized.items()}
-    quietest = min((value for value in loudness.values() if np.isfinite(value)), default=audio.TARGET_LUFS)
+    quietest = min(filter(np.isfinite, loudness.values()), default=audio.TARGET_LUFS)
     return {name: audio.amplify(samples, audio.gain(loudness[name], quietest)) for name, samples in normalized.items()}
 
 
@@ -141,6 +224,6 @@ def _keep_old_key(path: Path, test: str) -> None:
         return
     old = io.read_json(path, "Move it away, unless responses to its test are still to come.")
     if old.get("test") != test:
-        kept = path.with_name(OLD_KEYS.replace("*", hashlib.sha256(repr(old).encode()).hexdigest()[:12]))
-        io.write_json(kept, old)
+        kept = path.with_name(OLD_KEYS.replace("*", old["test"]))
+        path.rename(kept)
         print(f"Another listening test was in {path.parent}; its key is kept as {kept.name}.")

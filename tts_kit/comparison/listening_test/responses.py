@@ -6,7 +6,7 @@ The digest in a file reveals accidental edits; it is no protection against cheat
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,11 @@ import numpy as np
 
 from tts_kit import io
 from tts_kit.comparison.listening_test import page
-from tts_kit.comparison.listening_test.design import GROUND_TRUTH, TEST_TYPES
+from tts_kit.comparison.listening_test.page import GROUND_TRUTH, TEST_TYPES
 from tts_kit.errors import KitError
 
 MAX_BYTES = 1_000_000
 """A file of responses has some ten thousand."""
-FIELDS = {"test": str, "rater": str, "listener": dict, "answers": list, "digest": str}
 MAX_MISSED = 0.5
 """Listeners who fail this share of the catch trials are excluded."""
 MAX_CMOS_OF_IDENTICAL = 1
@@ -28,11 +27,12 @@ MAX_CMOS_OF_IDENTICAL = 1
 
 @dataclass(frozen=True)
 class Response:
-    """The answers of one listener, trial -> answer."""
+    """The answers of one listener."""
     file: str
     rater: str
     listener: dict
     answers: dict[str, dict]
+    """Trial -> answer."""
     missed: float
     """Share of the catch trials that were failed."""
 
@@ -50,39 +50,35 @@ class Responses:
         return [response for response in self.all if response.missed < MAX_MISSED]
 
 
-def read(paths: Sequence[str | Path], folder: str | Path) -> Responses:
+def read(paths: Iterable[Path], folder: Path) -> Responses:
     """Read response files, or folders of them, to the test whose key is in `folder`; nothing is dropped silently."""
-    paths = [file for path in map(Path, paths) for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
-    contents, rejected = {}, []
-    for path in paths:
+    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    contents, rejected, responses = {}, {}, {}
+    for file in files:
         try:
-            contents[path] = _load(path)
+            contents[file] = _load(file)
         except KitError as error:
-            rejected.append({"file": path.name, "reason": str(error)})
-    key, raters = _find_key(Path(folder), contents.values()), {}
-    responses = Responses(key, [], rejected)
-    for path, content in contents.items():
+            rejected[file] = error
+    key = _find_key(folder, contents.values())
+    for file, content in contents.items():
         try:
-            response = parse(content, path.name, key)
-            if response.rater in raters:
-                raise KitError(f"the listener {response.rater} already responded in {raters[response.rater]}")
-            raters[response.rater] = path.name
-            responses.all.append(response)
+            response = parse(content, file.name, key)
+            if response.rater in responses:
+                raise KitError(f"the listener {response.rater} already responded in {responses[response.rater].file}")
+            responses[response.rater] = response
         except KitError as error:
-            rejected.append({"file": path.name, "reason": str(error)})
-    return responses
+            rejected[file] = error
+    return Responses(key, list(responses.values()),
+                     [{"file": file.name, "reason": str(error)} for file, error in rejected.items()])
 
 
 def _load(path: Path) -> dict:
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is no number")
-
     if not path.is_file():
         raise KitError("there is no such file")
     if path.stat().st_size > MAX_BYTES:
         raise KitError(f"it is larger than {MAX_BYTES / 1e6:g} MB")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise KitError(f"it cannot be read as JSON ({_short(str(error))})") from error
     if not isinstance(content, dict):
@@ -90,13 +86,13 @@ def _load(path: Path) -> dict:
     return content
 
 
-def _find_key(folder: Path, contents: Sequence[dict]) -> dict:
+def _find_key(folder: Path, contents: Iterable[dict]) -> dict:
     """Return the key of the test that a file belongs to: the newest, or one that was kept when another replaced it."""
     newest = io.read_json(folder / page.KEY, "It is written beside the page of the listening test; without it nobody knows "
                                              "which clip is which. Put it back.")
     keys = [newest, *(io.read_json(path, "Move it away.") for path in sorted(folder.glob(page.OLD_KEYS)))]
     tests = [content.get("test") for content in contents]
-    return next((key for test in tests for key in keys if key.get("test") == test), newest)
+    return next((key for test in tests for key in keys if key["test"] == test), newest)
 
 
 def digest(content: dict) -> str:
@@ -107,45 +103,32 @@ def digest(content: dict) -> str:
 
 def parse(content: dict, file: str, key: dict) -> Response:
     """Return the response in a file, once it is complete and belongs to this test."""
-    for name, kind in FIELDS.items():
-        if type(content.get(name)) is not kind:
-            raise KitError(f"{name} is {_short(content.get(name))}; it is no file of responses, or a part is missing")
-    if content["test"] != key["test"]:
-        raise KitError(f"it belongs to the test {_short(content['test'])}, and this one is {key['test']!r}")
-    if content["digest"] != digest(content):
+    if content.get("test") != key["test"]:
+        raise KitError(f"it belongs to the test {_short(content.get('test'))}, and this one is {key['test']!r}")
+    if content.get("digest") != digest(content):
         raise KitError("its digest does not match: it was changed after it was saved")
-    if not re.fullmatch("[0-9a-f]{16}", content["rater"]):
-        raise KitError(f"the listener's id is {_short(content['rater'])}; wanted 16 hexadecimal digits")
-    answers = {}
-    for number, answer in enumerate(content["answers"], 1):
-        if reason := _invalid(answer, key["trials"], answers):
-            raise KitError(f"answer {number}: {reason}")
-        answers[answer["trial"]] = answer
+    rater, listener, answers = content.get("rater"), content.get("listener"), {}
+    if not re.fullmatch("[0-9a-f]{16}", str(rater)) or not isinstance(listener, dict):
+        raise KitError(f"the listener is {_short(rater)}; wanted an id of 16 hexadecimal digits and a description")
+    try:
+        for answer in content["answers"]:
+            trial = key["trials"][answer["trial"]]
+            if answer["clips"] not in (trial["clips"], trial["clips"][::-1]):
+                raise KitError("an answer names other clips than those of its trial")
+            if answer["answer"] not in TEST_TYPES[trial["type"]].answers or answer["trial"] in answers:
+                raise KitError(f"{_short(answer['answer'])} is no answer to its question, or not the only one")
+            answers[answer["trial"]] = answer
+    except (KeyError, TypeError) as error:
+        raise KitError(f"its answers are not as the page writes them ({_short(error)})") from error
     if len(answers) < len(key["trials"]):
         raise KitError(f"it answers {len(answers)} of {len(key['trials'])} questions; wanted all of them")
     missed = list(_missed_catches(answers, key))
-    return Response(file, content["rater"], content["listener"], answers, float(np.mean(missed)) if missed else 0.0)
-
-
-def _invalid(answer: object, trials: dict, answers: dict) -> str:
-    """Return why the page cannot have written an answer, empty where it can."""
-    name = answer.get("trial") if isinstance(answer, dict) else None
-    if not isinstance(name, str) or name not in trials:
-        return f"the test has no such trial ({_short(answer)})"
-    if name in answers:
-        return "this trial was answered before"
-    trial, clips = trials[name], answer.get("clips")
-    if not isinstance(clips, list) or clips not in (trial["clips"], trial["clips"][::-1]):
-        return "these are not the clips of this trial"
-    options = TEST_TYPES[trial["type"]].answers
-    if not isinstance(answer.get("answer"), str) or answer["answer"] not in options:
-        return f"the answer is {_short(answer.get('answer'))}; wanted {' or '.join(options)}"
-    return ""
+    return Response(file, rater, listener, answers, float(np.mean(missed)) if missed else 0.0)
 
 
 def _short(value: object) -> str:
     """Return a value from a foreign file as one short line without control characters."""
-    text = "absent" if value is None else ascii(value)
+    text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
