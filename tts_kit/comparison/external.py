@@ -210,19 +210,18 @@ def _run(name: str, reference: Reference, lines: Sequence[tuple[str, int]],
         job = {"function": name.replace("-", "_"), "reference": str(folder / "reference.wav"),
                "transcript": text.normalize(reference.text), "lines": lines}
         # a session of its own, so that Ctrl-C reaches tts_kit alone, which then ends the process and all its children
-        process = subprocess.Popen(command(name), bufsize=0, env=environment(name), cwd=folder, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=log, start_new_session=True)
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(job).encode() + b"\n")
-            if error := _next_error(process, log, limits[0], "to install and load"):
-                raise KitError(error)
-            for number in trange(len(lines), desc=name, unit="clip"):
-                yield folder / f"{number}.wav", _next_error(process, log, limits[1], "for a line")
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        with subprocess.Popen(command(name), bufsize=0, env=environment(name), cwd=folder, stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=log, start_new_session=True) as process:
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(job).encode() + b"\n")
+                if error := _next_error(process, log, limits[0], "to install and load"):
+                    raise KitError(error)
+                for number in trange(len(lines), desc=name, unit="clip"):
+                    yield folder / f"{number}.wav", _next_error(process, log, limits[1], "for a line")
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def _next_error(process: subprocess.Popen, log: BinaryIO, seconds: float, task: str) -> str:

@@ -79,7 +79,9 @@ def write(rows: Sequence[dict], folder: Path, other_speakers: Sequence[Path], ti
     others = [Stimulus(OTHER_SPEAKER, None, "", None, path.name, audio.trim(audio.read(path, RATE), RATE))
               for path in other_speakers[:CATCH_TRIALS]]
     chosen = list(_choose_sentences(rows, folder, arms, sentences, generator))
-    recordings = list(_choose_recordings(rows, folder, generator))
+    own = [row for row in rows if row["arm"] == GROUND_TRUTH]
+    order = generator.permutation(len(own))[:REFERENCES + CATCH_TRIALS]
+    recordings = [clip for index in order if (clip := _read(own[index], folder))]  # the references, then the anchors
     if not chosen or len(recordings) < 2:
         raise KitError(f"{folder} has {len(chosen)} sentences with clips of all of {', '.join(arms)}, and {len(recordings)} "
                        "recordings of the voice; a listening test needs one sentence and two recordings. Compare more "
@@ -106,14 +108,6 @@ def _choose_sentences(rows: Sequence[dict], folder: Path, arms: Sequence[str], c
         if all(clips.values()):
             count -= 1
             yield clips
-
-
-def _choose_recordings(rows: Sequence[dict], folder: Path, generator: np.random.Generator) -> Iterator[Stimulus]:
-    """Yield recordings of the voice: the references, then the anchors."""
-    recordings = [row for row in rows if row["arm"] == GROUND_TRUTH]
-    for index in generator.permutation(len(recordings))[:REFERENCES + CATCH_TRIALS]:
-        if clip := _read(recordings[index], folder):
-            yield clip
 
 
 def _read(row: dict, folder: Path) -> Stimulus | None:
