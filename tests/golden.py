@@ -211,7 +211,7 @@ def kit_quality(count: int) -> dict:
                        "SNR_dB": each.snr_db,
                        "pitch_hz": each.f0, "bandwidth_hz": each.bandwidth_hz, "speaker_outlier": each.speaker_distance}
                       for each in report.measure(clips[:count])],
-            "near_duplicates": [[one.id, other.id] for one, other in report.near_duplicates(clips)]}
+            "near_duplicates": [clip.id for clip in report.duplicates(clips)]}
 
 
 def kit_transcript_flags(clips: list[tuple]) -> list[dict]:

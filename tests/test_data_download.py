@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tts_kit import audio
-from tts_kit.data import download
+from tts_kit.data import ingest
 from tts_kit.errors import KitError
 
 needs_yt_dlp = pytest.mark.skipif(not importlib.util.find_spec("yt_dlp"),
@@ -43,11 +43,11 @@ def test_audio_is_downloaded_once_under_a_safe_name(server, tmp_path):
     site, folder, requests = server
     tone = np.sin(np.arange(48_000) / 10).astype(np.float32) * 0.3
     audio.write(folder / "talk.wav", tone, 24_000)
-    file = download.fetch(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads")
+    file = ingest.download(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads")
     assert file.parent.parent == tmp_path / "downloads" and file.name.startswith("web-") and file.suffix == ".wav"
     assert np.allclose(audio.read(file, 24_000), tone, atol=1e-4)
     count = len(requests)
-    assert download.fetch(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads") == file
+    assert ingest.download(f"{site}/talk.wav?name=../../evil", tmp_path / "downloads") == file
     assert len(requests) == count
 
 
@@ -59,14 +59,14 @@ def test_a_url_without_audio_is_refused_in_one_line(server, tmp_path, name, cont
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(KitError, match="cannot be downloaded") as caught:
-        download.fetch(f"{site}/{name}", tmp_path / "downloads")
+        ingest.download(f"{site}/{name}", tmp_path / "downloads")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "downloads").glob("*"))
 
 
 def test_without_yt_dlp_the_error_says_what_to_install(tmp_path, monkeypatch):
     """Mistake: an ImportError for those who only have files."""
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ingest.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(KitError, match="pip install yt-dlp"):
-        download.fetch("https://example.org/talk", tmp_path)
-    assert download.is_url("HTTPS://example.org/talk") and not download.is_url("owner/name")
+        ingest.download("https://example.org/talk", tmp_path)
+    assert ingest.is_url("HTTPS://example.org/talk") and not ingest.is_url("owner/name")

@@ -74,10 +74,9 @@ def test_everything_is_accounted_for(place):
         audio.write(place.segments / "monday" / f"rejected/{number}.flac", number * buzz(100), SAMPLE_RATE)  # one is silent
     io.write_rows(place.segments / "monday" / segment.SEGMENTS, [dataclasses.asdict(piece) for piece in pieces])
     found = report.analyse(place)
-    assert found.rejected == {"noisy": report.Rejected(2, pytest.approx(0.2)),
-                              "could not be used": report.Rejected(1, None)}
+    assert found.rejected == {"noisy": (2, pytest.approx(0.2)), "could not be used": (1, None)}
     assert found.minutes == pytest.approx(sum(each.seconds for each in manifest.read(place.data)) / 60)
-    assert found.recording_lufs == [-4.5]
+    assert len(found.segments) == 3
     page = report.write(place, found).read_text(encoding="utf-8")
     counts = re.findall(r"<th>(?!left)[^<]+</th><td>(\d+)</td>", page)
     assert sum(map(int, counts)) == 12
@@ -85,12 +84,11 @@ def test_everything_is_accounted_for(place):
     assert len(io.read_rows(place.data / prepare.REJECTED)) == 1
 
 
-def test_twins_are_found_and_strangers_are_not_twins(place):
+def test_repeated_sentences_are_listed(place):
     """Mistake: the same sentence twice teaches it by heart, unseen; or all short sentences are called alike."""
-    pairs = [(first.file, second.file) for first, second in report.near_duplicates(manifest.read(place.data))]
-    assert ("a03.flac", "a07.flac") in pairs
-    few = [dataclasses.replace(each, text=text) for each, text in zip(manifest.read(place.data), ("Yes.", "No.", "Yes!"))]
-    assert [(first.text, second.text) for first, second in report.near_duplicates(few)] == [("Yes.", "Yes!")]
+    assert [clip.file for clip in report.duplicates(manifest.read(place.data))] == ["a07.flac"]
+    few = [dataclasses.replace(clip, text=text) for clip, text in zip(manifest.read(place.data), ("Yes.", "No.", "Yes!"))]
+    assert [clip.text for clip in report.duplicates(few)] == ["Yes!"]
 
 
 def test_the_advice_follows_the_figures(place):

@@ -14,9 +14,9 @@ import soundfile
 from conftest import CUT_TEXTS, make_cuts
 
 from tts_kit import io
-from tts_kit.data import review, review_store, transcribe
+from tts_kit.data import review, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review_store import CHECKED, DROPPED, NEW, ReviewStore
+from tts_kit.data.review import CHECKED, DROPPED, NEW, ReviewStore
 from tts_kit.errors import KitError
 
 HOSTILE = '<img src=x onerror="window.hurt=1"></script><!--<script>window.hurt=1//'
@@ -88,7 +88,7 @@ def test_bad_requests_get_a_sentence_and_change_nothing(folder):
                              ({"action": "text", "id": "monday/00001", "revision": 9, "text": "x"}, 409)):
             seen_status, content, _ = request(server, "edit", body=body)
             assert seen_status == status and json.loads(content)["error"]
-    assert not (folder / review_store.HISTORY).exists()
+    assert not (folder / review.HISTORY).exists()
 
 
 def test_the_page_loads_and_runs_nothing_foreign(folder):

@@ -102,7 +102,7 @@ def test_a_second_run_encodes_nothing_and_a_new_clip_only_itself(base, sounds, t
 def test_a_clip_that_the_manifest_does_not_know_is_refused(base, sounds, tmp_path):
     """Mistake: a clip edited in the data folder is trained on, while manifest and consent speak of the one before."""
     rewrite(sounds[1], tone(0.5, 98))
-    with pytest.raises(KitError, match=r"1\.flac is not the clip that the manifest lists .*prepare"):
+    with pytest.raises(KitError, match=r"1\.flac is not the clip that the manifest lists.*prepare"):
         cache.encode_missing(sounds, tmp_path / "codes", base.codec)
 
 

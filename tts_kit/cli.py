@@ -364,7 +364,7 @@ def detect_watermark(args: argparse.Namespace) -> int:
 def consent(args: argparse.Namespace) -> None:
     from tts_kit.data import consent
 
-    print(consent.ask(Run(args.run), args.who, args.kind, args.statement))
+    print(consent.ensure(Run(args.run), args.who, args.kind, args.statement))
 
 
 @command("the voice with its model card, as a folder or on the hub",

@@ -24,7 +24,7 @@ from sample_data.build import corpus
 from sample_data.build.spoil import RATE, SPOILT, WITH_STRANGERS, Said, Take, Wave, lay_out
 from tts_kit import audio, device, io
 from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
-from tts_kit.data.review_store import ReviewClip, ReviewStore
+from tts_kit.data.review import ReviewClip, ReviewStore
 from tts_kit.errors import report_errors
 from tts_kit.evaluation import wer
 

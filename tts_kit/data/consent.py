@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import os
-import sys
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +27,13 @@ ALLOWED_CONTROLS = "\n\t\u200c\u200d\u200e\u200f"
 
 @dataclass(frozen=True)
 class Consent:
-    who: str
-    """The speaker, or the synthetic voice; the model card names them so."""
-    kind: str
-    """One of KINDS."""
-    statement: str
-    """Word for word."""
-    when: str
-    """Date, time and zone of the record."""
+    who: str  # the speaker, or the synthetic voice; the model card names them so
+    kind: str  # one of KINDS
+    statement: str  # word for word
+    when: str  # date, time and zone of the record
     clips: int
     seconds: float
-    sha256: str
-    """Identifies the clips it covers: `manifest.audio_digest` of them."""
+    sha256: str  # identifies the clips it covers: `manifest.audio_digest` of them
 
     def __str__(self) -> str:
         return (f"{self.who} ({KINDS[self.kind]}), {self.when[:10]}, for {self.clips} clips of {self.seconds / 60:.1f} "
@@ -120,25 +114,16 @@ def attach(run: Run, folder: str | Path) -> Consent | None:
     return consent
 
 
-def ask(run: Run, who: str = "", kind: str = "", statement: str = "") -> Consent:
-    """Return the record if it is valid, or make one from the arguments and what a person answers at the terminal."""
+def ensure(run: Run, who: str = "", kind: str = "", statement: str = "") -> Consent:
+    """Return the record if it is valid and nothing else is given, or make one from the arguments."""
     manifest.read(run.data)
     given = {"who": who, "kind": kind, "statement": statement}
     if not any(given.values()) and not problem(run):
         return for_run(run)
-    missing = [f"--{name}" for name, value in given.items() if not value]
-    if missing and not sys.stdin.isatty():
-        proposal = f" A statement could be: \"{PROPOSALS[kind]}\"" if kind in PROPOSALS and not statement else ""
-        raise KitError(f"{', '.join(missing)} is missing, and there is no terminal to ask at. Give --who NAME, --kind "
-                       f"{'|'.join(KINDS)} and --statement \"WORD FOR WORD\".{proposal}")
-    try:
-        kinds = "".join(f"\n  {name}: {meaning}" for name, meaning in KINDS.items())
-        kind = kind or input(f"By which right is there a model of the voice in run {run.name}?{kinds}\n").strip()
-        who = who or input("Who gave it (name of the speaker, or of the synthetic voice)? ")
-        hint = f"  Enter alone takes: {PROPOSALS[kind]}\n" if kind in PROPOSALS else ""
-        statement = statement or input(f"In which words, exactly?\n{hint}") or PROPOSALS.get(kind, "")
-    except EOFError as error:
-        raise KitError("The questions were not answered; nothing was recorded.") from error
+    if missing := [f"--{name}" for name, value in given.items() if not value]:
+        proposal = f" A statement could be: \"{PROPOSALS[kind]}\"" if kind in PROPOSALS else ""
+        raise KitError(f"{', '.join(missing)} is missing. Give --who NAME (of the speaker, or of the synthetic voice), "
+                       f"--kind {'|'.join(KINDS)} and --statement \"WORD FOR WORD\".{proposal}")
     return record(run, who, kind, statement)
 
 
@@ -150,12 +135,10 @@ def _check(who: str, kind: str, statement: str) -> None:
         if not any(character.isalnum() for character in value):
             raise KitError(f"A consent needs {name}: {value!r} says nothing. Give --{name}.")
         if len(value) > MAX_CHARACTERS or (name == "who" and "\n" in value):
-            raise KitError(f"{name} has {len(value)} characters; wanted at most {MAX_CHARACTERS}"
-                           f"{', in one line' * (name == 'who')}. Shorten it.")
+            raise KitError(f"{name} has {len(value)} characters; wanted at most {MAX_CHARACTERS}, who in one line.")
         if hidden := "".join(character for character in value if character not in ALLOWED_CONTROLS
                              and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")):
-            raise KitError(f"{name} holds {hidden[:8]!a}, which controls a terminal or reorders text; wanted words alone. "
-                           "Leave it out.")
+            raise KitError(f"{name} holds {hidden[:8]!a}, which controls a terminal or reorders text. Leave it out.")
 
 
 def _seconds(utterances: list[Utterance]) -> float:

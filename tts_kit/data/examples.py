@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, io, samples
-from tts_kit.errors import KitError
+from tts_kit.errors import KitError, reason
 
 PREFIX = "example:"
 CACHE = Path.home() / ".cache" / "tts_kit" / "allison"
@@ -113,8 +113,7 @@ def package_files(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
                     if (match := re.fullmatch(pattern, member.name)) and member.isfile():
                         yield match[1], archive.extractfile(member).read()
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
-            raise KitError(f"{package} cannot be read as a Debian package ({error or type(error).__name__}). "
-                           f"{remedy}") from error
+            raise KitError(f"{package} cannot be read as a Debian package ({reason(error)}). {remedy}") from error
         finally:
             process.kill()
 
@@ -137,8 +136,7 @@ def _read_texts(package: Path) -> dict[str, str]:
         with gzip.open(BytesIO(content)) as file:
             lines = file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").splitlines()
     except (EOFError, OSError, zlib.error) as error:
-        raise KitError(f"the texts in {package} cannot be read ({error}). Delete it and run the same command "
-                       "again.") from error
+        raise KitError(f"the texts in {package} cannot be read ({error}). Delete it and start again.") from error
     pairs = (line.partition(":")[::2] for line in lines if not line.startswith(";"))
     return {prompt.strip(): " ".join(text.split()) for prompt, text in pairs}
 

@@ -1,6 +1,5 @@
 """Export a run's data as a dataset: a folder that `load_dataset("audiofolder", data_dir=...)` reads, or on the hub."""
 
-import hashlib
 import string
 from pathlib import Path
 
@@ -47,14 +46,8 @@ def export(run: Run, out: str | Path) -> Path:
         for split, name in SPLITS.items():
             rows = []
             (staging / name).mkdir()
-            for utterance in utterances:
-                if utterance.split != split:
-                    continue
-                content = utterance.audio.read_bytes()
-                if hashlib.sha256(content).hexdigest() != utterance.sha256:
-                    raise KitError(f"{utterance.audio} is not the clip that the manifest lists (another SHA-256). Delete "
-                                   f"{run.data} and make it again from the edited source.")
-                (staging / name / utterance.audio.name).write_bytes(content)
+            for utterance in (utterance for utterance in utterances if utterance.split == split):
+                (staging / name / utterance.audio.name).write_bytes(manifest.read_audio(utterance))
                 rows.append({"file_name": utterance.audio.name, "text": utterance.text,
                              "source": utterance.speaker or utterance.source, "session": utterance.session})
             io.write_rows(staging / name / TABLE, rows)
@@ -75,8 +68,6 @@ def check_push(run: Run, repo_id: str, public: bool) -> None:
 
 def push(folder: Path, repo_id: str, public: bool = False) -> str:
     """Push an exported folder to the hub as a dataset, public only with consent; return its URL."""
-    if not (folder / SPLITS[TRAIN] / TABLE).is_file():
-        raise KitError(f"{folder} is no exported dataset: no {SPLITS[TRAIN]}/{TABLE}. Choose another --out.")
     if public and not consent.read(folder):
         raise KitError(f"A voice is made public only with consent, and {folder} was exported without. Record it (tts-kit "
                        "consent --run NAME), and export to another --out.")

@@ -3,34 +3,43 @@
 The exported folder has a `metadata.jsonl` and is read by `prepare` like any other source.
 """
 
+import hashlib
+import importlib.util
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from tts_kit import audio, io, samples
 from tts_kit.config import Config
-from tts_kit.data import download, prepare, segment, sources, speaker_embedding, transcribe
+from tts_kit.data import prepare, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review import Review
-from tts_kit.data.review_store import DROPPED, ReviewClip, ReviewStore
+from tts_kit.data.review import DROPPED, Review, ReviewStore
 from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
-from tts_kit.errors import KitError
-from tts_kit.run import Run
+from tts_kit.errors import KitError, reason
+from tts_kit.run import Run, read_inputs
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov",
                   ".mkv", ".webm", ".avi"}
 TABLE_SUFFIXES = {".csv", ".jsonl", ".json", ".parquet", ".arrow", ".tsv"}
 ASR_MODELS = "asr_models.json"  # in the folder of segmented recordings: the models whose transcripts are reviewed
-DOWNLOADS = "downloads"
+DOWNLOADS, MAX_BYTES = "downloads", 4 * 2 ** 30
 NO_SECOND_PASS = "none"  # as name of the second model: there is no second pass
 TABLE = "metadata.jsonl"
 
 
+def is_url(source: str | Path) -> bool:
+    """Whether a source is an http or https address."""
+    return str(source).lower().startswith(("http://", "https://"))
+
+
 def is_recording(source: str | Path) -> bool:
     """Whether a source has no transcripts and needs `ingest`: a URL, an audio or video file, or a folder of such files."""
-    return download.is_url(source) or bool(list_recordings(source))
+    return is_url(source) or bool(list_recordings(source))
 
 
 def ingest(source: str | Path, run: Run, device_config: DeviceConfig, asr_model: str = "", verify_asr_model: str = "",
@@ -38,8 +47,7 @@ def ingest(source: str | Path, run: Run, device_config: DeviceConfig, asr_model:
     """Segment and transcribe recordings; returns the folder of clips with texts, to be given to `prepare`.
 
     Without a `verify_asr_model` a smaller model than the first transcribes everything a second time."""
-    files = find_recordings(source, run)
-    if not files:
+    if not (files := find_recordings(source, run)):
         raise KitError(f"{source} holds no recordings without transcripts. Give it to prepare as it is.")
     models = load_asr_models(device_config, asr_model, verify_asr_model, language)
     folder = export_reviewed(segment_and_transcribe(files, run, *models, language), run, speaker)
@@ -49,7 +57,7 @@ def ingest(source: str | Path, run: Run, device_config: DeviceConfig, asr_model:
 
 def find_recordings(source: str | Path, run: Run) -> list[Path]:
     """The recordings of a source, downloaded first if it is a URL; empty if it has transcripts."""
-    return list_recordings(download.fetch(str(source), run.folder / DOWNLOADS) if download.is_url(source) else source)
+    return list_recordings(download(str(source), run.folder / DOWNLOADS) if is_url(source) else source)
 
 
 def list_recordings(source: str | Path) -> list[Path]:
@@ -74,6 +82,39 @@ def list_recordings(source: str | Path) -> list[Path]:
         raise KitError(f"{path} holds audio files and {tables[0].relative_to(path)}. If that has their transcripts, name it "
                        "metadata.csv and give its folder; if not, move it away, and the audio is transcribed.")
     return recordings
+
+
+def download(url: str, folder: Path) -> Path:
+    """Download the audio of one video or audio file to a folder of its own under `folder`, once."""
+    own_folder = Path(folder) / f"web-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    if own_folder.is_dir():
+        return next(own_folder.iterdir())
+    if not importlib.util.find_spec("yt_dlp"):
+        raise KitError(f"{url} is a URL, and downloading needs yt-dlp: pip install yt-dlp. Or give a file.")
+    import yt_dlp
+
+    print("Only use speech that you have the right to use.")
+    logger = logging.getLogger("yt_dlp")
+    logger.setLevel(logging.CRITICAL)  # errors arrive as exceptions
+    with io.atomic_folder(own_folder) as staging, tqdm(desc="downloading", unit="B", unit_scale=True) as bar:
+        def update_bar(state: dict) -> None:
+            bar.total = state.get("total_bytes") or bar.total
+            bar.update((state.get("downloaded_bytes") or 0) - bar.n)
+
+        options = {"format": "bestaudio/best", "outtmpl": {"default": f"{staging / own_folder.name}.%(ext)s"},
+                   "noplaylist": True, "playlist_items": "1", "max_filesize": MAX_BYTES, "restrictfilenames": True,
+                   "quiet": True, "no_warnings": True, "noprogress": True, "progress_hooks": [update_bar],
+                   "cachedir": False, "logger": logger}
+        try:
+            with yt_dlp.YoutubeDL(options) as downloader:
+                downloader.download([url])
+        except yt_dlp.utils.YoutubeDLError as error:
+            raise KitError(f"{url} cannot be downloaded ({reason(error).removeprefix('ERROR: ')}). Check it in a browser, "
+                           "update yt-dlp (pip install -U yt-dlp), or download it yourself and give the file.") from error
+        files = [path for path in staging.iterdir() if path.stat().st_size]
+        if len(files) != 1:
+            raise KitError(f"{url} gave {len(files)} files; wanted one audio or video of at most {MAX_BYTES // 2 ** 30} GB.")
+    return next(own_folder.iterdir())
 
 
 def load_asr_models(device_config: DeviceConfig, asr_model: str = "", verify_asr_model: str = "",
@@ -116,27 +157,22 @@ def transcribe_segments(folder: Path, first: Transcriber, second: Transcriber | 
     """Embed the speakers and transcribe the clips of one recording; writes only inside its folder."""
     speaker_embedding.embed_folder(folder)
     transcripts = transcribe.transcribe(folder, first, language)
-    if second:
-        detected = transcripts[0].language if transcripts else ""
-        transcribe.transcribe(folder, second, language or detected)
+    language = language or (transcripts[0].language if transcripts else "")
+    if second and second.language in ("", language):
+        transcribe.transcribe(folder, second, language)
 
 
-def asr_models(run: Run) -> tuple[str, str]:
+def asr_models(run: Run) -> dict[str, str]:
     """The names of the models that transcribed a run's recordings; empty if it has none."""
     path = run.segments / ASR_MODELS
-    if not path.is_file():
-        return "", ""
-    names = io.read_json(path, f"Run `tts-kit prepare RECORDING --run {run.name}` again.")
-    return names["asr_model"], names["verify_asr_model"]
+    return io.read_json(path, f"Run `tts-kit prepare RECORDING --run {run.name}` again.") if path.is_file() else {}
 
 
 def load_review(run: Run) -> ReviewStore:
     """The clips and transcripts of a run's recordings, with all edits so far."""
-    models = asr_models(run)
-    if not models[0]:
-        raise KitError(f"{run.segments} holds no transcribed recordings. Make them first: tts-kit prepare RECORDING "
-                       f"--run {run.name}")
-    return ReviewStore(run.segments, *models)
+    if not (models := asr_models(run)):
+        raise KitError(f"{run.segments} holds no transcribed recordings. Run tts-kit prepare RECORDING --run {run.name}")
+    return ReviewStore(run.segments, **models)
 
 
 def serve_review(run: Run, config: Config, port: int = 0) -> None:
@@ -145,11 +181,12 @@ def serve_review(run: Run, config: Config, port: int = 0) -> None:
     server = Review(store, run.name, port)
     print(f"Open {server.url}\nEvery edit is saved. Ctrl-C ends the review.")
     try:
-        server.wait()
+        while server.server.thread.is_alive():
+            server.server.thread.join(1)
     except KeyboardInterrupt:
         server.close()
     prepare.prepare(export_reviewed(store, run, config.speaker), run, config, skip_bad=True,
-                    eval_source=prepare.eval_source_of(run.data))
+                    eval_source=read_inputs(run.data).get("eval_source", ""))
 
 
 def export_reviewed(store: ReviewStore, run: Run, speaker: str = "") -> Path:
@@ -157,24 +194,16 @@ def export_reviewed(store: ReviewStore, run: Run, speaker: str = "") -> Path:
     clips = [clip for clip in store.clips if clip.state != DROPPED and clip.text]
     if not clips:
         raise KitError(f"no clip of {run.segments} has a text. Write some: tts-kit review --run {run.name}")
+    rows = []
     with io.atomic_folder(run.reviewed) as staging:
         (staging / "clips").mkdir()
-        io.write_rows(staging / TABLE, _export_clips(store, clips, staging, speaker))
+        for clip in clips:
+            name, file = f"clips/{clip.id.replace('/', '-')}.flac", store.folder / clip.spans[0].file
+            if len(clip.spans) == 1 and clip.id.endswith(file.stem):  # neither merged nor split
+                shutil.copy2(file, staging / name)  # with its time, by which `prepare` sees that it is the same
+            else:
+                audio.write(staging / name, store.read_spans(clip.spans), SAMPLE_RATE)
+            row = {"file_name": name, "text": clip.text, "session": clip.recording}
+            rows.append(row | {"source": speaker} if speaker else row)
+        io.write_rows(staging / TABLE, rows)
     return run.reviewed
-
-
-def _export_clips(store: ReviewStore, clips: Sequence[ReviewClip], folder: Path, speaker: str) -> Iterator[dict]:
-    """Write the clips into `folder`; yields their rows of the table."""
-    for clip in clips:
-        name = f"clips/{clip.id.replace('/', '-')}.flac"
-        [span, *more_spans] = clip.spans
-        file = store.folder / span.file
-        if more_spans or span.start > 0 or abs(audio.probe(file)[2] - span.end) >= 0.01:
-            audio.write(folder / name, store.read_spans(clip.spans), SAMPLE_RATE)
-        else:
-            try:
-                os.link(file, folder / name)  # no second copy of the bytes where the disk allows it
-            except OSError:
-                shutil.copy2(file, folder / name)
-        row = {"file_name": name, "text": clip.text, "session": clip.recording}
-        yield row | {"source": speaker} if speaker else row

@@ -22,30 +22,19 @@ MIN_HELD_OUT = 2
 
 @dataclass(frozen=True)
 class Utterance:
-    id: str
-    """Row number and cleaned file name: unique, and safe as a file name."""
-    audio: Path
-    """The clip: mono, 24 kHz, trimmed, normalized in loudness."""
-    text: str
-    """What is said, normalized."""
-    original_text: str
-    """The text of the input table, on one line."""
-    source: str
-    """The speaker id that CSM reads: digits."""
-    speaker: str
-    """The speaker's name in the input table, empty if it gave none."""
-    session: str
-    """The recording session the clip was cut from; sessions are held out as a whole."""
-    split: str
-    """train, held_out, or excluded: next to a held-out clip of the same session, used for nothing."""
-    seconds: float
-    """Duration of the clip."""
-    row: int
-    """Row of the input table, from 1."""
-    file: str
-    """File name in the input table."""
-    sha256: str
-    """Of the clip's file."""
+    """One row of the manifest."""
+    id: str  # row number and cleaned file name: unique, and safe as a file name
+    audio: Path  # the clip: mono, 24 kHz, trimmed, normalized in loudness
+    text: str  # what is said, normalized
+    original_text: str  # the text of the input table, on one line
+    source: str  # the speaker id that CSM reads: digits
+    speaker: str  # the speaker's name in the input table, empty if it gave none
+    session: str  # the recording session the clip was cut from; sessions are held out as a whole
+    split: str  # train, held_out, or excluded: next to a held-out clip of the same session, used for nothing
+    seconds: float  # duration of the clip
+    row: int  # row of the input table, from 1
+    file: str  # file name in the input table
+    sha256: str  # of the clip's file
 
 
 def write(folder: Path, utterances: Iterable[Utterance]) -> None:
@@ -65,14 +54,21 @@ def read(folder: Path) -> list[Utterance]:
     utterances = []
     for number, row in enumerate(io.read_rows(path), 1):
         if not isinstance(row, dict) or set(row) != fields:
-            raise KitError(f"{path} line {number} is no utterance of this version of the kit: wanted the fields "
-                           f"{', '.join(sorted(fields))}. {remedy}")
+            raise KitError(f"{path} line {number} is no utterance of this version of the kit. {remedy}")
         audio = resolve_inside(folder, str(row["audio"]))
         if audio is None or not audio.is_file():
             fault = "is missing" if audio else f"leads outside {folder}"
             raise KitError(f"{path} line {number}: {row['audio']!r} {fault}. {remedy}")
         utterances.append(Utterance(**{**row, "audio": audio}))
     return utterances
+
+
+def read_audio(utterance: Utterance) -> bytes:
+    """Return the content of a clip's file, unless it is not the one that the manifest lists."""
+    content = utterance.audio.read_bytes()
+    if hashlib.sha256(content).hexdigest() != utterance.sha256:
+        raise KitError(f"{utterance.audio} is not the clip that the manifest lists. Delete the data and prepare it again.")
+    return content
 
 
 def digest(folder: Path) -> str:

@@ -48,11 +48,6 @@ def prepare(source: str | Path, run: Run, config: Config, skip_bad: bool = False
     return utterances
 
 
-def eval_source_of(folder: Path) -> str:
-    """Return the second source whose clips a data folder holds out; empty if there was none."""
-    return read_inputs(folder).get("eval_source", "")
-
-
 def summary(utterances: Sequence[Utterance]) -> str:
     """Return one line: clips, minutes, speaker, and what is held out."""
     minutes = sum(utterance.seconds for utterance in utterances) / 60
@@ -140,7 +135,7 @@ def _check_text(row: Row, config: Config) -> str:
         raise KitError(f"{row.file}: {problem}") from problem
     if len(normalized) > config.max_characters:
         raise KitError(f"{row.file}: the text has {len(normalized)} characters; the limit is {config.max_characters}. Split "
-                       "the clip and its text, or raise max_characters.")
+                       "it, or raise max_characters.")
     return normalized
 
 
@@ -149,8 +144,7 @@ def _check_audio(row: Row, config: Config, first_rows: dict[str | bytes, Row]) -
     def check_unique(key: str | bytes, relation: str) -> None:
         first = first_rows.setdefault(key, row)
         if first is not row:
-            raise KitError(f"{row.file} {relation} {first.file} of row {first.number}; wanted each clip once. Remove one of "
-                           "the two rows.")
+            raise KitError(f"{row.file} {relation} {first.file} of row {first.number}. Remove one of the two rows.")
 
     content = row.audio()
     if isinstance(content, Path):
@@ -160,8 +154,7 @@ def _check_audio(row: Row, config: Config, first_rows: dict[str | bytes, Row]) -
     trimmed = audio.trim(samples, SAMPLE_RATE)
     seconds = min(len(samples), len(trimmed)) / SAMPLE_RATE
     if seconds < MIN_SECONDS:
-        raise KitError(f"{row.file} holds {seconds:.2f} s of sound; the minimum is {MIN_SECONDS} s. Join it with its "
-                       "neighbour, or leave it out.")
+        raise KitError(f"{row.file} holds {seconds:.2f} s of sound; the minimum is {MIN_SECONDS} s. Join it with another.")
     return audio.loudness(trimmed, SAMPLE_RATE)
 
 

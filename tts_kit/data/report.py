@@ -1,25 +1,24 @@
 """Report on a run's data: how much, how clean, which clips to check first, what was left out, and what would help most."""
 
 import html
-import itertools
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from tqdm.auto import tqdm
 
 from tts_kit import audio, io
 from tts_kit import html as pages
-from tts_kit.data import ingest, manifest, prepare, quality_flags, speaker_embedding
+from tts_kit.data import ingest, manifest, prepare, quality_flags, segment, speaker_embedding
 from tts_kit.data.manifest import SAMPLE_RATE, Utterance
 from tts_kit.data.quality_flags import OUTLIER_THRESHOLD
-from tts_kit.data.review_store import DROPPED
-from tts_kit.data.segment import Segment, read_segments, segment_folders
-from tts_kit.errors import KitError
+from tts_kit.data.review import DROPPED
+from tts_kit.data.segment import Segment
 from tts_kit.run import Run
 
 FILE = "report.html"
@@ -28,8 +27,6 @@ MAX_UNUSUAL, MAX_LISTED = 6, 40
 ACCENT, GREY = "#0b8079", "#8a857c"
 BANDWIDTH_DB = -70.0
 """A frequency band this far below the strongest one was not recorded."""
-SHINGLE, MAX_WORD_DISTANCE = 3, 0.2
-"""Consecutive words that two texts must share to be compared, and the share that may differ in near-duplicates."""
 # minutes from which a voice is recognisable, is stable, and gains little from more, as users of other kits report them
 MIN_MINUTES, STEADY_MINUTES, ENOUGH_MINUTES = 5, 25, 40
 QUIET_SNR_DB, NOISY_SNR_DB = 30.0, 20.0
@@ -46,34 +43,19 @@ class AudioStats:
     chars_per_second: float
     lufs: float
     snr_db: float
-    f0: float
-    """Hertz, the median of voiced frames; 0 if there are none."""
+    f0: float  # Hertz, the median of voiced frames; 0 if there are none
     bandwidth_hz: float
-    speaker_distance: float
-    """How much less it resembles the main speaker than usual, at worst; 0 if voices were not compared."""
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """What is not in the data for one reason."""
-    clips: int
-    minutes: float | None
-    """None if they were not measured."""
+    speaker_distance: float  # how much less it resembles the main speaker than usual, at worst; 0 if not compared
 
 
 @dataclass(frozen=True)
 class Report:
     name: str
     clips: Sequence[AudioStats]
-    rejected: dict[str, Rejected]
-    """By reason."""
-    near_duplicates: Sequence[tuple[Utterance, Utterance]]
-    recording_lufs: Sequence[float]
-    """Loudness of each clip as it was recorded; empty if there was no recording."""
-    rejected_segments: Sequence[tuple[Path, Segment]]
-    """Segments of recordings that were left out, with their audio."""
-    rejected_rows: Sequence[dict]
-    """Rows of the input table that could not be used."""
+    rejected: dict[str, tuple[int, float | None]]  # reason -> clips that are not in the data, and minutes if known
+    duplicates: Sequence[Utterance]  # clips whose words an earlier one has as well
+    segments: Sequence[tuple[Path, Segment]]  # of the recordings, clips and rejected ones, with their audio
+    rejected_rows: Sequence[dict]  # rows of the input table that could not be used
     voices_compared: bool
 
     @property
@@ -88,18 +70,24 @@ class Report:
 
 
 def analyse(run: Run) -> Report:
-    """Measure a run's data."""
-    clips = manifest.read(run.data)
-    segments = [(folder / segment.file, segment) for folder in segment_folders(run.segments)
-                for segment in read_segments(folder)]
-    rejected_rows = run.data / prepare.REJECTED
-    return Report(
-        name=run.name, clips=measure(clips), rejected=_rejected(run, [segment for _, segment in segments]),
-        near_duplicates=near_duplicates(clips),
-        recording_lufs=[segment.lufs for _, segment in segments if not segment.reason],
-        rejected_segments=[(path, segment) for path, segment in segments if segment.reason],
-        rejected_rows=io.read_rows(rejected_rows) if rejected_rows.is_file() else [],
-        voices_compared=speaker_embedding.is_installed())
+    """Measure a run's data, and count by reason what every stage left out."""
+    clips, counts, minutes = manifest.read(run.data), Counter(), Counter()
+    segments = [(folder / part.file, part) for folder in segment.segment_folders(run.segments)
+                for part in segment.read_segments(folder)]
+    left_out = [(part.reason.partition(":")[0], part.seconds) for _, part in segments if part.reason]
+    if ingest.asr_models(run):
+        left_out += [("dropped in the review" if clip.state == DROPPED else "without a text", clip.seconds)
+                     for clip in ingest.load_review(run).clips if clip.state == DROPPED or not clip.text]
+    for reason, seconds in left_out:
+        counts[reason] += 1
+        minutes[reason] += seconds / 60
+    rejected = {reason: (count, minutes[reason]) for reason, count in counts.most_common()}
+    path = run.data / prepare.REJECTED
+    rejected_rows = io.read_rows(path) if path.is_file() else []
+    if rejected_rows:
+        rejected["could not be used"] = (len(rejected_rows), None)
+    return Report(run.name, measure(clips), rejected, duplicates(clips), segments, rejected_rows,
+                  speaker_embedding.is_installed())
 
 
 def display(run: Run) -> None:
@@ -110,34 +98,30 @@ def display(run: Run) -> None:
 
 def advice(report: Report) -> str:
     """Return one paragraph: how much data there is, how good it is, and what would help most."""
-    clips, minutes = report.clips, report.minutes
-    more = max(1, round(STEADY_MINUTES - minutes))
-    sentences = [f"{minutes:.1f} minutes in {len(clips)} clips: "]
+    clips, minutes, outliers = report.clips, report.minutes, len(report.speaker_outliers)
+    more = f"bout {max(1, round(STEADY_MINUTES - minutes))} minutes more would give stable results."
     if minutes < MIN_MINUTES:
-        sentences[0] += (f"little. {MIN_MINUTES} minutes is the minimum for a recognisable voice; cloning from one clip may "
-                         f"do as well. About {more} minutes more would give stable results.")
+        amount = (f"little. {MIN_MINUTES} minutes is the minimum for a recognisable voice; cloning from one clip may do as "
+                  f"well. A{more}")
     elif minutes < STEADY_MINUTES:
-        sentences[0] += f"enough for a recognisable voice; about {more} minutes more would give stable results."
+        amount = f"enough for a recognisable voice; a{more}"
     else:
-        sentences[0] += "enough." + f" Beyond {ENOUGH_MINUTES} minutes more adds little." * (minutes >= ENOUGH_MINUTES)
-    outliers = len(report.speaker_outliers)
+        amount = "enough." + f" Beyond {ENOUGH_MINUTES} minutes more adds little." * (minutes >= ENOUGH_MINUTES)
     if not report.voices_compared:
-        sentences.append("Whether one voice speaks in all of them was not measured: that needs tts-kit[eval].")
+        speaker = "Whether one voice speaks in all of them was not measured: that needs tts-kit[eval]."
     elif outliers:
-        sentences.append(f"{outliers} of them sound{'s' * (outliers == 1)} like another speaker: check these first, below.")
+        speaker = f"{outliers} of them sound{'s' * (outliers == 1)} like another speaker: check these first, below."
     else:
-        sentences.append("One voice speaks in all of them.")
+        speaker = "One voice speaks in all of them."
     snr_db = statistics.median(stats.snr_db for stats in clips)
-    if snr_db >= QUIET_SNR_DB:
-        sentences.append(f"The room is quiet (SNR {snr_db:.0f} dB).")
-    else:
-        room = "can be heard" if snr_db >= NOISY_SNR_DB else "is loud"
-        sentences.append(f"The room {room} (SNR {snr_db:.0f} dB), and the model learns it with the voice.")
-    bandwidth_hz = statistics.median(stats.bandwidth_hz for stats in clips)
-    if bandwidth_hz < NARROW_BAND_HZ:
+    room = "is quiet" if snr_db >= QUIET_SNR_DB else "can be heard" if snr_db >= NOISY_SNR_DB else "is loud"
+    learned = ", and the model learns it with the voice" * (snr_db < QUIET_SNR_DB)
+    sentences = [f"{minutes:.1f} minutes in {len(clips)} clips: {amount}", speaker,
+                 f"The room {room} (SNR {snr_db:.0f} dB){learned}."]
+    if (bandwidth_hz := statistics.median(stats.bandwidth_hz for stats in clips)) < NARROW_BAND_HZ:
         sentences.append(f"There is nothing above {bandwidth_hz / 1000:.1f} kHz: use the original recording if you have it.")
-    if len(report.near_duplicates) > MAX_DUPLICATE_SHARE * len(clips):
-        sentences.append(f"{len(report.near_duplicates)} clips say nearly the same as another.")
+    if len(report.duplicates) > MAX_DUPLICATE_SHARE * len(clips):
+        sentences.append(f"{len(report.duplicates)} clips say the same as another.")
     return " ".join(sentences)
 
 
@@ -173,58 +157,25 @@ def bandwidth_hz(samples: np.ndarray) -> float:
     return float(np.flatnonzero(power > power.max() * 10 ** (BANDWIDTH_DB / 10))[-1] * SAMPLE_RATE / 1024)
 
 
-def near_duplicates(utterances: Sequence[Utterance]) -> list[tuple[Utterance, Utterance]]:
-    """Return pairs that say nearly the same; each later utterance is paired with the first one like it."""
-    by_shingle: dict[tuple[str, ...], list[Utterance]] = defaultdict(list)
-    order = {utterance.id: number for number, utterance in enumerate(utterances)}
-    pairs = []
-    for utterance in utterances:
-        words = quality_flags.words(utterance.text)
-        shingles = {words[start:start + SHINGLE] for start in range(max(1, len(words) - SHINGLE + 1))}
-        candidates = {other.id: other for other in itertools.chain(*(by_shingle[shingle] for shingle in shingles))}
-        for other in sorted(candidates.values(), key=lambda other: order[other.id]):
-            if quality_flags.word_edit_distance(other.text, utterance.text) <= MAX_WORD_DISTANCE:
-                pairs.append((other, utterance))
-                break
-        for shingle in shingles:
-            by_shingle[shingle].append(utterance)
-    return pairs
-
-
-def _rejected(run: Run, segments: Sequence[Segment]) -> dict[str, Rejected]:
-    """Return what every stage left out, by reason."""
-    seconds: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-
-    def add(reason: str, duration: float) -> None:
-        counts[reason] += 1
-        seconds[reason] += duration
-
-    for segment in segments:
-        if segment.reason:
-            add(segment.reason.partition(":")[0], segment.seconds)
-    if any(ingest.asr_models(run)):
-        for clip in ingest.load_review(run).clips:
-            if clip.state == DROPPED or not clip.text:
-                add("dropped in the review" if clip.state == DROPPED else "without a text", clip.seconds)
-    rejected = {reason: Rejected(count, seconds[reason] / 60) for reason, count in counts.most_common()}
-    if (run.data / prepare.REJECTED).is_file():
-        rejected["could not be used"] = Rejected(len(io.read_rows(run.data / prepare.REJECTED)), None)
-    return rejected
+def duplicates(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Return the utterances whose words an earlier one has as well, whatever their case and punctuation."""
+    first: dict[tuple[str, ...], Utterance] = {}
+    return [utterance for utterance in utterances if first.setdefault(quality_flags.words(utterance.text), utterance)
+            is not utterance]
 
 
 # The page
 
 
-def figure(report: Report):
-    """Return six histograms as a matplotlib figure."""
+def picture(report: Report) -> bytes:
+    """Return six histograms as a PNG for light and dark backgrounds."""
     from matplotlib.figure import Figure
 
     clips, figure = report.clips, Figure(figsize=(11, 5.6), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     loudness = {"in the data": [stats.lufs for stats in clips]}
-    if report.recording_lufs:
-        loudness["in the recording"] = report.recording_lufs
+    if recorded := [part.lufs for _, part in report.segments if not part.reason]:
+        loudness["in the recording"] = recorded
     histograms = [("duration", "seconds", {"": [stats.clip.seconds for stats in clips]}),
                   ("speaking rate", "characters per second", {"": [stats.chars_per_second for stats in clips]}),
                   ("loudness", "LUFS", loudness), ("SNR", "dB", {"": [stats.snr_db for stats in clips]}),
@@ -241,13 +192,8 @@ def figure(report: Report):
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=GREY)
     axes.axvline(OUTLIER_THRESHOLD, color=GREY, linewidth=1, linestyle=":")
-    return figure
-
-
-def picture(report: Report) -> bytes:
-    """Return the figure as a PNG for light and dark backgrounds."""
     content = BytesIO()
-    figure(report).savefig(content, format="png", dpi=140, transparent=True)
+    figure.savefig(content, format="png", dpi=140, transparent=True)
     return content.getvalue()
 
 
@@ -263,65 +209,47 @@ def write(run: Run, report: Report) -> Path:
 def _totals(report: Report) -> Iterator[str]:
     splits = {manifest.TRAIN: "to train on", manifest.HELD_OUT: "held out, to evaluate on",
               manifest.EXCLUDED: "excluded: next to held-out clips"}
-    rows = []
-    for split, label in splits.items():
-        if seconds := [stats.clip.seconds for stats in report.clips if stats.clip.split == split]:
-            rows.append((label, len(seconds), sum(seconds) / 60))
-    rows += [(f"left out: {reason}", rejected.clips, rejected.minutes) for reason, rejected in report.rejected.items()]
-    for label, count, minutes in rows:
+    seconds = {split: [stats.clip.seconds for stats in report.clips if stats.clip.split == split] for split in splits}
+    rows = {label: (len(seconds[split]), sum(seconds[split]) / 60) for split, label in splits.items() if seconds[split]}
+    for label, (count, minutes) in (rows | {f"left out: {reason}": row for reason, row in report.rejected.items()}).items():
         yield (f"<tr><th>{html.escape(label)}</th><td>{count}</td>"
                f"<td>{'' if minutes is None else f'{minutes:.1f}'}</td></tr>")
 
 
 def _lists(report: Report) -> Iterator[str]:
     """Yield lists of clips to check, by what is unusual about them."""
-    clips = report.clips
-    yield _clip_list("Other speakers", "Another person, a cough, or only another mood.", report.speaker_outliers,
-                     lambda stats: f"speaker distance {stats.speaker_distance:.2f}")
-    yield _clip_list("Fast and slow", "The transcript may say more or less than the clip.",
-                     _outliers(clips, lambda stats: stats.chars_per_second),
-                     lambda stats: f"{stats.chars_per_second:.0f} characters per second")
-    yield _clip_list("Noisiest", "The lowest signal-to-noise ratio.", sorted(clips, key=lambda stats: stats.snr_db),
-                     lambda stats: f"SNR {stats.snr_db:.0f} dB")
-    yield _clip_list("High and low", "A laugh, a shout, or another speaker.",
-                     _outliers([stats for stats in clips if stats.f0], lambda stats: stats.f0),
-                     lambda stats: f"{stats.f0:.0f} Hz")
-    by_id = {stats.clip.id: stats for stats in clips}
-    yield _clip_list("Near-duplicates", "Both stay in the data; one is enough.",
-                     [by_id[later.id] for _, later in report.near_duplicates], lambda stats: "like another clip")
-    listed = [(path, segment.reason, f"{segment.start:.0f} to {segment.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
-              for path, segment in report.rejected_segments]
-    more = f" The first {MAX_LISTED} of {len(listed)}; all are in the run's segments." * (len(listed) > MAX_LISTED)
-    yield _section("Left out", f"Segments of the recordings that became no clips.{more}", listed[:MAX_LISTED])
+    def clip_list(title: str, explanation: str, clips: Sequence[AudioStats], note: Callable[[AudioStats], str]) -> str:
+        return _section(title, explanation, [(stats.clip.audio, stats.clip.text, note(stats), stats.clip.file)
+                                             for stats in clips[:MAX_UNUSUAL]])
+
+    clips, repeated = report.clips, {clip.id for clip in report.duplicates}
+    rate = statistics.median(stats.chars_per_second for stats in clips)
+    yield clip_list("Other speakers", "Another person, a cough, or only another mood.", report.speaker_outliers,
+                    lambda stats: f"speaker distance {stats.speaker_distance:.2f}")
+    yield clip_list("Fast and slow", "The transcript may say more or less than the clip.",
+                    sorted(clips, key=lambda stats: -abs(np.log(stats.chars_per_second / rate))),
+                    lambda stats: f"{stats.chars_per_second:.0f} characters per second")
+    yield clip_list("Noisiest", "The lowest signal-to-noise ratio.", sorted(clips, key=lambda stats: stats.snr_db),
+                    lambda stats: f"SNR {stats.snr_db:.0f} dB")
+    yield clip_list("Duplicates", "Both stay in the data; one is enough.",
+                    [stats for stats in clips if stats.clip.id in repeated], lambda stats: "the words of another clip")
+    rejected = [(path, part.reason, f"{part.start:.0f} to {part.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
+                for path, part in report.segments if part.reason]
+    yield _section("Left out", f"Segments of the recordings that became no clips: {min(MAX_LISTED, len(rejected))} of "
+                   f"{len(rejected)}.", rejected[:MAX_LISTED])
     yield _section("Could not be used", "Clips of the table.", [
         (None, row["reason"], f"row {row['row']}", row["file"]) for row in report.rejected_rows[:MAX_LISTED]])
 
 
-def _outliers(clips: Sequence[AudioStats], value: Callable[[AudioStats], float]) -> list[AudioStats]:
-    """Sort clips by the distance from the median, as a ratio, the farthest first."""
-    median = statistics.median([value(stats) for stats in clips] or [1.0])
-    return sorted(clips, key=lambda stats: -max(value(stats) / median, median / max(value(stats), 1e-6)))
-
-
-def _clip_list(title: str, explanation: str, clips: Sequence[AudioStats], note: Callable[[AudioStats], str]) -> str:
-    return _section(title, explanation, [(stats.clip.audio, stats.clip.text, note(stats), stats.clip.file)
-                                         for stats in clips[:MAX_UNUSUAL]])
-
-
 def _section(title: str, explanation: str, rows: Sequence[tuple[Path | None, str, str, str]]) -> str:
     """Return a list of players with text, note and file name; empty if there are no rows."""
-    if not rows:
-        return ""
     items = []
     for path, *texts in rows:
         text, note, file = map(html.escape, texts)
-        items.append(f'<li>{_player(path) if path else ""}<p dir="auto">{text}</p><small>{note}<br>{file}</small></li>')
-    return f'<h2>{title}</h2><p class="explanation">{explanation}</p><ul class="clips">{"".join(items)}</ul>'
-
-
-def _player(path: Path) -> str:
-    try:
-        source = pages.data_uri(*audio.encode_lossy(audio.read(path, SAMPLE_RATE), SAMPLE_RATE))
-    except KitError:  # a segment may have been left out because it is silent
-        return "<audio></audio>"
-    return f'<audio controls preload="none" src="{source}"></audio>'
+        player = ""
+        if path and np.any(samples := soundfile.read(path, dtype="float32")[0]):  # silence has no player
+            source = pages.data_uri(*audio.encode_lossy(samples, SAMPLE_RATE))
+            player = f'<audio controls preload="none" src="{source}"></audio>'
+        items.append(f'<li>{player}<p dir="auto">{text}</p><small>{note}<br>{file}</small></li>')
+    section = f'<h2>{title}</h2><p class="explanation">{explanation}</p><ul class="clips">{"".join(items)}</ul>'
+    return section if items else ""

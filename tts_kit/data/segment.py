@@ -91,7 +91,7 @@ def segment_recording(path: str | Path, folder: str | Path) -> list[Segment]:
     """Split one recording into a folder of its own under `folder`; an existing result is reused."""
     path = Path(path)
     own_folder, identity = segment_folder(path, folder), _identity(path)
-    if (own_folder / SEGMENTS).is_file():
+    if own_folder.exists():
         return read_segments(own_folder)
     blocks = audio.read_blocks(path, MODEL_SAMPLE_RATE)
     track = detect_speech(tqdm(blocks, f"detecting speech in {path.name}", unit="s", unit_scale=audio.BLOCK_SECONDS))
@@ -112,14 +112,11 @@ def segment_folder(path: Path, folder: str | Path) -> Path:
     identity = _identity(path)
     for number in itertools.count(1):
         own_folder = Path(folder) / (folder_name(path) + f"-{number}" * (number > 1))
-        if not (own_folder / SEGMENTS).is_file():
-            return own_folder
         changed = changed_inputs(own_folder, **identity)
-        if set(changed) <= {"path"}:  # the same file, perhaps moved
+        if not own_folder.exists() or set(changed) <= {"path"}:  # the same file, perhaps moved
             return own_folder
         if "path" not in changed:
-            raise KitError(f"{own_folder} was cut from another version of {path.name}. Move it away, or give the new "
-                           "recording another name.")
+            raise KitError(f"{own_folder} was cut from another version of {path.name}. Move it away, or rename {path.name}.")
 
 
 def segment_folders(folder: Path) -> list[Path]:
@@ -352,6 +349,5 @@ def _load_vad():
     try:
         from faster_whisper.vad import get_vad_model
     except ImportError as error:
-        raise KitError("segmenting a recording needs faster-whisper, which brings the voice activity detector: pip install "
-                       '"tts-kit[audio]"') from error
+        raise KitError('segmenting needs the VAD of faster-whisper: pip install "tts-kit[audio]"') from error
     return get_vad_model()

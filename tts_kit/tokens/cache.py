@@ -29,14 +29,11 @@ class EncodedClip:
     """An utterance whose audio has become codes."""
     id: str
     text: str
-    source: str
-    """The speaker id that CSM reads."""
-    speaker: str
-    """The speaker's name; a clip is context only for clips of the same name."""
+    source: str  # the speaker id that CSM reads
+    speaker: str  # the speaker's name; a clip is context only for clips of the same name
     session: str
     split: str
-    codes: torch.Tensor
-    """(frames, codebooks) int16"""
+    codes: torch.Tensor  # (frames, codebooks) int16
 
 
 class CorruptEntry(Exception):
@@ -62,6 +59,8 @@ def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str,
 
 def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
     """Write the entries that are missing or corrupt and touch nothing else; returns the counts of `tokenize`."""
+    from tts_kit import audio  # training reads codes on machines without an audio library
+
     counts = {"cached": 0, "encoded": 0, "corrupt": 0}
     missing, fingerprint, spec = [], codec.fingerprint(), codec.spec
     for utterance in utterances:
@@ -84,7 +83,8 @@ def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) 
         while missing:
             count = max(1, int(seconds_per_batch / max(missing[0][0].seconds, 0.1)))
             batch, missing = missing[:count], missing[count:]
-            waves = [_read_clip(utterance, spec.sample_rate) for utterance, _ in batch]
+            waves = [audio.read(manifest.read_audio(utterance), spec.sample_rate, name=str(utterance.audio))
+                     for utterance, _ in batch]
             for codes, (_, key) in zip(codec.encode(waves), batch):
                 write_bytes(entry_path(folder, key), save({"codes": codes}, metadata={"key": key}))
             bar.update(len(batch))
@@ -130,11 +130,6 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()[:16]
 
 
-def codec_fingerprint(folder: Path) -> str:
-    """Return the fingerprint of the codec that made a folder's codes."""
-    return read_inputs(folder).get("codec", "")
-
-
 def cache_key(utterance: Utterance, codec_fingerprint: str) -> str:
     """Return the name of the codes of this clip by this codec."""
     return hashlib.sha256(f"{codec_fingerprint} {utterance.sha256}".encode()).hexdigest()[:32]
@@ -157,13 +152,3 @@ def open_entry(path: Path) -> torch.Tensor:
     if key != path.stem or codes.dtype != torch.int16 or codes.dim() != 2:
         raise CorruptEntry("holds something else than its name says")
     return codes
-
-
-def _read_clip(utterance: Utterance, sample_rate: int):
-    content = utterance.audio.read_bytes()
-    if hashlib.sha256(content).hexdigest() != utterance.sha256:
-        raise KitError(f"{utterance.audio} is not the clip that the manifest lists (another SHA-256). Delete its data "
-                       "folder and make it again from the edited source: tts-kit prepare SOURCE --run NAME")
-    from tts_kit import audio  # training reads codes on machines without an audio library
-
-    return audio.read(content, sample_rate, name=str(utterance.audio))

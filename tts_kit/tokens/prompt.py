@@ -24,14 +24,10 @@ class Turn:
 class Example:
     """A sequence of positions, each a text token or a frame of codes."""
     name: str
-    input_ids: torch.Tensor
-    """(positions,) text ids; the audio token at frames."""
-    codes: torch.Tensor
-    """(positions, codebooks) codes; zeros at text and at the EOS frame."""
-    audio_mask: torch.Tensor
-    """(positions,) true at frames."""
-    labels: torch.Tensor
-    """(positions, codebooks) the codes to predict, IGNORE_INDEX elsewhere."""
+    input_ids: torch.Tensor  # (positions,) text ids; the audio token at frames
+    codes: torch.Tensor  # (positions, codebooks) codes; zeros at text and at the EOS frame
+    audio_mask: torch.Tensor  # (positions,) true at frames
+    labels: torch.Tensor  # (positions, codebooks) the codes to predict, IGNORE_INDEX elsewhere
 
     def __len__(self) -> int:
         return len(self.input_ids)

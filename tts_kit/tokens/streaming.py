@@ -35,12 +35,9 @@ class _Conv1d:
 
     def __init__(self, layer: mimi.MimiConv1d):
         conv = layer.conv
-        if not layer.causal:
-            raise _unsupported("a convolution that looks ahead (use_causal_conv is false)", "causal ones")
-        if conv.stride[0] != 1:
-            raise _unsupported(f"a convolution of stride {conv.stride[0]} in its decoder", "stride 1")
-        if layer.pad_mode not in ("constant", "replicate"):
-            raise _unsupported(f"pad_mode {layer.pad_mode!r}", "'constant' or 'replicate', which need no later samples")
+        if not layer.causal or conv.stride[0] != 1 or layer.pad_mode not in ("constant", "replicate"):
+            raise _unsupported(f"a convolution with use_causal_conv {layer.causal}, stride {conv.stride[0]}, pad_mode "
+                               f"{layer.pad_mode!r}", "causal ones of stride 1, with pad_mode 'constant' or 'replicate'")
         self.conv, self.replicate = conv, layer.pad_mode == "replicate"
         self.context = (conv.kernel_size[0] - 1) * conv.dilation[0]
         self.state: torch.Tensor | None = None
