@@ -63,7 +63,7 @@ def test_no_consent_and_one_for_other_clips_are_told(run):
     assert "No consent to the voice of run anna is recorded. Record it: tts-kit consent" in consent.problem(run)
     consent.record(run, "Anna", "own", STATEMENT)
     replace_a_clip(run)
-    assert re.search("have changed since Anna consented .* 3 clips .* not all the same. Record it", consent.problem(run))
+    assert re.search("have changed since Anna consented .* for 3 clips .* minutes. Record it", consent.problem(run))
     consent.record(run, "Anna", "own", STATEMENT)
     assert consent.problem(run) == ""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tts_kit import samples
 from tts_kit.data import examples, manifest
-from tts_kit.data.manifest import Utterance
 from tts_kit.errors import KitError
 from tts_kit.io import read_json, write_json
 from tts_kit.run import CONSENT, Run, read_inputs
@@ -60,7 +59,8 @@ def record(run: Run, who: str, kind: str, statement: str) -> Consent:
     _check(who, kind, statement)
     utterances = manifest.read(run.data)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    consent = Consent(who, kind, statement, now, len(utterances), _seconds(utterances), manifest.audio_digest(utterances))
+    seconds = round(sum(utterance.seconds for utterance in utterances), 3)
+    consent = Consent(who, kind, statement, now, len(utterances), seconds, manifest.audio_digest(utterances))
     if (old := read(run.folder)) and dataclasses.replace(old, when=now) == consent:
         consent = old
     for folder in (run.folder, *[run.adapter] * run.adapter.is_dir()):
@@ -83,10 +83,9 @@ def problem(run: Run) -> str:
     remedy = f"Record it: tts-kit consent --run {run.name}"
     if (consent := for_run(run)) is None:
         return f"No consent to the voice of run {run.name} is recorded. {remedy}"
-    if run.data.is_dir() and manifest.audio_digest(utterances := manifest.read(run.data)) != consent.sha256:
-        return (f"The recordings of run {run.name} have changed since {consent.who} consented on {consent.when[:10]}: then "
-                f"{consent.clips} clips of {consent.seconds / 60:.1f} minutes, now {len(utterances)} of "
-                f"{_seconds(utterances) / 60:.1f}, not all the same. {remedy}")
+    if run.data.is_dir() and manifest.audio_digest(manifest.read(run.data)) != consent.sha256:
+        return (f"The recordings of run {run.name} have changed since {consent.who} consented on {consent.when[:10]} for "
+                f"{consent.clips} clips of {consent.seconds / 60:.1f} minutes. {remedy}")
     return ""
 
 
@@ -139,10 +138,6 @@ def _check(who: str, kind: str, statement: str) -> None:
         if hidden := "".join(character for character in value if character not in ALLOWED_CONTROLS
                              and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")):
             raise KitError(f"{name} holds {hidden[:8]!a}, which controls a terminal or reorders text. Leave it out.")
-
-
-def _seconds(utterances: list[Utterance]) -> float:
-    return round(sum(utterance.seconds for utterance in utterances), 3)
 
 
 def _record_example(run: Run) -> Consent | None:

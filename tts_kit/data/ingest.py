@@ -158,7 +158,9 @@ def transcribe_segments(folder: Path, first: Transcriber, second: Transcriber | 
     speaker_embedding.embed_folder(folder)
     transcripts = transcribe.transcribe(folder, first, language)
     language = language or (transcripts[0].language if transcripts else "")
-    if second and second.language in ("", language):
+    if second and second.language not in ("", language):
+        print(f"There is no second pass in {language!r}: {second.name} knows {second.language!r} alone.")
+    elif second:
         transcribe.transcribe(folder, second, language)
 
 

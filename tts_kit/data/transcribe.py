@@ -135,10 +135,8 @@ def read_transcripts(folder: Path, name: str) -> dict[str, Transcript]:
 
 
 def transcripts_file(name: str) -> str:
-    """The name of a model's table; models of one name in different folders get different tables."""
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name).strip("-.") or "whisper"
-    suffix = "" if Path(name).name == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-    return f"transcripts-{stem}{suffix}.jsonl"
+    """The name of a model's table, which holds the whole path of a model in a folder."""
+    return f"transcripts-{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-.')}.jsonl"
 
 
 def check_language(language: str) -> None:
