@@ -20,8 +20,9 @@ import threading
 import traceback
 import urllib.request
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy
 
@@ -194,7 +195,7 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def reply_error(replies):
+def reply_error(replies: TextIO) -> Iterator[None]:
     """Send the error of the block to tts_kit, "" if there is none; all of it goes to standard error."""
     message = ""
     try:
@@ -205,7 +206,7 @@ def reply_error(replies):
     print(json.dumps(message), file=replies, flush=True)
 
 
-def write(path: str, samples, rate: int) -> None:
+def write(path: str, samples: object, rate: int) -> None:
     """Write samples of one channel as a 16-bit WAV."""
     samples = numpy.asarray(samples, dtype=numpy.float64)
     samples = samples.reshape(samples.shape[-1])  # leading axes of length 1 may go, two channels may not
