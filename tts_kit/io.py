@@ -23,16 +23,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(beside, 0o644)
-            os.replace(beside, path)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
         except BaseException:
-            Path(beside).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise
 
 
@@ -88,19 +88,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(path)
-        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
     old = path.with_name(f".{path.name}.old")
     try:
         with explain_os_errors(path):
-            yield beside
-        beside.chmod(0o755)
+            yield staging
+        staging.chmod(0o755)
         if path.exists():
             path.rename(old)
-        beside.rename(path)
+        staging.rename(path)
     except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntry
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, CsmConfig, PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
+from transformers.utils import cached_file, logging
 
 from tts_kit import hub
 from tts_kit.errors import KitError, reason
@@ -63,15 +63,10 @@ def tokenizer(base: str, revision: str = "") -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(base, revision=revision or None)
 
 
-def generation_config(base: str, revision: str = "") -> dict:
-    """Return generation_config.json as it is, empty where there is none.
-
-    transformers drops the depth decoder's settings from one that was derived from a model's config."""
-    return optional_json(base, GENERATION_CONFIG_NAME, revision)
-
-
 def optional_json(base: str, name: str, revision: str = "") -> dict:
-    """Return the content of a JSON file of the checkpoint, empty where there is none."""
+    """Return the content of a JSON file of the checkpoint, empty where there is none.
+
+    Of generation_config.json transformers itself would drop the depth decoder's settings."""
     path = file(base, name, revision)
     return read_json(path, "Download the checkpoint again.") if path else {}
 
@@ -142,15 +137,11 @@ def explain_load_errors(base: str) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' and the hub's tables, progress bars and warnings, which CSM's special ids always cause."""
-    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
-    progress_bar = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with contextlib.ExitStack() as stack:
+        for library in (logging, hub_logging):
+            stack.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity_error()
+        if logging.is_progress_bar_enabled():
+            stack.callback(logging.enable_progress_bar)
+            logging.disable_progress_bar()
         yield
-    finally:
-        logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if progress_bar:
-            logging.enable_progress_bar()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils._triton import has_triton
 from transformers import CsmForConditionalGeneration
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from tts_kit import pretrained
 from tts_kit.config import Config
@@ -54,7 +55,7 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     model.requires_grad_(False).eval()
     return Base(model, codec.load(name, revision, codec_device or device_config.device),
                 PromptBuilder(pretrained.tokenizer(name, revision), spec), spec, device_config, name,
-                commit or revision, backend, pretrained.generation_config(name, revision),
+                commit or revision, backend, pretrained.optional_json(name, GENERATION_CONFIG_NAME, revision),
                 fingerprint(model))
 
 
