@@ -60,8 +60,7 @@ def read_blocks(path: str | Path, rate: int, min_rate: int = MIN_SAMPLE_RATE) ->
 
 def probe(path: str | Path | bytes, name: str = "") -> tuple[int, int, float]:
     """Return (rate, channels, seconds) from the file's header, without decoding."""
-    name = name or ("audio bytes" if isinstance(path, bytes) else str(path))
-    with _open(path, name) as file:
+    with _open(path, name or ("audio bytes" if isinstance(path, bytes) else str(path))) as file:
         return file.samplerate, file.channels, file.frames / file.samplerate
 
 

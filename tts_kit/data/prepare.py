@@ -181,10 +181,10 @@ def choose_speaker(rows: Sequence[Row], speaker: str) -> tuple[str, str]:
         raise KitError(f"{table} names no speakers; --speaker asks for {speaker!r}. Leave --speaker out, or add a column "
                        "source.")
     if speaker not in counts and (speaker or len(counts) > 1):
-        asked = f"has no speaker {speaker!r}; it " if speaker else ""
-        most = ", ".join(f"{name} ({count} clips)" for name, count in counts.most_common(MAX_LISTED))
-        raise KitError(f"{table} {asked}has {len(counts)} speakers: {most}. One voice is learned at a time: choose it with "
-                       "--speaker NAME (Config.speaker).")
+        missing = f"has no speaker {speaker!r}; it " if speaker else ""
+        names = ", ".join(f"{name} ({count} clips)" for name, count in counts.most_common(MAX_LISTED))
+        raise KitError(f"{table} {missing}has {len(counts)} speakers: {names}. One voice is learned at a time: choose it "
+                       "with --speaker NAME (Config.speaker).")
     names = sorted(counts)
     speaker = speaker or (names or [""])[0]
     # CSM was trained with digits as speakers: names that are digits stay, others are numbered in alphabetical order

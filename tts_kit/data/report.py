@@ -114,10 +114,10 @@ def advice(report: Report) -> str:
     else:
         speaker = "One voice speaks in all of them."
     snr_db = statistics.median(stats.snr_db for stats in clips)
-    room = "is quiet" if snr_db >= QUIET_SNR_DB else "can be heard" if snr_db >= NOISY_SNR_DB else "is loud"
+    background = "is quiet" if snr_db >= QUIET_SNR_DB else "can be heard" if snr_db >= NOISY_SNR_DB else "is loud"
     learned = ", and the model learns it with the voice" * (snr_db < QUIET_SNR_DB)
     sentences = [f"{minutes:.1f} minutes in {len(clips)} clips: {amount}", speaker,
-                 f"The room {room} (SNR {snr_db:.0f} dB){learned}."]
+                 f"The room {background} (SNR {snr_db:.0f} dB){learned}."]
     if (bandwidth_hz := statistics.median(stats.bandwidth_hz for stats in clips)) < NARROW_BAND_HZ:
         sentences.append(f"There is nothing above {bandwidth_hz / 1000:.1f} kHz: use the original recording if you have it.")
     if len(report.duplicates) > MAX_DUPLICATE_SHARE * len(clips):

@@ -135,6 +135,6 @@ def _streaming(layer: nn.Module):
     return layer
 
 
-def _unsupported(seen: str, wanted: str) -> KitError:
-    return KitError(f"this codec cannot be decoded in chunks without seams: it has {seen}; wanted {wanted}. Decode whole "
-                    "utterances instead (`Codec.decode`, or speak without --stream).")
+def _unsupported(feature: str, supported: str) -> KitError:
+    return KitError(f"this codec cannot be decoded in chunks without seams: it has {feature}; wanted {supported}. Decode "
+                    "whole utterances instead (`Codec.decode`, or speak without --stream).")
