@@ -52,9 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ------------------------------------------------------------------------------------------------------------ options
-
-
 @dataclasses.dataclass(frozen=True)
 class Option:
     """An argument of a command: what argparse's add_argument takes, and its group in --help."""
@@ -135,16 +132,12 @@ def command(description: str, *options: Option, config: Sequence[str] = (), run:
             option("--device", group="device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="device"),
             option("--dtype", group="device", default="auto", choices=("auto", "float32", "bfloat16"),
                    help="compute dtype; auto: 16 bits on NVIDIA GPUs, else float32")]
-
     epilog = "A run stores its settings: an option that is not given keeps the stored value." if config else ""
 
     def register(func: Callable) -> Callable:
         COMMANDS[func.__name__.replace("_", "-")] = func, description, epilog, all_options
         return func
     return register
-
-
-# ------------------------------------------------------------------------------------------------------------- stages
 
 
 @command("all stages on the bundled voice and model, without GPU or hub",
@@ -226,9 +219,6 @@ def train(args: argparse.Namespace) -> None:
         return
     summary = finetune.dry_run(config, run, _device_config(args))
     print(json.dumps(summary) if args.json else "\n".join(f"{name}: {value}" for name, value in summary.items()))
-
-
-# -------------------------------------------------------------------------------------------------------------- voice
 
 
 @command("text -> speech",
@@ -353,9 +343,6 @@ def detect_watermark(args: argparse.Namespace) -> int:
     return watermark.report_files(args.files)
 
 
-# ------------------------------------------------------------------------------------------------------------- export
-
-
 @command("record whose voice it is and who permitted a model of it",
          option("--who", default="", help="the speaker, or the system that generated the speech"),
          option("--kind", metavar="KIND", default="", help="own (my voice), written (written permission), licensed (a "
@@ -427,9 +414,6 @@ def doctor(args: argparse.Namespace) -> int:
     results = checks.run_checks(args.base or Config.base)
     print(checks.format_report(results))
     return int(any(check.status == "fail" for check in results))
-
-
-# ------------------------------------------------------------------------------------------------------------ loading
 
 
 def _device_config(args: argparse.Namespace):

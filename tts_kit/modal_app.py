@@ -144,6 +144,8 @@ def check_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                           sentences=1, seeds=[1])
     Config(**cli.config_changes(args))
     for arm in args.arms:
+        if arms.kind_of(arm) not in arms.GENERATED_ARMS:
+            raise KitError(f"there is no arm {arm[:40]!r} here. Choose among {', '.join(arms.GENERATED_ARMS)}.")
         arms.parse(arm)
     check_local_changes(Run(args.run))
     return args
