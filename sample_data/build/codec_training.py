@@ -100,7 +100,7 @@ def _go_on(training: Training, work: Path, waves: Sequence[np.ndarray]) -> list[
     if not found:
         return []
     facts = snapshot.facts(found[-1])
-    training.config.agree(facts["recipe"], found[-1])
+    training.recipe.agree(facts["recipe"], found[-1])
     if facts["speech"] != _extent(waves):
         raise KitError(f"{found[-1]} was trained on {facts['speech']}, the corpus now is {_extent(waves)} (clips and "
                       "samples). Give the same corpus, or choose another --out.")
@@ -113,7 +113,7 @@ def _go_on(training: Training, work: Path, waves: Sequence[np.ndarray]) -> list[
 def _advance(training: Training, rows: list[dict], bar: tqdm) -> None:
     parts = training.step()
     if training.steps % LOG_EVERY == 0:
-        speech = training.steps * training.config.batch * training.crops.samples / training.spec.sample_rate
+        speech = training.steps * training.recipe.batch * training.crops.samples / training.spec.sample_rate
         rows.append({"step": training.steps, "seconds": round(training.seconds, 1),
                      **{name: round(value.item(), 4) for name, value in parts.items()},
                      "codebook_use": round(quantizer.use(training.codec), 4), "speech_seconds": round(speech, 1)})
@@ -124,13 +124,13 @@ def _advance(training: Training, rows: list[dict], bar: tqdm) -> None:
 
 
 def _bar(training: Training) -> tqdm:
-    total = training.config.steps or 60 * training.config.minutes
-    return tqdm(total=total, initial=training.progress * total, desc="codec", unit="step" if training.config.steps else "s",
+    total = training.recipe.steps or 60 * training.recipe.minutes
+    return tqdm(total=total, initial=training.progress * total, desc="codec", unit="step" if training.recipe.steps else "s",
                 bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]")
 
 
 def _save(training: Training, work: Path, waves: Sequence[np.ndarray], rows: list[dict]) -> None:
-    facts = {"recipe": dataclasses.asdict(training.config), "speech": _extent(waves), "seconds": training.seconds,
+    facts = {"recipe": dataclasses.asdict(training.recipe), "speech": _extent(waves), "seconds": training.seconds,
              "spreads": training.spreads, "rows": rows}
     snapshot.save(work, training.steps, training.modules, training.optimizers, facts)
     write_rows(work / "log.jsonl", rows)
@@ -140,7 +140,7 @@ def _export(training: Training, out: Path, held_out: Sequence[np.ndarray]) -> di
     facts = {"finished": training.progress >= 1, "steps": training.steps, "train_seconds": round(training.seconds, 1),
              "speech_seconds": round(training.crops.ends[-1] / training.spec.sample_rate),
              "machine": device.machine(), "versions": device.versions()}
-    return codec_evaluation.export(training.codec, out, held_out, training.config, facts)
+    return codec_evaluation.export(training.codec, out, held_out, training.recipe, facts)
 
 
 def _extent(waves: Sequence[np.ndarray]) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from sample_data.build import bundle, corpus, goals, sentences, takes
 from sample_data.build.goals import Group
 from sample_data.build.takes import Original, Say
-from tts_kit import device as runtime
+from tts_kit import device
 from tts_kit.comparison import arms, verdict
 from tts_kit.errors import KitError, report_errors
 from tts_kit.evaluation import metrics, scoring
@@ -50,7 +50,7 @@ def evaluate(wish: Wish, say: Say = corpus.utter) -> tuple[dict, list[dict]]:
     metric_models = metrics.load(wish.threads)
     clips = takes.originals(wish.work / "originals", say)
     cloned = takes.references(wish.work / "originals", say)
-    voice = load_voice(runtime.choose(wish.device), wish.adapter, str(wish.model))
+    voice = load_voice(device.choose(wish.device), wish.adapter, str(wish.model))
     folder = wish.work / takes.digest(wish.model, voice)
     real = _real(clips, metric_models)
     some, own = clips[:wish.sentences], [stage for stage in wish.stages if stage in (*arms.GIVEN_ARMS, "base", "clone")]
@@ -111,8 +111,8 @@ def _results(wish: Wish, voice: Voice, metric_models: MetricModels, groups: Mapp
               for goal in goals.judge(goals.TUNED if name == TUNED else goals.UNSEEN, group, found[name])]
     return {"model": wish.model.name, "weights": voice.base.fingerprint, "clips of": takes.digest(wish.model, voice),
             "adapter": lora.fingerprint(voice.model) if voice.is_finetuned else None, "seeds": list(wish.seeds),
-            "metrics": metric_models.name, "date": datetime.date.today().isoformat(), "machine": runtime.machine(),
-            "versions": runtime.versions(), "goals": judged, "groups": found}
+            "metrics": metric_models.name, "date": datetime.date.today().isoformat(), "machine": device.machine(),
+            "versions": device.versions(), "goals": judged, "groups": found}
 
 
 def parser() -> argparse.ArgumentParser:

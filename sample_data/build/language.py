@@ -59,8 +59,9 @@ class Steps(dataset.MicroBatchDataset):
         super().__init__(clips, prompt_builder, config)
         self.noise, self.words = noise, prompt_builder.spec.codebook_size
 
-    def context(self, clip: int) -> Example:
-        return self.examples[clip]
+    def example(self, item: dataset.Item) -> Example:
+        clip, context = item
+        return self.examples[clip] if context is None else dataset.join(self.examples[context], self.examples[clip])
 
     def __getitem__(self, index: int) -> dict:
         batch = super().__getitem__(index)

@@ -146,16 +146,13 @@ def load_weights(model: PeftModel, path: Path, adapter: str = DEFAULT_ADAPTER) -
     """Replace the weights of a model's adapter by those of a file, in place.
 
     An engine that has its weights has to be invalidated."""
-    try:
-        saved = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise KitError(f"{path} cannot be read as an adapter's weights ({error}). {RESTORE}") from error
-    current = _weights(model, adapter)
-    shapes = [{name: list(weight.shape) for name, weight in weights.items()} for weights in (saved, current)]
-    if name := _first_difference(*shapes):
-        saved_shape, shape = (some.get(name, "missing") for some in shapes)
-        raise KitError(f"{path} has the weights of another adapter: {name} is {saved_shape} in the file and {shape} in the "
-                       "model. Give a file of a training with the same base, rank and targets.")
+    saved_shapes, current = _shapes_in_file(path), _weights(model, adapter)
+    shapes = {name: list(weight.shape) for name, weight in current.items()}
+    if name := _first_difference(saved_shapes, shapes):
+        raise KitError(f"{path} has the weights of another adapter: {name} is {saved_shapes.get(name, 'missing')} in the "
+                       f"file and {shapes.get(name, 'missing')} in the model. Give a file of a training with the same base, "
+                       "rank and targets.")
+    saved = load_file(path)
     for name, weight in current.items():
         weight.copy_(saved[name])
 
@@ -226,14 +223,7 @@ def check_compatible(base: Base, folder: Path, metadata: dict) -> None:
         raise KitError(f"{folder} was trained for {metadata['base']} (weights {metadata['base_fingerprint']}), but "
                        f"{base.name} is loaded (weights {base.fingerprint}). Load it with --base {metadata['base']}.")
     settings, shapes = read_json(folder / CONFIG_FILE, RESTORE), _shapes_in_file(folder / WEIGHTS_FILE)
-    rank = settings.get("r")
-    for name, shape in shapes.items():
-        file_rank = (shape or [0])[0 if ".lora_A." in name else -1]
-        if file_rank != rank:
-            raise KitError(f"{folder / WEIGHTS_FILE} has an adapter of rank {file_rank} ({name} is "
-                           f"{' x '.join(map(str, shape))}), and its {CONFIG_FILE} says {rank}: they are of two "
-                           f"trainings. {RESTORE}")
-    expected = {}
+    rank, expected = settings.get("r"), {}
     for name, module in base.model.named_modules():
         if re.fullmatch(settings["target_modules"], name):
             # the base layer, where another adapter is on the projection already

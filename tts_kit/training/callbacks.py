@@ -119,9 +119,9 @@ def plot_losses(log_file: Path):
         held_out = [(row["step"], row[f"eval_{part}_loss"]) for row in rows if f"eval_{part}_loss" in row]
         if train:
             axis.plot(*zip(*train), color=GREY, linewidth=1, label="training")
-        if held_out:
-            axis.plot(*zip(*held_out), color=RED, marker="o", markersize=4, label="held out")
-            axis.axhline(held_out[0][1], color=RED, linestyle=":", linewidth=1, label="base model")
+        # written at each evaluation, the first of which is the base model's
+        axis.plot(*zip(*held_out), color=RED, marker="o", markersize=4, label="held out")
+        axis.axhline(held_out[0][1], color=RED, linestyle=":", linewidth=1, label="base model")
         axis.legend(frameon=False)
     return figure
 

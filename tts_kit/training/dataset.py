@@ -48,13 +48,9 @@ class MicroBatchDataset(torch.utils.data.Dataset):
                         "depth_frames_in_step": sum(int(mask.sum()) for mask in masks)}
 
     def example(self, item: Item) -> Example:
-        """The sequence of a planned item: a clip, after its context if it has one."""
+        """The sequence of a planned item: a clip, after its context, without labels, if it has one."""
         clip, context = item
-        return self.examples[clip] if context is None else join(self.context(context), self.examples[clip])
-
-    def context(self, clip: int) -> Example:
-        """A clip as it precedes another one: without labels."""
-        return without_labels(self.examples[clip])
+        return self.examples[clip] if context is None else join(without_labels(self.examples[context]), self.examples[clip])
 
 
 def micro_batches_per_rank(config: Config, num_processes: int) -> int:

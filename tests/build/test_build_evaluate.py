@@ -14,8 +14,6 @@ from tts_kit.evaluation import metrics
 from tts_kit.io import read_rows
 from tts_kit.speech.voice import load_voice
 
-pytestmark = pytest.mark.slow
-
 VOICE = sorted(samples.VOICE.glob("*.flac"))
 needs_judges = pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 
@@ -76,6 +74,7 @@ def test_clips_are_made_once(wish, work):
     assert {row["text"] for row in takes.make(changed, work / "once", voice)} == {"Other words."}
 
 
+@pytest.mark.slow
 @needs_judges
 def test_the_results_hold_what_was_asked_for(evaluated):
     """Mistake: an arm, a figure or a goal is left out; the goal table cannot be filled."""
@@ -91,6 +90,7 @@ def test_the_results_hold_what_was_asked_for(evaluated):
     assert "goals reached" in evaluate.report(found)
 
 
+@pytest.mark.slow
 @needs_judges
 def test_an_untrained_model_reaches_little(evaluated):
     """Mistake: goals that noise reaches, or that are reached the wrong way round."""
@@ -99,6 +99,7 @@ def test_an_untrained_model_reaches_little(evaluated):
     assert not missed["reached"] and missed["by"] == pytest.approx(0.2 - missed["seen"]["value"], abs=1e-3)
 
 
+@pytest.mark.slow
 @needs_judges
 def test_the_command_writes_json_and_rows(wish, work, evaluated, monkeypatch, capsys):
     """Mistake: figures without the command, the machine and the versions they came from; clips judged again."""

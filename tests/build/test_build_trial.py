@@ -13,9 +13,7 @@ from sample_data.build.spoil import RATE
 from tts_kit import audio
 from tts_kit.data.segment import Segment
 
-pytestmark = pytest.mark.slow
-
-VOICE = Path(__file__).parent.parent / "sample_data" / "voice"
+VOICE = Path(__file__).parents[2] / "sample_data" / "voice"
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +98,7 @@ def test_figures_are_over_all_takes():
     assert trial.summed([dataclasses.replace(other, scores=((0.1, False),))])["wrong transcripts"] == 0
 
 
+@pytest.mark.slow
 def test_memory_is_the_process_own():
     """Mistake: a figure that counts what the process that started this one holds."""
     held = np.ones(100_000_000)  # 800 MB

@@ -22,8 +22,6 @@ from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.codec import Codec
 
-pytestmark = pytest.mark.slow
-
 RATE, FRAME = 24_000, 1920
 CPU = device.choose("cpu")
 SMALL = CodecRecipe(shape="toy", steps=6, batch=4, seconds=0.32, speed=0.05, learning_rate=3e-3, warmup_steps=2,
@@ -84,7 +82,7 @@ def test_training_says_what_plain_mimi_says(trained, waves):
 def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
     """Mistake: the folder lacks the codebooks, or settling them changes the codes; the JSON promises what is not so."""
     training, _ = trained
-    found = codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {"finished": True})
+    found = codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {"finished": True})
     spec = ModelSpec.of(shape.config("toy"))
     plain = Codec(MimiModel.from_pretrained(tmp_path / "codec"), spec)
     with torch.no_grad():
@@ -104,7 +102,7 @@ def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
 def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
     """Mistake: the codes that were learnt are drawn anew, or pass unquantized for the first steps."""
     training, parts = trained
-    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {})
+    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {})
     again = Training(waves, SMALL.replace(begin_with=str(tmp_path / "codec"), learning_rate=1e-6), CPU)
     before = [book.embed.clone() for book in quantizer.codebooks(again.codec)]
     first = again.step()
@@ -118,7 +116,7 @@ def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
 def test_a_decoder_is_trained_without_changing_a_code(trained, waves, tmp_path):
     """Mistake: a language model was trained on codes that this codec no longer makes, or no longer says in that way."""
     training, _ = trained
-    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.config, {})
+    codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {})
     config = SMALL.replace(begin_with=str(tmp_path / "codec"), keep_codes=True, adversary_from=0.0)
     again, before = Training(waves, config, CPU), Training(waves, config, CPU)
     for _ in range(3):
@@ -231,15 +229,16 @@ def test_same_seed_same_weights_other_seed_other_weights(waves):
 
 KILLED = """
 import sys
-sys.path.insert(0, 'tests')
+sys.path[:0] = ['tests', 'tests/build']
 import torch
 torch.set_num_threads(1)
-import test_pretrain_codec as here
+import test_build_codec as here
 here.codec_training.train([here.vowels(number) for number in range(8)], [here.vowels(9)], sys.argv[1],
                           here.SMALL.replace(steps=400, adversary_from=0.005, adversary_channels=2), here.CPU)
 """
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_to_the_same_weights(waves, tmp_path):
     """Mistake: a resumed training repeats its crops, forgets an optimizer, or reads half a checkpoint."""
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "codec")], stdout=subprocess.DEVNULL,

@@ -10,8 +10,6 @@ from sample_data.build import corpus, flite, sentences
 from tts_kit import audio
 from tts_kit.errors import KitError
 
-pytestmark = pytest.mark.slow
-
 INSTALLED = pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed (apt-get install flite)")
 
 

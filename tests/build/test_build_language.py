@@ -27,8 +27,6 @@ from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks
 
-pytestmark = pytest.mark.slow
-
 CPU = device.choose("cpu")
 RECIPE = Config(steps=60, learning_rate=1e-2, warmup_steps=3, tokens_per_batch=300, packing=False, context_probability=0.5,
                 depth_frame_fraction=1.0, eval_steps=20, save_steps=20, sample_steps=0)
@@ -70,6 +68,7 @@ def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
                        codec.state_dict()["encoder.layers.0.conv.weight"].half())
 
 
+@pytest.mark.slow
 def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     """Mistake: the speaker stands in the text, so that nothing is learnt from context and new voices cannot be cloned."""
     ids = {clip.source for clip in sentences()} | {language.SPEAKER}
@@ -89,6 +88,7 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     assert said == [3, 5]
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_is_the_same(tmp_path, codec):
     """Mistake: a resumed training loses the tied table, the optimizer or its place."""
     whole = language.train(sentences(), codec, tmp_path / "all at once", Run("whole", tmp_path), CPU, RECIPE, "toy")
@@ -144,6 +144,7 @@ def test_it_learns_on_from_a_trained_model(tmp_path, codec):
         language._beginning("tiny", 0, str(first))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler to fuse operations with")
 def test_fused_layers_learn_the_same(tmp_path, codec):
     """Mistake: compiled layers that are saved under other names, or that compute something else."""
@@ -224,6 +225,7 @@ def test_both_sentences_teach_and_noise_is_only_heard(codec):
     assert torch.equal(noisy["codes"], language.Steps(some, prompt_builder, config, 0.5)[3]["codes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["toy", "tiny"])
 def test_the_tokenizer_fits_the_model_and_knows_every_text(size):
     """Mistake: ids that the embedding does not have, merges that differ from process to process, or an unknown letter."""
@@ -237,7 +239,7 @@ def test_the_tokenizer_fits_the_model_and_knows_every_text(size):
     assert len(made.encode(judged)) < (0.45 if size == "tiny" else 1.01) * len(judged)
     script = f"from sample_data.build import shape; print(sorted(shape.tokenizer({size!r}).get_vocab().items()))"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
-                           cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONHASHSEED": "7"}).stdout
+                           cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "7"}).stdout
     assert other.strip() == str(sorted(made.get_vocab().items()))
 
 
