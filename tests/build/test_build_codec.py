@@ -72,17 +72,17 @@ def test_training_says_what_plain_mimi_says(trained, waves):
     for books in (1, 2, 4):
         batch["levels"] = torch.full((SMALL.batch,), books)
         with torch.no_grad():
-            made, branches, _ = training._rebuild(training._latents(batch["waves"]), batch)
+            generated, branches, _ = training._rebuild(training._latents(batch["waves"]), batch)
             codes = training.codec.encode(batch["waves"][:, None]).audio_codes
             plain = training.codec.decode(codes[:, :books]).audio_values[:, 0]
         assert torch.equal(torch.cat([branch.codes for branch in branches]).transpose(0, 1), codes)
-        torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(generated, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
     """Mistake: the folder lacks the codebooks, or settling them changes the codes; the JSON promises what is not so."""
     training, _ = trained
-    found = codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {"finished": True})
+    result = codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {"finished": True})
     spec = ModelSpec.of(shape.config("toy"))
     plain = Codec(MimiModel.from_pretrained(tmp_path / "codec"), spec)
     with torch.no_grad():
@@ -90,13 +90,13 @@ def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
     [read] = plain.encode(waves[:1])
     assert torch.equal(read.long(), codes)
     assert all((book.cluster_usage == 1).all() for book in quantizer.codebooks(plain.model))
-    assert list(found["spectral_loss"]) == ["1", "2", "4"]
+    assert list(result["spectral_loss"]) == ["1", "2", "4"]
     for books in (1, 4):
-        made = [plain.decode(plain.encode([wave]), books)[0][:len(wave)] for wave in waves[:2]]
-        losses = [Spectra(RATE)(torch.from_numpy(mine)[None], torch.from_numpy(wave)[None]).item()
-                  for mine, wave in zip(made, waves)]
-        assert found["spectral_loss"][str(books)] == pytest.approx(np.mean(losses), abs=1e-4)
-    assert codec_evaluation.read(tmp_path / "codec")["perplexity"] == found["perplexity"]
+        generated = [plain.decode(plain.encode([wave]), books)[0][:len(wave)] for wave in waves[:2]]
+        losses = [Spectra(RATE)(torch.from_numpy(decoded)[None], torch.from_numpy(wave)[None]).item()
+                  for decoded, wave in zip(generated, waves)]
+        assert result["spectral_loss"][str(books)] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert codec_evaluation.read(tmp_path / "codec")["perplexity"] == result["perplexity"]
 
 
 def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
@@ -107,7 +107,7 @@ def test_a_trained_codec_can_be_trained_on(trained, waves, tmp_path):
     before = [book.embed.clone() for book in quantizer.codebooks(again.codec)]
     first = again.step()
     assert again.quantizing and "commitment" in first
-    assert first["spectra"].item() < 1.3 * np.mean([each["spectra"].item() for each in parts[-5:]])
+    assert first["spectra"].item() < 1.3 * np.mean([item["spectra"].item() for item in parts[-5:]])
     kept = [(was - book.embed).abs().max(1).values < 0.3 * was.std() for was, book in
             zip(before, quantizer.codebooks(again.codec))]
     assert torch.cat(kept).float().mean() > 0.9
@@ -121,10 +121,10 @@ def test_a_decoder_is_trained_without_changing_a_code(trained, waves, tmp_path):
     again, before = Training(waves, config, CPU), Training(waves, config, CPU)
     for _ in range(3):
         again.step()
-    heard = torch.from_numpy(waves[0])[None, None]
+    frames = torch.from_numpy(waves[0])[None, None]
     with torch.no_grad():
-        codes, same = (each.codec.encode(heard).audio_codes for each in (before, again))
-        sounds = [each.codec.decode(codes).audio_values for each in (before, again)]
+        codes, same = (item.codec.encode(frames).audio_codes for item in (before, again))
+        sounds = [item.codec.decode(codes).audio_values for item in (before, again)]
     assert torch.equal(codes, same) and not torch.allclose(*sounds, atol=1e-3)
     for one, other in zip(quantizer.codebooks(before.codec), quantizer.codebooks(again.codec)):
         assert torch.equal(one.embed, other.embed)
@@ -133,7 +133,7 @@ def test_a_decoder_is_trained_without_changing_a_code(trained, waves, tmp_path):
 def test_training_lowers_the_loss_and_uses_its_codes(trained):
     """Mistake: nothing is learnt, or a handful of codes says everything."""
     training, parts = trained
-    losses = [each["spectra"].item() for each in parts]
+    losses = [item["spectra"].item() for item in parts]
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
     assert quantizer.use(training.codec) > 0.5
 
@@ -162,8 +162,8 @@ def test_commitment_asks_for_all_levels_at_once(codec):
     """Mistake: each level's own distance is counted; the encoder then leaves nothing over for the later levels, which
     fall silent."""
     latents = 4 * torch.randn(2, 16, 9)
-    _, made = quantizer.quantize(codec, latents)
-    for branch, done in zip(quantizer.branches(codec), made):
+    _, generated = quantizer.quantize(codec, latents)
+    for branch, done in zip(quantizer.branches(codec), generated):
         vectors = branch.input_proj(latents)
         rebuilt = sum(layer.codebook.decode(codes).transpose(1, 2) for layer, codes in zip(branch.layers, done.codes))
         assert torch.allclose(done.commitment, (vectors - rebuilt).square().mean())
@@ -221,10 +221,10 @@ def test_same_seed_same_weights_other_seed_other_weights(waves):
         torch.manual_seed(time.time_ns())
         for _ in range(config.steps):
             training.step()
-    ours, theirs, others = weights(first), weights(again), weights(other)
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert not torch.equal(ours["codec.quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum"],
-                           others["codec.quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum"])
+    first_weights, second_weights, other_weights = weights(first), weights(again), weights(other)
+    assert all(torch.equal(value, second_weights[name]) for name, value in first_weights.items())
+    assert not torch.equal(first_weights["codec.quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum"],
+                           other_weights["codec.quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum"])
 
 
 KILLED = """
@@ -258,9 +258,9 @@ def test_killed_training_goes_on_to_the_same_weights(waves, tmp_path):
         resumed.step()
     for _ in range(reached + 3):
         whole.step()
-    ours, theirs = weights(resumed), weights(whole)
+    first_weights, second_weights = weights(resumed), weights(whole)
     assert resumed.steps == whole.steps and reached >= 4
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert all(torch.equal(value, second_weights[name]) for name, value in first_weights.items())
 
 
 def test_batches_depend_on_the_step_alone(waves):
@@ -269,10 +269,10 @@ def test_batches_depend_on_the_step_alone(waves):
     first, later = Crops(waves, spec, SMALL), Crops(waves, spec, SMALL)
     for step in range(4):
         wanted = first.batch(step)
-    found = later.batch(3)
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    assert not torch.equal(later.batch(4)["waves"], found["waves"])
-    assert found["waves"].shape == (4, 4 * FRAME) and found["waves"].dtype == torch.float32
+    result = later.batch(3)
+    assert all(torch.equal(result[name], value) for name, value in wanted.items())
+    assert not torch.equal(later.batch(4)["waves"], result["waves"])
+    assert result["waves"].shape == (4, 4 * FRAME) and result["waves"].dtype == torch.float32
 
 
 def test_crops_reach_everything_and_pad_what_is_short():
@@ -324,7 +324,7 @@ def test_a_teacher_is_followed_by_the_first_codebook(waves, tmp_path):
         raise AssertionError("the features lie on disk already")
 
     again = codec_training.heard(forgotten, waves, tmp_path / "teacher.safetensors")
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(features, again))
+    assert all(np.array_equal(decoded, second_weights) for decoded, second_weights in zip(features, again))
 
 
 def test_spectra_know_likeness():
@@ -345,18 +345,18 @@ def test_discriminators_learn_and_teach():
     adversary = Adversary(windows=(256, 512), channels=4)
     optimizer = torch.optim.Adam(adversary.parameters(), 1e-2)
     real = torch.from_numpy(np.stack([vowels(number, 0.32) for number in range(4)]))
-    made = (torch.randn(real.shape) * 0.05).requires_grad_()
+    generated = (torch.randn(real.shape) * 0.05).requires_grad_()
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = adversary.unmasking(made, real)
+        loss = adversary.unmasking(generated, real)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0] and made.grad is None
-    deceit, likeness = adversary.deceit(made, real)
+    assert losses[-1] < 0.5 * losses[0] and generated.grad is None
+    deceit, likeness = adversary.deceit(generated, real)
     (deceit + likeness).backward()
-    assert made.grad.abs().sum() > 0
+    assert generated.grad.abs().sum() > 0
     same = adversary.deceit(real, real)
     assert same[1].item() == pytest.approx(0, abs=1e-6) and same[0] < deceit
 

@@ -44,10 +44,10 @@ def shards(tmp_path_factory) -> Path:
 def test_what_is_judged_is_never_trained_on(drawn):
     """Mistake: the model has heard the very sentences by which it is judged, or those of the voice it shall learn."""
     judging = sentences.judging()
-    kept_out = {tuple(sentences.words(each)) for each in (*judging.sentences, *judging.bundled)}
+    kept_out = {tuple(sentences.words(entry)) for entry in (*judging.sentences, *judging.bundled)}
     assert len(kept_out) == len(judging.sentences) + len(judging.bundled)
-    assert not kept_out & {tuple(sentences.words(each)) for each in drawn}
-    assert not kept_out & {tuple(sentences.words(each)) for each in itertools.islice(sentences.generate(2), DRAWS)}
+    assert not kept_out & {tuple(sentences.words(entry)) for entry in drawn}
+    assert not kept_out & {tuple(sentences.words(entry)) for entry in itertools.islice(sentences.generate(2), DRAWS)}
 
 
 def test_a_drawn_sentence_that_is_kept_out_is_passed_over(drawn, monkeypatch):
@@ -61,13 +61,13 @@ def test_a_drawn_sentence_that_is_kept_out_is_passed_over(drawn, monkeypatch):
 @pytest.mark.parametrize("table", ["voice/metadata.csv", "held_out/metadata.csv", "recording.csv"])
 def test_the_bundled_voice_is_kept_out_as_it_is_now(table):
     """Mistake: a clip is added to the bundled voice, and its sentence stays in the corpus."""
-    kept_out = {tuple(sentences.words(each)) for each in sentences.judging().bundled}
+    kept_out = {tuple(sentences.words(entry)) for entry in sentences.judging().bundled}
     with open(ROOT / "sample_data" / table, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["text"]]
-    said = {tuple(sentences.words(row["text"])) for row in rows if row.get("kind") != "false start"}
-    assert said and said <= kept_out
+    utterances = {tuple(sentences.words(row["text"])) for row in rows if row.get("kind") != "false start"}
+    assert utterances and utterances <= kept_out
     begun = {tuple(sentences.words(row["text"])) for row in rows if row.get("kind") == "false start"}
-    assert all(any(each == whole[:len(each)] for whole in kept_out) for each in begun)
+    assert all(any(entry == whole[:len(entry)] for whole in kept_out) for entry in begun)
 
 
 def test_the_judging_set_stays_as_it_was_fixed():
@@ -81,19 +81,19 @@ def test_the_judging_set_stays_as_it_was_fixed():
 def test_what_is_judged_or_tuned_on_uses_only_words_that_are_taught():
     """Mistake: a judged word that training never heard, so that the judge measures luck."""
     judging = sentences.judging()
-    for each in (*judging.sentences, *judging.bundled):
-        assert set(sentences.words(each)) <= sentences.vocabulary(), each
+    for entry in (*judging.sentences, *judging.bundled):
+        assert set(sentences.words(entry)) <= sentences.vocabulary(), entry
 
 
 def test_sentences_can_be_read_aloud_as_they_stand(drawn):
     """Mistake: a digit, an unfilled slot, a wrong article or a fragment that text and speech read differently."""
-    for each in drawn:
-        assert text.normalize(each) == each
-        assert set(each) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ', .?")
-        assert each[0].isupper() and each[-1] in ".?" and not set(each[:-1]) & set(".?")
-        assert 3 <= len(sentences.words(each)) <= 12
-        assert not any(len(word) > 1 and word.isupper() for word in each.replace(",", "").split()), each
-        assert not re.search(r"\b(a (?!use|uni|one\b)[aeiou]|a (hour|honest)|an (use|uni|one\b))", each.lower()), each
+    for entry in drawn:
+        assert text.normalize(entry) == entry
+        assert set(entry) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ', .?")
+        assert entry[0].isupper() and entry[-1] in ".?" and not set(entry[:-1]) & set(".?")
+        assert 3 <= len(sentences.words(entry)) <= 12
+        assert not any(len(word) > 1 and word.isupper() for word in entry.replace(",", "").split()), entry
+        assert not re.search(r"\b(a (?!use|uni|one\b)[aeiou]|a (hour|honest)|an (use|uni|one\b))", entry.lower()), entry
 
 
 def test_vocabulary_is_wide_and_every_word_of_it_comes_often(drawn):
@@ -101,24 +101,24 @@ def test_vocabulary_is_wide_and_every_word_of_it_comes_often(drawn):
     known = sentences.grammar()
     assert len(known.templates) >= 90 and len(known.free) >= 60 and len(sentences.vocabulary()) >= 600
     where = defaultdict(set)
-    for each in drawn:
-        for word in sentences.words(each):
-            where[word].add(each)
-    kept_out = {word for each in sentences.judging().bundled for word in sentences.words(each)}
+    for entry in drawn:
+        for word in sentences.words(entry):
+            where[word].add(entry)
+    kept_out = {word for entry in sentences.judging().bundled for word in sentences.words(entry)}
     assert sentences.vocabulary() - set(where) <= kept_out
-    often = Counter(min(len(found), 3) for found in where.values())
+    often = Counter(min(len(results), 3) for results in where.values())
     assert often[3] >= 0.85 * len(where)
-    assert min(len(where[word]) for each in sentences.judging().sentences for word in sentences.words(each)) >= 3
+    assert min(len(where[word]) for entry in sentences.judging().sentences for word in sentences.words(entry)) >= 3
 
 
 def test_every_second_sentence_to_practise_on_cannot_be_guessed():
     """Mistake: all that is read follows the grammar's patterns, and free sentences come out garbled."""
-    said = list(itertools.islice(sentences.practice(1), 1000))
-    assert said[::2] == list(itertools.islice(sentences.generate(1), 500))
-    thrown = [sentences.words(each) for each in said[1::2]]
-    assert {word for each in thrown for word in each} == sentences.vocabulary()
-    assert all(sentences.FEWEST_WORDS <= len(each) <= sentences.MOST_WORDS for each in thrown)
-    assert all(count >= 3 for count in Counter(word for each in thrown for word in each).values()), "dealt out evenly"
+    utterances = list(itertools.islice(sentences.practice(1), 1000))
+    assert utterances[::2] == list(itertools.islice(sentences.generate(1), 500))
+    thrown = [sentences.words(entry) for entry in utterances[1::2]]
+    assert {word for entry in thrown for word in entry} == sentences.vocabulary()
+    assert all(sentences.FEWEST_WORDS <= len(entry) <= sentences.MOST_WORDS for entry in thrown)
+    assert all(count >= 3 for count in Counter(word for entry in thrown for word in entry).values()), "dealt out evenly"
 
 
 def test_the_same_seed_says_the_same_in_every_process(drawn):
@@ -126,27 +126,27 @@ def test_the_same_seed_says_the_same_in_every_process(drawn):
     script = ("import itertools\nfrom sample_data.build import corpus, sentences, voices\n"
               "print(list(itertools.islice(sentences.generate(1), 500)), corpus.plan(1, 2, texts=sentences.practice), "
               "voices.speakers())")
-    said = [subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
+    utterances = [subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
                            env={**os.environ, "PYTHONHASHSEED": number}).stdout for number in "12"]
-    assert said[0] == said[1]
+    assert utterances[0] == utterances[1]
     assert drawn[:500] != list(itertools.islice(sentences.generate(2), 500))
 
 
 def test_held_out_voices_are_in_no_speaker():
     """Mistake: a voice to be cloned was half of a mixture that training heard."""
-    held_out = {each.first for each in voices.held_out()}
+    held_out = {entry.first for entry in voices.held_out()}
     assert len(held_out) == 6 and {"bf_emma", "af_heart", "am_michael", "bm_george"} < held_out <= set(voices.NAMES)
-    assert not held_out & {part for each in voices.speakers() for part in (each.first, each.second)}
-    pure = [each for each in voices.speakers() if not each.second]
+    assert not held_out & {part for entry in voices.speakers() for part in (entry.first, entry.second)}
+    pure = [entry for entry in voices.speakers() if not entry.second]
     assert len(pure) == len(voices.NAMES) - len(held_out)
-    assert len({each.name for each in voices.speakers()}) == len(pure) + voices.MIXTURES
+    assert len({entry.name for entry in voices.speakers()}) == len(pure) + voices.MIXTURES
 
 
 def test_each_speaker_says_several_sentences():
     """Mistake: speakers with one utterance each, from which nobody learns to clone out of a reference."""
-    said = Counter(speaker.name for shard in range(20) for _, speaker, _ in corpus.plan(1, shard))
-    assert set(said) == {each.name for each in voices.speakers()}
-    assert min(said.values()) >= 10 and max(said.values()) - min(said.values()) <= 1
+    utterances = Counter(speaker.name for shard in range(20) for _, speaker, _ in corpus.plan(1, shard))
+    assert set(utterances) == {entry.name for entry in voices.speakers()}
+    assert min(utterances.values()) >= 10 and max(utterances.values()) - min(utterances.values()) <= 1
 
 
 def test_a_mixture_lies_between_its_voices():
@@ -160,12 +160,12 @@ def test_a_mixture_lies_between_its_voices():
 
 def test_read_gives_back_what_was_made(shards):
     """Mistake: utterances cut a few samples off, or texts and voices that slid against the audio."""
-    told = [each for shard in range(3) for each in corpus.plan(5, shard)]
-    found = list(corpus.read(shards))
-    assert len(found) == len(told) == 3 * corpus.SHARD
-    for (speaker, said, samples), (sentence, wanted, speed) in zip(found, told):
-        spoken = hum(sentence, wanted, speed)
-        assert (speaker, said, len(samples)) == (wanted.name, sentence, len(spoken))
+    planned = [entry for shard in range(3) for entry in corpus.plan(5, shard)]
+    results = list(corpus.read(shards))
+    assert len(results) == len(planned) == 3 * corpus.SHARD
+    for (speaker, utterances, samples), (sentence, expected, speed) in zip(results, planned):
+        spoken = hum(sentence, expected, speed)
+        assert (speaker, utterances, len(samples)) == (expected.name, sentence, len(spoken))
         assert np.abs(samples - spoken).max() <= 1 / 32768
 
 
@@ -181,8 +181,8 @@ def test_only_what_is_missing_or_cut_short_is_made_again(shards, tmp_path):
     (whole / "shard_0003.jsonl").write_bytes(b"")
     (whole / "shard_0004.flac").write_bytes((whole / "shard_0000.flac").read_bytes())
     spoken = []
-    corpus.fill(whole, 5, lambda *told: spoken.append(told) or hum(*told), seed=5)
-    assert spoken == [each for shard in range(5) for each in corpus.plan(5, shard)]
+    corpus.fill(whole, 5, lambda *planned: spoken.append(planned) or hum(*planned), seed=5)
+    assert spoken == [entry for shard in range(5) for entry in corpus.plan(5, shard)]
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
@@ -234,11 +234,11 @@ def test_kokoro_speaks():
     if missing or not list(voices.CACHE.glob("*.bin")):
         pytest.skip(f"{', '.join(missing) or 'the voices'} not installed; "
                     "python -m sample_data.build.corpus says how to get them")
-    said = "The ninety nine birds in the garden are waiting."
-    quiet = next(each for each in voices.speakers() if each.name == "af_nova")
-    clip = corpus.utter(said, quiet)
+    utterances = "The ninety nine birds in the garden are waiting."
+    quiet = next(entry for entry in voices.speakers() if entry.name == "af_nova")
+    clip = corpus.utter(utterances, quiet)
     assert 2.6 < len(clip) / corpus.RATE < 3.2
     assert abs(audio.loudness(clip, corpus.RATE) - audio.TARGET_LUFS) < 0.5
     kokoro.engine.cache_clear()
-    assert np.array_equal(clip, corpus.utter(said, quiet))
+    assert np.array_equal(clip, corpus.utter(utterances, quiet))
     assert kokoro.phonemes("Nine hundred buttons.", "en-us") == "nˈaɪn hˈʌndɹɪd bˈʌtnz."

@@ -45,10 +45,10 @@ def test_every_sentence_has_one_voice_and_the_reference_says_something_else(work
     """Mistake: the clone hears the answer, or its reference is another speaker's."""
     clips = takes.originals(work / "originals", say)
     cloned = takes.references(work / "originals", say)
-    assert len(clips) == len({each.text for each in clips}) == 50
-    assert len({each.speaker for each in clips}) == 6 == len(cloned)
+    assert len(clips) == len({item.text for item in clips}) == 50
+    assert len({item.speaker for item in clips}) == 6 == len(cloned)
     for name, reference in cloned.items():
-        assert reference.text not in {each.text for each in clips} and 4 <= len(reference.text.split()) <= 7
+        assert reference.text not in {item.text for item in clips} and 4 <= len(reference.text.split()) <= 7
         assert reference.path.name.startswith(name)
     rows = takes.plan(clips[:7], cloned, (1, 2), evaluate.STAGES)
     for row in rows:
@@ -70,7 +70,7 @@ def test_clips_are_made_once(wish, work):
     assert stamps == {row["file"]: (work / "once" / row["file"]).stat().st_mtime_ns for row in first}
     sounds = {row["arm"]: soundfile.read(work / "once" / row["file"])[0] for row in first}
     assert len(sounds["base"]) != len(sounds["clone"]) or np.abs(sounds["base"] - sounds["clone"]).max() > 1e-3
-    changed = [each | {"text": "Other words."} for each in planned]
+    changed = [item | {"text": "Other words."} for item in planned]
     assert {row["text"] for row in takes.make(changed, work / "once", voice)} == {"Other words."}
 
 
@@ -78,23 +78,23 @@ def test_clips_are_made_once(wish, work):
 @needs_judges
 def test_the_results_hold_what_was_asked_for(evaluated):
     """Mistake: an arm, a figure or a goal is left out; the goal table cannot be filled."""
-    found, rows = evaluated
-    group = found["groups"][UNSEEN]
+    results, rows = evaluated
+    group = results["groups"][UNSEEN]
     assert set(group["arms"]) == {"ground_truth", "codec", "base", "clone"} and group["sentences"] == 3
     for arm, known in group["arms"].items():
         assert {"wer", "sim", "sim_norm", "mos", "clips"} <= set(known)
         assert ("seconds a second" in known) == (arm in ("base", "clone"))
-    assert [each["goal"].split(":")[0] for each in found["goals"]] == [goal.what.split(":")[0] for goal in goals.UNSEEN]
+    assert [item["goal"].split(":")[0] for item in results["goals"]] == [goal.what.split(":")[0] for goal in goals.UNSEEN]
     assert len(rows) == 3 * 4 and {row["group"] for row in rows} == {UNSEEN}
     assert group["sim of other speakers"] < group["sim of the voice itself"]
-    assert "goals reached" in evaluate.report(found)
+    assert "goals reached" in evaluate.report(results)
 
 
 @pytest.mark.slow
 @needs_judges
 def test_an_untrained_model_reaches_little(evaluated):
     """Mistake: goals that noise reaches, or that are reached the wrong way round."""
-    reached = {each["goal"]: each for each in evaluated[0]["goals"]}
+    reached = {item["goal"]: item for item in evaluated[0]["goals"]}
     missed = reached["clone: WER at most 20 %"]
     assert not missed["reached"] and missed["by"] == pytest.approx(0.2 - missed["seen"]["value"], abs=1e-3)
 

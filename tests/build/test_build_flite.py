@@ -17,8 +17,8 @@ def test_the_readers_are_many_and_always_the_same():
     """Mistake: readers that change from process to process, so that a resumed corpus has other voices, or one voice only."""
     readers = flite.readers()
     assert readers[0] == flite.Reader("flite-awb-134-110", "awb", 134, 1.1)
-    assert len({each.name for each in readers}) == flite.READERS
-    assert {each.voice for each in readers} == set(flite.PITCHES)
+    assert len({reader.name for reader in readers}) == flite.READERS
+    assert {reader.voice for reader in readers} == set(flite.PITCHES)
 
 
 @INSTALLED
@@ -39,7 +39,7 @@ def test_it_makes_a_corpus_that_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "SHARD", 5)
     folder = flite.make(tmp_path / "practice", 0.01, seed=2)
     spoken = list(corpus.read(folder))
-    assert len(spoken) == 5 and {name for name, *_ in spoken} <= {each.name for each in flite.readers()}
+    assert len(spoken) == 5 and {name for name, *_ in spoken} <= {reader.name for reader in flite.readers()}
     assert [text for _, text, _ in spoken] == list(itertools.islice(sentences.practice(2), 5))
     assert all(len(samples) > flite.RATE / 2 for *_, samples in spoken)
     before = (folder / "shard_0000.flac").stat().st_mtime_ns
@@ -62,12 +62,12 @@ def centre(samples: np.ndarray) -> float:
 
 def pitch(samples: np.ndarray) -> float:
     """Median of the strongest period's frequency over the loud frames, in Hz."""
-    found, size = [], 800
+    pitches, size = [], 800
     for start in range(0, len(samples) - size, size // 2):
         frame = samples[start:start + size]
         if np.abs(frame).mean() < 0.5 * np.abs(samples).mean():
             continue
         likeness = np.correlate(frame, frame, "full")[size - 1:]
         shortest, longest = flite.RATE // 400, flite.RATE // 60
-        found.append(flite.RATE / (shortest + int(likeness[shortest:longest].argmax())))
-    return float(np.median(found))
+        pitches.append(flite.RATE / (shortest + int(likeness[shortest:longest].argmax())))
+    return float(np.median(pitches))

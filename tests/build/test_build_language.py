@@ -34,14 +34,14 @@ RECIPE = Config(steps=60, learning_rate=1e-2, warmup_steps=3, tokens_per_batch=3
 
 def sentences() -> list:
     """Eight sentences of each of three speakers of two kinds of voice, a code each; the last speaker is held out."""
-    some = []
+    clips = []
     for speaker in range(3):
         for number in range(8):
             clip = make_clip(f"{speaker}-{number}", 4 + number, speaker=str(speaker),
                              split="held_out" if speaker == 2 else "train")
             clip.codes[:] = 3 + 2 * (speaker % 2)
-            some.append(clip)
-    return some
+            clips.append(clip)
+    return clips
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
     for name, weight in base.model.named_parameters():
         if weight.dim() > 1 and "text" not in name:
             assert not torch.equal(weight, untouched.get_parameter(name)), f"{name} was not trained"
-    plain, told = CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not told["missing_keys"] and not told["unexpected_keys"]
+    plain, report = CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
     assert torch.equal(plain.backbone_model.embed_tokens.embed_audio_tokens.weight,
                        plain.depth_decoder.model.embed_tokens.weight)
     assert torch.equal(load_file(folder / "model.safetensors")["codec_model.encoder.layers.0.conv.weight"],
@@ -79,13 +79,13 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     from tts_kit.generation.sampling import Sampling
     from tts_kit.tokens.prompt import Turn
     base = load.load_base(str(folder), CPU)
-    said = []
+    outputs = []
     for speaker in (0, 1):
-        heard = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), in_loss=False)
-        prompt = base.prompt_builder.build("clone", [heard, Turn("Hello there.", "0")])
-        said.append(InferenceEngine(base.model, base.spec).generate([prompt], Sampling(0, 0), [0],
+        inputs = Turn("Hello there.", "0", torch.full((6, 4), 3 + 2 * speaker), in_loss=False)
+        prompt = base.prompt_builder.build("clone", [inputs, Turn("Hello there.", "0")])
+        outputs.append(InferenceEngine(base.model, base.spec).generate([prompt], Sampling(0, 0), [0],
                                                                     [3])[0].codes[0, 0].item())
-    assert said == [3, 5]
+    assert outputs == [3, 5]
 
 
 @pytest.mark.slow
@@ -168,20 +168,20 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
     monkeypatch.setattr(language.corpus, "read", lambda folder: iter(spoken))
     codec = Codec(codec, ModelSpec.of(shape.config("toy")))
     folder = language.encode(tmp_path, codec, tmp_path / "codes", variants=2)
-    found = language.clips(folder)
-    heard = list(language._varied(spoken, 2, codec.spec.frame_rate))
-    for clip, (speaker, text, samples) in zip(found, heard, strict=True):
+    encoded = language.clips(folder)
+    inputs = list(language._varied(spoken, 2, codec.spec.frame_rate))
+    for clip, (speaker, text, samples) in zip(encoded, inputs, strict=True):
         assert (clip.speaker, clip.text) == (speaker, text)
         assert torch.equal(clip.codes, codec.encode([samples])[0])
     speeds = {}
-    for (name, _, samples), (speaker, _, altered) in zip([each for each in spoken for _ in range(2)], heard):
+    for (name, _, samples), (speaker, _, altered) in zip([item for item in spoken for _ in range(2)], inputs):
         speed = float(speaker.partition("@")[2])
         assert speaker.startswith(f"{name}@") and language.SLOWEST <= speed <= language.FASTEST
         speeds.setdefault(name, set()).add(speed)
         assert 0 <= len(altered) - len(samples) / speed < 2 + 16000 / codec.spec.frame_rate
-    assert all(len(each) == 2 for each in speeds.values())
-    assert len({np.flatnonzero(altered)[0] for *_, altered in heard}) > 40
-    splits = {split: {clip.speaker.split("@")[0] for clip in found if clip.split == split}
+    assert all(len(item) == 2 for item in speeds.values())
+    assert len({np.flatnonzero(altered)[0] for *_, altered in inputs}) > 40
+    splits = {split: {clip.speaker.split("@")[0] for clip in encoded if clip.split == split}
               for split in ("train", "held_out")}
     assert len(splits["held_out"]) == 2 and not splits["train"] & splits["held_out"]
 
@@ -214,33 +214,33 @@ def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
 def test_both_sentences_teach_and_noise_is_only_heard(codec):
     """Mistake: half of the speech is read for nothing, or the model is taught to say the noise."""
     prompt_builder = PromptBuilder(shape.tokenizer("toy"), ModelSpec.of(shape.config("toy")))
-    some = [clip for clip in sentences() if clip.split == "train"]
+    clips = [clip for clip in sentences() if clip.split == "train"]
     config = RECIPE.replace(context_probability=1.0)
-    clean, noisy = (language.Steps(some, prompt_builder, config, noise)[3] for noise in (0.0, 0.5))
-    lengths = {clip.id: len(clip.codes) + 1 for clip in some}
+    clean, noisy = (language.Steps(clips, prompt_builder, config, noise)[3] for noise in (0.0, 0.5))
+    lengths = {clip.id: len(clip.codes) + 1 for clip in clips}
     assert len(clean["targets"]) > sum(lengths[name] for name in clean["clip_ids"])
     assert torch.equal(clean["targets"], noisy["targets"]) and torch.equal(clean["input_ids"], noisy["input_ids"])
-    heard = clean["audio_mask"]
-    assert 0.3 < (clean["codes"] != noisy["codes"])[heard].float().mean() < 0.7
-    assert torch.equal(noisy["codes"], language.Steps(some, prompt_builder, config, 0.5)[3]["codes"])
+    inputs = clean["audio_mask"]
+    assert 0.3 < (clean["codes"] != noisy["codes"])[inputs].float().mean() < 0.7
+    assert torch.equal(noisy["codes"], language.Steps(clips, prompt_builder, config, 0.5)[3]["codes"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["toy", "tiny"])
 def test_the_tokenizer_fits_the_model_and_knows_every_text(size):
     """Mistake: ids that the embedding does not have, merges that differ from process to process, or an unknown letter."""
-    made, config = shape.tokenizer(size), shape.config(size)
-    assert len(made) == config.text_vocab_size
-    assert made.convert_tokens_to_ids(list(shape.SPECIAL[:4])) == [config.bos_token_id, config.pad_token_id,
+    tokenizer, config = shape.tokenizer(size), shape.config(size)
+    assert len(tokenizer) == config.text_vocab_size
+    assert tokenizer.convert_tokens_to_ids(list(shape.SPECIAL[:4])) == [config.bos_token_id, config.pad_token_id,
                                                                  config.audio_token_id, config.audio_eos_token_id]
-    said = "Wann? «Morgen» um 7 in Zürich, 東京 \N{GRINNING FACE}!"
-    assert made.decode(made.encode(said, add_special_tokens=False)) == said
+    outputs = "Wann? «Morgen» um 7 in Zürich, 東京 \N{GRINNING FACE}!"
+    assert tokenizer.decode(tokenizer.encode(outputs, add_special_tokens=False)) == outputs
     judged = " ".join(sentences_of.judging().sentences)
-    assert len(made.encode(judged)) < (0.45 if size == "tiny" else 1.01) * len(judged)
+    assert len(tokenizer.encode(judged)) < (0.45 if size == "tiny" else 1.01) * len(judged)
     script = f"from sample_data.build import shape; print(sorted(shape.tokenizer({size!r}).get_vocab().items()))"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
                            cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "7"}).stdout
-    assert other.strip() == str(sorted(made.get_vocab().items()))
+    assert other.strip() == str(sorted(tokenizer.get_vocab().items()))
 
 
 def test_a_codec_of_another_shape_is_refused(tmp_path, codec):

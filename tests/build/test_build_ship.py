@@ -12,7 +12,7 @@ from tts_kit.model import load
 
 
 @pytest.fixture
-def made(tmp_path):
+def trained(tmp_path):
     """A model of toy size with the files that training and judging leave."""
     model = shape.save(load.untie(shape.untrained("toy").half()), tmp_path / "model", "toy")
     write_json(model / language.FACTS, {"hours": 1.5, "hours of practice": 0.5, "steps": 70, "best step": 50,
@@ -28,36 +28,36 @@ def made(tmp_path):
     return model, results
 
 
-def test_what_is_bundled_loads_and_says_what_was_measured(made, tmp_path):
+def test_what_is_bundled_loads_and_says_what_was_measured(trained, tmp_path):
     """Mistake: a file that transformers needs is left behind, or a card whose figures come from nowhere."""
-    model, results = made
+    model, results = trained
     out = ship.ship(model, results, tmp_path / "bundled")
     loaded = CsmForConditionalGeneration.from_pretrained(out, dtype=torch.float16)
     before = CsmForConditionalGeneration.from_pretrained(model, dtype=torch.float16)
     wanted = before.state_dict()
     assert all(torch.equal(weight, wanted[name]) for name, weight in loaded.state_dict().items())
     card = (out / "README.md").read_text(encoding="utf-8")
-    for told in ("0.123 [0.10, 0.15]", "missed | -0.023", "two ears", "50 unseen sentences in 3 takes", "1.5 hours",
+    for phrase in ("0.123 [0.10, 0.15]", "missed | -0.023", "two ears", "50 unseen sentences in 3 takes", "1.5 hours",
                  "1,200 + 70 steps"):
-        assert told in card, told
+        assert phrase in card, phrase
     assert (out / "results.json").is_file() and (out / "results.jsonl").is_file()
     assert (out / language.FACTS).is_file() and (out / "processor_config.json").is_file()
 
 
-def test_results_of_another_model_are_refused(made, tmp_path):
+def test_results_of_another_model_are_refused(trained, tmp_path):
     """Mistake: new weights are bundled with the figures of the old ones."""
-    _, results = made
+    _, results = trained
     other = shape.save(shape.untrained("toy", seed=1).half(), tmp_path / "other", "toy")
     with pytest.raises(KitError, match="judges another model"):
         ship.ship(other, results, tmp_path / "bundled")
     assert not (tmp_path / "bundled").exists()
 
 
-def test_a_model_too_large_to_bundle_is_refused(made, tmp_path, monkeypatch):
+def test_a_model_too_large_to_bundle_is_refused(trained, tmp_path, monkeypatch):
     """Mistake: a folder that makes every clone of the project slow."""
     monkeypatch.setattr(ship, "MOST_BYTES", 1000)
     with pytest.raises(KitError, match="at most"):
-        ship.ship(*made, tmp_path / "bundled")
+        ship.ship(*trained, tmp_path / "bundled")
 
 
 def test_one_command_calls_every_stage_and_stops_where_one_fails(tmp_path, monkeypatch):
