@@ -204,6 +204,7 @@ def test_a_pool_too_small_for_the_codebooks_is_said(codec):
         quantizer.start(codec, torch.randn(31, 16), np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_collapse_is_noticed():
     """Mistake: a training whose latents are a constant runs on for half an hour and is unintelligible."""
     silence = [np.zeros(RATE, np.float32)] * 3
@@ -299,6 +300,7 @@ def test_features_of_a_crop_are_those_of_its_moment():
     assert (crops._heard(0, 39 * FRAME, 1.0)[2:] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_teacher_is_followed_by_the_first_codebook(waves, tmp_path):
     """Mistake: the hook is called but its features never reach the first codebook."""
     edges = [0, 12, 32, 80]  # of bands, in bins of 12.5 Hz
