@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import cli, device, pipeline, samples
+from tts_kit import cli, device, pipeline
 from tts_kit.comparison import arms, compare, listening_test, synthesis, verdict
 from tts_kit.comparison.synthesis import SCORES
 from tts_kit.config import Config
@@ -20,7 +20,7 @@ from tts_kit.evaluation import backends, metrics
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows
-from tts_kit.run import Run
+from tts_kit.run import SAMPLE_DATA, SAMPLE_VOICE, Run
 from tts_kit.speech.voice import load_voice
 from tts_kit.training import generation_eval
 
@@ -43,10 +43,10 @@ def finished(loud, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     source = root / "source"
     source.mkdir()
-    rows = (samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     some = [*rows[1:7], *rows[8:14], *rows[15:18]]  # of three recordings, the last the shortest
     for row in some:
-        shutil.copy(samples.VOICE / row.split(",")[0], source)
+        shutil.copy(SAMPLE_VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
     config = Config(base=loud, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
                     eval_steps=3, save_steps=3, sample_steps=0)
@@ -368,7 +368,7 @@ def test_a_command_that_cannot_go_on_says_one_thing_and_fails(tmp_path, monkeypa
 def test_the_module_is_a_command_line():
     """Mistake: python -m tts_kit ends with status 0 after an error, or shows a traceback."""
     out = subprocess.run([sys.executable, "-m", "tts_kit", "consent", "--run", "../etc"], capture_output=True, text=True,
-                         cwd=samples.SAMPLE_DATA.parent, check=False)
+                         cwd=SAMPLE_DATA.parent, check=False)
     assert out.returncode == 1 and "run name '../etc'" in out.stderr and "Traceback" not in out.stderr
 
 

@@ -9,9 +9,10 @@ import re
 import numpy as np
 import pytest
 
-from tts_kit import audio, samples
+from tts_kit import audio
 from tts_kit.comparison import page
 from tts_kit.comparison.arms import ARMS
+from tts_kit.run import SAMPLE_VOICE
 
 RATE = 24_000
 SECONDS = {None: 0.8, 1: 1.6, 2: 1.1}
@@ -62,7 +63,7 @@ def test_the_headline_leads_and_details_and_legend_follow(tmp_path):
 
 def test_twenty_sentences_in_six_arms_travel_in_an_email(tmp_path):
     """Mistake: a page of 30 MB that no mailbox takes; measured on ten seconds of real speech a clip."""
-    spoken = np.concatenate([audio.read(path, RATE) for path in sorted(samples.VOICE.glob("*.flac"))[:5]])[:10 * RATE]
+    spoken = np.concatenate([audio.read(path, RATE) for path in sorted(SAMPLE_VOICE.glob("*.flac"))[:5]])[:10 * RATE]
     rows = [row(tmp_path, arm=arm) for arm in ARMS]
     for each in rows:
         audio.write(tmp_path / each["file"], spoken, RATE)

@@ -9,14 +9,14 @@ import shutil
 import pytest
 from test_tokens_cache import tone
 
-from tts_kit import audio, samples
+from tts_kit import audio
 from tts_kit.cli import main
 from tts_kit.data import consent, manifest
 from tts_kit.data.consent import Consent
 from tts_kit.data.manifest import SAMPLE_RATE, Utterance
 from tts_kit.errors import KitError
 from tts_kit.model import load
-from tts_kit.run import Run, write_inputs
+from tts_kit.run import SAMPLE_DATA, SAMPLE_HELD_OUT, SAMPLE_VOICE, TINY_CSM, Run, write_inputs
 
 STATEMENT = "I am Anna. I allow a model of my voice, \"as it is\" — für alle."
 GIVEN = ["--who", "Anna Example", "--kind", "own", "--statement", STATEMENT]
@@ -106,16 +106,16 @@ def test_what_goes_on_without_says_one_line(run, capsys, tmp_path):
 
 def test_the_bundled_voice_has_a_record_of_its_own(run, capsys):
     """Mistake: the demo asks for consent to a voice that is nobody's, or takes any folder for that voice."""
-    write_inputs(run.data, source=str(samples.VOICE.resolve()), eval_source=str(samples.HELD_OUT.resolve()))
+    write_inputs(run.data, source=str(SAMPLE_VOICE.resolve()), eval_source=str(SAMPLE_HELD_OUT.resolve()))
     consent.warn_if_missing(run)
     made = consent.read(run.folder)
     assert capsys.readouterr().out == "" and made.kind == "synthetic" and "Kokoro" in made.who
-    text = " ".join((samples.SAMPLE_DATA / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((SAMPLE_DATA / "README.md").read_text(encoding="utf-8").split())
     assert made.statement.split(". ")[0] in text, "as its own page says"
     replace_a_clip(run)
     assert "have changed" in consent.problem(run), "what was put there later is not nobody's voice"
     (run.folder / consent.FILE).unlink()
-    write_inputs(run.data, source=str(samples.VOICE.resolve()), eval_source="/somebody/else")
+    write_inputs(run.data, source=str(SAMPLE_VOICE.resolve()), eval_source="/somebody/else")
     assert consent.for_run(run) is None
 
 
@@ -198,7 +198,7 @@ def test_the_bases_terms_are_told_to_whoever_makes_a_voice_of_it(run, capsys):
     assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "there are no codes to learn from"
     said = capsys.readouterr().out
     assert "unsloth/csm-1b is licensed under apache-2.0" in said and "forbid impersonation" in said
-    assert "apache-2.0: a voice made from it" in load.license_notice(str(samples.TINY_CSM))
+    assert "apache-2.0: a voice made from it" in load.license_notice(str(TINY_CSM))
     assert "states no licence" in load.license_notice("somebody/else")
     assert "CC-BY-4.0" in load.prohibited_uses("sesame/csm-1b", "apache-2.0")[1]
     assert "Mimi" not in str(load.prohibited_uses("tiny-csm", "apache-2.0"))

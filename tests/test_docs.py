@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from test_house import ROOT, tracked
 
-from tts_kit import audio, cli, device, samples
+from tts_kit import audio, cli, device
 from tts_kit.config import Config
 from tts_kit.data import manifest, prepare
-from tts_kit.run import Run
+from tts_kit.run import SAMPLE_VOICE, Run
 from tts_kit.server import app
 from tts_kit.speech.voice import load_voices
 from tts_kit.tokens import cache
@@ -117,11 +117,11 @@ def test_every_command_is_known_once():
 def prepared(loud, tmp_path_factory):
     """A folder as the documents assume it: clips, other clips, and a run called anna, trained for forty steps by a toy."""
     place = tmp_path_factory.mktemp("docs")
-    rows = (samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     for folder, some in (("my_clips", [*rows[1:5], *rows[8:12], *rows[15:17]]), ("other_clips", rows[22:24])):
         (place / folder).mkdir()
         for row in some:
-            shutil.copy(samples.VOICE / row.split(",")[0], place / folder)
+            shutil.copy(SAMPLE_VOICE / row.split(",")[0], place / folder)
         (place / folder / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
     run, cpu = Run("anna", place / "runs"), device.choose("cpu")
     settings = Config(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from tts_kit import audio, samples
+from tts_kit import audio
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics
+from tts_kit.run import SAMPLE_VOICE
 
 pytestmark = [pytest.mark.skipif(bool(backends.missing_packages()), reason=f"metric models are not installed: "
                                                                            f"{metrics.INSTALL}"),
               # torch warns of its older way to write ONNX, which needs no package more
               pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export:DeprecationWarning")]
-CLIP = sorted(samples.VOICE.glob("*.flac"))[0]
+CLIP = sorted(SAMPLE_VOICE.glob("*.flac"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_cached_weights_are_used_under_their_own_names(hub, capsys):
     assert "WavLM base plus SV 839012c" in models.name and "UTMOS22 strong 5555555" in models.name
     assert "large-v3-turbo int8" in models.name and "DNSMOS" in models.name and "SIM: Resemblyzer" in models.name
     text = next(line.split(",", 1)[1].rsplit(",", 2)[0] for line in (
-        samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines() if line.startswith(CLIP.name))
+        SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines() if line.startswith(CLIP.name))
     clip = models.measure(audio.read(CLIP, metrics.SAMPLE_RATE), metrics.SAMPLE_RATE, text)
     assert clip.failed == {} and clip.ref_words > 3 and clip.word_errors <= 1
     assert clip.embedding.shape == (256,) and clip.embedding_2.shape == (24,)

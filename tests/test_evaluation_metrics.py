@@ -5,13 +5,14 @@ import sys
 import numpy as np
 import pytest
 
-from tts_kit import audio, samples
+from tts_kit import audio
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics, scoring, wer
+from tts_kit.run import SAMPLE_VOICE
 
 RATE = metrics.SAMPLE_RATE
-CLIPS = [line.split(",", 1) for line in (samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()[1:9]]
+CLIPS = [line.split(",", 1) for line in (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()[1:9]]
 SAID = {name: row.rsplit(",", 2)[0].strip('"') for name, row in CLIPS}
 installed = pytest.mark.skipif(bool(backends.missing_packages()), reason=f"judges are not installed: {metrics.INSTALL}")
 
@@ -26,7 +27,7 @@ def metric_models():
 @pytest.fixture(scope="module")
 def clips():
     """Real clips of the bundled voice, by what they say."""
-    return {text: audio.read(samples.VOICE / name, RATE) for name, text in SAID.items()}
+    return {text: audio.read(SAMPLE_VOICE / name, RATE) for name, text in SAID.items()}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_another_voice_is_less_similar(metric_models, clips, voices):
 def test_strangers_are_less_alike_than_the_voice_itself(metric_models, clips, tmp_path):
     """Mistake: a clip of the voice itself among its strangers, one that is gone stops all, a scale that is upside down."""
     known = {text: metric_models.measure_reference(wave, RATE, text) for text, wave in [*clips.items()][:4]}
-    paths = sorted((samples.VOICE.parent / "strangers").glob("*.flac"))
+    paths = sorted((SAMPLE_VOICE.parent / "strangers").glob("*.flac"))
     others = scoring.other_speakers([*paths, tmp_path / "gone.flac"], metric_models)
     floor, ceiling = scoring.similarity_range(known, others)
     assert len(others) == len(paths) >= 3 and floor < 0.8 < 0.85 < ceiling

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from test_generation_engine import GREEDY
 from test_speech_voice import change, codes, make_adapter
 
-from tts_kit import cli, device, pipeline, samples
+from tts_kit import cli, device, pipeline
 from tts_kit.comparison import synthesis
 from tts_kit.config import Config
 from tts_kit.data import consent
@@ -28,7 +28,7 @@ from tts_kit.export import adapter, card
 from tts_kit.hub import RELEASE_FILE
 from tts_kit.io import read_json, read_rows, write_json, write_rows
 from tts_kit.model import load, lora
-from tts_kit.run import Run
+from tts_kit.run import SAMPLE_VOICE, TINY_CSM, Run
 from tts_kit.speech import speak
 from tts_kit.speech.voice import load_voice
 
@@ -42,10 +42,10 @@ def told(loud, tmp_path_factory):
     root = tmp_path_factory.mktemp("release") / "runs"
     source = root / "source"
     source.mkdir(parents=True)
-    rows = (samples.VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
     some = [*rows[1:7], *rows[8:11]]
     for row in some:
-        shutil.copy(samples.VOICE / row.split(",")[0], source)
+        shutil.copy(SAMPLE_VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
     config = Config(base=loud, rank=4, alpha=8, steps=2, warmup_steps=0, learning_rate=0.05, tokens_per_batch=400,
                     eval_steps=2, save_steps=2, sample_steps=0)
@@ -69,7 +69,7 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     card whose program does not run."""
     run = Run("tiny", tmp_path / "runs")
     # the bundled base, as an untrained one says words that its codec does not know, which transformers does not mind
-    make_adapter(str(samples.TINY_CSM), run.adapter, 1, scale=0.005)
+    make_adapter(str(TINY_CSM), run.adapter, 1, scale=0.005)
     out = adapter.export(run, merge=True, location=str(run.folder / "release" / "merged"))
     with safe_open(out / "model.safetensors", "pt") as file:
         tables = [file.get_tensor(name) for name in (load.BACKBONE_TABLE, load.DEPTH_TABLE)]
@@ -101,14 +101,14 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
 def test_the_program_for_an_adapter_speaks_the_same(tmp_path, monkeypatch):
     """Mistake: a card whose program does not run with PEFT alone, or speaks as the base."""
     run = Run("tiny", tmp_path / "runs")
-    make_adapter(str(samples.TINY_CSM), run.adapter, 1, scale=0.005)
+    make_adapter(str(TINY_CSM), run.adapter, 1, scale=0.005)
     out = adapter.export(run, location=str(run.folder / "release" / "adapter"))
     program = re.search(r"```python\n(.*?)```", (out / card.FILE).read_text(encoding="utf-8"), re.DOTALL).group(1)
     monkeypatch.chdir(tmp_path)
     # in float32 as here, where transformers would take the 16 bits of the file
     found = {}
-    exec(program.replace('"tiny-csm")\nmodel', f'{str(samples.TINY_CSM)!r}, dtype="float32")\nmodel').replace(
-        '"tiny-csm"', repr(str(samples.TINY_CSM))), found)
+    exec(program.replace('"tiny-csm")\nmodel', f'{str(TINY_CSM)!r}, dtype="float32")\nmodel').replace(
+        '"tiny-csm"', repr(str(TINY_CSM))), found)
     assert soundfile.info(tmp_path / "speech.wav").duration > 0.5
     greedy = {"do_sample": False, "depth_decoder_do_sample": False, "max_new_tokens": 20}
     frames = found["model"].generate(**found["inputs"], **greedy)[0].tolist()
@@ -248,7 +248,7 @@ def test_the_hub_files_it_under_its_base(told):
     assert (head.base_model, head.base_model_relation, head.license) == ("sesame/csm-1b", "finetune", "apache-2.0")
     assert card.front_matter(card.summarize(told, told.folder), "", False, []).base_model is None
     assert any("impersonation" in each for each in load.prohibited_uses("sesame/csm-1b", "apache-2.0"))
-    assert load.license_of("tiny-csm", str(samples.TINY_CSM)) == "apache-2.0"
+    assert load.license_of("tiny-csm", str(TINY_CSM)) == "apache-2.0"
 
 
 def test_clips_beside_the_card_are_marked(told, tmp_path):

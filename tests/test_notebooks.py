@@ -10,11 +10,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tts_kit import samples
 from tts_kit.data import transcribe
 from tts_kit.evaluation import metrics
+from tts_kit.run import SAMPLE_DATA
 
-FOLDER = samples.SAMPLE_DATA.parent / "notebooks"
+FOLDER = SAMPLE_DATA.parent / "notebooks"
 NAMES = ["01_data", "02_tokenize", "03_finetune", "04_clone_vs_finetune"]
 
 

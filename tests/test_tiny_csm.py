@@ -9,8 +9,8 @@ from transformers import AutoProcessor, CsmForConditionalGeneration
 from sample_data.build import sentences, shape, ship
 from tts_kit import device
 from tts_kit.generation.sampling import Sampling
-from tts_kit.samples import HELD_OUT
-from tts_kit.samples import TINY_CSM as BUNDLED
+from tts_kit.run import SAMPLE_HELD_OUT as HELD_OUT
+from tts_kit.run import TINY_CSM as BUNDLED
 from tts_kit.speech import speak
 from tts_kit.speech.voice import Reference, Voice, load_voice
 

@@ -16,14 +16,14 @@ from test_training_finetune import CPU, adapter, same, with_codes
 from transformers import TrainerCallback
 
 from sample_data.build import sentences
-from tts_kit import audio, samples
+from tts_kit import audio
 from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.io import read_rows, write_bytes, write_rows
 from tts_kit.model import load, lora
-from tts_kit.run import Run
+from tts_kit.run import SAMPLE_HELD_OUT, SAMPLE_VOICE, TINY_CSM, Run
 from tts_kit.tokens import cache
 from tts_kit.training import callbacks, finetune, generation_eval
 
@@ -122,7 +122,7 @@ def test_the_sentences_are_in_no_comparison_and_in_no_data():
     lines = generation_eval.read_sentences([])
     assert 12 <= len(lines) <= 20 and len(set(lines)) == len(lines)
     assert not any(character.isdigit() for line in lines for character in line)
-    bundled = [row["text"] for folder in (samples.VOICE, samples.HELD_OUT)
+    bundled = [row["text"] for folder in (SAMPLE_VOICE, SAMPLE_HELD_OUT)
                for row in csv.DictReader((folder / "metadata.csv").open(encoding="utf-8"))]
     used = {generation_eval._words(text)
             for text in (*sentences.judging().sentences, *sentences.judging().bundled, *bundled)}
@@ -338,10 +338,10 @@ def test_saved_weights_are_loaded_and_others_refused(base, tmp_path):
 @installed
 def test_the_bundled_model_is_understood_and_sounds_like_its_speaker(tmp_path):
     """Mistake: what is generated and scored of a real model is noise, in another order, or takes minutes."""
-    base = load.load_base(str(samples.TINY_CSM), CPU)
+    base = load.load_base(str(TINY_CSM), CPU)
     run = Run("real", tmp_path)
-    config = Config(base=str(samples.TINY_CSM), generation_eval_steps=1)
-    files = sorted(samples.VOICE.glob("*.flac"))[:6]
+    config = Config(base=str(TINY_CSM), generation_eval_steps=1)
+    files = sorted(SAMPLE_VOICE.glob("*.flac"))[:6]
     codes = base.codec.encode([audio.read(file, base.spec.sample_rate) for file in files])
     clips = [dataclasses.replace(make_clip(file.stem, 5, f"Text of {file.stem}."), codes=clip_codes)
              for file, clip_codes in zip(files, codes)]

@@ -12,13 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from tts_kit import audio, samples, watermark
+from tts_kit import audio, watermark
 from tts_kit.cli import main
 from tts_kit.errors import KitError
 from tts_kit.io import read_json
+from tts_kit.run import SAMPLE_DATA, TINY_CSM
 
 RATE = 24_000
-VOICE = samples.SAMPLE_DATA / "held_out" / "later01_01.flac"
+VOICE = SAMPLE_DATA / "held_out" / "later01_01.flac"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def highs(wave: np.ndarray) -> np.ndarray:
 
 def test_it_is_found_in_marked_speech_and_not_in_unmarked(speech, marked):
     """Mistake: a detector that says yes, or no, to everything."""
-    others = [audio.read(path, RATE) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
+    others = [audio.read(path, RATE) for path in sorted((SAMPLE_DATA / "strangers").glob("*.flac"))]
     assert watermark.detect(marked, RATE) > 0.9
     assert max(watermark.detect(wave, RATE) for wave in [speech, *others]) < 0.1
     assert min(watermark.detect(watermark.apply(wave, RATE), RATE) for wave in others) > 0.9
@@ -306,7 +307,7 @@ def test_the_verb_detects_and_its_status_tells(speech, marked, tmp_path, capsys)
 def test_the_verb_marks_what_it_says_unless_told_otherwise(stream, tmp_path, monkeypatch, capsys):
     """Mistake: speech leaves the house unmarked, or the mark changes what is said."""
     monkeypatch.chdir(tmp_path)
-    given = ["speak", "The dog ran away.", "--no-adapter", "--base", str(samples.TINY_CSM), "--device", "cpu", *stream]
+    given = ["speak", "The dog ran away.", "--no-adapter", "--base", str(TINY_CSM), "--device", "cpu", *stream]
     assert main([*given, "--out", "marked.wav"]) == 0
     assert "No watermark" not in capsys.readouterr().out
     assert main([*given, "--no-watermark", "--out", "plain.wav"]) == 0

@@ -1,10 +1,18 @@
-"""The folders of one run on disk."""
+"""The folders of one run on disk, and those of the bundled sample data."""
 
 import re
 from pathlib import Path
 
 from tts_kit import io
 from tts_kit.errors import KitError
+
+_CHECKOUT = Path(__file__).parents[1] / "sample_data"
+SAMPLE_DATA = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "sample_data"
+"""Of a checkout, or its copy inside an installed wheel."""
+SAMPLE_VOICE, SAMPLE_HELD_OUT = SAMPLE_DATA / "voice", SAMPLE_DATA / "held_out"
+SAMPLE_RECORDING = SAMPLE_DATA / "recording.flac"
+TINY_CSM = SAMPLE_DATA / "tiny-csm"
+OTHER_SPEAKERS = SAMPLE_DATA / "strangers"
 
 CONSENT = "consent.json"
 """File in a run folder and its adapter: whose voice it is."""

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_kit import audio, device, samples
+from tts_kit import audio, device
 from tts_kit.data import examples, sources
 from tts_kit.evaluation import backends, metrics, scoring, wer
 from tts_kit.evaluation.metrics import SAMPLE_RATE, ClipMetrics, MetricModels
 from tts_kit.io import write_json
+from tts_kit.run import SAMPLE_HELD_OUT
 
 RESULTS = Path(__file__).parent / "results" / "metrics.json"
 CLIPS, PAIRS = 20, 8
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     with contextlib.redirect_stdout(io.StringIO()):  # the licence is in README and beside the clips
-        people = {"allison": read(examples.allison()), "emma": read(samples.HELD_OUT)}
+        people = {"allison": read(examples.allison()), "emma": read(SAMPLE_HELD_OUT)}
     torch.set_num_threads(options.threads)
     metric_models = metrics.load(options.threads, model_set="bundled")
     heard = {name: listen(clips, metric_models) for name, clips in people.items()}

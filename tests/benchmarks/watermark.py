@@ -22,12 +22,13 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
-from tts_kit import audio, device, samples, watermark
+from tts_kit import audio, device, watermark
 from tts_kit.data import examples, sources
 from tts_kit.evaluation import metrics
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load
+from tts_kit.run import SAMPLE_DATA, SAMPLE_HELD_OUT, SAMPLE_VOICE, TINY_CSM
 from tts_kit.speech import speak
 from tts_kit.speech.voice import Voice
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--judged-before", action="store_true", help="keep what the judges said last, which takes longest")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    base = load.load_base(str(samples.TINY_CSM), device.choose("cpu"))
+    base = load.load_base(str(TINY_CSM), device.choose("cpu"))
     plain, speaking = clips(base)
     marked = [(kind, text, watermark.apply(wave, RATE)) for kind, text, wave in plain]
     judged = {name: read_json(RESULTS, "Leave out --judged-before.")[name] for name in (
@@ -91,12 +92,12 @@ def judge(plain: Sequence[Clip], marked: Sequence[Clip], threads: int) -> dict:
 def clips(base: load.Base) -> tuple[list[Clip], float]:
     """Two sentences a clip of the bundled voice, one of each stranger, and what tiny-csm says; and its processor seconds
     for a second."""
-    rows = [*sources.rows(str(samples.HELD_OUT)), *sources.rows(str(samples.VOICE))]
+    rows = [*sources.rows(str(SAMPLE_HELD_OUT)), *sources.rows(str(SAMPLE_VOICE))]
     said = [(row.text, audio.read(row.audio(), RATE)) for row in rows[:2 * EMMA]]
     made = [("emma", f"{one[0]} {other[0]}", np.concatenate([one[1], other[1]]))
             for one, other in zip(said[::2], said[1::2])]
     made += [("strangers", "",
-              audio.read(path, RATE)) for path in sorted((samples.SAMPLE_DATA / "strangers").glob("*.flac"))]
+              audio.read(path, RATE)) for path in sorted((SAMPLE_DATA / "strangers").glob("*.flac"))]
     voice = Voice(base, base.model, sampling=Sampling.from_generation_config(base.generation_config))
     begun = time.process_time()
     spoken = [("tiny-csm", text, speak.speak(text, voice, seed=number).samples)
@@ -201,8 +202,8 @@ def look(waves: Sequence[np.ndarray], rate: int = RATE) -> tuple[list[float], li
 
 def false_alarms() -> dict:
     """What is not marked: people, synthetic voices, noise; whole files, and every second of them by itself."""
-    paths = [*(samples.SAMPLE_DATA / "voice").glob("*.flac"), *(samples.SAMPLE_DATA / "held_out").glob("*.flac"),
-             *(samples.SAMPLE_DATA / "strangers").glob("*.flac"), samples.SAMPLE_DATA / "recording.flac"]
+    paths = [*(SAMPLE_DATA / "voice").glob("*.flac"), *(SAMPLE_DATA / "held_out").glob("*.flac"),
+             *(SAMPLE_DATA / "strangers").glob("*.flac"), SAMPLE_DATA / "recording.flac"]
     synthetic = [audio.read(path, RATE) for path in sorted(paths)]
     hiss = [np.random.default_rng(seed).normal(0, 0.05, 3 * RATE).astype(np.float32) for seed in range(20)]
     report = {}

@@ -9,12 +9,13 @@ import soundfile
 
 from sample_data.build import corpus, evaluate, goals, takes
 from sample_data.build.evaluate import UNSEEN, Wish
-from tts_kit import audio, device, samples
+from tts_kit import audio, device
 from tts_kit.evaluation import metrics
 from tts_kit.io import read_rows
+from tts_kit.run import SAMPLE_VOICE
 from tts_kit.speech.voice import load_voice
 
-VOICE = sorted(samples.VOICE.glob("*.flac"))
+VOICE = sorted(SAMPLE_VOICE.glob("*.flac"))
 needs_judges = pytest.mark.skipif(not metrics.load_available(), reason=f"judges are not installed: {metrics.INSTALL}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tts_kit import device, samples
+from tts_kit import device
 from tts_kit.comparison import arms, external, listening_test, page, plots, synthesis, verdict
 from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.comparison.synthesis import Plan, Sentence
@@ -20,7 +20,7 @@ from tts_kit.errors import KitError
 from tts_kit.evaluation import memorization, metrics, scoring
 from tts_kit.io import read_json, write_json
 from tts_kit.model import lora
-from tts_kit.run import Run
+from tts_kit.run import OTHER_SPEAKERS, Run
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
@@ -138,7 +138,7 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[
     if len(references) < scoring.MIN_REFERENCES:
         print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or more, "
               "SIM is more reliable.")
-    others = scoring.other_speakers(sorted(samples.OTHER_SPEAKERS.glob("*.flac")), models)
+    others = scoring.other_speakers(sorted(OTHER_SPEAKERS.glob("*.flac")), models)
     sim_range = scoring.similarity_range(references, others)
     if sim_range:
         low, high = sim_range
@@ -156,7 +156,7 @@ def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[
     if not test_types or not pairs:
         return ""
     try:
-        path = listening_test.write(rows, plan.folder, sorted(samples.OTHER_SPEAKERS.glob("*.flac")),
+        path = listening_test.write(rows, plan.folder, sorted(OTHER_SPEAKERS.glob("*.flac")),
                                     f"tts_kit: {plan.run.name}", test_types=test_types, pairs=pairs)
     except KitError as error:
         return f"There is no listening test: {error}"

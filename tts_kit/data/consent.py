@@ -7,11 +7,10 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from tts_kit import samples
 from tts_kit.data import examples, manifest
 from tts_kit.errors import KitError
 from tts_kit.io import read_json, write_json
-from tts_kit.run import CONSENT, Run, read_inputs
+from tts_kit.run import CONSENT, SAMPLE_HELD_OUT, SAMPLE_VOICE, Run, read_inputs
 
 FILE = CONSENT
 KINDS = {"own": "my own voice", "written": "written permission of the speaker",
@@ -144,11 +143,11 @@ def _record_example(run: Run) -> Consent | None:
     """Record the consent that an example voice brings along; None for any other source."""
     inputs = read_inputs(run.data)
     records = {
-        os.path.realpath(samples.VOICE): (
+        os.path.realpath(SAMPLE_VOICE): (
             "Kokoro-82M, voice bf_emma", "synthetic", "These are synthetic voices: no person spoke these clips, and they "
             "are nobody's voice. They were generated with Kokoro-82M (Apache-2.0), voice bf_emma."),
         os.path.realpath(examples.CACHE / "voice"): (
             "Allison Smith (theivrvoice.com)", "licensed", " ".join(examples.LICENSE.split()))}
-    if inputs.get("source") not in records or inputs.get("eval_source") not in ("", os.path.realpath(samples.HELD_OUT)):
+    if inputs.get("source") not in records or inputs.get("eval_source") not in ("", os.path.realpath(SAMPLE_HELD_OUT)):
         return None
     return record(run, *records[inputs["source"]])

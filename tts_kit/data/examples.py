@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from tts_kit import audio, io, samples
+from tts_kit import audio, io
 from tts_kit.errors import KitError, reason
+from tts_kit.run import SAMPLE_HELD_OUT, SAMPLE_VOICE
 
 PREFIX = "example:"
 CACHE = Path.home() / ".cache" / "tts_kit" / "allison"
@@ -47,8 +48,8 @@ def resolve(source: str, eval_source: str) -> tuple[str, str]:
                        "voice, downloaded). Check the name.")
     if eval_source:
         raise KitError(f"{source} brings its own held-out clips; --eval-source {eval_source} would be others. Leave it out, "
-                       f"or give {samples.VOICE} as the source.")
-    return str(samples.VOICE), str(samples.HELD_OUT)
+                       f"or give {SAMPLE_VOICE} as the source.")
+    return str(SAMPLE_VOICE), str(SAMPLE_HELD_OUT)
 
 
 def allison() -> Path:

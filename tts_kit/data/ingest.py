@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from tts_kit import audio, io, samples
+from tts_kit import audio, io
 from tts_kit.config import Config
 from tts_kit.data import prepare, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
@@ -21,7 +21,7 @@ from tts_kit.data.review import DROPPED, Review, ReviewStore
 from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
-from tts_kit.run import Run, read_inputs
+from tts_kit.run import SAMPLE_RECORDING, Run, read_inputs
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".aif", ".mp4", ".m4v", ".mov",
                   ".mkv", ".webm", ".avi"}
@@ -62,7 +62,7 @@ def find_recordings(source: str | Path, run: Run) -> list[Path]:
 
 def list_recordings(source: str | Path) -> list[Path]:
     """The audio files of a local source without transcripts, one file or a folder of them; empty if it has transcripts."""
-    path = samples.RECORDING if source == "example:recording" else Path(source).expanduser()
+    path = SAMPLE_RECORDING if source == "example:recording" else Path(source).expanduser()
     if path.is_file():
         return [] if path.suffix.lower() in TABLE_SUFFIXES else [path]
     if not path.is_dir():
