@@ -1,4 +1,4 @@
-"""The speed benchmarks: that both sides do the same work, that they are timed fairly, that results say what they are."""
+"""The speed benchmarks: both sides do the same work, are timed fairly, and results are complete."""
 
 import json
 import statistics
@@ -22,16 +22,16 @@ ROWS = [(path.stem, row) for path in sorted(measure.RESULTS.rglob("*.json"))
         for row in measure.rows_of(json.loads(path.read_text(encoding="utf-8")))]
 
 
-def material(steps: int = 1) -> tuple[torch.nn.Module, train_step.Material]:
-    """The toy whole, and four clips of different lengths."""
+def train_set(steps: int = 1) -> tuple[torch.nn.Module, train_step.TrainSet]:
+    """Return the toy model with its codec, and four clips of different lengths."""
     model = shapes.network("toy", "cpu")
-    sounds = shapes.sounds("toy", 4, (2, 6))
-    clips = shapes.encoded(sounds, Codec(model.codec_model, shapes.spec("toy")))
-    return model, train_step.Material(clips, sounds, shapes.prompt_builder("toy"), 4, steps)
+    raw_clips = shapes.random_clips("toy", 4, (2, 6))
+    clips = shapes.encode_clips(raw_clips, Codec(model.codec_model, shapes.spec("toy")))
+    return model, train_step.TrainSet(clips, raw_clips, shapes.prompt_builder("toy"), 4, steps)
 
 
-def agrees(row: dict) -> None:
-    """A row has every key, and its ratio is the ratio of its speeds, which are those of its medians."""
+def check_row(row: dict) -> None:
+    """Check that a row has every key, and that its ratio follows from its speeds and these from the median durations."""
     assert row.keys() >= KEYS and row["machine"] and row["versions"]["torch"] and row["command"].startswith("python -m ")
     sides = [row["kit"], row["other"]]
     if any("not_measured" in side for side in sides):
@@ -44,137 +44,140 @@ def agrees(row: dict) -> None:
         assert side["fastest"] <= side["seconds"] <= side["slowest"]
 
 
-def test_committed_results_are_whole():
-    """Mistake: a committed result without its machine or command, too few runs, or a ratio that its figures do not give."""
+def test_committed_results_are_complete():
+    """Mistake: a committed result without its machine or command, with too few runs, or with a ratio that does not match."""
     for name, row in ROWS:
-        agrees(row)
+        check_row(row)
         assert row["command"].startswith("python -m tests.benchmarks."), name
         assert all(len(side["runs"]) >= 5 for side in (row["kit"], row["other"]) if "runs" in side), name
         assert "/tmp/" not in json.dumps(row), name
 
 
-def test_sides_take_turns_and_the_first_round_is_dropped():
-    """Mistake: all runs of one side, then all of the other, so that a machine that slows down favours the first; a warm-up
-    counted."""
-    order, answers = [], iter([100.0, 100.0, *range(1, 11)])
+def test_sides_alternate_and_the_warm_up_round_is_dropped():
+    """Mistake: all runs of one side, then all of the other, so that a machine that slows down favors the first; a warm-up
+    run is counted."""
+    order, values = [], iter([100.0, 100.0, *range(1, 11)])
 
     def side(name):
-        return lambda: order.append(name) or float(next(answers))
+        return lambda: order.append(name) or float(next(values))
 
-    found = measure.alternate({"A": side("A"), "B": side("B")}, 5)
+    durations = measure.alternate({"A": side("A"), "B": side("B")}, 5)
     assert order == ["A", "B"] * 6
-    assert found == {"A": [1.0, 3.0, 5.0, 7.0, 9.0], "B": [2.0, 4.0, 6.0, 8.0, 10.0]}
+    assert durations == {"A": [1.0, 3.0, 5.0, 7.0, 9.0], "B": [2.0, 4.0, 6.0, 8.0, 10.0]}
 
 
-def test_speed_is_that_of_the_median_run():
-    """Mistake: a mean, which one disturbed run decides, called a median."""
+def test_speed_is_the_median_of_the_runs():
+    """Mistake: the mean is used, which a single disturbed run can dominate."""
     side = measure.speed([2.0, 1.0, 90.0, 3.0, 2.5], 8, "clips/s")
     assert (side["seconds"], side["speed"], side["fastest"], side["slowest"]) == (2.5, 3.2, 1.0, 90.0)
 
 
-def test_memory_is_the_most_that_was_held_at_once():
-    """Mistake: counting all that was ever taken, or what was left at the end, or the same tensor twice."""
-    def work():
+def test_memory_is_the_peak_of_live_tensors():
+    """Mistake: memory is the sum of all allocations or what is left at the end, or a shared storage is counted twice."""
+    def allocate():
         for _ in range(3):
             torch.zeros(1 << 20)
-        first = torch.ones(1 << 20)
-        return first + 1
+        tensor = torch.ones(1 << 20)
+        return tensor + 1
 
-    assert 8 << 20 <= measure.above(work, "cpu") < 9 << 20
+    assert 8 << 20 <= measure.extra_peak_bytes(allocate, "cpu") < 9 << 20
     weight = torch.zeros(1000)
-    assert measure.held([weight, weight.view(10, 100), torch.zeros(5)], "cpu") == pytest.approx(4020, abs=64)
+    assert measure.tensor_bytes([weight, weight.view(10, 100), torch.zeros(5)], "cpu") == pytest.approx(4020, abs=64)
 
 
-def test_stock_reads_what_the_processor_makes():
-    """Mistake: the other side is given an input that the notebook's processor would not make."""
+def test_stock_inputs_equal_those_of_the_processor():
+    """Mistake: the stock side gets inputs that the notebook's processor would not produce."""
     from transformers import CsmProcessor, EncodecFeatureExtractor
 
-    _, made = material()
-    numbers, sound, clip = made.prompt_builder.spec, made.sounds[0], made.clips[0]
-    processor = CsmProcessor(EncodecFeatureExtractor(sampling_rate=numbers.sample_rate), made.prompt_builder.tokenizer)
-    wanted = processor(
-        text=f"<|begin_of_text|>[0]{sound.text}<|end_of_text|><|AUDIO|><|audio_eos|>", audio=sound.wave, output_labels=True,
+    _, clip_set = train_set()
+    spec, audio_clip, encoded = clip_set.prompt_builder.spec, clip_set.raw_clips[0], clip_set.clips[0]
+    processor = CsmProcessor(EncodecFeatureExtractor(sampling_rate=spec.sample_rate), clip_set.prompt_builder.tokenizer)
+    reference = processor(
+        text=f"<|begin_of_text|>[0]{audio_clip.text}<|end_of_text|><|AUDIO|><|audio_eos|>", audio=audio_clip.wave,
+        output_labels=True,
         text_kwargs={"padding": "max_length", "max_length": notebook.POSITIONS, "padding_side": "right"},
         audio_kwargs={"max_length": 240_001, "padding": "max_length", "sampling_rate": 24_000})
-    found = notebook.padded([clip], [sound], made.prompt_builder)[0]
+    example = notebook.padded_examples([encoded], [audio_clip], clip_set.prompt_builder)[0]
     for name in ("attention_mask", "labels", "input_values", "input_values_cutoffs"):
-        np.testing.assert_array_equal(found[name].numpy(), wanted[name][0].numpy(), err_msg=name)
-    heard = found["attention_mask"].bool()
-    assert found["input_ids"].shape == (notebook.POSITIONS,)
-    assert torch.equal(found["input_ids"][heard], wanted["input_ids"][0][heard])
+        np.testing.assert_array_equal(example[name].numpy(), reference[name][0].numpy(), err_msg=name)
+    attended = example["attention_mask"].bool()
+    assert example["input_ids"].shape == (notebook.POSITIONS,)
+    assert torch.equal(example["input_ids"][attended], reference["input_ids"][0][attended])
 
 
 def test_both_sides_start_from_the_same_loss(tmp_path):
-    """Mistake: a comparison of two trainings that do not optimise the same: depth weighed 31 times, a mean of means over
-    micro-batches, padding or the end frame scored by one side only."""
-    model, made = material(steps=2)
-    assert train_step.check(model, made, "cpu") <= 1e-5
+    """Mistake: the two trainings optimize different losses: depth weighed 31 times, a mean of means over micro-batches,
+    padding or the EOS frame scored by only one side."""
+    model, clip_set = train_set(steps=2)
+    assert train_step.relative_loss_difference(model, clip_set, "cpu") <= 1e-5
     model.codec_model = None
-    ours = train_step.kit(lora.add_lora(model, 32, 32.0), made, 1.0, CPU, tmp_path, {})
-    theirs = train_step.stock(notebook.stock_model("toy", CPU), made, CPU, tmp_path)
-    logged = []
-    for side in (ours, theirs):
+    kit = train_step.kit_side(lora.add_lora(model, 32, 32.0), clip_set, 1.0, CPU, tmp_path, {})
+    stock = train_step.stock_side(notebook.stock_model("toy", CPU), clip_set, CPU, tmp_path)
+    losses = []
+    for side in (kit, stock):
         assert side.run() > 0
-        logged.append([row["loss"] for row in side.trainer.state.log_history if "loss" in row])
-    assert len(logged[0]) == len(logged[1]) == 2
-    assert logged[0][0] == pytest.approx(logged[1][0], rel=1e-5)
+        losses.append([row["loss"] for row in side.trainer.state.log_history if "loss" in row])
+    assert len(losses[0]) == len(losses[1]) == 2
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
 
 
-def test_another_loss_is_refused():
-    """Mistake: timing goes on although the two sides do not do the same work."""
-    model, made = material()
-    swapped = train_step.Material(made.clips, made.sounds[::-1], made.prompt_builder, 4, 1)
+def test_different_losses_are_refused():
+    """Mistake: two sides that do different work are timed."""
+    model, clip_set = train_set()
+    swapped = train_step.TrainSet(clip_set.clips, clip_set.raw_clips[::-1], clip_set.prompt_builder, 4, 1)
     with pytest.raises((KitError, IndexError, RuntimeError)):
-        train_step.check(model, swapped, "cpu")
-    silent = [shapes.Sound(each.text, 0 * each.wave) for each in made.sounds]
+        train_step.relative_loss_difference(model, swapped, "cpu")
+    silent_clips = [shapes.AudioClip(clip.text, 0 * clip.wave) for clip in clip_set.raw_clips]
     with pytest.raises(KitError, match="differ by"):
-        train_step.check(model, train_step.Material(made.clips, silent, made.prompt_builder, 4, 1), "cpu")
+        silent = train_step.TrainSet(clip_set.clips, silent_clips, clip_set.prompt_builder, 4, 1)
+        train_step.relative_loss_difference(model, silent, "cpu")
 
 
-def test_the_codec_carries_no_adapter_and_each_step_has_the_same_clips(tmp_path):
-    """Mistake: dead adapters that slow only the other side, or steps over different clips."""
-    model, made = material(steps=3)
+def test_both_sides_train_the_same_parameters_on_the_same_clips(tmp_path):
+    """Mistake: adapters on the codec slow only the stock side, or the sides train on different clips."""
+    model, clip_set = train_set(steps=3)
     model.codec_model = None
-    other = notebook.stock_model("toy", CPU)
-    assert not [name for name, _ in other.named_parameters() if "codec" in name and "lora_" in name]
-    ours = train_step.kit(lora.add_lora(model, 32, 32.0), made, 0.25, CPU, tmp_path, {}).trainer
-    theirs = train_step.stock(other, made, CPU, tmp_path).trainer
-    assert sum(each.requires_grad * each.numel() for each in ours.model.parameters()) == sum(
-        each.requires_grad * each.numel() for each in theirs.model.parameters())
-    assert ours.args.max_steps == theirs.args.max_steps == 3 == len(ours.train_dataset)
+    stock_model = notebook.stock_model("toy", CPU)
+    assert not [name for name, _ in stock_model.named_parameters() if "codec" in name and "lora_" in name]
+    kit = train_step.kit_side(lora.add_lora(model, 32, 32.0), clip_set, 0.25, CPU, tmp_path, {}).trainer
+    stock = train_step.stock_side(stock_model, clip_set, CPU, tmp_path).trainer
+    assert sum(parameter.requires_grad * parameter.numel() for parameter in kit.model.parameters()) == sum(
+        parameter.requires_grad * parameter.numel() for parameter in stock.model.parameters())
+    assert kit.args.max_steps == stock.args.max_steps == 3 == len(kit.train_dataset)
     for step in range(3):
-        texts = ours.train_dataset[step]["input_ids"][~ours.train_dataset[step]["audio_mask"]]
-        items = [theirs.train_dataset[4 * step + place] for place in range(4)]
-        said = torch.cat([each["input_ids"][(each["labels"] == -100) & each["attention_mask"].bool()] for each in items])
-        assert torch.equal(texts, said)
+        kit_texts = kit.train_dataset[step]["input_ids"][~kit.train_dataset[step]["audio_mask"]]
+        examples = [stock.train_dataset[4 * step + index] for index in range(4)]
+        stock_texts = torch.cat([example["input_ids"][(example["labels"] == -100) & example["attention_mask"].bool()]
+                                 for example in examples])
+        assert torch.equal(kit_texts, stock_texts)
 
 
-def test_train_step_runs_to_its_end(tmp_path, capsys):
-    """Mistake: a benchmark that only ever ran on its author's machine."""
+def test_train_step_writes_its_result(tmp_path, capsys):
+    """Mistake: the benchmark runs only on its author's machine, or prints something else than it writes."""
     train_step.main(["--shape", "toy", "--repeats", "2", "--batch", "4", "--seconds", "2", "--ratios", "1", "1/16",
                      "--device", "cpu", "--out", str(tmp_path)])
-    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert found == json.loads((tmp_path / "train_step-toy-stock-cpu.json").read_text(encoding="utf-8"))
-    rows = measure.rows_of(found)
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert result == json.loads((tmp_path / "train_step-toy-stock-cpu.json").read_text(encoding="utf-8"))
+    rows = measure.rows_of(result)
     assert [row["settings"]["depth_frame_fraction"] for row in rows] == ["1", "1/16"]
     for row in rows:
-        agrees(row)
+        check_row(row)
         assert len(row["kit"]["runs"]) == len(row["other"]["runs"]) == 2
         assert row["kit"]["peak_bytes"] > 0 and row["other"]["peak_bytes"] > 0
     assert rows[1]["kit"]["peak_bytes"] < rows[0]["kit"]["peak_bytes"]
 
 
-def test_what_cannot_run_here_is_said(tmp_path, capsys):
-    """Mistake: a crash, or silence, where the other side needs what this machine has not."""
-    found = train_step.main(["--shape", "toy", "--against", "unsloth", "--device", "cpu", "--out", str(tmp_path)])
+def test_a_side_that_cannot_run_is_reported(tmp_path, capsys):
+    """Mistake: a crash or a missing row where the other side has requirements that this machine does not meet."""
+    result = train_step.main(["--shape", "toy", "--against", "unsloth", "--device", "cpu", "--out", str(tmp_path)])
     assert "unsloth is not measured: unsloth" in capsys.readouterr().out
-    agrees(found)
+    check_row(result)
 
 
 def test_speed_benchmarks_need_only_torch_transformers_and_peft():
-    """Mistake: an import that a lent GPU machine without network cannot satisfy."""
-    absent = ("soundfile", "soxr", "matplotlib", "datasets", "pytest", "pyloudnorm", "trl", "faster_whisper", "librosa")
-    script = (f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"  # None there makes an import fail
+    """Mistake: an import that fails on a GPU machine without network."""
+    missing = ("soundfile", "soxr", "matplotlib", "datasets", "pytest", "pyloudnorm", "trl", "faster_whisper", "librosa")
+    script = (f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"  # None there makes an import fail
               "from tests.benchmarks import measure, notebook, shapes, train_step")
     out = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True,
                          check=False)

@@ -1,6 +1,6 @@
-"""`make demo` after installing, timed, with what it printed: python -m tests.benchmarks.demo
+"""Time of `make demo` and what it prints: python -m tests.benchmarks.demo
 
-A copy of what the demo says and how long each stage takes goes to results/demo.json; its page stays in runs/benchmark-demo.
+The output of the demo and the seconds of each stage go to results/demo.json; its page stays in runs/benchmark-demo.
 """
 
 import json
@@ -22,18 +22,18 @@ RESULTS = Path(__file__).parent / "results" / "demo.json"
 def main() -> None:
     run = Run(RUN)
     if run.folder.exists():
-        sys.exit(f"{run.folder} is there already; the demo would only go on where it stopped. Move it away.")
-    begun = time.time()
-    printed = subprocess.run([sys.executable, "-m", "tts_kit", "demo", "--run", RUN], check=True, stdout=subprocess.PIPE,
+        sys.exit(f"{run.folder} exists already; the demo would resume it. Move it away.")
+    start = time.time()
+    output = subprocess.run([sys.executable, "-m", "tts_kit", "demo", "--run", RUN], check=True, stdout=subprocess.PIPE,
                              text=True).stdout
     ended = time.time()
-    moments = [begun, *(path.stat().st_mtime for path in (run.data, run.codes / "index.jsonl", run.adapter)), ended]
-    stages = dict(zip(("data", "tokenize", "train", "compare"), np.diff(moments).round().astype(int).tolist()))
-    found = {"what": "make demo, after installing", "seconds": round(ended - begun),
-             "stages": stages, "printed": [line for line in printed.splitlines() if "file://" not in line],
+    timestamps = [start, *(path.stat().st_mtime for path in (run.data, run.codes / "index.jsonl", run.adapter)), ended]
+    stages = dict(zip(("data", "tokenize", "train", "compare"), np.diff(timestamps).round().astype(int).tolist()))
+    result = {"what": "make demo, after installing", "seconds": round(ended - start),
+             "stages": stages, "printed": [line for line in output.splitlines() if "file://" not in line],
              "machine": device.machine(), "versions": device.versions(), "command": "python -m tests.benchmarks.demo"}
-    write_json(RESULTS, found)
-    print(json.dumps(found))
+    write_json(RESULTS, result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the speed benchmarks share: sides timed in turn, their memory, and one JSON object that says all of it.
+"""What the speed benchmarks share: alternating timed runs, memory measurement and the JSON result.
 
-Needs torch, transformers, peft and this repository, nothing else, so that it runs on a lent GPU machine without network.
+Needs only torch, transformers, peft and this repository, so that it runs on a GPU machine without network.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -14,134 +15,144 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from tts_kit import device as runtime
+from tests.benchmarks import shapes
+from tts_kit import device as devices
 from tts_kit.io import write_json
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 5
-"""Timed runs of each side, after one that is dropped."""
-DEVICES = ("auto", "cuda", "mps", "cpu")
+"""Timed runs of each side, after one warm-up run that is dropped."""
 MEMORY = {"cuda": "bytes of tensors on the GPU (torch.cuda.max_memory_allocated)",
           "cpu": "bytes of live tensors (torch.profiler)", "mps": "not measured"}
-"""How `above` measures; both sides of a comparison are measured in the same way."""
+"""How `extra_peak_bytes` measures; both sides of a comparison are measured in the same way."""
 
 
-def wait(device: str) -> None:
-    """Until the device has done all that it was told."""
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all speed benchmarks share."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--shape", choices=shapes.SHAPES, default="tiny")
+    options.add_argument("--repeats", type=int, default=REPEATS, help="timed runs of each side, after a warm-up run")
+    options.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    options.add_argument("--out", "--folder", type=Path, default=RESULTS)
+    return options
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has finished all queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def clock(device: str) -> tuple[Callable[[], float], str]:
-    """What tells the time, and its name: on one thread of a CPU the processor's time, which leaves out whatever else runs
-    on the machine and is the wall's time where nothing else does."""
+    """Return the clock function and its name: processor time on a single CPU thread, which excludes other processes on
+    the machine, and wall time otherwise."""
     if device == "cpu" and torch.get_num_threads() == 1:
         return time.process_time, "processor"
     return time.perf_counter, "wall"
 
 
-def now(device: str) -> float:
-    """The time when the device has done all that it was told."""
-    wait(device)
+def current_time(device: str) -> float:
+    """Return the time after the device has finished all queued work."""
+    synchronize(device)
     return clock(device)[0]()
 
 
-def timed(work: Callable[[], object], device: str) -> Callable[[], float]:
-    """`work` as something that says how many seconds it took."""
-    def run() -> float:
-        begun = now(device)
-        work()
-        return now(device) - begun
+def timer(function: Callable[[], object], device: str) -> Callable[[], float]:
+    """Wrap `function` so that a call returns how many seconds it took."""
+    def timed_run() -> float:
+        start = current_time(device)
+        function()
+        return current_time(device) - start
 
-    return run
+    return timed_run
 
 
 def alternate(sides: dict[str, Callable[[], float]], repeats: int = REPEATS) -> dict[str, list[float]]:
-    """What each side said of its runs: A B A B ..., the first round dropped as warm-up.
+    """Return the durations of each side, run in turn (A B A B ...), the first round dropped as warm-up.
 
-    In turn, because a machine that slows down for a while then slows both down.
+    In turn, so that a temporary slowdown of the machine affects all sides alike.
     """
-    seconds = {name: [] for name in sides}
+    durations = {name: [] for name in sides}
     with tqdm(total=(repeats + 1) * len(sides), desc="runs", leave=False, file=sys.stderr) as bar:
-        for number in range(repeats + 1):
+        for round_index in range(repeats + 1):
             for name, run in sides.items():
                 bar.set_postfix_str(name)
-                taken = run()
-                if number:
-                    seconds[name].append(taken)
+                duration = run()
+                if round_index:
+                    durations[name].append(duration)
                 bar.update()
-    return seconds
+    return durations
 
 
-def speed(seconds: Sequence[float], amount: float, unit: str, **more) -> dict:
-    """One side of a row: `amount` of what `unit` counts (clips/s, frames/s, ...) was done in each of the runs."""
-    median = statistics.median(seconds)
-    return {"speed": amount / median, "unit": unit, "seconds": median, "fastest": min(seconds), "slowest": max(seconds),
-            "runs": [round(each, 6) for each in seconds], **more}
+def speed(durations: Sequence[float], amount: float, unit: str, **other_values) -> dict:
+    """Return one side of a row; `amount` (clips, frames, ...) is what each run processed, `unit` is that per second."""
+    median = statistics.median(durations)
+    return {"speed": amount / median, "unit": unit, "seconds": median, "fastest": min(durations), "slowest": max(durations),
+            "runs": [round(duration, 6) for duration in durations], **other_values}
 
 
-def not_measured(why: str) -> dict:
-    """A side that could not run here."""
-    return {"not_measured": why}
+def not_measured(reason: str) -> dict:
+    """Return the side of a row for what could not run on this machine."""
+    return {"not_measured": reason}
 
 
-def above(work: Callable[[], object], device: str) -> int | None:
-    """Bytes that `work` held at its peak, over what was held before it; see `MEMORY`."""
+def extra_peak_bytes(function: Callable[[], object], device: str) -> int | None:
+    """Return the peak bytes of a call above what was held before it, None where they are not measured; see `MEMORY`."""
     if device == "cuda":
-        wait(device)
+        synchronize(device)
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        wait(device)
-        return torch.cuda.max_memory_allocated() - before
+        bytes_before = torch.cuda.memory_allocated()
+        function()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated() - bytes_before
     if device == "mps":
-        work()
+        function()
         return None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in seen.profiler.kineto_results.events()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events()
                      if event.name() == "[memory]")
-    held = peak = 0
+    held_bytes = peak_bytes = 0
     for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
+        held_bytes += change
+        peak_bytes = max(peak_bytes, held_bytes)
+    return peak_bytes
 
 
 def held(tensors: Iterable[torch.Tensor], device: str) -> int:
-    """Bytes of tensors on the device, those that share their memory counted once."""
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors
-                if each.device.type == device}
+    """Return the bytes of tensors on the device, shared storages counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
+                if tensor.device.type == device}
     return sum(storages.values())
 
 
-def row(what: str, shape: str, against: str, settings: dict, kit: dict, other: dict) -> dict:
-    """One comparison as every benchmark writes it; `ratio` is the kit's speed over the other's, None if one is missing."""
-    both = "speed" in kit and "speed" in other
-    return {"what": what, "shape": shape, "against": against, "settings": settings, "kit": kit, "other": other,
-            "ratio": kit["speed"] / other["speed"] if both else None, "machine": runtime.machine(),
-            "versions": runtime.versions(), "command": command()}
+def row(benchmark: str, shape: str, against: str, settings: dict, kit: dict, other: dict) -> dict:
+    """Return one comparison in the form of all benchmarks; `ratio` is the kit's speed over the other's or None."""
+    comparable = "speed" in kit and "speed" in other
+    return {"what": benchmark, "shape": shape, "against": against, "settings": settings, "kit": kit, "other": other,
+            "ratio": kit["speed"] / other["speed"] if comparable else None, "machine": devices.machine(),
+            "versions": devices.versions(), "command": command()}
 
 
 def command() -> str:
-    """The command line that was given, without this machine's paths."""
-    called = getattr(sys.modules["__main__"], "__spec__", None)
-    module = called.name.removesuffix(".__main__") if called else Path(sys.argv[0]).stem
+    """Return the command line of this process, without this machine's paths."""
+    main_spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = main_spec.name.removesuffix(".__main__") if main_spec else Path(sys.argv[0]).stem
     return " ".join(["python -m", module, *sys.argv[1:]])
 
 
 def report(rows: Sequence[dict], device: str, folder: Path = RESULTS) -> dict:
-    """Write the rows of one command as one file, print the same as one line, the last; returns it."""
-    rows = [{**each, "clock": clock(device)[1]} for each in rows]
+    """Write the rows of one command as one JSON file, print it as the last line and return it."""
+    rows = [{**row, "clock": clock(device)[1]} for row in rows]
     first = rows[0]
-    same = {key: first[key] for key in ("what", "shape", "against", "machine", "versions", "command")}
-    found = first if len(rows) == 1 else {**same, "rows": rows}
+    common = {key: first[key] for key in ("what", "shape", "against", "machine", "versions", "command")}
+    result = first if len(rows) == 1 else {**common, "rows": rows}
     name = "-".join([first["what"], first["shape"], first["against"], device]).replace(" ", "_")
-    write_json(Path(folder) / f"{name}.json", found)
-    print(json.dumps(found, ensure_ascii=False), flush=True)
-    return found
+    write_json(Path(folder) / f"{name}.json", result)
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+    return result
 
 
-def rows_of(found: dict) -> list[dict]:
-    """The rows of a file that `report` wrote; none for results of another kind."""
-    return found.get("rows", [found] if "ratio" in found else [])
+def rows_of(result: dict) -> list[dict]:
+    """Return the rows of a file that `report` wrote; none for results of another kind."""
+    return result.get("rows", [result] if "ratio" in result else [])

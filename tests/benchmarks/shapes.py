@@ -1,6 +1,6 @@
-"""The networks that speed is measured with, built in memory with random weights, and clips made of nothing.
+"""Networks with random weights and random clips for the speed benchmarks.
 
-Needs torch, transformers, peft and this repository, nothing else; no hub, no sample audio.
+Needs only torch, transformers, peft and this repository; no hub, no sample audio.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from tts_kit.tokens.prompt import PromptBuilder
 
 SHAPES = ("csm-1b", "small", "tiny", "toy")
 LETTERS = 4.4
-"""Letters in a second of text: as many as the real tokenizer has tokens, since here a letter is a token."""
+"""Letters per second of audio: as many as the real tokenizer has tokens, since a letter is a token of the byte tokenizer."""
 
 
 @dataclass(frozen=True)
-class Sound:
-    """A wave and the text that it is said to say."""
+class AudioClip:
+    """A waveform and its transcript."""
     text: str
     wave: np.ndarray
-    """(samples,) float32, whole frames"""
+    """(samples,) float32, a whole number of frames"""
 
 
 def spec(name: str) -> ModelSpec:
@@ -35,49 +35,49 @@ def spec(name: str) -> ModelSpec:
 
 
 def prompt_builder(name: str) -> PromptBuilder:
-    """Of the byte tokenizer; the ids of csm-1b's own text are no quicker to look up."""
+    """Return a prompt builder with the byte tokenizer; the lookup of csm-1b's own token ids costs the same."""
     return PromptBuilder(shape.tokenizer(name), spec(name))
 
 
 def network(name: str, device: str) -> CsmForConditionalGeneration:
-    """The whole network in float32 with random weights, its codec inside; the same for the same name and device."""
+    """Return the network with its codec, random float32 weights; the same for the same name and device."""
     with torch.device(device):
         return shape.untrained(name).requires_grad_(False).eval()
 
 
 def cast(part: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Weights in another dtype as `from_pretrained` loads them: buffers, such as the frequencies of RoPE, stay float32."""
+    """Cast weights as `from_pretrained` does: buffers, such as the frequencies of RoPE, stay float32."""
     for weight in part.parameters():
         weight.data = weight.data.to(dtype)
 
 
-def seconds(text: str) -> tuple[float, float]:
-    """'10' or '2-10' as the shortest and longest clip."""
+def seconds_range(text: str) -> tuple[float, float]:
+    """Parse '10' or '2-10' into the shortest and longest clip length."""
     try:
-        least, most = (float(each) for each in (text.split("-") * 2)[:2])
+        shortest, longest = (float(value) for value in (text.split("-") * 2)[:2])
     except ValueError:
-        raise KitError(f"seconds is {text!r}; wanted a number, or two with a dash between: 10 or 2-10.") from None
-    return least, most
+        raise KitError(f"--seconds is {text!r}; give a number, or two with a dash between: 10 or 2-10.") from None
+    return shortest, longest
 
 
-def sounds(name: str, count: int, between: tuple[float, float], seed: int = 0) -> list[Sound]:
-    """Clips whose lengths stand evenly between two bounds, in a shuffled order; noise and tones, and letters."""
-    chance, numbers = np.random.default_rng(seed), spec(name)
-    lengths = chance.permutation(np.linspace(*between, count) if count > 1 else np.array([between[1]]))
-    return [_sound(length, numbers, chance) for length in lengths]
+def random_clips(name: str, count: int, seconds: tuple[float, float], seed: int = 0) -> list[AudioClip]:
+    """Return clips of noise, tones and random letters, their lengths evenly spaced between two bounds and shuffled."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.permutation(np.linspace(*seconds, count) if count > 1 else np.array([seconds[1]]))
+    return [_random_clip(length, spec(name), rng) for length in lengths]
 
 
-def encoded(waves: Sequence[Sound], codec: Codec) -> list[EncodedClip]:
-    """Clips with the codes that the codec gives, one by one as transformers does it in its forward."""
-    return [EncodedClip(f"clip{number}", each.text, "0", "", f"clip{number}", "train", codec.encode([each.wave])[0])
-            for number, each in enumerate(waves)]
+def encode_clips(clips: Sequence[AudioClip], codec: Codec) -> list[EncodedClip]:
+    """Encode clips one at a time, as transformers' forward does."""
+    return [EncodedClip(f"clip{index}", clip.text, "0", "", f"clip{index}", "train", codec.encode([clip.wave])[0])
+            for index, clip in enumerate(clips)]
 
 
-def _sound(length: float, numbers: ModelSpec, chance: np.random.Generator) -> Sound:
-    samples = round(length * numbers.frame_rate) * numbers.samples_per_frame
-    times = np.arange(samples) / numbers.sample_rate
-    wave = 0.02 * chance.standard_normal(samples)
-    for pitch in chance.uniform(80, 2000, 8):
-        wave += 0.05 * np.sin(2 * np.pi * times * pitch) * np.sin(np.pi * times * chance.uniform(0.5, 4)) ** 2
-    text = "".join(chance.choice(list("abcdefghijklmnopqrstuvwxyz "), round(LETTERS * length)))
-    return Sound(text, wave.astype(np.float32))
+def _random_clip(seconds: float, spec: ModelSpec, rng: np.random.Generator) -> AudioClip:
+    samples = round(seconds * spec.frame_rate) * spec.samples_per_frame
+    times = np.arange(samples) / spec.sample_rate
+    wave = 0.02 * rng.standard_normal(samples)
+    for pitch in rng.uniform(80, 2000, 8):
+        wave += 0.05 * np.sin(2 * np.pi * times * pitch) * np.sin(np.pi * times * rng.uniform(0.5, 4)) ** 2
+    text = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz "), round(LETTERS * seconds)))
+    return AudioClip(text, wave.astype(np.float32))

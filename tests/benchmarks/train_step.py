@@ -1,9 +1,10 @@
 """One optimizer step against the public notebook's way: python -m tests.benchmarks.train_step --shape small --against stock
 
-Both sides run the loop of transformers' Trainer over the same clips, `--batch` of them a step, and learn LoRA on the same
-projections of the same random network. *stock* is Trainer and PEFT as the public notebook uses them: sound in, encoded by
-transformers' own forward in every step, sound padded to 10 s and text to 256 positions, micro-batches of two; with its known
-bugs mended, so that at depth ratio 1 both optimise the same loss, which is checked first. The kit takes codes made before.
+Both sides run the loop of transformers' Trainer over the same clips, `--batch` of them a step, and train LoRA on the same
+projections of the same network with random weights. *stock* is Trainer and PEFT as the public notebook uses them: audio is
+encoded by transformers' own forward in every step, audio padded to 10 s and text to 256 positions, micro-batches of two; its
+known bugs are fixed, so that at depth ratio 1 both sides optimize the same loss, which is checked first. The kit trains on
+codes that were encoded before.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback
 
 from tests.benchmarks import measure, notebook, shapes
-from tts_kit import device as runtime
+from tts_kit import device as devices
 from tts_kit import pretrained
 from tts_kit.config import Config
 from tts_kit.device import DeviceConfig
@@ -36,193 +37,190 @@ RATIOS = ("1", "1/4", "1/16")
 SECONDS = ("2-10", "10")
 RANK, SEED = notebook.RANK, notebook.SEED
 STEPS = {"cuda": 20, "cpu": 1, "mps": 1}
-"""Of one run of the Trainer's loop."""
+"""Optimizer steps in one run of the Trainer's loop."""
 DIFFERENT = 4
-"""Batches of different clips in a run, after which the first comes again."""
+"""Different batches in a run; after the last the first is used again."""
 AGREEMENT = {"cpu": 1e-5, "cuda": 1e-4, "mps": 1e-4}
-"""Of both losses, relative. On a GPU a code that lies between two may fall to either in another order of additions."""
+"""Relative difference allowed between the losses of the two sides. On a GPU another order of additions can change a code at
+a quantization boundary."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """What both sides learn from."""
+class TrainSet:
+    """The clips that both sides train on, encoded and as audio."""
     clips: list[EncodedClip]
-    sounds: list[shapes.Sound]
+    raw_clips: list[shapes.AudioClip]
     prompt_builder: PromptBuilder
     batch: int
     steps: int
 
     @property
-    def groups(self) -> list[list[int]]:
-        """Clips of each step of a run."""
-        places = list(range(len(self.clips)))
-        different = [places[first:first + self.batch] for first in range(0, len(places), self.batch)]
-        return [different[step % len(different)] for step in range(self.steps)]
+    def step_clips(self) -> list[list[int]]:
+        """Return the indices of the clips of each step of a run."""
+        indices = list(range(len(self.clips)))
+        batches = [indices[start:start + self.batch] for start in range(0, len(indices), self.batch)]
+        return [batches[step % len(batches)] for step in range(self.steps)]
 
     @property
     def frames(self) -> float:
-        """Frames of a step, the mean over a run."""
-        return sum(len(self.clips[place].codes) for group in self.groups for place in group) / self.steps
+        """Return the mean number of frames of a step."""
+        return sum(len(self.clips[index].codes) for indices in self.step_clips for index in indices) / self.steps
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds per optimizer step from the loop's begin to the end of its last step, everything counted."""
+    """Seconds per optimizer step, from the begin of the training loop to the end of its last step."""
 
     def __init__(self, device: str):
-        self.device, self.begun, self.seconds = device, 0.0, 0.0
+        self.device, self.start, self.seconds = device, 0.0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.begun = measure.now(self.device)
+        self.start = measure.current_time(self.device)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == state.max_steps:
-            self.seconds = (measure.now(self.device) - self.begun) / state.max_steps
+            self.seconds = (measure.current_time(self.device) - self.start) / state.max_steps
 
 
 @dataclass
 class Side:
-    """A trainer that can be run again and again."""
+    """A trainer that can be run repeatedly, with its stopwatch."""
     trainer: transformers.Trainer
-    watch: Stopwatch
+    stopwatch: Stopwatch
 
     def run(self) -> float:
-        """Seconds per step of one run."""
+        """Train once and return the seconds per step."""
         with pretrained.quiet():
             self.trainer.train()
-        return self.watch.seconds
+        return self.stopwatch.seconds
 
-    def peak(self) -> int | None:
-        """Bytes at the peak of a run: weights, the optimizer's state, and what a step holds beside them."""
-        states = [each for state in self.trainer.optimizer.state.values() for each in state.values()
-                  if isinstance(each, torch.Tensor)]
+    def peak_bytes(self) -> int | None:
+        """Return the peak bytes of a run: weights, optimizer state and what a step holds in addition."""
+        states = [value for state in self.trainer.optimizer.state.values() for value in state.values()
+                  if isinstance(value, torch.Tensor)]
         model = self.trainer.model
-        own = measure.held([*model.parameters(), *model.buffers(), *states], self.watch.device)
-        more = measure.above(self.run, self.watch.device)
-        return None if more is None else own + more
+        held_bytes = measure.tensor_bytes([*model.parameters(), *model.buffers(), *states], self.stopwatch.device)
+        extra_bytes = measure.extra_peak_bytes(self.run, self.stopwatch.device)
+        return None if extra_bytes is None else held_bytes + extra_bytes
 
 
-def kit(model, material: Material, ratio: float, taken: DeviceConfig, folder: Path, changes: dict) -> Side:
-    """The kit's trainer as `finetune.prepare` makes it, each step one micro-batch of the given clips."""
-    config = Config(steps=material.steps, rank=RANK, alpha=float(RANK), depth_frame_fraction=ratio, seed=SEED, **changes)
-    data = dataset.MicroBatchDataset(material.clips, material.prompt_builder, config)
-    data.plan = [[(place, None) for place in group] for group in material.groups]
-    asked = trainer.training_arguments(config, Run("kit", folder), taken)
-    asked.save_strategy = asked.eval_strategy = "no"
-    watch = Stopwatch(taken.device)
-    made = trainer.CsmTrainer(model, asked, data, [], taken, callbacks=[watch])
-    made.remove_callback(PrinterCallback)
-    return Side(made, watch)
+def kit_side(model, train_set: TrainSet, ratio: float, device_config: DeviceConfig, folder: Path, changes: dict) -> Side:
+    """Return the kit's trainer as `finetune.prepare` makes it, each step one micro-batch of the given clips."""
+    config = Config(steps=train_set.steps, rank=RANK, alpha=float(RANK), depth_frame_fraction=ratio, seed=SEED, **changes)
+    data = dataset.MicroBatchDataset(train_set.clips, train_set.prompt_builder, config)
+    data.plan = [[(index, None) for index in indices] for indices in train_set.step_clips]
+    arguments = trainer.training_arguments(config, Run("kit", folder), device_config)
+    arguments.save_strategy = arguments.eval_strategy = "no"
+    stopwatch = Stopwatch(device_config.device)
+    csm_trainer = trainer.CsmTrainer(model, arguments, data, [], device_config, callbacks=[stopwatch])
+    csm_trainer.remove_callback(PrinterCallback)
+    return Side(csm_trainer, stopwatch)
 
 
-def stock(model, material: Material, taken: DeviceConfig, folder: Path) -> Side:
-    """Trainer and PEFT as the notebook uses them."""
-    items = notebook.padded(material.clips, material.sounds, material.prompt_builder)
-    asked = notebook.arguments(material.batch, material.steps, taken, folder)
-    watch = Stopwatch(taken.device)
-    order = [items[place] for group in material.groups for place in group]
-    made = notebook.StockTrainer(model=model, args=asked, train_dataset=order, callbacks=[watch])
-    made.remove_callback(PrinterCallback)
-    return Side(made, watch)
+def stock_side(model, train_set: TrainSet, device_config: DeviceConfig, folder: Path) -> Side:
+    """Return Trainer and PEFT as the notebook uses them."""
+    examples = notebook.padded_examples(train_set.clips, train_set.raw_clips, train_set.prompt_builder)
+    arguments = notebook.arguments(train_set.batch, train_set.steps, device_config, folder)
+    stopwatch = Stopwatch(device_config.device)
+    ordered = [examples[index] for indices in train_set.step_clips for index in indices]
+    stock_trainer = notebook.StockTrainer(model=model, args=arguments, train_dataset=ordered, callbacks=[stopwatch])
+    stock_trainer.remove_callback(PrinterCallback)
+    return Side(stock_trainer, stopwatch)
 
 
-def check(model, material: Material, device: str) -> float:
-    """How far apart the two losses of two clips are at ratio 1, relative, in float32; too far is refused."""
-    shortest = sorted(range(len(material.clips)), key=lambda place: len(material.clips[place].codes))[:2]
-    clips, sounds = ([of[place] for place in shortest] for of in (material.clips, material.sounds))
-    examples = [dataset.build_example(clip, material.prompt_builder) for clip in clips]
+def relative_loss_difference(model, train_set: TrainSet, device: str) -> float:
+    """Return the relative difference of both sides' losses on two clips at ratio 1 in float32; raise if it is too large."""
+    shortest = sorted(range(len(train_set.clips)), key=lambda index: len(train_set.clips[index].codes))[:2]
+    clips, raw_clips = ([items[index] for index in shortest] for items in (train_set.clips, train_set.raw_clips))
+    examples = [dataset.build_example(clip, train_set.prompt_builder) for clip in clips]
     batch = dataset.collate(examples, dataset.sample_depth_frames(examples, 1.0, 0), packing=True)
-    items = transformers.default_data_collator(notebook.padded(clips, sounds, material.prompt_builder))
-    with torch.no_grad(), runtime.full_float32():
-        sums = loss.loss_sums(model, _on(batch, device))
-        ours = (sums.backbone / sums.frames, sums.depth / sums.depth_frames / (len(sums.by_codebook) - 1))
-        out = model(**_on(items, device))
-    theirs = (out.backbone_loss, out.depth_decoder_loss)
-    apart = max(abs(mine.item() / other.item() - 1) for mine, other in zip(ours, theirs))
-    if not apart <= AGREEMENT[device]:
-        raise KitError(f"the losses of the two sides differ by {apart:.1e}, relative: {ours} and {theirs}; wanted at most "
-                      f"{AGREEMENT[device]}. What is timed would not be the same work: run tests/test_model_loss.py.")
-    return apart
+    stock_batch = transformers.default_data_collator(notebook.padded_examples(clips, raw_clips, train_set.prompt_builder))
+    with torch.no_grad(), devices.full_float32():
+        sums = loss.loss_sums(model, to_device(batch, device))
+        kit_losses = (sums.backbone / sums.frames, sums.depth / sums.depth_frames / (len(sums.by_codebook) - 1))
+        outputs = model(**to_device(stock_batch, device))
+    stock_losses = (outputs.backbone_loss, outputs.depth_decoder_loss)
+    difference = max(abs(kit.item() / stock.item() - 1) for kit, stock in zip(kit_losses, stock_losses))
+    if not difference <= AGREEMENT[device]:
+        raise KitError(f"the losses of the two sides differ by {difference:.1e}, relative: {kit_losses} and {stock_losses}; "
+                       f"at most {AGREEMENT[device]} is allowed. The timed work would differ: run tests/test_model_loss.py.")
+    return difference
 
 
-def _on(batch: dict, device: str) -> dict:
-    return {name: each.to(device) if isinstance(each, torch.Tensor) else each for name, each in batch.items()}
+def to_device(batch: dict, device: str) -> dict:
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
-def compare(options: argparse.Namespace, taken: DeviceConfig, folder: Path) -> list[dict]:
-    """The rows of every clip length and depth ratio."""
-    steps = options.steps or STEPS[taken.device]
-    ours = shapes.network(options.shape, taken.device)
-    materials, apart, encoding = {}, 0.0, {}
-    for spread in options.seconds:
-        sounds = shapes.sounds(options.shape, options.batch * min(steps, DIFFERENT), shapes.seconds(spread))
-        begun = measure.now(taken.device)
-        clips = shapes.encoded(sounds, Codec(ours.codec_model, shapes.spec(options.shape)))
-        encoding[spread] = (measure.now(taken.device) - begun) / len(clips)
-        materials[spread] = Material(clips, sounds, shapes.prompt_builder(options.shape), options.batch, steps)
-        apart = max(apart, check(ours, materials[spread], taken.device))
-    print(f"At depth ratio 1 both sides have the same loss, within {apart:.0e}.")
-    ours.codec_model = None
-    shapes.cast(ours, taken.dtype)
-    attention.install(ours)
-    ours = lora.add_lora(ours, RANK, float(RANK), "both", SEED)
-    theirs = (notebook.unsloth_model(options.shape, taken, folder) if options.against == "unsloth"
-              else notebook.stock_model(options.shape, taken))
-    rows = []
-    for spread, material in materials.items():
-        sides = {options.against: stock(theirs, material, taken, folder)}
-        sides |= {ratio: kit(ours, material, float(fractions.Fraction(ratio)), taken, folder, dict(options.set))
+def compare(options: argparse.Namespace, device_config: DeviceConfig, folder: Path) -> list[dict]:
+    """Return the rows of every clip length and depth ratio."""
+    device = device_config.device
+    steps = options.steps or STEPS[device]
+    kit_model = shapes.network(options.shape, device)
+    train_sets, max_difference, encoding_seconds = {}, 0.0, {}
+    for seconds in options.seconds:
+        raw_clips = shapes.random_clips(options.shape, options.batch * min(steps, DIFFERENT), shapes.seconds_range(seconds))
+        start = measure.current_time(device)
+        clips = shapes.encode_clips(raw_clips, Codec(kit_model.codec_model, shapes.spec(options.shape)))
+        encoding_seconds[seconds] = (measure.current_time(device) - start) / len(clips)
+        train_sets[seconds] = TrainSet(clips, raw_clips, shapes.prompt_builder(options.shape), options.batch, steps)
+        max_difference = max(max_difference, relative_loss_difference(kit_model, train_sets[seconds], device))
+    print(f"At depth ratio 1 the losses of both sides agree within {max_difference:.0e}.")
+    kit_model.codec_model = None
+    shapes.cast(kit_model, device_config.dtype)
+    attention.install(kit_model)
+    kit_model = lora.add_lora(kit_model, RANK, float(RANK), "both", SEED)
+    stock_model = (notebook.unsloth_model(options.shape, device_config, folder) if options.against == "unsloth"
+                   else notebook.stock_model(options.shape, device_config))
+    rows, changes = [], dict(options.set)
+    for seconds, train_set in train_sets.items():
+        sides = {options.against: stock_side(stock_model, train_set, device_config, folder)}
+        sides |= {ratio: kit_side(kit_model, train_set, float(fractions.Fraction(ratio)), device_config, folder, changes)
                   for ratio in options.ratios}
-        found = measured(sides, material, options.repeats, taken.device)
-        settings = {"seconds": spread, "batch": options.batch, "steps": steps, "rank": RANK, "device": taken.device,
-                    "dtype": str(taken.dtype), "threads": torch.get_num_threads(), "optimizer": notebook.OPTIMIZER,
-                    "losses_apart": apart, "encoding_once_seconds_per_clip": encoding[spread], **dict(options.set)}
-        other = {"name": notebook.SIDES[options.against], **found[options.against]}
-        what = WHAT if options.dtype == "auto" else f"{WHAT} {options.dtype}"
-        rows += [measure.row(what, options.shape, options.against, {"depth_frame_fraction": ratio, **settings}, found[ratio],
-                             other)
-                 for ratio in options.ratios]
+        results = time_sides(sides, train_set, options.repeats, device)
+        settings = {"seconds": seconds, "batch": options.batch, "steps": steps, "rank": RANK, "device": device,
+                    "dtype": str(device_config.dtype), "threads": torch.get_num_threads(), "optimizer": notebook.OPTIMIZER,
+                    "losses_apart": max_difference, "encoding_once_seconds_per_clip": encoding_seconds[seconds], **changes}
+        stock_result = {"name": notebook.SIDES[options.against], **results[options.against]}
+        benchmark = WHAT if options.dtype == "auto" else f"{WHAT} {options.dtype}"
+        rows += [measure.row(benchmark, options.shape, options.against, {"depth_frame_fraction": ratio, **settings},
+                             results[ratio], stock_result) for ratio in options.ratios]
     return rows
 
 
-def measured(sides: dict[str, Side], material: Material, repeats: int, device: str) -> dict[str, dict]:
-    """Speed and memory of each side, timed in turn, then filled once more for its memory."""
-    seconds = measure.alternate({name: side.run for name, side in sides.items()}, repeats)
-    found = {}
-    for name, taken in seconds.items():
-        found[name] = measure.speed(taken, material.batch, "clips/s", peak_bytes=sides[name].peak(),
-                                    memory=measure.MEMORY[device])
-        found[name]["frames_per_second"] = material.frames / found[name]["seconds"]
-        found[name]["seconds_are"] = "per optimizer step"
-    return found
+def time_sides(sides: dict[str, Side], train_set: TrainSet, repeats: int, device: str) -> dict[str, dict]:
+    """Return speed and memory of each side: timed in turn, then one more run to measure memory."""
+    durations = measure.alternate({name: side.run for name, side in sides.items()}, repeats)
+    results = {}
+    for name, runs in durations.items():
+        results[name] = measure.speed(runs, train_set.batch, "clips/s", peak_bytes=sides[name].peak_bytes(),
+                                      memory=measure.MEMORY[device])
+        results[name]["frames_per_second"] = train_set.frames / results[name]["seconds"]
+        results[name]["seconds_are"] = "per optimizer step"
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=shapes.SHAPES, required=True)
+    parser = measure.parser(__doc__)
     parser.add_argument("--against", choices=notebook.SIDES, default="stock")
-    parser.add_argument("--device", choices=measure.DEVICES, default="auto")
-    parser.add_argument("--dtype", choices=runtime.DTYPES, default="auto", help="of both sides")
+    parser.add_argument("--dtype", choices=devices.DTYPES, default="auto", help="of both sides")
     parser.add_argument("--seconds", nargs="+", default=SECONDS, help="clip lengths: 10, 2-10, or several of them")
     parser.add_argument("--ratios", nargs="+", default=RATIOS, help="depth ratios of the kit")
-    parser.add_argument("--repeats", type=int, default=measure.REPEATS, help="runs of each side, after one that is dropped")
     parser.add_argument("--steps", type=int, default=0, help="optimizer steps of a run; 0 for 1 on a CPU, 20 on a GPU")
     parser.add_argument("--batch", type=int, default=8, help="clips of a step")
-    parser.add_argument("--set", nargs="+", default=[], type=_setting, metavar="NAME=VALUE", help="of the kit's recipe")
-    parser.add_argument("--out", "--folder", type=Path, default=measure.RESULTS)
+    parser.add_argument("--set", nargs="+", default=[], type=parse_setting, metavar="NAME=VALUE", help="of the kit's config")
     options = parser.parse_args(arguments)
-    taken = runtime.choose(options.device, options.dtype)
-    print(taken.reason)
-    if why := notebook.why_not(options.against, taken):
-        print(f"{options.against} is not measured: {why}.")
-        nothing = measure.not_measured(why)
-        rows = [measure.row(WHAT, options.shape, options.against, {}, nothing, nothing)]
+    device_config = devices.choose(options.device, options.dtype)
+    print(device_config.reason)
+    if reason := notebook.missing_requirement(options.against, device_config):
+        print(f"{options.against} is not measured: {reason}.")
+        missing = measure.not_measured(reason)
+        rows = [measure.row(WHAT, options.shape, options.against, {}, missing, missing)]
     else:
         with tempfile.TemporaryDirectory() as folder:
-            rows = compare(options, taken, Path(folder))
-    return measure.report(rows, taken.device, options.out)
+            rows = compare(options, device_config, Path(folder))
+    return measure.report(rows, device_config.device, options.out)
 
 
-def _setting(text: str) -> tuple[str, object]:
+def parse_setting(text: str) -> tuple[str, object]:
     name, _, value = text.partition("=")
     try:
         return name, ast.literal_eval(value)

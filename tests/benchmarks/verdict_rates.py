@@ -1,7 +1,8 @@
-"""How often the verdict is right where the truth is known: python -m tests.benchmarks.verdict_rates
+"""How often the verdict is right on simulated systems: python -m tests.benchmarks.verdict_rates
 
-Two systems say the same sentences, which are hard or easy for both; what is left is luck. Identical systems must tie, and a
-gap of the size that the verdict says it can show must be found as often as it promises. Writes results/verdict_rates.json.
+Two simulated systems speak the same sentences, which are as difficult for both; the rest is random. Identical systems must
+tie, and a difference of the minimum detectable size must be detected as often as the verdict promises. Writes
+results/verdict_rates.json.
 """
 
 import json
@@ -17,70 +18,70 @@ from tts_kit.io import write_json
 RESULTS = Path(__file__).parent / "results" / "verdict_rates.json"
 SEEDS = (1, 2)
 RUNS = 1000
-TIED, FOUND, LUCKY = 0.95, stats.POWER, 0.05
-LUCK = dict(sim=0.035, hard_sim=0.04, ref_words=9, wer=0.15, hard_wer=0.10)
-"""Spread between takes and between sentences of one system, words of a sentence, their mean share of wrong ones."""
+TIED, DETECTED, TOLERANCE = 0.95, stats.POWER, 0.05
+SPREAD = dict(sim=0.035, hard_sim=0.04, ref_words=9, wer=0.15, hard_wer=0.10)
+"""Standard deviations of SIM between takes and between sentences, words of a sentence, mean and deviation of WER."""
 
 
-def rows_of(arm: str, chance: np.random.Generator, sentences: int, nearer: float = 0.0, worse: float = 0.0) -> list[dict]:
-    """Scored rows of one system, `nearer` to the voice and with `worse` more of its words wrong than the other."""
-    hard = np.random.default_rng(7).standard_normal((2, 1000))[:, :sentences]
+def rows_of(arm: str, rng: np.random.Generator, sentences: int, sim_gain: float = 0.0, wer_gain: float = 0.0) -> list[dict]:
+    """Return scored rows of one system whose SIM and WER are higher than the other system's by the gains."""
+    difficulty = np.random.default_rng(7).standard_normal((2, 1000))[:, :sentences]
     rows = []
-    for number in range(sentences):
-        share = np.clip(LUCK["wer"] + LUCK["hard_wer"] * hard[1, number] + worse, 0.01, 0.99)
+    for sentence in range(sentences):
+        error_rate = np.clip(SPREAD["wer"] + SPREAD["hard_wer"] * difficulty[1, sentence] + wer_gain, 0.01, 0.99)
         for seed in SEEDS:
-            alike = 0.7 + LUCK["hard_sim"] * hard[0, number] + nearer + chance.normal(0, LUCK["sim"])
-            rows.append({"arm": arm, "sentence": number, "seed": seed, "sim": alike, "ref_words": LUCK["ref_words"],
-                         "word_errors": int(chance.binomial(LUCK["ref_words"], share)), "mos": 4.0, "failure": "",
+            similarity = 0.7 + SPREAD["hard_sim"] * difficulty[0, sentence] + sim_gain + rng.normal(0, SPREAD["sim"])
+            rows.append({"arm": arm, "sentence": sentence, "seed": seed, "sim": similarity, "ref_words": SPREAD["ref_words"],
+                         "word_errors": int(rng.binomial(SPREAD["ref_words"], error_rate)), "mos": 4.0, "failure": "",
                          scoring.METRICS: "constructed"})
     return rows
 
 
-def kinds(sentences: int, runs: int = RUNS, **gap: float) -> list[str]:
-    """What the verdict says in so many comparisons of two systems with this gap."""
-    said = []
+def outcomes(sentences: int, runs: int = RUNS, **gains: float) -> list[str]:
+    """Return the verdicts of so many comparisons of two systems with these gains of the first."""
+    results = []
     for run in range(runs):
-        chance = np.random.default_rng([sentences, run])
-        rows = rows_of("one", chance, sentences, **gap) + rows_of("other", chance, sentences)
-        said.append(verdict.compare_arms(rows, [("one", "other")])[0].outcome)
-    return said
+        rng = np.random.default_rng([sentences, run])
+        rows = rows_of("one", rng, sentences, **gains) + rows_of("other", rng, sentences)
+        results.append(verdict.compare_arms(rows, [("one", "other")])[0].outcome)
+    return results
 
 
 def minimum_detectable_difference(sentences: int) -> float:
-    """The gap in similarity that so many sentences can show, as the verdict promises; over many comparisons."""
-    gaps = []
+    """Return the verdict's minimum detectable difference in SIM for so many sentences, averaged over many comparisons."""
+    minimums = []
     for run in range(200):
-        chance = np.random.default_rng([9, sentences, run])
-        one, other = rows_of("one", chance, sentences), rows_of("other", chance, sentences)
-        gaps.append(scoring.differences(one, other)["sim"].minimum_detectable_difference(len(verdict.TESTED)))
-    return float(np.sqrt(np.mean(np.square(gaps))))
+        rng = np.random.default_rng([9, sentences, run])
+        differences = scoring.differences(rows_of("one", rng, sentences), rows_of("other", rng, sentences))
+        minimums.append(differences["sim"].minimum_detectable_difference(len(verdict.TESTED)))
+    return float(np.sqrt(np.mean(np.square(minimums))))
 
 
 def rates(runs: int = RUNS) -> list[dict]:
-    """For several numbers of sentences: how often identical systems tie, and how often a promised gap is found."""
-    found = []
+    """Return how often identical systems tie and a minimum detectable difference is detected, by number of sentences."""
+    cases = []
     for sentences in (5, 10, 20, 50):
-        gap = minimum_detectable_difference(sentences)
-        ties = kinds(sentences, runs).count(verdict.TIE) / runs
-        better, worse = kinds(sentences, runs, nearer=gap), kinds(sentences, runs, worse=0.25)
-        seen = (better.count(verdict.HIGHER_SIM) + better.count(verdict.HIGHER_SIM_AND_WER)) / runs
-        found.append({"sentences": sentences, "takes": len(SEEDS), "identical systems tie": ties,
-                      "minimum detectable difference in sim": round(gap, 4), "difference of that size detected": seen,
-                      "detected with the wrong sign": better.count(verdict.LOWER_SIM) / runs,
-                      "25 points higher wer detected": worse.count(verdict.HIGHER_WER) / runs,
-                      "reached": ties >= TIED and seen >= FOUND - LUCKY})
-    return found
+        difference = minimum_detectable_difference(sentences)
+        ties = outcomes(sentences, runs).count(verdict.TIE) / runs
+        sim_outcomes, wer_outcomes = outcomes(sentences, runs, sim_gain=difference), outcomes(sentences, runs, wer_gain=0.25)
+        detected = (sim_outcomes.count(verdict.HIGHER_SIM) + sim_outcomes.count(verdict.HIGHER_SIM_AND_WER)) / runs
+        cases.append({"sentences": sentences, "takes": len(SEEDS), "identical systems tie": ties,
+                      "minimum detectable difference in sim": round(difference, 4),
+                      "difference of that size detected": detected,
+                      "detected with the wrong sign": sim_outcomes.count(verdict.LOWER_SIM) / runs,
+                      "25 points higher wer detected": wer_outcomes.count(verdict.HIGHER_WER) / runs,
+                      "reached": ties >= TIED and detected >= DETECTED - TOLERANCE})
+    return cases
 
 
 def main() -> None:
     goal = (f"identical systems tie in {TIED:.0%} of runs; a difference of the minimum detectable size is found in "
-            f"{FOUND:.0%}, within "
-            f"{100 * LUCKY:.0f} points")
-    found = {"what": "the verdict where the truth is known", "goal": goal, "runs": RUNS, "spread": LUCK,
-             "cases": rates(), "machine": device.machine(), "versions": device.versions(),
-             "command": "python -m tests.benchmarks.verdict_rates"}
-    write_json(RESULTS, found)
-    print(json.dumps(found))
+            f"{DETECTED:.0%}, within {100 * TOLERANCE:.0f} points")
+    result = {"what": "the verdict where the truth is known", "goal": goal, "runs": RUNS, "spread": SPREAD,
+              "cases": rates(), "machine": device.machine(), "versions": device.versions(),
+              "command": "python -m tests.benchmarks.verdict_rates"}
+    write_json(RESULTS, result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
