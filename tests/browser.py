@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages."""
+"""A real browser for the tests of HTML pages."""
 
 import json
 import select
@@ -10,16 +10,16 @@ KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Ente
 
 
 class Browser:
-    """Chromium without a window, driven through its DevTools pipe, so that no driver and no package is needed."""
+    """Headless Chromium, controlled through its DevTools pipe without a driver or another package."""
 
     def __init__(self, binary: str, profile):
-        # Chromium reads commands from descriptor 3 and answers on 4
+        # Chromium reads commands from descriptor 3 and responds on 4
         self.process = subprocess.Popen(
             ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", binary, "--headless", "--no-sandbox",
              "--disable-gpu", "--mute-audio", "--no-first-run", "--remote-debugging-pipe",
              f"--user-data-dir={profile}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
-        self.unread, self.calls, self.events, self.session = b"", 0, [], {}
+        self.buffer, self.calls, self.events, self.session = b"", 0, [], {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -29,23 +29,23 @@ class Browser:
         self.calls += 1
         message = {"id": self.calls, "method": method, "params": parameters} | self.session
         self.process.stdin.write(json.dumps(message).encode() + b"\0")
-        while (answer := self.receive()).get("id") != self.calls:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
+        while (response := self.receive()).get("id") != self.calls:
+            self.events.append(response)
+        assert "error" not in response, response
+        return response["result"]
 
     def receive(self) -> dict:
-        while b"\0" not in self.unread:
-            assert select.select([self.process.stdout], [], [], 30)[0], "the browser says nothing for 30 s"
-            self.unread += (read := self.process.stdout.read(1 << 20))
-            assert read, "the browser went away"
-        message, self.unread = self.unread.split(b"\0", 1)
+        while b"\0" not in self.buffer:
+            assert select.select([self.process.stdout], [], [], 30)[0], "no message from the browser for 30 s"
+            self.buffer += (read := self.process.stdout.read(1 << 20))
+            assert read, "the browser has exited"
+        message, self.buffer = self.buffer.split(b"\0", 1)
         return json.loads(message)
 
     def run(self, script: str):
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        response = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in response, response
+        return response["result"].get("value")
 
     def wait(self, script: str) -> None:
         end = time.monotonic() + 10
@@ -71,8 +71,8 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def click(self, selector: str, across: float = 0.5) -> None:
-        x, y = self.run(f"""(() => {{ const seen = document.querySelector({json.dumps(selector)});
-            seen.scrollIntoView({{block: "center"}}); const box = seen.getBoundingClientRect();
+        x, y = self.run(f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
+            element.scrollIntoView({{block: "center"}}); const box = element.getBoundingClientRect();
             return [box.left + {across} * box.width, box.top + box.height / 2]; }})()""")
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)

@@ -1,4 +1,4 @@
-"""What several tests share: an untrained toy model on disk, loaded, and codes without meaning."""
+"""Fixtures that several tests share: an untrained toy model on disk and loaded, and random codes."""
 
 import os
 
@@ -34,13 +34,13 @@ CUT_TEXTS = ("He lost two wooden chairs.", "The dog ran away.", "Who is that gir
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
-    """The folder of an untrained CSM of two layers."""
+    """The folder of an untrained CSM with two layers."""
     return str(shape.build("toy", tmp_path_factory.mktemp("models") / "toy"))
 
 
 @pytest.fixture(scope="session")
 def loud(tmp_path_factory):
-    """The folder of a toy whose every code depends on all it heard."""
+    """The folder of a toy model with large weights, so that each code depends on the whole input."""
     model = shape.untrained("toy")
     spread_logits(model)
     return str(shape.save(model, tmp_path_factory.mktemp("models") / "loud", "toy"))
@@ -48,26 +48,26 @@ def loud(tmp_path_factory):
 
 @pytest.fixture
 def base(toy):
-    """The toy, freshly loaded on the CPU."""
+    """The toy model, loaded on the CPU."""
     return load.load_base(toy, device.choose("cpu"))
 
 
 @pytest.fixture
 def loud_base(loud):
-    """The loud toy, freshly loaded on the CPU."""
+    """The toy model with large weights, loaded on the CPU."""
     return load.load_base(loud, device.choose("cpu"))
 
 
 @pytest.fixture
 def config(toy):
-    """A recipe small enough for the toy."""
+    """A config for training the toy model in seconds."""
     return Config(base=toy, rank=4, alpha=8, steps=4, warmup_steps=0, tokens_per_batch=150, depth_frame_fraction=1.0,
                   eval_steps=2, save_steps=2, sample_steps=0)
 
 
 @pytest.fixture
 def stock(toy):
-    """Transformers' own model of the toy with the tie repaired, the reference of the proofs."""
+    """Transformers' own model of the toy with repaired embedding tie, the reference for equality tests."""
     from transformers import CsmForConditionalGeneration
 
     model = CsmForConditionalGeneration.from_pretrained(toy)
@@ -80,9 +80,9 @@ def chromium(tmp_path_factory):
     binary = next(filter(None, map(shutil.which, browser.NAMES)), None)
     if not binary:
         pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is on the PATH; apt-get install chromium")
-    made = browser.Browser(binary, tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
+    instance = browser.Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield instance
+    instance.close()
 
 
 @pytest.fixture(scope="session")
@@ -95,35 +95,37 @@ def segmented_recording(tmp_path_factory) -> Path:
 
 def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "train", books: int = 4,
               speaker: str = "") -> EncodedClip:
-    """A clip with random codes, the same for the same name."""
+    """Return a clip with random codes, the same for the same name."""
     generator = torch.Generator().manual_seed(sum(name.encode()) * 1000 + frames)
     codes = torch.randint(0, 32, (frames, books), generator=generator, dtype=torch.int16)
     return EncodedClip(name, text, "0", speaker, name, split, codes)
 
 
 def make_cuts(folder: Path) -> Path:
-    """Two recordings of four clips each, segmented and transcribed; a tone of its own pitch in every clip."""
-    for number, name in enumerate(("monday", "tuesday")):
-        place, segments, transcripts = folder / name, [], []
-        for clip in range(4):
-            file = f"clips/{clip + 1:05d}.flac"
-            seconds = 2.0 + 0.5 * clip
-            phase = np.arange(round(seconds * SAMPLE_RATE)) * 2 * np.pi * (200 + 50 * clip + 400 * number) / SAMPLE_RATE
-            audio.write(place / file, (0.3 * np.sin(phase)).astype(np.float32), SAMPLE_RATE)
-            segments.append(Segment(file, 10.0 * clip, 10.0 * clip + seconds, 40.0, 30.0, 0.0, 2.0))
-            text = CUT_TEXTS[4 * number + clip]
+    """Write two recordings of four clips, segmented and transcribed; each clip is a tone with another pitch."""
+    for recording_index, name in enumerate(("monday", "tuesday")):
+        recording_folder, segments, transcripts = folder / name, [], []
+        for clip_index in range(4):
+            file = f"clips/{clip_index + 1:05d}.flac"
+            seconds = 2.0 + 0.5 * clip_index
+            frequency = 200 + 50 * clip_index + 400 * recording_index
+            phase = np.arange(round(seconds * SAMPLE_RATE)) * 2 * np.pi * frequency / SAMPLE_RATE
+            audio.write(recording_folder / file, (0.3 * np.sin(phase)).astype(np.float32), SAMPLE_RATE)
+            segments.append(Segment(file, 10.0 * clip_index, 10.0 * clip_index + seconds, 40.0, 30.0, 0.0, 2.0))
+            text = CUT_TEXTS[4 * recording_index + clip_index]
             transcripts.append(Transcript(file, text, f" {text}", 0.95, 0.01))
         segments.append(Segment("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the noise"))
-        write_inputs(place, recording=name)
-        io.write_rows(place / segment.SEGMENTS, [dataclasses.asdict(part) for part in segments])
-        io.write_rows(place / transcribe.transcripts_file("base"), [dataclasses.asdict(row) for row in transcripts])
+        write_inputs(recording_folder, recording=name)
+        io.write_rows(recording_folder / segment.SEGMENTS, [dataclasses.asdict(row) for row in segments])
+        io.write_rows(recording_folder / transcribe.transcripts_file("base"),
+                      [dataclasses.asdict(row) for row in transcripts])
     return folder
 
 
 def spread_logits(*models):
-    """Untrained weights are near zero and repeat one code; larger ones make the codes depend on everything."""
-    for holder in models:
-        model = getattr(holder, "model", holder)
+    """Set large random weights: untrained ones are near zero and repeat one code whatever the input is."""
+    for owner in models:
+        model = getattr(owner, "model", owner)
         generator = torch.Generator().manual_seed(5)
         for name, weight in sorted(model.named_parameters()):
             if "codec" not in name and "lora_" not in name and weight.dim() > 1 and "embed_audio_tokens" not in name:
@@ -142,7 +144,7 @@ def engines_are_fresh(monkeypatch):
             fresh.load_weights(engine.adapter)
             for copied, current in zip(sum(decoder.layers, ()), sum(fresh.layers, ())):
                 if not torch.equal(copied, current):
-                    pytest.fail("an engine was not told by `invalidate` that the model's weights have changed")
+                    pytest.fail("the model's weights have changed and `invalidate` was not called on the engine")
 
     monkeypatch.setattr(InferenceEngine, "_copy_weights", copy_and_compare)
 

@@ -1,4 +1,4 @@
-"""Colab: conventions of the notebooks, and behaviour with a stand-in for google.colab."""
+"""Colab: conventions of the notebooks, and behavior with a replacement of google.colab."""
 
 import ast
 import json
@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
-from test_notebooks import FOLDER, NAMES, cells, plain, source
+from test_notebooks import FOLDER, NAMES, cells, python_source, source
 
 from tts_kit import colab
 from tts_kit.errors import KitError
@@ -40,22 +40,22 @@ COLAB = {
     "drive.py": """
         import os, pathlib
         from google.colab.errors import Error
-        def mount(place):
+        def mount(path):
             if os.environ.get("COLAB_DRIVE_FAILS"):
                 raise {"refused": Error, "broken": ValueError}[os.environ["COLAB_DRIVE_FAILS"]]("credential propagation")
-            (pathlib.Path(place) / "MyDrive").mkdir(parents=True, exist_ok=True)
+            (pathlib.Path(path) / "MyDrive").mkdir(parents=True, exist_ok=True)
         """,
     "output.py": """
         def serve_kernel_port_as_iframe(port, path="/", height=400):
             print("shown", port, path, height)
         """,
 }
-"""The part of google.colab that the kit touches, with the errors that its source raises."""
+"""The part of google.colab that the kit uses, with the errors that it raises."""
 
 
 @pytest.fixture
 def colab_site(tmp_path, monkeypatch):
-    """A folder that makes a process one of Colab's: a google.colab to import, a pip that only records its arguments, and
+    """A folder that makes a process look like Colab: a google.colab to import, a pip that only records its arguments, and
     Colab's environment variable."""
     site = tmp_path / "site"
     package = site / "google" / "colab"
@@ -64,19 +64,19 @@ def colab_site(tmp_path, monkeypatch):
         (package / name).write_text(textwrap.dedent(text), encoding="utf-8")
     (site / "pip").mkdir()
     (site / "pip" / "__init__.py").touch()
-    told = tmp_path / "pip.txt"
+    pip_log = tmp_path / "pip.txt"
     (site / "pip" / "__main__.py").write_text(
-        f"import json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(told)!r}, 'a'))", encoding="utf-8")
+        f"import json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(pip_log)!r}, 'a'))", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # should another pip be found than ours, it changes nothing
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # the real pip, if it is called after all, changes nothing
     monkeypatch.setenv("PIP_DRY_RUN", "1")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_0")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return site
 
 
-def on_colab(script: str, folder: Path) -> subprocess.CompletedProcess:
-    """A script in a process that Colab started, as its kernels are: with google.colab imported."""
+def run_on_colab(script: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a script in a process with google.colab imported, like Colab's kernels."""
     script = textwrap.dedent("""
         import google.colab, os
         from pathlib import Path
@@ -98,8 +98,8 @@ def test_a_badge_opens_its_own_notebook(name):
     assert badges == [(REPOSITORY.removeprefix("https://github.com/"), "main", f"notebooks/{name}.ipynb")]
 
 
-def test_the_readme_opens_the_same_notebooks():
-    """Mistake: a badge in README that names a notebook or a repository that does not exist."""
+def test_the_readme_links_to_the_notebooks():
+    """Mistake: a badge in the README names a notebook or a repository that does not exist."""
     badges = BADGE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     assert badges == [(REPOSITORY.removeprefix("https://github.com/"), "main", f"notebooks/{name}.ipynb") for name in NAMES]
 
@@ -108,16 +108,16 @@ def test_the_readme_opens_the_same_notebooks():
 def test_install_comes_before_the_kit_and_names_no_torch(name):
     """Mistake: an import of the kit before its packages are installed, or a pip line that replaces Colab's torch."""
     code = [source(cell) for cell in cells(name)]
-    imports = [number for number, text in enumerate(code) if re.search(r"(?m)^\s*(from|import) tts_kit", text)]
-    assert [number for number, text in enumerate(code) if "%pip" in text] == [0] and min(imports) > 1
+    imports = [index for index, text in enumerate(code) if re.search(r"(?m)^\s*(from|import) tts_kit", text)]
+    assert [index for index, text in enumerate(code) if "%pip" in text] == [0] and min(imports) > 1
     assert not re.search(r"--upgrade| -U|torch", code[0]) and "google.colab" not in "".join(code)
-    guard = next(node for node in ast.parse(plain(cells(name)[0])).body if isinstance(node, ast.If))
-    assert ast.unparse(guard.test) == "'COLAB_RELEASE_TAG' in os.environ"  # every ! and % line is inside
+    guard = next(node for node in ast.parse(python_source(cells(name)[0])).body if isinstance(node, ast.If))
+    assert ast.unparse(guard.test) == "'COLAB_RELEASE_TAG' in os.environ"  # all ! and % lines are inside the guard
     assert all(line.startswith("    ") for line in code[0].splitlines() if line.lstrip().startswith(("!", "%")))
 
 
 @pytest.mark.parametrize("preinstalled", ["torch==2.10.0", "torch==2.11.0", "numpy==2.0.2", "tqdm==4.67.1"])
-def test_what_colab_has_is_not_replaced(preinstalled):
+def test_preinstalled_packages_of_colab_are_not_replaced(preinstalled):
     """Mistake: a requirement that Colab's torch or numpy does not satisfy, so that pip replaces it under a loaded kernel."""
     requirements = [Requirement(line.partition("#")[0].strip())
                     for line in (ROOT / "requirements.txt").read_text().splitlines()
@@ -127,8 +127,8 @@ def test_what_colab_has_is_not_replaced(preinstalled):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_of_a_visit_is_left(name):
-    """Mistake: what Colab or Jupyter writes into a notebook, kept in git: outputs, counts, widgets, ids of outputs."""
+def test_notebooks_contain_no_outputs(name):
+    """Mistake: outputs, execution counts, widgets or output ids of Colab or Jupyter are committed."""
     notebook = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     assert set(notebook["metadata"]["language_info"]) == {"name"}
@@ -138,41 +138,41 @@ def test_nothing_of_a_visit_is_left(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_results_go_to_drive_only_when_asked(name):
-    """Mistake: one notebook that keeps its run elsewhere than the others, or that opens all of Drive without being asked."""
+def test_results_go_to_drive_only_on_request(name):
+    """Mistake: a notebook stores its run in another place than the rest, or mounts Drive without being asked."""
     parameters, code = source(cells(name)[1]), "\n".join(source(cell) for cell in cells(name))
     assert 'DRIVE = False  # @param {type:"boolean"}' in parameters and 'RUN = "emma"' in parameters
     assert code.count("Run(RUN, colab.runs_dir(DRIVE))") == 1 and not re.search(r"\bRun\((?!RUN, )", code)
     assert code.index("colab.load_hf_token()") < code.index("choose_device()\n")
-    assert not re.search(r"rmtree|unlink|\brm\b", code)  # what is there is gone on with
+    assert not re.search(r"rmtree|unlink|\brm\b", code)  # existing results are resumed
 
 
 def test_the_first_cell_installs_in_colab(colab_site, tmp_path):
-    """Mistake: a bootstrap cell that pip refuses, or that forgets the metric models."""
-    run_cells([source(cells(NAMES[0])[0])], tmp_path)
+    """Mistake: the install cell fails in pip, or does not install the metric models."""
+    execute_cells([source(cells(NAMES[0])[0])], tmp_path)
     calls = [json.loads(line) for line in (tmp_path / "pip.txt").read_text(encoding="utf-8").splitlines()]
     assert calls[0] == ["install", "-q", f"tts-kit[all] @ git+{REPOSITORY}"]
     assert calls[1][:4] == ["install", "-q", "--no-deps", "-r"] and (ROOT / calls[1][4].rsplit("/", 1)[-1]).is_file()
 
 
-def test_the_first_cell_does_nothing_elsewhere(colab_site, tmp_path, monkeypatch):
-    """Mistake: a notebook that installs onto a machine whose owner never asked for it."""
+def test_the_first_cell_does_nothing_outside_colab(colab_site, tmp_path, monkeypatch):
+    """Mistake: a notebook installs packages on the user's own machine without being asked."""
     monkeypatch.delenv("COLAB_RELEASE_TAG")
-    run_cells([source(cells(NAMES[0])[0])], tmp_path)
+    execute_cells([source(cells(NAMES[0])[0])], tmp_path)
     assert not (tmp_path / "pip.txt").exists()
 
 
-def run_cells(code: list[str], folder: Path) -> str:
-    """What cells print in a kernel started in a folder, with this process's environment."""
-    notebook = new_notebook(cells=[new_code_cell(each) for each in code])
-    made = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    return "".join(output.get("text", "") for cell in made.cells for output in cell.outputs)
+def execute_cells(code: list[str], folder: Path) -> str:
+    """Return what cells print in a kernel that is started in a folder with this process's environment."""
+    notebook = new_notebook(cells=[new_code_cell(text) for text in code])
+    executed = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    return "".join(output.get("text", "") for cell in executed.cells for output in cell.outputs)
 
 
-def test_the_token_comes_from_the_secrets_and_is_never_told(colab_site, tmp_path):
-    """Mistake: a gated model refused though the secret is there; a token printed, kept with its line break, or asked for in
-    every notebook; a notebook that stops without an account, which the bundled model and the open ones do not need."""
-    done = on_colab("""
+def test_the_token_comes_from_the_secrets_and_is_never_printed(colab_site, tmp_path):
+    """Mistake: a gated model is refused although the secret exists; a token is printed, keeps its line break, or is
+    requested in each notebook; a notebook stops without an account, which the bundled and the open models do not need."""
+    process = run_on_colab("""
         for failure in ("SecretNotFoundError", "NotebookAccessError", "TimeoutException"):
             os.environ["COLAB_SECRET_FAILS"] = failure
             print(colab.load_hf_token(), "HF_TOKEN" in os.environ)
@@ -180,14 +180,14 @@ def test_the_token_comes_from_the_secrets_and_is_never_told(colab_site, tmp_path
         print(colab.load_hf_token(), len(os.environ["HF_TOKEN"]))
         os.environ |= {"HF_TOKEN": "mine", "COLAB_SECRET_FAILS": "never asked"}
         print(colab.load_hf_token(), os.environ["HF_TOKEN"])""", tmp_path)
-    assert done.stdout.splitlines() == [*["False False"] * 3, f"True {len(SECRET)}", "True mine"], done.stderr
-    assert SECRET not in done.stdout + done.stderr
+    assert process.stdout.splitlines() == [*["False False"] * 3, f"True {len(SECRET)}", "True mine"], process.stderr
+    assert SECRET not in process.stdout + process.stderr
 
 
-def test_runs_go_to_drive_when_asked_and_are_found_again(colab_site, tmp_path):
-    """Mistake: a run that a disconnect takes away, or that the next machine begins anew; Drive opened unasked; a dialogue
-    clicked away that ends in a traceback of Colab's own."""
-    done = on_colab("""
+def test_runs_on_drive_are_resumed(colab_site, tmp_path):
+    """Mistake: a disconnect loses a run, or the next machine starts it again; Drive is mounted without being asked; closing
+    the permission dialog ends in a traceback of Colab's own."""
+    process = run_on_colab("""
         from tts_kit.config import load_config, save_config
         from tts_kit.errors import KitError
         from tts_kit.run import Run
@@ -201,20 +201,20 @@ def test_runs_go_to_drive_when_asked_and_are_found_again(colab_site, tmp_path):
                 colab.runs_dir(True)
             except KitError as problem:
                 print(problem)""", tmp_path)
-    said = done.stdout.splitlines()
-    place = "drive/MyDrive/tts_kit/runs/emma"
-    assert said[:3] == ["runs False", f"{place} 200", f"{place} 7"], done.stderr
-    assert len(said) == 5 and all("(credential propagation)" in line and "DRIVE to False" in line for line in said[3:])
+    lines = process.stdout.splitlines()
+    run_folder = "drive/MyDrive/tts_kit/runs/emma"
+    assert lines[:3] == ["runs False", f"{run_folder} 200", f"{run_folder} 7"], process.stderr
+    assert len(lines) == 5 and all("(credential propagation)" in line and "DRIVE to False" in line for line in lines[3:])
 
 
-def test_drive_elsewhere_is_refused():
-    """Mistake: DRIVE set in Jupyter looks as if it worked, and nothing is on Drive."""
+def test_drive_outside_colab_is_refused():
+    """Mistake: DRIVE set to True in Jupyter is ignored, and nothing is on Drive."""
     with pytest.raises(KitError, match="no Colab notebook. Set it to False"):
         colab.runs_dir(True)
     assert colab.runs_dir() == Path("runs") and colab.runs_dir(False) == Path("runs")
 
 
-def test_a_served_page_is_shown_once(colab_site, tmp_path):
-    """Mistake: the review page that is an address nobody can open on Colab, or None printed below it."""
-    done = on_colab("print(repr(colab.embed_iframe(8000, '/?token=x', 700).data))", tmp_path)
-    assert done.stdout == "shown 8000 /?token=x 700\n''\n", done.stderr
+def test_a_served_page_is_embedded_once(colab_site, tmp_path):
+    """Mistake: on Colab the review page has an address that cannot be opened, or None is printed below it."""
+    process = run_on_colab("print(repr(colab.embed_iframe(8000, '/?token=x', 700).data))", tmp_path)
+    assert process.stdout == "shown 8000 /?token=x 700\n''\n", process.stderr

@@ -1,3 +1,5 @@
+"""The choice of device and dtype, full float32 precision, and the versions in results."""
+
 import sys
 
 import pytest
@@ -18,21 +20,22 @@ SETTINGS = {
 }
 
 
-def switches() -> list[str]:
-    """What torch would do in each place; an old switch that it refuses to read is 'mixed'."""
-    seen = [switch.fp32_precision for switch in (
+def read_precision_settings() -> list[str]:
+    """Return torch's precision settings, new and old; an old one that cannot be read is "mixed"."""
+    values = [switch.fp32_precision for switch in (
         BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv)]
     for read in (torch.get_float32_matmul_precision, lambda: BACKENDS.cuda.matmul.allow_tf32,
                  lambda: BACKENDS.cudnn.allow_tf32):
         try:
-            seen.append(str(read()))
+            values.append(str(read()))
         except RuntimeError:
-            seen.append("mixed")
-    return seen
+            values.append("mixed")
+    return values
 
 
 @pytest.fixture
-def torch_as_it_starts():
+def restore_torch_settings():
+    """Restore torch's defaults after the test."""
     yield
     if hasattr(BACKENDS, "fp32_precision"):
         BACKENDS.fp32_precision = "none"
@@ -43,86 +46,86 @@ def torch_as_it_starts():
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_precise_turns_tf32_off_and_sets_it_back(setting, torch_as_it_starts):
-    """Mistake: codes made under TF32, training left slow afterwards, or torch left with switches it refuses to read."""
+def test_full_float32_disables_tf32_and_restores_it(setting, restore_torch_settings):
+    """Mistake: codes computed in TF32, slow training afterwards, or torch settings that can no longer be read."""
     SETTINGS[setting]()
-    before = switches()
+    before = read_precision_settings()
     with device.full_float32():
-        inside = switches()
+        inside = read_precision_settings()
     assert inside == ["ieee"] * 5 + ["highest", "False", "False"]
-    assert switches() == before
+    assert read_precision_settings() == before
 
 
-def test_precise_sets_back_after_an_error(torch_as_it_starts):
-    """Mistake: a clip that fails in the codec would leave TF32 off for the rest of the process."""
+def test_full_float32_restores_after_an_error(restore_torch_settings):
+    """Mistake: a clip that fails in the codec disables TF32 for the rest of the process."""
     torch.set_float32_matmul_precision("high")
-    before = switches()
+    before = read_precision_settings()
     with pytest.raises(ValueError, match="a broken clip"), device.full_float32():
         raise ValueError("a broken clip")
-    assert switches() == before
+    assert read_precision_settings() == before
 
 
-def test_precise_leaves_autocast_and_returns_to_it():
-    """Mistake: the codec inside a trainer's autocast would compute in 16 bits and give other codes."""
-    square = torch.randn(8, 8)
+def test_full_float32_suspends_autocast():
+    """Mistake: the codec inside a trainer's autocast computes in 16 bits and gives other codes."""
+    matrix = torch.randn(8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         with device.full_float32():
-            assert (square @ square).dtype == torch.float32
-        assert (square @ square).dtype == torch.bfloat16
+            assert (matrix @ matrix).dtype == torch.float32
+        assert (matrix @ matrix).dtype == torch.bfloat16
 
 
-def test_cpu_is_chosen_in_float32_with_the_reason():
-    """16-bit training on a CPU, or a choice nobody explains."""
+def test_the_cpu_is_used_in_float32_with_a_reason():
+    """Mistake: 16-bit training on a CPU, or a choice without a reason."""
     chosen = device.choose("cpu")
     assert (chosen.device, chosen.dtype, chosen.attention) == ("cpu", torch.float32, "sdpa")
     assert "GB" in chosen.reason and chosen.reason.endswith(".")
 
 
-def test_auto_takes_the_best_device_present():
-    """Mistake: a GPU that is there and is not used, or one that is not there and is asked for."""
-    wanted = "cuda" if torch.cuda.is_available() else "mps" if BACKENDS.mps.is_available() else "cpu"
-    assert device.choose().device == wanted
+def test_auto_chooses_the_best_device():
+    """Mistake: an existing GPU is not used, or a missing one is chosen."""
+    expected = "cuda" if torch.cuda.is_available() else "mps" if BACKENDS.mps.is_available() else "cpu"
+    assert device.choose().device == expected
 
 
-def test_a_card_without_bf16_gets_float16_and_says_so():
-    """bfloat16 on a Tesla T4, which only emulates it, ten times slower; or float16 on a card that has better."""
-    old, new = device.for_cuda("Tesla T4", 15_835_660_288, bf16=False), device.for_cuda("NVIDIA A100", 85 * 10**9, bf16=True)
-    assert old.dtype == torch.float16 and "float16 with a loss scaler, as it has no bfloat16" in old.reason
-    assert "16 GB" in old.reason
-    assert new.dtype == torch.bfloat16 and "NVIDIA A100 (85 GB)" in new.reason
+def test_a_gpu_without_bf16_uses_float16_with_a_reason():
+    """Mistake: bfloat16 on a Tesla T4, which emulates it ten times slower; or float16 on a GPU with native bfloat16."""
+    t4, a100 = device.for_cuda("Tesla T4", 15_835_660_288, bf16=False), device.for_cuda("NVIDIA A100", 85 * 10**9, bf16=True)
+    assert t4.dtype == torch.float16 and "float16 with a loss scaler, as it has no bfloat16" in t4.reason
+    assert "16 GB" in t4.reason
+    assert a100.dtype == torch.bfloat16 and "NVIDIA A100 (85 GB)" in a100.reason
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_bf16_is_taken_exactly_from_compute_capability_8():
-    """Mistake: trusting torch's default answer, which counts emulated bf16 as support."""
+def test_bf16_needs_compute_capability_8():
+    """Mistake: torch's default check counts emulated bf16 as supported."""
     native = torch.cuda.get_device_capability()[0] >= 8 or torch.version.hip is not None
     assert device.choose("cuda").dtype == (torch.bfloat16 if native else torch.float16)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU whose absence is tested")
-def test_a_missing_gpu_is_a_sentence():
-    """Mistake: a run asked to use a GPU that falls back to the CPU in silence, or dies in torch with a traceback."""
+def test_a_missing_gpu_is_an_error():
+    """Mistake: a requested GPU is silently replaced by the CPU, or torch fails with a traceback."""
     with pytest.raises(KitError, match=r"'cuda' was requested.*sees only .*cpu.*Use device 'auto'"):
         device.choose("cuda")
 
 
 def test_an_unknown_device_is_refused():
-    """Mistake: a misspelt device that falls through to some default."""
+    """Mistake: a misspelled device is replaced by a default."""
     with pytest.raises(KitError, match="'gpu'; it must be one of auto, cuda, mps, cpu"):
         device.choose("gpu")
 
 
-def test_colab_is_recognised_by_its_module(monkeypatch):
-    """Mistake: colab-only steps that run elsewhere, or do not run there."""
+def test_colab_is_recognized_by_its_module(monkeypatch):
+    """Mistake: steps for Colab run elsewhere, or do not run on Colab."""
     assert not colab.is_colab()
     monkeypatch.setitem(sys.modules, "google.colab", sys)
     assert colab.is_colab()
 
 
-def test_results_can_name_versions_and_machine():
-    """Mistake: a number whose machine and versions nobody can tell afterwards."""
-    found = device.versions()
-    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert {"transformers", "peft", "numpy", "soundfile"} <= set(found)
+def test_versions_and_machine_are_complete():
+    """Mistake: a result without the machine and versions that it was measured with."""
+    versions = device.versions()
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"transformers", "peft", "numpy", "soundfile"} <= set(versions)
     assert "cores" in device.machine() and "GB" in device.machine()

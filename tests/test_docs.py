@@ -1,4 +1,4 @@
-"""Every command that the documents name is executed here, or read by the parser that would read it, with the reason why."""
+"""Each command in the documents is run by these tests, or only parsed for a given reason."""
 
 import ast
 import importlib
@@ -23,11 +23,11 @@ from tts_kit.tokens import cache
 from tts_kit.training import finetune
 
 PROGRAMS = ("tts-kit", "python", "make", "pip", "bash", "modal", "accelerate", "curl")
-"""What a command begins with."""
+"""First words of commands."""
 NOT_COMMANDS = ("  ", "my_clips/", "file_name,", "tts_kit/")
-"""How a block begins that holds output or files."""
+"""Begins of code blocks that contain output or file names."""
 
-RUN = {  # command: options added here, so that it is quick
+RUN = {  # command: options added to make it fast
     "tts-kit doctor --base unsloth/csm-1b": "",
     "tts-kit doctor": "",
     "tts-kit doctor --plan --run anna": "",
@@ -53,7 +53,7 @@ RUN = {  # command: options added here, so that it is quick
     "tts-kit export --run anna --merged": "",
 }
 METRICS, INDEX = "metric models take minutes", "it needs a package index"
-PARSED = {  # command: why it is only parsed here
+PARSED = {  # command: the reason why it is only parsed
     "make demo": "test_compare runs the pipeline", "make test": "it is running", "make test-slow": "continuous integration "
                                                                                                    "runs it",
     "make test-full": "20 GB of memory and minutes", "make test-latest": INDEX, "make test-load": "it is heavy on purpose",
@@ -88,150 +88,150 @@ def documents() -> list[Path]:
 
 
 def commands(text: str) -> list[tuple[str, str]]:
-    """The commands of a document with their comments: lines of its blocks, and what begins as one in a sentence."""
+    """Return the commands of a document with their comments, from code blocks and inline code."""
     blocks = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text)
-    lines = [line for kind, block in blocks if kind in ("", "sh", "bash") and not block.startswith(NOT_COMMANDS)
+    lines = [line for language, block in blocks if language in ("", "sh", "bash") and not block.startswith(NOT_COMMANDS)
              for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     prose = re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```$", "", text))
     lines += [span for span in prose if span.split()[0] in PROGRAMS]
-    found = [re.split(r"\s+# ", f"{line} # ")[:2] for line in lines]
-    return [(command.strip(), comment) for command, comment in found if command.strip()]
+    pairs = [re.split(r"\s+# ", f"{line} # ")[:2] for line in lines]
+    return [(command.strip(), comment) for command, comment in pairs if command.strip()]
 
 
-WRITTEN = [each for path in documents() for each in commands(path.read_text(encoding="utf-8"))]
-NAMED = sorted({command for command, _ in WRITTEN})
-ASKED = [command for command in NAMED if command.startswith("curl ")]
-MADE = {command: made[0] for command, comment in WRITTEN if (made := re.match(r"runs/[\w/.]+", comment))}
-"""What a command leaves, as the comment behind it says."""
+DOCUMENTED = [pair for path in documents() for pair in commands(path.read_text(encoding="utf-8"))]
+COMMANDS = sorted({command for command, _ in DOCUMENTED})
+CURL_COMMANDS = [command for command in COMMANDS if command.startswith("curl ")]
+OUTPUTS = {command: match[0] for command, comment in DOCUMENTED if (match := re.match(r"runs/[\w/.]+", comment))}
+"""The output of a command, from the comment after it."""
 
 
-def test_every_command_is_known_once():
-    """Mistake: a command in a document that nobody runs, or a line kept here for a command that no document has."""
+def test_every_documented_command_is_run_or_parsed():
+    """Mistake: a documented command that no test runs, or an entry for a command that is no longer documented."""
     assert not RUN.keys() & PARSED.keys()
-    unknown = sorted(set(NAMED) - RUN.keys() - PARSED.keys() - {*ASKED})
+    unknown = sorted(set(COMMANDS) - RUN.keys() - PARSED.keys() - {*CURL_COMMANDS})
     assert not unknown, f"put these into RUN, or into PARSED with the reason: {unknown}"
-    assert not sorted((RUN.keys() | PARSED.keys()) - set(NAMED)), "these stand in no document any more"
+    assert not sorted((RUN.keys() | PARSED.keys()) - set(COMMANDS)), "no document contains these any more"
 
 
 @pytest.fixture(scope="module")
-def prepared(loud, tmp_path_factory):
-    """A folder as the documents assume it: clips, other clips, and a run called anna, trained for forty steps by a toy."""
-    place = tmp_path_factory.mktemp("docs")
+def documents_folder(loud, tmp_path_factory):
+    """The folder that the documents assume: clips, other clips, and a run named anna, the toy model trained for 40 steps."""
+    root = tmp_path_factory.mktemp("docs")
     rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    for folder, some in (("my_clips", [*rows[1:5], *rows[8:12], *rows[15:17]]), ("other_clips", rows[22:24])):
-        (place / folder).mkdir()
-        for row in some:
-            shutil.copy(SAMPLE_VOICE / row.split(",")[0], place / folder)
-        (place / folder / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    run, cpu = Run("anna", place / "runs"), device.choose("cpu")
+    for folder, folder_rows in (("my_clips", [*rows[1:5], *rows[8:12], *rows[15:17]]), ("other_clips", rows[22:24])):
+        (root / folder).mkdir()
+        for row in folder_rows:
+            shutil.copy(SAMPLE_VOICE / row.split(",")[0], root / folder)
+        (root / folder / "metadata.csv").write_text("\n".join([rows[0], *folder_rows]) + "\n", encoding="utf-8")
+    run, cpu = Run("anna", root / "runs"), device.choose("cpu")
     settings = Config(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
                       eval_steps=40, save_steps=40, sample_steps=0)
-    prepare.prepare(place / "my_clips", run, settings)
+    prepare.prepare(root / "my_clips", run, settings)
     cache.tokenize(settings, run, cpu)
     finetune.finetune(settings, run, cpu)
-    return place
+    return root
 
 
 @pytest.fixture
-def here(prepared, tmp_path, monkeypatch):
-    """A copy of that folder to work in."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+def working_folder(documents_folder, tmp_path, monkeypatch):
+    """A copy of that folder as the working directory."""
+    shutil.copytree(documents_folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TTS_KIT_METRICS", "none")
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [command for command in NAMED if command in RUN])
-def test_it_runs(command, here, loud, capsys):
-    """Mistake: a command that a document promises and that fails."""
-    _begin_anew(command, here)
-    words = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", loud))  # the toy stands for what the hub has
-    assert words[0] == "tts-kit"
-    assert cli.main(words[1:]) == 0 or "doctor" in words, capsys.readouterr().err  # which may find fault with a machine
-    assert (here / MADE.get(command, "runs/anna")).exists()
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command in RUN])
+def test_a_command_runs(command, working_folder, loud, capsys):
+    """Mistake: a documented command fails."""
+    remove_outputs(command, working_folder)
+    arguments = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", loud))  # the toy model replaces the hub's
+    assert arguments[0] == "tts-kit"
+    assert cli.main(arguments[1:]) == 0 or "doctor" in arguments, capsys.readouterr().err  # doctor may report problems
+    assert (working_folder / OUTPUTS.get(command, "runs/anna")).exists()
 
 
-def test_what_is_asked_of_the_server_is_answered(here):
-    """Mistake: a request to copy from a document that the server refuses: an unknown model, a field that is gone."""
+def test_the_server_answers_the_documented_requests(working_folder):
+    """Mistake: the server refuses a documented request: an unknown model, a removed field."""
     curl = shutil.which("curl") or pytest.skip("curl is not installed")
-    cast = load_voices(device.choose("cpu"), {"anna": here / "runs/anna/adapter"})
-    server = app.Server(cast, port=0)
+    voices = load_voices(device.choose("cpu"), {"anna": working_folder / "runs/anna/adapter"})
+    server = app.Server(voices, port=0)
     server.start()
     try:
-        for command in ASKED:
-            words = shlex.split(command.replace("http://127.0.0.1:8000", server.address))[1:]
-            subprocess.run([curl, "-sS", "--fail-with-body", *words], check=True)
-            assert audio.read(here / words[words.index("-o") + 1], manifest.SAMPLE_RATE).size
+        for command in CURL_COMMANDS:
+            arguments = shlex.split(command.replace("http://127.0.0.1:8000", server.address))[1:]
+            subprocess.run([curl, "-sS", "--fail-with-body", *arguments], check=True)
+            assert audio.read(working_folder / arguments[arguments.index("-o") + 1], manifest.SAMPLE_RATE).size
     finally:
         server.close()
-    assert ASKED and app.PORT == 8000
+    assert CURL_COMMANDS and app.PORT == 8000
 
 
-def _begin_anew(command: str, place: Path) -> None:
-    """What a stage made before is taken away, so that it does its work."""
-    made = {"prepare": ("data", "codes", "training", "adapter"), "tokenize": ("codes", "training", "adapter"),
+def remove_outputs(command: str, root: Path) -> None:
+    """Delete the earlier output of a stage, so that it runs."""
+    outputs = {"prepare": ("data", "codes", "training", "adapter"), "tokenize": ("codes", "training", "adapter"),
             "train": ("training", "adapter")}
-    for folder in made.get(command.split()[1], ()) if "--dry-run" not in command else ():
-        shutil.rmtree(place / "runs" / "anna" / folder)
+    for stage in outputs.get(command.split()[1], ()) if "--dry-run" not in command else ():
+        shutil.rmtree(root / "runs" / "anna" / stage)
 
 
-@pytest.mark.parametrize("command", [command for command in NAMED if command in PARSED])
-def test_it_is_read(command):
-    """Mistake: an option, a file or a target that was renamed and lives on in a document."""
-    program, *words = shlex.split(command)
-    {"tts-kit": _tts_kit, "python": _python, "make": _make, "pip": _pip, "bash": _bash, "modal": _modal,
-     "accelerate": _accelerate}[program](words)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command in PARSED])
+def test_a_command_is_parsed(command):
+    """Mistake: an option, a file or a make target that was renamed, but not in a document."""
+    program, *arguments = shlex.split(command)
+    {"tts-kit": parse_tts_kit, "python": parse_python, "make": parse_make, "pip": parse_pip, "bash": parse_bash,
+     "modal": parse_modal, "accelerate": parse_accelerate}[program](arguments)
 
 
-def _accelerate(words: list[str]) -> None:
-    """The launcher's own options, then a command."""
-    assert words[:2] == ["launch", "--num_processes"] and int(words[2]) > 1
-    assert words[3:5] == ["-m", "tts_kit"]
-    _tts_kit(words[5:])
+def parse_accelerate(arguments: list[str]) -> None:
+    """Check the launcher's options and parse the command after them."""
+    assert arguments[:2] == ["launch", "--num_processes"] and int(arguments[2]) > 1
+    assert arguments[3:5] == ["-m", "tts_kit"]
+    parse_tts_kit(arguments[5:])
 
 
-def _tts_kit(words: list[str]) -> None:
-    assert cli.build_parser().parse_args(words).func
+def parse_tts_kit(arguments: list[str]) -> None:
+    assert cli.build_parser().parse_args(arguments).func
 
 
-def _python(words: list[str]) -> None:
-    """Of a module the help is asked for, after its options."""
-    if words[0] != "-m":
-        assert (ROOT / words[0]).is_file()
+def parse_python(arguments: list[str]) -> None:
+    """Check that a script exists, or parse a module's options and show its help."""
+    if arguments[0] != "-m":
+        assert (ROOT / arguments[0]).is_file()
         return
-    name = f"{words[1]}.__main__" if (ROOT / words[1].replace(".", "/")).is_dir() else words[1]
+    name = f"{arguments[1]}.__main__" if (ROOT / arguments[1].replace(".", "/")).is_dir() else arguments[1]
     with pytest.raises(SystemExit, match="^0$"):
-        importlib.import_module(name).main([*words[2:], "--help"])
+        importlib.import_module(name).main([*arguments[2:], "--help"])
 
 
-def _make(words: list[str]) -> None:
+def parse_make(arguments: list[str]) -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for word in words:
-        name, is_variable, _ = word.partition("=")
-        assert re.search(rf"(?m)^{name} \?=" if is_variable else rf"(?m)^{name}:", text), word
+    for argument in arguments:
+        name, is_variable, _ = argument.partition("=")
+        assert re.search(rf"(?m)^{name} \?=" if is_variable else rf"(?m)^{name}:", text), argument
 
 
-def _pip(words: list[str]) -> None:
-    assert words[0] in ("install", "uninstall")
-    for option, value in itertools.pairwise(words):
+def parse_pip(arguments: list[str]) -> None:
+    assert arguments[0] in ("install", "uninstall")
+    for option, value in itertools.pairwise(arguments):
         assert option not in ("-r", "-c") or (ROOT / value.rsplit("/", 1)[-1]).is_file(), value
 
 
-def _bash(words: list[str]) -> None:
-    assert (ROOT / words[0]).is_file()
+def parse_bash(arguments: list[str]) -> None:
+    assert (ROOT / arguments[0]).is_file()
 
 
-def _modal(words: list[str]) -> None:
-    """`modal run -m MODULE`: the module's parser reads what follows."""
-    assert words[:2] == ["run", "-m"]
-    importlib.import_module(words[2]).build_parser().parse_args(words[3:])
+def parse_modal(arguments: list[str]) -> None:
+    """Parse `modal run -m MODULE ...` with the module's parser."""
+    assert arguments[:2] == ["run", "-m"]
+    importlib.import_module(arguments[2]).build_parser().parse_args(arguments[3:])
 
 
-def test_code_in_documents_is_python():
-    """Mistake: a piece of Python in a document that cannot be pasted, or that imports what the kit no longer has."""
+def test_python_code_in_documents_is_valid():
+    """Mistake: Python code in a document with a syntax error, or with an import that the kit no longer has."""
     for path in documents():
-        for piece in re.findall(r"(?ms)^```python\n(.*?)^```$", path.read_text(encoding="utf-8")):
-            for node in ast.walk(ast.parse(piece)):
+        for code in re.findall(r"(?ms)^```python\n(.*?)^```$", path.read_text(encoding="utf-8")):
+            for node in ast.walk(ast.parse(code)):
                 if isinstance(node, ast.ImportFrom) and node.module.startswith("tts_kit"):
-                    assert all(hasattr(importlib.import_module(node.module), name.name)
-                               or importlib.util.find_spec(f"{node.module}.{name.name}") for name in node.names), path
+                    assert all(hasattr(importlib.import_module(node.module), alias.name)
+                               or importlib.util.find_spec(f"{node.module}.{alias.name}") for alias in node.names), path

@@ -27,25 +27,25 @@ def source(cell) -> str:
     return "".join(cell["source"])
 
 
-def plain(cell) -> str:
-    """Python without the notebook's own magics."""
+def python_source(cell) -> str:
+    """Return the Python code of a cell, without magics and shell commands."""
     return re.sub(r"(?m)^(\s*)[!%].*$", r"\1pass", source(cell))
 
 
 def test_there_are_exactly_these_notebooks():
-    """Mistake: a copy or a stray left beside the four."""
+    """Mistake: a stray file next to the four notebooks."""
     assert sorted(path.stem for path in FOLDER.iterdir() if not path.name.startswith(".")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_conventions(name):
-    """Mistake: outputs in git, logic in cells, a bootstrap that differs, or a parameter that is no literal."""
+    """Mistake: committed outputs, logic in cells, different install cells, or a parameter that is not a literal."""
     code = cells(name)
     assert len(code) <= 12
     for cell in code:
         assert not cell["outputs"] and cell["execution_count"] is None
         assert len(source(cell).splitlines()) <= 12, source(cell)
-        kinds = {type(node) for node in ast.walk(ast.parse(plain(cell)))}
+        kinds = {type(node) for node in ast.walk(ast.parse(python_source(cell)))}
         assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.Try}
     assert source(code[0]) == source(cells(NAMES[0])[0])
     assert code[1]["metadata"]["tags"] == ["parameters"]
@@ -58,14 +58,14 @@ def test_conventions(name):
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])
-def test_each_leads_to_the_next(name):
+def test_each_notebook_links_to_the_next(name):
     """Mistake: a link to a notebook that was renamed."""
     links = re.findall(r"\((\d\d_\w+\.ipynb)\)", source(cells(name, "markdown")[-1]))
     assert links == [f"{NAMES[NAMES.index(name) + 1]}.ipynb"]
 
 
-def executed(name: str, folder: Path, **values) -> nbformat.NotebookNode:
-    """Run a notebook with other values in its parameters cell, in a kernel of its own."""
+def execute(name: str, folder: Path, **values) -> nbformat.NotebookNode:
+    """Execute a notebook in its own kernel, with other values in its parameters cell."""
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     for variable, value in values.items():
@@ -75,12 +75,12 @@ def executed(name: str, folder: Path, **values) -> nbformat.NotebookNode:
     return NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
 
 
-def texts(notebook) -> str:
+def output_text(notebook) -> str:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return "\n".join(output.get("text", "") + str(output.get("data", {}).get("text/html", "")) for output in outputs)
 
 
-def pictures(notebook) -> int:
+def count_images(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for cell in notebook.cells if cell.cell_type == "code"
                for output in cell.outputs)
 
@@ -94,27 +94,27 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not transcribe.is_installed(), reason="no bundled Whisper is installed (extra `eval`)")
-def test_the_first_prepares_a_recording(folder):
-    """Mistake: a notebook that only knows clips with transcripts, or whose review is open and leads nowhere."""
-    output = texts(executed("01_data", folder, RUN="take", SOURCE="example:recording", ASR_MODEL="bundled"))
+def test_the_first_notebook_prepares_a_recording(folder):
+    """Mistake: the notebook cannot use a recording without transcripts, or its review page is missing."""
+    output = output_text(execute("01_data", folder, RUN="take", SOURCE="example:recording", ASR_MODEL="bundled"))
     assert "<iframe" in output and "/?token=" in output
     assert output.count("<audio") == 3
     assert (folder / "runs" / "take" / "data" / "report.html").is_file()
 
 
-def test_the_four_run_in_order_each_alone(toy, folder):
-    """Mistake: a notebook that needs another one's variables; a cell that fails, shows nothing or repeats what another
-    printed; or an adapter without its consent record."""
+def test_the_notebooks_run_in_order(toy, folder):
+    """Mistake: a notebook needs the variables of another one; a cell fails, shows nothing or repeats an earlier output; or
+    an adapter has no consent record."""
     run = folder / "runs" / "emma"
-    first = executed("01_data", folder, WHO="Emma", KIND="synthetic", STATEMENT="No person spoke these clips.")
-    assert "Emma" in texts(first) and "82 clips" in texts(first)
-    assert texts(first).count("<audio") == 3 and pictures(first) == 1
-    second = executed("02_tokenize", folder, BASE=toy)
-    assert "82 encoded" in texts(second) and texts(second).count("<audio") == 4 and pictures(second) == 1
-    third = executed("03_finetune", folder, STEPS=4, EVAL_STEPS=2, GENERATION_EVAL_STEPS=0)
-    assert texts(third).count("<audio") == 3 and pictures(third) == 1
+    first = execute("01_data", folder, WHO="Emma", KIND="synthetic", STATEMENT="No person spoke these clips.")
+    assert "Emma" in output_text(first) and "82 clips" in output_text(first)
+    assert output_text(first).count("<audio") == 3 and count_images(first) == 1
+    second = execute("02_tokenize", folder, BASE=toy)
+    assert "82 encoded" in output_text(second) and output_text(second).count("<audio") == 4 and count_images(second) == 1
+    third = execute("03_finetune", folder, STEPS=4, EVAL_STEPS=2, GENERATION_EVAL_STEPS=0)
+    assert output_text(third).count("<audio") == 3 and count_images(third) == 1
     assert '"who": "Emma"' in (run / "adapter" / "consent.json").read_text()
-    fourth = executed("04_clone_vs_finetune", folder, SENTENCES=1, SEEDS=[1])
-    assert "ground_truth" in texts(fourth) and texts(fourth).count("<audio") == 4 + 6
-    assert pictures(fourth) == 2 * bool(metrics.load_available())
+    fourth = execute("04_clone_vs_finetune", folder, SENTENCES=1, SEEDS=[1])
+    assert "ground_truth" in output_text(fourth) and output_text(fourth).count("<audio") == 4 + 6
+    assert count_images(fourth) == 2 * bool(metrics.load_available())
     assert (run / "comparison" / "index.html").is_file()

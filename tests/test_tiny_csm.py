@@ -1,4 +1,4 @@
-"""The bundled model: whole, small, judged, and loaded by plain transformers."""
+"""The bundled model: complete, small, evaluated, and loaded by transformers without the kit."""
 
 import json
 
@@ -20,44 +20,44 @@ def voice() -> Voice:
     return load_voice(device.choose("cpu"), base=str(BUNDLED))
 
 
-def test_plain_transformers_loads_it_as_the_kit_does(voice):
-    """Mistake: a table that transformers draws anew at load, or files that only the kit understands."""
-    plain = CsmForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
+def test_transformers_loads_the_same_weights_as_the_kit(voice):
+    """Mistake: an embedding table that transformers initializes at load, or files that only the kit can read."""
+    stock = CsmForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
     assert AutoProcessor.from_pretrained(BUNDLED).feature_extractor.sampling_rate == voice.base.spec.sample_rate
-    mine = voice.base.model.state_dict()
-    for name, weight in plain.state_dict().items():
-        assert name.startswith("codec_model") or torch.equal(mine[name], weight), name
-    table, depth = (each.weight for each in (plain.backbone_model.embed_tokens.embed_audio_tokens,
-                                             plain.depth_decoder.model.embed_tokens))
-    assert torch.equal(table, depth)
+    kit_weights = voice.base.model.state_dict()
+    for name, weight in stock.state_dict().items():
+        assert name.startswith("codec_model") or torch.equal(kit_weights[name], weight), name
+    backbone_table, depth_table = (embedding.weight for embedding in (stock.backbone_model.embed_tokens.embed_audio_tokens,
+                                             stock.depth_decoder.model.embed_tokens))
+    assert torch.equal(backbone_table, depth_table)
 
 
-@pytest.mark.parametrize("place, temperatures", [(BUNDLED, (0.15, 0.1)), ("toy", shape.USUAL_TEMPERATURES)])
-def test_plain_transformers_samples_it_as_told(toy, place, temperatures):
-    """Mistake: a file that says it was derived from a model's config, for which transformers overlooks the depth decoder."""
-    plain = CsmForConditionalGeneration.from_pretrained(toy if place == "toy" else place)
-    told = [plain.generation_config, plain.depth_decoder.generation_config]
-    assert [each.temperature for each in told] == list(temperatures)
-    assert all(each.do_sample and each.top_k == 50 for each in told)
+@pytest.mark.parametrize("folder, temperatures", [(BUNDLED, (0.15, 0.1)), ("toy", shape.USUAL_TEMPERATURES)])
+def test_transformers_uses_the_sampling_settings(toy, folder, temperatures):
+    """Mistake: a config marked as derived from the model config; transformers then ignores the depth decoder's."""
+    stock = CsmForConditionalGeneration.from_pretrained(toy if folder == "toy" else folder)
+    generation_configs = [stock.generation_config, stock.depth_decoder.generation_config]
+    assert [generation_config.temperature for generation_config in generation_configs] == list(temperatures)
+    assert all(generation_config.do_sample and generation_config.top_k == 50 for generation_config in generation_configs)
 
 
-def test_it_is_small_and_its_card_is_what_was_measured(voice):
-    """Mistake: weights that were exchanged under old figures, a card edited by hand, or a clone of the project that takes
-    minutes."""
+def test_the_model_is_small_and_its_card_matches_the_results(voice):
+    """Mistake: new weights with old figures, a card edited by hand, or a model that makes cloning the project slow."""
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= ship.MOST_BYTES
-    found = json.loads((BUNDLED / ship.RESULTS).read_text(encoding="utf-8"))
-    assert found["weights"] == voice.base.fingerprint
-    assert (BUNDLED / "README.md").read_text(encoding="utf-8") == ship.card(BUNDLED, found)
+    results = json.loads((BUNDLED / ship.RESULTS).read_text(encoding="utf-8"))
+    assert results["weights"] == voice.base.fingerprint
+    assert (BUNDLED / "README.md").read_text(encoding="utf-8") == ship.card(BUNDLED, results)
     judging = sentences.judging()
-    groups = found["groups"].values()
-    assert {each["sentences"] for each in groups} == {len(judging.sentences)} and found["seeds"] == list(judging.seeds)
+    groups = results["groups"].values()
+    assert {group["sentences"] for group in groups} == {len(judging.sentences)} and results["seeds"] == list(judging.seeds)
 
 
-def test_it_speaks_and_stops(voice):
-    """Mistake: a bundled model that runs to its limit, is silent, or is sampled too hot to be understood."""
+def test_the_model_speaks_and_generates_eos(voice):
+    """Mistake: the bundled model runs to its limit, is silent, or is sampled at too high a temperature."""
     assert voice.sampling == Sampling(0.15, 0.1, 50)
     reference = Reference(HELD_OUT / "later01_01.flac", "Do you always sleep before breakfast?")
-    lines = [speak.Request(text, 1, given, False) for text in sentences.judging().bundled[:4] for given in (None, reference)]
-    for _, said in speak.speak_requests(lines, voice):
-        assert said.ended_with_eos and 1.0 < said.seconds < 8.0
-        assert abs(said.samples).max() > 0.05
+    requests = [speak.Request(text, 1, context, False) for text in sentences.judging().bundled[:4]
+                for context in (None, reference)]
+    for _, generation in speak.speak_requests(requests, voice):
+        assert generation.ended_with_eos and 1.0 < generation.seconds < 8.0
+        assert abs(generation.samples).max() > 0.05
