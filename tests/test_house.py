@@ -1,4 +1,4 @@
-"""Rules of the repository that a script can check."""
+"""Rules of the repository: layering, light imports, documented functions, top-level files, packaging."""
 
 import ast
 import re
@@ -35,14 +35,14 @@ def tracked() -> list[str]:
         path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file() and ".venv" not in str(path)]
 
 
-def test_every_module_has_its_layer():
+def test_every_module_has_a_layer():
     """Mistake: a new module escapes the layering test."""
     assert {layer(path) for path in MODULES} - {"__init__"} == set(LAYERS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_id)
 def test_imports_point_upward_only(path):
-    """Mistake: a low layer imports one that is built on it."""
+    """Mistake: a low layer imports a higher one."""
     own = layer(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tts_kit":
@@ -53,7 +53,7 @@ def test_imports_point_upward_only(path):
 
 
 def test_importing_the_package_is_light():
-    """Mistake: `import tts_kit` or `--help` waits seconds for torch."""
+    """Mistake: `import tts_kit` or `--help` takes seconds because of torch."""
     script = ("import sys; import tts_kit\nfrom tts_kit import cli\ncli.build_parser()\n"
               "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules), 'heavy'")
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -70,7 +70,7 @@ def test_the_public_api_resolves():
 
 @pytest.mark.parametrize("path", MODULES, ids=module_id)
 def test_public_functions_are_typed_and_explained(path):
-    """Mistake: a public function whose arguments one has to guess."""
+    """Mistake: a public function whose argument types are not documented."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), "a module needs a docstring"
     untyped = {"model", "config", "tokenizer", "name", "path", "kind", "args", "commands", "parser", "figure", "whisper",
@@ -81,8 +81,8 @@ def test_public_functions_are_typed_and_explained(path):
                 assert argument.annotation or argument.arg in untyped, f"{module_id(path)}: {node.name}({argument.arg})"
 
 
-def test_forbidden_habits():
-    """Mistake: swallowed errors, pickles, names that shadow, audio decoding by torchaudio, leftovers."""
+def test_forbidden_code():
+    """Mistake: swallowed errors, pickle, modules that shadow a library, decoding by torchaudio, unfinished code."""
     for path in MODULES:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"except( Exception)?:\s*\n\s*pass", text), path
@@ -92,15 +92,15 @@ def test_forbidden_habits():
         assert path.name == "colab.py" or "google.colab" not in text, path
 
 
-def test_top_level_is_the_agreed_one():
-    """Mistake: the top level fills up."""
+def test_the_top_level_has_no_other_files():
+    """Mistake: files accumulate at the top level."""
     allowed = {"notebooks", "tts_kit", "tests", "sample_data", "README.md", "LICENSE", "Makefile", ".gitignore", ".ci",
                "constraints.txt", "pyproject.toml", "requirements.txt", "requirements-no-deps.txt"}
     assert {path.split("/")[0] for path in tracked()} <= allowed
 
 
-def test_every_requirement_has_its_reason():
-    """Mistake: a dependency that nobody dares to remove."""
+def test_every_requirement_has_a_reason():
+    """Mistake: a dependency without a reason, which cannot be removed safely."""
     for path in ROOT.glob("requirements*.txt"):
         for line in path.read_text(encoding="utf-8").splitlines():
             if line and not line.startswith("#"):
@@ -118,8 +118,8 @@ def test_every_package_is_in_the_wheel():
     assert all((path.parent / "__init__.py").is_file() for path in MODULES)
 
 
-def test_the_repository_address_stands_in_one_place():
-    """Mistake: a moved repository leaves links in README and notebooks that lead nowhere."""
+def test_the_repository_address_is_the_same_everywhere():
+    """Mistake: after the repository has moved, links in README and notebooks are broken."""
     address = PROJECT["project"]["urls"]["Repository"]
     owner_and_name = address.removeprefix("https://github.com/")
     for path in [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb"), *MODULES]:
@@ -128,6 +128,6 @@ def test_the_repository_address_stands_in_one_place():
 
 
 def test_continuous_integration_runs_the_readmes_command():
-    """Mistake: CI tests something else than what the README tells people to run."""
+    """Mistake: CI runs other tests than the README describes."""
     readme, script = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make test" in readme and script.strip().splitlines()[-1] == "make test"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All rows of the speed table that want a GPU, within 8 minutes; needs torch, transformers, peft and this repository, no network.
+# Measure all GPU rows of the speed table within 8 minutes; needs torch, transformers, peft and this repository, no network.
 #
 #   bash tests/benchmarks/gpu.sh                      # into tests/benchmarks/results
-#   bash tests/benchmarks/gpu.sh runs/gpu             # or elsewhere below this folder: results name the command
-#   SHAPE=tiny DEVICE=cpu REPEATS=1 FRAMES=5 TOKENS="350 700" bash tests/benchmarks/gpu.sh runs/dry   # only whether it runs
+#   bash tests/benchmarks/gpu.sh runs/gpu             # or another folder
+#   SHAPE=tiny DEVICE=cpu REPEATS=1 FRAMES=5 TOKENS="350 700" bash tests/benchmarks/gpu.sh runs/dry   # only check that it runs
 #
-# Every command has a time limit of its own, and what one of them breaks stops no other. Each writes its file when it is done,
-# and its output goes to runs/gpu_logs. The most wanted rows come first, what may compile for minutes last.
+# Every command has its own time limit, and a failure does not stop the others. Each writes its result file at its end and its
+# output to runs/gpu_logs. The most important rows come first; those that may compile for minutes come last.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 
@@ -18,7 +18,7 @@ LOGS=${LOGS:-runs/gpu_logs}
 mkdir -p "$FOLDER" "$LOGS" || exit 1
 SUMMARY=""
 
-# run <name> <seconds at most> <module> <arguments>
+# run <name> <max seconds> <module> <arguments>
 run() {
     local name=$1 limit=$2 begun=$SECONDS left=$((LIMIT - SECONDS)) code
     shift 2
@@ -44,7 +44,7 @@ speak speak 130 --batch 1 32 8 --caches dynamic
 train train 150 --batch 8 --ratios 1 1/4 1/16 --out "$FOLDER"
 train memory_of_two 60 --batch 2 --ratios 1/16 --out "$FOLDER/batch_2"
 run encode 50 encode --out "$FOLDER"
-# shellcheck disable=SC2086  # several numbers
+# shellcheck disable=SC2086  # TOKENS holds several numbers
 run growth 90 growth --tokens $TOKENS --frames 25 50 100 200 400 --out "$FOLDER"
 speak speak_static 150 --batch 1 --caches static
 
