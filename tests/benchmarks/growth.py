@@ -48,9 +48,9 @@ def measure_training(shape: str, tokens: Sequence[int], device_config: DeviceCon
     length = len(dataset.build_example(random_clips(shape, 1)[0], prompt_builder))
     sides = {}
     for count in sorted({max(1, round(batch_tokens / length)) for batch_tokens in tokens}):
-        training_clips = train_step.Material(random_clips(shape, count), [], prompt_builder, count, steps)
+        training_clips = train_step.TrainSet(random_clips(shape, count), [], prompt_builder, count, steps)
         for name, ratio in RATIOS.items():
-            sides[count, name] = train_step.kit(model, training_clips, ratio, device_config, folder, {})
+            sides[count, name] = train_step.kit_side(model, training_clips, ratio, device_config, folder, {})
     durations = measure.alternate({key: side.run for key, side in sides.items()}, repeats)
     return [{"tokens": count * length, "clips": count, "depth_frame_fraction": ratio, "seconds": statistics.median(runs),
              "runs": [round(run, 6) for run in runs], "peak_bytes": sides[count, ratio].peak_bytes()}

@@ -119,7 +119,7 @@ def extra_peak_bytes(function: Callable[[], object], device: str) -> int | None:
     return peak_bytes
 
 
-def held(tensors: Iterable[torch.Tensor], device: str) -> int:
+def tensor_bytes(tensors: Iterable[torch.Tensor], device: str) -> int:
     """Return the bytes of tensors on the device, shared storages counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
                 if tensor.device.type == device}
