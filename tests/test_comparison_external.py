@@ -203,7 +203,7 @@ def test_conditions_are_said_before_anything_is_fetched(reference, monkeypatch, 
     """Mistakes: accepting a license in the user's name; gigabytes for a machine that cannot run them."""
     monkeypatch.delenv("COQUI_TOS_AGREED", raising=False)
     monkeypatch.setattr(external.subprocess, "Popen", lambda *_, **__: pytest.fail("it was started"))
-    monkeypatch.setattr(external.device, "choose", lambda: external.device.DeviceConfig("cpu", None, "", ""))
+    monkeypatch.setattr(external.device, "choose", lambda: external.device.DeviceConfig("cpu", None, ""))
     monkeypatch.setattr(external, "uv", lambda: "")
     assert "pip install uv" in external.unavailable_reason("kokoro")
     monkeypatch.setattr(external, "uv", lambda: "uv")

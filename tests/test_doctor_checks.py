@@ -75,7 +75,7 @@ def test_every_answer_of_the_hub_is_understood(hub, tmp_path):
     results = evaluate(f"[checks.check_hub_model('org/' + name) for name in {names}]", tmp_path, HF_ENDPOINT=hub)
     by_name = dict(zip(names, results))
     assert {name: check["status"] for name, check in by_name.items()} == {
-        "open": "ok", "gated": "fail", "gated-with-token": "fail", "absent": "fail", "forbidden": "fail",
+        "open": "ok", "gated": "fail", "gated-with-token": "fail", "absent": "fail", "forbidden": "warn",
         "without-config": "fail", "busy": "warn"}
     for name in ("gated", "gated-with-token"):
         assert "is gated" in by_name[name]["detail"]
@@ -106,13 +106,6 @@ def test_offline_is_a_warning_and_a_whole_cache_is_enough(tmp_path):
     assert evaluate(expression, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")[0]["status"] == "warn"
 
 
-def test_the_token_is_never_shown(tmp_path):
-    """Mistake: a token printed into a notebook that is then shared."""
-    check = evaluate("checks.check_token()", tmp_path, HF_TOKEN="hf_secretsecretsecret")
-    assert check["status"] == "ok" and check["detail"] == "present"
-    assert "none" in evaluate("checks.check_token()", tmp_path)["detail"]
-
-
 @pytest.mark.parametrize("base", ["./no-such-folder", "/no/such/folder", "~/nowhere", "a/b/c", "two words/model"])
 def test_a_path_that_is_no_folder_is_not_looked_up_as_a_model(base):
     """Mistake: a misspelt path answered by advice about hub accounts, or by a traceback of the client."""
@@ -139,23 +132,19 @@ def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
 @pytest.mark.parametrize("name, version, status, words", [
     ("transformers", "4.51.3", "fail", "no CSM"),
     ("transformers", "4.52.4", "fail", "never learns to stop"),
-    ("transformers", "4.53.0", "warn", "tested with transformers 5"),
-    ("transformers", "4.57.1", "warn", "tested with transformers 5"),
-    ("transformers", "5.0.0", "warn", "requires 5.17"),
-    ("transformers", "5.16.2", "warn", "requires 5.17"),
+    ("transformers", "4.53.0", "fail", "requires 5.17"),
+    ("transformers", "5.16.2", "fail", "requires 5.17"),
     ("transformers", "5.17.0", "ok", "repaired at load"),
     ("transformers", "5.20.1", "ok", "repaired at load"),
     ("transformers", "5.21.0rc1", "ok", "5.21.0rc1"),
-    ("peft", "0.9.0", "fail", "no longer has"),
-    ("peft", "0.18.1", "warn", "0.19.1"),
+    ("peft", "0.9.0", "fail", "0.19.1"),
+    ("peft", "0.18.1", "fail", "0.19.1"),
     ("peft", "0.19.1", "ok", "0.19.1"),
-    ("torch", "2.4.1+cu121", "fail", "below 2.5"),
-    ("torch", "2.5.0", "warn", "requires 2.9"),
-    ("torch", "2.8.0+cu128", "warn", "requires 2.9"),
+    ("torch", "2.4.1+cu121", "fail", "requires 2.9"),
+    ("torch", "2.8.0+cu128", "fail", "requires 2.9"),
     ("torch", "2.9.0", "ok", "2.9.0"),
     ("torch", "2.13.0+cpu", "ok", "2.13.0+cpu"),
-    ("accelerate", "0.34.2", "fail", "requires 1.1"),
-    ("accelerate", "1.9.0", "warn", "requires 1.10"),
+    ("accelerate", "1.9.0", "fail", "requires 1.10"),
     ("accelerate", "1.10.0", "ok", "1.10.0"),
     ("datasets", "4.1.0", "ok", "4.1.0"),
     ("soundfile", None, "fail", "not installed"),
@@ -188,12 +177,11 @@ def test_a_torchvision_for_another_torch(tmp_path):
 
 
 @pytest.mark.parametrize("total, free, small, status", [
-    (16, 15, False, "ok"), (16, 3, False, "warn"), (16, None, False, "warn"), (6, 6, False, "warn"), (4, 4, False, "fail"),
-    (4, 4, True, "ok"),
+    (16, 15, False, "ok"), (16, 3, False, "warn"), (6, 6, False, "warn"), (4, 4, False, "fail"), (4, 4, True, "ok"),
 ])
 def test_gpu_memory(total, free, small, status):
     """Mistake: a card too small or held by another notebook, found out by a crash; or a tiny model refused on one."""
-    assert checks.check_gpu("a card", total * GB, None if free is None else free * GB, small).status == status
+    assert checks.check_gpu("a card", total * GB, free * GB, small).status == status
 
 
 def test_a_machine_without_a_gpu():
@@ -223,7 +211,7 @@ def test_a_missing_package_is_a_line_and_not_a_crash(tmp_path):
         (hidden / f"{name}.py").write_text(f"raise ImportError('No module named {name}')", encoding="utf-8")
     results = evaluate("checks.run_checks('org/model')", tmp_path, PYTHONPATH=str(hidden))
     failed = {check["name"]: check["detail"] + check["fix"] for check in results if check["status"] == "fail"}
-    assert {"libsndfile", "device", "hub token", "base model"} <= set(failed)
+    assert {"libsndfile", "device", "base model"} <= set(failed)
     assert "soundfile" in failed["libsndfile"] and "psutil" in failed["device"]
     assert all("pip install --upgrade" in failed[name] for name in ("libsndfile", "device", "base model"))
 

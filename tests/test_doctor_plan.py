@@ -80,7 +80,7 @@ def test_gpus_differ_as_they_must(example_plan):
     assert rows["T4"].step_seconds > rows["A100 80 GB"].step_seconds > rows["H100"].step_seconds > 0.02
     for row in example_plan.rows:
         assert row.dollars == pytest.approx(row.minutes / 60 * row.gpu.price)
-        assert not row.checkpointing and not row.offload
+        assert not row.checkpointing
         assert row.memory < plan.FILL * row.gpu.memory
 
 
@@ -88,10 +88,11 @@ def test_memory_counts_the_weights_that_generate_samples(example_plan):
     """Mistake: a plan that is out of memory at the first sample, because generation holds merged copies of the weights."""
     # CSM-1B's weights without codec, the adapter's 27 million parameters, and 2.17 GB of merged layers
     training = 2 * 1.5528e9 + 16 * 26.9353e6 + plan.CUDA_BYTES
-    assert example_plan.fixed_bytes(False) == pytest.approx(training + 2.17e9, rel=0.002)
-    assert example_plan.fixed_bytes(False) - example_plan.fixed_bytes(True) == pytest.approx(2 * 262.7e6, rel=0.001)
+    assert example_plan.fixed_bytes() == pytest.approx(training + 2.17e9, rel=0.002)
+    offloaded = Plan(example_plan.config.replace(offload_text_embeddings=True))
+    assert example_plan.fixed_bytes() - offloaded.fixed_bytes() == pytest.approx(2 * 262.7e6, rel=0.001)
     silent = Plan(example_plan.config.replace(sample_steps=0))
-    assert silent.fixed_bytes(False) == pytest.approx(training, rel=0.002)
+    assert silent.fixed_bytes() == pytest.approx(training, rel=0.002)
 
 
 def test_memory_is_saved_only_where_it_must_be(example_plan):
@@ -101,10 +102,9 @@ def test_memory_is_saved_only_where_it_must_be(example_plan):
         return example_plan._plan(gpu)
 
     longest = example_plan.longest
-    needed = example_plan.fixed_bytes(False) + example_plan.activation_bytes(longest, False)
-    assert row(needed - 3e8).offload and not row(needed - 3e8).checkpointing
-    least = example_plan.fixed_bytes(True) + example_plan.activation_bytes(longest, True)
-    assert row(least + 1e7).checkpointing and row(3e9) is None
+    needed = example_plan.fixed_bytes() + example_plan.activation_bytes(longest, False)
+    least = example_plan.fixed_bytes() + example_plan.activation_bytes(longest, True)
+    assert row(least + 1e7).checkpointing and row(needed - 1e7).checkpointing and row(3e9) is None
     small = row(needed + 1e9)
     assert small.accumulation > 1 and small.micro_batch * small.accumulation >= 1400 and small.micro_batch <= small.max_batch
     assert (f"--tokens-per-batch {small.micro_batch} --gradient-accumulation-steps {small.accumulation}"
@@ -113,10 +113,11 @@ def test_memory_is_saved_only_where_it_must_be(example_plan):
 
 def test_memory_savings_have_the_order_of_the_readme(example_plan):
     """Mistake: the training step was changed, and doctor/README.md lists first what hardly saves memory now."""
-    def memory(offload: bool = False, checkpointing: bool = False, positions: int = 1400) -> float:
-        return example_plan.fixed_bytes(offload) + example_plan.activation_bytes(positions, checkpointing)
+    def memory(planned: Plan = example_plan, checkpointing: bool = False, positions: int = 1400) -> float:
+        return planned.fixed_bytes() + planned.activation_bytes(positions, checkpointing)
 
-    options = [memory(checkpointing=True), memory(positions=700), memory(offload=True), memory()]
+    offloaded = Plan(example_plan.config.replace(offload_text_embeddings=True))
+    options = [memory(checkpointing=True), memory(positions=700), memory(offloaded), memory()]
     assert options == sorted(options)
 
 
@@ -128,7 +129,7 @@ def test_the_clips_of_the_run_are_planned_for(config, run):
     assert planned.lengths == [len(dataset.build_example(clip, builder)) for clip in clips]
     assert planned.seconds == pytest.approx(sum(range(22, 32)) / 12.5)
     assert planned.rows[0].max_batch == planned.total == sum(planned.lengths) and planned.rows[0].accumulation == 1
-    assert "all clips" in plan.format_plan(run, **dataclasses.asdict(config))
+    assert f"{planned.total:,} positions" in plan.format_plan(run, **dataclasses.asdict(config))
     assert Plan(config.replace(context_probability=0.5), run).clip == pytest.approx(1.5 * planned.clip)
 
 

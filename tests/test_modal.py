@@ -20,7 +20,6 @@ from tts_kit import cli, device
 from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.io import read_json, read_rows
-from tts_kit.model import lora
 from tts_kit.run import Run
 from tts_kit.training import finetune, trainer
 
@@ -62,7 +61,8 @@ class FolderVolume:
         content = (self.root / path).read_bytes()
         yield from (content[:10], content[10:])
 
-    def batch_upload(self):
+    def batch_upload(self, force: bool):
+        assert force, "an upload that was interrupted is refused"
         return self
 
     def __enter__(self):
@@ -72,7 +72,7 @@ class FolderVolume:
         return None
 
     def put_directory(self, path, to):
-        shutil.copytree(path, self.root / to.lstrip("/"))
+        shutil.copytree(path, self.root / to.lstrip("/"), dirs_exist_ok=True)
 
     def put_file(self, path, to):
         (self.root / to.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
@@ -229,11 +229,10 @@ def test_a_download_copies_the_run(trained_run, tmp_path):
     remote, run = FolderVolume(trained_run.folder.parent), Run("anna", tmp_path / "runs")
     count = modal_app.download(remote, run)
     remote_files, local_files = read_files(trained_run.folder), read_files(run.folder)
-    assert local_files.pop(modal_app.DOWNLOADED) and len(local_files) == count
+    assert len(local_files) == count
     assert local_files == {name: content for name, content in remote_files.items() if not name.startswith("source/")
                     and "checkpoint-" not in name}
     assert {"adapter", "codes", "data", "training"} <= {name.split("/")[0] for name in local_files}
-    assert modal_app.download(remote, run) == count, "the second download differs"
 
 
 @pytest.mark.parametrize("failing_file", ["config.json", "adapter/adapter_model.safetensors"])
@@ -255,69 +254,31 @@ def test_a_failed_download_changes_nothing(trained_run, tmp_path, monkeypatch, f
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_partial_download_is_completed_later(trained_run, tmp_path, monkeypatch):
-    """Mistake: files of an interrupted download are taken for local changes, and the run cannot be downloaded."""
-    remote, run = FolderVolume(tmp_path / "there"), Run("anna", tmp_path / "runs")
-    shutil.copytree(trained_run.folder, remote.root / "anna")
-    (remote.root / "anna" / "notes.txt").write_text("of the first time")
-    read_file, last_file = remote.read_file, sorted(remote.root.rglob("anna/training/*.jsonl"))[-1]
-
-    def read_until_failure(path):
-        if path == last_file.relative_to(remote.root).as_posix():
-            raise ConnectionError("gone")
-        return read_file(path)
-
-    for content in ("of the first time", "of the second time"):
-        (remote.root / "anna" / "notes.txt").write_text(content)
-        with monkeypatch.context() as patch, pytest.raises(ConnectionError):
-            patch.setattr(remote, "read_file", read_until_failure)
-            modal_app.download(remote, run)
-        assert (run.folder / "notes.txt").read_text() == content and (run.adapter / lora.METADATA_FILE).is_file()
-    assert modal_app.download(remote, run) == len(read_files(run.folder)) - 1
-
-
-def test_a_local_run_is_never_replaced(trained_run, tmp_path):
-    """Mistake: a voice that was trained on this machine is overwritten by one with the same name."""
-    run = Run("anna", tmp_path / "runs")
+def test_local_files_are_never_replaced(trained_run, tmp_path, capsys):
+    """Mistake: a voice that was trained on this machine, or local changes of a downloaded one, are overwritten."""
+    remote, run = FolderVolume(trained_run.folder.parent), Run("anna", tmp_path / "runs")
     run.adapter.mkdir(parents=True)
     (run.adapter / "mine.txt").write_text("mine")
-    with pytest.raises(KitError, match="mine.txt was made or changed on this machine.*another --run"):
-        modal_app.download(FolderVolume(trained_run.folder.parent), run)
+    count = modal_app.download(remote, run)
+    assert len(read_files(run.folder)) == count and not (run.adapter / "mine.txt").exists()
+    (run.folder / "consent.json").write_text("work")
+    assert modal_app.download(remote, run) == count
+    assert (tmp_path / "runs" / "anna.1" / "adapter" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "runs" / "anna.2" / "consent.json").read_text() == "work"
+    assert "anna was there already; it is" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["config.json", "adapter/adapter_config.json", "comparison/votes.json"])
-def test_local_changes_are_never_replaced(trained_run, tmp_path, name):
-    """Mistake: the next download of a voice overwrites local changes."""
-    remote, run = FolderVolume(tmp_path / "there"), Run("anna", tmp_path / "runs")
-    shutil.copytree(trained_run.folder, remote.root / "anna")
-    modal_app.download(remote, run)
-    for file in ("consent.json", "adapter/consent.json", "adapter/.DS_Store", "training/.ipynb_checkpoints/log.jsonl",
-                  "release/card.md"):
-        path = run.folder / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("of this machine")
-    modal_app.download(remote, run)
-    assert (run.folder / "release" / "card.md").is_file()
-    (run.folder / name).parent.mkdir(exist_ok=True)
-    (run.folder / name).write_text("work")
-    (remote.root / "anna" / "comparison").mkdir(exist_ok=True)
-    (remote.root / "anna" / "comparison" / "scores.jsonl").write_text("{}")
-    files_before = read_files(run.folder)
-    with pytest.raises(KitError, match=f"{Path(name).name} was made or changed on this machine"):
-        modal_app.download(remote, run)
-    assert read_files(run.folder) == files_before
-
-
-def test_the_uploaded_source_does_not_depend_on_its_local_name(tmp_path, monkeypatch):
-    """Mistake: `.` or a renamed folder is searched on the volume under a name that does not exist."""
+def test_a_source_is_uploaded_under_its_own_name(tmp_path, monkeypatch):
+    """Mistake: `.` is searched on the volume under a name that does not exist, or clips added later are not uploaded."""
     remote, run = FolderVolume(tmp_path / "there"), Run("anna", tmp_path / "runs")
     copy_ten_clips(tmp_path / "clips")
     monkeypatch.chdir(tmp_path / "clips")
     assert modal_app.upload(remote, "example:emma", run) == "example:emma"
     assert modal_app.upload(remote, ".", run) == "runs/anna/source/clips"
     assert len(read_files(remote.root / "anna" / "source" / "clips")) == 11
-    shutil.copytree(tmp_path / "clips", tmp_path / "again")
-    assert modal_app.upload(remote, "../again", run) == "runs/anna/source/clips"
+    (tmp_path / "clips" / "new.txt").write_text("added later")
+    assert modal_app.upload(remote, "../clips", run) == "runs/anna/source/clips"
+    assert len(read_files(remote.root / "anna" / "source" / "clips")) == 12
 
 
 def test_an_error_of_the_user_is_not_retried(tmp_path, monkeypatch, capsys):
@@ -378,7 +339,7 @@ def test_the_pipeline_runs_from_this_machine(toy, tmp_path, monkeypatch, capsys)
     assert read_files(remote_run.adapter) == read_files(Run("anna").adapter)
     assert "Listen: file://" in capsys.readouterr().out
     modal_app.main.info.raw_f(*arguments)
-    assert "is on the volume already and is used again" in capsys.readouterr().out
+    assert "anna was there already; it is" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("fastapi"), reason="no server is installed (the extra `serve`)")

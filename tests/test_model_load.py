@@ -115,7 +115,7 @@ def test_pickled_weights_are_not_opened(toy, tmp_path):
 
 def test_codec_stays_in_float32_beside_a_16_bit_network(toy):
     """Mistake: loading in bf16 rounds the codec's weights, and the codes change."""
-    half = load.load_base(toy, device.DeviceConfig("cpu", torch.bfloat16, "sdpa", ""))
+    half = load.load_base(toy, device.DeviceConfig("cpu", torch.bfloat16, ""))
     assert half.model.dtype == torch.bfloat16
     assert {weight.dtype for weight in half.codec.model.parameters()} == {torch.float32}
     assert half.codec.fingerprint() == load.load_base(toy, CPU).codec.fingerprint()
@@ -123,7 +123,7 @@ def test_codec_stays_in_float32_beside_a_16_bit_network(toy):
 
 def test_the_fingerprint_is_that_of_the_weights_in_every_precision(toy, tmp_path):
     """Mistake: an adapter trained in bf16 is refused on a float16 card; or one for other weights is accepted."""
-    names = {load.load_base(toy, device.DeviceConfig("cpu", dtype, "sdpa", "")).fingerprint
+    names = {load.load_base(toy, device.DeviceConfig("cpu", dtype, "")).fingerprint
              for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     assert len(names) == 1
     name = "depth_decoder.model.layers.0.mlp.up_proj.weight"

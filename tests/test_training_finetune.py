@@ -442,7 +442,7 @@ def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(config, r
     exact = prepared(config, run)[1]
     wanted = exact.evaluate()
     # without a GPU there is no loss scaler for float16; everything else of its path runs here
-    half = runtime.DeviceConfig("cpu", dtype, "sdpa", "")
+    half = runtime.DeviceConfig("cpu", dtype, "")
     base, made = prepared(config, run, half)
     seen = made.evaluate()
     for name in ("eval_backbone_loss", "eval_depth_loss"):

@@ -33,20 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    listing = "\n".join(f"  {name:<17} {description}" for name, (_, description, _, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="tts-kit", usage="tts-kit COMMAND [options]", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune a token-based TTS model on one voice, and measure whether it helped.\n\n"
-                    f"commands:\n{listing}",
-        epilog="prepare, tokenize, train and compare are the stages of a run.\n`tts-kit COMMAND --help` lists the options.")
+        prog="tts-kit", usage="tts-kit COMMAND [options]",
+        description="Fine-tune a token-based TTS model on one voice, and measure whether it helped.",
+        epilog="prepare, tokenize, train and compare are the stages of a run. `tts-kit COMMAND --help` lists the options.")
     parser.add_argument("--version", action="version", version=f"tts-kit {_version()}")
     parser.set_defaults(func=None)
-    commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, (func, description, epilog, options) in COMMANDS.items():
         positional = "".join(f" {option.settings.get('metavar') or option.names[0].upper()}" for option in options
                              if not option.names[0].startswith("-"))
-        command_parser = commands.add_parser(name, usage=f"tts-kit {name}{positional} [options]", description=description,
-                                             epilog=epilog)
+        command_parser = commands.add_parser(name, usage=f"tts-kit {name}{positional} [options]", help=description,
+                                             description=description, epilog=epilog)
         command_parser.set_defaults(func=func)
         add_options(command_parser, options)
     return parser
@@ -257,12 +255,12 @@ def speak(args: argparse.Namespace) -> None:
     reference = Reference(args.reference, args.reference_text) if args.reference else None
     if args.stream:
         spoken = stream.stream(args.text, voice, reference, not args.no_adapter, args.seed)
-        spoken.save(args.out, args.watermark)
-        detail, remedy = f"first audio after {spoken.first_audio_seconds or 0:.2f} s", "another --seed"
     else:
         spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries)
-        spoken.save(args.out, args.watermark)
-        detail, remedy = f"{spoken.attempts} attempt{'s' * (spoken.attempts != 1)}", "--retries 2 or another --seed"
+    spoken.save(args.out, args.watermark)
+    detail = f"first audio after {spoken.first_audio_seconds or 0:.2f} s" if args.stream else (
+        f"{spoken.attempts} attempt{'s' * (spoken.attempts != 1)}")
+    remedy = "another --seed" if args.stream else "--retries 2 or another --seed"
     ending = "ended with EOS" if spoken.ended_with_eos else f"reached the length limit; try {remedy}"
     print(f"{args.out}: {spoken.seconds:.1f} s in {spoken.wall_seconds:.1f} s, {detail}, {ending}.")
     if not args.watermark:

@@ -1,4 +1,4 @@
-"""Device, dtype and attention implementation of this process with the reason; true float32; facts about the machine."""
+"""Device and dtype of this process with the reason; true float32; facts about the machine."""
 
 import contextlib
 import dataclasses
@@ -28,8 +28,6 @@ class DeviceConfig:
     """cuda, mps or cpu."""
     dtype: torch.dtype
     """Compute dtype of the network; the codec is always float32."""
-    attention: str
-    """Attention implementation, as transformers names it."""
     reason: str
     """One sentence for the user: what was chosen, and why."""
     low_memory: bool = False
@@ -37,7 +35,23 @@ class DeviceConfig:
 
 def choose(device: str = "auto", dtype: str = "auto") -> DeviceConfig:
     """Choose the best available device, or the requested one, with its best dtype or the requested one."""
-    chosen = _choose_device(device)
+    available = available_devices()
+    if device not in ("auto", "cuda", "mps", "cpu"):
+        raise KitError(f"device is {device!r}; it must be one of auto, cuda, mps, cpu.")
+    if device not in ("auto", *available):
+        raise KitError(f"device {device!r} was requested, but torch {torch.__version__} sees only {', '.join(available)}. "
+                       f"Use device 'auto', or a machine with {device} and a torch build for it.")
+    name = available[0] if device == "auto" else device
+    if name == "cuda":
+        gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+        chosen = for_cuda(gpu.name, gpu.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
+    elif name == "mps":
+        chosen = DeviceConfig("mps", torch.float32,
+                              f"Device: GPU of {_cpu_name()} ({memory() / 1e9:.0f} GB shared), float32.")
+    else:
+        reason = "as requested" if device == "cpu" and len(available) > 1 else "torch sees no GPU"
+        chosen = DeviceConfig("cpu", torch.float32, f"Device: CPU ({_cpu_name()}, {_cores()} cores, "
+                              f"{memory() / 1e9:.0f} GB), float32; {reason}.")
     if dtype == "auto" or DTYPES[dtype] == chosen.dtype:
         return chosen
     return dataclasses.replace(chosen, dtype=DTYPES[dtype], reason=f"{chosen.reason} {dtype}, as requested.")
@@ -45,11 +59,9 @@ def choose(device: str = "auto", dtype: str = "auto") -> DeviceConfig:
 
 def for_cuda(name: str, memory: int, bf16: bool) -> DeviceConfig:
     """The configuration of a CUDA GPU with `memory` bytes."""
-    prefix, low_memory = f"Device: {name} ({memory / 1e9:.0f} GB)", memory < LOW_MEMORY_BYTES
-    if bf16:
-        return DeviceConfig("cuda", torch.bfloat16, "sdpa", f"{prefix}, bfloat16.", low_memory)
-    return DeviceConfig("cuda", torch.float16, "sdpa", f"{prefix}, float16 with a loss scaler, as it has no bfloat16.",
-                        low_memory)
+    dtype, note = (torch.bfloat16, "bfloat16") if bf16 else (
+        torch.float16, "float16 with a loss scaler, as it has no bfloat16")
+    return DeviceConfig("cuda", dtype, f"Device: {name} ({memory / 1e9:.0f} GB), {note}.", memory < LOW_MEMORY_BYTES)
 
 
 @contextlib.contextmanager
@@ -95,37 +107,18 @@ def machine() -> str:
     return ", ".join(parts + [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())])
 
 
-def gpu_memory() -> tuple[str, int, int | None]:
-    """Name of the CUDA GPU, its bytes, and those free now (None if it cannot be queried)."""
+def gpu_memory() -> tuple[str, int, int]:
+    """Name of the CUDA GPU, its bytes, and those free now."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     try:
         return properties.name, properties.total_memory, torch.cuda.mem_get_info()[0]
-    except RuntimeError:
-        return properties.name, properties.total_memory, None
+    except RuntimeError:  # not even enough for torch to open the GPU
+        return properties.name, properties.total_memory, 0
 
 
 def memory() -> int:
     """Bytes of main memory."""
     return psutil.virtual_memory().total
-
-
-def _choose_device(device: str) -> DeviceConfig:
-    available = available_devices()
-    if device not in ("auto", "cuda", "mps", "cpu"):
-        raise KitError(f"device is {device!r}; it must be one of auto, cuda, mps, cpu.")
-    if device not in ("auto", *available):
-        raise KitError(f"device {device!r} was requested, but torch {torch.__version__} sees only {', '.join(available)}. "
-                       f"Use device 'auto', or a machine with {device} and a torch build for it.")
-    chosen = available[0] if device == "auto" else device
-    if chosen == "cuda":
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return for_cuda(properties.name, properties.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
-    if chosen == "mps":
-        return DeviceConfig("mps", torch.float32, "sdpa", f"Device: GPU of {_cpu_name()} ({memory() / 1e9:.0f} GB shared), "
-                            "float32.")
-    reason = "as requested" if device == "cpu" and len(available) > 1 else "torch sees no GPU"
-    return DeviceConfig("cpu", torch.float32, "sdpa",
-                        f"Device: CPU ({_cpu_name()}, {_cores()} cores, {memory() / 1e9:.0f} GB), float32; {reason}.")
 
 
 def _cores() -> int:

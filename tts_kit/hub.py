@@ -39,7 +39,14 @@ def push(folder: Path, name: str, kind: str, message: str, public: bool = False)
         hub = HfApi()
         repo = hub.create_repo(name, repo_type=kind, private=not public, exist_ok=True)
         info = hub.repo_info(repo.repo_id, repo_type=kind)
-        _check_replaceable(name, info.private, {file.rfilename for file in info.siblings}, public)
+        if not public and not info.private:
+            raise KitError(f"{name} exists and is public. Give --public if that is what you want, or another name.")
+        files = {file.rfilename for file in info.siblings}
+        if RELEASE_FILE not in files and (other := files - EMPTY):
+            raise KitError(f"{name} exists and holds something else ({min(other)}, and no {RELEASE_FILE}). All of it "
+                           "would be replaced; push to another name.")
+        if public and info.private:
+            print(f"{name} exists and is private; change its visibility in its settings on the hub.")
         # delete everything older, or a withdrawn consent and deleted clips would stay
         hub.upload_folder(repo_id=repo.repo_id, repo_type=kind, folder_path=folder, commit_message=message,
                           delete_patterns="*")
@@ -54,13 +61,3 @@ def push(folder: Path, name: str, kind: str, message: str, public: bool = False)
 def check_repo_id(name: str) -> None:
     if not is_repo_id(name):
         raise KitError(f"{name!r} is not a hub repository id. Wanted: OWNER/NAME.")
-
-
-def _check_replaceable(name: str, is_private: bool, files: set[str], public: bool) -> None:
-    if not public and not is_private:
-        raise KitError(f"{name} exists and is public. Give --public if that is what you want, or another name.")
-    if RELEASE_FILE not in files and (other := files - EMPTY):
-        raise KitError(f"{name} exists and holds something else ({min(other)}, and no {RELEASE_FILE}). All of it would be "
-                       "replaced; push to another name.")
-    if public and is_private:
-        print(f"{name} exists and is private; change its visibility in its settings on the hub.")

@@ -6,12 +6,11 @@ command continues after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_ki
 
 import argparse
 import functools
-import hashlib
+import itertools
 import os
 import sys
 import tomllib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import modal
@@ -22,8 +21,8 @@ from tts_kit import cli
 from tts_kit.comparison import arms
 from tts_kit.config import Config, load_config
 from tts_kit.errors import KitError, report_errors
-from tts_kit.io import atomic_folder, read_json, write_bytes, write_json
-from tts_kit.run import CONSENT, Run
+from tts_kit.io import atomic_folder, write_bytes
+from tts_kit.run import Run
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent
@@ -36,8 +35,6 @@ DAY = 24 * 3600
 PORT = 8000
 NOT_DOWNLOADED = ("source", "downloads", "segments")
 """Parts of a run that stay on the volume, as do checkpoints."""
-DOWNLOADED = "modal.json"
-"""In a local run folder: SHA-256 of every file downloaded from the volume, so that it may be replaced."""
 
 
 def _image() -> modal.Image:
@@ -147,7 +144,7 @@ def check_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if arms.kind_of(arm) not in arms.GENERATED_ARMS:
             raise KitError(f"there is no arm {arm[:40]!r} here. Choose among {', '.join(arms.GENERATED_ARMS)}.")
         arms.parse(arm)
-    check_local_changes(Run(args.run))
+    Run(args.run)  # refuses a name that is none
     return args
 
 
@@ -181,70 +178,33 @@ def _commit() -> None:
 
 
 def upload(volume: modal.Volume, source: str, run: Run) -> str:
-    """Upload a local file or folder once; return the path that a container reads, or another kind of source itself."""
-    path, folder = Path(source).expanduser().resolve(), f"{run.name}/source"
+    """Upload a local file or folder; return the path that a container reads, or another kind of source itself."""
+    path = Path(source).expanduser().resolve()
     if not path.exists():
         return source
-    try:
-        uploaded = [entry.path.lstrip("/") for entry in volume.iterdir(f"/{folder}", recursive=False)]
-    except (FileNotFoundError, modal.exception.NotFoundError):
-        uploaded = []
-    if uploaded:
-        print(f"{uploaded[0]} is on the volume already and is used again; another source needs another --run.")
-        return f"runs/{uploaded[0]}"
-    with volume.batch_upload() as batch:
-        (batch.put_directory if path.is_dir() else batch.put_file)(path, f"/{folder}/{path.name}")
-    return f"runs/{folder}/{path.name}"
+    target = f"{run.name}/source/{path.name}"
+    with volume.batch_upload(force=True) as batch:  # what is there already is not sent again
+        (batch.put_directory if path.is_dir() else batch.put_file)(path, f"/{target}")
+    return f"runs/{target}"
 
 
 def download(volume: modal.Volume, run: Run) -> int:
-    """Download a run's results, each folder completely or not at all; return the number of files."""
-    members = defaultdict(list)
+    """Download a run's results, completely or not at all; return the number of files.
+
+    What its folder here held is moved aside, never replaced."""
+    paths = []
     for entry in volume.iterdir(f"/{run.name}", recursive=True):
         path = PurePosixPath(entry.path.lstrip("/")).relative_to(run.name)
         is_temporary = any(part.startswith((".", "checkpoint-")) for part in path.parts)
         if entry.type == FileEntryType.FILE and path.parts[0] not in NOT_DOWNLOADED and not is_temporary:
-            members[path.parts[0]].append(path)
-    check_local_changes(run, members)
-    digests, count = _downloaded(run), sum(map(len, members.values()))
-    with tqdm(total=count, desc="download", unit="file") as bar:
-        for name, paths in sorted(members.items()):
-            content = ((path, b"".join(volume.read_file(f"{run.name}/{path}"))) for path in paths)
-            if paths == [PurePosixPath(name)]:
-                write_bytes(run.folder / name, next(content)[1])
-            else:
-                with atomic_folder(run.folder / name) as staging:
-                    for path, data in content:
-                        write_bytes(staging / path.relative_to(name), data)
-            digests = {path: digest for path, digest in digests.items() if PurePosixPath(path).parts[0] != name}
-            digests |= {str(path): _sha256(run.folder / path) for path in paths}
-            write_json(run.folder / DOWNLOADED, dict(sorted(digests.items())))
-            bar.update(len(paths))
-    return count
-
-
-def check_local_changes(run: Run, incoming: Iterable[str] = ()) -> None:
-    """Refuse to replace what was made or changed here; `incoming` are folders and files of the run on the volume."""
-    downloaded = _downloaded(run)
-    replaced = {PurePosixPath(name).parts[0] for name in downloaded}.union(incoming)
-    for path in sorted(run.folder.rglob("*")):
-        inside = path.relative_to(run.folder)
-        # the adapter's copy of a consent that was recorded here may be replaced; the run's own stays
-        is_copy = inside == Path(run.adapter.name, CONSENT)
-        if path.is_dir() or inside.name == DOWNLOADED or is_copy or any(part.startswith(".") for part in inside.parts):
-            continue
-        if (not downloaded or inside.parts[0] in replaced) and downloaded.get(inside.as_posix()) != _sha256(path):
-            raise KitError(f"{path} was made or changed on this machine, and a download would replace it. "
-                           f"Choose another --run, or move {run.folder} away.")
-
-
-def _downloaded(run: Run) -> dict[str, str]:
-    path = run.folder / DOWNLOADED
-    return read_json(path, f"Move {run.folder} away, and download it again.") if path.exists() else {}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+            paths.append(path)
+    with atomic_folder(run.folder) as staging:
+        for path in tqdm(paths, "download", unit="file"):
+            write_bytes(staging / path, b"".join(volume.read_file(f"{run.name}/{path}")))
+        if run.folder.exists():
+            number = next(number for number in itertools.count(1) if not Path(f"{run.folder}.{number}").exists())
+            print(f"{run.folder} was there already; it is {run.folder.rename(f'{run.folder}.{number}')} now.")
+    return len(paths)
 
 
 if not __package__:

@@ -11,26 +11,21 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from tts_kit.errors import reason
+
 INSTALL = 'Run `pip install --upgrade "tts-kit[all]"`.'
-LOG_IN = ("Accept the terms on its hub page and run `hf auth login` (on Colab: set the secret HF_TOKEN), or use the open "
-          "mirror unsloth/csm-1b.")
 SMALL_MODEL_BYTES = 1e9
 """Local checkpoints below this size, such as the bundled one, need no GPU."""
 GPU_MEMORY = ("CSM-1B with LoRA needs about 10 GB by default: 4.3 for weights, adapter, optimizer and CUDA, 2.2 for the "
               "merged weights that generate samples, the rest for activations")
-VERSION_RULES = (  # package, from this version, below this one, status, reason; the first that matches decides
-    # failures and warnings end where requirements.txt begins
-    ("torch", "0", "2.5", "fail", "transformers 5 disables torch below 2.5"),
-    ("torch", "2.5", "2.9", "warn", "tts_kit requires 2.9 or newer"),
-    ("transformers", "0", "4.52", "fail", "it has no CSM"),
-    ("transformers", "4.52", "4.53", "fail", "its labels lack the end of speech, so that a voice never learns to stop"),
-    ("transformers", "4.53", "5", "warn", "tts_kit is tested with transformers 5"),
-    ("transformers", "5", "5.17", "warn", "tts_kit requires 5.17 or newer"),
+VERSION_RULES = (  # package, from this version, below this one, status, effect
+    # failures end where requirements.txt begins
+    ("torch", "0", "2.9", "fail", "tts_kit requires 2.9 or newer"),
+    ("transformers", "0", "4.53", "fail", "no CSM, or labels without end of speech: a voice never learns to stop"),
+    ("transformers", "4.53", "5.17", "fail", "tts_kit requires 5.17 or newer"),
     ("transformers", "5.17", "5.21", "ok", "it loads CSM with a random audio embedding; repaired at load"),
-    ("peft", "0", "0.18", "fail", "it imports names that transformers 5 no longer has"),
-    ("peft", "0.18", "0.19.1", "warn", "transformers 5.17 requires 0.19.1"),
-    ("accelerate", "0", "1.1", "fail", "transformers' Trainer requires 1.1"),
-    ("accelerate", "1.1", "1.10", "warn", "tts_kit requires 1.10 or newer"),
+    ("peft", "0", "0.19.1", "fail", "transformers 5.17 requires 0.19.1"),
+    ("accelerate", "0", "1.10", "fail", "tts_kit requires 1.10 or newer"),
 )
 REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
 
@@ -50,9 +45,9 @@ def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:
     local = Path(base)
     small = local.is_dir() and sum(file.stat().st_size for file in local.glob("*.safetensors")) < SMALL_MODEL_BYTES
     checks = [check_package(name, _version(name)) for name in REQUIRED]
-    runs_disk = (1e9 if small else 10e9, "clips, codes and checkpoints")
-    functions = {"torchvision": check_torchvision, "libsndfile": check_libsndfile, "device": lambda: check_hardware(small),
-                 "disk for runs": lambda: check_disk("disk for runs", folder, *runs_disk), "hub token": check_token}
+    functions = {"libsndfile": check_libsndfile, "torchvision": check_torchvision, "device": lambda: check_hardware(small),
+                 "disk for runs": lambda: check_disk("disk for runs", folder, 1e9 if small else 10e9,
+                                                     "clips, codes and checkpoints")}
     if local.is_dir():
         functions["base model"] = lambda: check_local_model(local)
     else:
@@ -83,9 +78,9 @@ def check_package(name: str, version: str | None) -> Check:
     """Check a required package against the versions known to be bad."""
     if version is None:
         return Check(name, "fail", "not installed", INSTALL)
-    for package, start, end, status, reason in VERSION_RULES:
+    for package, start, end, status, effect in VERSION_RULES:
         if package == name and _parse(start) <= _parse(version) < _parse(end):
-            return Check(name, status, f"{version}; {reason}", "" if status == "ok" else INSTALL)
+            return Check(name, status, f"{version}; {effect}", "" if status == "ok" else INSTALL)
     return Check(name, "ok", version)
 
 
@@ -110,19 +105,14 @@ def check_libsndfile() -> Check:
 
 
 def check_hardware(small: bool) -> list[Check]:
-    """Check device and memory, and unsloth, which works on a GPU only."""
+    """Check device and memory."""
     from tts_kit import colab, device
 
-    chosen, unsloth = device.choose(), _version("unsloth")
+    chosen, memory = device.choose(), check_memory(device.memory(), small)
     if chosen.device == "cuda":
-        checks = [Check("device", "ok", chosen.reason), check_gpu(*device.gpu_memory(), small)]
-    else:
-        has_driver = Path("/proc/driver/nvidia/version").exists()
-        checks = [check_device(chosen.device, chosen.reason, small, has_driver, colab.is_colab())]
-        if unsloth:
-            checks.append(Check("unsloth", "warn", f"{unsloth}, but it requires a GPU, and torch sees none",
-                                "Leave --backend at auto or peft."))
-    return [*checks, check_memory(device.memory(), small)]
+        return [Check("device", "ok", chosen.reason), check_gpu(*device.gpu_memory(), small), memory]
+    has_driver = Path("/proc/driver/nvidia/version").exists()
+    return [check_device(chosen.device, chosen.reason, small, has_driver, colab.is_colab()), memory]
 
 
 def check_device(device: str, reason: str, small: bool, has_driver: bool, is_colab: bool) -> Check:
@@ -136,19 +126,17 @@ def check_device(device: str, reason: str, small: bool, has_driver: bool, is_col
     return Check("device", "warn", f"{reason} Enough for tiny models; CSM-1B needs a GPU to be practical", fix)
 
 
-def check_gpu(name: str, total: int, free: int | None, small: bool) -> Check:
-    """Check the bytes of GPU memory, in total and free at the moment (None: unknown)."""
-    detail = f"{total / 1e9:.1f} GB on {name}" + (f", {free / 1e9:.1f} free" if free is not None else "")
-    status, fix = "warn", ""
-    if small:
-        return Check("GPU memory", "ok", f"{detail}; enough for a tiny model")
+def check_gpu(name: str, total: int, free: int, small: bool) -> Check:
+    """Check the bytes of GPU memory, in total and free at the moment."""
+    detail = f"{total / 1e9:.1f} GB on {name}, {free / 1e9:.1f} free"
+    if small or free >= 10e9:
+        return Check("GPU memory", "ok", detail)
+    status, fix = "warn", "Another program or notebook uses the rest (`nvidia-smi` lists it): close it first."
     if total < 5e9:
         status, fix = "fail", "Use a GPU of 10 GB or more; Colab's free T4 has 16."
     elif total < 10e9:
         fix = "Train with --tokens-per-batch 350 --gradient-accumulation-steps 4 --sample-steps 0."
-    elif free is None or free < 10e9:
-        fix = "Another program or notebook uses the rest (`nvidia-smi` lists it): close it first."
-    return Check("GPU memory", status, f"{detail}; {GPU_MEMORY}", fix) if fix else Check("GPU memory", "ok", detail)
+    return Check("GPU memory", status, f"{detail}; {GPU_MEMORY}", fix)
 
 
 def check_memory(total: int, small: bool) -> Check:
@@ -176,14 +164,6 @@ def check_hub_cache() -> Check:
     return check_disk("disk for models", Path(HF_HUB_CACHE), 10e9, "the base model (CSM-1B: 3.3 GB in 16 bits, 6.6 in 32)")
 
 
-def check_token() -> Check:
-    """Check whether a hub token is stored; the token itself is not shown."""
-    import huggingface_hub
-
-    has_token = huggingface_hub.get_token() is not None
-    return Check("hub token", "ok", "present" if has_token else "none; needed only for gated or private models")
-
-
 def check_local_model(folder: Path) -> Check:
     """Check a checkpoint folder: configuration, all weights as safetensors, tokenizer."""
     if missing := _missing_files(folder):
@@ -198,28 +178,25 @@ def check_hub_model(base: str, timeout: float = 5.0) -> Check:
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    status, detail, fix = "ok", f"{base} on the hub, access granted", ""
     try:
         if "/" not in base:
             raise errors.HFValidationError
         hub.get_hf_file_metadata(hub.hf_hub_url(base, "config.json"), timeout=timeout)
+        return Check("base model", "ok", f"{base} on the hub, access granted")
     except errors.GatedRepoError:
-        status, detail, fix = "fail", f"{base} is gated and this machine has no access", LOG_IN
+        return Check("base model", "fail", f"{base} is gated and this machine has no access", "Accept the terms on its hub "
+                     "page and run `hf auth login` (on Colab: set the secret HF_TOKEN), or use the open mirror "
+                     "unsloth/csm-1b.")
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError):
-        status, detail = "fail", f"{base} is no folder here, and no model on the hub that this machine may access"
-        fix = "Check the spelling of the path or the hub id (owner/name); for a private model run `hf auth login`."
-    except errors.HfHubHTTPError as error:
-        status, detail, fix = "warn", f"the hub answered {error.response.status_code} for {base}", "Try again later."
-        if error.response.status_code in (401, 403):
-            status, fix = "fail", f"Renew this machine's token. If the model is gated: {LOG_IN}"
+        return Check("base model", "fail", f"{base} is no folder here, and no model on the hub that this machine may access",
+                     "Check the spelling of the path or the hub id (owner/name); for a private model run `hf auth login`.")
     except (OSError, httpx.HTTPError) as error:
-        reason, config = f"the hub was not reached ({type(error).__name__})", hub.try_to_load_from_cache(base, "config.json")
+        config = hub.try_to_load_from_cache(base, "config.json")
         if isinstance(config, str) and not _missing_files(Path(config).parent):
-            detail = f"{base} in the cache; {reason}"
-        else:
-            status, detail = "warn", f"{base} is not in the cache and {reason}"
-            fix = "Go online (and unset HF_HUB_OFFLINE), or give a folder that holds the checkpoint."
-    return Check("base model", status, detail, fix)
+            return Check("base model", "ok", f"{base} in the cache; the hub was not reached")
+        return Check("base model", "warn", f"{base} is not in the cache, and the hub was not reached or refused: "
+                     f"{reason(error)}", "Go online (and unset HF_HUB_OFFLINE), renew this machine's token, or give a "
+                     "folder that holds the checkpoint.")
 
 
 def _missing_files(folder: Path) -> list[str]:

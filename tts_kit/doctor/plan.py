@@ -2,7 +2,6 @@
 
 import bisect
 import shlex
-import textwrap
 from dataclasses import dataclass
 from math import ceil
 
@@ -65,7 +64,6 @@ EXAMPLE = 600, 6.0, "The ferry to Oslo leaves at half past seven, and the last o
 class Row:
     """What is planned for one GPU; batches are in positions."""
     gpu: Gpu
-    offload: bool
     checkpointing: bool
     max_batch: int  # the largest micro-batch that fits
     micro_batch: int  # the planned one
@@ -82,8 +80,8 @@ class Row:
 class Decoder:
     """Sizes of the backbone or the depth decoder."""
 
-    def __init__(self, model, prefix: str, config):
-        weights = {name: weight.numel() for name, weight in model.named_parameters() if name.startswith(f"{prefix}.layers.")}
+    def __init__(self, decoder, config):
+        weights = {name: weight.numel() for name, weight in decoder.layers.named_parameters()}
         self.lora = sum(count for name, count in weights.items() if ".lora_" in name)
         self.weights = sum(weights.values()) - self.lora
         self.layers, self.units = config.num_hidden_layers, config.num_hidden_layers * config.hidden_size
@@ -109,8 +107,8 @@ class Plan:
         self.trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.frozen = sum(weight.numel() for weight in model.parameters()) - self.trainable
         self.text_table = model.embed_text_tokens.weight.numel()
-        self.backbone = Decoder(model, "backbone_model", model.config)
-        self.depth = Decoder(model, "depth_decoder.model", model.config.depth_decoder_config)
+        self.backbone = Decoder(model.backbone_model, model.config)
+        self.depth = Decoder(model.depth_decoder.model, model.config.depth_decoder_config)
         self.spec = ModelSpec.of(model.config)
 
     def _count_clips(self) -> None:
@@ -137,11 +135,12 @@ class Plan:
         self.total = max(self.longest, round(self.clip * len(self.lengths)))
         self.frame_share = self.seconds * rate / sum(self.lengths)
 
-    def fixed_bytes(self, offload: bool) -> float:
+    def fixed_bytes(self) -> float:
         """Memory of any batch: 16-bit weights, adapter, optimizer, CUDA, and the merged copy that generates samples."""
         generates = self.config.sample_steps or self.config.generation_eval_steps
         copy = 2 * (self.backbone.weights + self.depth.weights) if generates else 0
-        return 2 * (self.frozen - offload * self.text_table) + TRAINABLE_BYTES * self.trainable + copy + CUDA_BYTES
+        offloaded = self.text_table if self.config.offload_text_embeddings else 0
+        return 2 * (self.frozen - offloaded) + TRAINABLE_BYTES * self.trainable + copy + CUDA_BYTES
 
     def activation_bytes(self, positions: float, checkpointing: bool) -> float:
         """Memory of one micro-batch; the depth decoder's is that of one chunk of frames at most."""
@@ -172,43 +171,48 @@ class Plan:
         return positions * self.frame_share * self.config.depth_frame_fraction
 
     def _plan(self, gpu: Gpu) -> Row | None:
-        """Plan the config's batch in as few micro-batches as fit; the first option that saves enough memory is taken."""
-        config = self.config
-        options = [(offload, checkpointing) for checkpointing in (False, True) for offload in (False, True)
-                   if checkpointing >= config.gradient_checkpointing and offload >= config.offload_text_embeddings]
-        for offload, checkpointing in options:
-            max_batch = self.largest_batch(FILL * gpu.memory * 1e9 - self.fixed_bytes(offload), checkpointing)
-            if max_batch:
-                break
-        else:
+        """Plan the config's batch in as few micro-batches as fit, with gradient checkpointing where it has to be."""
+        config, free = self.config, FILL * gpu.memory * 1e9 - self.fixed_bytes()
+        checkpointing = config.gradient_checkpointing or not self.largest_batch(free, False)
+        max_batch = self.largest_batch(free, checkpointing)
+        if not max_batch:
             return None
         batch = config.tokens_per_batch * config.gradient_accumulation_steps
         accumulation = 1 if max_batch == self.total else ceil(batch / max_batch)
         micro_batch = ceil(batch / accumulation)
-        memory = self.fixed_bytes(offload) + self.activation_bytes(
-            min(max(micro_batch, self.longest), self.total), checkpointing)
+        memory = self.fixed_bytes() + self.activation_bytes(min(max(micro_batch, self.longest), self.total), checkpointing)
         whole_clips = min(max(micro_batch // self.clip, 1) * self.clip, self.total)
         seconds = accumulation * self.step_seconds(whole_clips, gpu, checkpointing)
         evaluation = (config.steps // config.eval_steps + 1) * self.step_seconds(self.held_out, gpu, training=False)
         minutes = STARTUP_MINUTES + (config.steps * seconds + evaluation) / 60
-        return Row(gpu, offload, checkpointing, max_batch, micro_batch, accumulation, memory / 1e9, seconds, minutes)
+        return Row(gpu, checkpointing, max_batch, micro_batch, accumulation, memory / 1e9, seconds, minutes)
 
 
 def format_plan(run: Run | None = None, **changes: object) -> str:
     """Return the plan for a run's clips and config with some changes, or for the example without a run."""
     plan = Plan(load_config(run, **changes) if run else Config(**changes), run)
-    table = [("", "batch that fits", "planned", "GB", "s/step", "minutes", "dollars")]
+    config, batch = plan.config, plan.config.tokens_per_batch * plan.config.gradient_accumulation_steps
+    lines = [f"{'':<11} {'batch that fits':>15} {'planned':>9} {'GB':>5} {'s/step':>7} {'minutes':>7}  dollars"]
     for row in plan.rows:
-        fits = "all clips" if row.max_batch == plan.total else f"{row.max_batch:,} = {row.max_batch / plan.clip:,.0f} clips"
         planned = f"{row.micro_batch:,}" + f" x {row.accumulation}" * (row.accumulation > 1)
-        saving = ", offloading" * row.offload + ", checkpointing" * row.checkpointing
-        table.append((row.gpu.name, fits, planned, f"{row.memory:.1f} of {row.gpu.memory:.0f}", f"{row.step_seconds:.3g}",
-                      f"{row.minutes:.1f}", f"{row.dollars:.2f}{saving}"))
-    lines = [f"{name:<10} {fits:>18} {planned:>9} {memory:>12} {seconds:>7} {minutes:>7}  {dollars}"
-             for name, fits, planned, memory, seconds, minutes, dollars in table]
-    lines += [f"{name:<10} does not hold the longest clip, {plan.longest:,} positions" for name in plan.too_small]
-    lines += ["", *(textwrap.fill(note, 99, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-                    for note in _notes(plan)), ""]
+        saving = ", checkpointing" * row.checkpointing
+        lines.append(f"{row.gpu.name:<11} {row.max_batch:>15,} {planned:>9} {row.memory:>5.1f} {row.step_seconds:>7.3g} "
+                     f"{row.minutes:>7.1f}  {row.dollars:.2f}{saving}")
+    lines += [f"{name:<11} does not hold the longest clip, {plan.longest:,} positions" for name in plan.too_small]
+    clips = plan.run.folder if plan.run else f"Example, as no --run was given: {EXAMPLE[0]} clips of {EXAMPLE[1]:g} s"
+    lines.append(f"""
+{clips}; {len(plan.lengths)} for training,
+{plan.seconds / 60:.1f} minutes, {plan.total:,} positions (text and frames).
+{config.steps} steps of {batch:,} positions are about {config.steps * batch / plan.total:.1f} epochs.
+Base {config.base}, rank {config.rank}, depth frame fraction {config.depth_frame_fraction:.3g}.
+
+Computed and never measured on such a GPU. Constants are counted on CSM-1B's training step; assumed
+are {PEAK_SHARE:.0%} of the dense 16-bit peak, {BANDWIDTH_SHARE:.0%} of the bandwidth and
+{LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation.
+GB: weights, adapter, optimizer, CUDA, activations and the merged copy that generates samples; they
+may fill {FILL:.0%} of the GPU. minutes: training, evaluations and {STARTUP_MINUTES:g} to start, without downloads.
+dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed.
+""")
     if not plan.rows:
         return "\n".join([*lines, "Split long clips, or lower --rank or --depth-frame-fraction."])
     cheapest = min(plan.rows, key=lambda row: (round(row.dollars, 2), row.minutes))
@@ -216,25 +220,9 @@ def format_plan(run: Run | None = None, **changes: object) -> str:
                       "Run there:", f"  {train_command(plan, cheapest)}"])
 
 
-def _notes(plan: Plan) -> list[str]:
-    config, batch = plan.config, plan.config.tokens_per_batch * plan.config.gradient_accumulation_steps
-    example = f"Example, as no --run was given: {EXAMPLE[0]} clips of {EXAMPLE[1]:g} s, an hour"
-    return [
-        f"{plan.run.folder if plan.run else example}; {len(plan.lengths)} training clips, {plan.seconds / 60:.1f} minutes, "
-        f"{plan.clip:.0f} positions (text and frames) each. {config.steps} steps of {batch:,} positions are about "
-        f"{config.steps * batch / plan.total:.1f} epochs. Base {config.base}, rank {config.rank}, depth frame fraction "
-        f"{config.depth_frame_fraction:.3g}.",
-        f"All of it is computed and was never measured on such a GPU, from constants counted on CSM-1B's training step; "
-        f"assumed are {PEAK_SHARE:.0%} of the GPU's dense 16-bit peak, {BANDWIDTH_SHARE:.0%} of its bandwidth and "
-        f"{LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation. GB: weights, adapter, optimizer, CUDA, the merged "
-        f"copy that generates samples, and activations; they may fill {FILL:.0%} of the GPU. minutes: training, evaluations "
-        f"and {STARTUP_MINUTES:g} minute to start, without downloads and samples. dollars: the GPU alone, at Modal's list "
-        "prices of late 2025, which may have changed."]
-
-
 def train_command(plan: Plan, row: Row) -> str:
     """Return the command for a row; settings that the run stores already are left out."""
-    config = plan.config.replace(gradient_checkpointing=row.checkpointing, offload_text_embeddings=row.offload)
+    config = plan.config.replace(gradient_checkpointing=row.checkpointing)
     if row.accumulation != plan.config.gradient_accumulation_steps:
         config = config.replace(tokens_per_batch=row.micro_batch, gradient_accumulation_steps=row.accumulation)
     words = ["tts-kit", "train", "--run", plan.run.name if plan.run else "NAME"]

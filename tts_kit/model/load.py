@@ -138,7 +138,7 @@ def untie(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:
 
 def _load_with_transformers(name: str, revision: str, device_config: DeviceConfig) -> CsmForConditionalGeneration:
     model, report = pretrained.weights(CsmForConditionalGeneration, name, revision, dtype=device_config.dtype,
-                                       attn_implementation=device_config.attention)
+                                       attn_implementation="sdpa")
     tie(model, {key for key in report["missing_keys"] if not key.startswith("codec_model.")}, name)
     model.to(device_config.device)
     attention.install(model)

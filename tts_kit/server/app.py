@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from tts_kit import html, local_server
+from tts_kit import html, local_server, watermark
 from tts_kit.errors import KitError
 from tts_kit.local_server import LOCALHOST, LocalServer
 from tts_kit.server import audio_format, schemas
@@ -74,6 +74,8 @@ class Server(LocalServer):
         check_access(host, api_keys)
         self.voices, self.host, self.queue = voices, host, JobQueue(max_jobs, queue_timeout)
         self.worker = Worker(voices, self.queue, watermarked)
+        if watermarked:
+            watermark.network()  # an error now, and not in the first answer
         self.models = [*dict.fromkeys(model_name(voice.base.name) for voice in voices.values()), MODEL_ALIAS]
         super().__init__(create_app(self, api_keys), bound_socket or local_server.listen(host, port), http="h11",
                          limit_concurrency=max_connections, timeout_keep_alive=10, timeout_graceful_shutdown=3)
@@ -82,13 +84,8 @@ class Server(LocalServer):
     def address(self) -> str:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
-    def start(self) -> None:
-        self.worker.start()  # here, so that an error reaches the caller
-        super().start()
-
     def serve_forever(self) -> None:
-        if not self.worker.is_alive():
-            self.worker.start()
+        self.worker.start()
         try:
             super().serve_forever()
         finally:
@@ -187,13 +184,8 @@ def create_app(server: Server, api_keys: Sequence[str]) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict:
-        return {"object": "list", "data": [_model(name) for name in server.models]}
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict:
-        if name not in server.models:
-            raise APIError(404, f"the model {name[:60]!r} is not served here.", "model_not_found", "model")
-        return _model(name)
+        return {"object": "list", "data": [
+            {"id": name, "object": "model", "created": 0, "owned_by": "tts_kit"} for name in server.models]}
 
     @app.get("/health")
     async def health() -> Response:
@@ -216,10 +208,6 @@ async def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = APIError(error.status_code, f"{error.detail}: {request.method} {request.url.path[:60]}")
     return schemas.api_error(error).response()
-
-
-def _model(name: str) -> dict:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "tts_kit"}
 
 
 def model_name(base: str) -> str:

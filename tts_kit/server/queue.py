@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,11 +137,6 @@ class Worker(threading.Thread):
         super().__init__(name="tts-worker", daemon=True)
         self.voices, self.queue, self.watermarked = voices, queue, watermarked
 
-    def start(self) -> None:
-        if self.watermarked:
-            watermark.network()  # an error now, and not in the first answer
-        super().start()
-
     def run(self) -> None:
         while batch := self.queue.next_batch():
             voice = self.voices[batch[0].voice]
@@ -184,11 +179,14 @@ class Worker(threading.Thread):
 
     def _stream(self, voice: Voice, job: Job) -> None:
         """Generate the job's next sentence chunk by chunk; the others when it is its turn again."""
-        generations: list[Generation] = []
         self._send_pause(voice, job)
-        sentence = stream.stream_sentence(voice, job.ready[0], job.context)
-        with contextlib.closing(_collect_result(sentence, generations)) as chunks:
-            for chunk in watermark.apply_stream(chunks, voice.base.spec.sample_rate) if self.watermarked else chunks:
+        sentence, generations = stream.stream_sentence(voice, job.ready[0], job.context), []
+
+        def chunks() -> Iterator[np.ndarray]:
+            generations.append((yield from sentence))
+
+        with contextlib.closing(chunks()) as samples:
+            for chunk in watermark.apply_stream(samples, voice.base.spec.sample_rate) if self.watermarked else samples:
                 if job.ended:
                     return
                 job.send(chunk)
@@ -219,8 +217,3 @@ class _FrameLimits(list):
 
     def __getitem__(self, row: int) -> int:
         return 0 if self.jobs[row].ended else super().__getitem__(row)
-
-
-def _collect_result(sentence: Generator[np.ndarray, None, Generation], results: list[Generation]) -> Iterator[np.ndarray]:
-    """Yield the chunks of a streamed sentence; its return value goes to `results`."""
-    results.append((yield from sentence))
