@@ -113,7 +113,7 @@ def make_cuts(folder: Path) -> Path:
             audio.write(recording_folder / file, (0.3 * np.sin(phase)).astype(np.float32), SAMPLE_RATE)
             segments.append(Segment(file, 10.0 * clip_index, 10.0 * clip_index + seconds, 40.0, 30.0, 0.0, 2.0))
             text = CUT_TEXTS[4 * recording_index + clip_index]
-            transcripts.append(Transcript(file, text, f" {text}", 0.95, 0.01))
+            transcripts.append(Transcript(file, text, f" {text}", 0.95))
         segments.append(Segment("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the noise"))
         write_inputs(recording_folder, recording=name)
         io.write_rows(recording_folder / segment.SEGMENTS, [dataclasses.asdict(row) for row in segments])

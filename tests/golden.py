@@ -221,7 +221,7 @@ def kit_transcript_flags(clips: list[tuple]) -> list[dict]:
     # edge is None where no word can be cut: the edge is as quiet as the noise
     clip_flags = quality_flags.flag_clips([
         (segment.Segment("", 0.0, seconds, 40.0, 40.0 if edge is None else edge),
-         transcribe.Transcript("", transcript, transcript, confidence, 0.0), second_text, None)
+         transcribe.Transcript("", transcript, transcript, confidence), second_text, None)
         for transcript, seconds, confidence, edge, second_text in clips])
     return [{"weights": [flag.weight for flag in flags], "suspicion": quality_flags.combined_score(flags)}
             for flags in clip_flags]

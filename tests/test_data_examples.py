@@ -2,12 +2,10 @@
 
 import gzip
 import hashlib
-import io
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +21,7 @@ from tts_kit.run import Run
 
 SOUNDS = "usr/share/asterisk/sounds/en_US_f_Allison"
 TEXTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
-HERE = shutil.which("dpkg-deb")
-NEEDS_DPKG = pytest.mark.skipif(HERE is None, reason="dpkg-deb is missing here")
+NEEDS_DPKG = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is missing here")
 
 
 def prompt(number: int, seconds: float = 0.6) -> bytes:
@@ -36,30 +33,25 @@ PROMPTS = {f"{family}-{number}": prompt(10 * place + number) for place, family i
 SPOKEN = {f"./{SOUNDS}/{name}.g722": content for name, content in {
     **PROMPTS, "letters/at": prompt(1), "beep": prompt(2), "short": prompt(3, 0.5), "long": prompt(4, 30.1),
     "untold": prompt(5), "silence/1": prompt(6)}.items()}
-LINES = ["; Sounds", "", *(f"{name}: What {name}  says." for name in PROMPTS), "letters/at: at [@]", "beep: [a tone]",
+LINES = ["; Sounds", "", *(f"{name}: What {name}  says." for name in PROMPTS), "a-3: A link.", "letters/at: at [@]", "beep: [a tone]",
          "short: Short.", "long: Long.", "silence/1: (1 second of silence)"]
 WRITTEN = {f"./{TEXTS}": gzip.compress("\n".join(LINES).encode())}
 
 
-def tar(members: dict | list) -> bytes:
-    """The files, or the members as they are."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:xz") as archive:
-        for member, content in members.items() if isinstance(members, dict) else members:
-            member = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
-
-
-def package(path: Path, members: dict | list) -> Path:
-    """A Debian package made by hand, hostile ones as well."""
-    control = tar({"./control": f"Package: {path.name.split('_')[0]}\nVersion: 1\nArchitecture: all\n".encode()})
-    content = b"!<arch>\n"
-    for name, part in (("debian-binary", b"2.0\n"), ("control.tar.xz", control), ("data.tar.xz", tar(members))):
-        content += f"{name:16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(part):<10}`\n".encode() + part + b"\n" * (len(part) % 2)
-    path.write_bytes(content)
-    return path
+def package(cache: Path, name: str, members: dict) -> None:
+    """A Debian package, built by Debian's own tool; a Path among the contents becomes a link."""
+    tree = cache.parent / name
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN" / "control").write_text(f"Package: {name}\nVersion: 1.6\nArchitecture: all\nMaintainer: A <a@b.c>\n"
+                                             "Description: sounds\n")
+    for path, content in members.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            (tree / path).symlink_to(content)
+        else:
+            (tree / path).write_bytes(content)
+    subprocess.run(["dpkg-deb", "-Zxz", "--build", "--root-owner-group", tree, cache / f"{name}_1.6_all.deb"], check=True,
+                   capture_output=True, timeout=60)
 
 
 @pytest.fixture
@@ -72,21 +64,25 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def fetched(cache):
+def fetched(cache, tmp_path):
     """Both packages, small."""
-    for name, members in zip(examples.PACKAGES, (SPOKEN, WRITTEN)):
-        package(cache / f"{name}_1.6_all.deb", members)
+    (tmp_path / "secret").write_bytes(prompt(9))
+    package(cache, examples.AUDIO_PACKAGE, SPOKEN | {f"./{SOUNDS}/a-3.g722": tmp_path / "secret"})
+    package(cache, examples.TEXT_PACKAGE, WRITTEN)
     return cache
 
 
 # decoding
 
 
-def test_the_decoder_is_ffmpegs_to_the_bit():
+def test_the_decoder_is_ffmpegs_to_the_bit(tmp_path):
     """Mistake: the wrong mode of the codec, or samples lost at the end. The digest was taken from FFmpeg's output."""
     clips = [np.random.default_rng(number).integers(0, 256, 700 + 300 * number, dtype=np.uint8).tobytes()
              for number in range(4)]
-    decoded = [(examples.decode_g722(clip) * 2 ** 15).astype("<i2") for clip in clips]
+    decoded = []
+    for clip in clips:
+        (tmp_path / "clip.g722").write_bytes(clip)
+        decoded.append((examples.decode(tmp_path / "clip.g722") * 2 ** 15).astype("<i2"))
     assert [len(clip) for clip in decoded] == [1400, 2000, 2600, 3200]
     assert hashlib.sha256(b"".join(clip.tobytes() for clip in decoded)).hexdigest()[:16] == "e7f0147d34e52b2b"
 
@@ -96,35 +92,19 @@ def test_the_decoder_is_ffmpegs_to_the_bit():
 
 @NEEDS_DPKG
 def test_prompts_become_a_source_like_any_other(fetched, tmp_path, monkeypatch, capsys):
-    """Mistake: tones, silence or clips without a text are learned; the licence is lost on the way."""
+    """Mistake: tones, silence or clips without a text are learned, or files that a link leads to; the licence is lost."""
     run = Run("allison", tmp_path / "runs")
     utterances = prepare.prepare("example:allison", run, Config())
     said = capsys.readouterr().out
-    assert "8 of 14 prompts" in said and "CC BY-SA 3.0" in said and "Allison Smith" in said
+    assert ": 8 prompts" in said and "CC BY-SA 3.0" in said and "Allison Smith" in said
     assert "sounds, silence, prompts with signs or without a text" in said and "shorter than 0.55 s" in said
     assert [each.text for each in utterances] == [f"What {name} says." for name in PROMPTS]
     assert {each.speaker for each in utterances} == {"allison"}
     assert {each.session for each in utterances} == set("abcd")
     assert "CC BY-SA 3.0" in (fetched / "voice" / "LICENSE.txt").read_text(encoding="utf-8")
     clip, rate = soundfile.read(fetched / "voice" / "a-1.flac", dtype="int16")
-    assert rate == 16_000 and np.array_equal(clip, examples.decode_g722(PROMPTS["a-1"]) * 2 ** 15)
-
-
-@NEEDS_DPKG
-def test_a_package_built_by_debians_own_tool(cache, tmp_path):
-    """Mistake: packages that the tests made by hand are read, and those of Debian are not."""
-    for name, members in zip(examples.PACKAGES, (SPOKEN, WRITTEN)):
-        tree = tmp_path / name
-        (tree / "DEBIAN").mkdir(parents=True)
-        (tree / "DEBIAN" / "control").write_text(f"Package: {name}\nVersion: 1.6\nArchitecture: all\nMaintainer: A <a@b.c>\n"
-                                                 "Description: sounds\n")
-        for path, content in members.items():
-            (tree / path).parent.mkdir(parents=True, exist_ok=True)
-            (tree / path).write_bytes(content)
-        subprocess.run([HERE, "-Zxz", "--build", "--root-owner-group", tree, cache / f"{name}_1.6_all.deb"], check=True,
-                       capture_output=True, timeout=60)
-    rows = read_rows(examples.allison() / examples.TABLE)
-    assert [row["file_name"] for row in rows] == [f"{name}.flac" for name in PROMPTS]
+    (tmp_path / "a-1.g722").write_bytes(PROMPTS["a-1"])
+    assert rate == 16_000 and np.array_equal(clip, examples.decode(tmp_path / "a-1.g722") * 2 ** 15)
 
 
 @NEEDS_DPKG
@@ -159,68 +139,31 @@ def test_packages_are_fetched_by_apt_without_being_installed(fetched, tmp_path, 
     assert len(list(fetched.glob("*.deb"))) == 2
 
 
-@pytest.mark.parametrize("there", ["failing", "lying", "missing"])
+@pytest.mark.parametrize("there", ["failing", "missing"])
 def test_without_apt_a_person_learns_what_to_do(cache, tmp_path, monkeypatch, there):
     """Mistake: a traceback, or `apt-get not found`, on a Mac or behind a firewall."""
     if there == "missing":
         monkeypatch.setenv("PATH", "")
-        said = "apt-get is missing"
     else:
-        apt(tmp_path / "bin", "exit 0" if there == "lying" else "echo 'E: Unable to locate it' >&2; exit 100", monkeypatch)
-        said = "failed .*sudo apt-get update" if there == "lying" else r"failed \(Unable to locate it\)"
-    with pytest.raises(KitError, match=said) as caught:
+        apt(tmp_path / "bin", "echo 'E: Unable to locate it' >&2; exit 100", monkeypatch)
+    with pytest.raises(KitError, match="No such file" if there == "missing" else "Unable to locate it") as caught:
         examples.allison()
-    for part in (*examples.PACKAGES, "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/", str(cache)):
+    for part in (examples.TEXT_PACKAGE, "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/", str(cache),
+                 "sudo apt-get update", "dpkg-deb"):
         assert part in str(caught.value)
     assert not list(cache.iterdir())
 
 
-# hostile packages
-
-
 @NEEDS_DPKG
-def test_nothing_leaves_its_folder(fetched, tmp_path, monkeypatch):
-    """Mistake: a package that writes where it likes, or reads a file of the user's through a link."""
-    (tmp_path / "secret").write_bytes(prompt(9))
-    link = tarfile.TarInfo(f"./{SOUNDS}/a-3.g722")
-    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
-    names = ("../../evil", f"{tmp_path}/evil", "a/../../../worse", ".hidden", "x y", "deep/er/one")
-    hostile = [(f"./{SOUNDS}/{name}.g722", prompt(8)) for name in names]
-    package(fetched / f"{examples.AUDIO_PACKAGE}_1.6_all.deb", [*SPOKEN.items(), (link, b""), *hostile])
-    texts = "\n".join([*LINES, *(f"{name}: Said." for name in (*names, "a-3"))])
-    package(fetched / f"{examples.TEXT_PACKAGE}_1.6_all.deb", {f"./{TEXTS}": gzip.compress(texts.encode())})
-    before = set(tmp_path.rglob("*"))
-    folder = examples.allison()
-    assert set(tmp_path.rglob("*")) - before == {
-        folder, *(folder / f"{name}.flac" for name in PROMPTS), folder / examples.TABLE, folder / "LICENSE.txt"}
-
-
-@NEEDS_DPKG
-@pytest.mark.parametrize("spoil", ["cut short", "not a package", "too large", "no such part", "empty"])
-def test_a_bad_package_is_named_with_the_remedy(fetched, monkeypatch, spoil):
-    """Mistake: a traceback of lzma, memory filled by a small file, or a half-made source that is used the next time."""
+@pytest.mark.parametrize("spoil", ["cut short", "not a package"])
+def test_a_bad_package_is_named_with_the_remedy(fetched, spoil):
+    """Mistake: a traceback, or a half-made source that is used the next time, after a broken download."""
     path = fetched / f"{examples.AUDIO_PACKAGE}_1.6_all.deb"
     content = path.read_bytes()
-    if spoil == "too large":
-        monkeypatch.setattr(examples, "MAX_PACKAGE_BYTES", 280_000)
-    path.write_bytes({"cut short": content[:len(content) // 2], "not a package": b"<html>404</html>", "empty": b"",
-                      "no such part": content[:8]}.get(spoil, content))
-    with pytest.raises(KitError) as caught:
+    path.write_bytes(content[:len(content) // 2] if spoil == "cut short" else b"<html>404</html>")
+    with pytest.raises(KitError, match="in place of what is there") as caught:
         examples.allison()
-    assert str(path) in str(caught.value) and f"Delete {path}" in str(caught.value)
-    assert not (fetched / "voice").exists()
-
-
-@pytest.mark.parametrize(("members", "said"), [
-    ({}, "hold no prompt with its text"), ({f"./{TEXTS}": b"no gzip"}, "cannot be read"),
-    ({f"./{TEXTS}": gzip.compress(b"\n" * 5_000_000 + "\n".join(LINES).encode())}, "hold no prompt with its text"),
-    ({f"./{TEXTS}": gzip.compress(b"x: y")}, "hold no prompt with its text")])
-def test_bad_transcripts_are_named(fetched, members, said):
-    """Mistake: a source of no clips, or a text file that unpacks to gigabytes."""
-    package(fetched / f"{examples.TEXT_PACKAGE}_1.6_all.deb", members)
-    with pytest.raises(KitError, match=said):
-        examples.allison()
-    assert not (fetched / "voice").exists()
+    assert str(path) in str(caught.value) and not (fetched / "voice").exists()
 
 
 # names
@@ -245,10 +188,3 @@ def test_a_name_that_is_none(source, more, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["prepare", source, *more]) == 1
     assert re.search(said, capsys.readouterr().err)
-
-
-def test_without_dpkg_the_remedy_is_named(fetched, monkeypatch):
-    """Mistake: a traceback about a missing program on a Mac, where the packages were downloaded by hand."""
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(KitError, match="dpkg-deb, which is missing. Install dpkg"):
-        examples.allison()

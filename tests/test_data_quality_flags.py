@@ -16,7 +16,7 @@ def make_clips(count: int = 20) -> list[dict]:
     rng = np.random.default_rng(3)
     embeddings = rng.normal([10, 0, 0, 0], 0.5, (count, 3, 4))
     texts = [f"These are ordinary words of clip {letter}." for letter in "abcdefghijklmnopqrstuvwxyz"[:count]]
-    return [{"segment": Segment("", 0.0, 2.4, 40, 40), "transcript": Transcript("", text, text, 0.95, 0.0),
+    return [{"segment": Segment("", 0.0, 2.4, 40, 40), "transcript": Transcript("", text, text, 0.95),
              "second_text": text.lower().rstrip("."), "embedding": windows / np.linalg.norm(windows, axis=-1, keepdims=True)}
             for text, windows in zip(texts, embeddings)]
 

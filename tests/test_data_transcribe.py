@@ -71,7 +71,7 @@ def test_an_interrupted_transcription_continues(tmp_path):
 
     def fake_transcribe(samples, language):
         languages.append(language)
-        return " New words ", 0.5, 0.1
+        return " New words ", 0.5
 
     model = transcribe.Transcriber("base", fake_transcribe, lambda samples: "en")
     transcripts = transcribe.transcribe(folder, model)

@@ -113,18 +113,14 @@ def test_another_codec_makes_other_entries(base, sounds, tmp_path):
     assert cache.encode_missing(sounds, tmp_path / "codes", base.codec)["encoded"] == 5
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "out of range"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
 def test_damaged_entries_are_found_and_made_again(base, sounds, tmp_path, damage):
     """Mistake: half a file, or another clip's codes under this name, is trained on."""
-    from safetensors.torch import save
-
     folder = tmp_path / "codes"
     cache.encode_missing(sounds, folder, base.codec)
     before = read_codes(sounds, folder, base.codec)
     one, other = (cache.entry_path(folder, cache.cache_key(each, base.codec.fingerprint())) for each in sounds[:2])
-    broken = torch.full((4, 4), 77, dtype=torch.int16)
-    content = {"truncated": one.read_bytes()[:-9], "foreign": other.read_bytes(), "empty": b"", "out of range": save(
-        {"codes": broken}, metadata={"key": one.stem})}[damage]
+    content = {"truncated": one.read_bytes()[:-9], "foreign": other.read_bytes(), "empty": b""}[damage]
     one.write_bytes(content)
     assert cache.encode_missing(sounds, folder, base.codec) == {"cached": 4, "encoded": 1, "corrupt": 1}
     assert all(torch.equal(codes, before[name]) for name, codes in read_codes(sounds, folder, base.codec).items())

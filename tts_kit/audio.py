@@ -35,15 +35,26 @@ VOICED_AUTOCORRELATION = 0.5
 UNREADABLE = (soundfile.SoundFileError, TypeError, OSError)
 
 
-def read(path: str | Path | bytes, rate: int, max_seconds: float | None = None, name: str = "") -> np.ndarray:
+def read(path: str | Path | bytes, rate: int, max_seconds: float = np.inf, name: str = "") -> np.ndarray:
     """Read a file, or a file's bytes, as (samples,) at `rate`; `name` is used in error messages."""
     name = name or ("audio bytes" if isinstance(path, bytes) else str(path))
     with _open(path, name) as file:
-        own_rate = _check_rate(file.samplerate, name)
-        samples = _decode(file, name, np.inf if max_seconds is None else max_seconds)
+        announced = file.frames / file.samplerate if file.frames < 2 ** 62 else 0.0  # a streamed FLAC announces nothing
+        blocks, seconds = [np.zeros(0, np.float32)], 0.0
+        # in blocks, because the header may announce a wrong length
+        for block in itertools.chain([*blocks], _resampled(_blocks(file, name), file.samplerate, rate, name)):
+            seconds += len(block) / rate
+            if max(announced, seconds) > max_seconds:
+                raise KitError(f"{name} lasts {max(announced, seconds):.1f} s; the limit is {max_seconds:g} s. Split it or "
+                               "raise max_seconds.")
+            blocks.append(block)
+    if seconds < 0.95 * announced:
+        raise KitError(f"{name} ends after {seconds:.1f} s of the {announced:.1f} s it announces. Copy it again from the "
+                       "original, or leave it out.")
+    samples = np.concatenate(blocks)
     if np.abs(samples).max() < SILENCE_PEAK:
         raise KitError(f"{name} is silent: its peak is below -60 dBFS. Record it again, or leave it out.")
-    return resample(samples, own_rate, rate)
+    return samples
 
 
 def read_blocks(path: str | Path, rate: int, min_rate: int = MIN_SAMPLE_RATE) -> Iterator[np.ndarray]:
@@ -54,8 +65,7 @@ def read_blocks(path: str | Path, rate: int, min_rate: int = MIN_SAMPLE_RATE) ->
         yield from _read_container(Path(path), rate, min_rate, error)
     else:
         with file:
-            own_rate = _check_rate(file.samplerate, str(path), min_rate)
-            yield from _resample_blocks(_checked(_blocks(file, str(path)), str(path)), own_rate, rate)
+            yield from _resampled(_blocks(file, str(path)), file.samplerate, rate, str(path), min_rate)
 
 
 def probe(path: str | Path | bytes, name: str = "") -> tuple[int, int, float]:
@@ -200,17 +210,15 @@ def player(samples: np.ndarray, rate: int, label: str = ""):
 def spectrogram_png(samples: np.ndarray, rate: int, width: int = 400, height: int = 96) -> bytes:
     """Return the mel spectrogram of (samples,) as a grey PNG: 80 dB from black to white."""
     from PIL import Image
-    from transformers.audio_utils import mel_filter_bank
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-    window, bins = 1024, 2049  # bins so narrow that every band has one
-    padded = np.pad(samples.astype(np.float64), (window // 2, window))
-    starts = np.linspace(0, max(0, len(samples) - 1), width).astype(int)
-    frames = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
-    power = np.abs(np.fft.rfft(frames, 2 * bins - 2, axis=1)) ** 2
-    level_db = 10 * np.log10(power @ mel_filter_bank(bins, height, 0, rate / 2, rate, norm="slaney") + 1e-10).T
+    samples = np.pad(samples, (0, max(0, width - len(samples))))
+    filters = mel_filter_bank(2049, height, 0, rate / 2, rate, norm="slaney")  # bins so narrow that every band has one
+    level_db = spectrogram(samples, window_function(1024, "hann"), 1024, len(samples) // width, fft_length=4096, power=2.0,
+                           pad_mode="constant", mel_filters=filters, log_mel="dB")[::-1, :width]
     grey = np.clip((level_db - max(level_db.max(), -20.0) + 80) / 80 * 255, 0, 255).astype(np.uint8)
     buffer = BytesIO()
-    Image.fromarray(grey[::-1]).save(buffer, "png", optimize=True)
+    Image.fromarray(grey).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
@@ -230,31 +238,6 @@ def _open(path: str | Path | bytes, name: str) -> soundfile.SoundFile:
         raise _unreadable(name, error) from error
 
 
-def _check_rate(rate: int, name: str, min_rate: int = MIN_SAMPLE_RATE) -> int:
-    """Return a file's sample rate, unless it is that of a telephone."""
-    if rate < min_rate:
-        raise KitError(f"{name} is sampled at {rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. "
-                       f"{rate / 1000:g} kHz telephone audio has nothing above {rate / 2000:g} kHz, and the voice would "
-                       "learn that. Use the original recording, or leave this one out.")
-    return rate
-
-
-def _decode(file: soundfile.SoundFile, name: str, max_seconds: float) -> np.ndarray:
-    """Decode (samples,) mono at the file's own rate, in blocks, because a header may announce a wrong length."""
-    announced = file.frames / file.samplerate if file.frames < 2 ** 62 else 0.0  # a streamed FLAC announces nothing
-    blocks, seconds = [], 0.0
-    for block in itertools.chain([np.zeros(0, np.float32)], _checked(_blocks(file, name), name)):
-        blocks.append(block)
-        seconds += len(block) / file.samplerate
-        if max(announced, seconds) > max_seconds:
-            raise KitError(f"{name} lasts {max(announced, seconds):.1f} s; the limit is {max_seconds:g} s. Split it or "
-                           "raise max_seconds.")
-    if seconds < 0.95 * announced:
-        raise KitError(f"{name} ends after {seconds:.1f} s of the {announced:.1f} s it announces. Copy it again from the "
-                       "original, or leave it out.")
-    return np.concatenate(blocks)
-
-
 def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
     """Yield blocks (samples,) of an open file, mixed to mono."""
     try:
@@ -262,19 +245,6 @@ def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
             yield block.mean(axis=1)
     except UNREADABLE as error:
         raise _unreadable(name, error) from error
-
-
-def _checked(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    """Yield blocks (samples,); samples that are not numbers are refused, and a file without samples."""
-    is_empty = True
-    for block in blocks:
-        if not np.isfinite(block).all():
-            raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
-                           "Export it again from the original, or leave it out.")
-        is_empty = False
-        yield block
-    if is_empty:
-        raise KitError(f"{name} has zero length: a header and no samples. Record it again, or leave it out.")
 
 
 def _read_container(path: Path, rate: int, min_rate: int, soundfile_error: Exception) -> Iterator[np.ndarray]:
@@ -290,24 +260,34 @@ def _read_container(path: Path, rate: int, min_rate: int, soundfile_error: Excep
                 types = ", ".join(stream.type for stream in container.streams) or "nothing"
                 raise KitError(f"{path} holds no audio, only {types}. Give the file that has the voice in it.")
             stream = container.streams.audio[0]
-            to_mono = av.AudioResampler("fltp", "mono", _check_rate(stream.rate, str(path), min_rate))
+            to_mono = av.AudioResampler("fltp", "mono", stream.rate)
             frames = itertools.chain(container.decode(stream), [None])  # None flushes the resampler
             blocks = (mono.to_ndarray()[0] for frame in frames for mono in to_mono.resample(frame))
-            yield from _resample_blocks(_checked(blocks, str(path)), stream.rate, rate)
+            yield from _resampled(blocks, stream.rate, rate, str(path), min_rate)
     except av.FFmpegError as error:
         raise KitError(f"{path} cannot be read as audio ({error.strerror or error}). Wanted anything that libsndfile or "
                        "FFmpeg reads: WAV, FLAC, MP3, M4A, MP4, WEBM ...") from error
 
 
-def _resample_blocks(blocks: Iterator[np.ndarray], own_rate: int, rate: int) -> Iterator[np.ndarray]:
-    """Yield blocks of BLOCK_SECONDS at `rate`."""
-    resample_chunk, gathered, count = resampler(own_rate, rate), [], 0
+def _resampled(blocks: Iterator[np.ndarray], own_rate: int, rate: int, name: str,
+               min_rate: int = MIN_SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Yield blocks of about BLOCK_SECONDS at `rate`; refuse telephone audio, samples that are not numbers, and no samples."""
+    if own_rate < min_rate:
+        raise KitError(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. "
+                       f"{own_rate / 1000:g} kHz telephone audio has nothing above {own_rate / 2000:g} kHz, and the voice "
+                       "would learn that. Use the original recording, or leave this one out.")
+    resample_chunk, gathered, seconds = resampler(own_rate, rate), [], 0.0
     for block in blocks:
+        if not np.isfinite(block).all():
+            raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
+                           "Export it again from the original, or leave it out.")
         gathered.append(resample_chunk(np.ascontiguousarray(block, np.float32)))
-        count += len(gathered[-1])
-        if count >= BLOCK_SECONDS * rate:
+        seconds += len(block) / own_rate
+        if sum(map(len, gathered)) >= BLOCK_SECONDS * rate:
             yield np.concatenate(gathered)
-            gathered, count = [], 0
+            gathered = []
+    if not seconds:
+        raise KitError(f"{name} has zero length: a header and no samples. Record it again, or leave it out.")
     yield np.concatenate([*gathered, resample_chunk(np.zeros(0, np.float32), last=True)])
 
 

@@ -11,7 +11,9 @@ import datetime
 import functools
 import io
 import random
+import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +42,7 @@ EVALUATED = 8
 """Clips of each kind that the metric models measure."""
 PEOPLE = [f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")]
 """Prompts of a telephone system, each language spoken by another person."""
-PROMPTS = r"\./usr/share/asterisk/sounds/[^/]+/(?!silence)((?:[\w-]+/)?(?!beep|[\w-]*tone|[\w-]*music)[\w-]+)\.g722"
+NO_SPEECH = r"silence|(?:.*/)?(?:beep|[\w-]*tone|[\w-]*music)"
 SECONDS_PER_VOICE = 300.0
 REMOVED = 0.1
 """The watermark counts as removed if it is detected in a smaller share of the clips."""
@@ -226,16 +228,17 @@ def count_false_alarms(waves: Sequence[np.ndarray], kind: str) -> dict:
 def recorded_voices() -> dict[str, list[np.ndarray]]:
     """Return prompts (samples,) at RATE that five people recorded, by package, none shorter than SHORT_SECONDS."""
     voices = {}
-    for package in examples.download_packages(PEOPLE):
-        clips = [content for _, content in sorted(examples.package_files(package, PROMPTS))
-                 if watermark.SHORT_SECONDS <= len(content) / examples.G722_BYTES_PER_SECOND <= examples.MAX_SECONDS]
-        random.Random(0).shuffle(clips)
-        chosen, total = [], 0.0
-        while clips and total < SECONDS_PER_VOICE:
-            chosen.append(clips.pop())
-            total += len(chosen[-1]) / examples.G722_BYTES_PER_SECOND
-        voices[package.name.split("_")[0]] = [audio.resample(examples.decode_g722(clip), examples.G722_RATE, RATE)
-                                              for clip in chosen]
+    for package in PEOPLE:
+        with tempfile.TemporaryDirectory() as folder:
+            examples.unpack(package, Path(folder))
+            paths = [path for name, path in examples.prompts(Path(folder)) if not re.match(NO_SPEECH, name)
+                     and path.stat().st_size >= watermark.SHORT_SECONDS * examples.G722_BYTES_PER_SECOND]
+            random.Random(0).shuffle(paths)
+            chosen, total = [], 0.0
+            while paths and total < SECONDS_PER_VOICE:
+                chosen.append(audio.resample(examples.decode(paths.pop()), examples.G722_RATE, RATE))
+                total += len(chosen[-1]) / RATE
+        voices[package] = chosen
     return voices
 
 

@@ -2,12 +2,9 @@
 
 import gzip
 import re
-import shutil
 import subprocess
-import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
-from io import BytesIO
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +16,9 @@ from tts_kit.run import SAMPLE_HELD_OUT, SAMPLE_VOICE
 
 PREFIX = "example:"
 CACHE = Path.home() / ".cache" / "tts_kit" / "allison"
-AUDIO_PACKAGE, TEXT_PACKAGE = PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
+AUDIO_PACKAGE, TEXT_PACKAGE = "asterisk-core-sounds-en-g722", "asterisk-core-sounds-en"
 POOL = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/"
-CLIPS = r"\./usr/share/asterisk/sounds/en[^/]*/((?:[\w-]+/)?[\w-]+)\.g722"
 TABLE = "metadata.jsonl"
-TEXTS = r"\./usr/share/doc/[^/]+/(core-sounds-en\.txt)\.gz"
-MAX_TEXT_BYTES = 1_000_000
-MAX_PACKAGE_BYTES = 100_000_000
 MIN_SECONDS, MAX_SECONDS = 1.2, 30.0
 """A shorter prompt is a word or a tone."""
 G722_RATE, G722_BYTES_PER_SECOND = 16_000, 8_000
@@ -56,92 +49,54 @@ def allison() -> Path:
     """Return the folder of Allison Smith's prompts with their texts, downloaded and decoded if it is not there yet."""
     folder = CACHE / "voice"
     if not (folder / TABLE).is_file():
-        audio_package, text_package = download_packages(PACKAGES)
-        texts, clips = _read_texts(text_package), dict(package_files(audio_package, CLIPS))
-        usable = {name: texts[name] for name in sorted(clips) if _is_usable(len(clips[name]), texts.get(name, ""))}
-        if not usable:
-            raise KitError(f"{audio_package.name} and {text_package.name} hold no prompt with its text. Delete both in "
-                           f"{CACHE} and run the same command again.")
-        with io.atomic_folder(folder) as staging:
-            for name in tqdm(usable, desc="decoding", unit="clip"):
-                audio.write(staging / f"{name}.flac", decode_g722(clips[name]), G722_RATE)
-            # prompts of one family share half sentences, so families are held out as a whole
-            io.write_rows(staging / TABLE, ({"file_name": f"{name}.flac", "text": text, "source": "allison",
-                                             "session": re.split("[-/]", name)[0]} for name, text in usable.items()))
+        with tempfile.TemporaryDirectory() as unpacked, io.atomic_folder(folder) as staging:
+            unpack(TEXT_PACKAGE, Path(unpacked))
+            unpack(AUDIO_PACKAGE, Path(unpacked))
+            texts, rows = _read_texts(Path(unpacked)), []
+            for name, path in tqdm(list(prompts(Path(unpacked))), desc="decoding", unit="clip"):
+                # the texts of sounds and of silence have signs
+                if (text := texts.get(name)) and not set(text) & set("[]<>()*#@"):
+                    audio.write(staging / f"{name}.flac", decode(path), G722_RATE)
+                    # prompts of one family share half sentences, so families are held out as a whole
+                    rows.append({"file_name": f"{name}.flac", "text": text, "source": "allison",
+                                 "session": re.split("[-/]", name)[0]})
+            io.write_rows(staging / TABLE, rows)
             io.write_text(staging / "LICENSE.txt", LICENSE)
-        minutes = sum(len(clips[name]) for name in usable) / G722_BYTES_PER_SECOND / 60
-        print(f"{folder}: {len(usable)} of {len(clips)} prompts, {minutes:.1f} minutes; left out: sounds, silence, prompts "
-              f"with signs or without a text, and those shorter than {MIN_SECONDS} s or longer than {MAX_SECONDS:.0f} s.")
+        print(f"{folder}: {len(rows)} prompts; left out: sounds, silence, prompts with signs or without a text, and those "
+              f"shorter than {MIN_SECONDS} s or longer than {MAX_SECONDS:.0f} s.")
     print(LICENSE)
     return folder
 
 
-def download_packages(names: Sequence[str]) -> list[Path]:
-    """Return Debian packages as files in CACHE, downloaded by apt if they are not there yet; nothing is installed."""
-    def find(name: str) -> Path | None:
-        return next((path for path in sorted(CACHE.glob(f"{name}_*.deb")) if path.is_file()), None)
-
-    if missing := [name for name in names if find(name) is None]:
-        remedy = (f"Download {' and '.join(missing)} from {POOL} (the files end in _all.deb), put them into {CACHE}, and "
-                  "run the same command again.")
-        if not shutil.which("apt-get"):
-            raise KitError(f"{' and '.join(missing)} are packages of Debian and Ubuntu, and apt-get is missing. {remedy}")
-        with io.explain_os_errors(CACHE):
-            CACHE.mkdir(parents=True, exist_ok=True)
-        result = subprocess.run(["apt-get", "download", *missing], cwd=CACHE, capture_output=True, text=True, check=False)
-        if result.returncode or not all(map(find, names)):
-            errors = [line for line in result.stderr.splitlines() if line.startswith("E:")] or ["E: no reason given"]
-            raise KitError(f"apt-get download {' '.join(missing)} failed ({errors[0][2:].strip()}). Refresh its lists with "
-                           f"`sudo apt-get update` and try again. {remedy}")
-    return [find(name) for name in names]
-
-
-def package_files(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Yield (first group, content) of each plain file of a Debian package whose path matches; nothing is written to disk."""
-    if not shutil.which("dpkg-deb"):
-        raise KitError(f"{package} is unpacked by dpkg-deb, which is missing. Install dpkg, or give your own clips.")
-    remedy = f"Delete {package} and run the same command again: it is downloaded anew."
-    size = 0
-    command = ["dpkg-deb", "--fsys-tarfile", package]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|*") as archive:
-                for member in archive:
-                    size += max(0, member.size)
-                    if size > MAX_PACKAGE_BYTES:
-                        raise KitError(f"{package} holds more than {MAX_PACKAGE_BYTES / 1e6:.0f} MB, so it is not the "
-                                       f"expected package. {remedy}")
-                    if (match := re.fullmatch(pattern, member.name)) and member.isfile():
-                        yield match[1], archive.extractfile(member).read()
-        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
-            raise KitError(f"{package} cannot be read as a Debian package ({reason(error)}). {remedy}") from error
-        finally:
-            process.kill()
-
-
-def decode_g722(content: bytes) -> np.ndarray:
-    """Decode G.722 at 64 kbit/s to (samples,) float32 at G722_RATE."""
+def unpack(package: str, folder: Path) -> None:
+    """Unpack a Debian package into a folder, downloaded by apt if CACHE does not hold it yet; nothing is installed."""
     try:
-        import av
-    except ImportError as error:
-        raise KitError("the prompts of example:allison are G.722, which PyAV decodes. Install it: pip install av") from error
-    decoder = av.CodecContext.create("g722", "r")
-    frames = [*decoder.decode(av.Packet(content)), *decoder.decode(None)]
-    return np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.float32) / 2 ** 15
+        CACHE.mkdir(parents=True, exist_ok=True)
+        if not list(CACHE.glob(f"{package}_*.deb")):
+            subprocess.run(["apt-get", "download", package], cwd=CACHE, check=True, capture_output=True, text=True)
+        for path in CACHE.glob(f"{package}_*.deb"):
+            subprocess.run(["dpkg-deb", "--extract", path, folder], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise KitError(f"{package}, a package of Debian and Ubuntu, cannot be downloaded by apt-get and unpacked by dpkg-deb "
+                       f"({(getattr(error, 'stderr', '') or reason(error)).strip()}). Try `sudo apt-get update`, or download "
+                       f"it from {POOL} (the file ends in _all.deb) into {CACHE}, in place of what is there.") from error
 
 
-def _read_texts(package: Path) -> dict[str, str]:
+def prompts(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name and file of every prompt of a useful duration in an unpacked package."""
+    for path in sorted(folder.glob("usr/share/asterisk/sounds/*/**/*.g722")):
+        if not path.is_symlink() and MIN_SECONDS <= path.stat().st_size / G722_BYTES_PER_SECOND <= MAX_SECONDS:
+            yield "/".join(path.relative_to(folder).with_suffix("").parts[5:]), path
+
+
+def decode(path: Path) -> np.ndarray:
+    """Decode a G.722 file to (samples,) at G722_RATE."""
+    return np.concatenate(list(audio.read_blocks(path, G722_RATE)))
+
+
+def _read_texts(folder: Path) -> dict[str, str]:
     """Return the text of each prompt by its name."""
-    content = b"".join(content for _, content in package_files(package, TEXTS))
-    try:
-        with gzip.open(BytesIO(content)) as file:
-            lines = file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").splitlines()
-    except (EOFError, OSError, zlib.error) as error:
-        raise KitError(f"the texts in {package} cannot be read ({error}). Delete it and start again.") from error
+    content = next(folder.glob("usr/share/doc/*/core-sounds-en.txt.gz")).read_bytes()
+    lines = gzip.decompress(content).decode("utf-8", "replace").splitlines()
     pairs = (line.partition(":")[::2] for line in lines if not line.startswith(";"))
     return {prompt.strip(): " ".join(text.split()) for prompt, text in pairs}
-
-
-def _is_usable(size: int, text: str) -> bool:
-    """Whether a prompt is plain speech of a useful duration; the texts of sounds and of silence have signs."""
-    return bool(text) and not set(text) & set("[]<>()*#@") and MIN_SECONDS <= size / G722_BYTES_PER_SECOND <= MAX_SECONDS

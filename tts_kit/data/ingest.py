@@ -47,17 +47,16 @@ def ingest(source: str | Path, run: Run, device_config: DeviceConfig, asr_model:
     """Segment and transcribe recordings; returns the folder of clips with texts, to be given to `prepare`.
 
     Without a `verify_asr_model` a smaller model than the first transcribes everything a second time."""
-    if not (files := find_recordings(source, run)):
+    if not (files := list_recordings(download(str(source), run.folder / DOWNLOADS) if is_url(source) else source)):
         raise KitError(f"{source} holds no recordings without transcripts. Give it to prepare as it is.")
-    models = load_asr_models(device_config, asr_model, verify_asr_model, language)
-    folder = export_reviewed(segment_and_transcribe(files, run, *models, language), run, speaker)
+    first, second = transcribe.load(asr_model, device_config), None
+    transcribe.check_language(language)
+    if verify_asr_model != NO_SECOND_PASS:
+        second = (transcribe.load(verify_asr_model, device_config) if verify_asr_model else
+                  transcribe.second_pass_model(first, device_config))
+    folder = export_reviewed(segment_and_transcribe(files, run, first, second, language), run, speaker)
     print(f"Correct the texts: tts-kit review --run {run.name}")
     return folder
-
-
-def find_recordings(source: str | Path, run: Run) -> list[Path]:
-    """The recordings of a source, downloaded first if it is a URL; empty if it has transcripts."""
-    return list_recordings(download(str(source), run.folder / DOWNLOADS) if is_url(source) else source)
 
 
 def list_recordings(source: str | Path) -> list[Path]:
@@ -117,30 +116,9 @@ def download(url: str, folder: Path) -> Path:
     return next(own_folder.iterdir())
 
 
-def load_asr_models(device_config: DeviceConfig, asr_model: str = "", verify_asr_model: str = "",
-                    language: str = "") -> tuple[Transcriber, Transcriber | None]:
-    """Load the ASR models of both passes; the second is None if it was switched off."""
-    first = transcribe.load(asr_model, device_config)
-    transcribe.check_language(language)
-    if verify_asr_model == NO_SECOND_PASS:
-        return first, None
-    if verify_asr_model:
-        return first, transcribe.load(verify_asr_model, device_config)
-    return first, transcribe.second_pass_model(first, device_config)
-
-
 def segment_and_transcribe(files: Sequence[Path], run: Run, first: Transcriber, second: Transcriber | None = None,
                            language: str = "") -> ReviewStore:
-    """Segment new recordings and transcribe them with all earlier ones of the run; finished work is reused."""
-    folders = segment_files(files, run)
-    io.write_json(run.segments / ASR_MODELS, {"asr_model": first.name, "verify_asr_model": second.name if second else ""})
-    for folder in folders:
-        transcribe_segments(folder, first, second, language)
-    return load_review(run)
-
-
-def segment_files(files: Sequence[Path], run: Run) -> list[Path]:
-    """Segment every usable recording and name the others; returns the folders of all recordings of the run."""
+    """Segment new recordings, naming those that cannot be used, and transcribe them with all earlier ones of the run."""
     failures = []
     for file in files:
         try:
@@ -150,18 +128,16 @@ def segment_files(files: Sequence[Path], run: Run) -> list[Path]:
             print(error)
     if len(failures) == len(files):
         raise KitError(f"none of {len(files)} recordings can be used. {failures[0]}")
-    return segment.segment_folders(run.segments)
-
-
-def transcribe_segments(folder: Path, first: Transcriber, second: Transcriber | None = None, language: str = "") -> None:
-    """Embed the speakers and transcribe the clips of one recording; writes only inside its folder."""
-    speaker_embedding.embed_folder(folder)
-    transcripts = transcribe.transcribe(folder, first, language)
-    language = language or (transcripts[0].language if transcripts else "")
-    if second and second.language not in ("", language):
-        print(f"There is no second pass in {language!r}: {second.name} knows {second.language!r} alone.")
-    elif second:
-        transcribe.transcribe(folder, second, language)
+    io.write_json(run.segments / ASR_MODELS, {"asr_model": first.name, "verify_asr_model": second.name if second else ""})
+    for folder in segment.segment_folders(run.segments):
+        speaker_embedding.embed_folder(folder)
+        transcripts = transcribe.transcribe(folder, first, language)
+        detected = language or (transcripts[0].language if transcripts else "")
+        if second and second.language not in ("", detected):
+            print(f"There is no second pass in {detected!r}: {second.name} knows {second.language!r} alone.")
+        elif second:
+            transcribe.transcribe(folder, second, detected)
+    return load_review(run)
 
 
 def asr_models(run: Run) -> dict[str, str]:

@@ -17,22 +17,20 @@ async function request(path, options = {}) {
   }
   if (response.ok) return response;
   const failure = await response.json();
-  throw Object.assign(new Error(failure.error), { current: failure.current, isConflict: response.status === 409 });
+  throw new Error(failure.error);
 }
 
-/** Edits are sent one after another, so that each has the revision that the one before made. */
+/** Edits are sent one after another, in the order in which they were made. */
 function edit(change) {
   pending = pending.then(async () => {
-    const revisions = change.action === "undo" ? {} : { revision: clips.get(change.id)?.revision };
-    if (change.other) revisions.other_revision = clips.get(change.other)?.revision;
     try {
-      const response = await request("edit", { method: "POST", body: JSON.stringify({ ...change, ...revisions }) });
+      const response = await request("edit", { method: "POST", body: JSON.stringify(change) });
       const result = await response.json();
       update(result.changed, result.order);
       showMessage("");
       return true;
     } catch (error) {
-      error.isConflict ? showConflict(change, error) : showMessage(error.message);
+      showMessage(error.message);
       return false;
     }
   });
@@ -47,24 +45,8 @@ function update(changed, newOrder) {
   draw();
 }
 
-/** The clip was changed elsewhere: show its current text and let the person choose. */
-function showConflict(change, error) {
-  if (error.current) clips.set(error.current.id, error.current);
-  draw();
-  const overwrite = button("Keep mine", () => { showMessage(""); edit(change); });
-  const discard = button("Take theirs", () => { typed = null; showMessage(""); draw(); });
-  const reload = button("Reload", () => location.reload());
-  showMessage(error.message, ...(error.current && change.action === "text" ? [overwrite, discard] : [reload]));
-}
-
-function showMessage(message, ...buttons) {
-  ui.message.replaceChildren(message, ...buttons);
-}
-
-function button(label, onClick) {
-  const element = Object.assign(document.createElement("button"), { type: "button", textContent: label });
-  element.addEventListener("click", onClick);
-  return element;
+function showMessage(message) {
+  ui.message.textContent = message;
 }
 
 /** The ids in the list, in its order. */

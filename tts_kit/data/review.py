@@ -1,13 +1,13 @@
 """The review: a person listens to the clips of a run on a local page and corrects their texts, the most doubtful first.
 
 Every edit is appended to a history on disk before it is confirmed, and the state is what the history adds up to: a killed
-process loses nothing, undo takes back the last edit, and an edit made on an outdated state is refused. The server listens on
-this machine only and answers only requests with the token in its URL.
+process loses nothing, and undo takes back the last edit. The server listens on this machine only and answers only requests
+with the token in its URL.
 """
 
 import dataclasses
+import functools
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from tts_kit import audio, colab, html, text
 from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
@@ -51,7 +50,6 @@ class ReviewClip:
     transcript: str  # what the ASR model wrote
     flags: tuple[Flag, ...] = ()
     state: str = NEW
-    revision: int = 0  # number of the last edit that changed it
 
     @property
     def seconds(self) -> float:
@@ -61,14 +59,6 @@ class ReviewClip:
     def score(self) -> float:
         """How doubtful its flags make it, 0 to 1."""
         return quality_flags.combined_score(self.flags)
-
-
-class EditConflict(KitError):
-    """An edit was made on an outdated state of its clip; `current` is the clip as it is now, None if it is gone."""
-
-    def __init__(self, message: str, current: ReviewClip | None = None):
-        super().__init__(message)
-        self.current = current
 
 
 class ReviewStore:
@@ -90,12 +80,16 @@ class ReviewStore:
             return list(self._clips.values())
 
     def edit(self, request: dict) -> list[ReviewClip]:
-        """Validate one edit, write it to disk and apply it; returns the clips that it changed or added."""
+        """Apply one edit and write it to disk; returns the clips that it changed or added."""
         with self._lock:
             self._reload()
-            edit = validate(request, self._clips)
-            if "id" in edit:
-                edit["segments"] = self._segments[_recording(edit)]
+            if not isinstance(request, dict):
+                raise KitError("the request is no edit. Reload the page.")
+            if request.get("action") == "undo":
+                edit = {"action": "undo"}
+            else:
+                apply(self._clips, request)  # refuses what is no edit
+                edit = request | {"segments": self._segments[_recording(request)]}
             before, path = self._clips, self.folder / HISTORY
             with explain_os_errors(path), open(path, "ab") as file:
                 file.write(json.dumps(edit, ensure_ascii=False).encode() + b"\n")
@@ -106,10 +100,9 @@ class ReviewStore:
 
     def read_audio(self, id: str) -> np.ndarray:
         """(samples,) at 24 kHz of a clip."""
-        for clip in self.clips:
-            if clip.id == id:
-                return self.read_spans(clip.spans)
-        raise KitError(f"there is no clip {id!r}. Reload the page.")
+        with self._lock:
+            spans = _find(self._clips, id).spans
+        return self.read_spans(spans)
 
     def read_spans(self, spans: Sequence[Span]) -> np.ndarray:
         """(samples,) at 24 kHz of several spans in a row."""
@@ -133,110 +126,78 @@ class ReviewStore:
         self._clips, self._size = replay(self._original, edits), len(complete)
 
 
-def replay(original: dict[str, ReviewClip], edits: list[dict]) -> dict[str, ReviewClip]:
-    """The clips after a history of edits."""
-    standing: list[int] = []
-    undone: dict[str, int] = {}
-    for number, edit in enumerate(edits, 1):
+def replay(clips: dict[str, ReviewClip], edits: list[dict]) -> dict[str, ReviewClip]:
+    """The clips after a history of edits; an undo takes back the last one that stands."""
+    standing: list[dict] = []
+    for edit in edits:
         if edit["action"] != "undo":
-            standing.append(number)
+            standing.append(edit)
         elif standing:
-            taken_back = edits[standing.pop() - 1]
-            undone |= dict.fromkeys((taken_back["id"], taken_back.get("other", taken_back["id"])), number)
-    clips = dict(original)
-    for number in standing:
-        clips = _apply(clips, edits[number - 1], number)
-    for id, number in undone.items():  # an undo is a change as well: a page that did not see it is outdated
-        if id in clips and clips[id].revision < number:
-            clips[id] = dataclasses.replace(clips[id], revision=number)
-    return clips
+            standing.pop()
+    return functools.reduce(apply, standing, clips)
 
 
-def validate(request: dict, clips: dict[str, ReviewClip]) -> dict:
-    """The edit as the history keeps it; requests come from a browser and can hold anything."""
-    if not isinstance(request, dict):
-        raise KitError("the request is no edit. Reload the page.")
-    if request.get("action") == "undo":
-        return {"action": "undo"}
-    clip = _current(request, "id", "revision", clips)
-    edit = {"action": request.get("action"), "id": clip.id}
-    match edit["action"]:
+def apply(clips: dict[str, ReviewClip], edit: dict) -> dict[str, ReviewClip]:
+    """The clips after one edit, which comes from a browser and can hold anything; the order stays."""
+    clip = _find(clips, edit.get("id"))
+    match edit.get("action"):
         case "text":
-            return edit | {"text": _valid_text(request.get("text")), "checked": request.get("checked", True) is True}
-        case "check" | "drop" | "restore":
-            if edit["action"] == "check" and not clip.text:
-                raise KitError(f"{clip.id} has no text yet. Write what is said, or drop it.")
-            return edit
+            state = CHECKED if edit.get("checked", True) is True else clip.state
+            new = [dataclasses.replace(clip, text=_valid_text(edit.get("text")), state=state)]
+        case "check" if not clip.text:
+            raise KitError(f"{clip.id} has no text yet. Write what is said, or drop it.")
+        case "check" | "drop" | "restore" as action:
+            new = [dataclasses.replace(clip, state={"check": CHECKED, "drop": DROPPED, "restore": NEW}[action])]
         case "split":
-            at, texts = request.get("at"), request.get("texts")
-            if not isinstance(at, int | float) or not MIN_SPLIT_SECONDS <= at <= clip.seconds - MIN_SPLIT_SECONDS:
-                raise KitError(f"{clip.id}: a split leaves at least {MIN_SPLIT_SECONDS:g} s on each side. Move the cursor.")
-            if not isinstance(texts, list) or len(texts) != 2:
-                raise KitError("wanted two texts, one for each half. Reload the page.")
-            return edit | {"at": round(float(at), 3), "texts": [_valid_text(half) for half in texts]}
+            new = _split(clip, edit.get("at"), edit.get("texts"))
         case "merge":
-            other = _current(request, "other", "other_revision", clips)
-            order = list(clips)
-            if order.index(other.id) != order.index(clip.id) + 1 or other.recording != clip.recording:
-                raise KitError(f"{other.id} does not follow {clip.id} in the recording; only neighbours can be merged.")
-            return edit | {"other": other.id}
-    raise KitError(f"{str(edit['action'])[:60]!r} is no edit. Reload the page.")
-
-
-def _apply(clips: dict[str, ReviewClip], edit: dict, number: int) -> dict[str, ReviewClip]:
-    """The clips after one edit; the order stays, halves replace the clip that was split."""
-    clip = clips[edit["id"]]
-    match edit["action"]:
-        case "text":
-            state = CHECKED if edit["checked"] else clip.state
-            new = [dataclasses.replace(clip, text=edit["text"], state=state, revision=number)]
-        case "check" | "drop" | "restore":
-            state = {"check": CHECKED, "drop": DROPPED, "restore": NEW}[edit["action"]]
-            new = [dataclasses.replace(clip, state=state, revision=number)]
-        case "split":
-            new = [dataclasses.replace(clip, id=f"{clip.id}{letter}", spans=spans, text=half_text, revision=number)
-                   for letter, spans, half_text in zip("ab", _split_spans(clip.spans, edit["at"]), edit["texts"])]
-        case "merge":
-            other = clips[edit["other"]]
-            new = [dataclasses.replace(clip, spans=clip.spans + other.spans, text=f"{clip.text} {other.text}".strip(),
-                                       transcript=f"{clip.transcript} {other.transcript}", flags=clip.flags + other.flags,
-                                       state=NEW, revision=number)]
+            new = [_merge(clips, clip, _find(clips, edit.get("other")))]
+        case action:
+            raise KitError(f"{str(action)[:60]!r} is no edit. Reload the page.")
     after: dict[str, ReviewClip] = {}
     for id, unchanged in clips.items():
         if id == clip.id:
             after |= {changed.id: changed for changed in new}
-        elif id != edit.get("other"):
+        elif edit["action"] != "merge" or id != edit["other"]:
             after[id] = unchanged
     return after
 
 
-def _split_spans(spans: tuple[Span, ...], at: float) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """The spans before and after `at` seconds."""
+def _find(clips: dict[str, ReviewClip], id: object) -> ReviewClip:
+    if not isinstance(id, str) or id not in clips:
+        raise KitError(f"there is no clip {str(id)[:60]!r} any more: it was split or merged elsewhere. Reload the page.")
+    return clips[id]
+
+
+def _split(clip: ReviewClip, at: object, texts: object) -> list[ReviewClip]:
+    """The two halves of a clip, before and after `at` seconds."""
+    if not isinstance(at, int | float) or not MIN_SPLIT_SECONDS <= at <= clip.seconds - MIN_SPLIT_SECONDS:
+        raise KitError(f"{clip.id}: a split leaves at least {MIN_SPLIT_SECONDS:g} s on each side. Move the cursor.")
+    if not isinstance(texts, list) or len(texts) != 2:
+        raise KitError("wanted two texts, one for each half. Reload the page.")
     before, after, passed = [], [], 0.0
-    for span in spans:
+    for span in clip.spans:
         border = span.start + at - passed
         passed += span.end - span.start
         if border > span.start:
             before.append(dataclasses.replace(span, end=min(span.end, border)))
         if border < span.end:
             after.append(dataclasses.replace(span, start=max(span.start, border)))
-    return tuple(before), tuple(after)
+    return [dataclasses.replace(clip, id=f"{clip.id}{letter}", spans=tuple(spans), text=_valid_text(text))
+            for letter, spans, text in zip("ab", (before, after), texts)]
+
+
+def _merge(clips: dict[str, ReviewClip], clip: ReviewClip, other: ReviewClip) -> ReviewClip:
+    order = list(clips)
+    if order.index(other.id) != order.index(clip.id) + 1 or other.recording != clip.recording:
+        raise KitError(f"{other.id} does not follow {clip.id} in the recording; only neighbours can be merged.")
+    return dataclasses.replace(clip, spans=clip.spans + other.spans, text=f"{clip.text} {other.text}".strip(), state=NEW,
+                               transcript=f"{clip.transcript} {other.transcript}", flags=clip.flags + other.flags)
 
 
 def _recording(edit: dict) -> str:
     """The recording that an edit is about, which its clip's id begins with; empty for an undo."""
     return edit.get("id", "").partition("/")[0]
-
-
-def _current(request: dict, id_key: str, revision_key: str, clips: dict[str, ReviewClip]) -> ReviewClip:
-    """The clip that an edit names, if the editor saw its current revision."""
-    id = request.get(id_key)
-    clip = clips.get(id) if isinstance(id, str) else None
-    if clip is None:
-        raise EditConflict(f"there is no clip {str(id)[:60]!r} any more: it was split or merged elsewhere.")
-    if request.get(revision_key) != clip.revision:
-        raise EditConflict(f"{clip.id} was changed elsewhere in the meantime. Its text now: {clip.text}", clip)
-    return clip
 
 
 def _valid_text(value: object) -> str:
@@ -298,6 +259,7 @@ def app(store: ReviewStore, token: str, title: str):
     """The page and its API as an ASGI application."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -305,7 +267,7 @@ def app(store: ReviewStore, token: str, title: str):
 
     def check_token(given: str | None) -> None:
         if not secrets.compare_digest((given or "").encode(), token.encode()):
-            raise _WrongToken("Wrong token: open the address that the review printed.")
+            raise HTTPException(403, "Wrong token: open the address that the review printed.")
 
     def index(request) -> Response:
         check_token(request.query_params.get("token"))
@@ -317,10 +279,8 @@ def app(store: ReviewStore, token: str, title: str):
 
     def clip_audio(request) -> Response:
         check_token(request.headers.get("x-token"))
-        buffer = io.BytesIO()
-        samples = store.read_audio(request.query_params.get("id", ""))
-        soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-        return Response(buffer.getvalue(), media_type="audio/wav", headers={"Cache-Control": "no-store"})
+        content = audio.encode(store.read_audio(request.query_params.get("id", "")), SAMPLE_RATE, "wav")
+        return Response(content, media_type="audio/wav", headers={"Cache-Control": "no-store"})
 
     async def edit(request) -> Response:
         check_token(request.headers.get("x-token"))
@@ -331,13 +291,10 @@ def app(store: ReviewStore, token: str, title: str):
             raise KitError("the request is no JSON. Reload the page.") from error
         return JSONResponse({"changed": [clip_json(clip) for clip in changed], "order": [clip.id for clip in store.clips]})
 
-    def explain(_request, error: KitError) -> Response:
-        if isinstance(error, EditConflict):
-            return JSONResponse({"error": str(error), "current": error.current and clip_json(error.current)}, 409)
-        return JSONResponse({"error": str(error)}, 403 if isinstance(error, _WrongToken) else 400)
-
+    handlers = {KitError: lambda _, error: JSONResponse({"error": str(error)}, 400),
+                HTTPException: lambda _, error: JSONResponse({"error": error.detail}, error.status_code)}
     return Starlette(routes=[Route("/", index), Route("/clips", clips), Route("/audio", clip_audio),
-                             Route("/edit", edit, methods=["POST"])], exception_handlers={KitError: explain})
+                             Route("/edit", edit, methods=["POST"])], exception_handlers=handlers)
 
 
 def page(title: str) -> tuple[str, str]:
@@ -348,9 +305,5 @@ def page(title: str) -> tuple[str, str]:
 def clip_json(clip: ReviewClip) -> dict:
     """A clip as the page gets it, without any path of this machine."""
     return {"id": clip.id, "recording": clip.recording, "seconds": round(clip.seconds, 2), "text": clip.text,
-            "transcript": clip.transcript, "state": clip.state, "revision": clip.revision, "score": round(clip.score, 3),
+            "transcript": clip.transcript, "state": clip.state, "score": round(clip.score, 3),
             "flags": [flag.reason for flag in clip.flags]}
-
-
-class _WrongToken(KitError):
-    pass

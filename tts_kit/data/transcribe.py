@@ -43,15 +43,14 @@ class Transcript:
     text: str  # normalised; empty if nothing speakable was recognised
     original_text: str  # as the model wrote it
     confidence: float  # geometric mean of the token probabilities, 0 to 1
-    no_speech_prob: float
     language: str = ""  # two letters: the language it was transcribed as
 
 
 @dataclass(frozen=True)
 class Transcriber:
     name: str
-    transcribe: Callable[[np.ndarray, str], tuple[str, float, float]]
-    """((samples,) at 16 kHz, language) -> text, confidence, no-speech probability."""
+    transcribe: Callable[[np.ndarray, str], tuple[str, float]]
+    """((samples,) at 16 kHz, language) -> text, confidence."""
     detect_language: Callable[[np.ndarray], str]  # (samples,) at 16 kHz -> the language's two letters
     language: str = ""  # the only language the model knows; empty for a multilingual one
 
@@ -82,17 +81,16 @@ def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu
         torch.set_num_threads(torch_threads)  # loading sets those of OpenMP, which torch uses too
 
 
-def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int | None = None) -> tuple[str, float, float]:
-    """Transcribe (samples,) at 16 kHz with a WhisperModel: text, confidence, no-speech probability."""
+def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int | None = None) -> tuple[str, float]:
+    """Transcribe (samples,) at 16 kHz with a WhisperModel: text and confidence."""
     # another temperature would sample, and earlier text would bias the model towards what it expects
     segments, _ = model.transcribe(samples, language=language, beam_size=5, temperature=0.0, without_timestamps=True,
                                    condition_on_previous_text=False, vad_filter=False, max_new_tokens=max_new_tokens)
     segments = list(segments)
     if not segments:
-        return "", 0.0, 1.0
+        return "", 0.0
     logprob = np.average([part.avg_logprob for part in segments], weights=[max(1, len(part.tokens)) for part in segments])
-    return (" ".join(part.text.strip() for part in segments), float(np.exp(logprob)),
-            max(part.no_speech_prob for part in segments))
+    return " ".join(part.text.strip() for part in segments), float(np.exp(logprob))
 
 
 def second_pass_model(first: Transcriber, device_config: DeviceConfig) -> Transcriber | None:
@@ -115,12 +113,12 @@ def transcribe(folder: Path, transcriber: Transcriber, language: str = "") -> li
         beginning = np.concatenate([audio.read(folder / clip.file, SAMPLE_RATE) for clip in clips[:LANGUAGE_CLIPS]])
         language = transcriber.detect_language(beginning)
     for number, file in enumerate(tqdm(missing, desc=f"transcribing, {transcriber.name}", unit="clip", disable=not missing)):
-        original, confidence, no_speech_prob = transcriber.transcribe(audio.read(folder / file, SAMPLE_RATE), language)
+        original, confidence = transcriber.transcribe(audio.read(folder / file, SAMPLE_RATE), language)
         try:
             normalized = text.normalize(original)
         except KitError:  # nothing that can be spoken; the review shows it first
             normalized, confidence = "", 0.0
-        done[file] = Transcript(file, normalized, original, round(confidence, 4), round(no_speech_prob, 4), language)
+        done[file] = Transcript(file, normalized, original, round(confidence, 4), language)
         if number % SAVE_EVERY == 0:
             io.write_rows(table, map(dataclasses.asdict, done.values()))
     transcripts = [done[clip.file] for clip in clips]
