@@ -158,7 +158,7 @@ def test_what_is_said_again_keeps_its_date(run):
 def test_a_broken_record_is_named(run, broken):
     """Mistake: a traceback, or a record half read."""
     made = dataclasses.asdict(consent.record(run, "Anna", "own", STATEMENT))
-    spoiled = {None: json.dumps(made | {"clips": "many"}), "kind": json.dumps(made | {"kind": "none"})}.get(broken, broken)
+    spoiled = {None: json.dumps(made | {"statement": 7}), "kind": json.dumps(made | {"kind": "none"})}.get(broken, broken)
     (run.folder / consent.FILE).write_text(spoiled)
     with pytest.raises(KitError, match="consent.json|no kind of consent"):
         consent.problem(run)

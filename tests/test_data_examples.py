@@ -16,7 +16,6 @@ from tts_kit import cli
 from tts_kit.config import Config
 from tts_kit.data import examples, prepare
 from tts_kit.errors import KitError
-from tts_kit.io import read_rows
 from tts_kit.run import Run
 
 SOUNDS = "usr/share/asterisk/sounds/en_US_f_Allison"
@@ -33,8 +32,8 @@ PROMPTS = {f"{family}-{number}": prompt(10 * place + number) for place, family i
 SPOKEN = {f"./{SOUNDS}/{name}.g722": content for name, content in {
     **PROMPTS, "letters/at": prompt(1), "beep": prompt(2), "short": prompt(3, 0.5), "long": prompt(4, 30.1),
     "untold": prompt(5), "silence/1": prompt(6)}.items()}
-LINES = ["; Sounds", "", *(f"{name}: What {name}  says." for name in PROMPTS), "a-3: A link.", "letters/at: at [@]", "beep: [a tone]",
-         "short: Short.", "long: Long.", "silence/1: (1 second of silence)"]
+LINES = ["; Sounds", "", *(f"{name}: What {name}  says." for name in PROMPTS), "a-3: A link.", "letters/at: at [@]",
+         "beep: [a tone]", "short: Short.", "long: Long.", "silence/1: (1 second of silence)"]
 WRITTEN = {f"./{TEXTS}": gzip.compress("\n".join(LINES).encode())}
 
 

@@ -97,7 +97,7 @@ def test_a_second_batch_with_another_model_covers_the_first_recordings_too(run, 
     shutil.copytree(run.segments, copy.segments)
     samples, rate = soundfile.read(RECORDING, frames=20 * 24_000)
     soundfile.write(tmp_path / "more.wav", samples, rate)
-    other = transcribe.Transcriber("other", lambda samples, language: ("Some words.", 0.9, 0.1), lambda samples: "en")
+    other = transcribe.Transcriber("other", lambda samples, language: ("Some words.", 0.9), lambda samples: "en")
     store = ingest.segment_and_transcribe([tmp_path / "more.wav"], copy, other)
     recordings = [folder.name for folder in segment.segment_folders(copy.segments)]
     assert {clip.recording for clip in store.clips} == set(recordings) and len(recordings) == 2

@@ -76,7 +76,7 @@ def test_everything_is_accounted_for(place):
     found = report.analyse(place)
     assert found.rejected == {"noisy": (2, pytest.approx(0.2)), "could not be used": (1, None)}
     assert found.minutes == pytest.approx(sum(each.seconds for each in manifest.read(place.data)) / 60)
-    assert len(found.segments) == 3
+    assert len(found.rejected_segments) == 2
     page = report.write(place, found).read_text(encoding="utf-8")
     counts = re.findall(r"<th>(?!left)[^<]+</th><td>(\d+)</td>", page)
     assert sum(map(int, counts)) == 12

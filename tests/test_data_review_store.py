@@ -87,7 +87,7 @@ def test_undo_takes_back_one_edit_after_the_other(folder):
 
 
 def test_two_tabs_see_the_edits_of_each_other(folder):
-    """Mistake: a second tab or server splits or corrects a clip that is not there any more, and nobody can open the review."""
+    """Mistake: a second tab corrects a clip that is not there any more, and nobody can open the review again."""
     first, second = ReviewStore(folder, "base"), ReviewStore(folder, "base")
     edit(first, "monday/00001", action="split", at=1.0, texts=["First", "tab"])
     with pytest.raises(KitError, match="no clip 'monday/00001' any more"):

@@ -271,7 +271,7 @@ def _read_container(path: Path, rate: int, min_rate: int, soundfile_error: Excep
 
 def _resampled(blocks: Iterator[np.ndarray], own_rate: int, rate: int, name: str,
                min_rate: int = MIN_SAMPLE_RATE) -> Iterator[np.ndarray]:
-    """Yield blocks of about BLOCK_SECONDS at `rate`; refuse telephone audio, samples that are not numbers, and no samples."""
+    """Yield blocks of about BLOCK_SECONDS at `rate`; refuse telephone audio, NaN and infinity, and no samples."""
     if own_rate < min_rate:
         raise KitError(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. "
                        f"{own_rate / 1000:g} kHz telephone audio has nothing above {own_rate / 2000:g} kHz, and the voice "

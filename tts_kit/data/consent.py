@@ -44,12 +44,13 @@ def read(folder: str | Path) -> Consent | None:
     if not path.is_file():
         return None
     remedy = "Repair it, or delete it and record the consent again: tts-kit consent --run NAME"
-    record = read_json(path, remedy)
-    types = {field.name: (int, float) if field.type is float else field.type for field in dataclasses.fields(Consent)}
-    if set(record) != set(types) or not all(isinstance(record[name], kind) for name, kind in types.items()):
-        raise KitError(f"{path} is no record of consent: wanted {', '.join(types)}. {remedy}")
-    _check(record["who"], record["kind"], record["statement"])
-    return Consent(**record)
+    try:
+        consent = Consent(**read_json(path, remedy))
+        _check(consent.who, consent.kind, consent.statement)
+    except TypeError as error:
+        fields = ", ".join(field.name for field in dataclasses.fields(Consent))
+        raise KitError(f"{path} is no record of consent: wanted {fields}. {remedy}") from error
+    return consent
 
 
 def record(run: Run, who: str, kind: str, statement: str) -> Consent:

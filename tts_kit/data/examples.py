@@ -77,9 +77,10 @@ def unpack(package: str, folder: Path) -> None:
         for path in CACHE.glob(f"{package}_*.deb"):
             subprocess.run(["dpkg-deb", "--extract", path, folder], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise KitError(f"{package}, a package of Debian and Ubuntu, cannot be downloaded by apt-get and unpacked by dpkg-deb "
-                       f"({(getattr(error, 'stderr', '') or reason(error)).strip()}). Try `sudo apt-get update`, or download "
-                       f"it from {POOL} (the file ends in _all.deb) into {CACHE}, in place of what is there.") from error
+        output = (getattr(error, "stderr", "") or reason(error)).strip()
+        raise KitError(f"{package}, a package of Debian and Ubuntu, cannot be downloaded by apt-get and unpacked by "
+                       f"dpkg-deb ({output}). Try `sudo apt-get update`, or download it from {POOL} (the file ends "
+                       f"in _all.deb) into {CACHE}, in place of what is there.") from error
 
 
 def prompts(folder: Path) -> Iterator[tuple[str, Path]]:

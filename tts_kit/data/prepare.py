@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import re
 import statistics
 from collections import Counter
@@ -122,35 +121,25 @@ def _check(rows: list[Row], config: Config, speaker: str) -> tuple[list[tuple[Ro
                 raise KitError(row.problem)
             if speaker and not row.speaker:
                 raise KitError(f"{row.file} names no speaker, in a table that names others. Fill in its source.")
-            usable.append((row, _check_text(row, config), _check_audio(row, config, first_rows)))
+            try:
+                normalized = text.normalize(row.text)
+            except KitError as problem:
+                raise KitError(f"{row.file}: {problem}") from problem
+            if len(normalized) > config.max_characters:
+                raise KitError(f"{row.file}: the text has {len(normalized)} characters; the limit is "
+                               f"{config.max_characters}. Split it, or raise max_characters.")
+            usable.append((row, normalized, _check_audio(row, config, first_rows)))
         except KitError as problem:
             rejected.append((row, str(problem)))
     return usable, rejected
 
 
-def _check_text(row: Row, config: Config) -> str:
-    try:
-        normalized = text.normalize(row.text)
-    except KitError as problem:
-        raise KitError(f"{row.file}: {problem}") from problem
-    if len(normalized) > config.max_characters:
-        raise KitError(f"{row.file}: the text has {len(normalized)} characters; the limit is {config.max_characters}. Split "
-                       "it, or raise max_characters.")
-    return normalized
-
-
-def _check_audio(row: Row, config: Config, first_rows: dict[str | bytes, Row]) -> float:
-    """Return the loudness of a row's trimmed clip; `first_rows` holds the row of every file and content checked before."""
-    def check_unique(key: str | bytes, relation: str) -> None:
-        first = first_rows.setdefault(key, row)
-        if first is not row:
-            raise KitError(f"{row.file} {relation} {first.file} of row {first.number}. Remove one of the two rows.")
-
-    content = row.audio()
-    if isinstance(content, Path):
-        check_unique(os.path.realpath(content), "is")
-    samples = audio.read(content, SAMPLE_RATE, config.max_seconds, row.file)
-    check_unique(hashlib.sha256(samples.tobytes()).digest(), "sounds exactly like")
+def _check_audio(row: Row, config: Config, first_rows: dict[bytes, Row]) -> float:
+    """Return the loudness of a row's trimmed clip; `first_rows` holds the row of every content checked before."""
+    samples = audio.read(row.audio(), SAMPLE_RATE, config.max_seconds, row.file)
+    first = first_rows.setdefault(hashlib.sha256(samples.tobytes()).digest(), row)
+    if first is not row:
+        raise KitError(f"{row.file} sounds exactly like {first.file} of row {first.number}. Remove one of the two rows.")
     trimmed = audio.trim(samples, SAMPLE_RATE)
     seconds = min(len(samples), len(trimmed)) / SAMPLE_RATE
     if seconds < MIN_SECONDS:

@@ -22,8 +22,7 @@ from tts_kit.data.segment import Segment
 from tts_kit.run import Run
 
 FILE = "report.html"
-MAX_UNUSUAL, MAX_LISTED = 6, 40
-"""Clips in a list of unusual ones, and in any list."""
+MAX_UNUSUAL, MAX_LISTED = 6, 40  # clips in a list of unusual ones, and in the list of rejected ones
 ACCENT, GREY = "#0b8079", "#8a857c"
 BANDWIDTH_DB = -70.0
 """A frequency band this far below the strongest one was not recorded."""
@@ -54,8 +53,7 @@ class Report:
     clips: Sequence[AudioStats]
     rejected: dict[str, tuple[int, float | None]]  # reason -> clips that are not in the data, and minutes if known
     duplicates: Sequence[Utterance]  # clips whose words an earlier one has as well
-    segments: Sequence[tuple[Path, Segment]]  # of the recordings, clips and rejected ones, with their audio
-    rejected_rows: Sequence[dict]  # rows of the input table that could not be used
+    rejected_segments: Sequence[tuple[Path, Segment]]  # of the recordings, with their audio
     voices_compared: bool
 
     @property
@@ -73,8 +71,8 @@ def analyse(run: Run) -> Report:
     """Measure a run's data, and count by reason what every stage left out."""
     clips, counts, minutes = manifest.read(run.data), Counter(), Counter()
     segments = [(folder / part.file, part) for folder in segment.segment_folders(run.segments)
-                for part in segment.read_segments(folder)]
-    left_out = [(part.reason.partition(":")[0], part.seconds) for _, part in segments if part.reason]
+                for part in segment.read_segments(folder) if part.reason]
+    left_out = [(part.reason.partition(":")[0], part.seconds) for _, part in segments]
     if ingest.asr_models(run):
         left_out += [("dropped in the review" if clip.state == DROPPED else "without a text", clip.seconds)
                      for clip in ingest.load_review(run).clips if clip.state == DROPPED or not clip.text]
@@ -83,11 +81,9 @@ def analyse(run: Run) -> Report:
         minutes[reason] += seconds / 60
     rejected = {reason: (count, minutes[reason]) for reason, count in counts.most_common()}
     path = run.data / prepare.REJECTED
-    rejected_rows = io.read_rows(path) if path.is_file() else []
-    if rejected_rows:
-        rejected["could not be used"] = (len(rejected_rows), None)
-    return Report(run.name, measure(clips), rejected, duplicates(clips), segments, rejected_rows,
-                  speaker_embedding.is_installed())
+    if path.is_file():
+        rejected["could not be used"] = (len(io.read_rows(path)), None)
+    return Report(run.name, measure(clips), rejected, duplicates(clips), segments, speaker_embedding.is_installed())
 
 
 def display(run: Run) -> None:
@@ -173,24 +169,18 @@ def picture(report: Report) -> bytes:
 
     clips, figure = report.clips, Figure(figsize=(11, 5.6), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
-    loudness = {"in the data": [stats.lufs for stats in clips]}
-    if recorded := [part.lufs for _, part in report.segments if not part.reason]:
-        loudness["in the recording"] = recorded
-    histograms = [("duration", "seconds", {"": [stats.clip.seconds for stats in clips]}),
-                  ("speaking rate", "characters per second", {"": [stats.chars_per_second for stats in clips]}),
-                  ("loudness", "LUFS", loudness), ("SNR", "dB", {"": [stats.snr_db for stats in clips]}),
-                  ("F0", "hertz", {"": [stats.f0 for stats in clips if stats.f0]}),
-                  ("distance from the main speaker", "cosine difference", {"": [stats.speaker_distance for stats in clips]})]
-    for axes, (title, unit, series) in zip(figure.subplots(2, 3).flat, histograms):
-        for (label, values), color in zip(series.items(), (ACCENT, GREY)):
-            axes.hist(values, bins=24, color=color, alpha=0.8, label=label)
+    histograms = [("duration", "seconds", [stats.clip.seconds for stats in clips]),
+                  ("speaking rate", "characters per second", [stats.chars_per_second for stats in clips]),
+                  ("loudness", "LUFS", [stats.lufs for stats in clips]), ("SNR", "dB", [stats.snr_db for stats in clips]),
+                  ("F0", "hertz", [stats.f0 for stats in clips if stats.f0]),
+                  ("distance from the main speaker", "cosine difference", [stats.speaker_distance for stats in clips])]
+    for axes, (title, unit, values) in zip(figure.subplots(2, 3).flat, histograms):
+        axes.hist(values, bins=24, color=ACCENT)
         axes.set_title(title, color=GREY, fontsize=10)
         axes.set_xlabel(unit, color=GREY, fontsize=8)
         axes.tick_params(colors=GREY, labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
-        if len(series) > 1:
-            axes.legend(frameon=False, fontsize=8, labelcolor=GREY)
     axes.axvline(OUTLIER_THRESHOLD, color=GREY, linewidth=1, linestyle=":")
     content = BytesIO()
     figure.savefig(content, format="png", dpi=140, transparent=True)
@@ -234,20 +224,18 @@ def _lists(report: Report) -> Iterator[str]:
     yield clip_list("Duplicates", "Both stay in the data; one is enough.",
                     [stats for stats in clips if stats.clip.id in repeated], lambda stats: "the words of another clip")
     rejected = [(path, part.reason, f"{part.start:.0f} to {part.end:.0f} s", f"{path.parent.parent.name}/{path.name}")
-                for path, part in report.segments if part.reason]
+                for path, part in report.rejected_segments]
     yield _section("Left out", f"Segments of the recordings that became no clips: {min(MAX_LISTED, len(rejected))} of "
                    f"{len(rejected)}.", rejected[:MAX_LISTED])
-    yield _section("Could not be used", "Clips of the table.", [
-        (None, row["reason"], f"row {row['row']}", row["file"]) for row in report.rejected_rows[:MAX_LISTED]])
 
 
-def _section(title: str, explanation: str, rows: Sequence[tuple[Path | None, str, str, str]]) -> str:
+def _section(title: str, explanation: str, rows: Sequence[tuple[Path, str, str, str]]) -> str:
     """Return a list of players with text, note and file name; empty if there are no rows."""
     items = []
     for path, *texts in rows:
         text, note, file = map(html.escape, texts)
         player = ""
-        if path and np.any(samples := soundfile.read(path, dtype="float32")[0]):  # silence has no player
+        if np.any(samples := soundfile.read(path, dtype="float32")[0]):  # silence has no player
             source = pages.data_uri(*audio.encode_lossy(samples, SAMPLE_RATE))
             player = f'<audio controls preload="none" src="{source}"></audio>'
         items.append(f'<li>{player}<p dir="auto">{text}</p><small>{note}<br>{file}</small></li>')
