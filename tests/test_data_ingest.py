@@ -106,7 +106,7 @@ def test_a_second_batch_with_another_model_covers_the_first_recordings_too(run, 
 def test_without_a_usable_recording_nothing_is_made(tmp_path):
     """Mistake: an empty dataset."""
     (tmp_path / "empty.wav").touch()
-    unused = transcribe.Transcriber("unused", lambda samples, language: ("", 0.0, 1.0), lambda samples: "en")
+    unused = transcribe.Transcriber("unused", lambda samples, language: ("", 0.0), lambda samples: "en")
     with pytest.raises(KitError, match="none of 1 recordings can be used. .*is empty"):
         ingest.segment_and_transcribe([tmp_path / "empty.wav"], Run("x", tmp_path), unused)
     assert not (tmp_path / "x" / "segments").exists()
