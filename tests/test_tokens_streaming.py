@@ -201,7 +201,8 @@ def test_a_layer_that_nobody_knows_is_refused():
 def test_a_stream_says_what_speak_says(voice, reference, finetuned, text):
     """Mistake: other seeds, limits, contexts or pauses than in `speak`, or one arm for the other."""
     given = reference if finetuned else None
-    whole, flow = speak.speak(text, voice, given, finetuned, seed=4), stream.stream(text, voice, given, finetuned, seed=4)
+    whole = speak.speak(text, voice, given, finetuned, seed=4)
+    flow = stream.SpeechStream(text, voice, given, finetuned, seed=4)
     got = np.concatenate(list(flow))
     assert whole.attempts == len(speak.split_requests(text)) == (1 if text == "Hello." else 3)
     assert got.dtype == np.float32 and got.shape == whole.samples.shape and flow.ended_with_eos == whole.ended_with_eos
@@ -215,7 +216,7 @@ def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
     tiny = load_voice(device.choose("cpu"), base=str(TINY))
     text = ("Who is that girl over there by the river, and why does she wait? " * 3 + "We met in the garden. "
             "The river is deep.")
-    whole, flow = speak.speak(text, tiny, seed=1), stream.stream(text, tiny, seed=1)
+    whole, flow = speak.speak(text, tiny, seed=1), stream.SpeechStream(text, tiny, seed=1)
     got = np.concatenate(list(flow))
     assert whole.attempts > 1 and whole.ended_with_eos and flow.ended_with_eos
     assert got.shape == whole.samples.shape
@@ -246,7 +247,7 @@ def frames_made(monkeypatch):
 
 def test_the_first_sound_comes_after_two_frames(voice, frames_made):
     """Mistake: streaming that makes the whole sentence, or a long chunk, before it hands out anything."""
-    flow = stream.stream("This is a sentence of rather more words than the other one has.", voice)
+    flow = stream.SpeechStream("This is a sentence of rather more words than the other one has.", voice)
     assert frames_made["frames"] == 0
     chunk = next(flow)
     assert frames_made["frames"] == 2 and len(chunk) == 2 * voice.base.spec.samples_per_frame
@@ -268,7 +269,7 @@ def test_sound_that_is_made_fast_enough_never_pauses():
 def test_a_listener_who_leaves_frees_the_voice(voice, frames_made):
     """Mistake: the adapter stays off, and the caches stay held, after a listener hung up."""
     before = speak.speak("Hello.", voice, seed=3).samples
-    flow, others = stream.stream(LONG, voice, finetuned=False), frames_made["open"]
+    flow, others = stream.SpeechStream(LONG, voice, finetuned=False), frames_made["open"]
     next(flow)
     assert frames_made["open"] == others + 1
     flow.close()
@@ -281,12 +282,12 @@ def test_the_end_frame_is_never_heard(voice, monkeypatch):
     codes = make_codes(voice.base.codec, 8)
     codes[5, :-1] = 0
     monkeypatch.setattr(InferenceEngine, "stream", lambda *arguments: (frame[None] for frame in codes))
-    flow = stream.stream("Hello.", voice)
+    flow = stream.SpeechStream("Hello.", voice)
     got = np.concatenate(list(flow))
     np.testing.assert_allclose(got, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
     assert flow.ended_with_eos
     codes[0] = 0
-    nothing = stream.stream("Hello.", voice)
+    nothing = stream.SpeechStream("Hello.", voice)
     assert list(nothing) == [] and not nothing.ended_with_eos and nothing.first_audio_seconds is None
 
 
@@ -294,13 +295,13 @@ def test_the_end_frame_is_never_heard(voice, monkeypatch):
 def test_a_text_that_cannot_be_said_is_refused_at_once(voice, text, message):
     """Mistake: a server has already answered 200 when the text turns out to be empty."""
     with pytest.raises(KitError, match=message):
-        stream.stream(text, voice)
+        stream.SpeechStream(text, voice)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
 def test_a_stream_is_saved_as_what_was_heard(voice, tmp_path, suffix):
     """Mistake: another format, rate, length or loudness than `speak --out` writes."""
-    path = stream.stream("Hello.", voice, seed=2).save(tmp_path / "new" / f"hello.{suffix}", watermarked=False)
+    path = stream.SpeechStream("Hello.", voice, seed=2).save(tmp_path / "new" / f"hello.{suffix}", watermarked=False)
     whole = speak.speak("Hello.", voice, seed=2)
     whole.save(tmp_path / f"whole.{suffix}", watermarked=False)
     for each in (path, tmp_path / f"whole.{suffix}"):
@@ -319,11 +320,11 @@ def test_a_stream_that_breaks_off_leaves_what_was_there(voice, tmp_path, monkeyp
     monkeypatch.setattr(StreamingDecoder, "decode", lambda self, codes: made.append(codes) or real(self, codes) * np.float32(
         np.nan if len(made) == 3 else 1.0))
     with pytest.raises(KitError, match="NaN or infinity"):
-        stream.stream("This is a sentence of some words.", voice).save(path, watermarked=False)
+        stream.SpeechStream("This is a sentence of some words.", voice).save(path, watermarked=False)
     assert len(made) == 3 and frames_made["open"] == 0
     assert path.read_bytes() == b"an older take" and [each.name for each in tmp_path.iterdir()] == ["hello.wav"]
     with pytest.raises(KitError, match="ends in '.xyz'"):
-        stream.stream("Hello.", voice).save(tmp_path / "hello.xyz")
+        stream.SpeechStream("Hello.", voice).save(tmp_path / "hello.xyz")
     assert len(made) == 3
 
 

@@ -23,7 +23,7 @@ from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_text
 from tts_kit.run import Run
 from tts_kit.tokens.cache import EncodedClip
-from tts_kit.training import callbacks, dataset, distributed, finetune, trainer
+from tts_kit.training import callbacks, dataset, distributed, finetune
 
 SCRIPT = """
 import os, signal, sys
@@ -190,7 +190,7 @@ def test_a_broken_clip_is_named_whoever_has_it(pair):
     """Mistake: after the gradients are added up every process has nothing but NaN, and each calls its own clips guilty."""
     for rank in (0, 1):
         assert "poisoned: step" in pair.of(rank, "poisoned")
-        assert "the loss is not a finite number; clip poisoned. Listen" in pair.of(rank, "poisoned")
+        assert re.search(r"the loss is not a finite number for a batch of the clips .*poisoned", pair.of(rank, "poisoned"))
 
 
 def test_a_process_that_dies_stops_the_others(pair):
@@ -252,8 +252,8 @@ def test_clips_are_dealt_out_evenly(base, clips):
     assert [len(part) for part in dataset.reshard([examples[:1]], 3)] == [1, 0, 0]
 
 
-def test_processes_that_cannot_join_are_told_why(config, monkeypatch, tmp_path):
-    """Mistake: two processes share a GPU, or each trains alone and they write over each other."""
+def test_processes_that_cannot_join_are_told_why(monkeypatch):
+    """Mistake: two processes share a GPU, and the second one ends in a traceback or out of memory."""
     for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2", "RANK": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -261,5 +261,3 @@ def test_processes_that_cannot_join_are_told_why(config, monkeypatch, tmp_path):
         distributed.init(dataclasses.replace(CPU, device="cuda"))
     with pytest.raises(KitError, match="a Mac has one GPU"):
         distributed.init(dataclasses.replace(CPU, device="mps"))
-    with pytest.raises(KitError, match="WORLD_SIZE is 3: a launcher started several processes for what one has to do"):
-        trainer.training_arguments(config, Run("one", tmp_path), CPU)

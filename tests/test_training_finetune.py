@@ -23,7 +23,7 @@ from tts_kit.data import consent, manifest
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
-from tts_kit.io import read_rows, write_bytes, write_rows
+from tts_kit.io import read_rows, write_bytes, write_rows, write_text
 from tts_kit.model import load, lora, loss
 from tts_kit.run import Run, write_inputs
 from tts_kit.tokens import cache, codec
@@ -187,7 +187,7 @@ def test_killed_training_resumes_to_the_same_weights(config, run, tmp_path):
 
 @pytest.mark.parametrize("every", [1, 7], ids=["looked at once", "looked at late"])
 def test_a_clip_without_a_finite_loss_stops_the_run_by_name(config, run, every):
-    """Mistake: one broken clip turns every weight into NaN and the run goes on for hours, or every clip is called guilty."""
+    """Mistake: one broken clip turns every weight into NaN and the run goes on for hours, or all clips are called guilty."""
     clips = cache.read(run.codes)
     poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
     with_codes(run, [*clips, poisoned])
@@ -195,9 +195,32 @@ def test_a_clip_without_a_finite_loss_stops_the_run_by_name(config, run, every):
     tilde = base.prompt_builder.tokenizer("~", add_special_tokens=False).input_ids[0]
     base.model.embed_text_tokens.weight.data[tilde] = float("nan")
     made.args.logging_steps = every
-    with pytest.raises(KitError, match=r"step \d+: the loss is not a finite number; clip poisoned\. Listen"):
+    with pytest.raises(KitError, match=r"step \d+: the loss is not a finite number for a batch of the clips ") as error:
         made.train()
-    assert all(torch.isfinite(weight).all() for name, weight in made.model.named_parameters() if "lora_" in name)
+    named = re.search(r"clips (.*?)\. Listen", str(error.value))[1].split(", ")
+    assert "poisoned" in named and len(named) < len(clips) - 2
+    last = trainer.last_complete_checkpoint(run.training)
+    assert last is None or all(torch.isfinite(weight).all() for weight in adapter(last).values())
+
+
+def test_a_complete_checkpoint_is_there_at_every_moment(config, run, monkeypatch):
+    """Mistake: what an interrupted save left counts as a checkpoint, and the last complete one is removed in its favour."""
+    config = config.replace(steps=4, save_steps=1)
+    finetune.finetune(config, run, CPU)
+    (run.adapter / lora.METADATA_FILE).unlink()
+    shutil.rmtree(run.training / "checkpoint-4")
+    broken = run.training / "checkpoint-9"
+    broken.mkdir()  # as a kill while it was saved leaves it
+    complete = []
+
+    def write_marker(path, text):
+        complete.append([folder.name for folder in trainer.complete_checkpoints(run.training)])
+        write_text(path, text)
+
+    monkeypatch.setattr(trainer, "write_text", write_marker)
+    finetune.finetune(config, run, CPU)
+    assert complete == [["checkpoint-3"]] and not broken.exists()
+    assert [folder.name for folder in trainer.complete_checkpoints(run.training)] == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_looking_seldom_sees_the_same(config, run, tmp_path):
@@ -265,13 +288,13 @@ def test_compiled_layers_train_the_same(config, run, tmp_path, capsys):
         assert (base.model.backbone_model.layers[0]._compiled_call_impl is not None) is (wanted == "yes")
         trained.train()
         made.append({name: weight.detach() for name, weight in trained.model.named_parameters() if weight.requires_grad})
-    assert "not compiled (as asked)" in capsys.readouterr().out
+    assert "not compiled (as requested)" in capsys.readouterr().out
     same(*made, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("steps", "device", "wanted", "why"), [
-    (load.MIN_STEPS_TO_COMPILE, "cpu", False, "on cpu"), (20, "cuda", False, "too few|no Triton"),
-    (load.MIN_STEPS_TO_COMPILE, "cuda", True, "win back|no Triton")])
+    (load.MIN_STEPS_TO_COMPILE, "cpu", False, "on cpu"), (20, "cuda", False, "these are 20|no Triton"),
+    (load.MIN_STEPS_TO_COMPILE, "cuda", True, "it pays from|no Triton")])
 def test_compiling_is_decided_by_what_it_pays(config, steps, device, wanted, why):
     """Mistake: sixty steps wait two minutes for a compiler, or a long run goes without."""
     compiled, reason = load.should_compile(config.replace(steps=steps), dataclasses.replace(CPU, device=device))
@@ -350,13 +373,10 @@ def test_codes_older_than_the_data_are_refused(config, run):
         finetune.finetune(config, run, CPU)
 
 
-def test_micro_batches_are_never_dropped(config, run, monkeypatch):
+def test_micro_batches_are_never_dropped():
     """Mistake: with two GPUs in sight Trainer loads two items at once, and one of them is thrown away."""
     with pytest.raises(ValueError, match="too many values"):
         trainer._single_item(None, [{}, {}])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(KitError, match="WORLD_SIZE is 2"):
-        trainer.training_arguments(config, run, CPU)
 
 
 def test_a_sample_that_ends_at_once_is_no_crash(config, run):
@@ -385,7 +405,6 @@ def test_samples_plot_and_metrics_are_there(config, run):
     assert heard == [f"samples/step-{step:06d}/{number}.wav" for step in (0, 2, 4) for number in (1, 2)]
     assert (run.training / "losses.png").read_bytes().startswith(b"\x89PNG")
     belongs = json.loads((run.adapter / lora.METADATA_FILE).read_text())
-    assert belongs["metrics"]["max_lora_b"].keys() == {"backbone", "depth"}
     assert belongs["metrics"]["after"]["eval_loss"] < belongs["metrics"]["before"]["eval_loss"]
     assert belongs["speaker"] == "0" and len(belongs["base_fingerprint"]) == 16
     assert not list(run.adapter.glob("*.bin")) and not list(run.adapter.glob("README.md"))
@@ -455,6 +474,6 @@ def test_16_bit_arithmetic_keeps_the_adapter_and_the_losses_in_float32(config, r
         normed = base.model.backbone_model.norm(torch.full((1, 32), 300.0, dtype=dtype))
     assert torch.isfinite(normed).all()  # 300 squared is no float16
     made.train()
-    assert all(lora.max_lora_b(made.model).values())
+    assert all(weight.any() for name, weight in made.model.named_parameters() if "lora_B" in name)
     callbacks.SampleCallback(base, config.replace(sample_steps=1, sample_texts=("One.",)), run, "0").write_samples(9)
     assert (run.training / "samples" / "step-000009" / "1.wav").is_file()

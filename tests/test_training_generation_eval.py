@@ -31,7 +31,6 @@ pytest.importorskip("scipy", reason="confidence intervals need scipy, which the 
 installed = pytest.mark.skipif(not metrics.load_available(), reason=f"metric models are not installed: {metrics.INSTALL}")
 SENTENCES = 12
 SHORT = ("Go", "Sit", "Run", "Up", "Dig")
-HOSTILE = '<img src=x onerror="window.hurt=1">\u2028</script><!--<script>'
 
 
 def step_rows(step, sim, word_errors=1, spread=0.03, failure=""):
@@ -51,18 +50,18 @@ def select(*steps, of=60):
 def test_the_earliest_of_equal_steps_is_selected():
     """Mistake: the last or the luckiest step is selected though an earlier one is as good."""
     selected = select(step_rows(0, 0.5), step_rows(20, 0.700), step_rows(40, 0.705), step_rows(60, 0.703))
-    assert (selected.step, selected.by) == (20, generation_eval.BY_GENERATION_EVAL)
-    assert selected.reason.startswith("Step 20 of 60 selected, the earliest within one standard error of step 40: SIM 0.70, "
-                                      "WER 10%; step 40: SIM 0.70, WER 10%.")
+    assert selected.step == 20
+    assert selected.reason.startswith("Step 20 of 60 selected: SIM 0.70, WER 10% (as good within one standard error as step "
+                                      "40, SIM 0.70, WER 10%); base model: ")
 
 
 def test_a_later_step_with_a_significantly_higher_sim_is_selected():
     """Mistake: everything counts as equal, and the least trained step is always selected."""
     selected = select(step_rows(0, 0.5), step_rows(20, 0.60), step_rows(40, 0.70), step_rows(60, 0.703))
     assert selected.step == 40
-    assert selected.reason.endswith("Base model: SIM 0.50, WER 10%.")
+    assert selected.reason.endswith("; base model: SIM 0.50, WER 10%.")
     best = select(step_rows(0, 0.5), step_rows(20, 0.55), step_rows(40, 0.70))
-    assert best.reason.startswith("Step 40 of 60 selected, the highest SIM: SIM 0.70, WER 10%.")
+    assert best.reason.startswith("Step 40 of 60 selected: SIM 0.70, WER 10% (the highest SIM); ")
 
 
 def test_an_earlier_step_with_a_higher_wer_is_not_selected():
@@ -76,7 +75,6 @@ def test_a_higher_sim_with_ruined_words_is_not_selected():
     """Mistake: SIM alone: the voice learnt by heart says nothing that can be understood."""
     selected = select(step_rows(0, 0.5), step_rows(20, 0.60), step_rows(40, 0.70), step_rows(60, 0.85, 6))
     assert selected.step == 40
-    assert "Step 60 has a higher SIM but a significantly higher WER (SIM 0.85, WER 60%)." in selected.reason
 
 
 def test_an_insignificant_difference_of_wer_rules_no_step_out():
@@ -88,22 +86,23 @@ def test_the_base_model_is_the_reference_and_never_selected():
     """Mistake: an adapter that does nothing is saved as trained, or a training in vain is praised."""
     selected = select(step_rows(0, 0.71), step_rows(20, 0.70), step_rows(40, 0.70))
     assert selected.step == 20
-    assert selected.reason.endswith("Base model: SIM 0.71, WER 10%, SIM not significantly lower.")
+    assert selected.reason.endswith("; base model: SIM 0.71, WER 10%, SIM not significantly lower.")
     worse = select(step_rows(0, 0.5, 0), step_rows(20, 0.70, 4))
-    assert worse.reason.endswith("Base model: SIM 0.50, WER 0%, WER significantly lower.")
+    assert worse.reason.endswith("; base model: SIM 0.50, WER 0%, WER significantly lower.")
 
 
 @pytest.mark.parametrize(("steps", "expected"), [
-    ([step_rows(0, 0.5), step_rows(60, 0.4, 9)], (60, generation_eval.BY_GENERATION_EVAL)),
-    ([step_rows(0, 0.5)], (60, generation_eval.LAST_STEP)), ([], (60, generation_eval.LAST_STEP)),
+    ([step_rows(0, 0.5), step_rows(60, 0.4, 9)], (60, "as|highest")),
+    ([step_rows(0, 0.5)], (60, "no step could be evaluated")), ([], (60, "no step could be evaluated")),
     ([step_rows(0, 0.5), step_rows(20, 0, 10, 0, "silent"), step_rows(40, 0, 10, 0, "silent")],
-     (40, generation_eval.LAST_STEP)),
-    ([step_rows(20, 0, 10, 0, "silent"), step_rows(40, 0.3, 2)], (40, generation_eval.BY_GENERATION_EVAL))],
+     (40, "no step could be evaluated")),
+    ([step_rows(20, 0, 10, 0, "silent"), step_rows(40, 0.3, 2)], (40, "as|highest"))],
     ids=["one step", "base alone", "nothing", "all silent", "one silent"])
 def test_little_or_nothing_to_select_from(steps, expected):
     """Mistake: a traceback after hours of training, or the first of many silent steps as the best."""
     selected = select(*steps)
-    assert (selected.step, selected.by) == expected and selected.reason
+    step, reason = expected
+    assert selected.step == step and re.search(reason, selected.reason)
 
 
 def test_patience_counts_evaluations_since_the_best():
@@ -212,8 +211,7 @@ def test_evaluation_keeps_every_step_and_does_not_change_the_training(evaluated,
     assert all((run.training / row["file"]).is_file() for row in rows)
     selected = generation_eval.select(rows, 6)
     recorded = training_metrics(run)
-    assert (recorded["selected_step"], recorded["selected_by"]) == (selected.step, generation_eval.BY_GENERATION_EVAL)
-    assert recorded["selection_reason"] == selected.reason in (run.training / generation_eval.PAGE).read_text()
+    assert (recorded["selected_step"], recorded["selection_reason"]) == (selected.step, selected.reason)
     folder = run.training / generation_eval.FOLDER / f"step-{selected.step:06d}"
     same(adapter(run.adapter), adapter(folder))
     same(adapter(plain.adapter), adapter(folder.with_name("step-000006")))
@@ -281,7 +279,7 @@ def test_without_metric_models_or_sentences_the_last_step_is_kept(config, tmp_pa
     assert out.count("No generation evaluation") == 1 and "The last step will be kept." in out.replace("\n", " ")
     assert (metrics.INSTALL in out) is (missing == "metric models")
     recorded = training_metrics(run)
-    assert (recorded["selected_step"], recorded["selected_by"]) == (2, generation_eval.LAST_STEP) and recorded["epochs"] > 0
+    assert (recorded["selected_step"], recorded["selection_reason"][:13]) == (2, "The last step") and recorded["epochs"] > 0
 
 
 def test_a_clip_on_which_a_metric_fails_counts_as_one_without_sound(config, base, tmp_path):
@@ -305,7 +303,7 @@ def test_a_clip_on_which_a_metric_fails_counts_as_one_without_sound(config, base
         assert "no idea" in str(row["metric_failed"])
         scores = generation_eval.step_scores([row])[2]
         assert scores.wer == {1: (4, 4)} or scores.sim == {1: (0, 1)}
-        assert generation_eval.select([row], 2).by == generation_eval.LAST_STEP
+        assert "no step could be evaluated" in generation_eval.select([row], 2).reason
 
 
 def test_saved_weights_are_loaded_and_others_refused(base, tmp_path):
@@ -323,8 +321,8 @@ def test_saved_weights_are_loaded_and_others_refused(base, tmp_path):
     assert lora.fingerprint(model) == before
     saved = load_file(path)
     first = next(iter(saved))
-    for wrong, message in (({first: torch.zeros(2, 3)}, r"is \[2, 3\] in the file and \[\d+, \d+\] in the model"),
-                           ({"more": torch.zeros(1)}, "more is .* in the file and missing in the model")):
+    for wrong, message in (({first: torch.zeros(2, 3)}, r"is \[2, 3\]; wanted \[\d+, \d+\]"),
+                           ({"more": torch.zeros(1)}, "more is .*; wanted nothing of that name")):
         write_bytes(path, save(saved | wrong))
         with pytest.raises(KitError, match=f"weights of another adapter: .*{message}.*same base, rank and targets"):
             lora.load_weights(model, path)
@@ -348,52 +346,10 @@ def test_the_bundled_model_is_understood_and_sounds_like_its_speaker(tmp_path):
     with_codes(run, clips)
     evaluation = generation_eval.build(base, config, run, cache.load_run(run))
     evaluation.sentences = evaluation.sentences[:4]
-    evaluation._evaluate(0, base.model)
+    evaluation._evaluate(0, lora.add_lora(base.model, 4, 8))
     rows = evaluation.rows()
     assert sum(row["word_errors"] for row in rows) < 0.6 * sum(row["ref_words"] for row in rows)
     assert 0.5 < np.mean([row["sim"] for row in rows]) < 0.95 and all(row["ended_with_eos"] for row in rows)
     voice = scoring.embeddings(evaluation.references)
     _, ceiling = scoring.similarity_range(evaluation.references, list(voice.values()))
     assert ceiling > np.mean([row["sim"] for row in rows])
-
-
-@pytest.fixture
-def page(tmp_path):
-    """Three sentences at three steps; one clip is missing, and one text hostile."""
-    rows = [row for step in (0, 20, 40) for row in step_rows(step, 0.5 + step / 100)[:3]]
-    for row in rows:
-        tone = np.sin(np.arange(24_000 * (2 if row["step"] else 1)) / 9).astype(np.float32) / 3
-        audio.write(tmp_path / row["file"], tone, 24_000)
-        row |= {"text": HOSTILE, "transcript": HOSTILE} if row["sentence"] == 2 else {}
-    (tmp_path / rows[-1]["file"]).unlink()
-    return generation_eval.write_page(rows, tmp_path, f"Title {HOSTILE}", "Step 20 of 40 selected.", 20)
-
-
-def test_the_page_is_self_contained(page):
-    """Mistake: text of the data becomes markup, or a script or sound is fetched from elsewhere."""
-    text = page.read_text()
-    assert "<script" not in text and "<img" not in text and "\u2028" not in text
-    assert "Content-Security-Policy" in text and "default-src &#x27;none" not in text
-    assert text.count("<audio controls") == 8
-    markup = re.sub(r"base64,[\w+/=]+", "", text)
-    assert not re.search(r"https?:|@import|<link|\bhref=|\bsrc=\"(?!data:)", markup)
-    assert str(page.parent) not in text
-
-
-def test_the_page_plays_every_step(page, chromium):
-    """Mistake: a table that plays nothing, marks another step, or hides why a clip is missing."""
-    chromium.look(1280, 800)
-    chromium.open(page.as_uri())
-    heads = chromium.run("[...document.querySelectorAll('thead th')].map(e => e.firstChild.textContent)")
-    assert heads == ["base model", "step 20 (selected)", "step 40"]
-    assert chromium.run("document.querySelector('thead .selected').innerText").startswith("step 20 (selected)\nSIM 0.72 (")
-    assert chromium.run("[...document.querySelectorAll('tbody tr')].map(e => e.cells.length)") == [4, 4, 4]
-    assert chromium.run("document.querySelector('tbody em').textContent") == "missing"
-    assert chromium.run("document.querySelectorAll('tbody th')[1].textContent") == HOSTILE
-    assert chromium.run("typeof window.hurt") == "undefined"
-    chromium.click("h1")  # a browser plays nothing before the user has done something
-    chromium.run("document.querySelector('tbody tr td:nth-child(2) audio').play()")
-    chromium.wait("document.querySelector('tbody tr td:nth-child(2) audio').currentTime > 0")
-    assert chromium.run("Math.abs(document.querySelector('tbody audio').duration - 1) < 0.15")
-    assert chromium.run("document.documentElement.scrollWidth") <= 1280
-    assert chromium.complaints() == []

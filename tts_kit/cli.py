@@ -254,7 +254,7 @@ def speak(args: argparse.Namespace) -> None:
         consent.warn_if_missing(run, adapter=(args.adapter and (find_adapter(args.adapter) or args.adapter)) or "")
     reference = Reference(args.reference, args.reference_text) if args.reference else None
     if args.stream:
-        spoken = stream.stream(args.text, voice, reference, not args.no_adapter, args.seed)
+        spoken = stream.SpeechStream(args.text, voice, reference, not args.no_adapter, args.seed)
     else:
         spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries)
     spoken.save(args.out, args.watermark)

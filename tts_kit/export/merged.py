@@ -32,7 +32,7 @@ def write(adapter: Path, folder: Path, base: str, revision: str = "", strength: 
     finetuned = lora.load(loaded, adapter)
     lora.set_strength(finetuned, strength)
     sampling = Sampling.from_generation_config(loaded.generation_config).override(read_config(adapter / CONFIG_FILE))
-    model = lora.merge(finetuned)
+    model = finetuned.merge_and_unload()
     for part in (model.backbone_model, model.depth_decoder, model.lm_head, model.embed_text_tokens):
         part.to(DTYPES[dtype])
     model.codec_model = loaded.codec.model  # in float32, because 16 bits would change the codes

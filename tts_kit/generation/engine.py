@@ -16,7 +16,7 @@ from transformers import CsmForConditionalGeneration
 
 from tts_kit.errors import KitError
 from tts_kit.generation.fused_decoder import FusedDecoder
-from tts_kit.generation.sampling import GumbelNoise, Sampling, sample_token
+from tts_kit.generation.sampling import Sampling, draw_gumbel_noise, sample_token
 from tts_kit.model.load import embed_inputs
 from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.prompt import Example
@@ -75,11 +75,14 @@ class DecodeState:
     graph: torch.cuda.CUDAGraph | None = None
 
 
-@dataclass
 class PendingFrame:
-    """A frame (B, codebooks) that is being copied to the host."""
-    frame: torch.Tensor
-    copied: torch.cuda.Event | None
+    """A frame (B, codebooks) on its way to the host, which does not wait for it until asked."""
+
+    def __init__(self, codes: torch.Tensor):
+        self.copied = torch.cuda.Event() if codes.device.type == "cuda" else None
+        self.frame = codes.to("cpu", non_blocking=self.copied is not None, copy=True)
+        if self.copied:
+            self.copied.record()
 
     def wait(self) -> torch.Tensor:
         if self.copied:
@@ -152,14 +155,14 @@ class InferenceEngine:
         inputs, is_real = left_pad_prompts(self.model, prompts)
         max_frames = max_frames or self.spec.max_positions - inputs.shape[1]
         with self._acquire_state(len(prompts), inputs.shape[1] + max_frames, sampling) as state:
-            noise = GumbelNoise(seeds, state.noise) if sampling.do_sample else None
+            generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
             pending, pipeline_depth = deque(), PIPELINE_DEPTH if state.graph else 0
             # (1) prefill
             hidden = self.prefill(state, inputs, is_real)
             # (2) decode loop
             for count in range(max_frames):
-                if noise:
-                    noise.draw()
+                if sampling.do_sample:
+                    draw_gumbel_noise(state.noise, generators)
                 if count == 0:
                     self.sample_into_codes(state, hidden)
                 elif state.graph:
@@ -167,7 +170,7 @@ class InferenceEngine:
                 else:
                     state.kv_len += 1
                     self.decode_step(state)
-                pending.append(copy_to_host(state.codes))
+                pending.append(PendingFrame(state.codes))
                 if len(pending) > pipeline_depth:
                     yield pending.popleft().wait()
             # (3) the frames that are still on their way
@@ -289,12 +292,3 @@ def prefill_attention_mask(is_real: torch.Tensor) -> torch.Tensor:
     diagonal = torch.eye(is_real.shape[1], dtype=torch.bool)
     allowed = (torch.ones_like(diagonal).tril() & is_real[:, None, None]) | diagonal
     return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)
-
-
-def copy_to_host(codes: torch.Tensor) -> PendingFrame:
-    """Start copying a frame to the CPU, without waiting for it."""
-    if codes.device.type != "cuda":
-        return PendingFrame(codes.to("cpu", copy=True), None)
-    frame, copied = codes.to("cpu", non_blocking=True), torch.cuda.Event()
-    copied.record()
-    return PendingFrame(frame, copied)

@@ -36,19 +36,11 @@ class Sampling:
         return replace(self, **{field: value for field, value in values.items() if value != CHECKPOINT_DEFAULT})
 
 
-class GumbelNoise:
-    """Gumbel noise for one frame at a time, each row from a generator of its own, so that batching changes no result."""
-
-    def __init__(self, seeds: Sequence[int], noise: torch.Tensor):
-        self.noise = noise
-        """(B, codebooks, top_k), overwritten by each `draw`."""
-        self.generators = [torch.Generator(noise.device).manual_seed(seed) for seed in seeds]
-
-    def draw(self) -> None:
-        """Draw the noise of the next frame, in place."""
-        for row, generator in zip(self.noise, self.generators):
-            row.exponential_(generator=generator)
-        self.noise.log_().neg_()
+def draw_gumbel_noise(noise: torch.Tensor, generators: Sequence[torch.Generator]) -> None:
+    """Fill (B, ...) with Gumbel noise in place, each row from a generator of its own, so that batching changes no result."""
+    for row, generator in zip(noise, generators):
+        row.exponential_(generator=generator)
+    noise.log_().neg_()
 
 
 def sample_token(logits: torch.Tensor, temperature: float, noise: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,6 @@ class Base:
     device_config: DeviceConfig
     name: str
     revision: str
-    backend: str
     generation_config: dict
     """As the checkpoint has it, for `Sampling.from_generation_config`."""
     fingerprint: str
@@ -70,7 +69,7 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     model.requires_grad_(False).eval()
     return Base(model, codec.load(name, revision, codec_device or device_config.device),
                 PromptBuilder(pretrained.tokenizer(name, revision), spec), spec, device_config, name,
-                commit or revision, backend, pretrained.optional_json(name, GENERATION_CONFIG_NAME, revision),
+                commit or revision, pretrained.optional_json(name, GENERATION_CONFIG_NAME, revision),
                 fingerprint(model))
 
 
@@ -95,28 +94,22 @@ def without_weights(name: str, revision: str = "") -> CsmForConditionalGeneratio
 
 def choose_backend(requested: str, device_config: DeviceConfig) -> tuple[str, str]:
     """Return the training backend, and the reason."""
-    is_installed = importlib.util.find_spec("unsloth") is not None
-    if requested == "unsloth":
-        if not is_installed or device_config.device != "cuda":
-            problem = f"the device is {device_config.device}" if is_installed else "unsloth is not installed"
-            raise KitError(f"backend 'unsloth' was requested, but {problem}. It needs an NVIDIA GPU and "
-                           "`pip install \"tts-kit[unsloth]\"`; backend 'peft' runs everywhere.")
-        return "unsloth", "as requested"
-    if requested == "peft":
-        return "peft", "as requested"
-    return "peft", "its results equal transformers'" + ("; unsloth is used on request only" if is_installed else "")
+    if requested != "unsloth":
+        return "peft", "as requested" if requested == "peft" else "its results equal transformers'; unsloth on request only"
+    if device_config.device != "cuda" or importlib.util.find_spec("unsloth") is None:
+        raise KitError(f"backend 'unsloth' needs an NVIDIA GPU (the device is {device_config.device}) and `pip install "
+                       "\"tts-kit[unsloth]\"`; backend 'peft' runs everywhere.")
+    return "unsloth", "as requested"
 
 
 def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> None:
     """Make backbone and depth decoder share one audio embedding table, or refuse the checkpoint.
 
     transformers 5.0 to 5.20 save the shared table once, and on loading initialize the other one at random."""
-    if other := sorted(missing - {BACKBONE_TABLE, DEPTH_TABLE}):
-        part = "the depth decoder" if all(key.startswith("depth_decoder.") for key in other) else "weights"
-        raise KitError(f"{name} lacks {part}: {len(other)} tensors, among them {other[0]}. A model with random parts cannot "
-                       "be fine-tuned; download the complete checkpoint again.")
-    if {BACKBONE_TABLE, DEPTH_TABLE} <= missing:
-        raise KitError(f"{name} has no audio embeddings ({BACKBONE_TABLE}). Download the complete checkpoint again.")
+    tables = {BACKBONE_TABLE, DEPTH_TABLE}
+    if lost := sorted(missing if tables <= missing else missing - tables):
+        raise KitError(f"{name} lacks {len(lost)} weights, among them {lost[0]}. A model with random parts cannot be "
+                       "fine-tuned; download the complete checkpoint again.")
     if not model.config.tie_codebooks_embeddings:
         return
     backbone, depth = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens
@@ -193,21 +186,20 @@ def embed_inputs(model: CsmForConditionalGeneration, batch: dict) -> torch.Tenso
 
 def should_compile(config: Config, device_config: DeviceConfig) -> tuple[bool, str]:
     """Return whether to compile the layers, and the reason."""
-    micro_batches = config.steps * config.gradient_accumulation_steps
     if config.compile == "no":
         return False, "as requested"
+    if device_config.device == "cuda" and not has_triton():
+        reason = "torch finds no Triton, which it needs to compile for a GPU"
+        if config.compile == "yes":
+            raise KitError(f"compile is 'yes', but {reason}. Install Triton, or give --compile no.")
+        return False, reason
     if config.compile == "yes":
-        if device_config.device == "cuda" and not has_triton():
-            raise KitError("compile is 'yes', but torch finds no Triton, which it needs to compile for a GPU. Install "
-                           "Triton, or give --compile no.")
         return True, "as requested; the first steps take a minute or two"
     if device_config.device != "cuda":
         return False, f"it is hardly faster on {device_config.device}"
-    if not has_triton():
-        return False, "torch finds no Triton, which it needs to compile for a GPU"
-    if micro_batches < MIN_STEPS_TO_COMPILE:
-        return False, f"it pays from {MIN_STEPS_TO_COMPILE} micro-batches on; these are {micro_batches}"
-    return True, f"{micro_batches} micro-batches make up for the minute or two that compiling takes"
+    micro_batches = config.steps * config.gradient_accumulation_steps
+    return (micro_batches >= MIN_STEPS_TO_COMPILE,
+            f"it pays from {MIN_STEPS_TO_COMPILE} micro-batches on; these are {micro_batches}")
 
 
 def compile_layers(model: CsmForConditionalGeneration) -> None:

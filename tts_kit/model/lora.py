@@ -1,7 +1,6 @@
 """LoRA adapters: which projections they cover, saving, checking and loading them, their strength, merging."""
 
 import hashlib
-import itertools
 import json
 import math
 import re
@@ -12,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as peft_layer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch.nn.functional import linear
@@ -34,7 +33,6 @@ FREE_SETTINGS = {"r", "lora_alpha", "base_model_name_or_path", "revision", "infe
 settings (init_lora_weights) change the base, which other voices may share."""
 DEFAULT_ADAPTER = "default"
 """PEFT's name for a model's first adapter. Later ones are numbered, as a voice's own name may be that of a module."""
-ADAPTER_NUMBERS = itertools.count(2)
 
 
 class FusedLoraLinear(peft_layer.Linear):
@@ -95,22 +93,6 @@ def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
     return counts
 
 
-def format_parameter_table(counts: dict[str, dict[str, int]]) -> str:
-    lines = [f"{'part':<10}{'adapted modules':>16}{'trainable':>14}{'base parameters':>17}"]
-    lines += [f"{part:<10}{count['modules']:>16,}{count['trainable']:>14,}{count['parameters']:>17,}"
-              for part, count in counts.items()]
-    return "\n".join(lines)
-
-
-def max_lora_b(model: torch.nn.Module) -> dict[str, float]:
-    """Return the largest entry of LoRA's B matrices in each part: 0 means that nothing was learned there."""
-    largest = {}
-    for name, weight in unwrap(model).named_parameters():
-        if ".lora_B." in name and (part := _part(name)):
-            largest[part] = max(largest.get(part, 0.0), weight.detach().abs().max().item())
-    return largest
-
-
 def fingerprint(model: PeftModel | Path, adapter: str = DEFAULT_ADAPTER) -> str:
     """Return a digest of the weights of one of a model's adapters, or of the one in a folder."""
     weights = _weights(model, adapter) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS_FILE)
@@ -130,11 +112,6 @@ def set_strength(model: PeftModel, strength: float, adapter: str = DEFAULT_ADAPT
             module.set_scale(adapter, strength)
 
 
-def merge(model: PeftModel) -> CsmForConditionalGeneration:
-    """Return the base with the adapter added into its weights; cannot be undone."""
-    return model.merge_and_unload()
-
-
 def save_weights(model: PeftModel, path: Path) -> None:
     """Write the adapter's weights alone, for `load_weights`."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in _weights(model).items()}
@@ -146,14 +123,9 @@ def load_weights(model: PeftModel, path: Path, adapter: str = DEFAULT_ADAPTER) -
     """Replace the weights of a model's adapter by those of a file, in place.
 
     An engine that has its weights has to be invalidated."""
-    saved_shapes, current = _shapes_in_file(path), _weights(model, adapter)
-    shapes = {name: list(weight.shape) for name, weight in current.items()}
-    if name := _first_difference(saved_shapes, shapes):
-        raise KitError(f"{path} has the weights of another adapter: {name} is {saved_shapes.get(name, 'missing')} in the "
-                       f"file and {shapes.get(name, 'missing')} in the model. Give a file of a training with the same base, "
-                       "rank and targets.")
-    saved = load_file(path)
-    for name, weight in current.items():
+    weights = _weights(model, adapter)
+    saved = _read_weights(path, {name: list(weight.shape) for name, weight in weights.items()})
+    for name, weight in weights.items():
         weight.copy_(saved[name])
 
 
@@ -170,25 +142,16 @@ def save(model: PeftModel, folder: Path, base: Base, config_json: str, metadata:
         (staging / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-def load(base: Base, folder: Path) -> PeftModel:
-    """Put a saved adapter on a base, as its first."""
+def load(base: Base, folder: Path, model: PeftModel | None = None, name: str = DEFAULT_ADAPTER) -> PeftModel:
+    """Put a saved adapter on a base, or on its model that has adapters already; one that is refused changes nothing."""
     check_compatible(base, Path(folder), read_metadata(folder))
-    assert not any(isinstance(module, LoraLayer) for module in base.model.modules()), "the base has an adapter: use add"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of missing keys, which were checked
-        model = fuse_lora_layers(PeftModel.from_pretrained(base.model, folder))
-    return model.eval().requires_grad_(False)
-
-
-def add(model: PeftModel, base: Base, folder: Path) -> str:
-    """Add a further adapter to a model and return its name; one that is refused leaves the model as it was."""
-    check_compatible(base, Path(folder), read_metadata(folder))
-    name = f"voice{next(ADAPTER_NUMBERS)}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.load_adapter(folder, name)
-    fuse_lora_layers(model).eval().requires_grad_(False)
-    return name
+        if model:
+            model.load_adapter(folder, name)
+        else:
+            model = PeftModel.from_pretrained(base.model, folder)
+    return fuse_lora_layers(model).eval().requires_grad_(False)
 
 
 def read_metadata(folder: Path) -> dict:
@@ -222,7 +185,7 @@ def check_compatible(base: Base, folder: Path, metadata: dict) -> None:
     if metadata["base_fingerprint"] != base.fingerprint:
         raise KitError(f"{folder} was trained for {metadata['base']} (weights {metadata['base_fingerprint']}), but "
                        f"{base.name} is loaded (weights {base.fingerprint}). Load it with --base {metadata['base']}.")
-    settings, shapes = read_json(folder / CONFIG_FILE, RESTORE), _shapes_in_file(folder / WEIGHTS_FILE)
+    settings = read_json(folder / CONFIG_FILE, RESTORE)
     rank, expected = settings.get("r"), {}
     for name, module in base.model.named_modules():
         if re.fullmatch(settings["target_modules"], name):
@@ -230,22 +193,22 @@ def check_compatible(base: Base, folder: Path, metadata: dict) -> None:
             out_features, in_features = getattr(module, "base_layer", module).weight.shape
             expected[f"base_model.model.{name}.lora_A.weight"] = [rank, in_features]
             expected[f"base_model.model.{name}.lora_B.weight"] = [out_features, rank]
-    if name := _first_difference(shapes, expected):
-        raise KitError(f"{folder / WEIGHTS_FILE} and its {CONFIG_FILE} disagree about {name}: it is "
-                       f"{shapes.get(name, 'missing')}; wanted {expected.get(name, 'nothing of that name')}. {RESTORE}")
+    _read_weights(folder / WEIGHTS_FILE, expected)
 
 
-def _shapes_in_file(path: Path) -> dict[str, list[int]]:
-    """Return the shapes in a safetensors file from its header, which also holds the length that the file must have."""
+def _read_weights(path: Path, expected: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Return the weights of a file, after checking that they have the expected names and shapes."""
     try:
-        with safe_open(path, "np") as file:
-            return {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
+        saved = load_file(path)
     except SafetensorError as error:
         raise KitError(f"{pretrained.damage_reason(path, error)}. {RESTORE}") from error
-
-
-def _first_difference(shapes: dict[str, list[int]], expected: dict[str, list[int]]) -> str | None:
-    return min((name for name in shapes | expected if shapes.get(name) != expected.get(name)), default=None)
+    shapes = {name: list(weight.shape) for name, weight in saved.items()}
+    for name in sorted(shapes | expected):
+        if shapes.get(name) != expected.get(name):
+            raise KitError(f"{path} has the weights of another adapter: {name} is {shapes.get(name, 'missing')}; wanted "
+                           f"{expected.get(name, 'nothing of that name')}. Give a file of the same base, rank and targets, "
+                           "or restore it from a copy.")
+    return saved
 
 
 def _weights(model: PeftModel, adapter: str = DEFAULT_ADAPTER) -> dict[str, torch.Tensor]:

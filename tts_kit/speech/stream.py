@@ -20,12 +20,15 @@ MIN_CHUNK_FRAMES, MAX_CHUNK_FRAMES = 2, 12
 
 
 class SpeechStream(Iterator[np.ndarray]):
-    """Speech while it is generated: iterate for chunks (samples,) float32, `close` to stop early.
+    """What `speak.speak` speaks, without retries: iterate for chunks (samples,) float32, `close` to stop early.
 
-    A voice generates one thing at a time: exhaust or close the stream before asking the voice for something else.
-    """
+    Text and references are checked at once, audio is generated as it is asked for. A voice generates one thing at a time:
+    exhaust or close the stream before asking the voice for something else."""
 
-    def __init__(self, voice: Voice, requests: Sequence[Request], context: list[Turn], start: float):
+    def __init__(self, text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0):
+        self._start = time.monotonic()
+        requests, context = speak.split_requests(text, references, finetuned, seed), speak.context_turns(voice, references)
+        self._chunks = self._stream_sentences(voice, requests, context)
         self.sample_rate = voice.base.spec.sample_rate
         self.ended_with_eos = True
         """Whether every sentence so far says something and ended with EOS."""
@@ -35,8 +38,6 @@ class SpeechStream(Iterator[np.ndarray]):
         """From the request to the first chunk."""
         self.wall_seconds = 0.0
         """From the request to the newest chunk."""
-        self._start = start
-        self._chunks = self._stream_sentences(voice, requests, context)
 
     def __next__(self) -> np.ndarray:
         chunk = next(self._chunks)
@@ -62,16 +63,6 @@ class SpeechStream(Iterator[np.ndarray]):
             self.ended_with_eos = self.ended_with_eos and generation.is_complete
             if not number:
                 context = speak.context_after_first(voice, requests, context, generation)
-
-
-def stream(text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0) -> SpeechStream:
-    """Speak what `speak.speak` speaks, in chunks as they are generated; there are no retries.
-
-    Text and references are checked at once, audio is generated as it is asked for.
-    """
-    start = time.monotonic()
-    return SpeechStream(voice, speak.split_requests(text, references, finetuned, seed),
-                        speak.context_turns(voice, references), start)
 
 
 def stream_sentence(voice: Voice, request: Request, context: list[Turn]) -> Generator[np.ndarray, None, Generation]:

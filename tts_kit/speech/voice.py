@@ -115,11 +115,9 @@ def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], 
 def add_adapter(voice: Voice, folder: Path) -> Voice:
     """Load one more adapter on the base of a voice, which itself stays as it was."""
     base, metadata = voice.base, lora.read_metadata(folder)
-    if voice.is_finetuned:
-        model, adapter = voice.model, lora.add(voice.model, base, folder)
-    else:
-        model, adapter = lora.load(base, folder), lora.DEFAULT_ADAPTER
-        voice.engine.invalidate()
+    adapter = f"voice{len(voice.model.peft_config) + 1}" if voice.is_finetuned else lora.DEFAULT_ADAPTER
+    model = lora.load(base, folder, voice.model if voice.is_finetuned else None, adapter)
+    voice.engine.invalidate()
     return Voice(base, model, metadata["speaker"], _adapter_sampling(base, folder), adapter, voice.engine)
 
 

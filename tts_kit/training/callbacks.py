@@ -1,4 +1,4 @@
-"""Trainer callbacks: progress bar, loss log and plot, audio samples; and the plots of a training."""
+"""Trainer callbacks: progress bar, loss log and plot, audio samples."""
 
 import io
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from tts_kit import audio, text
 from tts_kit.config import Config
-from tts_kit.evaluation import stats
+from tts_kit.evaluation.stats import Estimate
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
-from tts_kit.io import read_rows, write_bytes, write_rows
+from tts_kit.io import write_bytes, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
 from tts_kit.run import Run
@@ -35,8 +35,7 @@ class ProgressCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         names = {"backbone_loss": "backbone", "depth_loss": "depth", "eval_loss": "held out"}
         self.losses |= {short: f"{logs[name]:.3f}" for name, short in names.items() if name in logs}
-        if self.bar:
-            self.bar.set_postfix(self.losses, refresh=False)
+        self.bar.set_postfix(self.losses, refresh=False)
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update(state.global_step - self.bar.n)
@@ -55,7 +54,13 @@ class LossPlotCallback(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **_):
         write_rows(self.path, state.log_history)
-        write_figure(self.path.with_name(LOSS_PLOT), plot_losses(self.path))
+
+        def losses(name: str) -> dict[int, float]:
+            return {row["step"]: row[name] for row in state.log_history if name in row}
+
+        write_plot(self.path.with_name(LOSS_PLOT),
+                   {"backbone loss": losses("eval_backbone_loss"), "depth loss": losses("eval_depth_loss")},
+                   train_losses={"backbone loss": losses("backbone_loss"), "depth loss": losses("depth_loss")})
 
 
 class SampleCallback(TrainerCallback):
@@ -93,64 +98,29 @@ def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequen
     return [(base.codec.decode([generation.codes])[0], generation.ended_with_eos) for generation in generations]
 
 
-def evaluations(trainer: Trainer, step: int) -> tuple[dict, dict]:
-    """Held-out losses of the base model, and of the adapter at `step`, which the model holds now."""
-    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
-    if step not in [row["step"] for row in rows]:
-        trainer.evaluate()
-        rows.append(trainer.state.log_history[-1] | {"step": step})
-    after = next(row for row in reversed(rows) if row["step"] == step)
-    return tuple({name: row[name] for name in rows[0] if name.startswith("eval_")} for row in (rows[0], after))
-
-
-def write_figure(path: Path, figure) -> None:
-    """Write a matplotlib figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    write_bytes(path, buffer.getvalue())
-
-
-def plot_losses(log_file: Path):
-    """A matplotlib figure of the backbone and the depth loss, training and held out."""
-    rows = read_rows(log_file)
-    figure, axes = _two_panels("backbone loss", "depth loss")
-    for axis, part in zip(axes, ("backbone", "depth")):
-        train = [(row["step"], row[f"{part}_loss"]) for row in rows if f"{part}_loss" in row]
-        held_out = [(row["step"], row[f"eval_{part}_loss"]) for row in rows if f"eval_{part}_loss" in row]
-        if train:
-            axis.plot(*zip(*train), color=GREY, linewidth=1, label="training")
-        # written at each evaluation, the first of which is the base model's
-        axis.plot(*zip(*held_out), color=RED, marker="o", markersize=4, label="held out")
-        axis.axhline(held_out[0][1], color=RED, linestyle=":", linewidth=1, label="base model")
-        axis.legend(frameon=False)
-    return figure
-
-
-def plot_generation_eval(sim: dict[int, stats.Estimate], wer: dict[int, stats.Estimate], selected: int):
-    """A matplotlib figure of SIM and WER at every evaluated step, with 95 % confidence intervals."""
-    figure, axes = _two_panels("SIM (95 % CI)", "WER (95 % CI)")
-    for axis, estimates in zip(axes, (sim, wer)):
-        steps, values = list(estimates), [estimate.value for estimate in estimates.values()]
-        intervals = [[max(0.0, estimate.value - estimate.low) for estimate in estimates.values()],
-                     [max(0.0, estimate.high - estimate.value) for estimate in estimates.values()]]
-        axis.errorbar(steps, values, intervals, color=RED, marker="o", markersize=4, linewidth=1, capsize=2)
-        if steps[0] == 0:
-            axis.axhline(values[0], color=RED, linestyle=":", linewidth=1, label="base model")
-        if selected in steps:
-            axis.axvline(selected, color=GREY, linewidth=6, zorder=0, label="selected")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False)
-    return figure
-
-
-def _two_panels(*titles: str):
+def write_plot(path: Path, panels: dict[str, dict[int, float | Estimate]], selected: int | None = None,
+               train_losses: dict[str, dict[int, float]] | None = None) -> None:
+    """Write a PNG with a panel for each title: the value at every evaluated step, with its interval if it has one."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, title in zip(axes, titles):
+    for axis, (title, values) in zip(figure.subplots(1, len(panels)), panels.items()):
+        if train_losses and train_losses[title]:
+            axis.plot(*zip(*train_losses[title].items()), color=GREY, linewidth=1, label="training")
+        if selected in values:
+            axis.axvline(selected, color=GREY, linewidth=6, zorder=0, label="selected")
+        points = [(value.value, value.low, value.high) if isinstance(value, Estimate) else (value, value, value)
+                  for value in values.values()]
+        heights, low, high = np.array(points).T
+        axis.errorbar(list(values), heights, np.maximum(0, [heights - low, high - heights]), color=RED, marker="o",
+                      markersize=4, linewidth=1, capsize=2, label="held out" if train_losses else None)
+        if 0 in values:
+            axis.axhline(heights[0], color=RED, linestyle=":", linewidth=1, label="base model")
         axis.set(title=title, xlabel="step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+        axis.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    write_bytes(path, buffer.getvalue())

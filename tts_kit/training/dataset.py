@@ -65,9 +65,9 @@ def reshard(micro_batches: list[list[Example]], parts: int) -> list[list[Example
     if len(micro_batches) == parts:
         return micro_batches
     examples = [*itertools.chain(*micro_batches)]
-    ends = torch.tensor([len(example) for example in examples], dtype=torch.float64).cumsum(0)
-    centers = [(end - len(example) / 2).item() for example, end in zip(examples, ends)]
-    assigned = [int((center - centers[0]) * parts / ends[-1].item()) for center in centers]
+    ends = [*itertools.accumulate(map(len, examples))]
+    centers = [end - len(example) / 2 for example, end in zip(examples, ends)]
+    assigned = [int((center - centers[0]) * parts / ends[-1]) for center in centers]
     return [[example for example, number in zip(examples, assigned) if number == part] for part in range(parts)]
 
 

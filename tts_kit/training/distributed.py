@@ -54,15 +54,6 @@ def all_reduce_sum(tensors: Sequence[torch.Tensor]) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
-def all_gather(tensor: torch.Tensor) -> torch.Tensor:
-    """(processes, ...): the tensor of each process."""
-    if world_size() == 1:
-        return tensor[None]
-    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(gathered, tensor)
-    return torch.stack(gathered)
-
-
 def broadcast_bool(function: Callable[[], bool]) -> bool:
     """Call `function` in rank 0 alone; return its answer in every process."""
     if world_size() == 1:

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,14 +68,11 @@ def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: 
         write_text(run.training / CONFIG_FILE, config.to_json())
     checkpoint = last_complete_checkpoint(run.training)
     print(f"Resuming from {checkpoint.name}." if checkpoint else "Starting from the base model.")
-    start, first_step = time.monotonic(), int(checkpoint.name.split("-")[1]) if checkpoint else 0
     trainer.args.eval_on_start = checkpoint is None
     with pretrained.quiet(), contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if distributed.is_rank_zero():
-        speed = {"seconds_since_start_or_resume": round(time.monotonic() - start, 1),
-                 "steps_since_start_or_resume": trainer.state.global_step - first_step}
-        _save_adapter(trainer, base, config, run, generation_eval.load_best(evaluation, trainer), speed)
+        _save_adapter(trainer, base, config, run, generation_eval.load_best(evaluation, trainer))
     return run.adapter
 
 
@@ -101,7 +97,9 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
         raise KitError(f"{run.codes} was made by another codec than that of {config.base}. Run `tts-kit tokenize` with the "
                        "same --base again; codes that fit are kept.")
     model = lora.add_lora(base.model, config.rank, config.alpha, config.lora_targets, config.seed)
-    print(lora.format_parameter_table(lora.count_parameters(model)))
+    for part, count in lora.count_parameters(model).items():
+        print(f"{part}: {count['modules']} adapted modules, {count['trainable']:,} trainable parameters, "
+              f"{count['parameters']:,} of the base.")
     if config.offload_text_embeddings or device_config.low_memory:
         load.offload_text_embeddings(base.model)
         print(f"Text embeddings stay in main memory ({'as set' if config.offload_text_embeddings else 'small GPU'}).")
@@ -155,16 +153,15 @@ def _inputs(config: Config, run: Run) -> dict:
     return fields | {"codes": cache.digest(run.codes)}
 
 
-def _save_adapter(trainer: CsmTrainer, base: load.Base, config: Config, run: Run, selected: SelectedCheckpoint,
-                  speed: dict) -> None:
-    before, after = training_callbacks.evaluations(trainer, selected.step)
-    largest = lora.max_lora_b(trainer.model)
-    if not all(largest.values()):
-        untrained = ", ".join(part for part, value in largest.items() if not value)
-        raise KitError(f"the adapter of {untrained} has not changed at all by step {selected.step}. Train again under "
-                       "another run name with a higher --learning-rate, more --steps or fewer --warmup-steps.")
-    metrics = {"before": before, "after": after, "max_lora_b": largest, **speed, "steps": config.steps,
-               "selected_step": selected.step, "selected_by": selected.by, "selection_reason": selected.reason,
+def _save_adapter(trainer: CsmTrainer, base: load.Base, config: Config, run: Run, selected: SelectedCheckpoint) -> None:
+    losses = {row["step"]: {name: value for name, value in row.items() if name.startswith("eval_")}
+              for row in trainer.state.log_history if "eval_loss" in row}
+    before, after = losses[0], losses[selected.step]
+    if before == after:
+        raise KitError(f"the adapter has learned nothing by step {selected.step}. Train again under another run name with a "
+                       "higher --learning-rate, more --steps or fewer --warmup-steps.")
+    metrics = {"before": before, "after": after, "steps": config.steps, "selected_step": selected.step,
+               "selection_reason": selected.reason,
                "epochs": round(trainer.train_dataset.epochs * selected.step / config.steps, 2),
                "machine": device.machine(), "versions": device.versions()}
     inputs = read_inputs(run.training)

@@ -11,13 +11,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from tts_kit import audio, html
+from tts_kit import audio
 from tts_kit.config import Config
-from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.metrics import MetricModels
-from tts_kit.evaluation.stats import Estimate, SentenceSums
-from tts_kit.io import atomic_folder, read_rows, write_rows, write_text
+from tts_kit.evaluation.stats import SentenceSums
+from tts_kit.io import atomic_folder, read_rows, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
 from tts_kit.run import Run
@@ -29,22 +28,17 @@ MIN_SENTENCES = 5
 MAX_REFERENCES = 20
 FOLDER, GENERATED = "generation_eval", "generated.jsonl"
 """Folder under training/ with the clips and the adapter of every evaluated step; file there with the rows of its clips."""
-ROWS, PLOT, PAGE = "generation_eval.jsonl", "generation_eval.png", "generation_eval.html"
-"""Files under training/: the scored rows of all steps, their plot, the page to listen to them."""
+ROWS, PLOT = "generation_eval.jsonl", "generation_eval.png"
+"""Files under training/: the scored rows of all steps, and their plot."""
 BASE_MODEL = 0
 """The step before training: what the others are compared with, never selected."""
-BY_GENERATION_EVAL, LAST_STEP = "generation evaluation", "last step"
-"""What a step can be selected by."""
 WER_TOLERANCE = 0.03
 """A step whose WER is significantly higher than the best one by more than this is not selected."""
-PAGE_RATE = 24_000
 
 
 @dataclass(frozen=True)
 class SelectedCheckpoint:
     step: int
-    by: str
-    """BY_GENERATION_EVAL or LAST_STEP."""
     reason: str
 
 
@@ -112,14 +106,17 @@ class GenerationEvalCallback(TrainerCallback):
             write_rows(staging / GENERATED, rows)
 
     def score(self) -> None:
-        """Score all generated clips that have no scores of these metric models yet; update the plot and the page."""
+        """Score all generated clips that have no scores of these metric models yet; update the plot."""
         scored = {(row["step"], row["sentence"]): row for row in self.rows()}
         rows = [scored.get((row["step"], row["sentence"]), row)
                 for path in sorted((self.run.training / FOLDER).glob(f"step-*/{GENERATED}")) for row in read_rows(path)]
         if rows:
             scoring.score_rows(rows, self.run.training, self.metric_models, self.references,
                                lambda scored_rows: write_rows(self.run.training / ROWS, scored_rows))
-            self.show(final=False)
+            scores, selected = step_scores(self.rows()), select(self.rows(), self.config.steps)
+            callbacks.write_plot(self.run.training / PLOT, {
+                "SIM (95 % CI)": {step: stats.bootstrap_ratio(score.sim) for step, score in scores.items()},
+                "WER (95 % CI)": {step: stats.bootstrap_ratio(score.wer) for step, score in scores.items()}}, selected.step)
 
     @functools.cached_property
     def references(self) -> scoring.References:
@@ -128,20 +125,8 @@ class GenerationEvalCallback(TrainerCallback):
         count, rate = min(len(self.train_clips), MAX_REFERENCES), self.base.spec.sample_rate
         clips = [self.train_clips[number * len(self.train_clips) // count] for number in range(count)]
         waves = {clip.text: self.base.codec.decode([clip.codes])[0] for clip in clips}
-        references = {text: self.metric_models.measure_reference(wave, rate, text) for text, wave in waves.items()
-                      if not metrics.unusable_reason(wave, rate)}
-        if not references:
-            raise KitError(f"none of {count} training clips holds any sound, so there is nothing to compare the voice with. "
-                           "Check the data, or train with --generation-eval-steps 0.")
-        return references
-
-    def show(self, final: bool) -> Path:
-        """Write the plot and the page; return the page."""
-        rows = self.rows()
-        selected = select(rows, self.config.steps)
-        callbacks.write_figure(self.run.training / PLOT, callbacks.plot_generation_eval(*_estimates(rows), selected.step))
-        return write_page(rows, self.run.training, f"{self.run.name}: generation evaluation",
-                          selected.reason if final else f"So far: {selected.reason}", selected.step)
+        return {text: self.metric_models.measure_reference(wave, rate, text) for text, wave in waves.items()
+                if not metrics.unusable_reason(wave, rate)}
 
 
 def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) -> GenerationEvalCallback | None:
@@ -149,28 +134,26 @@ def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) ->
     if not config.generation_eval_steps:
         return None
     sentences = read_sentences(clips)
-    if not metrics.load_available():
-        print(f"No generation evaluation: metric models are not installed. Install them: {metrics.INSTALL}\nThe last step "
-              "will be kept.")
-    elif len(sentences) < MIN_SENTENCES:
-        print(f"No generation evaluation: only {len(sentences)} of the kit's sentences are not in the data itself, fewer "
-              f"than {MIN_SENTENCES}. The last step will be kept.")
-    else:
-        # selection reads WER and SIM only
-        metric_models = dataclasses.replace(metrics.load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None,
-                                            embed_speaker_2=None) if distributed.is_rank_zero() else None
-        return GenerationEvalCallback(base, config, run, clips, metric_models)
-    return None
+    if not metrics.load_available() or len(sentences) < MIN_SENTENCES:
+        reason = (f"only {len(sentences)} of the kit's sentences are not in the data itself, fewer than {MIN_SENTENCES}"
+                  if metrics.load_available() else f"metric models are not installed. Install them: {metrics.INSTALL}")
+        print(f"No generation evaluation: {reason}. The last step will be kept.")
+        return None
+    # selection reads WER and SIM only
+    metric_models = dataclasses.replace(metrics.load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None,
+                                        embed_speaker_2=None) if distributed.is_rank_zero() else None
+    return GenerationEvalCallback(base, config, run, clips, metric_models)
 
 
 def load_best(evaluation: GenerationEvalCallback | None, trainer: Trainer) -> SelectedCheckpoint:
     """Select the step to keep and load its adapter into the model; without generation evaluation it is the last one."""
     if not evaluation:
-        return SelectedCheckpoint(trainer.state.global_step, LAST_STEP, "")
+        return SelectedCheckpoint(trainer.state.global_step, "The last step, without generation evaluation.")
     selected = select(evaluation.rows(), evaluation.config.steps)
-    if selected.by == BY_GENERATION_EVAL:
-        lora.load_weights(trainer.model, evaluation.step_folder(selected.step) / lora.WEIGHTS_FILE)
-    print(f"{selected.reason}\nListen to every step: {evaluation.show(final=True).resolve().as_uri()}")
+    weights = evaluation.step_folder(selected.step) / lora.WEIGHTS_FILE
+    if weights.exists():
+        lora.load_weights(trainer.model, weights)
+    print(f"{selected.reason} Clips of every step: {evaluation.run.training / FOLDER}")
     return selected
 
 
@@ -200,79 +183,25 @@ def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
     dozen sentences almost every step would pass). If nothing was evaluated, or no clip holds any sound, it is the last step.
     """
     scores = step_scores(rows)
-    trained = [step for step in scores if step != BASE_MODEL]
     if all(row["failure"] or row.get("metric_failed") for row in rows if row["step"] != BASE_MODEL):
-        last = max(trained, default=steps)
-        return SelectedCheckpoint(last, LAST_STEP, f"Step {last} of {steps} selected, the last: no step could be evaluated.")
+        last = max(scores.keys() - {BASE_MODEL}, default=steps)
+        return SelectedCheckpoint(last, f"Step {last} of {steps} selected, the last: no step could be evaluated.")
     candidates, best = _best(scores)
     selected = next(step for step in candidates if _is_as_good(scores[step], scores[best]))
-    if selected == best:
-        reasons = [f"Step {best} of {steps} selected, the highest SIM: {scores[best]}."]
-    else:
-        reasons = [f"Step {selected} of {steps} selected, the earliest within one standard error of step {best}: "
-                   f"{scores[selected]}; step {best}: {scores[best]}."]
-    nearer = [step for step in trained if step not in candidates and _value(scores[step].sim) > _value(scores[best].sim)]
-    if nearer:
-        step = max(nearer, key=lambda step: _value(scores[step].sim))
-        reasons.append(f"Step {step} has a higher SIM but a significantly higher WER ({scores[step]}).")
+    rank = "the highest SIM" if selected == best else f"as good within one standard error as step {best}, {scores[best]}"
+    reason = f"Step {selected} of {steps} selected: {scores[selected]} ({rank})"
     if BASE_MODEL in scores:
         base = scores[BASE_MODEL]
         sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).is_above_zero
-        reasons.append(f"Base model: {base}{', SIM not significantly lower' * (not sim_is_higher)}"
-                       f"{', WER significantly lower' * _wer_is_worse(scores[selected], base)}.")
-    return SelectedCheckpoint(selected, BY_GENERATION_EVAL, " ".join(reasons))
+        reason += (f"; base model: {base}{', SIM not significantly lower' * (not sim_is_higher)}"
+                   f"{', WER significantly lower' * _wer_is_worse(scores[selected], base)}")
+    return SelectedCheckpoint(selected, f"{reason}.")
 
 
 def should_stop_early(rows: Sequence[dict], patience: int) -> bool:
     """Whether none of the last `patience` evaluations is better than the best before them; patience 0: never."""
     trained = sorted({row["step"] for row in rows} - {BASE_MODEL})
     return 0 < patience < len(trained) and _best(step_scores(rows))[1] not in trained[-patience:]
-
-
-def write_page(rows: Sequence[dict], folder: Path, title: str, summary: str, selected: int) -> Path:
-    """Write the page to listen to every step: sentences in rows, steps in columns, clips embedded at equal loudness."""
-    sim, wer = _estimates(rows)
-    clips = {(row["sentence"], row["step"]): _cell(row, folder) for row in rows}
-    head = "".join(
-        f'<th scope="col"{" class=selected" * (step == selected)}>{f"step {step}" if step else "base model"}'
-        f'{" (selected)" * (step == selected)}<small>SIM {_interval(sim[step], ".2f")}</small>'
-        f'<small>WER {_interval(wer[step], ".0%")}</small></th>' for step in sim)
-    body = "".join(
-        f'<tr><th scope="row" dir="auto">{html.escape(text)}</th>'
-        + "".join(f'<td>{clips.get((number, step), "")}</td>' for step in sim) + "</tr>"
-        for number, text in sorted({row["sentence"]: row["text"] for row in rows}.items()))
-    page, _ = html.page(__file__, title, csp=["media-src data:"], summary=html.escape(summary), head=head, body=body)
-    write_text(folder / PAGE, page)
-    return folder / PAGE
-
-
-def _cell(row: dict, folder: Path) -> str:
-    """A player, or the reason why there is none, and the scores of a clip."""
-    notes = [f"{row['word_errors']} of {row['ref_words']} words wrong, SIM {row['sim'] or 0:.2f}"]
-    if row["word_errors"] != 0:
-        notes.append(f"transcript: {row['transcript']}")
-    if not row["ended_with_eos"]:
-        notes.append("no EOS: reached the length limit")
-    wave = metrics.read(folder / row["file"], PAGE_RATE)
-    if reason := row["failure"] or metrics.unusable_reason(wave, PAGE_RATE):
-        player = f"<em>{html.escape(reason)}</em>"
-    else:
-        uri = html.data_uri(*audio.encode_lossy(audio.normalize_loudness(wave, PAGE_RATE), PAGE_RATE))
-        player = f'<audio controls preload="none" src="{uri}"></audio>'
-    return player + "".join(f'<small dir="auto">{html.escape(note)}</small>' for note in notes)
-
-
-def _estimates(rows: Sequence[dict]) -> tuple[dict[int, Estimate], dict[int, Estimate]]:
-    """SIM and WER of every step."""
-    scores = step_scores(rows)
-    return ({step: stats.bootstrap_ratio(score.sim) for step, score in scores.items()},
-            {step: stats.bootstrap_ratio(score.wer) for step, score in scores.items()})
-
-
-def _interval(estimate: Estimate, form: str) -> str:
-    """A value with its 95 % confidence interval, if there are enough sentences for one."""
-    interval = f" ({max(estimate.low, 0):{form}} to {estimate.high:{form}})" * (estimate.sentences >= stats.MIN_SENTENCES)
-    return f"{estimate.value:{form}}{interval}"
 
 
 def _value(sums: SentenceSums) -> float:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tts_kit.training import dataset, distributed
 
 COMPLETE_MARKER = "complete"
 """File that marks a checkpoint as completely written."""
+MAX_CHECKPOINTS = 2
 LOGGING_STEPS = {"cpu": 1, "cuda": 10, "mps": 10}
 """Steps between reads of the losses: each read synchronizes host and device."""
 
@@ -41,7 +42,6 @@ class CsmTrainer(transformers.Trainer):
         self.add_callback(FlushLossesCallback())
         self._buffered_losses: list[torch.Tensor] = []
         """(2,) backbone and depth loss of each micro-batch since the last flush."""
-        self._weights_at_flush: list[torch.Tensor] = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss; the shares of a step sum to the loss of one big batch."""
@@ -52,7 +52,7 @@ class CsmTrainer(transformers.Trainer):
                                   per_depth_loss * self.depth_loss_weight * (scaler.get_scale() if scaler else 1))
         shares = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * per_depth_loss]) * inputs["loss_weight"]
         if model.training:
-            self._buffer_losses(shares.detach(), inputs)
+            self._buffered_losses.append(shares.detach())
         # Trainer divides by the number of micro-batches, and these are shares already
         return (shares[0] + self.depth_loss_weight * shares[1]) * self.current_gradient_accumulation_steps
 
@@ -61,7 +61,7 @@ class CsmTrainer(transformers.Trainer):
         share = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             # before loss scaler and clipping read them, so that both decide alike in all processes
-            distributed.all_reduce_sum([weight.grad for weight in self._trainable()])
+            distributed.all_reduce_sum([weight.grad for weight in self.model.parameters() if weight.requires_grad])
         return share * distributed.world_size()  # Trainer logs the mean over processes, and the shares are a sum
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -88,11 +88,10 @@ class CsmTrainer(transformers.Trainer):
     def log(self, logs: dict, start_time: float | None = None) -> None:
         """Add both losses of every step since the last log, and the epoch as passes over the clips."""
         if "loss" in logs and self._buffered_losses:
-            *earlier, (backbone, depth) = self._flush_losses()
-            for steps_ago, (earlier_backbone, earlier_depth) in zip(range(len(earlier), 0, -1), earlier):
-                self.state.log_history.append({"backbone_loss": earlier_backbone, "depth_loss": earlier_depth,
-                                               "step": self.state.global_step - steps_ago})
-            logs |= {"backbone_loss": backbone, "depth_loss": depth}
+            *earlier, losses = self._flush_losses()
+            for step, earlier_losses in enumerate(earlier, self.state.global_step - len(earlier)):
+                self.state.log_history.append(earlier_losses | {"step": step})
+            logs |= losses
         super().log(logs, start_time)
         # for Trainer the whole training is one epoch
         share = self.state.global_step / self.args.max_steps
@@ -113,6 +112,11 @@ class CsmTrainer(transformers.Trainer):
         with explain_os_errors(folder):
             super()._save_checkpoint(model, trial)
             write_text(folder / COMPLETE_MARKER, "")
+        # Trainer would do this before the marker is there, and count what interrupted saves left
+        kept = [*complete_checkpoints(folder.parent)[-MAX_CHECKPOINTS:], Path(self.state.best_model_checkpoint or folder)]
+        for checkpoint in set(folder.parent.glob("checkpoint-*")).difference(kept):
+            (checkpoint / COMPLETE_MARKER).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _get_train_sampler(self, *_) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -122,58 +126,30 @@ class CsmTrainer(transformers.Trainer):
             return contextlib.nullcontext()
         return torch.autocast(self.device_config.device, self.device_config.dtype)
 
-    def _trainable(self) -> list[torch.nn.Parameter]:
-        return [weight for weight in self.model.parameters() if weight.requires_grad]
-
-    def _buffer_losses(self, losses: torch.Tensor, inputs: dict) -> None:
-        """Keep the losses of a micro-batch until the next flush; on a CPU, where reading is free, check them."""
-        check_now = self.args.logging_steps == 1 and distributed.world_size() == 1
-        if not self._buffered_losses:
-            self._weights_at_flush = [] if check_now else [weight.detach().clone() for weight in self._trainable()]
-        self._buffered_losses.append(losses)
-        if check_now and not torch.isfinite(losses).all():
-            raise self._nonfinite_loss(inputs, self.state.global_step + 1)
-
-    def _flush_losses(self) -> list[tuple[float, float]]:
+    def _flush_losses(self) -> list[dict[str, float]]:
         """Both losses of each step since the last flush; here the host waits for the device."""
-        # (processes, micro-batches, 2)
-        losses = distributed.all_gather(torch.stack(self._buffered_losses)).cpu()
-        count = self.args.gradient_accumulation_steps
-        nonfinite = (~torch.isfinite(losses).all(dim=2)).T.nonzero()
-        if len(nonfinite):
-            micro_batch, rank = nonfinite[0].tolist()
-            index = (self.state.global_step * count - losses.shape[1] + micro_batch) * len(losses) + rank
-            with torch.no_grad():
-                for weight, earlier in zip(self._trainable(), self._weights_at_flush):
-                    weight.copy_(earlier)  # the weights are NaN by now, and would make every clip look bad
-            raise self._nonfinite_loss(self._prepare_inputs(self.train_dataset[index]),
-                                       index // self.train_dataset.micro_batches_per_step + 1)
+        losses = torch.stack(self._buffered_losses)  # (micro-batches, 2)
         self._buffered_losses.clear()
-        return [tuple(step.sum((0, 1)).tolist()) for step in losses.split(count, dim=1)]
-
-    @torch.no_grad()
-    def _nonfinite_loss(self, inputs: dict, step: int) -> KitError:
-        """The error that names the clips of a micro-batch whose own loss is not finite."""
-        examples = {example.name: example for example in self.train_dataset.examples}
-        bad_clips = []
-        for clip in inputs["clip_ids"]:
-            batch, = dataset.evaluation_batches([examples[clip]], self.train_dataset.config)
-            with self._autocast():
-                sums = loss.loss_sums(lora.unwrap(self.model), self._prepare_inputs(batch))
-            if not torch.isfinite(sums.backbone + sums.depth):
-                bad_clips.append(clip)
-        clips = ", ".join(bad_clips) or f"{', '.join(inputs['clip_ids'])} (together; each clip alone has a finite loss)"
-        return KitError(f"step {step}: the loss is not a finite number; clip {clips}. Listen to it, check its text and "
-                        "remove it from the data, or lower --learning-rate; use a new run name if "
-                        f"{self.args.output_dir} already holds a checkpoint.")
+        distributed.all_reduce_sum([losses])
+        losses, processes = losses.cpu(), distributed.world_size()
+        nonfinite = (~torch.isfinite(losses).all(dim=1)).nonzero()
+        count = self.args.gradient_accumulation_steps
+        if len(nonfinite):
+            micro_batch = self.state.global_step * count - len(losses) + nonfinite[0].item()
+            clips = [clip for rank in range(processes)
+                     for clip in self.train_dataset[micro_batch * processes + rank]["clip_ids"]]
+            raise KitError(f"step {micro_batch // count + 1}: the loss is not a finite number for a batch of the clips "
+                           f"{', '.join(clips)}. Listen to them, check their texts, or lower --learning-rate; use a new run "
+                           f"name if {self.args.output_dir} already holds a checkpoint.")
+        return [dict(zip(("backbone_loss", "depth_loss"), step.sum(0).tolist())) for step in losses.split(count)]
 
 
 class FlushLossesCallback(TrainerCallback):
-    """Log, and thereby check the losses, before anything is saved or evaluated and before the training ends."""
+    """Log, and thereby check the losses, before anything is saved or evaluated; evaluate before the training ends."""
 
     def on_step_end(self, args, state, control, **_):
-        if control.should_save or control.should_evaluate or control.should_training_stop:
-            control.should_log = True
+        control.should_evaluate = control.should_evaluate or control.should_training_stop
+        control.should_log = control.should_log or control.should_save or control.should_evaluate
 
 
 class OnSaveCallback(TrainerCallback):
@@ -188,9 +164,6 @@ class OnSaveCallback(TrainerCallback):
 
 def training_arguments(config: Config, run: Run, device_config: DeviceConfig) -> TrainingArguments:
     """The config as transformers' TrainingArguments."""
-    if os.environ.get("WORLD_SIZE", "1") != str(distributed.world_size()):
-        raise KitError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a launcher started several processes for what one has to "
-                       "do. Start it without a launcher.")
     arguments = TrainingArguments(
         output_dir=str(run.training), max_steps=config.steps, per_device_train_batch_size=1,
         gradient_accumulation_steps=dataset.micro_batches_per_rank(config, distributed.world_size()),
@@ -200,7 +173,7 @@ def training_arguments(config: Config, run: Run, device_config: DeviceConfig) ->
         # bf16 runs under our own autocast; float16 also needs Trainer's loss scaler
         fp16=device_config.dtype == torch.float16 and device_config.device == "cuda", use_cpu=device_config.device == "cpu",
         gradient_checkpointing=config.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
-        eval_strategy="steps", eval_steps=config.eval_steps, save_steps=config.save_steps, save_total_limit=2,
+        eval_strategy="steps", eval_steps=config.eval_steps, save_steps=config.save_steps,
         logging_steps=LOGGING_STEPS[device_config.device], logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
         remove_unused_columns=False, dataloader_pin_memory=device_config.device == "cuda",
         accelerator_config={"non_blocking": device_config.device == "cuda"})
@@ -210,10 +183,14 @@ def training_arguments(config: Config, run: Run, device_config: DeviceConfig) ->
     return arguments
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was completely written."""
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were completely written, in the order of their steps."""
     checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
-    return max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]))
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    return next(reversed(complete_checkpoints(folder)), None)
 
 
 def _single_item(model: torch.nn.Module, items: list[dict]) -> dict:
