@@ -150,6 +150,7 @@ def load(base: Base, folder: Path, model: PeftModel | None = None, name: str = D
         if model:
             model.load_adapter(folder, name)
         else:
+            assert not any(isinstance(module, LoraLayer) for module in base.model.modules()), "give the model with adapters"
             model = PeftModel.from_pretrained(base.model, folder)
     return fuse_lora_layers(model).eval().requires_grad_(False)
 
