@@ -26,35 +26,31 @@ from tts_kit.tokens import cache
 FILE, SAMPLES = "README.md", "samples"
 SAMPLE_ARMS, MAX_SAMPLE_SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not ARMS[arm].adapter), 4
 """Arms and sentences whose clips are on the card; recordings of the speaker are not."""
-KIT = """```sh
-tts-kit speak "It is raining in Oslo again." --adapter {location}
-```"""
 # strings in the programs are quoted by json, whose strings are Python's
-WITH_PEFT = """With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the base with a
-random embedding table):
+USAGE = """```sh
+tts-kit speak "It is raining in Oslo again." --adapter {shell_location}
+```
 
-```python
-from peft import PeftModel
-from transformers import AutoProcessor, CsmForConditionalGeneration
-
-base = CsmForConditionalGeneration.from_pretrained({base}{revision})
-model = PeftModel.from_pretrained(base, {location}).merge_and_unload()
-processor = AutoProcessor.from_pretrained({base}{revision})
-{speak}```"""
-WITH_TRANSFORMERS = """With transformers alone (4.52 or later):
+{requires}:
 
 ```python
 from transformers import AutoProcessor, CsmForConditionalGeneration
-
-model = CsmForConditionalGeneration.from_pretrained({location})
-processor = AutoProcessor.from_pretrained({location})
-{speak}```"""
-SPEAK = """
+{load}
 conversation = [{{"role": {speaker}, "content": [{{"type": "text", "text": "It is raining in Oslo again."}}]}}]
 inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
 speech = model.generate(**inputs, output_audio=True)
 processor.save_audio(speech, "speech.wav", sampling_rate=model.config.codec_config.sampling_rate)
-"""
+```"""
+REQUIRES = {False: "With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the base "
+                   "with a random embedding table)", True: "With transformers alone (5 or later)"}
+LOAD = {False: """from peft import PeftModel
+
+base = CsmForConditionalGeneration.from_pretrained({base}{revision})
+model = PeftModel.from_pretrained(base, {location}).merge_and_unload()
+processor = AutoProcessor.from_pretrained({base}{revision})""", True: """
+model = CsmForConditionalGeneration.from_pretrained({location})
+processor = AutoProcessor.from_pretrained({location})"""}
+"""What an adapter and merged weights require, and how they are loaded."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +114,12 @@ def summarize_data(run: Run, metadata: dict) -> dict:
     source = read_inputs(run.data).get("source", "")
     if Path(source).parts[-2:] == run.reviewed.parts[-2:]:  # by its name: the run may have been made elsewhere
         source = "recordings"
-    splits = {split: [utterance.seconds for utterance in utterances if utterance.split == split]
-              for split in (TRAIN, HELD_OUT, EXCLUDED)}
+    amounts = {}
+    for name, split in (("training", TRAIN), ("held out for evaluation", HELD_OUT), ("excluded, next to these", EXCLUDED)):
+        seconds = [utterance.seconds for utterance in utterances if utterance.split == split]
+        amounts[name] = f"{len(seconds)} clips, {sum(seconds) / 60:.1f} minutes" if seconds else ""
     return {"source": display_name(source), "transcribed by": ingest.asr_models(run).get("asr_model", ""),
-            "sessions": len({utterance.session for utterance in utterances}),
-            "clips": {split: {"clips": len(seconds), "minutes": round(sum(seconds) / 60, 1)}
-                      for split, seconds in splits.items() if seconds}}
+            "sessions": len({utterance.session for utterance in utterances}), **amounts}
 
 
 def _comparison(run: Run) -> tuple[Verdict | None, list[dict]]:
@@ -150,12 +146,16 @@ def write(summary: RunSummary, folder: Path, location: str, license_name: str, m
           watermarked: bool = True) -> None:
     """Write the card and the clips it plays; `location` is where others find the folder."""
     samples = _write_samples(summary, folder, watermarked)
-    base = markdown(summary.base)
+    base, decision, revision = markdown(summary.base), summary.verdict, summary.metadata["revision"]
     kind = f"{base} with a voice merged in" if merged else f"a voice, as an adapter (LoRA) for {base}"
-    headline = f"\n\n**{markdown(summary.verdict.headline)}**" if summary.verdict and summary.verdict.headline else ""
+    headline = f"\n\n**{markdown(decision.headline)}**" if decision and decision.headline else ""
+    names = {"location": json.dumps(location), "base": json.dumps(summary.base),
+             "revision": f", revision={json.dumps(revision)}" if revision else ""}
+    usage = USAGE.format(shell_location=shlex.quote(location), requires=REQUIRES[merged], load=LOAD[merged].format(**names),
+                         speaker=json.dumps(str(summary.metadata["speaker"])))
     sections = {"": f"Text-to-speech: {kind}. Made with tts_kit.{headline}", "Samples": _samples_table(samples),
-                "Evaluation": _evaluation(summary), "Usage": _usage(summary, location, merged),
-                "Training": _training(summary), "Data": _data(summary.data),
+                "Evaluation": _evaluation(decision, summary.rows) if decision else "", "Usage": usage,
+                "Training": _training(summary), "Data": _key_value_table(summary.data),
                 "Consent": markdown(str(summary.consent)) if summary.consent else "",
                 "License": "\n\n".join(load.prohibited_uses(summary.base, license_name))}
     texts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text]
@@ -206,21 +206,12 @@ def _samples_table(samples: Sequence[tuple[str, dict[str, str]]]) -> str:
     return markdown_table([["", *(ARMS[arm].short_name for arm in arms)], *rows]) if rows else ""
 
 
-def _evaluation(summary: RunSummary) -> str:
-    texts = ["\n".join(f"- {markdown(detail)}" for detail in summary.verdict.details)] if summary.verdict else []
-    if summary.rows and (metric_models := summary.rows[0].get(scoring.METRICS)):
-        texts += [markdown_table([[markdown(cell) for cell in row] for row in scoring.table(summary.verdict.figures)]),
+def _evaluation(decision: Verdict, rows: list[dict]) -> str:
+    texts = ["\n".join(f"- {markdown(detail)}" for detail in decision.details)]
+    if metric_models := rows[0].get(scoring.METRICS):
+        texts += [markdown_table([[markdown(cell) for cell in row] for row in scoring.table(decision.figures)]),
                   f"Metric models: {markdown(metric_models)}."]
     return "\n\n".join(filter(None, texts))
-
-
-def _usage(summary: RunSummary, location: str, merged: bool) -> str:
-    revision = summary.metadata["revision"]
-    program = (WITH_TRANSFORMERS if merged else WITH_PEFT).format(
-        location=json.dumps(location), base=json.dumps(summary.base),
-        revision=f", revision={json.dumps(revision)}" if revision else "",
-        speak=SPEAK.format(speaker=json.dumps(str(summary.metadata["speaker"]))))
-    return f"{KIT.format(location=shlex.quote(location))}\n\n{program}"
 
 
 def _training(summary: RunSummary) -> str:
@@ -234,13 +225,6 @@ def _training(summary: RunSummary) -> str:
         "learning rate": f"{config.learning_rate:g}", **losses, "machine": metrics.get("machine"),
         "versions": ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items()),
         "base weights": summary.metadata["base_fingerprint"], "base revision": summary.metadata["revision"]})
-
-
-def _data(data: dict) -> str:
-    names = {TRAIN: "training", HELD_OUT: "held out for evaluation", EXCLUDED: "excluded, next to held-out clips"}
-    splits = {names[split]: f"{amount['clips']} clips, {amount['minutes']} minutes"
-              for split, amount in data.get("clips", {}).items()}
-    return _key_value_table({name: value for name, value in data.items() if name != "clips"} | splits)
 
 
 def _key_value_table(values: dict) -> str:

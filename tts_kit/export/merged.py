@@ -13,13 +13,12 @@ from tts_kit import device, pretrained
 from tts_kit.config import CONFIG_FILE, read_config
 from tts_kit.errors import KitError
 from tts_kit.generation.sampling import Sampling
-from tts_kit.io import read_json, write_json
+from tts_kit.io import write_json
 from tts_kit.model import load, lora
 from tts_kit.speech.voice import SPEECH_FILE
 
-TOKENIZER, PROCESSOR, PREPROCESSOR = "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"
-PROCESSOR_FILES = (TOKENIZER, PROCESSOR, PREPROCESSOR, "tokenizer.json", "special_tokens_map.json", "chat_template.jinja",
-                   "chat_template.json")
+PROCESSOR_FILES = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
+                   "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 """Files of a processor; which of them exist depends on the transformers version that saved the base model."""
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,7 +44,6 @@ def write(adapter: Path, folder: Path, base: str, revision: str = "", strength: 
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes files that only their owner may read
-    _write_v4_processor(folder)
     write_json(folder / SPEECH_FILE, {"speaker": metadata["speaker"], "strength": strength, **asdict(sampling)})
 
 
@@ -60,20 +58,6 @@ def _generation_config(model: CsmForConditionalGeneration, sampling: Sampling) -
         if temperature:
             settings |= {f"{prefix}temperature": temperature, f"{prefix}top_k": sampling.top_k}
     return settings
-
-
-def _write_v4_processor(folder: Path) -> None:
-    """Rewrite the processor that transformers 5 saved so that 4 reads it too: another name of the tokenizer class, and the
-    feature extractor in a file of its own."""
-    remedy = "Download the base model again."
-    tokenizer, processor = (read_json(folder / name, remedy) if (folder / name).is_file() else {}
-                            for name in (TOKENIZER, PROCESSOR))
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        write_json(folder / TOKENIZER, tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast",
-                                                    "model_input_names": ["input_ids", "attention_mask"]})
-    if feature_extractor := processor.pop("feature_extractor", None):
-        write_json(folder / PROCESSOR, processor)
-        write_json(folder / PREPROCESSOR, feature_extractor | {"processor_class": "CsmProcessor"})
 
 
 def _check_embeddings_saved(folder: Path) -> None:
