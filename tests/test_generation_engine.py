@@ -119,7 +119,7 @@ def test_an_engine_follows_the_weights_when_it_is_told(loud_base):
     for weight in lora_b:
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
     optimizer.step()
-    with pytest.raises(pytest.fail.Exception, match="not told by `invalidate`"):
+    with pytest.raises(pytest.fail.Exception, match="`invalidate` was not called"):
         codes()
     inference.invalidate()
     trained = codes()

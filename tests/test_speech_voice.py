@@ -278,7 +278,7 @@ def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
     fetched, pickled, gated, nobody = ran.stdout.splitlines()[-4:]
     assert fetched == str(sorted([lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json"]))
     assert "me/pickled has its weights as a pickle (adapter_model.bin)" in pickled
-    assert "pickled/adapter_model.bin" not in server.fetched
+    assert "pickled/adapter_model.bin" not in server.downloaded
     assert "is gated" in gated and "hf auth login" in gated
     assert "neither as a folder nor on the hub" in nobody and "if it is private" in nobody
     ran = subprocess.run([sys.executable, "-c", script, "me/other"], capture_output=True, text=True, check=False,
