@@ -9,7 +9,7 @@ from test_comparison_page import HOSTILE
 
 from tts_kit import io
 from tts_kit.comparison import listening_test
-from tts_kit.comparison.listening_test import analysis, responses
+from tts_kit.comparison.listening_test import analysis
 from tts_kit.comparison.listening_test.page import TEST_TYPES, Stimulus, TrialSet
 from tts_kit.errors import KitError
 
@@ -70,7 +70,7 @@ class Listener:
 
 
 def sealed(content: dict) -> dict:
-    return content | {"digest": responses.digest(content)}
+    return content | {"digest": analysis.digest(content)}
 
 
 def written(folder: Path, key: dict, listeners: list[Listener]) -> list[Path]:
@@ -138,9 +138,8 @@ def test_bad_files_are_refused_by_name(tmp_path, name):
     made = make(json.loads(good.read_text()))
     bad = tmp_path / "bad.json"
     bad.write_bytes(made if isinstance(made, bytes) else (made if isinstance(made, str) else json.dumps(made)).encode())
-    read = responses.read([bad, good], tmp_path)
-    assert [response.file for response in read.all] == [good.name]
-    rejected, = read.rejected
+    _, read, (rejected,) = analysis.read([bad, good], tmp_path)
+    assert [response.file for response in read] == [good.name]
     assert rejected["file"] == "bad.json" and len(rejected["reason"]) < 250
     assert reason.replace("\\\\", "\\") in rejected["reason"]
     assert any(line.startswith("Rejected: bad.json: ") and line.isprintable() for line in report([bad, good], tmp_path))
@@ -151,20 +150,19 @@ def test_one_listener_counts_once(tmp_path):
     key = make_key(tmp_path)
     file, = written(tmp_path, key, awake(1, 0.5))
     (tmp_path / "responses-copy.json").write_text(file.read_text())
-    read = responses.read([file, tmp_path / "responses-copy.json", tmp_path / "absent.json"], tmp_path)
-    absent, twin = (rejected["reason"] for rejected in read.rejected)
-    assert len(read.all) == 1 and "already" in twin and "no such file" in absent
+    _, read, rejected = analysis.read([file, tmp_path / "responses-copy.json", tmp_path / "absent.json"], tmp_path)
+    twin, absent = (file["reason"] for file in rejected)
+    assert len(read) == 1 and "already" in twin and "no such file" in absent
 
 
 def test_votes_on_a_test_that_was_replaced_are_still_counted(tmp_path):
     """Mistake: the comparison is run again while listeners listen, and all that they send back is refused."""
     old = make_key(tmp_path)
     paths = written(tmp_path / "responses", old, awake(3, 0.9))
-    io.write_json(tmp_path / "listening_test-0123456789ab.json", old)
+    io.write_json(tmp_path / listening_test.KEY, old | {"test": "ffffffffffff", "earlier": [old]})
+    assert len(analysis.read(paths, tmp_path)[1]) == 3 and analysis.read([], tmp_path)[0]["test"] == "ffffffffffff"
     io.write_json(tmp_path / listening_test.KEY, old | {"test": "ffffffffffff"})
-    assert len(responses.read(paths, tmp_path).all) == 3 and responses.read([], tmp_path).key["test"] == "ffffffffffff"
-    (tmp_path / "listening_test-0123456789ab.json").unlink()
-    assert len(responses.read(paths, tmp_path).rejected) == 3
+    assert len(analysis.read(paths, tmp_path)[2]) == 3
 
 
 def test_without_its_key_nothing_is_read(tmp_path):
@@ -181,9 +179,9 @@ def test_sleepers_are_set_aside_and_named(tmp_path):
     found = listening_test.analyze(written(tmp_path, key, [*awake(5, 0.9), *asleep]), tmp_path)
     aside = {each["file"] for each in found["excluded"]}
     assert aside <= {f"responses-{number}.json" for number in range(5, 11)} and len(aside) >= 4
-    assert found["listeners"] == 11 - len(aside) and all("value_with_excluded" in each for each in found["comparisons"])
+    assert found["listeners"] == 11 - len(aside)
     text = "\n".join(analysis.describe(found))
-    assert all(name in text for name in aside) and "with the excluded listeners" in text
+    assert all(name in text for name in aside)
 
 
 @pytest.mark.parametrize("kind", ["ab", "smos", "cmos"])
@@ -192,9 +190,9 @@ def test_each_kind_has_its_catch(tmp_path, kind):
     key = make_key(tmp_path, (kind,))
     chance = np.random.default_rng(4)
     asleep = [Listener(chance, asleep=True) for _ in range(30)]
-    read = responses.read(written(tmp_path, key, [*awake(5, 0.7), *asleep]), tmp_path)
-    assert [response.missed for response in read.all[:5]] == [0] * 5
-    assert sum(response.missed >= responses.MAX_MISSED for response in read.all[5:]) > 10
+    _, read, _ = analysis.read(written(tmp_path, key, [*awake(5, 0.7), *asleep]), tmp_path)
+    assert [response.missed for response in read[:5]] == [0] * 5
+    assert sum(response.missed >= analysis.MAX_MISSED for response in read[5:]) > 10
 
 
 # ---- what is found ----

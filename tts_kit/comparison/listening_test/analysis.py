@@ -1,56 +1,184 @@
-"""Analyze listening test responses: means, 95 % confidence intervals and p-values, clustered by listener and sentence."""
+"""Read listeners' responses and analyze them: means, 95 % confidence intervals and p-values, clustered by listener and
+sentence. A file that does not count is named with the reason.
 
-from collections.abc import Sequence
+The digest in a file reveals accidental edits; it is no protection against cheating.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from tts_kit.comparison.listening_test import responses
-from tts_kit.comparison.listening_test.page import GROUND_TRUTH, OTHER_SPEAKER, TEST_TYPES
+from tts_kit import io
+from tts_kit.comparison.listening_test.page import GROUND_TRUTH, KEY, OTHER_SPEAKER, TEST_TYPES
 from tts_kit.comparison.verdict import ALPHA, arm_name, format_p, plural
+from tts_kit.errors import KitError
 from tts_kit.evaluation import stats
 
+MAX_BYTES = 1_000_000
+"""A file of responses has some ten thousand."""
+MAX_MISSED = 0.5
+"""Listeners who fail this share of the catch trials are excluded."""
+MAX_CMOS_OF_IDENTICAL = 1
+"""Between identical clips; a larger score fails the catch trial."""
 ROUNDING_VARIANCE = 1 / 12
 """Of scores in whole steps; unanimous listeners are no more certain than that."""
 WINS, TIE, LOSES = "wins", "no difference", "loses"
-TIE_SENTENCE = "tie: no significant difference between {0} and {1}"
-SENTENCES = {
-    "ab": {WINS: "{0} sounds more like the voice than {1}", LOSES: "{0} sounds less like the voice than {1}"},
-    "smos": {WINS: "{0} is rated more similar to the voice than {1}",
-             LOSES: "{0} is rated less similar to the voice than {1}"},
-    "cmos": {WINS: "{0} is rated better than {1}", LOSES: "{0} is rated worse than {1}"}}
+VERBS = {"ab": {WINS: "sounds more like the voice", LOSES: "sounds less like the voice"},
+         "smos": {WINS: "is rated more similar to the voice", LOSES: "is rated less similar to the voice"},
+         "cmos": {WINS: "is rated better", LOSES: "is rated worse"}}
 LABELS = {"ab": "preference", "smos": "difference", "cmos": "CMOS"}
 ANCHORS = {GROUND_TRUTH: "recordings of the voice", OTHER_SPEAKER: "another speaker"}
 
 
+# ---- the responses
+
+
+@dataclass(frozen=True)
+class Response:
+    """The answers of one listener."""
+    file: str
+    rater: str
+    listener: dict
+    answers: dict[str, dict]
+    """Trial -> answer."""
+    missed: float
+    """Share of the catch trials that were failed."""
+
+
+def read(paths: Iterable[Path], folder: Path) -> tuple[dict, list[Response], list[dict]]:
+    """Read response files, or folders of them; return the key of their test, which is in `folder`, the responses, and for
+    every other file {"file", "reason"}."""
+    newest = io.read_json(folder / KEY, "It is written beside the page of the listening test; without it nobody knows which "
+                                        "clip is which. Put it back.")
+    keys, key, responses, rejected = [newest, *newest.get("earlier", [])], None, {}, []
+    for file in [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]:
+        try:
+            content = _load(file)
+            # the first response decides which test is analyzed: the newest, or one that it replaced
+            key = key or next((one for one in keys if one["test"] == content.get("test")), None)
+            response = parse(content, file.name, key or newest)
+            if response.rater in responses:
+                raise KitError(f"the listener {response.rater} already responded in {responses[response.rater].file}")
+            responses[response.rater] = response
+        except KitError as error:
+            rejected.append({"file": file.name, "reason": str(error)})
+    return key or newest, list(responses.values()), rejected
+
+
+def _load(path: Path) -> dict:
+    if not path.is_file():
+        raise KitError("there is no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise KitError(f"it is larger than {MAX_BYTES / 1e6:g} MB")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise KitError(f"it cannot be read as JSON ({error!s:.60})") from error
+    if not isinstance(content, dict):
+        raise KitError("it is no JSON object")
+    return content
+
+
+def digest(content: dict) -> str:
+    """Return what the page writes below the answers: CRC-32 of the rest as ASCII JSON with sorted names."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True, separators=(',', ':')).encode()):08x}"
+
+
+def parse(content: dict, file: str, key: dict) -> Response:
+    """Return the response in a file, once it is complete and belongs to this test."""
+    if content.get("test") != key["test"]:
+        raise KitError(f"it belongs to the test {content.get('test')!a:.60}, and this one is {key['test']!r}")
+    if content.get("digest") != digest(content):
+        raise KitError("its digest does not match: it was changed after it was saved")
+    rater, listener, answers = content.get("rater"), content.get("listener"), {}
+    if not re.fullmatch("[0-9a-f]{16}", str(rater)) or not isinstance(listener, dict):
+        raise KitError(f"the listener is {rater!a:.60}; wanted an id of 16 hexadecimal digits and a description")
+    try:
+        for answer in content["answers"]:
+            trial = key["trials"][answer["trial"]]
+            if answer["clips"] not in (trial["clips"], trial["clips"][::-1]):
+                raise KitError("an answer names other clips than those of its trial")
+            if answer["answer"] not in TEST_TYPES[trial["type"]].answers or answer["trial"] in answers:
+                raise KitError(f"{answer['answer']!a:.60} is no answer to its question, or not the only one")
+            answers[answer["trial"]] = answer
+    except (KeyError, TypeError) as error:
+        raise KitError(f"its answers are not as the page writes them ({error!a:.60})") from error
+    if len(answers) < len(key["trials"]):
+        raise KitError(f"it answers {len(answers)} of {len(key['trials'])} questions; wanted all of them")
+    missed = list(_missed_catches(answers, key))
+    return Response(file, rater, listener, answers, float(np.mean(missed)) if missed else 0.0)
+
+
+def _missed_catches(answers: dict[str, dict], key: dict) -> Iterator[bool]:
+    """Yield for each catch trial whether it was failed; the two anchors of SMOS count together."""
+    anchors = {}
+    for name, trial in key["trials"].items():
+        if trial.get("catch") == "identical":
+            answer = answers[name]["answer"]
+            yield abs(int(answer)) > MAX_CMOS_OF_IDENTICAL if trial["type"] == "cmos" else answer != "="
+        elif trial.get("catch") == "anchor":
+            anchors.setdefault(trial["sentence"], {})[trial["arm"] == GROUND_TRUTH] = int(answers[name]["answer"])
+    for scores in anchors.values():
+        yield scores[True] <= scores[False]
+
+
+def pair_scores(responses: Sequence[Response], key: dict, test_type: str, pair: Sequence[str]) -> np.ndarray:
+    """Return (listeners, sentences), high where the first arm of the pair does well.
+
+    Of AB 1, 1/2 or 0; of CMOS -3 to 3; of SMOS the difference of the two scores.
+    """
+    if test_type == "smos":
+        return smos(responses, key, pair[0]) - smos(responses, key, pair[1])
+    names = sorted((trial["sentence"], name) for name, trial in key["trials"].items()
+                   if trial["type"] == test_type and trial.get("pair") == list(pair))
+
+    def score(answer: dict) -> float:
+        is_b = key["clips"][answer["clips"][1]]["arm"] == pair[0]
+        if test_type == "cmos":
+            return float(answer["answer"]) * (1 if is_b else -1)
+        return 0.5 if answer["answer"] == "=" else float((answer["answer"] == "B") == is_b)
+
+    return np.array([[score(response.answers[name]) for _, name in names] for response in responses])
+
+
+def smos(responses: Sequence[Response], key: dict, arm: str) -> np.ndarray:
+    """Return the SMOS of an arm or an anchor, (listeners, sentences)."""
+    names = sorted((trial["sentence"], name) for name, trial in key["trials"].items()
+                   if trial["type"] == "smos" and trial["arm"] == arm)
+    return np.array([[float(response.answers[name]["answer"]) for _, name in names] for response in responses])
+# ---- the results
+
+
 def analyze(paths: Sequence[Path], folder: Path) -> dict:
     """Return the results of the response files for the test in `folder`, ready for JSON."""
-    read = responses.read(paths, folder)
-    counted, key = read.counted, read.key
-    excluded = [response for response in read.all if response not in counted]
-    comparisons, smos = [], {}
+    key, responses, rejected = read(paths, folder)
+    counted = [response for response in responses if response.missed < MAX_MISSED]
+    comparisons, smos_of_arms = [], {}
     for test_type in key["types"] if counted else []:
         for pair in key["pairs"]:
-            values = responses.pair_scores(counted, key, test_type, pair)
-            variance = ROUNDING_VARIANCE * (2 if test_type == "smos" else 1)
-            result = preference(values) if test_type == "ab" else estimate(values, 0.0, variance)
+            values = pair_scores(counted, key, test_type, pair)
+            result = preference(values) if test_type == "ab" else estimate(
+                values, 0.0, ROUNDING_VARIANCE * (2 if test_type == "smos" else 1))
             comparisons.append({"type": test_type, "arms": list(pair), "answers": values.size, **result})
-            if excluded:
-                with_excluded = responses.pair_scores(read.all, key, test_type, pair)
-                comparisons[-1]["value_with_excluded"] = float(with_excluded.mean())
         if test_type == "smos":
-            for arm in (*dict.fromkeys(arm for pair in key["pairs"] for arm in pair), *ANCHORS):
-                smos[arm] = estimate(responses.smos(counted, key, arm), 0.0, ROUNDING_VARIANCE)
+            smos_of_arms = {arm: estimate(smos(counted, key, arm), 0.0, ROUNDING_VARIANCE)
+                            for arm in (*dict.fromkeys(arm for pair in key["pairs"] for arm in pair), *ANCHORS)}
     for comparison, p_holm in zip(comparisons, stats.holm([comparison["p_value"] for comparison in comparisons])):
         above = comparison["value"] > (0.5 if comparison["type"] == "ab" else 0.0)
         comparison |= {"p_holm": p_holm, "outcome": TIE if p_holm >= ALPHA else WINS if above else LOSES}
     return {"test": key["test"], "listeners": len(counted), "answers": sum(len(response.answers) for response in counted),
             "headphones": sum(response.listener.get("headphones") == "yes" for response in counted),
-            "comparisons": comparisons, "smos": smos,
+            "comparisons": comparisons, "smos": smos_of_arms,
             "excluded": [{"file": response.file, "rater": response.rater, "missed": response.missed}
-                         for response in excluded],
-            "rejected": read.rejected}
+                         for response in responses if response not in counted],
+            "rejected": rejected}
 
 
 def estimate(values: np.ndarray, null: float, min_variance: float = 0.0) -> dict:
@@ -125,8 +253,8 @@ def describe(results: dict) -> list[str]:
 
 
 def _sentence(comparison: dict) -> str:
-    sentence = SENTENCES[comparison["type"]].get(comparison["outcome"], TIE_SENTENCE)
-    sentence = sentence.format(*map(arm_name, comparison["arms"]))
+    verb, (arm, other) = VERBS[comparison["type"]].get(comparison["outcome"]), map(arm_name, comparison["arms"])
+    sentence = f"{arm} {verb} than {other}" if verb else f"tie: no significant difference between {arm} and {other}"
     form = "{:.0%}" if comparison["type"] == "ab" else "{:+.2f}"
     parts = [f"{LABELS[comparison['type']]} {form.format(comparison['value'])}{_interval(comparison, form)}"]
     if comparison["type"] == "ab":
@@ -137,8 +265,6 @@ def _sentence(comparison: dict) -> str:
     if comparison.get("minimum_detectable"):
         parts.append("minimum detectable preference (80 % power, independent answers) "
                      f"{comparison['minimum_detectable']:.0%}")
-    if "value_with_excluded" in comparison:
-        parts.append(f"with the excluded listeners {form.format(comparison['value_with_excluded'])}")
     return f"{sentence[0].upper()}{sentence[1:]} ({'; '.join(parts)})."
 
 

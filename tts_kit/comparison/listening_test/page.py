@@ -17,7 +17,7 @@ from tts_kit import audio, html, io
 from tts_kit.comparison.page import read_clip
 from tts_kit.errors import KitError
 
-PAGE, KEY, OLD_KEYS = "listening_test.html", "listening_test.json", "listening_test-*.json"
+PAGE, KEY = "listening_test.html", "listening_test.json"
 PAIRS = (("finetuned", "clone"), ("finetuned+clone", "clone"))
 RATE = 24_000
 SECONDS_TO_ANSWER = 4.0
@@ -134,35 +134,28 @@ class TrialSet:
 
     def add_all(self, test_type: str, generator: np.random.Generator) -> None:
         """Add the trials of one type, with catch trials: equal clips among the pairs, anchors among single clips."""
-        references = [None] * len(self.sentences)
-        if "R" in TEST_TYPES[test_type].slots:
-            references = [self._reference(next(iter(clips.values())).text, generator) for clips in self.sentences]
-        if test_type == "smos":
-            self._add_smos(references)
-            return
-        for index, (clips, reference) in enumerate(zip(self.sentences, references)):
+        single = test_type == "smos"
+        count = max(MIN_SMOS_SENTENCES, (len(self.sentences) + 1) // 2) if single else len(self.sentences)
+        for index, clips in enumerate(self.sentences[:count]):
+            reference = None
+            if "R" in TEST_TYPES[test_type].slots:
+                # a recording that says something else, so that nobody compares the words
+                text, recordings = next(iter(clips.values())).text, self.recordings[:REFERENCES]
+                reference = generator.choice([clip for clip in recordings if clip.text != text] or recordings)
+            if single:
+                for arm in dict.fromkeys(arm for pair in self.pairs for arm in pair):
+                    self._add(test_type, [clips[arm]], reference, arm=arm, sentence=index)
+                continue
             for one, other in self.pairs:
                 self._add(test_type, [clips[one], clips[other]], reference, pair=[one, other], sentence=index)
             if index < CATCH_TRIALS:
                 clip = clips[self.pairs[index % len(self.pairs)][0]]
                 self._add(test_type, [clip, clip], reference, catch="identical", sentence=index)
-
-    def _reference(self, text: str, generator: np.random.Generator) -> Stimulus:
-        """Return a recording that says something else, so that nobody compares the words."""
-        candidates = self.recordings[:REFERENCES]
-        candidates = [clip for clip in candidates if clip.text != text] or candidates
-        return candidates[generator.integers(len(candidates))]
-
-    def _add_smos(self, references: Sequence[Stimulus]) -> None:
-        count = max(MIN_SMOS_SENTENCES, (len(self.sentences) + 1) // 2)
-        for index, clips in enumerate(self.sentences[:count]):
-            for arm in dict.fromkeys(arm for pair in self.pairs for arm in pair):
-                self._add("smos", [clips[arm]], references[index], arm=arm, sentence=index)
-        for index in range(CATCH_TRIALS):
+        for index in range(CATCH_TRIALS if single else 0):
             # the last recordings, which are nobody's reference where there are enough
             own, other = self.recordings[-1 - index % (len(self.recordings) - 1)], self.others[index % len(self.others)]
             for arm, clip in ((GROUND_TRUTH, own), (OTHER_SPEAKER, other)):
-                self._add("smos", [clip], self.recordings[0], arm=arm, catch="anchor", sentence=index)
+                self._add(test_type, [clip], self.recordings[0], arm=arm, catch="anchor", sentence=index)
 
     def _add(self, test_type: str, clips: Sequence[Stimulus], reference: Stimulus | None, **facts: object) -> None:
         """Add a trial; `facts` are for the key: sentence, pair or arm, and whether it is a catch trial."""
@@ -196,9 +189,8 @@ def _save(trials: TrialSet, folder: Path, title: str, test_types: Sequence[str])
     data["test"] = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
     facts = {name: {field: value for field, value in vars(clip).items() if field != "samples"}
              for name, clip in trials.clips.items()}
-    _keep_old_key(folder / KEY, data["test"])
-    io.write_json(folder / KEY, {"test": data["test"], "types": test_types, "pairs": trials.pairs, "clips": facts,
-                                 "trials": trials.trials})
+    key = {"test": data["test"], "types": test_types, "pairs": trials.pairs, "clips": facts, "trials": trials.trials}
+    io.write_json(folder / KEY, key | {"earlier": _earlier_keys(folder / KEY, data["test"])})
     content, _ = html.page(__file__, title, ("player.js", "responses.js", "page.js"), data, ["media-src data:"])
     io.write_text(folder / PAGE, content)
     return folder / PAGE
@@ -212,12 +204,9 @@ def _equal_loudness(clips: dict[str, Stimulus]) -> dict[str, np.ndarray]:
     return {name: audio.amplify(samples, audio.gain(loudness[name], quietest)) for name, samples in normalized.items()}
 
 
-def _keep_old_key(path: Path, test: str) -> None:
-    """Move the key of another test aside, because its responses may still come."""
+def _earlier_keys(path: Path, test: str) -> list[dict]:
+    """Return the keys of other tests in this folder, whose responses may still come."""
     if not path.exists():
-        return
-    old = io.read_json(path, "Move it away, unless responses to its test are still to come.")
-    if old.get("test") != test:
-        kept = path.with_name(OLD_KEYS.replace("*", old["test"]))
-        path.rename(kept)
-        print(f"Another listening test was in {path.parent}; its key is kept as {kept.name}.")
+        return []
+    newest = io.read_json(path, "Move it away, unless responses to its test are still to come.")
+    return [key for key in (newest, *newest.pop("earlier", [])) if key.get("test") != test]

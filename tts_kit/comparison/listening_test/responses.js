@@ -1,5 +1,5 @@
 /* The response of one listener: the order of trials, what this browser stores of it, and the file at the end.
-   page.js shows it, responses.py reads the file. */
+   page.js shows it, analysis.py reads the file. */
 
 const STORED = `listening test ${page.test}`;
 let storing = true;
