@@ -23,13 +23,9 @@ def learnt(tmp_path):
     return {text: tmp_path / make(name, seed) for seed, (text, name) in enumerate(LEARNT.items())}, make
 
 
-def metric_models(asked):
-    """Judges to whom the voice is how the first samples go."""
-    def embed_speaker(wave):
-        asked.append(len(wave))
-        return wave[4000:4040] + 0.05
-
-    return MetricModels({"sim": "ours"}, lambda wave: "", embed_speaker, lambda wave: 4.0)
+def metric_models():
+    """Metric models to which the voice is how the first samples go."""
+    return MetricModels({"sim": "ours"}, lambda wave: "", lambda wave: wave[4000:4040] + 0.05, lambda wave: 4.0)
 
 
 def row(arm, name, text, heard, seed=1):
@@ -43,7 +39,7 @@ def test_a_training_sentence_in_place_of_the_one_asked_for_is_a_copy(learnt, tmp
             row("finetuned", make("x", 51), "Where is the small house?", "the train to oslo is very late again"),
             row("finetuned", make("y", 52), "Where is the small house?", "Where is the small mouse?"),
             row("finetuned", make("z", 53), "Where is the small house?", "a wind from elsewhere")]
-    found = memorization.check(rows, tmp_path, training, metric_models([]))
+    found = memorization.check(rows, tmp_path, training, metric_models())
     assert [each.get("memorized") for each in found] == [None, True, False, False]
     assert found[1]["nearest_clip"] == "a.flac" and found[0] == rows[0]
 
@@ -64,25 +60,11 @@ def test_the_very_sound_of_a_training_clip_is_a_copy_and_another_take_is_not(lea
     rows = [row("ground_truth", make("r", 50), "A blue hat.", "A blue hat.", None),
             row("finetuned", make("same", 0), "A blue hat.", "A blue hat."),
             row("finetuned", make("own", 60), "A blue hat.", "A blue hat.")]
-    found = memorization.check(rows, tmp_path, training, metric_models([]))
+    found = memorization.check(rows, tmp_path, training, metric_models())
     assert found[1]["memorized"] and found[1]["nearest_similarity"] > 0.99 and found[1]["nearest_clip"] == "a.flac"
     assert not found[2]["memorized"] and found[2]["nearest_similarity"] < 0.9
-    without_real = memorization.check(rows[1:], tmp_path, training, metric_models([]))
+    without_real = memorization.check(rows[1:], tmp_path, training, metric_models())
     assert not without_real[0]["memorized"]
-
-
-def test_clips_are_listened_to_once(learnt, tmp_path):
-    """Mistake: a thousand training clips are listened to again for every comparison; or a changed clip keeps its voice."""
-    training, make = learnt
-    rows, asked = [row("finetuned", make("x", 51), "A blue hat.", "A blue hat.")], []
-    first = memorization.check(rows, tmp_path, training, metric_models(asked))
-    assert len(asked) == 3 and memorization.check(rows, tmp_path, training,
-                                                  metric_models(asked)) == first and len(asked) == 3
-    make("x", 99)
-    assert memorization.check(rows, tmp_path, training, metric_models(asked)) != first and len(asked) == 4
-    others = dataclasses.replace(metric_models(asked), names={"sim": "others"})
-    memorization.check(rows, tmp_path, training, others)
-    assert len(asked) == 7
 
 
 def test_clips_without_a_voice_and_judges_that_break_down_stop_nothing(learnt, tmp_path):
@@ -94,6 +76,6 @@ def test_clips_without_a_voice_and_judges_that_break_down_stop_nothing(learnt, t
 
     rows = [row("finetuned", make("x", 51), "A blue hat.", "Nobody has seen the black cat today"),
             row("finetuned", "gone.flac", "A blue hat.", "") | {"failure": "missing"}]
-    found = memorization.check(rows, tmp_path, training, dataclasses.replace(metric_models([]), embed_speaker=broken))
+    found = memorization.check(rows, tmp_path, training, dataclasses.replace(metric_models(), embed_speaker=broken))
     assert found[0]["memorized"] and found[0]["nearest_similarity"] is None and found[1] == rows[1]
-    assert memorization.check(rows, tmp_path, {}, metric_models([])) == rows
+    assert memorization.check(rows, tmp_path, {}, metric_models()) == rows

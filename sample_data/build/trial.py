@@ -76,7 +76,7 @@ def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber, doubter:
         clock.append(time.perf_counter())
     kept = {f"{place.name}/{Path(piece.file).stem}": piece for piece in pieces if not piece.reason}
     entries = [(entry, kept[entry.id]) for entry in ReviewStore(folder / "cuts", transcriber.name, doubter.name).clips]
-    said = [(entry, *wer.word_errors(take.text(piece.start, piece.end), entry.text))
+    said = [(entry, *_word_errors(take.text(piece.start, piece.end), entry.text))
             for entry, piece in entries if take.is_whole(piece.start, piece.end)]
     foreign = [(_is_suspected(entry), _foreign(take, piece)) for entry, piece in entries]
     strange, own = ([is_suspected for is_suspected, seconds in foreign if wanted(seconds)]
@@ -89,6 +89,12 @@ def hear(take: Take, folder: Path, transcriber: transcribe.Transcriber, doubter:
         scores=tuple((entry.score, wrong > 0) for entry, _, wrong in said),
         strangers=len(strange), strangers_found=sum(strange), own=len(own), own_suspected=sum(own), seconds_cutting=cutting,
         seconds_voices=comparing, seconds_writing=writing, seconds_again=again, rejected=len(pieces) - len(kept))
+
+
+def _word_errors(text: str, transcript: str) -> tuple[int, int]:
+    """(words, word errors); without words in the text every word of the transcript is an error."""
+    errors = wer.edit_counts(text, transcript)[0]
+    return wer.length(text)[0], wer.length(transcript)[0] if errors is None else errors
 
 
 def summed(tallies: Sequence[Tally]) -> dict:

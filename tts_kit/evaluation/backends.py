@@ -47,8 +47,6 @@ HUB_WAVLM = ("Xenova/wavlm-base-plus-sv", "839012c1abfd543d1f5178201a444706e85d3
 HUB_UTMOS = ("TigreGotico/utmos-onnx", "main", ("utmos22_strong.onnx",))
 HUB_MODELS = HUB_WHISPER, HUB_WAVLM, HUB_UTMOS
 HUB_TIMEOUT_SECONDS = 5
-MIN_SAMPLES = 400
-"""Samples that the convolutions of WavLM and UTMOS need."""
 
 
 # ---- the bundled set
@@ -83,11 +81,8 @@ def load_bundled(threads: int) -> MetricModels:
 
 def transcriber(whisper) -> Callable[[np.ndarray], str]:
     """Return a function from (samples,) to the transcript, by a faster_whisper.WhisperModel."""
-    def recognize(samples: np.ndarray) -> str:
-        max_tokens = MAX_TOKENS_PER_SECOND + round(MAX_TOKENS_PER_SECOND * len(samples) / SAMPLE_RATE)
-        return transcribe.run_whisper(whisper, samples, "en", max_tokens)[0]
-
-    return recognize
+    return lambda samples: transcribe.run_whisper(
+        whisper, samples, "en", round(MAX_TOKENS_PER_SECOND * (1 + len(samples) / SAMPLE_RATE)))[0]
 
 
 def load_distillmos() -> Callable[[np.ndarray], float]:
@@ -184,10 +179,10 @@ def _cached(model: tuple) -> Path | None:
 
 def hub_names(device: str) -> dict[str, str]:
     """Return metric -> model and version, of the weights that are cached."""
-    bundled, (_, precision) = bundled_names(), _whisper_device(device)
-    return {"wer": f"Whisper large-v3-turbo {precision} (faster-whisper {importlib.metadata.version('faster-whisper')})",
-            "sim": bundled["sim"], "sim_2": f"WavLM base plus SV {_cached(HUB_WAVLM).name[:7]}", "mos": bundled["mos"],
-            "mos_2": f"UTMOS22 strong {_cached(HUB_UTMOS).name[:7]}", "noise_mos": bundled["noise_mos"]}
+    bundled = bundled_names()
+    return bundled | {"wer": bundled["wer"].replace("base int8", f"large-v3-turbo {_whisper_device(device)[1]}"),
+                      "sim_2": f"WavLM base plus SV {_cached(HUB_WAVLM).name[:7]}",
+                      "mos_2": f"UTMOS22 strong {_cached(HUB_UTMOS).name[:7]}"}
 
 
 @functools.cache
@@ -212,7 +207,8 @@ def load_wavlm(path: Path, preprocessor: Path, threads: int) -> Callable[[np.nda
     normalize = json.loads(preprocessor.read_text(encoding="utf-8")).get("do_normalize", False)
 
     def embed_speaker(samples: np.ndarray) -> np.ndarray:
-        samples = _padded((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7) if normalize else samples)
+        if normalize:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         inputs = {"input_values": samples[None], "attention_mask": np.ones((1, len(samples)), np.int64)}
         return session.run(["embeddings"], {node.name: inputs[node.name] for node in session.get_inputs()})[0][0]
 
@@ -222,8 +218,4 @@ def load_wavlm(path: Path, preprocessor: Path, threads: int) -> Callable[[np.nda
 def load_utmos(path: Path, threads: int) -> Callable[[np.ndarray], float]:
     """Return UTMOS: (samples,) to predicted MOS; one clip a call, because padding changes the score."""
     session = _onnx_session(path, threads)
-    return lambda samples: float(np.ravel(session.run(None, {session.get_inputs()[0].name: _padded(samples)[None]})[0])[0])
-
-
-def _padded(samples: np.ndarray) -> np.ndarray:
-    return np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))).astype(np.float32)
+    return lambda samples: float(np.ravel(session.run(None, {session.get_inputs()[0].name: samples[None]})[0])[0])

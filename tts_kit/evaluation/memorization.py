@@ -3,20 +3,16 @@
 An overfitted model repeats its training sentences. Such a clip sounds exactly like the voice and scores well in SIM and MOS.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
-from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from tts_kit import io
 from tts_kit.evaluation import metrics, wer
 from tts_kit.evaluation.metrics import MetricModels
 
-CACHE = "embeddings.safetensors"
 GROUND_TRUTH = "ground_truth"
 MAX_EDIT_RATE, MIN_EDIT_RATE = 0.35, 0.5
 """Of the words of a clip: at most to the training sentence that it repeats, at least to the text it should say."""
@@ -32,26 +28,25 @@ def check(rows: Sequence[dict], folder: Path, training: Mapping[str, Path], mode
     checked = [row for row in rows if row.get("transcript") and (row["seed"] is not None or row["arm"] == GROUND_TRUTH)]
     if not training or not checked:
         return list(rows)
-    embeddings = _embeddings([*training.values(), *(folder / row["file"] for row in checked)], folder / CACHE, models)
-    words = {text: wer.normalize(text).split() for text in training}
-    similarities = {}  # file of a row -> text -> cosine to that training clip
+    progress = tqdm(training.items(), desc="memorization", unit="clip", disable=len(training) < 20)
+    clips = {text: models.embed(metrics.read(path), metrics.SAMPLE_RATE) for text, path in progress}
+    clips = {text: embedding for text, embedding in clips.items() if embedding is not None}
+    nearest = {}  # file of a row -> (cosine to the nearest training clip, its text)
     for row in checked:
-        embedding = embeddings[folder / row["file"]]
-        similarities[row["file"]] = {} if embedding is None else {
-            text: float(embedding @ embeddings[path]) for text, path in training.items() if embeddings[path] is not None}
-    recordings = [max(similarities[row["file"]].values()) for row in checked
-                  if row["arm"] == GROUND_TRUTH and similarities[row["file"]]]
+        embedding = models.embed(metrics.read(folder / row["file"]), metrics.SAMPLE_RATE)
+        if embedding is not None and clips:
+            nearest[row["file"]] = max((float(embedding @ other), text) for text, other in clips.items())
+    recordings = [nearest[row["file"]][0] for row in checked if row["arm"] == GROUND_TRUTH and row["file"] in nearest]
     # half way from the nearest held-out recording to identity
     threshold = (1 + max(recordings)) / 2 if recordings else np.inf
+    words = {text: wer.normalize(text).split() for text in training}
     findings = {}
     for row in checked:
         if row["arm"] != GROUND_TRUTH:
-            to_clips = similarities[row["file"]]
-            nearest = max(to_clips, key=to_clips.get, default="")
-            similarity = to_clips.get(nearest)
+            similarity, text = nearest.get(row["file"], (None, ""))
             repeated = matched_training_text(row["transcript"], row["text"], words)
             findings[row["file"]] = {
-                "nearest_clip": training[repeated or nearest].name if repeated or nearest else "",
+                "nearest_clip": training[repeated or text].name if repeated or text else "",
                 "nearest_similarity": None if similarity is None else round(similarity, 4),
                 "memorized": bool(repeated) or (similarity is not None and similarity > threshold)}
     return [row | findings.get(row["file"], {}) for row in rows]
@@ -70,17 +65,3 @@ def matched_training_text(transcript: str, text: str, training: Mapping[str, Seq
              if len(other) >= MIN_WORDS}
     best = min(rates, key=rates.get, default="")
     return best if best and rates[best] <= MAX_EDIT_RATE else ""
-
-
-def _embeddings(paths: Sequence[Path], cache: Path, models: MetricModels) -> dict[Path, np.ndarray | None]:
-    """Return the speaker embedding of each clip, None without sound; cached by the content of the file."""
-    cached = load_file(cache) if cache.is_file() else {}
-    model = models.names.get("sim", "").encode()
-    keys = {path: hashlib.sha256((path.read_bytes() if path.is_file() else b"") + model).hexdigest()[:24] for path in paths}
-    missing = [path for path in keys if keys[path] not in cached]
-    for path in tqdm(missing, desc="memorization", unit="clip", disable=len(missing) < 20):
-        embedding = models.embed(metrics.read(path), metrics.SAMPLE_RATE)
-        cached[keys[path]] = (np.zeros(0) if embedding is None else embedding).astype(np.float32)
-    if missing:
-        io.write_bytes(cache, save({key: cached[key] for key in dict.fromkeys(keys.values())}))
-    return {path: cached[key] if len(cached[key]) else None for path, key in keys.items()}

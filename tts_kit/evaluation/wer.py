@@ -44,12 +44,6 @@ def edit_counts(reference: str, transcript: str) -> tuple[int | None, int | None
     return tuple(output.substitutions + output.deletions + output.insertions for output in (words, characters))
 
 
-def word_errors(reference: str, transcript: str) -> tuple[int, int]:
-    """Return (reference words, word errors); without reference words every word of the transcript is an error."""
-    errors = edit_counts(reference, transcript)[0]
-    return length(reference)[0], length(transcript)[0] if errors is None else errors
-
-
 @functools.cache
 def _whisper_normalizer() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
