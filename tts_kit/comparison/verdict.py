@@ -12,8 +12,6 @@ from tts_kit.evaluation.stats import Estimate
 
 WER_MARGIN = 0.03
 """A rise in WER above which an arm has paid for its voice with its words."""
-SIM_MARGIN = 0.02
-"""A difference in SIM that is worth detecting."""
 ALPHA = 0.05
 """Significance level, after Holm's correction."""
 UNINTELLIGIBLE_WER = 0.7
@@ -21,7 +19,10 @@ UNINTELLIGIBLE_WER = 0.7
 MEMORIZED_SHARE = 0.1
 """Share of memorized clips from which on the headline mentions them."""
 PRIMARY_COMPARISONS = (("finetuned", "base"), ("finetuned", "clone"), ("finetuned+clone", "clone"))
-TESTED = ("sim", "wer")
+MARGINS = {"sim": 0.02, "wer": WER_MARGIN}
+"""Differences of the tested figures that are worth detecting."""
+FORMS = {"sim": ("SIM", "{:.2f}", 1, 2, ""), "wer": ("WER", "{:.0%}", 100, 0, " points")}
+"""Heading and form of a figure; scale, decimals and unit of a difference."""
 HIGHER_SIM, LOWER_WER, TIE, LOWER_SIM, HIGHER_WER = "higher SIM", "lower WER", "tie", "lower SIM", "higher WER"
 HIGHER_SIM_AND_WER, LOWER_SIM_AND_WER = "higher SIM and WER", "lower SIM and WER"
 OUTCOMES = {
@@ -110,7 +111,7 @@ def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
         families[pair if pair in PRIMARY_COMPARISONS else "others"].append(pair)
     comparisons = {}
     for family in families.values():
-        tests = [(pair, figure) for pair in family for figure in TESTED if figure in differences[pair]]
+        tests = [(pair, figure) for pair in family for figure in MARGINS if figure in differences[pair]]
         corrected = stats.holm([_p_value(figure, differences[pair][figure]) for pair, figure in tests])
         for pair in family:
             p_values = {figure: p_value for (tested, figure), p_value in zip(tests, corrected) if tested == pair}
@@ -151,40 +152,22 @@ def _headline(comparisons: Sequence[Comparison], by_arm: dict[str, list[dict]]) 
     return f"In short: {'; '.join(parts)}."
 
 
-def sweep_headline(comparisons: Sequence[Comparison]) -> str:
-    """List the significantly better and worse values of a sweep, each compared with the default."""
-    def having(*outcomes: str) -> str:
-        return ", ".join(one.arm for one in comparisons if one.outcome in outcomes)
-
-    parts = [f"significantly better than the default: {having(HIGHER_SIM, LOWER_WER) or 'none'}"]
-    if worse := having(LOWER_SIM, HIGHER_WER):
-        parts.append(f"significantly worse: {worse}")
-    if mixed := having(HIGHER_SIM_AND_WER, LOWER_SIM_AND_WER):
-        parts.append(f"better in one of SIM and WER and worse in the other: {mixed}")
-    return f"In short: {'; '.join(parts)}."
-
-
 def _sentence(comparison: Comparison, figures: dict[str, dict[str, Estimate]]) -> str:
     """Return the outcome of one comparison with its statistics."""
     text = OUTCOMES[comparison.outcome][0].format(arm_name(comparison.arm), arm_name(comparison.other))
-    one, other = figures[comparison.arm], figures[comparison.other]
     parts = []
-    if sim := comparison.differences.get("sim"):
-        parts.append(f"SIM {one['sim'].value:.2f} vs {other['sim'].value:.2f}, "
-                     f"{_interval(sim, 1, 2)}, {format_p(comparison.p_values['sim'])}")
-    if wer := comparison.differences.get("wer"):
-        unclear = comparison.outcome not in (HIGHER_WER, HIGHER_SIM_AND_WER) and wer.high > WER_MARGIN
-        doubt = f": a rise of more than {100 * WER_MARGIN:.0f} points is not ruled out" if unclear else ""
-        parts.append(f"WER {one['wer'].value:.0%} vs {other['wer'].value:.0%}, "
-                     f"{_interval(wer, 100, 0, ' points')}, {format_p(comparison.p_values['wer'])}{doubt}")
+    for name, (heading, form, scale, digits, unit) in FORMS.items():
+        if difference := comparison.differences.get(name):
+            values = " vs ".join(form.format(figures[arm][name].value) for arm in (comparison.arm, comparison.other))
+            # adding 0 turns a rounded -0 into 0
+            value, low, high = (f"{round(bound * scale, digits) + 0.0:+.{digits}f}" if np.isfinite(bound) else ""
+                                for bound in (difference.value, difference.low, difference.high))
+            parts.append(f"{heading} {values}, difference {value}{unit}{f', 95 % CI {low} to {high}' if low else ''}, "
+                         f"{format_p(comparison.p_values[name])}")
+    wer = comparison.differences.get("wer")
+    if wer and comparison.outcome not in (HIGHER_WER, HIGHER_SIM_AND_WER) and wer.high > WER_MARGIN:
+        parts[-1] += f": a rise of more than {100 * WER_MARGIN:.0f} points is not ruled out"
     return f"{text[0].upper()}{text[1:]} ({'; '.join(parts)})."
-
-
-def _interval(difference: Estimate, scale: float, digits: int, unit: str = "") -> str:
-    # adding 0 turns a rounded -0 into 0
-    value, low, high = (f"{round(bound * scale, digits) + 0.0:+.{digits}f}" if np.isfinite(bound) else ""
-                        for bound in (difference.value, difference.low, difference.high))
-    return f"difference {value}{unit}" + (f", 95 % CI {low} to {high}" if low else "")
 
 
 def format_p(p_value: float) -> str:
@@ -195,25 +178,24 @@ def format_p(p_value: float) -> str:
 def _detectable(comparisons: Sequence[Comparison]) -> str:
     """Return the minimum detectable differences of so many sentences: the largest over the comparisons."""
     texts = []
-    for figure, scale, digits, unit in (("sim", 1, 2, "SIM"), ("wer", 100, 0, "points WER")):
-        effects = [one.differences[figure].minimum_detectable_difference(one.tests) for one in comparisons
-                   if figure in one.differences]
-        if effects and np.isfinite(max(effects)):
-            texts.append(f"{max(effects) * scale:.{digits}f} {unit}")
+    for name, (heading, _, scale, digits, unit) in FORMS.items():
+        largest = max((one.differences[name].minimum_detectable_difference(one.tests) for one in comparisons
+                       if name in one.differences), default=np.inf)
+        if np.isfinite(largest):
+            texts.append(f"{largest * scale:.{digits}f}{unit} {heading}")
     return f": minimum detectable difference (80 % power) {' and '.join(texts)}" if texts else ""
 
 
 def _to_resolve(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Say how many sentences the ties would need."""
     ties = [one for one in comparisons if one.outcome == TIE]
-    needed = [max((one.differences[figure].required_sentences(margin, one.tests) or 0 for one in ties
-                   if figure in one.differences), default=0)
-              for figure, margin in (("sim", SIM_MARGIN), ("wer", WER_MARGIN))]
-    if any(needed):
-        sim, wer = (max(count, stats.MIN_SENTENCES) for count in needed)
+    needed = {name: max((one.differences[name].required_sentences(margin, one.tests) or 0 for one in ties
+                         if name in one.differences), default=0) for name, margin in MARGINS.items()}
+    if any(needed.values()):
+        sim, wer = (max(count, stats.MIN_SENTENCES) for count in needed.values())
         yield (f"To resolve the {'tie' if len(ties) == 1 else 'ties'}: about {sim} sentences detect a difference of "
-               f"{SIM_MARGIN} SIM, about {wer} one of {100 * WER_MARGIN:.0f} points WER (--sentences); or run the listening "
-               "test.")
+               f"{MARGINS['sim']} SIM, about {wer} one of {100 * WER_MARGIN:.0f} points WER (--sentences); or run the "
+               "listening test.")
 
 
 def _cautions(rows: Sequence[dict], generated: Sequence[dict]) -> Iterator[str]:
