@@ -94,22 +94,23 @@ def kind_of(text: str) -> str:
 
 def parse(text: str) -> Arm:
     """Return the arm of a text such as clone or finetuned:strength=0.5,temperature=0.3, whose kind is a generated one."""
-    kind, assignments = kind_of(text), text.partition(":")[2]
-    settings = [_parse_setting(text, kind, assignment) for assignment in assignments.split(",") if assignment]
-    if len(dict(settings)) < len(settings):
-        raise KitError(f"the arm {text[:80]!r} sets something twice. Give each setting once.")
-    settings = tuple(sorted(settings))
-    return Arm(kind + ":" * bool(settings) + ",".join(f"{name}={value:g}" for name, value in settings), settings)
+    kind, settings = kind_of(text), {}
+    for assignment in filter(None, text.partition(":")[2].split(",")):
+        name, _, value = assignment.partition("=")
+        if name in settings:
+            raise KitError(f"the arm {text[:80]!r} sets {name} twice. Give each setting once.")
+        settings[name] = _parse_setting(kind, name, value)
+    assignments = ",".join(f"{name}={value:g}" for name, value in sorted(settings.items()))
+    return Arm(kind + ":" * bool(settings) + assignments, tuple(sorted(settings.items())))
 
 
-def _parse_setting(arm: str, kind: str, assignment: str) -> tuple[str, float]:
-    name, _, text = assignment.partition("=")
+def _parse_setting(kind: str, name: str, text: str) -> float:
     if name not in SETTINGS:
         raise KitError(f"there is no setting {name[:40]!r}; settings are {', '.join(SETTINGS)}. Choose among them.")
     setting = SETTINGS[name]
     if setting.needs and not getattr(ARMS[kind], setting.needs):
         fitting = [other for other, info in ARMS.items() if getattr(info, setting.needs)]
-        raise KitError(f"the arm {arm[:80]!r} has no {name}, which is a setting of {' and '.join(fitting)}.")
+        raise KitError(f"the arm {kind} has no {name}, which is a setting of {' and '.join(fitting)}.")
     try:
         value = float(text)
     except ValueError:
@@ -117,4 +118,4 @@ def _parse_setting(arm: str, kind: str, assignment: str) -> tuple[str, float]:
     if not setting.minimum <= value <= setting.maximum or (setting.integer and value != int(value)):
         raise KitError(f"{name} is {text[:20]!r}; wanted {'an integer' if setting.integer else 'a number'} from "
                        f"{setting.minimum:g} to {setting.maximum:g}.")
-    return name, value
+    return value

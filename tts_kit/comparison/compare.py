@@ -113,15 +113,11 @@ def _scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path]) -> t
 
 def check_held_out(run: Run, voice: Voice) -> None:
     """Refuse an adapter that was trained on other data than the run's: it may have learned what is held out now."""
-    if not voice.is_finetuned:
-        return
-    if not (run.codes / cache.INDEX).is_file():
-        raise KitError(f"what {run.adapter} was trained on is unknown: there is no {run.codes / cache.INDEX}. Run `tts-kit "
-                       "tokenize` again, on the same data.")
-    matches = cache.matches_data(run)
-    if not matches or lora.read_metadata(run.adapter).get("codes") != cache.digest(run.codes):
-        raise KitError(f"{run.adapter} was trained on other clips than {run.codes if matches else run.data} holds now; what "
-                       "is held out now may have been trained on then. Train again in a new run.")
+    if voice.is_finetuned and not ((run.codes / cache.INDEX).is_file() and cache.matches_data(run)
+                                   and lora.read_metadata(run.adapter).get("codes") == cache.digest(run.codes)):
+        raise KitError(f"{run.adapter} was trained on other clips than {run.data} and {run.codes} hold now; what is held "
+                       "out now may have been trained on then. Run `tts-kit tokenize` again if the data is the same, else "
+                       "train again in a new run.")
 
 
 def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[dict]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,36 +79,31 @@ class MetricModels:
         failed = {}
         transcript = self._run("wer", self.transcribe, normalized(samples, rate), failed)
         word_errors, char_errors = (None, None) if transcript is None else wer.edit_counts(text, transcript)
-        words = wer.normalize(transcript or "")
+        words = wer.normalize(transcript or "").split()
         samples = trimmed(samples, rate)
+        seconds = round(len(audio.trim(samples, SAMPLE_RATE, 0.0, 0.0)) / SAMPLE_RATE, 3)
         return ClipMetrics(ref_words, word_errors, ref_chars, char_errors, transcript or "",
                            NO_WORDS if transcript is not None and not words else "",
                            mos=self._run("mos", self.predict_mos, samples, failed),
                            mos_2=self._run("mos_2", self.predict_mos_2, samples, failed),
-                           **self._measure_sound(samples, words, failed), failed=failed)
+                           embedding=self._run("sim", self.embed_speaker, samples, failed),
+                           embedding_2=self._run("sim_2", self.embed_speaker_2, samples, failed),
+                           noise_mos=self._run("noise_mos", self.predict_noise_mos, samples, failed),
+                           f0=audio.median_f0(samples, SAMPLE_RATE) or None, speech_seconds=seconds,
+                           speech_rate=len(words) / seconds if words and seconds else None, failed=failed)
 
     def measure_reference(self, samples: np.ndarray, rate: int, text: str) -> ClipMetrics:
         """Measure a recording that others are compared with; its words are taken for granted."""
         if reason := unusable_reason(samples, rate):
             raise KitError(f"a reference recording is {reason}. Leave it out, or record it again.")
-        failed, (ref_words, ref_chars) = {}, wer.length(text)
-        sound = self._measure_sound(trimmed(samples, rate), wer.normalize(text), failed)
-        return ClipMetrics(ref_words, None, ref_chars, None, text, "", mos=None, **sound, failed=failed)
+        models = replace(self, transcribe=lambda samples: text, predict_mos=None, predict_mos_2=None)
+        return models.measure(samples, rate, text)
 
     def embed(self, samples: np.ndarray | None, rate: int) -> np.ndarray | None:
         """Return the speaker embedding of (samples,), of length 1; None without sound, or where the model failed."""
         if unusable_reason(samples, rate):
             return None
         return self._run("sim", self.embed_speaker, trimmed(samples, rate), {})
-
-    def _measure_sound(self, samples: np.ndarray, words: str, failed: dict[str, str]) -> dict:
-        """Measure what does not depend on the reference text, on a trimmed clip in which `words` are spoken."""
-        seconds = round(len(audio.trim(samples, SAMPLE_RATE, 0.0, 0.0)) / SAMPLE_RATE, 3)
-        return {"embedding": self._run("sim", self.embed_speaker, samples, failed),
-                "embedding_2": self._run("sim_2", self.embed_speaker_2, samples, failed),
-                "noise_mos": self._run("noise_mos", self.predict_noise_mos, samples, failed),
-                "f0": audio.median_f0(samples, SAMPLE_RATE) or None, "speech_seconds": seconds,
-                "speech_rate": len(words.split()) / seconds if words and seconds else None}
 
     def _run(self, metric: str, model: Callable | None, samples: np.ndarray, failed: dict[str, str]):
         """Return what a model says, an embedding scaled to length 1; None where there is no model, or it failed, which is

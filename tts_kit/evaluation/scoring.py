@@ -79,11 +79,6 @@ def other_speakers(paths: Iterable[Path], models: MetricModels) -> list[np.ndarr
     return [embedding for embedding in embeddings if embedding is not None]
 
 
-def embeddings(references: References) -> dict[str, np.ndarray]:
-    """Return sentence -> speaker embedding, where there is one."""
-    return {text: clip.embedding for text, clip in references.items() if clip.embedding is not None}
-
-
 def similarity(embedding: np.ndarray | None, references: Mapping[str, np.ndarray | None], text: str) -> float | None:
     """Return SIM: the cosine to the mean embedding of the recordings of other sentences than `text`.
 
@@ -121,11 +116,12 @@ def _score(row: dict, folder: Path, models: MetricModels, references: References
     clip = models.measure(metrics.read(folder / row["file"]), metrics.SAMPLE_RATE, row["text"])
     recording = references.get(row["text"])
     of_other_texts = [reference for text, reference in references.items() if text != row["text"]]
+    embeddings = {text: reference.embedding for text, reference in references.items()}
     embeddings_2 = {text: reference.embedding_2 for text, reference in references.items()}
     f0 = _median([reference.f0 for reference in of_other_texts])
     rate = _median([reference.speech_rate for reference in of_other_texts])
     values = {
-        "sim": None if "sim" in clip.failed else similarity(clip.embedding, embeddings(references), row["text"]),
+        "sim": None if "sim" in clip.failed else similarity(clip.embedding, embeddings, row["text"]),
         "sim_2": None if "sim_2" in clip.failed else similarity(clip.embedding_2, embeddings_2, row["text"]),
         "mos": clip.mos, "mos_2": clip.mos_2, "noise_mos": clip.noise_mos, "speech_seconds": clip.speech_seconds or None,
         "duration_ratio": _ratio(clip.speech_seconds, recording and recording.speech_seconds),
@@ -193,7 +189,7 @@ def missing_scores(rows: Sequence[dict]) -> list[str]:
 def similarity_range(references: References, impostors: Sequence[np.ndarray]) -> SimilarityRange | None:
     """Return the mean SIM of other speakers' clips to the voice, and of each of its recordings to the others; None where
     there are fewer than two recordings."""
-    voice = embeddings(references)
+    voice = {text: clip.embedding for text, clip in references.items() if clip.embedding is not None}
     if len(voice) < 2:
         return None
     return (float(np.mean([similarity(embedding, voice, "") for embedding in impostors])),

@@ -59,11 +59,6 @@ class Estimate:
             return None
         return int(np.ceil(self.sentences * (self.minimum_detectable_difference(tests) / difference) ** 2))
 
-    @property
-    def is_above_zero(self) -> bool:
-        """Whether the whole confidence interval lies above 0."""
-        return self.low > 0
-
 
 def sums_by_sentence(rows: Sequence[dict], numerator: str, denominator: str = "") -> SentenceSums:
     """Sum two fields of the rows by sentence; without a `denominator` the rows are counted."""

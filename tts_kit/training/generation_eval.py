@@ -192,7 +192,7 @@ def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
     reason = f"Step {selected} of {steps} selected: {scores[selected]} ({rank})"
     if BASE_MODEL in scores:
         base = scores[BASE_MODEL]
-        sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).is_above_zero
+        sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).low > 0
         reason += (f"; base model: {base}{', SIM not significantly lower' * (not sim_is_higher)}"
                    f"{', WER significantly lower' * _wer_is_worse(scores[selected], base)}")
     return SelectedCheckpoint(selected, f"{reason}.")
@@ -223,7 +223,7 @@ def _is_as_good(step: StepScores, best: StepScores) -> bool:
 
 def _wer_is_worse(step: StepScores, other: StepScores) -> bool:
     difference = stats.paired_bootstrap_diff(step.wer, other.wer)
-    return difference.is_above_zero and difference.value > WER_TOLERANCE
+    return difference.low > 0 and difference.value > WER_TOLERANCE
 
 
 def _words(text: str) -> str:
