@@ -148,7 +148,7 @@ def test_a_comparison_with_other_settings_is_not_mixed_in(finished):
 def test_an_arm_is_what_is_written(text, wanted):
     """Mistake: a setting that is read and not applied, or one arm under two names."""
     arm = arms.parse(text)
-    assert (arm.adapter, arm.reference, arm.name) == wanted
+    assert (arm.info.adapter, arm.info.reference, arm.name) == wanted
 
 
 @pytest.mark.parametrize(("text", "message"), [

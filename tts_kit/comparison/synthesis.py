@@ -50,7 +50,7 @@ class Plan:
 def synthesize(plan: Plan, voice: Voice) -> tuple[list[dict], list[str]]:
     """Return the rows of all clips, once they are made, and a sentence for each external system that cannot run."""
     rows = {row["file"]: row for row in finished_rows(plan.folder)}
-    arms = [arm for arm in plan.arms if isinstance(arm, Arm) and (voice.is_finetuned or not arm.adapter)]
+    arms = [arm for arm in plan.arms if isinstance(arm, Arm) and (voice.is_finetuned or not arm.info.adapter)]
     done = set(rows)
     for row in itertools.chain(_recordings(plan, voice, done), *(_generated(plan, voice, arm, done) for arm in arms)):
         rows[row["file"]] = row
@@ -111,7 +111,7 @@ def references(arm: Arm, utterances: Sequence[Utterance]) -> tuple[Reference, ..
     """Return the reference clips of an arm."""
     settings = dict(arm.settings)
     return tuple(pick_references(utterances, settings.get("reference_seconds", REFERENCE_SECONDS),
-                                 int(settings.get("references", 1)))) if arm.reference else ()
+                                 int(settings.get("references", 1)))) if arm.info.reference else ()
 
 
 @contextlib.contextmanager
@@ -159,8 +159,9 @@ def _recordings(plan: Plan, voice: Voice, done: set[str]) -> Iterator[dict]:
 def _generated(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[dict]:
     clips = references(arm, plan.utterances) or None
     folder = "clips/" + re.sub(r"[^\w.+=-]", "_", arm.name)
-    todo = [(number, Request(sentence.text, seed, clips, arm.adapter)) for number, sentence in enumerate(plan.sentences, 1)
-            for seed in plan.seeds if f"{folder}/{number:03d}-{seed}.flac" not in done]
+    todo = [(number, Request(sentence.text, seed, clips, arm.info.adapter))
+            for number, sentence in enumerate(plan.sentences, 1) for seed in plan.seeds
+            if f"{folder}/{number:03d}-{seed}.flac" not in done]
     if not todo:
         return
     with apply_settings(arm, voice, plan.run) as adjusted:
