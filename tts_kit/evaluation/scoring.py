@@ -1,7 +1,6 @@
 """Score clips: rows of scores.jsonl get their metrics, and rows become the table of metrics of each arm."""
 
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ METRICS = "metrics"
 MIN_REFERENCES = 5
 MAX_REFERENCES = 50
 SAVE_EVERY = 10
-HEADING_WIDTH = 9
 References = Mapping[str, ClipMetrics]
 """Sentence -> metrics of its recording."""
 SimilarityRange = tuple[float, float]
@@ -211,10 +209,6 @@ def table(arms: Mapping[str, Mapping[str, Estimate]]) -> list[list[str]]:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of text in columns of equal width for a terminal, with wrapped headings."""
-    headings = [textwrap.wrap(name, HEADING_WIDTH, break_long_words=False) or [""] for name in rows[0]]
-    height = max(map(len, headings))
-    lines = [*zip(*([""] * (height - len(heading)) + heading for heading in headings)), *rows[1:]]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.rjust(width) if column else cell.ljust(width)
-                               for column, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+    """Return a table of text in columns of equal width for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
