@@ -153,6 +153,8 @@ def smos(responses: Sequence[Response], key: dict, arm: str) -> np.ndarray:
     names = sorted((trial["sentence"], name) for name, trial in key["trials"].items()
                    if trial["type"] == "smos" and trial["arm"] == arm)
     return np.array([[float(response.answers[name]["answer"]) for _, name in names] for response in responses])
+
+
 # ---- the results
 
 

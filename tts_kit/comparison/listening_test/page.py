@@ -121,16 +121,13 @@ def _read(row: dict, folder: Path) -> Stimulus | None:
 
 
 class TrialSet:
-    """Clips and trials under ids that depend on the content and the seed alone, and reveal nothing."""
+    """Clips and trials under ids that depend on their sound and the seed, and reveal nothing."""
 
     def __init__(self, pairs: Pairs, sentences: Sequence[Mapping[str, Stimulus]], recordings: Sequence[Stimulus],
                  others: Sequence[Stimulus], seed: int):
         """`sentences` hold for each sentence one clip of every arm, `others` are clips of other speakers."""
         self.pairs, self.sentences, self.recordings, self.others = pairs, sentences, recordings, others
-        content = hashlib.sha256(repr(seed).encode())
-        for clip in (*(clip for clips in sentences for clip in clips.values()), *recordings, *others):
-            content.update(clip.samples.tobytes())
-        self.secret, self.clips, self.trials = content.hexdigest(), {}, {}
+        self.seed, self.clips, self.trials = seed, {}, {}
 
     def add_all(self, test_type: str, generator: np.random.Generator) -> None:
         """Add the trials of one type, with catch trials: equal clips among the pairs, anchors among single clips."""
@@ -160,18 +157,17 @@ class TrialSet:
     def _add(self, test_type: str, clips: Sequence[Stimulus], reference: Stimulus | None, **facts: object) -> None:
         """Add a trial; `facts` are for the key: sentence, pair or arm, and whether it is a catch trial."""
         ids = sorted(map(self._clip, clips))  # by id, or the first arm of a pair would always come first
-        self.trials[self._id(test_type, *ids, *sorted(facts.items()))] = {
+        name = hashlib.sha256(repr((test_type, ids, facts["sentence"])).encode()).hexdigest()[:12]
+        self.trials[name] = {
             "type": test_type, "clips": ids, "reference": reference and self._clip(reference),
             "text": "" if test_type == "smos" else clips[0].text,  # the anchors of SMOS say another sentence
             **facts}
 
     def _clip(self, clip: Stimulus) -> str:
-        name = self._id(clip.arm, clip.sentence, clip.seed, clip.file)
+        facts = repr((self.seed, clip.arm, clip.sentence, clip.seed, clip.file))
+        name = hashlib.sha256(facts.encode() + clip.samples.tobytes()).hexdigest()[:12]
         self.clips[name] = clip
         return name
-
-    def _id(self, *parts: object) -> str:
-        return hashlib.sha256(repr((self.secret, parts)).encode()).hexdigest()[:12]
 
 
 def _save(trials: TrialSet, folder: Path, title: str, test_types: Sequence[str]) -> Path:
