@@ -148,7 +148,7 @@ class FlushLossesCallback(TrainerCallback):
     """Log, and thereby check the losses, before anything is saved or evaluated; evaluate before the training ends."""
 
     def on_step_end(self, args, state, control, **_):
-        control.should_evaluate = control.should_evaluate or control.should_training_stop
+        control.should_evaluate |= control.should_training_stop and args.eval_strategy != "no"
         control.should_log = control.should_log or control.should_save or control.should_evaluate
 
 
