@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIALECT = {"each", "found", "said", "told", "place", "places", "wanted", "made", "heard", "known", "beside", "some",
-           "others", "mine", "theirs", "there", "shown", "listed", "asked", "luck", "room", "rooms", "turns", "seen"}
+           "others", "mine", "theirs", "there", "shown", "listed", "asked", "luck", "room", "rooms", "seen"}
 """Filler and metaphors as identifiers: names that say neither what a thing is nor which kind it has."""
 
 

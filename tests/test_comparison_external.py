@@ -54,8 +54,8 @@ def own(tmp_path, monkeypatch):
     return make
 
 
-def synthesize(arm, reference, texts=TEXTS[:2], seeds=(1, 2), made=(), **limits) -> list[ExternalClip]:
-    return sorted(external.synthesize(arm.name, texts, seeds, reference, made, **limits),
+def synthesize(arm, reference, texts=TEXTS[:2], seeds=(1, 2), existing=(), **limits) -> list[ExternalClip]:
+    return sorted(external.synthesize(arm.name, texts, seeds, reference, existing, **limits),
                   key=lambda clip: (clip.sentence, clip.seed))
 
 
@@ -95,10 +95,10 @@ def test_only_what_is_missing_is_made(reference, own, capsys):
     arm = own(TONE)
     everything = {(clip.sentence, clip.seed) for clip in synthesize(arm, reference)}
     assert len(everything) == 4 and "own==1.0" in capsys.readouterr().out
-    [clip] = synthesize(arm, reference, made=everything - {(1, 2)})
+    [clip] = synthesize(arm, reference, existing=everything - {(1, 2)})
     assert (clip.sentence, clip.seed) == (1, 2) and clip.rate == RATE
     capsys.readouterr()
-    assert synthesize(arm, reference, made=everything) == [] and not capsys.readouterr().out
+    assert synthesize(arm, reference, existing=everything) == [] and not capsys.readouterr().out
 
 
 def test_seeds_differ_unless_the_system_is_deterministic(reference, own):

@@ -132,8 +132,8 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[
     if len(references) < scoring.MIN_REFERENCES:
         print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or more, "
               "SIM is more reliable.")
-    others = scoring.other_speakers(sorted(OTHER_SPEAKERS.glob("*.flac")), models)
-    sim_range = scoring.similarity_range(references, others)
+    other_speakers = scoring.other_speakers(sorted(OTHER_SPEAKERS.glob("*.flac")), models)
+    sim_range = scoring.similarity_range(references, other_speakers)
     if sim_range:
         low, high = sim_range
         write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(low, 3), "the voice": round(high, 3)})

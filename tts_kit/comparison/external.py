@@ -162,10 +162,10 @@ def _read(clip: ExternalClip, path: Path, name: str) -> ExternalClip:
 
 
 def synthesize(name: str, texts: Sequence[str], seeds: Sequence[int], reference: Reference,
-               made: Container[tuple[int, int]], limits: tuple[float, float] = TIME_LIMITS) -> Iterator[ExternalClip]:
-    """Make the clip of each text and seed by a system; those of the (sentence, seed) in `made` are left out."""
+               existing: Container[tuple[int, int]], limits: tuple[float, float] = TIME_LIMITS) -> Iterator[ExternalClip]:
+    """Make the clip of each text and seed by a system; those of the (sentence, seed) in `existing` are left out."""
     clips = [ExternalClip(number, seed) for number in range(1, len(texts) + 1)
-             for seed in ((0,) if SYSTEMS[name].deterministic else seeds) if (number, seed) not in made]
+             for seed in ((0,) if SYSTEMS[name].deterministic else seeds) if (number, seed) not in existing]
     lines = [(text.normalize(texts[clip.sentence - 1]), clip.seed) for clip in clips]
     done = 0
     try:

@@ -183,19 +183,19 @@ def _add_external(plan: Plan, arm: ExternalArm, rows: dict[str, dict]) -> str:
     """Add the rows of an external arm; return why it has none. A clip that did not change keeps its scores, and a clip that
     the system could not make is a row without a file."""
     texts = [sentence.text for sentence in plan.sentences]
-    made = {(row["sentence"], row["seed"]): row for row in rows.values() if row["arm"] == arm.name}
+    existing = {(row["sentence"], row["seed"]): row for row in rows.values() if row["arm"] == arm.name}
     if arm.folder:
         if arm.folder.resolve().is_relative_to(plan.folder.resolve()):
             raise KitError(f"{arm.folder} lies in {plan.folder}, where its clips are copied to. Copy it elsewhere first.")
         clips = external.from_folder(arm.name, arm.folder, len(texts))
-        for row in made.values():  # what the folder still holds is added again below
+        for row in existing.values():  # what the folder still holds is added again below
             if row["sentence"] <= len(texts):
                 del rows[row["file"]]
     else:
-        clips = external.synthesize(arm.name, texts, plan.seeds, pick_references(plan.utterances)[0], made)
+        clips = external.synthesize(arm.name, texts, plan.seeds, pick_references(plan.utterances)[0], existing)
     missing = {}
     for clip in clips:
-        row, text = made.get((clip.sentence, clip.seed), {}), texts[clip.sentence - 1]
+        row, text = existing.get((clip.sentence, clip.seed), {}), texts[clip.sentence - 1]
         file = f"clips/{arm.name}/{clip.sentence:03d}-{clip.seed}.flac"
         if clip.problem:
             (plan.folder / file).unlink(missing_ok=True)  # made from an earlier clip of this name

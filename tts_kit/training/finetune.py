@@ -128,8 +128,8 @@ def check_inputs(run: Run, inputs: dict) -> None:
         return
     if changed := changed_inputs(run.training, **inputs):
         recorded = read_inputs(run.training)
-        listed = "; ".join(f"{name} is {inputs[name]!r} and was {recorded.get(name)!r}" for name in changed)
-        raise KitError(f"{run.training} was started with other inputs: {listed}. Use the same ones to resume, choose "
+        differences = "; ".join(f"{name} is {inputs[name]!r} and was {recorded.get(name)!r}" for name in changed)
+        raise KitError(f"{run.training} was started with other inputs: {differences}. Use the same ones to resume, choose "
                        f"another run name, or delete {run.training} and {run.adapter} to start over.")
 
 

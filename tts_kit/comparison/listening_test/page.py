@@ -76,7 +76,7 @@ def write(rows: Sequence[dict], folder: Path, other_speakers: Sequence[Path], ti
         raise KitError(f"there are no test types {', '.join(sorted(unknown))}; wanted some of {', '.join(TEST_TYPES)}.")
     generator, test_types = np.random.default_rng(seed), list(dict.fromkeys(test_types))
     arms = list(dict.fromkeys(arm for pair in pairs for arm in pair))
-    others = [Stimulus(OTHER_SPEAKER, None, "", None, path.name, audio.trim(audio.read(path, RATE), RATE))
+    other_speakers = [Stimulus(OTHER_SPEAKER, None, "", None, path.name, audio.trim(audio.read(path, RATE), RATE))
               for path in other_speakers[:CATCH_TRIALS]]
     chosen = list(_choose_sentences(rows, folder, arms, sentences, generator))
     own = [row for row in rows if row["arm"] == GROUND_TRUTH]
@@ -86,7 +86,7 @@ def write(rows: Sequence[dict], folder: Path, other_speakers: Sequence[Path], ti
         raise KitError(f"{folder} has {len(chosen)} sentences with clips of all of {', '.join(arms)}, and {len(recordings)} "
                        "recordings of the voice; a listening test needs one sentence and two recordings. Compare more "
                        "sentences.")
-    trials = TrialSet(pairs, chosen, recordings, others, seed)
+    trials = TrialSet(pairs, chosen, recordings, other_speakers, seed)
     for test_type in test_types:
         trials.add_all(test_type, generator)
     return _save(trials, folder, title, test_types)
@@ -124,9 +124,9 @@ class TrialSet:
     """Clips and trials under ids that depend on their sound and the seed, and reveal nothing."""
 
     def __init__(self, pairs: Pairs, sentences: Sequence[Mapping[str, Stimulus]], recordings: Sequence[Stimulus],
-                 others: Sequence[Stimulus], seed: int):
-        """`sentences` hold for each sentence one clip of every arm, `others` are clips of other speakers."""
-        self.pairs, self.sentences, self.recordings, self.others = pairs, sentences, recordings, others
+                 other_speakers: Sequence[Stimulus], seed: int):
+        """`sentences` hold for each sentence one clip of every arm, `other_speakers` one of each."""
+        self.pairs, self.sentences, self.recordings, self.other_speakers = pairs, sentences, recordings, other_speakers
         self.seed, self.clips, self.trials = seed, {}, {}
 
     def add_all(self, test_type: str, generator: np.random.Generator) -> None:
@@ -150,7 +150,8 @@ class TrialSet:
                 self._add(test_type, [clip, clip], reference, catch="identical", sentence=index)
         for index in range(CATCH_TRIALS if single else 0):
             # the last recordings, which are nobody's reference where there are enough
-            own, other = self.recordings[-1 - index % (len(self.recordings) - 1)], self.others[index % len(self.others)]
+            own = self.recordings[-1 - index % (len(self.recordings) - 1)]
+            other = self.other_speakers[index % len(self.other_speakers)]
             for arm, clip in ((GROUND_TRUTH, own), (OTHER_SPEAKER, other)):
                 self._add(test_type, [clip], self.recordings[0], arm=arm, catch="anchor", sentence=index)
 
