@@ -49,7 +49,8 @@ class CsmTrainer(transformers.Trainer):
         scaler = self.accelerator.scaler
         with self._autocast():
             sums = loss.loss_sums(lora.unwrap(self.model), inputs,
-                                  per_depth_loss * self.depth_loss_weight * (scaler.get_scale() if scaler else 1))
+                                  # a scale, by which the gradient is divided again: never 0
+                                  per_depth_loss * (self.depth_loss_weight or 1) * (scaler.get_scale() if scaler else 1))
         shares = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * per_depth_loss]) * inputs["loss_weight"]
         if model.training:
             self._buffered_losses.append(shares.detach())
