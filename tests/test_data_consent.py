@@ -15,7 +15,7 @@ from tts_kit.data import consent, manifest
 from tts_kit.data.consent import Consent
 from tts_kit.data.manifest import SAMPLE_RATE, Utterance
 from tts_kit.errors import KitError
-from tts_kit.model import load
+from tts_kit.model import license
 from tts_kit.run import SAMPLE_DATA, SAMPLE_HELD_OUT, SAMPLE_VOICE, TINY_CSM, Run, write_inputs
 
 STATEMENT = "I am Anna. I allow a model of my voice, \"as it is\" — für alle."
@@ -198,7 +198,7 @@ def test_the_bases_terms_are_told_to_whoever_makes_a_voice_of_it(run, capsys):
     assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "there are no codes to learn from"
     said = capsys.readouterr().out
     assert "unsloth/csm-1b is licensed under apache-2.0" in said and "forbid impersonation" in said
-    assert "apache-2.0: a voice made from it" in load.license_notice(str(TINY_CSM))
-    assert "states no licence" in load.license_notice("somebody/else")
-    assert "CC-BY-4.0" in load.prohibited_uses("sesame/csm-1b", "apache-2.0")[1]
-    assert "Mimi" not in str(load.prohibited_uses("tiny-csm", "apache-2.0"))
+    assert "apache-2.0: a voice made from it" in license.license_notice(str(TINY_CSM))
+    assert "states no licence" in license.license_notice("somebody/else")
+    assert "CC-BY-4.0" in license.prohibited_uses("sesame/csm-1b", "apache-2.0")[1]
+    assert "Mimi" not in str(license.prohibited_uses("tiny-csm", "apache-2.0"))

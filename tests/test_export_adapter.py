@@ -27,7 +27,7 @@ from tts_kit.evaluation import scoring
 from tts_kit.export import adapter, card
 from tts_kit.hub import RELEASE_FILE
 from tts_kit.io import read_json, read_rows, write_json, write_rows
-from tts_kit.model import load, lora
+from tts_kit.model import license, load, lora
 from tts_kit.run import SAMPLE_VOICE, TINY_CSM, Run
 from tts_kit.speech import speak
 from tts_kit.speech.voice import load_voice
@@ -249,8 +249,8 @@ def test_the_hub_files_it_under_its_base(told):
     head = card.front_matter(known, "apache-2.0", merged=True, samples=[])
     assert (head.base_model, head.base_model_relation, head.license) == ("sesame/csm-1b", "finetune", "apache-2.0")
     assert card.front_matter(card.summarize(told, told.folder), "", False, []).base_model is None
-    assert any("impersonation" in each for each in load.prohibited_uses("sesame/csm-1b", "apache-2.0"))
-    assert load.license_of("tiny-csm", str(TINY_CSM)) == "apache-2.0"
+    assert any("impersonation" in each for each in license.prohibited_uses("sesame/csm-1b", "apache-2.0"))
+    assert license.license_of("tiny-csm", str(TINY_CSM)) == "apache-2.0"
 
 
 def test_clips_beside_the_card_are_marked(told, tmp_path):

@@ -9,7 +9,7 @@ from peft.tuners.lora import layer as peft_layer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tts_kit import device
-from tts_kit.model import load, lora, loss
+from tts_kit.model import embed, load, lora, loss
 from tts_kit.training import dataset
 
 CLIPS = [make_clip("a", 9, "One."), make_clip("b", 5, "Another one?"), make_clip("c", 12, "A third, longer one.")]
@@ -107,7 +107,7 @@ def test_depth_loss_counts_only_the_chosen_frames(base):
     mask[[2, 5]] = True
     chosen = loss.loss_sums(base.model, dataset.collate([example], [mask], packing=True))
     whole = dataset.collate([example], everything([example]), packing=True)
-    hidden = base.model.backbone_model(inputs_embeds=load.embed_inputs(base.model, whole),
+    hidden = base.model.backbone_model(inputs_embeds=embed.embed_inputs(base.model, whole),
                                        position_ids=whole["position_ids"],
                                        use_cache=False).last_hidden_state[0]
     logits = depth_logits(base.model, hidden[whole["predictor_index"]], whole["targets"])[:, [2, 5]]
@@ -165,7 +165,7 @@ def test_chunks_change_nothing(base, monkeypatch, scale):
 
 
 def states_and_codes(model, batch):
-    hidden = model.backbone_model(inputs_embeds=load.embed_inputs(model, batch), position_ids=batch["position_ids"],
+    hidden = model.backbone_model(inputs_embeds=embed.embed_inputs(model, batch), position_ids=batch["position_ids"],
                                   use_cache=False).last_hidden_state[0]
     return hidden[batch["predictor_index"]], batch["targets"]
 

@@ -28,7 +28,7 @@ from tts_kit.model import load, lora, loss
 from tts_kit.run import Run, write_inputs
 from tts_kit.tokens import cache, codec
 from tts_kit.tokens.prompt import Turn
-from tts_kit.training import callbacks, finetune, trainer
+from tts_kit.training import callbacks, finetune, generation_eval, trainer
 
 CPU = runtime.choose("cpu")
 TOY_CODEC = codec.Codec(shape.untrained("toy").codec_model, None).fingerprint()
@@ -334,6 +334,24 @@ def test_an_adapter_gets_the_consent_however_training_ended(config, run, capsys)
     (run.folder / consent.FILE).unlink()
     finetune.finetune(config, run, CPU)
     assert "No consent to the voice of run" in capsys.readouterr().out
+
+
+def test_a_start_with_other_inputs_keeps_what_is_not_its_own(config, run):
+    """Mistake: samples or notes in the training's folder are deleted because the first start ended before a checkpoint."""
+    write_inputs(run.training, rank=64)
+    note = run.training / "samples" / "step-000000" / "1.wav"
+    write_bytes(note, b"what the first start said")
+    stale = run.training / generation_eval.FOLDER / "step-000000"
+    write_bytes(stale / "01.flac", b"of other inputs")
+    finetune.finetune(config, run, CPU)
+    assert note.read_bytes() == b"what the first start said" and not stale.exists()
+
+
+def test_a_part_that_has_learned_nothing_is_refused(config, run):
+    """Mistake: an adapter whose depth decoder never changed is saved as a trained one."""
+    with pytest.raises(KitError, match="the adapter of depth has not changed at all by step 4"):
+        finetune.finetune(config.replace(depth_loss_weight=0.0), run, CPU)
+    assert not run.adapter.exists()
 
 
 def test_a_run_that_has_learnt_nothing_takes_another_recipe(config, run, toy):

@@ -9,7 +9,7 @@ from tts_kit.data import consent
 from tts_kit.errors import KitError
 from tts_kit.export import card, merged
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_json, write_text
-from tts_kit.model import load, lora
+from tts_kit.model import license, lora
 from tts_kit.run import Run
 
 DATA_FILE = "data.json"
@@ -33,7 +33,7 @@ def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", 
                        f"{run.name} as {KINDS[merge]}. Choose another --out, or remove it.")
     base = base or lora.read_metadata(run.adapter)["base"]
     summary = card.summarize(run, base)
-    license_name = load.license_of(summary.base, base)
+    license_name = license.license_of(summary.base, base)
     with atomic_folder(out) as staging:
         if merge:
             merged.write(run.adapter, staging, base, revision, strength, dtype)

@@ -19,7 +19,7 @@ from tts_kit.data.manifest import EXCLUDED, HELD_OUT, TRAIN
 from tts_kit.evaluation import scoring
 from tts_kit.html import markdown
 from tts_kit.io import read_json, write_text
-from tts_kit.model import load, lora
+from tts_kit.model import license, lora
 from tts_kit.run import Run, read_inputs
 from tts_kit.tokens import cache
 
@@ -157,7 +157,7 @@ def write(summary: RunSummary, folder: Path, location: str, license_name: str, m
                 "Evaluation": _evaluation(decision, summary.rows) if decision else "", "Usage": usage,
                 "Training": _training(summary), "Data": _key_value_table(summary.data),
                 "Consent": markdown(str(summary.consent)) if summary.consent else "",
-                "License": "\n\n".join(load.prohibited_uses(summary.base, license_name))}
+                "License": "\n\n".join(license.prohibited_uses(summary.base, license_name))}
     texts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text]
     metadata = front_matter(summary, license_name, merged, samples).to_yaml()
     write_text(folder / FILE, "\n\n".join([f"---\n{metadata}\n---", f"# {markdown(summary.name)}", *texts]) + "\n")

@@ -17,7 +17,7 @@ from transformers import CsmForConditionalGeneration
 from tts_kit.errors import KitError
 from tts_kit.generation.fused_decoder import FusedDecoder
 from tts_kit.generation.sampling import Sampling, draw_gumbel_noise, sample_token
-from tts_kit.model.load import embed_inputs
+from tts_kit.model.embed import embed_inputs
 from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.prompt import Example
 

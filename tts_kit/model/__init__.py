@@ -1,1 +1,1 @@
-"""CSM: loading it, its input embedding and licence, packed attention, LoRA and its losses."""
+"""CSM: loading it, its licence, its input embedding, packed attention, LoRA and its losses."""

@@ -1,15 +1,11 @@
-"""Loading a base model: its licence, embedding tie repaired, codec in float32; its input embedding; compiling its layers."""
+"""Loading a base model: embedding tie repaired, codec in float32; offloading its text embeddings, compiling its layers."""
 
 import hashlib
 import importlib.util
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard
-from torch.nn.functional import embedding_bag
 from torch.utils._triton import has_triton
 from transformers import CsmForConditionalGeneration
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -28,17 +24,6 @@ DEPTH_TABLE = "depth_decoder.model.embed_tokens.weight"
 MIN_STEPS_TO_COMPILE = 600
 """Micro-batches from which compiling pays. An estimate, not measured: compiling takes about 90 s, and a compiled
 micro-batch of CSM-1B is about 0.15 s faster on an L4, 0.03 s on an A100."""
-CSM = ("sesame/csm-1b", "unsloth/csm-1b")
-CSM_PROHIBITED_USES = """CSM's makers provide it for research and educational purposes, and forbid its use for:
-
-- impersonation or fraud: speech that mimics a person without their explicit consent;
-- misinformation or deception: speech that misleads, such as fake news or fraudulent calls;
-- anything illegal, harmful or malicious.
-
-A voice made from it is bound by the same terms. Its codec is Mimi by Kyutai (CC-BY-4.0): whoever distributes the codec's
-weights, as part of merged weights for instance, has to credit Kyutai."""
-USE_POLICY = ("Use this voice only as the person it belongs to has allowed. Where people could be misled, say that it is "
-              "synthetic.")
 
 
 @dataclass
@@ -175,15 +160,6 @@ def prefetch_text(model: CsmForConditionalGeneration, batch: dict) -> dict:
     return batch | {"text": embedding(batch["input_ids"])} if isinstance(embedding, OffloadedEmbedding) else batch
 
 
-def embed_inputs(model: CsmForConditionalGeneration, batch: dict) -> torch.Tensor:
-    """Return (B, T, H): the text embedding, or where `audio_mask` the sum of the embeddings of the frame's codes."""
-    embed_tokens = model.backbone_model.embed_tokens
-    codes = batch["codes"] + embed_tokens.audio_tokens_offsets
-    audio = embedding_bag(codes.flatten(0, 1), embed_tokens.embed_audio_tokens.weight, mode="sum").view(*codes.shape[:2], -1)
-    text = batch["text"] if "text" in batch else model.embed_text_tokens(batch["input_ids"])
-    return torch.where(batch["audio_mask"][..., None], audio, text)
-
-
 def should_compile(config: Config, device_config: DeviceConfig) -> tuple[bool, str]:
     """Return whether to compile the layers, and the reason."""
     if config.compile == "no":
@@ -206,30 +182,3 @@ def compile_layers(model: CsmForConditionalGeneration) -> None:
     """Compile each layer on its own, at its first call, for batches of any size."""
     for layer in (*model.backbone_model.layers, *model.depth_decoder.model.layers):
         layer.compile(dynamic=True)
-
-
-def license_of(base: str, folder: str) -> str:
-    """Return the licence of a base by its name, or from the card in its folder; empty where neither says."""
-    if base in CSM:
-        return "apache-2.0"
-    card = Path(folder) / "README.md"
-    if not card.is_file():
-        return ""
-    # the YAML header alone: the rest of a card may be anything
-    header = re.match(r"---\n.*?\n---\n", card.read_text(encoding="utf-8"), re.DOTALL)
-    return ModelCard(header.group() if header else "", ignore_metadata_errors=True).data.license or ""
-
-
-def prohibited_uses(base: str, license_id: str) -> list[str]:
-    """Return the terms as paragraphs, for a card or a terminal."""
-    terms = [f"The base model, {base}, is licensed under {license_id}; so is what is made from it."] if license_id else []
-    return [*terms, *([CSM_PROHIBITED_USES] if base in CSM else []), USE_POLICY]
-
-
-def license_notice(base: str) -> str:
-    """Return one line for whoever is about to fine-tune a base, given by its name or folder."""
-    license_id = license_of(base, base)
-    if not license_id:
-        return f"{base} states no licence: find out which terms apply before you pass on a voice made from it."
-    forbidden = ", and its makers forbid impersonation, deception and harm" if base in CSM else ""
-    return f"{base} is licensed under {license_id}{forbidden}: a voice made from it is bound by the same terms."

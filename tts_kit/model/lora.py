@@ -93,6 +93,15 @@ def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
     return counts
 
 
+def untrained_parts(model: torch.nn.Module) -> list[str]:
+    """Return the parts whose LoRA adds nothing: all their B matrices are zero, as they begin."""
+    learned = {}
+    for name, weight in unwrap(model).named_parameters():
+        if ".lora_B." in name and (part := _part(name)):
+            learned[part] = learned.get(part, False) or bool(weight.detach().any())
+    return [part for part, has_learned in learned.items() if not has_learned]
+
+
 def fingerprint(model: PeftModel | Path, adapter: str = DEFAULT_ADAPTER) -> str:
     """Return a digest of the weights of one of a model's adapters, or of the one in a folder."""
     weights = _weights(model, adapter) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS_FILE)

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CsmForConditionalGeneration
 
 from tts_kit.model import attention
-from tts_kit.model.load import embed_inputs
+from tts_kit.model.embed import embed_inputs
 
 CHUNK = {"gpu": 128, "cpu": 64}
 """Frames that the depth decoder computes at once: enough to fill a GPU, few enough for a CPU's cache."""

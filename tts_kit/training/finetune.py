@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from tts_kit.data import consent
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import write_text
-from tts_kit.model import load, lora
+from tts_kit.model import license, load, lora
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import INPUTS, Run, changed_inputs, read_inputs, write_inputs
 from tts_kit.tokens import cache
@@ -44,7 +43,7 @@ def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: S
 
 def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: Sequence[TrainerCallback]) -> Path:
     if distributed.is_rank_zero():
-        print(load.license_notice(config.base))
+        print(license.license_notice(config.base))
         consent.warn_if_missing(run, thorough=True)
     clips = cache.load_run(run)
     inputs = _inputs(config, run)
@@ -62,8 +61,7 @@ def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: 
         trainer.add_callback(evaluation)
     if distributed.is_rank_zero():
         if not (run.training / INPUTS).exists() or changed_inputs(run.training, **inputs):
-            # what a start with other inputs left before its first checkpoint
-            shutil.rmtree(run.training, ignore_errors=True)
+            generation_eval.remove_results(run)
             write_inputs(run.training, **inputs, recordings=consent.audio_digest(run))
         write_text(run.training / CONFIG_FILE, config.to_json())
     checkpoint = last_complete_checkpoint(run.training)
@@ -157,9 +155,9 @@ def _save_adapter(trainer: CsmTrainer, base: load.Base, config: Config, run: Run
     losses = {row["step"]: {name: value for name, value in row.items() if name.startswith("eval_")}
               for row in trainer.state.log_history if "eval_loss" in row}
     before, after = losses[0], losses[selected.step]
-    if before == after:
-        raise KitError(f"the adapter has learned nothing by step {selected.step}. Train again under another run name with a "
-                       "higher --learning-rate, more --steps or fewer --warmup-steps.")
+    if untrained := lora.untrained_parts(trainer.model):
+        raise KitError(f"the adapter of {', '.join(untrained)} has not changed at all by step {selected.step}. Train again "
+                       "under another run name with a higher --learning-rate, more --steps or fewer --warmup-steps.")
     metrics = {"before": before, "after": after, "steps": config.steps, "selected_step": selected.step,
                "selection_reason": selected.reason,
                "epochs": round(trainer.train_dataset.epochs * selected.step / config.steps, 2),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,13 @@ def load_best(evaluation: GenerationEvalCallback | None, trainer: Trainer) -> Se
         lora.load_weights(trainer.model, weights)
     print(f"{selected.reason} Clips of every step: {evaluation.run.training / FOLDER}")
     return selected
+
+
+def remove_results(run: Run) -> None:
+    """Remove the generation evaluation of a start with other inputs, which ended before its first checkpoint."""
+    shutil.rmtree(run.training / FOLDER, ignore_errors=True)
+    for name in (ROWS, PLOT):
+        (run.training / name).unlink(missing_ok=True)
 
 
 def read_sentences(clips: Sequence[EncodedClip]) -> list[str]:
