@@ -40,9 +40,10 @@ def read(path: str | Path | bytes, rate: int, max_seconds: float = np.inf, name:
     name = name or ("audio bytes" if isinstance(path, bytes) else str(path))
     with _open(path, name) as file:
         announced = file.frames / file.samplerate if file.frames < 2 ** 62 else 0.0  # a streamed FLAC announces nothing
-        blocks, seconds = [np.zeros(0, np.float32)], 0.0
-        # in blocks, because the header may announce a wrong length
-        for block in itertools.chain([*blocks], _resampled(_blocks(file, name), file.samplerate, rate, name)):
+        blocks, seconds = [], 0.0
+        # in blocks, because the header may announce a wrong length; the empty one checks what it announces before decoding
+        for block in itertools.chain([np.zeros(0, np.float32)],
+                                     _resampled(_blocks(file, name), file.samplerate, rate, name)):
             seconds += len(block) / rate
             if max(announced, seconds) > max_seconds:
                 raise KitError(f"{name} lasts {max(announced, seconds):.1f} s; the limit is {max_seconds:g} s. Split it or "

@@ -76,10 +76,13 @@ def min_score(seconds: float) -> float:
 
 
 def detect_file(path: str | Path) -> tuple[float, bool]:
-    """Return the score of an audio file, and whether it counts as watermarked."""
-    samples = np.concatenate(list(audio.read_blocks(path, SAMPLE_RATE, min_rate=0)))
-    score = detect(samples, SAMPLE_RATE)
-    return score, score >= min_score(len(samples) / SAMPLE_RATE)
+    """Return the score of an audio file of any length, read in blocks, and whether it counts as watermarked."""
+    score, seconds = 0.0, 0.0
+    for block in audio.read_blocks(path, SAMPLE_RATE, min_rate=0):
+        if seconds == 0 or len(block) >= SHORT_SECONDS * SAMPLE_RATE:  # a short end is not scored alone
+            score = max(score, detect(block, SAMPLE_RATE))
+        seconds += len(block) / SAMPLE_RATE
+    return score, score >= min_score(seconds)
 
 
 def report_files(paths: Iterable[str | Path]) -> int:

@@ -1,8 +1,12 @@
 """The arms of a comparison: how each one speaks, and the settings that an arm can change."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tts_kit.errors import KitError
+
+Pairs = Sequence[tuple[str, str]]
+"""Names of arms that are compared, the first one with the second."""
 
 
 @dataclass(frozen=True)

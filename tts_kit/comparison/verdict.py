@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tts_kit.comparison.arms import ARMS
+from tts_kit.comparison.arms import ARMS, Pairs
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.stats import Estimate
 
@@ -38,7 +38,6 @@ OUTCOMES = {
 """Outcome of one arm against another -> its sentence among the details, and its part of the headline."""
 UNMEASURED = ("Whether fine-tuning helped was not measured: the metric models are not installed. Install them "
               f"({metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
-Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tts_kit import audio, html, io
+from tts_kit.comparison.arms import Pairs
 from tts_kit.comparison.page import read_clip
 from tts_kit.errors import KitError
 
@@ -30,7 +31,6 @@ MIN_SMOS_SENTENCES = 3
 """SMOS rates single clips in half of the sentences of the pairs, at least in so many."""
 GROUND_TRUTH, OTHER_SPEAKER = "ground_truth", "other_speaker"
 """Anchors of SMOS: clips of these are hidden among those of the arms."""
-Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
