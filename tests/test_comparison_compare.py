@@ -290,25 +290,17 @@ def test_votes_are_counted_and_leave_the_test_as_it_is(finished, monkeypatch):
 
 
 @needs_metrics
-def test_judging_killed_before_copies_were_sought_goes_on(finished, monkeypatch):
-    """Mistake: all clips are judged, so nobody ever asks whether they are copies."""
+def test_scoring_that_was_killed_before_the_memorization_check_goes_on(finished, monkeypatch):
+    """Mistake: all clips are scored already, so nobody ever checks whether they repeat training sentences."""
     use_toy_metrics(monkeypatch)
-    run, name = finished[0], TOY_METRICS.name
-    rows = [{"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": "Hello.", "metrics": name,
-             "file": "none"}]
-
-    class Asked(Exception):
-        pass
-
-    def load():
-        raise Asked
-
-    monkeypatch.setattr(metrics, "load", load)
-    plan = synthesis.Plan(run, run.comparison, [], (1,), [], [])
-    with pytest.raises(Asked):
-        compare.score(plan, rows, {})
-    checked = [rows[0] | {"memorized": False}, rows[0] | {"seed": None}, rows[0] | {"transcript": ""}]
-    assert compare.score(plan, checked, {}) == checked
+    run = finished[0]
+    training = [one for one in manifest.read(run.data) if one.split == manifest.TRAIN]
+    monkeypatch.setattr(metrics, "load", lambda: pytest.fail("the clips were scored again"))
+    monkeypatch.setattr(synthesis, "save_rows", lambda folder, rows: rows)
+    row = {"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": training[0].text,
+           "metrics": TOY_METRICS.name, "file": "none"}
+    plan = synthesis.Plan(run, run.comparison, [], (1,), [], training)
+    assert compare.score(plan, [row], {}) == [row | {"memorized": True, "training_text": training[0].text}]
 
 
 def test_stages_run_again_change_nothing(finished, capsys):

@@ -1,7 +1,6 @@
 """tts_kit: fine-tune a token-based text-to-speech model on one voice with LoRA, and measure whether it helped.
 
-The stages as functions: `from tts_kit import prepare, tokenize, finetune, load_voice, compare`.
-"""
+The stages as functions: `from tts_kit import prepare, tokenize, finetune, load_voice, compare`."""
 
 import importlib
 import os

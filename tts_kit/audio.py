@@ -17,8 +17,7 @@ from tts_kit import io
 from tts_kit.errors import KitError
 
 MIN_SAMPLE_RATE = 16_000
-BLOCK_SECONDS = 30
-"""Length of the blocks in which long files are read."""
+BLOCK_SECONDS = 30  # length of the blocks in which long files are read
 SILENCE_PEAK = 10 ** (-60 / 20)
 TARGET_LUFS = -20.0
 MAX_TRUE_PEAK = 10 ** (-1 / 20)
@@ -29,8 +28,7 @@ CONTENT_TYPES = {"mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg", MP3_RATES), "wav
                  "opus": ("OGG", "OPUS", "audio/ogg", (8_000, 12_000, 16_000, 24_000, 48_000))}
 """Name -> libsndfile's container and subtype, MIME type, and the sample rates it supports if not all."""
 MIN_F0, MAX_F0 = 60.0, 450.0
-VOICED_AUTOCORRELATION = 0.5
-"""Normalized autocorrelation at the period from which a frame is voiced."""
+VOICED_AUTOCORRELATION = 0.5  # normalized autocorrelation at the period from which a frame is voiced
 # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be given
 UNREADABLE = (soundfile.SoundFileError, TypeError, OSError)
 

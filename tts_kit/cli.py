@@ -10,14 +10,13 @@ from pathlib import Path
 from tts_kit.comparison.arms import GENERATED_ARMS
 from tts_kit.config import CHECKPOINT_DEFAULT, Config, load_config
 from tts_kit.errors import KitError, report_errors
-from tts_kit.run import Run
+from tts_kit.run import TINY_CSM, Run
 
 # torch and transformers are imported inside the commands, so that --help is fast
 COMMANDS: dict[str, tuple[Callable, str, str, list["Option"]]] = {}
 """Name -> function, description, epilog and options of every command, in the order of --help."""
 TRAINING_GROUPS = ("base model", "LoRA", "training", "memory and speed", "evaluation")
-ALL_GROUPS = ("data", *TRAINING_GROUPS, "sampling")
-"""Groups of Config's fields."""
+ALL_GROUPS = ("data", *TRAINING_GROUPS, "sampling")  # groups of Config's fields
 
 
 @report_errors
@@ -145,8 +144,8 @@ def demo(args: argparse.Namespace) -> None:
     from tts_kit import pipeline
 
     run, changes = Run(args.run), config_changes(args)
-    if not run.data.exists():
-        changes = pipeline.demo_settings(args.base) | changes
+    if not run.data.exists() and not args.base:
+        changes = {"base": str(TINY_CSM), **pipeline.TINY_PRESET} | changes
     pipeline.run_all(args.source, load_config(run, **changes), run, _device_config(args), args.sentences, args.seeds)
 
 

@@ -12,8 +12,7 @@ from tts_kit.run import Run
 
 CONFIG_FILE = "config.json"
 LORA_TARGETS = ("both", "backbone", "depth")
-CHECKPOINT_DEFAULT = -1.0
-"""Value of a sampling field that is left to the checkpoint's generation config."""
+CHECKPOINT_DEFAULT = -1.0  # value of a sampling field that is left to the checkpoint's generation config
 RESUME_MAY_CHANGE = ("gradient_checkpointing", "offload_text_embeddings", "compile")
 """Fields that change what a training costs and not its result: a resumed training may change them."""
 

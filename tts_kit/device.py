@@ -14,8 +14,7 @@ import torch
 
 from tts_kit.errors import KitError
 
-LOW_MEMORY_BYTES = 12e9
-"""A GPU with less memory than this is treated as low on memory."""
+LOW_MEMORY_BYTES = 12e9  # a GPU with less memory than this is treated as low on memory
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "tokenizers", "safetensors",
             "huggingface_hub", "numpy", "soundfile", "soxr", "pyloudnorm", "unsloth")
@@ -24,12 +23,9 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "t
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    device: str
-    """cuda, mps or cpu."""
-    dtype: torch.dtype
-    """Compute dtype of the network; the codec is always float32."""
-    reason: str
-    """One sentence for the user: what was chosen, and why."""
+    device: str  # cuda, mps or cpu
+    dtype: torch.dtype  # compute dtype of the network; the codec is always float32
+    reason: str  # one sentence for the user: what was chosen, and why
     low_memory: bool = False
 
 

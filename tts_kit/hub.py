@@ -7,10 +7,8 @@ from tts_kit.errors import KitError, reason
 from tts_kit.io import write_json
 
 REPO_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
-RELEASE_FILE = "release.json"
-"""In every exported folder: what it holds; only folders and repositories with it are replaced."""
-EMPTY = {".gitattributes", "README.md"}
-"""Files that a repository without content may have."""
+RELEASE_FILE = "release.json"  # in every exported folder: what it holds; only folders and repositories with it are replaced
+EMPTY = {".gitattributes", "README.md"}  # files that a repository without content may have
 
 
 def is_repo_id(name: str) -> bool:
@@ -26,8 +24,7 @@ def write_release_file(folder: Path, kind: str, **fields) -> None:
 def push(folder: Path, name: str, kind: str, message: str, public: bool = False) -> str:
     """Push an exported folder to the hub as the `model` or `dataset` OWNER/NAME; return its URL.
 
-    A new repository is private unless `public`; only an empty one, or one that the kit pushed, is replaced.
-    """
+    A new repository is private unless `public`; only an empty one, or one that the kit pushed, is replaced."""
     import httpx
     from huggingface_hub import HfApi
 

@@ -1,8 +1,7 @@
 """All stages on Modal's machines with one Volume; each stage continues where it stopped.
 
 `modal run -m tts_kit.modal_app --run NAME --source example:emma --gpu L4` trains a voice and downloads the run; the same
-command continues after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves all voices on it.
-"""
+command continues after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves all voices on it."""
 
 import argparse
 import functools
@@ -26,15 +25,13 @@ from tts_kit.run import Run
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent
-HOME = "/root"
-"""Working directory of the containers, on their Python path."""
+HOME = "/root"  # working directory of the containers, on their Python path
 PYTHON = "3.11"
 SECRETS = ("HF_TOKEN", "TTS_KIT_KEY")
 """Local environment variables passed to the containers if set: for gated models, and the server's API key."""
 DAY = 24 * 3600
 PORT = 8000
-NOT_DOWNLOADED = ("source", "downloads", "segments")
-"""Parts of a run that stay on the volume, as do checkpoints."""
+NOT_DOWNLOADED = ("source", "downloads", "segments")  # parts of a run that stay on the volume, as do checkpoints
 
 
 def _image() -> modal.Image:

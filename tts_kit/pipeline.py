@@ -7,7 +7,7 @@ from tts_kit.comparison import compare
 from tts_kit.config import Config
 from tts_kit.data import prepare
 from tts_kit.device import DeviceConfig
-from tts_kit.run import TINY_CSM, Run
+from tts_kit.run import Run
 from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
 from tts_kit.training import finetune
@@ -25,8 +25,3 @@ def run_all(source: str | Path, config: Config, run: Run, device_config: DeviceC
     adapter = finetune.finetune(config, run, device_config)
     voice = load_voice(device_config, adapter, config.base)
     return compare.compare(run, voice, sentences, seeds).page
-
-
-def demo_settings(base: str | None) -> dict:
-    """Config fields of the demo: the bundled model with its preset, or another base with the defaults."""
-    return {"base": base} if base else {"base": str(TINY_CSM), **TINY_PRESET}

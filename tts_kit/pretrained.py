@@ -23,16 +23,11 @@ class ModelSpec:
     """The numbers that a checkpoint fixes."""
     sample_rate: int
     samples_per_frame: int
-    num_codebooks: int
-    """Codes in a frame; the backbone predicts the first, the depth decoder the others."""
-    codebook_size: int
-    """Codes that the codec knows; the model's vocabulary is a little larger."""
-    max_positions: int
-    """Positions (text tokens and frames) of the backbone."""
-    audio_token_id: int
-    """Text token id that stands for a frame."""
-    audio_eos_token_id: int
-    """Text token id that stands for the frame that ends an utterance."""
+    num_codebooks: int  # codes in a frame; the backbone predicts the first, the depth decoder the others
+    codebook_size: int  # codes that the codec knows; the model's vocabulary is a little larger
+    max_positions: int  # positions (text tokens and frames) of the backbone
+    audio_token_id: int  # text token id that stands for a frame
+    audio_eos_token_id: int  # text token id that stands for the frame that ends an utterance
 
     @property
     def frame_rate(self) -> float:

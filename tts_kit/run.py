@@ -14,8 +14,7 @@ SAMPLE_RECORDING = SAMPLE_DATA / "recording.flac"
 TINY_CSM = SAMPLE_DATA / "tiny-csm"
 OTHER_SPEAKERS = SAMPLE_DATA / "strangers"
 
-CONSENT = "consent.json"
-"""File in a run folder and its adapter: whose voice it is."""
+CONSENT = "consent.json"  # file in a run folder and its adapter: whose voice it is
 
 
 class Run:

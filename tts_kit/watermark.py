@@ -1,8 +1,7 @@
 """Inaudible watermark in synthetic speech, and its detection: the network of Perth, by Resemble AI (MIT).
 
 The watermark is Perth's own, the same for everyone who uses it: it says that speech is synthetic, not who made it. Only the
-weights of Perth's package are read; nothing is imported, because it needs torchaudio and unpickles the weights.
-"""
+weights of Perth's package are read; nothing is imported, because it needs torchaudio and unpickles the weights."""
 
 import functools
 import hashlib
@@ -25,16 +24,11 @@ from tts_kit.errors import KitError
 PACKAGE, VERSION = "resemble-perth", "1.0.1"
 WEIGHTS = "perth/perth_net/pretrained/implicit/perth_net_250000.pth.tar"
 SHA256 = "a15bce457ebc53ce5e6c9c3f11df78cf7ee2bf9cdab0a798902135b4c4027670"
-SAMPLE_RATE, WINDOW, HOP = 32_000, 2_048, 320
-"""Of the spectrogram that Perth was trained on."""
-BANDS, HIDDEN_SIZE = 128, 256
-"""Frequencies below 2 kHz, which carry the watermark; channels of the network."""
-MIN_DB, RANGE_DB = -180.0, 195.0
-"""A magnitude of MIN_DB is 0 to the network, RANGE_DB more is 1."""
-SILENCE = 0.05
-"""Share of the loudest frame's magnitude; only digital silence is below it, and carries no watermark."""
-BLOCK_SECONDS, CONTEXT_SECONDS = 10.0, 0.25
-"""Audio that is processed at once, and what the network sees before and after it."""
+SAMPLE_RATE, WINDOW, HOP = 32_000, 2_048, 320  # of the spectrogram that Perth was trained on
+BANDS, HIDDEN_SIZE = 128, 256  # frequencies below 2 kHz, which carry the watermark; channels of the network
+MIN_DB, RANGE_DB = -180.0, 195.0  # a magnitude of MIN_DB is 0 to the network, RANGE_DB more is 1
+SILENCE = 0.05  # share of the loudest frame's magnitude; only digital silence is below it, and carries no watermark
+BLOCK_SECONDS, CONTEXT_SECONDS = 10.0, 0.25  # audio that is processed at once, and what the network sees before and after it
 MIN_SCORE, MIN_SCORE_SHORT, SHORT_SECONDS = 0.5, 0.8, 3.0
 """`detect` gives marked speech MIN_SCORE or more; some human speech comes close, and exceeds it in less than SHORT_SECONDS,
 so that short audio needs MIN_SCORE_SHORT."""

@@ -5,27 +5,20 @@ from dataclasses import dataclass
 
 from tts_kit.errors import KitError
 
-Pairs = Sequence[tuple[str, str]]
-"""Names of arms that are compared, the first one with the second."""
+Pairs = Sequence[tuple[str, str]]  # names of arms that are compared, the first one with the second
 
 
 @dataclass(frozen=True)
 class ArmInfo:
-    description: str
-    """For the column of the page."""
-    name: str
-    """In the sentences of the verdict."""
-    short_name: str
-    """In the headline, and beside the players of the model card."""
-    adapter: bool = False
-    """Whether the fine-tuned adapter speaks."""
-    reference: bool = False
-    """Whether the model is prompted with a reference clip."""
-    generated: bool = True
-    """Whether the model speaks at all; otherwise the clips are recordings of the voice."""
+    description: str  # for the column of the page
+    name: str  # in the sentences of the verdict
+    short_name: str  # in the headline, and beside the players of the model card
+    adapter: bool = False  # whether the fine-tuned adapter speaks
+    reference: bool = False  # whether the model is prompted with a reference clip
+    generated: bool = True  # whether the model speaks at all; otherwise the clips are recordings of the voice
 
 
-ARMS = {
+ARMS = {  # in the order of columns and tables
     "ground_truth": ArmInfo("The recording itself.", "the recording", "the recording", generated=False),
     "codec": ArmInfo("The recording encoded and decoded by the codec: the upper bound of every generated arm.",
                      "resynthesis by the codec", "resynthesis", generated=False),
@@ -37,7 +30,6 @@ ARMS = {
                                "fine-tuning with the reference clip", "fine-tuning with a reference", adapter=True,
                                reference=True),
 }
-"""In the order of columns and tables."""
 GIVEN_ARMS = tuple(name for name, info in ARMS.items() if not info.generated)
 GENERATED_ARMS = tuple(name for name, info in ARMS.items() if info.generated)
 OLD_NAMES = {"real": "ground_truth", "tuned": "finetuned", "tuned+clone": "finetuned+clone"}
@@ -50,8 +42,7 @@ class Setting:
     minimum: float
     maximum: float
     integer: bool = False
-    needs: str = ""
-    """"adapter" or "reference", without which the setting has no effect."""
+    needs: str = ""  # "adapter" or "reference", without which the setting has no effect
 
 
 SETTINGS = {"temperature": Setting(0, 10), "depth_temperature": Setting(0, 10),
@@ -64,10 +55,8 @@ SETTINGS = {"temperature": Setting(0, 10), "depth_temperature": Setting(0, 10),
 @dataclass(frozen=True)
 class Arm:
     """One way to speak with the model of the voice."""
-    name: str
-    """As it is written: finetuned, or finetuned:strength=0.5."""
-    settings: tuple[tuple[str, float], ...] = ()
-    """The settings that differ from the defaults."""
+    name: str  # as it is written: finetuned, or finetuned:strength=0.5
+    settings: tuple[tuple[str, float], ...] = ()  # the settings that differ from the defaults
 
     @property
     def info(self) -> ArmInfo:

@@ -1,7 +1,6 @@
 """Compare the arms: synthesize the same sentences in each, score them, and write one page with the verdict.
 
-A sweep does the same with the values of one setting at a time, on sentences of its own, so that nobody has to guess them.
-"""
+A sweep does the same with the values of one setting at a time, on sentences of its own, so that nobody has to guess them."""
 
 import datetime
 import re
@@ -34,8 +33,7 @@ SORT_COLUMNS = {"seconds": "seconds", "wall_seconds": "seconds to generate", "at
 @dataclass(frozen=True)
 class Result:
     page: Path
-    rows: list[dict]
-    """Of scores.jsonl: one for each clip."""
+    rows: list[dict]  # of scores.jsonl: one for each clip
     verdict: Verdict
 
 
@@ -44,8 +42,7 @@ def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = 
             test_types: Sequence[str] = ("ab", "smos")) -> Result:
     """Synthesize held-out sentences in all arms, score them, and write the page; go on where it was interrupted.
 
-    `responses` are the files that listeners sent back, `test_types` the parts of the listening test, nothing for none.
-    """
+    `responses` are the files that listeners sent back, `test_types` the parts of the listening test, nothing for none."""
     utterances = manifest.read(run.data)
     held_out = [Sentence(one.text, one.audio) for one in utterances if one.split == HELD_OUT]
     plan = _plan(run, run.comparison, held_out, sentences, seeds, [parse_arm(name) for name in arm_names], utterances)
@@ -63,8 +60,7 @@ def run_sweep(run: Run, voice: Voice, values: Mapping[str, Sequence[float]], arm
               seeds: Sequence[int] = (1, 2)) -> Result:
     """Synthesize the kit's own sentences with every value of every setting, and write a page to runs/NAME/sweep.
 
-    Neither held-out sentences nor held-out clips are used, so that they can test afterwards what is chosen here.
-    """
+    Neither held-out sentences nor held-out clips are used, so that they can test afterwards what is chosen here."""
     utterances = manifest.read(run.data)
     default = parse_arm(arm)
     variants = list(dict.fromkeys(parse_arm(f"{arm}:{setting}={value}") for setting, numbers in values.items()
@@ -123,24 +119,22 @@ def check_held_out(run: Run, voice: Voice) -> None:
 def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[dict]:
     """Return all rows, scored if metric models are installed; `recordings` (text -> clip) say what the voice sounds like."""
     name = metrics.load_available()
-    # a process that was killed may have scored a clip and not compared it with the training clips
-    if not name or all(row.get(scoring.METRICS) == name and (row["seed"] is None or not row.get("transcript")
-                                                             or "memorized" in row) for row in rows):
+    if not name:
         return rows
-    models = metrics.load()
-    references = scoring.measure_references(recordings, models)
-    if len(references) < scoring.MIN_REFERENCES:
-        print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or more, "
-              "SIM is more reliable.")
-    other_speakers = scoring.other_speakers(sorted(OTHER_SPEAKERS.glob("*.flac")), models)
-    sim_range = scoring.similarity_range(references, other_speakers)
-    if sim_range:
-        low, high = sim_range
-        write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(low, 3), "the voice": round(high, 3)})
-    rows = scoring.score_rows(rows, plan.folder, models, references,
-                              lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
-    training_clips = {one.text: one.audio for one in plan.utterances if one.split == TRAIN}
-    return synthesis.save_rows(plan.folder, memorization.check(rows, plan.folder, training_clips, models))
+    if any(row.get(scoring.METRICS) != name for row in rows):
+        models = metrics.load()
+        references = scoring.measure_references(recordings, models)
+        if len(references) < scoring.MIN_REFERENCES:
+            print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or "
+                  "more, SIM is more reliable.")
+        other_speakers = scoring.other_speakers(sorted(OTHER_SPEAKERS.glob("*.flac")), models)
+        if sim_range := scoring.similarity_range(references, other_speakers):
+            low, high = sim_range
+            write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(low, 3), "the voice": round(high, 3)})
+        rows = scoring.score_rows(rows, plan.folder, models, references,
+                                  lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
+    training_texts = [one.text for one in plan.utterances if one.split == TRAIN]
+    return synthesis.save_rows(plan.folder, memorization.check(rows, training_texts))
 
 
 def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[str]) -> str:

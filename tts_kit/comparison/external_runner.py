@@ -2,8 +2,7 @@
 
 `python -I external_runner.py` reads a job, one line of JSON, from standard input, and loads its system. It writes the speech
 of each line to N.wav in the current folder, and to standard output a line of JSON with the error, "" if there is none; the
-first such line says whether the system is loaded. It ends when its standard input does, which is when tts_kit has gone.
-"""
+first such line says whether the system is loaded. It ends when its standard input does, which is when tts_kit has gone."""
 
 import base64
 import contextlib
@@ -28,8 +27,7 @@ import numpy
 
 Speak = Callable[[str, int], tuple]
 """(text, seed) -> samples between -1 and 1, an array or tensor of one channel, and their rate."""
-MAX_AMPLITUDE = 4.0
-"""Samples a little above 1 are clipped; beyond this they are no speech."""
+MAX_AMPLITUDE = 4.0  # samples a little above 1 are clipped; beyond this they are no speech
 
 
 def pocket_tts(reference: str, transcript: str) -> Speak:
@@ -60,10 +58,8 @@ def f5_tts(reference: str, transcript: str) -> Speak:
     return lambda text, seed: model.infer(reference, transcript, text, seed=seed)[:2]
 
 
-FIRST_CODE, CODEBOOK_SIZE, END_OF_SPEECH = 128266, 4096, 128258
-"""Of Orpheus' token ids."""
-SNAC_LEVELS = ((0,), (1, 4), (2, 3, 5, 6))
-"""Which of the seven codes of a frame belong to which of SNAC's three levels."""
+FIRST_CODE, CODEBOOK_SIZE, END_OF_SPEECH = 128266, 4096, 128258  # of Orpheus' token ids
+SNAC_LEVELS = ((0,), (1, 4), (2, 3, 5, 6))  # which of the seven codes of a frame belong to which of SNAC's three levels
 
 
 def orpheus_3b(reference: str, transcript: str) -> Speak:

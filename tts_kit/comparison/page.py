@@ -22,12 +22,9 @@ def write(path: Path, rows: Sequence[dict], title: str, lead: str, arms: Mapping
           facts: Mapping[str, object] | None = None) -> Path:
     """Write the page of `rows`, whose files lie in the folder of `path`; return `path`.
 
-    A row has arm, sentence, text, seed, file and ended_with_eos, and may have seconds and transcript. `arms` gives the order
-    of the arms and their descriptions. `columns` (field -> heading) are shown in each cell and averaged below;
-    `sort_columns` are only averaged and sorted by. `lead` is the result in one sentence and `details` its evidence, `table`
-    has its headings first, `legend` explains headings, `plots` are PNGs with their descriptions, `facts` say how all this
-    was made.
-    """
+    `lead` is the result in one sentence, `details` its evidence; `arms` are in order, with descriptions; `columns` (field ->
+    heading) are shown in each cell and averaged below, `sort_columns` only averaged and sorted by; `table` has its headings
+    first, `legend` explains them; `plots` are PNGs with descriptions; `facts` say how all this was made."""
     path = Path(path)
     fields = {field: (heading, in_cell) for group, in_cell in ((columns, True), (sort_columns or {}, False))
               for field, heading in group.items() if any(row.get(field) is not None for row in rows)}

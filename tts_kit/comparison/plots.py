@@ -9,16 +9,14 @@ from matplotlib.figure import Figure
 from tts_kit.comparison.verdict import Verdict
 from tts_kit.evaluation.stats import Estimate
 
-INK, ACCENT = "#7a756c", "#b3402a"
-"""Visible on white and on black."""
+INK, ACCENT = "#7a756c", "#b3402a"  # visible on white and on black
 STYLE = {"figure.constrained_layout.use": True, "figure.facecolor": "none", "axes.facecolor": "none",
          "axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 9, "xtick.labelsize": 8,
          "ytick.labelsize": 8, **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color",
                                                 "ytick.color"], INK)}
 PANELS = (("sim", 1, "difference in SIM: right is nearer to the voice"),
           ("wer", 100, "difference in WER, points: left is fewer"))
-Plot = tuple[bytes, str]
-"""A PNG and its description for who cannot see it."""
+Plot = tuple[bytes, str]  # a PNG and its description for who cannot see it
 
 
 def plot(verdict: Verdict) -> list[Plot]:

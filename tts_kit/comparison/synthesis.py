@@ -31,8 +31,7 @@ REFERENCE_SECONDS = 6.0
 @dataclass(frozen=True)
 class Sentence:
     text: str
-    recording: Path | None = None
-    """The recording of the voice, if there is one."""
+    recording: Path | None = None  # the recording of the voice, if there is one
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Plan:
     sentences: Sequence[Sentence]
     seeds: Sequence[int]
     arms: Sequence[Arm | ExternalArm]
-    utterances: Sequence[Utterance]
-    """Of the run; references are training clips among them."""
+    utterances: Sequence[Utterance]  # of the run; references are training clips among them
 
 
 def synthesize(plan: Plan, voice: Voice) -> tuple[list[dict], list[str]]:
@@ -84,8 +82,7 @@ def save_rows(folder: Path, rows: Iterable[dict]) -> list[dict]:
 def check_inputs(folder: Path, inputs: dict) -> None:
     """Record what the clips of a folder are made from; refuse a folder whose clips were made from something else.
 
-    Sentences may be added at the end.
-    """
+    Sentences may be added at the end."""
     recorded = run.read_inputs(folder)
     sentences = recorded.get("sentences", [])
     begin_alike = all(one == other for one, other in zip(sentences, inputs["sentences"]))

@@ -10,22 +10,17 @@ from tts_kit.comparison.arms import ARMS, Pairs
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.stats import Estimate
 
-WER_MARGIN = 0.03
-"""A rise in WER above which an arm has paid for its voice with its words."""
-ALPHA = 0.05
-"""Significance level, after Holm's correction."""
-UNINTELLIGIBLE_WER = 0.7
-"""WER of all arms above which there is no speech to judge."""
-MEMORIZED_SHARE = 0.1
-"""Share of memorized clips from which on the headline mentions them."""
+WER_MARGIN = 0.03  # a rise in WER above which an arm has paid for its voice with its words
+ALPHA = 0.05  # significance level, after Holm's correction
+UNINTELLIGIBLE_WER = 0.7  # WER of all arms above which there is no speech to judge
+MEMORIZED_SHARE = 0.1  # share of memorized clips from which on the headline mentions them
 PRIMARY_COMPARISONS = (("finetuned", "base"), ("finetuned", "clone"), ("finetuned+clone", "clone"))
-MARGINS = {"sim": 0.02, "wer": WER_MARGIN}
-"""Differences of the tested figures that are worth detecting."""
+MARGINS = {"sim": 0.02, "wer": WER_MARGIN}  # differences of the tested figures that are worth detecting
 FORMS = {"sim": ("SIM", "{:.2f}", 1, 2, ""), "wer": ("WER", "{:.0%}", 100, 0, " points")}
 """Heading and form of a figure; scale, decimals and unit of a difference."""
 HIGHER_SIM, LOWER_WER, TIE, LOWER_SIM, HIGHER_WER = "higher SIM", "lower WER", "tie", "lower SIM", "higher WER"
 HIGHER_SIM_AND_WER, LOWER_SIM_AND_WER = "higher SIM and WER", "lower SIM and WER"
-OUTCOMES = {
+OUTCOMES = {  # outcome of one arm against another -> its sentence among the details, and its part of the headline
     HIGHER_SIM: ("{0} sounds more like the voice than {1}", "beats {}"),
     LOWER_WER: ("{0} makes fewer word errors than {1}, with no lower speaker similarity", "is more intelligible than {}"),
     TIE: ("tie: no significant difference between {0} and {1}", "ties with {}"),
@@ -35,7 +30,6 @@ OUTCOMES = {
                          "is nearer to the voice than {} but less intelligible"),
     LOWER_SIM_AND_WER: ("{0} sounds less like the voice than {1}, but makes fewer word errors",
                         "is more intelligible than {} but further from the voice")}
-"""Outcome of one arm against another -> its sentence among the details, and its part of the headline."""
 UNMEASURED = ("Whether fine-tuning helped was not measured: the metric models are not installed. Install them "
               f"({metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
 
@@ -45,25 +39,18 @@ class Comparison:
     """The result of one arm against another."""
     arm: str
     other: str
-    outcome: str
-    """One of the seven outcomes above."""
-    differences: dict[str, Estimate]
-    """Figure -> figure of `arm` minus that of `other`."""
-    p_values: dict[str, float]
-    """Of the tested figures, after Holm's correction."""
-    tests: int
-    """In the family of tests that are corrected together."""
+    outcome: str  # one of the seven outcomes above
+    differences: dict[str, Estimate]  # figure -> figure of `arm` minus that of `other`
+    p_values: dict[str, float]  # of the tested figures, after Holm's correction
+    tests: int  # in the family of tests that are corrected together
 
 
 @dataclass(frozen=True)
 class Verdict:
-    headline: str
-    """The result in one sentence."""
-    details: list[str]
-    """One sentence for each comparison with its statistics, then power and cautions."""
+    headline: str  # the result in one sentence
+    details: list[str]  # one sentence for each comparison with its statistics, then power and cautions
     comparisons: list[Comparison]
-    figures: dict[str, dict[str, Estimate]]
-    """Arm -> figure -> estimate."""
+    figures: dict[str, dict[str, Estimate]]  # arm -> figure -> estimate
 
 
 def decide(rows: Sequence[dict], pairs: Pairs | None = None) -> Verdict:
@@ -100,8 +87,7 @@ def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
     """Compare those pairs of arms that are both present.
 
     SIM and WER of a comparison are tested together (Holm). Each primary comparison is a family of its own; all others form
-    one family, because the best of many arms is often best by chance.
-    """
+    one family, because the best of many arms is often best by chance."""
     by_arm = scoring.group_by_arm(rows)
     pairs = [(arm, other) for arm, other in pairs if arm in by_arm and other in by_arm]
     differences = {pair: scoring.differences(by_arm[pair[0]], by_arm[pair[1]]) for pair in pairs}

@@ -19,8 +19,7 @@ CACHE = Path.home() / ".cache" / "tts_kit" / "allison"
 AUDIO_PACKAGE, TEXT_PACKAGE = "asterisk-core-sounds-en-g722", "asterisk-core-sounds-en"
 POOL = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/"
 TABLE = "metadata.jsonl"
-MIN_SECONDS, MAX_SECONDS = 1.2, 30.0
-"""A shorter prompt is a word or a tone."""
+MIN_SECONDS, MAX_SECONDS = 1.2, 30.0  # a shorter prompt is a word or a tone
 G722_RATE, G722_BYTES_PER_SECOND = 16_000, 8_000
 LICENSE = """The prompts of example:allison were spoken by Allison Smith (theivrvoice.com) for Asterisk, with financial
 contributions by Digium, Inc. They come from Debian's package asterisk-core-sounds-en-g722 and are licensed under

@@ -1,7 +1,6 @@
 """From recordings without transcripts to a folder of clips with texts: segment, transcribe, review, export.
 
-The exported folder has a `metadata.jsonl` and is read by `prepare` like any other source.
-"""
+The exported folder has a `metadata.jsonl` and is read by `prepare` like any other source."""
 
 import hashlib
 import importlib.util

@@ -24,14 +24,11 @@ from tts_kit.run import Run
 FILE = "report.html"
 MAX_UNUSUAL, MAX_LISTED = 6, 40  # clips in a list of unusual ones, and in the list of rejected ones
 ACCENT, GREY = "#0b8079", "#8a857c"
-BANDWIDTH_DB = -70.0
-"""A frequency band this far below the strongest one was not recorded."""
+BANDWIDTH_DB = -70.0  # a frequency band this far below the strongest one was not recorded
 # minutes from which a voice is recognisable, is stable, and gains little from more, as users of other kits report them
 MIN_MINUTES, STEADY_MINUTES, ENOUGH_MINUTES = 5, 25, 40
-QUIET_SNR_DB, NOISY_SNR_DB = 30.0, 20.0
-"""Median SNR from which a room is quiet, and below which it is loud."""
-NARROW_BAND_HZ = 7_000
-"""Median bandwidth below which a voice sounds like a telephone."""
+QUIET_SNR_DB, NOISY_SNR_DB = 30.0, 20.0  # median SNR from which a room is quiet, and below which it is loud
+NARROW_BAND_HZ = 7_000  # median bandwidth below which a voice sounds like a telephone
 MAX_DUPLICATE_SHARE = 0.05
 
 
@@ -121,9 +118,6 @@ def advice(report: Report) -> str:
     return " ".join(sentences)
 
 
-# Measurements
-
-
 def measure(utterances: Sequence[Utterance]) -> list[AudioStats]:
     """Measure every clip; voices are compared if Resemblyzer is installed."""
     compare_voices, rows, windows = speaker_embedding.is_installed(), [], []
@@ -158,9 +152,6 @@ def duplicates(utterances: Sequence[Utterance]) -> list[Utterance]:
     first: dict[tuple[str, ...], Utterance] = {}
     return [utterance for utterance in utterances if first.setdefault(quality_flags.words(utterance.text), utterance)
             is not utterance]
-
-
-# The page
 
 
 def picture(report: Report) -> bytes:

@@ -2,8 +2,7 @@
 
 Every edit is appended to a history on disk before it is confirmed, and the state is what the history adds up to: a killed
 process loses nothing, and undo takes back the last edit. The server listens on this machine only and answers only requests
-with the token in its URL.
-"""
+with the token in its URL."""
 
 import dataclasses
 import functools
@@ -224,9 +223,6 @@ def _read_clips(folder: Path, asr_model: str, verify_asr_model: str) -> dict[str
             features.append((part, transcript, second_text, embeddings.get(part.file)))
     flags = quality_flags.flag_clips(features)
     return {clip.id: dataclasses.replace(clip, flags=tuple(clip_flags)) for clip, clip_flags in zip(clips, flags)}
-
-
-# The page
 
 
 class Review:

@@ -1,8 +1,7 @@
 """Split long recordings into clips of a sentence or two, at silences only, all at one loudness.
 
 Each recording gets a folder with `clips/`, `rejected/` and `segments.jsonl`, which lists every segment with its position,
-its measurements and, if it was rejected, the reason.
-"""
+its measurements and, if it was rejected, the reason."""
 
 import dataclasses
 import functools
@@ -238,9 +237,6 @@ def _fade(samples: np.ndarray) -> np.ndarray:
     faded[:len(ramp)] *= ramp
     faded[len(faded) - len(ramp):] *= ramp[::-1]
     return faded
-
-
-# Voice activity detection
 
 
 def detect_speech(blocks: Iterable[np.ndarray]) -> VadTrack:

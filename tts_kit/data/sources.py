@@ -86,9 +86,6 @@ def _table(path: Path) -> Path | None:
     return next((path / name for name in TABLES if (path / name).is_file()), None)
 
 
-# Tables
-
-
 def _table_rows(path: Path) -> Iterator[Row]:
     content = path.read_bytes()
     try:

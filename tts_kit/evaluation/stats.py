@@ -1,7 +1,6 @@
 """Statistics of a comparison: paired bootstrap over sentences, 95 % confidence intervals, p-values, power, Holm correction.
 
-All takes of a sentence are resampled together, because they resemble each other.
-"""
+All takes of a sentence are resampled together, because they resemble each other."""
 
 import functools
 from collections.abc import Sequence
@@ -12,11 +11,9 @@ from scipy.special import ndtri, stdtr, stdtrit
 
 RESAMPLES = 10_000
 SEED = 0
-MIN_SENTENCES = 3
-"""With fewer sentences there is no interval and no p-value."""
+MIN_SENTENCES = 3  # with fewer sentences there is no interval and no p-value
 CONFIDENCE = 0.95
-POWER = 0.8
-"""Of the minimum detectable difference."""
+POWER = 0.8  # of the minimum detectable difference
 SentenceSums = dict[object, tuple[float, float]]
 """Sentence -> (numerator, denominator) summed over its takes; a metric is the ratio of the two totals."""
 
@@ -25,8 +22,7 @@ SentenceSums = dict[object, tuple[float, float]]
 class Estimate:
     """A metric of one arm, or the difference of two, with its 95 % confidence interval."""
     value: float
-    low: float
-    """Bounds of the interval; minus and plus infinity where there were too few sentences."""
+    low: float  # bounds of the interval; minus and plus infinity where there were too few sentences
     high: float
     sentences: int
     bootstrap_samples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)

@@ -12,8 +12,7 @@ from tts_kit.io import atomic_folder, check_replaceable, read_json, write_json, 
 from tts_kit.model import license, lora
 from tts_kit.run import Run
 
-DATA_FILE = "data.json"
-"""How much data the adapter was trained on, and its source."""
+DATA_FILE = "data.json"  # how much data the adapter was trained on, and its source
 KINDS = {False: "adapter", True: "merged"}
 
 

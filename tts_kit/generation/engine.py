@@ -24,10 +24,8 @@ from tts_kit.tokens.prompt import Example
 KV_LENGTH_BUCKET = 256
 """Cache lengths on a GPU are multiples of this, so that one captured graph serves prompts of many lengths."""
 MAX_CACHED_GRAPHS = 4
-PIPELINE_DEPTH = 4
-"""Frames that a GPU may be ahead of the host, which looks for EOS; at the end as many are thrown away."""
-MIN_FRAMES = 2
-"""An utterance of fewer frames counts as failed: nothing was said."""
+PIPELINE_DEPTH = 4  # frames that a GPU may be ahead of the host, which looks for EOS; at the end as many are thrown away
+MIN_FRAMES = 2  # an utterance of fewer frames counts as failed: nothing was said
 
 
 class ModelBusyError(KitError):
@@ -37,12 +35,9 @@ class ModelBusyError(KitError):
 @dataclass
 class Generation:
     """One generated utterance."""
-    codes: torch.Tensor
-    """(frames, codebooks) int16, without the EOS frame."""
-    ended_with_eos: bool
-    """Whether the model ended it, rather than the frame limit."""
-    attempts: int = 1
-    """Generations it took, failed ones included."""
+    codes: torch.Tensor  # (frames, codebooks) int16, without the EOS frame
+    ended_with_eos: bool  # whether the model ended it, rather than the frame limit
+    attempts: int = 1  # generations it took, failed ones included
     wall_seconds: float = 0.0
 
     @property
@@ -57,20 +52,13 @@ class DecodeState:
     sampling: Sampling
     kv_cache: list[torch.Tensor]
     depth_kv_cache: list[torch.Tensor]
-    rope_freqs: torch.Tensor
-    """Of every position of the cache."""
-    attention_mask: torch.Tensor
-    """(B, 1, 1, length), added to the attention scores."""
-    position_ids: torch.Tensor
-    """(B, 1) position of the newest frame, not counting padding."""
-    cache_position: torch.Tensor
-    """(1,) where in the cache the newest frame stands."""
-    codes: torch.Tensor
-    """(B, codebooks) the newest frame."""
-    noise: torch.Tensor
-    """(B, codebooks, top_k) for sampling that frame."""
-    kv_len: int
-    """Positions of the cache that are attended to: those in use, or with a graph all."""
+    rope_freqs: torch.Tensor  # of every position of the cache
+    attention_mask: torch.Tensor  # (B, 1, 1, length), added to the attention scores
+    position_ids: torch.Tensor  # (B, 1) position of the newest frame, not counting padding
+    cache_position: torch.Tensor  # (1,) where in the cache the newest frame stands
+    codes: torch.Tensor  # (B, codebooks) the newest frame
+    noise: torch.Tensor  # (B, codebooks, top_k) for sampling that frame
+    kv_len: int  # positions of the cache that are attended to: those in use, or with a graph all
     is_padded: bool = True
     graph: torch.cuda.CUDAGraph | None = None
 

@@ -20,8 +20,7 @@ def merged_weight(projection: torch.nn.Module, adapter: str | None) -> torch.Ten
 class FusedDecoder:
     """The layers of CSM's backbone or depth decoder as four matrices each, for a few positions at a time.
 
-    The matrices are copies. `load_weights` fills them in place, so that captured CUDA graphs stay valid.
-    """
+    The matrices are copies. `load_weights` fills them in place, so that captured CUDA graphs stay valid."""
 
     def __init__(self, decoder: torch.nn.Module):
         config = decoder.config
@@ -34,8 +33,7 @@ class FusedDecoder:
         self.head_dim, self.intermediate_size = decoder.layers[0].self_attn.head_dim, config.intermediate_size
         self.eps, self.norm_factor = config.rms_norm_eps, config.hidden_size ** -0.5
         self.norm_floor = torch.tensor((config.hidden_size * self.eps) ** 0.5, device=self.final_norm.device)
-        self.layers: list[tuple[torch.Tensor, ...]] = []
-        """Of each layer the weights (out, in) of qkv, o, gate_up and down."""
+        self.layers: list[tuple[torch.Tensor, ...]] = []  # of each layer the weights (out, in) of qkv, o, gate_up and down
 
     def load_weights(self, adapter: str | None) -> None:
         """Merge and fuse the model's weights as they are now, with the adapter of this name or without any."""

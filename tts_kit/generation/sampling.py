@@ -13,10 +13,8 @@ FIELDS = {"temperature": "temperature", "depth_decoder_temperature": "depth_temp
 
 @dataclass(frozen=True)
 class Sampling:
-    temperature: float = 0.9
-    """Of codebook 0; 0 is greedy."""
-    depth_temperature: float = 0.9
-    """Of the other codebooks; 0 is greedy."""
+    temperature: float = 0.9  # of codebook 0; 0 is greedy
+    depth_temperature: float = 0.9  # of the other codebooks; 0 is greedy
     top_k: int = 50
 
     @property

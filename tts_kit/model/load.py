@@ -36,10 +36,8 @@ class Base:
     device_config: DeviceConfig
     name: str
     revision: str
-    generation_config: dict
-    """As the checkpoint has it, for `Sampling.from_generation_config`."""
-    fingerprint: str
-    """Identifies the weights that an adapter is trained for; the same for every mirror of them."""
+    generation_config: dict  # as the checkpoint has it, for `Sampling.from_generation_config`
+    fingerprint: str  # identifies the weights that an adapter is trained for; the same for every mirror of them
 
 
 def load_base(name: str, device_config: DeviceConfig, revision: str = "", backend: str = "peft",

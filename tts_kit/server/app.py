@@ -1,6 +1,7 @@
 """The speech server: OpenAI's interface over FastAPI, access control, and a page to try the voices."""
 
 import asyncio
+import base64
 import contextlib
 import hmac
 import ipaddress
@@ -32,12 +33,9 @@ PORT = 8000
 KEY_VARIABLE = "TTS_KIT_KEY"
 """Environment variable with an API key, which unlike --api-key does not show in the list of processes."""
 MIN_KEY_LENGTH = 16
-OPEN_PATHS = ("/", "/health")
-"""Served without a key; they tell nothing about the voices."""
-MAX_CONNECTIONS = 512
-"""Above it uvicorn answers 503."""
-MODEL_ALIAS = "tts-1"
-"""Another name of every model, for programs that know only OpenAI's."""
+OPEN_PATHS = ("/", "/health")  # served without a key; they tell nothing about the voices
+MAX_CONNECTIONS = 512  # above it uvicorn answers 503
+MODEL_ALIAS = "tts-1"  # another name of every model, for programs that know only OpenAI's
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
@@ -140,7 +138,8 @@ class Server(LocalServer):
                       is_sse: bool) -> AsyncIterator[bytes]:
         try:
             async for part in audio_format.stream(audio, rate, file_format):
-                yield audio_format.audio_event(part) if is_sse else part
+                encoded = {"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()}
+                yield audio_format.event(encoded) if is_sse else part
             if is_sse:
                 yield audio_format.event({"type": "speech.audio.done", "usage": {
                     "input_tokens": job.input_tokens, "output_tokens": job.output_frames,

@@ -1,7 +1,6 @@
 """Encoding of speech for clients: a complete file, a growing one, or server-sent events."""
 
 import asyncio
-import base64
 import json
 import struct
 from collections.abc import AsyncIterator
@@ -10,8 +9,7 @@ import numpy as np
 
 from tts_kit import audio
 
-PCM, PCM_RATE = "pcm", 24_000
-"""Raw 16-bit samples; OpenAI's API fixes their rate."""
+PCM, PCM_RATE = "pcm", 24_000  # raw 16-bit samples; OpenAI's API fixes their rate
 UNKNOWN_LENGTH = 0xFFFF_FFFF
 MIME_TYPES = {**{name: mime for name, (_, _, mime, _) in audio.CONTENT_TYPES.items()}, PCM: f"audio/pcm;rate={PCM_RATE}"}
 
@@ -37,11 +35,6 @@ async def stream(chunks: AsyncIterator[np.ndarray], rate: int, file_format: str)
         yield _pcm(resample(np.zeros(0, np.float32), True))
     else:
         yield await encode([chunk async for chunk in chunks], rate, file_format)
-
-
-def audio_event(part: bytes) -> bytes:
-    """Return a part of the file as OpenAI's server-sent event."""
-    return event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})
 
 
 def event(content: dict) -> bytes:

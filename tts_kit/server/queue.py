@@ -19,10 +19,8 @@ from tts_kit.speech.speak import BATCH_SIZE, Request
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens.prompt import Turn
 
-MAX_JOBS = 64
-"""Requests that wait or are being generated."""
-QUEUE_TIMEOUT = 120.0
-"""Seconds until a request whose generation has not started is refused."""
+MAX_JOBS = 64  # requests that wait or are being generated
+QUEUE_TIMEOUT = 120.0  # seconds until a request whose generation has not started is refused
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +30,15 @@ class Job:
     """One request: its sentences, how far they are generated, and the audio on its way to the client."""
     voice: str
     sentences: list[Request]
-    streaming: bool = False
-    """Whether audio is sent while it is generated, which is done for one job at a time."""
+    streaming: bool = False  # whether audio is sent while it is generated, which is done for one job at a time
     sentences_done: int = 0
     input_tokens: int = 0
     output_frames: int = 0
-    ended_with_eos: bool = True
-    """Whether every sentence so far ended by itself."""
+    ended_with_eos: bool = True  # whether every sentence so far ended by itself
     context: list[Turn] = field(default_factory=list)
     """What precedes the next sentence in the prompt: the first sentence, as reference for the others."""
     started: bool = False
-    ended: bool = False
-    """Whether it is finished, failed or cancelled."""
+    ended: bool = False  # whether it is finished, failed or cancelled
 
     def __post_init__(self):
         self._loop, self._output = asyncio.get_running_loop(), asyncio.Queue()

@@ -11,14 +11,10 @@ from tts_kit import local_server
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import ModelBusyError
 
-MAX_CHARACTERS = 4096
-"""Of the input text, as in OpenAI's API."""
-MAX_BYTES = 65_536
-"""Of a request."""
-BODY_TIMEOUT = 20.0
-"""Seconds for a request to arrive completely."""
-RETRY_AFTER = "5"
-"""Seconds after which a client that was refused with 503 should try again."""
+MAX_CHARACTERS = 4096  # of the input text, as in OpenAI's API
+MAX_BYTES = 65_536  # of a request
+BODY_TIMEOUT = 20.0  # seconds for a request to arrive completely
+RETRY_AFTER = "5"  # seconds after which a client that was refused with 503 should try again
 
 
 class APIError(KitError):

@@ -17,8 +17,7 @@ from tts_kit.tokens.prompt import Example, Turn
 
 PAUSE_SECONDS = 0.15
 BATCH_SIZE = 8
-RETRY_SEED_STEP = 7919
-"""Added to the seed for another attempt."""
+RETRY_SEED_STEP = 7919  # added to the seed for another attempt
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Request:
 @dataclass
 class Speech:
     """The audio of a text, and the generation of each of its sentences."""
-    samples: np.ndarray
-    """(samples,) float32"""
+    samples: np.ndarray  # (samples,) float32
     sample_rate: int
     generations: list[Generation]
 

@@ -30,14 +30,10 @@ class SpeechStream(Iterator[np.ndarray]):
         requests, context = speak.split_requests(text, references, finetuned, seed), speak.context_turns(voice, references)
         self._chunks = self._stream_sentences(voice, requests, context)
         self.sample_rate = voice.base.spec.sample_rate
-        self.ended_with_eos = True
-        """Whether every sentence so far says something and ended with EOS."""
-        self.seconds = 0.0
-        """Of audio so far."""
-        self.first_audio_seconds: float | None = None
-        """From the request to the first chunk."""
-        self.wall_seconds = 0.0
-        """From the request to the newest chunk."""
+        self.ended_with_eos = True  # whether every sentence so far says something and ended with EOS
+        self.seconds = 0.0  # of audio so far
+        self.first_audio_seconds: float | None = None  # from the request to the first chunk
+        self.wall_seconds = 0.0  # from the request to the newest chunk
 
     def __next__(self) -> np.ndarray:
         chunk = next(self._chunks)

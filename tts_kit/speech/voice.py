@@ -18,22 +18,18 @@ from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
 
-SPEECH_FILE = "speech.json"
-"""Stored with merged weights: the speaker, and how the voice is sampled."""
+SPEECH_FILE = "speech.json"  # stored with merged weights: the speaker, and how the voice is sampled
 
 
 @dataclass
 class Voice:
     """A base model, with or without an adapter, ready to speak."""
     base: load.Base
-    model: PeftModel | CsmForConditionalGeneration
-    """The base's network, wrapped by PEFT if there is an adapter."""
+    model: PeftModel | CsmForConditionalGeneration  # the base's network, wrapped by PEFT if there is an adapter
     speaker: str = "0"
     sampling: Sampling = field(default_factory=Sampling)
-    adapter: str = lora.DEFAULT_ADAPTER
-    """Which of the model's adapters is this voice's."""
-    engine: InferenceEngine | None = None
-    """Made for this voice, unless it is that of a voice on the same base."""
+    adapter: str = lora.DEFAULT_ADAPTER  # which of the model's adapters is this voice's
+    engine: InferenceEngine | None = None  # made for this voice, unless it is that of a voice on the same base
 
     def __post_init__(self):
         self.engine = self.engine or InferenceEngine(lora.unwrap(self.model), self.base.spec)

@@ -14,8 +14,7 @@ from tts_kit.model.attention import PackedClips
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import IGNORE_INDEX, Example, PromptBuilder, Turn
 
-Item = tuple[int, int | None]
-"""Index of a clip, and index of the clip that precedes it as context, if any."""
+Item = tuple[int, int | None]  # index of a clip, and index of the clip that precedes it as context, if any
 
 
 class MicroBatchDataset(torch.utils.data.Dataset):
@@ -105,8 +104,7 @@ def plan_micro_batches(lengths: Sequence[int], speakers: Sequence[str], max_posi
 def sample_depth_frames(examples: Sequence[Example], fraction: float, seed: int) -> list[torch.Tensor]:
     """For each example a mask over its labeled frames: those that train the depth decoder in this step.
 
-    The end frame always does, as in transformers; of the rest a random fraction, sampled over all examples together.
-    """
+    The end frame always does, as in transformers; of the rest a random fraction, sampled over all examples together."""
     lengths = [example.target_frames for example in examples]
     mask = torch.zeros(sum(lengths), dtype=torch.bool)
     mask[torch.tensor(lengths).cumsum(0) - 1] = True
@@ -119,8 +117,7 @@ def sample_depth_frames(examples: Sequence[Example], fraction: float, seed: int)
 def collate(examples: Sequence[Example], depth_masks: Sequence[torch.Tensor], packing: bool) -> dict:
     """Examples -> tensors (rows, positions, ...), the positions that predict a label, and the labels that train depth.
 
-    Packed clips are told apart by position ids that restart; padding needs no mask, because attention is causal.
-    """
+    Packed clips are told apart by position ids that restart; padding needs no mask, because attention is causal."""
     def arrange(columns: list[torch.Tensor], padding_value: int) -> torch.Tensor:
         return torch.cat(columns)[None] if packing else pad_sequence(columns, batch_first=True, padding_value=padding_value)
 

@@ -64,11 +64,6 @@ def broadcast_bool(function: Callable[[], bool]) -> bool:
     return bool(answer.item())
 
 
-def barrier() -> None:
-    """Wait until all processes are here."""
-    broadcast_bool(lambda: True)
-
-
 @contextlib.contextmanager
 def explain_peer_errors() -> Iterator[None]:
     """Turn the failure to reach another process into a clear error; the process that failed reports its own."""

@@ -37,7 +37,7 @@ def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: S
             adapter = _finetune(config, run, device_config, callbacks)
         if distributed.is_rank_zero():
             consent.attach(run, adapter)
-        distributed.barrier()
+        distributed.broadcast_bool(lambda: True)  # the others wait until rank 0 has written
         return adapter
 
 

@@ -31,10 +31,8 @@ FOLDER, GENERATED = "generation_eval", "generated.jsonl"
 """Folder under training/ with the clips and the adapter of every evaluated step; file there with the rows of its clips."""
 ROWS, PLOT = "generation_eval.jsonl", "generation_eval.png"
 """Files under training/: the scored rows of all steps, and their plot."""
-BASE_MODEL = 0
-"""The step before training: what the others are compared with, never selected."""
-WER_TOLERANCE = 0.03
-"""A step whose WER is significantly higher than the best one by more than this is not selected."""
+BASE_MODEL = 0  # the step before training: what the others are compared with, never selected
+WER_TOLERANCE = 0.03  # a step whose WER is significantly higher than the best one by more than this is not selected
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,9 @@ from tts_kit.model import load, lora, loss
 from tts_kit.run import Run
 from tts_kit.training import dataset, distributed
 
-COMPLETE_MARKER = "complete"
-"""File that marks a checkpoint as completely written."""
+COMPLETE_MARKER = "complete"  # file that marks a checkpoint as completely written
 MAX_CHECKPOINTS = 2
-LOGGING_STEPS = {"cpu": 1, "cuda": 10, "mps": 10}
-"""Steps between reads of the losses: each read synchronizes host and device."""
+LOGGING_STEPS = {"cpu": 1, "cuda": 10, "mps": 10}  # steps between reads of the losses: each read waits for the device
 
 
 class CsmTrainer(transformers.Trainer):
@@ -40,8 +38,7 @@ class CsmTrainer(transformers.Trainer):
         # `training_step` sums the gradients instead; those of an adapter fit into one message.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.add_callback(FlushLossesCallback())
-        self._buffered_losses: list[torch.Tensor] = []
-        """(2,) backbone and depth loss of each micro-batch since the last flush."""
+        self._buffered_losses: list[torch.Tensor] = []  # (2,) backbone and depth loss of each micro-batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss; the shares of a step sum to the loss of one big batch."""

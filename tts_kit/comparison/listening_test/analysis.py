@@ -1,8 +1,7 @@
 """Read listeners' responses and analyze them: means, 95 % confidence intervals and p-values, clustered by listener and
 sentence. A file that does not count is named with the reason.
 
-The digest in a file reveals accidental edits; it is no protection against cheating.
-"""
+The digest in a file reveals accidental edits; it is no protection against cheating."""
 
 import json
 import re
@@ -20,14 +19,10 @@ from tts_kit.comparison.verdict import ALPHA, arm_name, format_p, plural
 from tts_kit.errors import KitError
 from tts_kit.evaluation import stats
 
-MAX_BYTES = 1_000_000
-"""A file of responses has some ten thousand."""
-MAX_MISSED = 0.5
-"""Listeners who fail this share of the catch trials are excluded."""
-MAX_CMOS_OF_IDENTICAL = 1
-"""Between identical clips; a larger score fails the catch trial."""
-ROUNDING_VARIANCE = 1 / 12
-"""Of scores in whole steps; unanimous listeners are no more certain than that."""
+MAX_BYTES = 1_000_000  # a file of responses has some ten thousand
+MAX_MISSED = 0.5  # listeners who fail this share of the catch trials are excluded
+MAX_CMOS_OF_IDENTICAL = 1  # between identical clips; a larger score fails the catch trial
+ROUNDING_VARIANCE = 1 / 12  # of scores in whole steps; unanimous listeners are no more certain than that
 WINS, TIE, LOSES = "wins", "no difference", "loses"
 VERBS = {"ab": {WINS: "sounds more like the voice", LOSES: "sounds less like the voice"},
          "smos": {WINS: "is rated more similar to the voice", LOSES: "is rated less similar to the voice"},
@@ -36,19 +31,14 @@ LABELS = {"ab": "preference", "smos": "difference", "cmos": "CMOS"}
 ANCHORS = {GROUND_TRUTH: "recordings of the voice", OTHER_SPEAKER: "another speaker"}
 
 
-# ---- the responses
-
-
 @dataclass(frozen=True)
 class Response:
     """The answers of one listener."""
     file: str
     rater: str
     listener: dict
-    answers: dict[str, dict]
-    """Trial -> answer."""
-    missed: float
-    """Share of the catch trials that were failed."""
+    answers: dict[str, dict]  # trial -> answer
+    missed: float  # share of the catch trials that were failed
 
 
 def read(paths: Iterable[Path], folder: Path) -> tuple[dict, list[Response], list[dict]]:
@@ -132,8 +122,7 @@ def _missed_catches(answers: dict[str, dict], key: dict) -> Iterator[bool]:
 def pair_scores(responses: Sequence[Response], key: dict, test_type: str, pair: Sequence[str]) -> np.ndarray:
     """Return (listeners, sentences), high where the first arm of the pair does well.
 
-    Of AB 1, 1/2 or 0; of CMOS -3 to 3; of SMOS the difference of the two scores.
-    """
+    Of AB 1, 1/2 or 0; of CMOS -3 to 3; of SMOS the difference of the two scores."""
     if test_type == "smos":
         return smos(responses, key, pair[0]) - smos(responses, key, pair[1])
     names = sorted((trial["sentence"], name) for name, trial in key["trials"].items()
@@ -153,9 +142,6 @@ def smos(responses: Sequence[Response], key: dict, arm: str) -> np.ndarray:
     names = sorted((trial["sentence"], name) for name, trial in key["trials"].items()
                    if trial["type"] == "smos" and trial["arm"] == arm)
     return np.array([[float(response.answers[name]["answer"]) for _, name in names] for response in responses])
-
-
-# ---- the results
 
 
 def analyze(paths: Sequence[Path], folder: Path) -> dict:
@@ -187,8 +173,7 @@ def estimate(values: np.ndarray, null: float, min_variance: float = 0.0) -> dict
     """Return the mean of (listeners, sentences), its 95 % confidence interval, and the p-value against `null`.
 
     Two-way clustered variance (Cameron, Gelbach and Miller 2011): between listeners plus between sentences, minus half of
-    the interaction (all of it would be too much for ten listeners), at least the larger of the two; Student's t.
-    """
+    the interaction (all of it would be too much for ten listeners), at least the larger of the two; Student's t."""
     listeners, sentences = values.shape
     mean = float(values.mean())
     if min(values.shape) < stats.MIN_SENTENCES:
@@ -208,8 +193,7 @@ def estimate(values: np.ndarray, null: float, min_variance: float = 0.0) -> dict
 def preference(values: np.ndarray) -> dict:
     """Return the share of (listeners, sentences) of 1, 0 or 1/2 that prefers the first arm; undecided answers count half.
 
-    The p-value is the larger of the clustered one and that of the exact binomial test without undecided answers.
-    """
+    The p-value is the larger of the clustered one and that of the exact binomial test without undecided answers."""
     from scipy.stats import binomtest
 
     answers, first, second = values.size, int((values == 1).sum()), int((values == 0).sum())
@@ -219,17 +203,7 @@ def preference(values: np.ndarray) -> dict:
         wilson = binomtest(round(2 * values.sum()) // 2, answers).proportion_ci(method="wilson")
         result |= {"low": max(0.0, min(result["low"], wilson.low)), "high": min(1.0, max(result["high"], wilson.high))}
     return result | {"p_value": max(exact, result["p_value"]), "p_exact": exact, "first": first, "second": second,
-                     "undecided": answers - first - second,
-                     "minimum_detectable": minimum_detectable_preference(answers)}
-
-
-def minimum_detectable_preference(answers: int) -> float | None:
-    """Return the smallest preference that so many independent answers detect with 80 % power, None if there is none."""
-    from scipy.stats import binom
-
-    needed = int(binom.isf(ALPHA / 2, answers, 0.5)) + 1
-    shares = (percent / 100 for percent in range(51, 101))
-    return next((share for share in shares if binom.sf(needed - 1, answers, share) >= stats.POWER), None)
+                     "undecided": answers - first - second}
 
 
 def describe(results: dict) -> list[str]:
@@ -264,9 +238,6 @@ def _sentence(comparison: dict) -> str:
         parts.append(f"{comparison['first']} to {comparison['second']} of {plural(comparison['answers'], 'answer')}"
                      f"{undecided}")
     parts.append(f"{format_p(comparison['p_holm'])} (Holm)")
-    if comparison.get("minimum_detectable"):
-        parts.append("minimum detectable preference (80 % power, independent answers) "
-                     f"{comparison['minimum_detectable']:.0%}")
     return f"{sentence[0].upper()}{sentence[1:]} ({'; '.join(parts)})."
 
 

@@ -1,8 +1,7 @@
 """Write the page of the listening test, and the key that says which arm each clip is.
 
 Ids of clips reveal nothing, order and sides differ from listener to listener. That guards against looking, not against
-digging: who takes the page apart can find out that two clips are the same.
-"""
+digging: who takes the page apart can find out that two clips are the same."""
 
 import hashlib
 import json
@@ -21,14 +20,10 @@ from tts_kit.errors import KitError
 PAGE, KEY = "listening_test.html", "listening_test.json"
 PAIRS = (("finetuned", "clone"), ("finetuned+clone", "clone"))
 RATE = 24_000
-SECONDS_TO_ANSWER = 4.0
-"""For the duration that the page states."""
-REFERENCES = 4
-"""Recordings that listeners compare with: few, so that they get to know the voice."""
-CATCH_TRIALS = 2
-"""Of each kind and test type; they only show whether somebody listens."""
-MIN_SMOS_SENTENCES = 3
-"""SMOS rates single clips in half of the sentences of the pairs, at least in so many."""
+SECONDS_TO_ANSWER = 4.0  # for the duration that the page states
+REFERENCES = 4  # recordings that listeners compare with: few, so that they get to know the voice
+CATCH_TRIALS = 2  # of each kind and test type; they only show whether somebody listens
+MIN_SMOS_SENTENCES = 3  # SMOS rates single clips in half of the sentences of the pairs, at least in so many
 GROUND_TRUTH, OTHER_SPEAKER = "ground_truth", "other_speaker"
 """Anchors of SMOS: clips of these are hidden among those of the arms."""
 
@@ -37,8 +32,7 @@ GROUND_TRUTH, OTHER_SPEAKER = "ground_truth", "other_speaker"
 class TestType:
     question: str
     note: str
-    slots: str
-    """What is played: R reference, A and B, or C, the one clip that is rated."""
+    slots: str  # what is played: R reference, A and B, or C, the one clip that is rated
     answers: dict[str, str]
 
 
@@ -70,8 +64,7 @@ def write(rows: Sequence[dict], folder: Path, other_speakers: Sequence[Path], ti
           test_types: Sequence[str] = ("ab", "smos"), pairs: Pairs = PAIRS, sentences: int = 10) -> Path:
     """Write the page and its key into `folder` from the rows of a comparison; return the path of the page.
 
-    Pairs are heard in `sentences` sentences, single clips in half of them: about ten minutes.
-    """
+    Pairs are heard in `sentences` sentences, single clips in half of them: about ten minutes."""
     if unknown := set(test_types) - set(TEST_TYPES):
         raise KitError(f"there are no test types {', '.join(sorted(unknown))}; wanted some of {', '.join(TEST_TYPES)}.")
     generator, test_types = np.random.default_rng(seed), list(dict.fromkeys(test_types))
