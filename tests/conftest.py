@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit import audio, device, io
 from tts_kit.config import Config
 from tts_kit.data import segment, transcribe
@@ -35,15 +35,15 @@ CUT_TEXTS = ("He lost two wooden chairs.", "The dog ran away.", "Who is that gir
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """The folder of an untrained CSM with two layers."""
-    return str(shape.build("toy", tmp_path_factory.mktemp("models") / "toy"))
+    return str(model_shapes.build("toy", tmp_path_factory.mktemp("models") / "toy"))
 
 
 @pytest.fixture(scope="session")
 def loud(tmp_path_factory):
     """The folder of a toy model with large weights, so that each code depends on the whole input."""
-    model = shape.untrained("toy")
+    model = model_shapes.untrained("toy")
     spread_logits(model)
-    return str(shape.save(model, tmp_path_factory.mktemp("models") / "loud", "toy"))
+    return str(model_shapes.save(model, tmp_path_factory.mktemp("models") / "loud", "toy"))
 
 
 @pytest.fixture

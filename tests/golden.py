@@ -49,7 +49,7 @@ from safetensors.torch import load_file
 from transformers import CsmForConditionalGeneration
 from transformers.utils import logging
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit import audio, config, device, errors, io, run, text, watermark
 from tts_kit.comparison import verdict
 from tts_kit.data import manifest, prepare, quality_flags, report, segment, transcribe
@@ -116,7 +116,7 @@ def kit_cpu():
 @functools.cache
 def kit_toy() -> str:
     """Return the folder of an untrained CSM with two layers."""
-    return str(shape.build("toy", SCRATCH / "toy"))
+    return str(model_shapes.build("toy", SCRATCH / "toy"))
 
 
 def kit_toy_clip(name: str, frames: int, transcript: str = "Hello there.", split: str = "train"):

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit import cli, pretrained
 from tts_kit.config import Config, save_config
 from tts_kit.doctor import plan
@@ -29,8 +29,8 @@ from tts_kit.training import dataset
 def csm_1b(tmp_path_factory):
     """A folder with the config and tokenizer of CSM-1B's shape, without weights."""
     folder = tmp_path_factory.mktemp("models") / "csm-1b"
-    shape.config("csm-1b").save_pretrained(folder)
-    shape.tokenizer("csm-1b").save_pretrained(folder)
+    model_shapes.config("csm-1b").save_pretrained(folder)
+    model_shapes.tokenizer("csm-1b").save_pretrained(folder)
     return str(folder)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CsmForConditionalGeneration
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit import device, pretrained
 from tts_kit.errors import KitError
 from tts_kit.model import load
@@ -39,7 +39,7 @@ def test_audio_tables_are_one_after_load_and_after_save_and_reload(base, toy, tm
     assert backbone is depth
     assert torch.equal(depth, saved[load.DEPTH_TABLE])
     base.model.codec_model = base.codec.model
-    again = load.load_base(str(shape.save(base.model, tmp_path / "again", "toy")), CPU)
+    again = load.load_base(str(model_shapes.save(base.model, tmp_path / "again", "toy")), CPU)
     assert torch.equal(tables(again.model)[0], depth) and tables(again.model)[0] is tables(again.model)[1]
 
 

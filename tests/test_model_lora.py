@@ -10,7 +10,7 @@ from conftest import make_clip
 from test_generation_engine import generate, prompts
 from transformers import CsmConfig, CsmForConditionalGeneration
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit import device
 from tts_kit.errors import KitError
 from tts_kit.model import load, lora, loss
@@ -112,7 +112,7 @@ def test_saved_and_loaded_in_a_fresh_process_generates_the_same(loud, loud_base,
 def test_an_adapter_for_another_base_is_refused(loud_base, finetuned, tmp_path):
     """Mistake: an adapter is put on other weights and generates noise."""
     save(loud_base, finetuned, tmp_path / "adapter")
-    other = load.load_base(str(shape.build("toy", tmp_path / "other", seed=7)), device.choose("cpu"))
+    other = load.load_base(str(model_shapes.build("toy", tmp_path / "other", seed=7)), device.choose("cpu"))
     with pytest.raises(KitError, match=r"was trained for .*loud.*but .*other is loaded.*--base"):
         lora.load(other, tmp_path / "adapter")
 

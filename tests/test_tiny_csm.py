@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-from sample_data.build import sentences, shape, ship
+from sample_data.build import model_shapes, sentences, ship
 from tts_kit import device
 from tts_kit.generation.sampling import Sampling
 from tts_kit.run import SAMPLE_HELD_OUT as HELD_OUT
@@ -32,7 +32,7 @@ def test_transformers_loads_the_same_weights_as_the_kit(voice):
     assert torch.equal(backbone_table, depth_table)
 
 
-@pytest.mark.parametrize("folder, temperatures", [(BUNDLED, (0.15, 0.1)), ("toy", shape.USUAL_TEMPERATURES)])
+@pytest.mark.parametrize("folder, temperatures", [(BUNDLED, (0.15, 0.1)), ("toy", model_shapes.DEFAULT_TEMPERATURES)])
 def test_transformers_uses_the_sampling_settings(toy, folder, temperatures):
     """Mistake: a config marked as derived from the model config; transformers then ignores the depth decoder's."""
     stock = CsmForConditionalGeneration.from_pretrained(toy if folder == "toy" else folder)
@@ -43,11 +43,11 @@ def test_transformers_uses_the_sampling_settings(toy, folder, temperatures):
 
 def test_the_model_is_small_and_its_card_matches_the_results(voice):
     """Mistake: new weights with old figures, a card edited by hand, or a model that makes cloning the project slow."""
-    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= ship.MOST_BYTES
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= ship.MAX_BYTES
     results = json.loads((BUNDLED / ship.RESULTS).read_text(encoding="utf-8"))
     assert results["weights"] == voice.base.fingerprint
     assert (BUNDLED / "README.md").read_text(encoding="utf-8") == ship.card(BUNDLED, results)
-    judging = sentences.judging()
+    judging = sentences.evaluation_set()
     groups = results["groups"].values()
     assert {group["sentences"] for group in groups} == {len(judging.sentences)} and results["seeds"] == list(judging.seeds)
 
@@ -56,7 +56,7 @@ def test_the_model_speaks_and_generates_eos(voice):
     """Mistake: the bundled model runs to its limit, is silent, or is sampled at too high a temperature."""
     assert voice.sampling == Sampling(0.15, 0.1, 50)
     reference = Reference(HELD_OUT / "later01_01.flac", "Do you always sleep before breakfast?")
-    requests = [speak.Request(text, 1, context, False) for text in sentences.judging().bundled[:4]
+    requests = [speak.Request(text, 1, context, False) for text in sentences.evaluation_set().bundled[:4]
                 for context in (None, reference)]
     for _, generation in speak.speak_requests(requests, voice):
         assert generation.ended_with_eos and 1.0 < generation.seconds < 8.0

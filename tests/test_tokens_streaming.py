@@ -13,7 +13,7 @@ from torch import nn
 from transformers import MimiModel
 from transformers.models.mimi.modeling_mimi import MimiLayerScale
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit import audio, device
 from tts_kit.cli import main
 from tts_kit.errors import KitError
@@ -49,7 +49,7 @@ def reference(tmp_path):
 def make_codec(size: str = "toy", **changes) -> Codec:
     """An untrained codec in which every layer is heard: codebooks and layer scales begin near zero."""
     torch.manual_seed(0)
-    config = shape.config(size)
+    config = model_shapes.config(size)
     for name, value in changes.items():
         setattr(config.codec_config, name, value)
     model = MimiModel(config.codec_config)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._triton import has_triton
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit import device as runtime
 from tts_kit.config import CONFIG_FILE, read_config
 from tts_kit.data import consent, manifest
@@ -31,7 +31,7 @@ from tts_kit.tokens.prompt import Turn
 from tts_kit.training import callbacks, finetune, generation_eval, trainer
 
 CPU = runtime.choose("cpu")
-TOY_CODEC = codec.Codec(shape.untrained("toy").codec_model, None).fingerprint()
+TOY_CODEC = codec.Codec(model_shapes.untrained("toy").codec_model, None).fingerprint()
 TEXTS = ("Hello.", "A longer sentence, said slowly.", "Why?", "Four words are here.")
 
 

@@ -124,7 +124,7 @@ def test_the_sentences_are_in_no_comparison_and_in_no_data():
     bundled = [row["text"] for folder in (SAMPLE_VOICE, SAMPLE_HELD_OUT)
                for row in csv.DictReader((folder / "metadata.csv").open(encoding="utf-8"))]
     used = {generation_eval._words(text)
-            for text in (*sentences.judging().sentences, *sentences.judging().bundled, *bundled)}
+            for text in (*sentences.evaluation_set().sentences, *sentences.evaluation_set().bundled, *bundled)}
     assert not used & {generation_eval._words(line) for line in lines}
     clips = [make_clip("one", 5, lines[0].upper().rstrip(".") + "!", "held_out"), make_clip("two", 5, f'"{lines[3]}"')]
     assert generation_eval.read_sentences(clips) == [line for line in lines if line not in (lines[0], lines[3])]

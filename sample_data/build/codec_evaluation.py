@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers import MimiModel
 
-from sample_data.build import quantizer, shape
-from sample_data.build.codec_recipe import CodecRecipe
-from sample_data.build.spectra import Spectra
+from sample_data.build import model_shapes, quantizer
+from sample_data.build.codec_config import CodecRecipe
+from sample_data.build.codec_loss import Spectra
 from tts_kit import pretrained
 from tts_kit.io import atomic_folder, write_json
 from tts_kit.pretrained import ModelSpec
@@ -28,7 +28,7 @@ def export(model: MimiModel, folder: Path, held_out: Sequence[np.ndarray], confi
     with pretrained.quiet(), atomic_folder(folder) as beside:
         settled.save_pretrained(beside)
         plain = MimiModel.from_pretrained(beside).to(model.device)
-        found = evaluate(Codec(plain, ModelSpec.of(shape.config(config.shape))), held_out)
+        found = evaluate(Codec(plain, ModelSpec.of(model_shapes.config(config.shape))), held_out)
         write_json(beside / FILE, found | facts | {"recipe": dataclasses.asdict(config)})
     return found
 

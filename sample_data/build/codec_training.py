@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from sample_data.build import codec_evaluation, codec_recipe, corpus, quantizer, shape, snapshot, teacher
-from sample_data.build.codec_recipe import CodecRecipe
-from sample_data.build.codec_step import Training
+from sample_data.build import checkpoint, codec_config, codec_evaluation, corpus, model_shapes, quantizer, teacher
+from sample_data.build.codec_config import CodecRecipe
+from sample_data.build.codec_trainer import Training
 from tts_kit import audio, device
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, report_errors
@@ -96,15 +96,15 @@ def split(rows: Iterable[tuple[str, str, np.ndarray]], share: float) -> tuple[li
 
 def _go_on(training: Training, work: Path, waves: Sequence[np.ndarray]) -> list[dict]:
     """Put the newest checkpoint into `training`; returns the rows logged so far."""
-    found = snapshot.steps(work)
+    found = checkpoint.steps(work)
     if not found:
         return []
-    facts = snapshot.facts(found[-1])
+    facts = checkpoint.facts(found[-1])
     training.recipe.agree(facts["recipe"], found[-1])
     if facts["speech"] != _extent(waves):
         raise KitError(f"{found[-1]} was trained on {facts['speech']}, the corpus now is {_extent(waves)} (clips and "
                       "samples). Give the same corpus, or choose another --out.")
-    snapshot.load(found[-1], training.modules, training.optimizers)
+    checkpoint.load(found[-1], training.modules, training.optimizers)
     training.resume(facts["step"], facts["seconds"], facts["spreads"])
     print(f"Going on from {found[-1].name}.")
     return facts["rows"]
@@ -132,7 +132,7 @@ def _bar(training: Training) -> tqdm:
 def _save(training: Training, work: Path, waves: Sequence[np.ndarray], rows: list[dict]) -> None:
     facts = {"recipe": dataclasses.asdict(training.recipe), "speech": _extent(waves), "seconds": training.seconds,
              "spreads": training.spreads, "rows": rows}
-    snapshot.save(work, training.steps, training.modules, training.optimizers, facts)
+    checkpoint.save(work, training.steps, training.modules, training.optimizers, facts)
     write_rows(work / "log.jsonl", rows)
 
 
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     config = CodecRecipe(**{field.name: getattr(options, field.name) for field in dataclasses.fields(CodecRecipe)})
     device_config = device.choose(options.device, options.dtype)
-    rate = ModelSpec.of(shape.config(config.shape)).sample_rate
+    rate = ModelSpec.of(model_shapes.config(config.shape)).sample_rate
     learnt, held_out = split(_hours(corpus.read(options.corpus), options.hours), options.held_out)
     learnt, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves] for waves in (learnt, held_out))
     print(f"{device_config.reason} {len(learnt)} clips to learn from ({sum(map(len, learnt)) / rate / 3600:.2f} hours), "
@@ -176,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--teacher", help="a Whisper whose encoder the first codebook follows: its folder for "
                      "faster-whisper, or `bundled`")
     group = top.add_argument_group("recipe")
-    for field, text in zip(dataclasses.fields(CodecRecipe), codec_recipe.explanations()):
+    for field, text in zip(dataclasses.fields(CodecRecipe), codec_config.explanations()):
         kind = {"action": argparse.BooleanOptionalAction} if field.default is False else {"type": type(field.default)}
         group.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **kind,
                            help=f"{text} (default: {field.default})".replace("%", "%%"))

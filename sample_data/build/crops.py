@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from sample_data.build.codec_recipe import CodecRecipe
+from sample_data.build.codec_config import CodecRecipe
 from tts_kit import audio
 from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec

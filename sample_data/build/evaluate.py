@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sample_data.build import bundle, corpus, goals, sentences, takes
+from sample_data.build import bundled_voice, corpus, evaluation_clips, goals, sentences
+from sample_data.build.evaluation_clips import Original, Say
 from sample_data.build.goals import Group
-from sample_data.build.takes import Original, Say
 from tts_kit import device
 from tts_kit.comparison import arms, verdict
 from tts_kit.errors import KitError, report_errors
@@ -39,7 +39,7 @@ class Wish:
     """Clips of the bundled voice that no adapter has met."""
     work: Path = Path("runs/evaluate")
     sentences: int = 50
-    seeds: tuple[int, ...] = field(default_factory=lambda: sentences.judging().seeds)
+    seeds: tuple[int, ...] = field(default_factory=lambda: sentences.evaluation_set().seeds)
     stages: tuple[str, ...] = STAGES
     device: str = "auto"
     threads: int = 2
@@ -48,17 +48,17 @@ class Wish:
 def evaluate(wish: Wish, say: Say = corpus.utter) -> tuple[dict, list[dict]]:
     """(results, rows of all clips); what was made and judged before under wish.work is used again."""
     metric_models = metrics.load(wish.threads)
-    clips = takes.originals(wish.work / "originals", say)
-    cloned = takes.references(wish.work / "originals", say)
+    clips = evaluation_clips.originals(wish.work / "originals", say)
+    cloned = evaluation_clips.references(wish.work / "originals", say)
     voice = load_voice(device.choose(wish.device), wish.adapter, str(wish.model))
-    folder = wish.work / takes.digest(wish.model, voice)
+    folder = wish.work / evaluation_clips.digest(wish.model, voice)
     real = _real(clips, metric_models)
     some, own = clips[:wish.sentences], [stage for stage in wish.stages if stage in (*arms.GIVEN_ARMS, "base", "clone")]
-    planned = takes.plan(some, cloned, wish.seeds, own)
+    planned = evaluation_clips.plan(some, cloned, wish.seeds, own)
     groups = {UNSEEN: _group(planned, folder / "unseen", voice, metric_models, real, real)}
     if wish.adapter is not None:
-        theirs = takes.own_clips(wish.held_out, bundle.VOICE)
-        planned = takes.plan(some, cloned, wish.seeds, wish.stages, bundle.VOICE, theirs)
+        theirs = evaluation_clips.own_clips(wish.held_out, bundled_voice.VOICE)
+        planned = evaluation_clips.plan(some, cloned, wish.seeds, wish.stages, bundled_voice.VOICE, theirs)
         place = folder / f"tuned-{lora.fingerprint(voice.model)}"
         groups[TUNED] = _group(planned, place, voice, metric_models, _real(theirs, metric_models), real)
     rows = [row | {"group": name} for name, group in groups.items() for row in group.rows]
@@ -88,12 +88,12 @@ def _real(clips: Sequence[Original], metric_models: MetricModels) -> dict[str, R
 def _group(planned: Sequence[dict], folder: Path, voice: Voice, metric_models: MetricModels, real: Mapping[str, References],
            everybody: Mapping[str, References]) -> Group:
     """Make and judge the planned clips; a voice is no stranger to itself."""
-    made = takes.make(planned, folder, voice)
+    made = evaluation_clips.make(planned, folder, voice)
     rows = {row["file"]: row for row in made}
 
     def save(scored: Sequence[dict]) -> None:
         rows.update((row["file"], row) for row in scored)
-        takes.keep(folder, list(rows.values()))
+        evaluation_clips.keep(folder, list(rows.values()))
 
     for speaker, references in real.items():
         own = [row for row in made if row["speaker"] == speaker]
@@ -109,7 +109,7 @@ def _results(wish: Wish, voice: Voice, metric_models: MetricModels, groups: Mapp
         found[TUNED]["verdict"] = "\n".join(verdict.decide(groups[TUNED].rows, verdict.PRIMARY_COMPARISONS).details)
     judged = [goal for name, group in groups.items()
               for goal in goals.judge(goals.TUNED if name == TUNED else goals.UNSEEN, group, found[name])]
-    return {"model": wish.model.name, "weights": voice.base.fingerprint, "clips of": takes.digest(wish.model, voice),
+    return {"model": wish.model.name, "weights": voice.base.fingerprint, "clips of": evaluation_clips.digest(wish.model, voice),
             "adapter": lora.fingerprint(voice.model) if voice.is_finetuned else None, "seeds": list(wish.seeds),
             "metrics": metric_models.name, "date": datetime.date.today().isoformat(), "machine": device.machine(),
             "versions": device.versions(), "goals": judged, "groups": found}

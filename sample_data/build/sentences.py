@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GRAMMAR = Path(__file__).with_name("sentences.txt")
-JUDGING = Path(__file__).with_name("judging.json")
+EVALUATION_SET = Path(__file__).with_name("evaluation_set.json")
 FREE_SHARE = 0.25
 FEWEST_WORDS, MOST_WORDS = 3, 12
 SLOT = re.compile(r"\{(\w+)\}|\(([^()]+)\)")
@@ -29,7 +29,7 @@ class Grammar:
 
 
 @dataclass(frozen=True)
-class Judging:
+class EvaluationSet:
     sentences: tuple[str, ...]
     """New combinations of words that the vocabulary has; never synthesised for training."""
     bundled: tuple[str, ...]
@@ -54,9 +54,9 @@ def grammar() -> Grammar:
 
 
 @functools.cache
-def judging() -> Judging:
+def evaluation_set() -> EvaluationSet:
     """Sentences, voices and seeds by which every model is judged, fixed before the first was trained."""
-    return Judging(**{name: tuple(values) for name, values in json.loads(JUDGING.read_text(encoding="utf-8")).items()})
+    return EvaluationSet(**{name: tuple(values) for name, values in json.loads(EVALUATION_SET.read_text(encoding="utf-8")).items()})
 
 
 def vocabulary() -> set[str]:
@@ -74,7 +74,7 @@ def words(sentence: str) -> list[str]:
 def generate(seed: int) -> Iterator[str]:
     """Sentences without end, the same for the same seed."""
     known, cards = grammar(), Cards(seed)
-    kept_out = {tuple(words(each)) for each in (*judging().sentences, *judging().bundled)}
+    kept_out = {tuple(words(each)) for each in (*evaluation_set().sentences, *evaluation_set().bundled)}
     while True:
         kind = "free" if cards.chance.random() < FREE_SHARE else "templates"
         sentence = _finish(_fill(cards.draw(kind, getattr(known, kind)), cards, known.lists))

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers.utils import CONFIG_NAME
 
-from sample_data.build import goals, language, sentences, voices
+from sample_data.build import csm_training, goals, sentences, voices
 from tts_kit import device, pretrained
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_text
@@ -23,7 +23,7 @@ from tts_kit.pretrained import ModelSpec
 OUT = Path("sample_data/tiny-csm")
 RESULTS = "results.json"
 """In the bundle: every figure; the scores of every clip lie beside it as .jsonl."""
-MOST_BYTES = 40_000_000
+MAX_BYTES = 40_000_000
 CARD = """---
 license: apache-2.0
 language: en
@@ -74,8 +74,8 @@ def ship(model: Path, results: Path, out: Path = OUT) -> Path:
     clips = Path(RESULTS).with_suffix(".jsonl").name
     files = [path for path in sorted(Path(model).iterdir())
              if path.is_file() and path.name not in ("README.md", RESULTS, clips)]
-    if (total := sum(path.stat().st_size for path in files)) > MOST_BYTES:
-        raise KitError(f"{model} holds {total / 1e6:.0f} MB; wanted {MOST_BYTES / 1e6:.0f} at most. Train a smaller one.")
+    if (total := sum(path.stat().st_size for path in files)) > MAX_BYTES:
+        raise KitError(f"{model} holds {total / 1e6:.0f} MB; wanted {MAX_BYTES / 1e6:.0f} at most. Train a smaller one.")
     if (weights := load.load_base(str(model), device.choose("cpu")).fingerprint) != found["weights"]:
         raise KitError(f"{results} judges another model (weights {found['weights']}) than {model} ({weights}). Judge this "
                       f"one: python -m sample_data.build.evaluate --model {model} --out {results}")
@@ -91,14 +91,14 @@ def ship(model: Path, results: Path, out: Path = OUT) -> Path:
 
 def card(model: Path, found: dict) -> str:
     """The model card, its figures out of the results."""
-    facts = language.facts(model)
+    facts = csm_training.facts(model)
     spec = ModelSpec.of(pretrained.config(str(model)))
     unseen = found["groups"][next(iter(found["groups"]))]
     return CARD.format(
         **_sizes(model), codebooks=spec.num_codebooks, size=spec.codebook_size, frames=spec.frame_rate,
         rate=spec.sample_rate, words=len(sentences.vocabulary()),
         hours=facts["hours"], practice=facts["hours of practice"],
-        speakers=len(voices.speakers()), held_out=", ".join(sentences.judging().voices), steps=" + ".join(_steps(facts)),
+        speakers=len(voices.speakers()), held_out=", ".join(sentences.evaluation_set().voices), steps=" + ".join(_steps(facts)),
         best=facts["best step"], machine=facts["machine"], metrics=found["metrics"], count=unseen["sentences"],
         seeds=len(found["seeds"]), date=found["date"], judged_on=found["machine"],
         figures=table(goals.arm_lines(unseen)), goals=table(goals.lines(found["goals"])), results=RESULTS)

@@ -83,14 +83,14 @@ def style(speaker: Speaker, known: dict[str, np.ndarray]) -> np.ndarray:
 
 def held_out() -> list[Speaker]:
     """The voices to judge by; neither they nor mixtures of them are ever trained on."""
-    return [Speaker(name, name) for name in sentences.judging().voices]
+    return [Speaker(name, name) for name in sentences.evaluation_set().voices]
 
 
 @functools.cache
 def speakers() -> tuple[Speaker, ...]:
     """The training speakers, always the same: every voice that is not held out, and 150 mixtures of two."""
     chance = random.Random(0)
-    pure = sorted(set(NAMES) - set(sentences.judging().voices))
+    pure = sorted(set(NAMES) - set(sentences.evaluation_set().voices))
     pairs = [(first, second) for place, first in enumerate(pure) for second in pure[place + 1:]]
     mixed = [mixture(*chance.sample(pair, 2), chance.choice((0.3, 0.4, 0.5, 0.6, 0.7)))
              for pair in chance.sample(pairs, MIXTURES)]

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import pad
 from transformers import TrainingArguments
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tests.benchmarks import shapes
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
@@ -93,7 +93,7 @@ def unsloth_model(name: str, device_config: DeviceConfig, folder: Path):
     """Return the same network through unsloth, with the notebook's options."""
     from unsloth import FastModel
 
-    model_folder = shape.build(name, folder / name)
+    model_folder = model_shapes.build(name, folder / name)
     model, _ = FastModel.from_pretrained(str(model_folder), auto_model=transformers.CsmForConditionalGeneration,
                                          dtype=device_config.dtype, max_seq_length=2048, load_in_4bit=False)
     table = model.depth_decoder.model.embed_tokens

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import CsmForConditionalGeneration
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.cache import EncodedClip
@@ -31,18 +31,18 @@ class AudioClip:
 
 
 def spec(name: str) -> ModelSpec:
-    return ModelSpec.of(shape.config(name))
+    return ModelSpec.of(model_shapes.config(name))
 
 
 def prompt_builder(name: str) -> PromptBuilder:
     """Return a prompt builder with the byte tokenizer; the lookup of csm-1b's own token ids costs the same."""
-    return PromptBuilder(shape.tokenizer(name), spec(name))
+    return PromptBuilder(model_shapes.tokenizer(name), spec(name))
 
 
 def network(name: str, device: str) -> CsmForConditionalGeneration:
     """Return the network with its codec, random float32 weights; the same for the same name and device."""
     with torch.device(device):
-        return shape.untrained(name).requires_grad_(False).eval()
+        return model_shapes.untrained(name).requires_grad_(False).eval()
 
 
 def cast(part: torch.nn.Module, dtype: torch.dtype) -> None:

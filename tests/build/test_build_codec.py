@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import MimiModel
 
-from sample_data.build import codec_evaluation, codec_training, corpus, quantizer, shape, snapshot
-from sample_data.build.codec_recipe import CodecRecipe
-from sample_data.build.codec_step import Training
+from sample_data.build import checkpoint, codec_evaluation, codec_training, corpus, model_shapes, quantizer
+from sample_data.build.codec_config import CodecRecipe
+from sample_data.build.codec_loss import Adversary, Spectra
+from sample_data.build.codec_trainer import Training
 from sample_data.build.crops import Crops
-from sample_data.build.spectra import Adversary, Spectra
 from tts_kit import device, pretrained
 from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
@@ -54,7 +54,7 @@ def codec():
     """An untrained toy codec whose codebooks hold something."""
     torch.manual_seed(1)
     with pretrained.quiet():
-        model = MimiModel(shape.config("toy").codec_config)
+        model = MimiModel(model_shapes.config("toy").codec_config)
     quantizer.prepare(model, 0)
     quantizer.start(model, torch.randn(400, 16), np.random.default_rng(0))
     return model
@@ -83,7 +83,7 @@ def test_exported_codec_is_the_trained_one(trained, waves, tmp_path):
     """Mistake: the folder lacks the codebooks, or settling them changes the codes; the JSON promises what is not so."""
     training, _ = trained
     result = codec_evaluation.export(training.codec, tmp_path / "codec", waves[:2], training.recipe, {"finished": True})
-    spec = ModelSpec.of(shape.config("toy"))
+    spec = ModelSpec.of(model_shapes.config("toy"))
     plain = Codec(MimiModel.from_pretrained(tmp_path / "codec"), spec)
     with torch.no_grad():
         codes = training.codec.encode(torch.from_numpy(waves[0])[None, None]).audio_codes[0].T
@@ -246,12 +246,12 @@ def test_killed_training_goes_on_to_the_same_weights(waves, tmp_path):
                                stderr=subprocess.DEVNULL)
     work = tmp_path / "codec-training"
     limit = time.monotonic() + 120
-    while len(snapshot.steps(work)) < 2 and time.monotonic() < limit and process.poll() is None:
+    while len(checkpoint.steps(work)) < 2 and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    [*_, last] = snapshot.steps(work)
-    reached = snapshot.facts(last)["step"]
+    [*_, last] = checkpoint.steps(work)
+    reached = checkpoint.facts(last)["step"]
     config = SMALL.replace(steps=400, adversary_from=0.005, adversary_channels=2)
     resumed, whole = Training(waves, config, CPU), Training(waves, config, CPU)
     codec_training._go_on(resumed, work, waves)
@@ -266,7 +266,7 @@ def test_killed_training_goes_on_to_the_same_weights(waves, tmp_path):
 
 def test_batches_depend_on_the_step_alone(waves):
     """Mistake: crops that depend on what was drawn before, so that a resumed training sees others."""
-    spec = ModelSpec.of(shape.config("toy"))
+    spec = ModelSpec.of(model_shapes.config("toy"))
     first, later = Crops(waves, spec, SMALL), Crops(waves, spec, SMALL)
     for step in range(4):
         wanted = first.batch(step)
@@ -279,7 +279,7 @@ def test_batches_depend_on_the_step_alone(waves):
 def test_crops_reach_everything_and_pad_what_is_short():
     """Mistake: ends of clips are never heard, or a short clip breaks the batch."""
     ramp, short = np.linspace(0.1, 0.9, 3 * 4 * FRAME, dtype=np.float32), np.full(100, 0.5, np.float32)
-    crops = Crops([ramp, short], ModelSpec.of(shape.config("toy")), SMALL.replace(speed=0.0, batch=200))
+    crops = Crops([ramp, short], ModelSpec.of(model_shapes.config("toy")), SMALL.replace(speed=0.0, batch=200))
     batch = crops.make(0)["waves"].numpy()
     padded = batch[batch[:, -1] == 0]
     assert all((row[100:] == 0).all() for row in padded)
@@ -293,7 +293,7 @@ def test_features_of_a_crop_are_those_of_its_moment():
     wave = np.ones(40 * FRAME, np.float32)
     # the feature of a frame is the time of its middle, in frames
     middles = (np.arange(40) + 0.5).astype(np.float16)[:, None]
-    crops = Crops([wave], ModelSpec.of(shape.config("toy")), SMALL, [middles])
+    crops = Crops([wave], ModelSpec.of(model_shapes.config("toy")), SMALL, [middles])
     for begin, speed in ((0, 1.0), (5 * FRAME, 1.0), (5 * FRAME + 700, 1.1)):
         expected = begin / FRAME + (np.arange(4) + 0.5) * speed
         np.testing.assert_allclose(crops._heard(0, begin, speed)[:, 0], expected, rtol=2e-3)
@@ -395,12 +395,12 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path):
     """Mistake: a checkpoint whose writing was killed is loaded, or old ones fill the disk."""
     module = torch.nn.Linear(2, 2)
     for step in (1, 2, 3):
-        snapshot.save(tmp_path, step, {"module": module}, {}, {})
+        checkpoint.save(tmp_path, step, {"module": module}, {}, {})
     (tmp_path / "step-000004").mkdir()
-    assert [path.name for path in snapshot.steps(tmp_path)] == ["step-000002", "step-000003"]
-    (tmp_path / "step-000003" / snapshot.TENSORS).write_bytes(b"cut")
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-000002", "step-000003"]
+    (tmp_path / "step-000003" / checkpoint.TENSORS).write_bytes(b"cut")
     with pytest.raises(KitError, match="Remove that folder"):
-        snapshot.load(tmp_path / "step-000003", {"module": module}, {})
+        checkpoint.load(tmp_path / "step-000003", {"module": module}, {})
 
 
 @pytest.mark.parametrize(("field", "value"), [("batch", 0), ("decay", 1.5), ("speed", 0.7), ("minutes", -1.0)])

@@ -43,7 +43,7 @@ def shards(tmp_path_factory) -> Path:
 
 def test_what_is_judged_is_never_trained_on(drawn):
     """Mistake: the model has heard the very sentences by which it is judged, or those of the voice it shall learn."""
-    judging = sentences.judging()
+    judging = sentences.evaluation_set()
     kept_out = {tuple(sentences.words(entry)) for entry in (*judging.sentences, *judging.bundled)}
     assert len(kept_out) == len(judging.sentences) + len(judging.bundled)
     assert not kept_out & {tuple(sentences.words(entry)) for entry in drawn}
@@ -52,16 +52,16 @@ def test_what_is_judged_is_never_trained_on(drawn):
 
 def test_a_drawn_sentence_that_is_kept_out_is_passed_over(drawn, monkeypatch):
     """Mistake: the list of sentences that are kept out is read and not used."""
-    always = sentences.judging()
+    always = sentences.evaluation_set()
     kept_out = (*always.sentences, drawn[0], drawn[5].upper())
-    monkeypatch.setattr(sentences, "judging", lambda: sentences.Judging(kept_out, always.bundled, (), ()))
+    monkeypatch.setattr(sentences, "evaluation_set", lambda: sentences.EvaluationSet(kept_out, always.bundled, (), ()))
     assert list(itertools.islice(sentences.generate(1), 8)) == [*drawn[1:5], *drawn[6:10]]
 
 
 @pytest.mark.parametrize("table", ["voice/metadata.csv", "held_out/metadata.csv", "recording.csv"])
 def test_the_bundled_voice_is_kept_out_as_it_is_now(table):
     """Mistake: a clip is added to the bundled voice, and its sentence stays in the corpus."""
-    kept_out = {tuple(sentences.words(entry)) for entry in sentences.judging().bundled}
+    kept_out = {tuple(sentences.words(entry)) for entry in sentences.evaluation_set().bundled}
     with open(ROOT / "sample_data" / table, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["text"]]
     utterances = {tuple(sentences.words(row["text"])) for row in rows if row.get("kind") != "false start"}
@@ -72,7 +72,7 @@ def test_the_bundled_voice_is_kept_out_as_it_is_now(table):
 
 def test_the_judging_set_stays_as_it_was_fixed():
     """Mistake: sentences, voices or seeds are exchanged after a result was seen."""
-    judging = sentences.judging()
+    judging = sentences.evaluation_set()
     fixed = json.dumps([judging.sentences, judging.voices, judging.seeds]).encode()
     assert len(judging.sentences) == 50
     assert hashlib.sha256(fixed).hexdigest()[:16] == "d025a75ef121452d"
@@ -80,7 +80,7 @@ def test_the_judging_set_stays_as_it_was_fixed():
 
 def test_what_is_judged_or_tuned_on_uses_only_words_that_are_taught():
     """Mistake: a judged word that training never heard, so that the judge measures luck."""
-    judging = sentences.judging()
+    judging = sentences.evaluation_set()
     for entry in (*judging.sentences, *judging.bundled):
         assert set(sentences.words(entry)) <= sentences.vocabulary(), entry
 
@@ -104,11 +104,11 @@ def test_vocabulary_is_wide_and_every_word_of_it_comes_often(drawn):
     for entry in drawn:
         for word in sentences.words(entry):
             where[word].add(entry)
-    kept_out = {word for entry in sentences.judging().bundled for word in sentences.words(entry)}
+    kept_out = {word for entry in sentences.evaluation_set().bundled for word in sentences.words(entry)}
     assert sentences.vocabulary() - set(where) <= kept_out
     often = Counter(min(len(results), 3) for results in where.values())
     assert often[3] >= 0.85 * len(where)
-    assert min(len(where[word]) for entry in sentences.judging().sentences for word in sentences.words(entry)) >= 3
+    assert min(len(where[word]) for entry in sentences.evaluation_set().sentences for word in sentences.words(entry)) >= 3
 
 
 def test_every_second_sentence_to_practise_on_cannot_be_guessed():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sample_data.build import corpus, evaluate, goals, takes
+from sample_data.build import corpus, evaluate, evaluation_clips, goals
 from sample_data.build.evaluate import UNSEEN, Wish
 from tts_kit import audio, device
 from tts_kit.evaluation import metrics
@@ -44,14 +44,14 @@ def evaluated(wish):
 
 def test_every_sentence_has_one_voice_and_the_reference_says_something_else(work):
     """Mistake: the clone hears the answer, or its reference is another speaker's."""
-    clips = takes.originals(work / "originals", say)
-    cloned = takes.references(work / "originals", say)
+    clips = evaluation_clips.originals(work / "originals", say)
+    cloned = evaluation_clips.references(work / "originals", say)
     assert len(clips) == len({item.text for item in clips}) == 50
     assert len({item.speaker for item in clips}) == 6 == len(cloned)
     for name, reference in cloned.items():
         assert reference.text not in {item.text for item in clips} and 4 <= len(reference.text.split()) <= 7
         assert reference.path.name.startswith(name)
-    rows = takes.plan(clips[:7], cloned, (1, 2), evaluate.STAGES)
+    rows = evaluation_clips.plan(clips[:7], cloned, (1, 2), evaluate.STAGES)
     for row in rows:
         if "line" in row:
             assert (row["line"].references is not None) == ("clone" in row["arm"])
@@ -63,16 +63,16 @@ def test_every_sentence_has_one_voice_and_the_reference_says_something_else(work
 def test_clips_are_made_once(wish, work):
     """Mistake: an hour is lost after a stop; or a clip of a sentence that has changed since is judged as the new one."""
     voice = load_voice(device.choose("cpu"), None, str(wish.model))
-    clips, cloned = takes.originals(work / "originals", say), takes.references(work / "originals", say)
-    planned = takes.plan(clips[:1], cloned, (5,), ("codec", "base", "clone"))
-    first = takes.make(planned, work / "once", voice)
+    clips, cloned = evaluation_clips.originals(work / "originals", say), evaluation_clips.references(work / "originals", say)
+    planned = evaluation_clips.plan(clips[:1], cloned, (5,), ("codec", "base", "clone"))
+    first = evaluation_clips.make(planned, work / "once", voice)
     stamps = {row["file"]: (work / "once" / row["file"]).stat().st_mtime_ns for row in first}
-    assert takes.make(planned, work / "once", voice) == first
+    assert evaluation_clips.make(planned, work / "once", voice) == first
     assert stamps == {row["file"]: (work / "once" / row["file"]).stat().st_mtime_ns for row in first}
     sounds = {row["arm"]: soundfile.read(work / "once" / row["file"])[0] for row in first}
     assert len(sounds["base"]) != len(sounds["clone"]) or np.abs(sounds["base"] - sounds["clone"]).max() > 1e-3
     changed = [item | {"text": "Other words."} for item in planned]
-    assert {row["text"] for row in takes.make(changed, work / "once", voice)} == {"Other words."}
+    assert {row["text"] for row in evaluation_clips.make(changed, work / "once", voice)} == {"Other words."}
 
 
 @pytest.mark.slow

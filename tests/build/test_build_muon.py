@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from sample_data.build import shape
+from sample_data.build import model_shapes
 from sample_data.build.muon import MuonAdamW
 
 
 @pytest.fixture
 def model():
-    made = shape.untrained("toy")
+    made = model_shapes.untrained("toy")
     made.codec_model = None
     return made
 
@@ -50,7 +50,7 @@ def test_what_was_learnt_about_the_gradients_is_kept(model):
     """Mistake: a resumed training begins without momentum, or its schedule holds groups that are no longer used."""
     optimizer = MuonAdamW(model, 0.01, 0.1)
     learn(model, optimizer)
-    other = shape.untrained("toy", 1)
+    other = model_shapes.untrained("toy", 1)
     other.codec_model = None
     other.load_state_dict(model.state_dict())
     resumed = MuonAdamW(other, 0.5, 0.1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CsmForConditionalGeneration
 
-from sample_data.build import __main__, language, shape, ship
+from sample_data.build import __main__, csm_training, model_shapes, ship
 from tts_kit import device
 from tts_kit.errors import KitError
 from tts_kit.io import write_json, write_rows
@@ -14,8 +14,8 @@ from tts_kit.model import load
 @pytest.fixture
 def trained(tmp_path):
     """A model of toy size with the files that training and judging leave."""
-    model = shape.save(load.untie(shape.untrained("toy").half()), tmp_path / "model", "toy")
-    write_json(model / language.FACTS, {"hours": 1.5, "hours of practice": 0.5, "steps": 70, "best step": 50,
+    model = model_shapes.save(load.untie(model_shapes.untrained("toy").half()), tmp_path / "model", "toy")
+    write_json(model / csm_training.FACTS, {"hours": 1.5, "hours of practice": 0.5, "steps": 70, "best step": 50,
                                         "machine": "a laptop", "begun with": {"steps": 1200, "begun with": None}})
     seen = {"value": 0.123, "low": 0.1, "high": 0.15}
     results = tmp_path / "results.json"
@@ -41,13 +41,13 @@ def test_what_is_bundled_loads_and_says_what_was_measured(trained, tmp_path):
                  "1,200 + 70 steps"):
         assert phrase in card, phrase
     assert (out / "results.json").is_file() and (out / "results.jsonl").is_file()
-    assert (out / language.FACTS).is_file() and (out / "processor_config.json").is_file()
+    assert (out / csm_training.FACTS).is_file() and (out / "processor_config.json").is_file()
 
 
 def test_results_of_another_model_are_refused(trained, tmp_path):
     """Mistake: new weights are bundled with the figures of the old ones."""
     _, results = trained
-    other = shape.save(shape.untrained("toy", seed=1).half(), tmp_path / "other", "toy")
+    other = model_shapes.save(model_shapes.untrained("toy", seed=1).half(), tmp_path / "other", "toy")
     with pytest.raises(KitError, match="judges another model"):
         ship.ship(other, results, tmp_path / "bundled")
     assert not (tmp_path / "bundled").exists()
@@ -55,7 +55,7 @@ def test_results_of_another_model_are_refused(trained, tmp_path):
 
 def test_a_model_too_large_to_bundle_is_refused(trained, tmp_path, monkeypatch):
     """Mistake: a folder that makes every clone of the project slow."""
-    monkeypatch.setattr(ship, "MOST_BYTES", 1000)
+    monkeypatch.setattr(ship, "MAX_BYTES", 1000)
     with pytest.raises(KitError, match="at most"):
         ship.ship(*trained, tmp_path / "bundled")
 
@@ -65,6 +65,6 @@ def test_one_command_calls_every_stage_and_stops_where_one_fails(tmp_path, monke
     called = []
     for stage in (__main__.corpus, __main__.flite, __main__.codec_training, __main__.language, __main__.evaluate,
                   __main__.ship):
-        monkeypatch.setattr(stage, "main", lambda _, name=stage.__name__: called.append(name) or name.endswith("language"))
+        monkeypatch.setattr(stage, "main", lambda _, name=stage.__name__: called.append(name) or name.endswith("csm_training"))
     assert __main__.main(["--out", str(tmp_path)]) == 1
-    assert [name.rpartition(".")[2] for name in called] == ["corpus", "flite", "codec_training", "language"]
+    assert [name.rpartition(".")[2] for name in called] == ["corpus", "flite", "codec_training", "csm_training"]

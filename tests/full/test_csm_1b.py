@@ -12,9 +12,9 @@ from tts_kit.config import Config
 
 BUILD = """
 import sys, torch
-from sample_data.build import shape
+from sample_data.build import model_shapes
 torch.set_default_dtype(torch.bfloat16)
-shape.save(shape.untrained("csm-1b"), sys.argv[1], "csm-1b")
+model_shapes.save(model_shapes.untrained("csm-1b"), sys.argv[1], "csm-1b")
 """
 
 STORY = """

@@ -38,13 +38,13 @@ def originals(folder: Path, say: Say = corpus.utter) -> list[Original]:
     """Each judged sentence in its voice, voices in turn; spoken once by `say`, which gives (samples,) at 16 kHz."""
     speakers = voices.held_out()
     wanted = [(text, speakers[place % len(speakers)], _place(folder, text, speakers[place % len(speakers)]))
-              for place, text in enumerate(sentences.judging().sentences)]
+              for place, text in enumerate(sentences.evaluation_set().sentences)]
     return _spoken(wanted, say, "originals")
 
 
 def references(folder: Path, say: Say = corpus.utter) -> dict[str, Reference]:
     """For each voice one clip to clone, which says a short sentence that is not judged."""
-    short = [text for text in sentences.judging().bundled if len(sentences.words(text)) in REFERENCE_WORDS]
+    short = [text for text in sentences.evaluation_set().bundled if len(sentences.words(text)) in REFERENCE_WORDS]
     wanted = [(text, speaker, _place(folder, text, speaker))
               for text, speaker in zip(short, voices.held_out())]
     return {each.speaker: Reference(each.path, each.text) for each in _spoken(wanted, say, "references")}

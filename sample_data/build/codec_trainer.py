@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MimiModel
 
-from sample_data.build import quantizer, shape
-from sample_data.build.codec_recipe import CodecRecipe
+from sample_data.build import model_shapes, quantizer
+from sample_data.build.codec_config import CodecRecipe
+from sample_data.build.codec_loss import Adversary, Spectra
 from sample_data.build.crops import Crops
-from sample_data.build.spectra import Adversary, Spectra
 from tts_kit import pretrained
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
@@ -32,7 +32,7 @@ class Training:
                  features: Sequence[np.ndarray] | None = None):
         torch.manual_seed(recipe.seed)
         with pretrained.quiet():
-            config = shape.config(recipe.shape)
+            config = model_shapes.config(recipe.shape)
             self.codec = MimiModel(config.codec_config)
         if recipe.begin_with:
             self.codec, _ = pretrained.weights(MimiModel, recipe.begin_with, dtype=torch.float32)

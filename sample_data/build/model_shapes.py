@@ -21,7 +21,7 @@ from tts_kit import pretrained
 from tts_kit.errors import KitError
 from tts_kit.io import atomic_folder, read_json, write_json
 
-SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>", "<|finetune_right_pad_id|>")
+SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>", "<|finetune_right_pad_id|>")
 CHAT = ("{% for turn in messages %}<|begin_of_text|>[{{ turn.role }}]{{ turn.content[0].text }}<|end_of_text|>"
         "{% if turn.content | length > 1 %}<|AUDIO|><|audio_eos|>{% endif %}{% endfor %}")
 
@@ -59,9 +59,9 @@ SHAPES = {
     # the real thing's sizes, with random weights
     "csm-1b": dict(text_vocab_size=128256, depth={}, codec={}),
 }
-USUAL_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.15, 0.1)}
+DEFAULT_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.15, 0.1)}
 """At what backbone and depth decoder should be sampled: the smaller, the less can a second thought be trusted."""
-READ = 5000
+TOKENIZER_SENTENCES = 5000
 """Sentences of the grammar from which the tokenizer learns which letters go together."""
 
 
@@ -69,14 +69,14 @@ def config(shape: str) -> CsmConfig:
     """The configuration of a shape, with the ids of its tokenizer."""
     sizes = {"text_vocab_size": 0, "merges": 0, **SHAPES[shape]}
     plain = 256 + sizes.pop("merges")
-    sizes["text_vocab_size"] = sizes["text_vocab_size"] or plain + len(SPECIAL)
+    sizes["text_vocab_size"] = sizes["text_vocab_size"] or plain + len(SPECIAL_TOKENS)
     depth, codec = sizes.pop("depth"), {"model_type": "mimi", **sizes.pop("codec")}
     codec.setdefault("codebook_size", 2048)
     codec["num_quantizers"] = sizes.get("num_codebooks", 32)
     words = codec["codebook_size"] + 3
     depth |= dict(num_codebooks=codec["num_quantizers"], backbone_hidden_size=sizes.get("hidden_size", 2048),
                   vocab_size=words, max_position_embeddings=codec["num_quantizers"] + 1)
-    begin, end, audio, audio_end, _ = range(plain, plain + len(SPECIAL))
+    begin, end, audio, audio_end, _ = range(plain, plain + len(SPECIAL_TOKENS))
     return CsmConfig(**sizes, vocab_size=words, depth_decoder_config=depth, codec_config=codec, bos_token_id=begin,
                      pad_token_id=end, audio_token_id=audio, audio_eos_token_id=audio_end,
                      codebook_pad_token_id=words - 1, codebook_eos_token_id=0)
@@ -93,7 +93,7 @@ def untrained(shape: str, seed: int = 0) -> CsmForConditionalGeneration:
     for part in (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer):
         for layer in part.layers:
             layer.codebook.embed_sum.normal_()  # transformers starts them at zero, where every code is 0
-    sampling, (first, others) = dict(do_sample=True, top_k=50), TEMPERATURES.get(shape, USUAL_TEMPERATURES)
+    sampling, (first, others) = dict(do_sample=True, top_k=50), TEMPERATURES.get(shape, DEFAULT_TEMPERATURES)
     model.generation_config.update(**sampling, temperature=first, max_new_tokens=125)
     model.depth_decoder.generation_config.update(**sampling, temperature=others)
     return model
@@ -109,9 +109,9 @@ def tokenizer(shape: str) -> PreTrainedTokenizerFast:
     made.decoder = decoders.ByteLevel()
     if merges := SHAPES[shape].get("merges"):
         trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False)
-        made.train_from_iterator(itertools.islice(sentences.generate(0), READ), trainer)
-    made.add_special_tokens(list(SPECIAL))
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[1])
+        made.train_from_iterator(itertools.islice(sentences.generate(0), TOKENIZER_SENTENCES), trainer)
+    made.add_special_tokens(list(SPECIAL_TOKENS))
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=SPECIAL_TOKENS[0], eos_token=SPECIAL_TOKENS[1], pad_token=SPECIAL_TOKENS[1])
 
 
 def save(model: CsmForConditionalGeneration, folder: Path, shape: str) -> Path:
@@ -131,7 +131,7 @@ def _say_sampling(path: Path) -> None:
     write_json(path, {name: value for name, value in told.items() if not name.endswith("_from_model_config")})
 
 
-def refuse_other(codec: MimiModel, shape: str) -> None:
+def check_codec(codec: MimiModel, shape: str) -> None:
     """A codec fits a model when its weights and rates are those that the model's configuration names."""
     wanted = config(shape).codec_config
     with torch.device("meta"):

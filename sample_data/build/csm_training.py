@@ -1,4 +1,6 @@
-"""Codes of many speakers -> a small CSM trained from nothing: python -m sample_data.build.language --corpus DIR --codec DIR.
+"""Train a small CSM from random weights on the codes of many speakers.
+
+    python -m sample_data.build.csm_training --corpus DIR --codec DIR
 
 Two sentences of one speaker follow each other, and every speaker has the same id: whose voice the second shall have can
 only be heard from the first, which is how cloning is learnt. The first has nothing but its text to go by.
@@ -18,7 +20,7 @@ from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 from transformers import CsmForConditionalGeneration, MimiModel, PrinterCallback
 
-from sample_data.build import codec_evaluation, corpus, shape
+from sample_data.build import codec_evaluation, corpus, model_shapes
 from sample_data.build.muon import MuonAdamW
 from tts_kit import audio, device, pretrained
 from tts_kit.config import Config
@@ -134,7 +136,7 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
     `begin_with` is the folder of a model whose weights are learnt on from, perhaps with another codec's codes; what it was
     trained with is told again in this one's facts, as are the `codec_facts`."""
     check_replaceable(out, FACTS)
-    shape.refuse_other(codec, size)
+    model_shapes.check_codec(codec, size)
     model = _beginning(size, config.seed, begin_with)
     model.codec_model = None
     if device_config.device == "cpu":  # on short sequences plain products are faster there than the fused attention
@@ -144,7 +146,7 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
     if compiled:
         load.compile_layers(model)
     spec = ModelSpec.of(model.config)
-    prompt_builder = PromptBuilder(shape.tokenizer(size), spec)
+    prompt_builder = PromptBuilder(model_shapes.tokenizer(size), spec)
     steps = Steps([clip for clip in sentences if clip.split == "train"], prompt_builder, config)
     held_out = _with_context([clip for clip in sentences if clip.split == "held_out"][:evaluated], prompt_builder)
     made = trainer.CsmTrainer(model, _arguments(config, run, device_config), steps,
@@ -158,7 +160,7 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
         made.train(resume_from_checkpoint=str(last) if last else None)
     progress.close()
     model.to("cpu").codec_model = codec
-    shape.save(load.untie(model.half()), out, size)
+    model_shapes.save(load.untie(model.half()), out, size)
     write_json(out / FACTS, {
         "sentences": len(steps.examples), "hours": _hours(sentences, spec),
         "hours of practice": _hours([clip for clip in sentences if clip.id.startswith(PRACTICE)], spec),
@@ -171,12 +173,12 @@ def train(sentences: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Ru
 
 def facts(folder: Path) -> dict:
     """What a model was trained with; what it was begun with lies inside, and so on."""
-    return read_json(folder / FACTS, "Give a model that python -m sample_data.build.language trained.")
+    return read_json(folder / FACTS, "Give a model that python -m sample_data.build.csm_training trained.")
 
 
 def _beginning(size: str, seed: int, folder: str) -> CsmForConditionalGeneration:
     """A model with its tables tied: untrained, or with the weights of a trained one of the same size."""
-    model = shape.untrained(size, seed)
+    model = model_shapes.untrained(size, seed)
     if folder:
         trained, _ = pretrained.weights(CsmForConditionalGeneration, folder, dtype=torch.float32)
         try:
@@ -218,13 +220,13 @@ def _arguments(config: Config, run: Run, device_config: DeviceConfig):
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m sample_data.build.language", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(prog="python -m sample_data.build.csm_training", description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder of speech (default {corpus.OUT})")
     parser.add_argument("--practice", type=Path, help="folder of more speech, to learn reading from")
     parser.add_argument("--codec", type=Path, required=True, help="folder of the trained codec")
     parser.add_argument("--run", default="pretrain", help="name of the run that holds codes and checkpoints")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain/tiny-csm"), help="folder of the finished model")
-    parser.add_argument("--size", default="tiny", choices=shape.SHAPES, help="shape of the model (default tiny)")
+    parser.add_argument("--size", default="tiny", choices=model_shapes.SHAPES, help="shape of the model (default tiny)")
     parser.add_argument("--steps", type=int, default=RECIPE.steps, help=f"optimizer steps (default {RECIPE.steps})")
     parser.add_argument("--positions", type=int, default=RECIPE.tokens_per_batch,
                         help=f"text tokens and frames in a step (default {RECIPE.tokens_per_batch})")
@@ -240,8 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     run, place = Run(options.run), device.choose(options.device, options.dtype)
     # the codec as it will be shipped: codes must not change by rounding later
     model, _ = pretrained.weights(MimiModel, str(options.codec), dtype=torch.float16)
-    shape.refuse_other(model, options.size)
-    spec = ModelSpec.of(shape.config(options.size))
+    model_shapes.check_codec(model, options.size)
+    spec = ModelSpec.of(model_shapes.config(options.size))
     codec = Codec(model.to(place.device), spec)
     codes = encode(options.corpus, codec, run.codes / CORPUS)
     practice = options.practice and encode(options.practice, codec, run.codes / PRACTICE, variants=1)

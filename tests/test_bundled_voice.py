@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sample_data.build import bundle, sentences
+from sample_data.build import bundled_voice, sentences
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 RATE = 24_000
@@ -28,7 +28,7 @@ def synthesize_tone(text: str, voice: str, speed: float) -> np.ndarray:
 def created_samples(tmp_path_factory) -> Path:
     """The three parts, with tones in place of speech."""
     folder = tmp_path_factory.mktemp("samples")
-    bundle.make(folder, synthesize_tone)
+    bundled_voice.make(folder, synthesize_tone)
     return folder
 
 
@@ -46,7 +46,7 @@ def test_each_bundled_sentence_is_in_one_part(created_samples):
     texts = [row["text"] for part in ("voice", "held_out") for row in read_table(created_samples / part / "metadata.csv")]
     texts += [row["text"] for row in read_table(created_samples / "recording.csv")
               if row["kind"] in ("sentence", "interruption")]
-    assert Counter(texts) == Counter(sentences.judging().bundled)
+    assert Counter(texts) == Counter(sentences.evaluation_set().bundled)
 
 
 def test_recordings_have_distinct_names_and_sizes(created_samples):
@@ -57,12 +57,12 @@ def test_recordings_have_distinct_names_and_sizes(created_samples):
     held_out = read_table(created_samples / "held_out" / "metadata.csv")
     assert Counter(row["recording"] for row in held_out) == {"later01": 6, "later02": 6}
     assert {row["source"] for row in rows + held_out} == {"emma"}
-    assert len(bundle.SPEEDS) == len(bundle.LOUDNESS) == 10
+    assert len(bundled_voice.SPEEDS) == len(bundled_voice.LOUDNESS) == 10
 
 
 def test_the_files_are_reproducible(created_samples, tmp_path):
     """Mistake: noise or pauses without a seed, so that the files cannot be reproduced."""
-    bundle.make(tmp_path, synthesize_tone)
+    bundled_voice.make(tmp_path, synthesize_tone)
     assert read_files(tmp_path) == read_files(created_samples)
 
 
@@ -140,10 +140,12 @@ def test_the_other_speakers_are_distinct(created_samples):
     """Mistake: the voice itself, or the same clip twice, among the other speakers that define the lower bound of SIM."""
     names = {path.stem for path in (created_samples / "strangers").iterdir()}
     assert names == {path.stem for path in (SAMPLES / "strangers").iterdir()} == {
-        voice.split("_")[1] for voice in bundle.STRANGERS}
-    assert not names & set(bundle.NAMES.values()) and len(set(read_files(SAMPLES / "strangers").values())) == len(names) == 6
+        voice.split("_")[1] for voice in bundled_voice.OTHER_VOICES}
+    assert not names & set(bundled_voice.NAMES.values())
+    assert len(set(read_files(SAMPLES / "strangers").values())) == len(names) == 6
 
 
 def test_the_bundled_voices_are_not_in_the_training_set():
     """Mistake: the small model was pretrained on the voice that is to be fine-tuned."""
-    assert {bundle.VOICE, bundle.OTHER} <= set(json.loads(sentences.JUDGING.read_text(encoding="utf-8"))["voices"])
+    excluded_voices = json.loads(sentences.EVALUATION_SET.read_text(encoding="utf-8"))["voices"]
+    assert {bundled_voice.VOICE, bundled_voice.INTERRUPTING_VOICE} <= set(excluded_voices)

@@ -1,6 +1,6 @@
 """Takes of which everything is known, and how much of it the desk finds out: cuts, speech, words, strangers, time, memory.
 
-    python -m sample_data.build.trial --corpus runs/pretrain/corpus
+    python -m sample_data.build.segmentation_benchmark --corpus runs/pretrain/corpus
 
 In go clips whose speaker and words are known; they are laid out with pauses, and one thing after the other is added that
 spoils recordings. Speakers at even places of the list are for trying things out (--practice), those at odd ones for scoring.
@@ -21,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sample_data.build import corpus
-from sample_data.build.spoil import RATE, SPOILT, WITH_STRANGERS, Said, Take, Wave, lay_out
+from sample_data.build.simulated_recording import RATE, SPOILT, WITH_STRANGERS, Said, Take, Wave, lay_out
 from tts_kit import audio, device, io
 from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
 from tts_kit.data.review import ReviewClip, ReviewStore
@@ -157,7 +157,7 @@ def memory(folder: Path) -> dict:
                 if written > LONG_HOURS * 3600 * RATE:
                     break
         begun = time.perf_counter()
-        told = subprocess.run([sys.executable, "-m", "sample_data.build.trial", "--cut", str(path)], check=True,
+        told = subprocess.run([sys.executable, "-m", "sample_data.build.segmentation_benchmark", "--cut", str(path)], check=True,
                               capture_output=True, text=True).stdout
         return {"hours": LONG_HOURS, "most memory, MB": int(told.split()[-1]),
                 "seconds an hour": round((time.perf_counter() - begun) / LONG_HOURS)}
@@ -208,7 +208,7 @@ def _foreign(take: Take, piece: segment.Segment) -> float:
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m sample_data.build.trial", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m sample_data.build.segmentation_benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder that {corpus.__name__} made")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the figures")
     parser.add_argument("--practice", action="store_true", help="the other half of the speakers, to try things out on")
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
             segment.segment_recording(options.cut, place)
         print(_most_memory())
         return
-    found = {"command": f"python -m sample_data.build.trial --seed {options.seed}" + " --practice" * options.practice,
+    found = {"command": f"python -m sample_data.build.segmentation_benchmark --seed {options.seed}" + " --practice" * options.practice,
              "machine": device.machine(), "versions": device.versions(),
              "transcriber": f"{transcribe.BUNDLED} (Whisper base, int8), doubted by "
              + (f"{transcribe.BUNDLED_TINY} (Whisper tiny.en, int8)" if transcribe.is_installed(transcribe.BUNDLED_TINY)

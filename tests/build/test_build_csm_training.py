@@ -14,7 +14,7 @@ from conftest import make_clip
 from safetensors.torch import load_file
 from transformers import CsmForConditionalGeneration
 
-from sample_data.build import language, shape
+from sample_data.build import csm_training, model_shapes
 from sample_data.build import sentences as sentences_of
 from tts_kit import device, pretrained
 from tts_kit.config import Config
@@ -46,17 +46,17 @@ def sentences() -> list:
 
 @pytest.fixture
 def codec():
-    return shape.untrained("toy").codec_model
+    return model_shapes.untrained("toy").codec_model
 
 
 def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
     """Mistake: an audio table untied in training, weights that are not trained, or a folder that only the kit can read."""
     run = Run("pretrain", tmp_path)
-    folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE, "toy")
+    folder = csm_training.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE, "toy")
     losses = [row["eval_loss"] for row in read_rows(run.training / callbacks.LOG_FILE) if "eval_loss" in row]
     assert min(losses) < 0.7 * 2 * 3.56
     base = load.load_base(str(folder), CPU)
-    untouched = shape.untrained("toy", RECIPE.seed)
+    untouched = model_shapes.untrained("toy", RECIPE.seed)
     for name, weight in base.model.named_parameters():
         if weight.dim() > 1 and "text" not in name:
             assert not torch.equal(weight, untouched.get_parameter(name)), f"{name} was not trained"
@@ -71,10 +71,10 @@ def test_it_learns_and_plain_transformers_loads_it(tmp_path, codec):
 @pytest.mark.slow
 def test_a_voice_is_copied_from_context_only(tmp_path, codec):
     """Mistake: the speaker stands in the text, so that nothing is learnt from context and new voices cannot be cloned."""
-    ids = {clip.source for clip in sentences()} | {language.SPEAKER}
+    ids = {clip.source for clip in sentences()} | {csm_training.SPEAKER}
     assert ids == {"0"}
     run = Run("pretrain", tmp_path)
-    folder = language.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.replace(steps=120), "toy")
+    folder = csm_training.train(sentences(), codec, tmp_path / "model", run, CPU, RECIPE.replace(steps=120), "toy")
     from tts_kit.generation.engine import InferenceEngine
     from tts_kit.generation.sampling import Sampling
     from tts_kit.tokens.prompt import Turn
@@ -91,7 +91,7 @@ def test_a_voice_is_copied_from_context_only(tmp_path, codec):
 @pytest.mark.slow
 def test_stopped_and_started_again_is_the_same(tmp_path, codec):
     """Mistake: a resumed training loses the tied table, the optimizer or its place."""
-    whole = language.train(sentences(), codec, tmp_path / "all at once", Run("whole", tmp_path), CPU, RECIPE, "toy")
+    whole = csm_training.train(sentences(), codec, tmp_path / "all at once", Run("whole", tmp_path), CPU, RECIPE, "toy")
     run = Run("halves", tmp_path)
 
     class Stop(Exception):
@@ -106,8 +106,8 @@ def test_stopped_and_started_again_is_the_same(tmp_path, codec):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(callbacks.ProgressCallback, "on_step_end", stop)
-        language.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
-    parts = language.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
+        csm_training.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
+    parts = csm_training.train(sentences(), codec, tmp_path / "parts", run, CPU, RECIPE, "toy")
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -117,7 +117,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, codec):
     (tmp_path / "speech").mkdir()
     (tmp_path / "speech" / "shard.flac").write_bytes(b"precious")
     with pytest.raises(KitError, match="holds something else: no training.json"):
-        language.train(sentences(), codec, tmp_path / "speech", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
+        csm_training.train(sentences(), codec, tmp_path / "speech", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
     assert (tmp_path / "speech" / "shard.flac").read_bytes() == b"precious"
     for name, allowed in (("absent", True), ("empty", True), ("own", True), ("file", False)):
         if name == "file":
@@ -125,23 +125,23 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, codec):
         elif name != "absent":
             (tmp_path / name).mkdir()
         if name == "own":
-            (tmp_path / name / language.FACTS).touch()
+            (tmp_path / name / csm_training.FACTS).touch()
         with contextlib.nullcontext() if allowed else pytest.raises(KitError):
-            check_replaceable(tmp_path / name, language.FACTS)
+            check_replaceable(tmp_path / name, csm_training.FACTS)
 
 
 def test_it_learns_on_from_a_trained_model(tmp_path, codec):
     """Mistake: the trained weights are not taken, the tables come apart, or a model of another shape is half loaded."""
-    first = language.train(sentences(), codec, tmp_path / "model", Run("first", tmp_path), CPU, RECIPE, "toy")
+    first = csm_training.train(sentences(), codec, tmp_path / "model", Run("first", tmp_path), CPU, RECIPE, "toy")
     second = Run("second", tmp_path)
     little = RECIPE.replace(steps=20, learning_rate=1e-5)
-    other = language.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
-    assert language.facts(other)["begun with"] == language.facts(first), "where its weights come from is forgotten"
+    other = csm_training.train(sentences(), codec, tmp_path / "other model", second, CPU, little, "toy", begin_with=str(first))
+    assert csm_training.facts(other)["begun with"] == csm_training.facts(first), "where its weights come from is forgotten"
     last, now = (min(row["eval_loss"] for row in read_rows(Run(name, tmp_path).training / callbacks.LOG_FILE)
                      if "eval_loss" in row) for name in ("first", "second"))
     assert now == pytest.approx(last, rel=0.02)
     with pytest.raises(KitError, match="not of the shape 'tiny'"):
-        language._beginning("tiny", 0, str(first))
+        csm_training._beginning("tiny", 0, str(first))
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_fused_layers_learn_the_same(tmp_path, codec):
     names, losses = [], []
     for name in ("plain", "fused"):
         run = Run(name, tmp_path)
-        folder = language.train(sentences(), codec, tmp_path / f"{name}-model", run, CPU, short, "toy",
+        folder = csm_training.train(sentences(), codec, tmp_path / f"{name}-model", run, CPU, short, "toy",
                                 compiled=name == "fused")
         names.append(set(load_file(folder / "model.safetensors")))
         losses += [row["eval_loss"] for row in read_rows(run.training / callbacks.LOG_FILE) if "eval_loss" in row]
@@ -165,18 +165,18 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
     between its sentences, or a speaker in training and held out at once."""
     spoken = [(f"s{number % 40}", f"Sentence {number}.",
                np.random.default_rng(number).normal(0, 0.1, 3000 + 100 * number).astype(np.float32)) for number in range(80)]
-    monkeypatch.setattr(language.corpus, "read", lambda folder: iter(spoken))
-    codec = Codec(codec, ModelSpec.of(shape.config("toy")))
-    folder = language.encode(tmp_path, codec, tmp_path / "codes", variants=2)
-    encoded = language.clips(folder)
-    inputs = list(language._varied(spoken, 2, codec.spec.frame_rate))
+    monkeypatch.setattr(csm_training.corpus, "read", lambda folder: iter(spoken))
+    codec = Codec(codec, ModelSpec.of(model_shapes.config("toy")))
+    folder = csm_training.encode(tmp_path, codec, tmp_path / "codes", variants=2)
+    encoded = csm_training.clips(folder)
+    inputs = list(csm_training._varied(spoken, 2, codec.spec.frame_rate))
     for clip, (speaker, text, samples) in zip(encoded, inputs, strict=True):
         assert (clip.speaker, clip.text) == (speaker, text)
         assert torch.equal(clip.codes, codec.encode([samples])[0])
     speeds = {}
     for (name, _, samples), (speaker, _, altered) in zip([item for item in spoken for _ in range(2)], inputs):
         speed = float(speaker.partition("@")[2])
-        assert speaker.startswith(f"{name}@") and language.SLOWEST <= speed <= language.FASTEST
+        assert speaker.startswith(f"{name}@") and csm_training.SLOWEST <= speed <= csm_training.FASTEST
         speeds.setdefault(name, set()).add(speed)
         assert 0 <= len(altered) - len(samples) / speed < 2 + 16000 / codec.spec.frame_rate
     assert all(len(item) == 2 for item in speeds.values())
@@ -188,24 +188,24 @@ def test_codes_of_a_corpus_and_their_speakers(tmp_path, codec, monkeypatch):
 
 def test_codes_of_another_codec_are_refused(tmp_path, codec, monkeypatch):
     """Mistake: a new codec is trained, and the network learns on with the codes of the old one."""
-    monkeypatch.setattr(language.corpus, "read", lambda folder: iter([("s", "One.", np.ones(2000, np.float32))]))
-    mine = Codec(codec, ModelSpec.of(shape.config("toy")))
-    out = language.encode(tmp_path, mine, tmp_path / "codes", variants=1)
-    assert language.encode(tmp_path, mine, out, variants=1) == out
-    other = Codec(shape.untrained("toy", 1).codec_model, mine.spec)
+    monkeypatch.setattr(csm_training.corpus, "read", lambda folder: iter([("s", "One.", np.ones(2000, np.float32))]))
+    mine = Codec(codec, ModelSpec.of(model_shapes.config("toy")))
+    out = csm_training.encode(tmp_path, mine, tmp_path / "codes", variants=1)
+    assert csm_training.encode(tmp_path, mine, out, variants=1) == out
+    other = Codec(model_shapes.untrained("toy", 1).codec_model, mine.spec)
     with pytest.raises(KitError, match="codes of another codec"):
-        language.encode(tmp_path, other, out, variants=1)
+        csm_training.encode(tmp_path, other, out, variants=1)
 
 
 def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
     """Mistake: practice changes who is held out, so that trainings with and without it cannot be compared."""
-    codec = Codec(codec, ModelSpec.of(shape.config("toy")))
+    codec = Codec(codec, ModelSpec.of(model_shapes.config("toy")))
     folders = []
     for kind in ("voice", "aaa"):
-        monkeypatch.setattr(language.corpus, "read", lambda folder, kind=kind: iter(
+        monkeypatch.setattr(csm_training.corpus, "read", lambda folder, kind=kind: iter(
             [(f"{kind}{number}", "One.", np.ones(2000, np.float32)) for number in range(30)]))
-        folders.append(language.encode(tmp_path, codec, tmp_path / kind, variants=1))
-    alone, both = language.clips(folders[0]), language.clips(*folders)
+        folders.append(csm_training.encode(tmp_path, codec, tmp_path / kind, variants=1))
+    alone, both = csm_training.clips(folders[0]), csm_training.clips(*folders)
     assert [clip.split for clip in both[:30]] == [clip.split for clip in alone]
     assert [clip.text for clip in both] == ["One."] * 60 and {clip.split for clip in both[30:]} == {"train"}
     assert len({clip.id for clip in both}) == 60
@@ -213,31 +213,31 @@ def test_practice_is_learnt_and_never_judged(tmp_path, codec, monkeypatch):
 
 def test_both_sentences_teach_and_noise_is_only_heard(codec):
     """Mistake: half of the speech is read for nothing, or the model is taught to say the noise."""
-    prompt_builder = PromptBuilder(shape.tokenizer("toy"), ModelSpec.of(shape.config("toy")))
+    prompt_builder = PromptBuilder(model_shapes.tokenizer("toy"), ModelSpec.of(model_shapes.config("toy")))
     clips = [clip for clip in sentences() if clip.split == "train"]
     config = RECIPE.replace(context_probability=1.0)
-    clean, noisy = (language.Steps(clips, prompt_builder, config, noise)[3] for noise in (0.0, 0.5))
+    clean, noisy = (csm_training.Steps(clips, prompt_builder, config, noise)[3] for noise in (0.0, 0.5))
     lengths = {clip.id: len(clip.codes) + 1 for clip in clips}
     assert len(clean["targets"]) > sum(lengths[name] for name in clean["clip_ids"])
     assert torch.equal(clean["targets"], noisy["targets"]) and torch.equal(clean["input_ids"], noisy["input_ids"])
     inputs = clean["audio_mask"]
     assert 0.3 < (clean["codes"] != noisy["codes"])[inputs].float().mean() < 0.7
-    assert torch.equal(noisy["codes"], language.Steps(clips, prompt_builder, config, 0.5)[3]["codes"])
+    assert torch.equal(noisy["codes"], csm_training.Steps(clips, prompt_builder, config, 0.5)[3]["codes"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["toy", "tiny"])
 def test_the_tokenizer_fits_the_model_and_knows_every_text(size):
     """Mistake: ids that the embedding does not have, merges that differ from process to process, or an unknown letter."""
-    tokenizer, config = shape.tokenizer(size), shape.config(size)
+    tokenizer, config = model_shapes.tokenizer(size), model_shapes.config(size)
     assert len(tokenizer) == config.text_vocab_size
-    assert tokenizer.convert_tokens_to_ids(list(shape.SPECIAL[:4])) == [config.bos_token_id, config.pad_token_id,
+    assert tokenizer.convert_tokens_to_ids(list(model_shapes.SPECIAL_TOKENS[:4])) == [config.bos_token_id, config.pad_token_id,
                                                                  config.audio_token_id, config.audio_eos_token_id]
     outputs = "Wann? «Morgen» um 7 in Zürich, 東京 \N{GRINNING FACE}!"
     assert tokenizer.decode(tokenizer.encode(outputs, add_special_tokens=False)) == outputs
-    judged = " ".join(sentences_of.judging().sentences)
+    judged = " ".join(sentences_of.evaluation_set().sentences)
     assert len(tokenizer.encode(judged)) < (0.45 if size == "tiny" else 1.01) * len(judged)
-    script = f"from sample_data.build import shape; print(sorted(shape.tokenizer({size!r}).get_vocab().items()))"
+    script = f"from sample_data.build import model_shapes; print(sorted(model_shapes.tokenizer({size!r}).get_vocab().items()))"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
                            cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "7"}).stdout
     assert other.strip() == str(sorted(tokenizer.get_vocab().items()))
@@ -247,6 +247,6 @@ def test_a_codec_of_another_shape_is_refused(tmp_path, codec):
     """Mistake: a model is trained for hours on codes that its codec cannot speak."""
     codec.config.sampling_rate = 16_000
     with pytest.raises(KitError, match="not of the shape 'toy'"):
-        language.train(sentences(), codec, tmp_path / "model", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
+        csm_training.train(sentences(), codec, tmp_path / "model", Run("pretrain", tmp_path), CPU, RECIPE, "toy")
     with pretrained.quiet():
         assert not (tmp_path / "model").exists()
