@@ -28,7 +28,7 @@ from tts_kit.tokens.cache import EncodedClip
 
 torch.set_num_threads(1)
 
-CUT_TEXTS = ("He lost two wooden chairs.", "The dog ran away.", "Who is that girl?", "Count from one to ten.",
+SEGMENT_TEXTS = ("He lost two wooden chairs.", "The dog ran away.", "Who is that girl?", "Count from one to ten.",
          "The river is deep.", "We met in the garden.", "Her voice is known here.", "It was too dark.")
 
 
@@ -39,11 +39,11 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def loud(tmp_path_factory):
-    """The folder of a toy model with large weights, so that each code depends on the whole input."""
+def spread_toy(tmp_path_factory):
+    """The folder of a toy model with spread logits: large weights, so that each code depends on the whole input."""
     model = model_shapes.untrained("toy")
     spread_logits(model)
-    return str(model_shapes.save(model, tmp_path_factory.mktemp("models") / "loud", "toy"))
+    return str(model_shapes.save(model, tmp_path_factory.mktemp("models") / "spread", "toy"))
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def base(toy):
 
 
 @pytest.fixture
-def loud_base(loud):
-    """The toy model with large weights, loaded on the CPU."""
-    return load.load_base(loud, device.choose("cpu"))
+def spread_base(spread_toy):
+    """The toy model with spread logits, loaded on the CPU."""
+    return load.load_base(spread_toy, device.choose("cpu"))
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def make_clip(name: str, frames: int, text: str = "Hello there.", split: str = "
     return EncodedClip(name, text, "0", speaker, name, split, codes)
 
 
-def make_cuts(folder: Path) -> Path:
+def make_segments(folder: Path) -> Path:
     """Write two recordings of four clips, segmented and transcribed; each clip is a tone with another pitch."""
     for recording_index, name in enumerate(("monday", "tuesday")):
         recording_folder, segments, transcripts = folder / name, [], []
@@ -112,7 +112,7 @@ def make_cuts(folder: Path) -> Path:
             phase = np.arange(round(seconds * SAMPLE_RATE)) * 2 * np.pi * frequency / SAMPLE_RATE
             audio.write(recording_folder / file, (0.3 * np.sin(phase)).astype(np.float32), SAMPLE_RATE)
             segments.append(Segment(file, 10.0 * clip_index, 10.0 * clip_index + seconds, 40.0, 30.0, 0.0, 2.0))
-            text = CUT_TEXTS[4 * recording_index + clip_index]
+            text = SEGMENT_TEXTS[4 * recording_index + clip_index]
             transcripts.append(Transcript(file, text, f" {text}", 0.95))
         segments.append(Segment("rejected/00005.flac", 50, 51, 3.0, 30.0, 0.0, 2.0, "noisy: speech 3 dB over the noise"))
         write_inputs(recording_folder, recording=name)
@@ -124,8 +124,8 @@ def make_cuts(folder: Path) -> Path:
 
 def spread_logits(*models):
     """Set large random weights: untrained ones are near zero and repeat one code whatever the input is."""
-    for owner in models:
-        model = getattr(owner, "model", owner)
+    for wrapper in models:
+        model = getattr(wrapper, "model", wrapper)
         generator = torch.Generator().manual_seed(5)
         for name, weight in sorted(model.named_parameters()):
             if "codec" not in name and "lora_" not in name and weight.dim() > 1 and "embed_audio_tokens" not in name:

@@ -23,7 +23,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.is_refusing = False
         """Whether writing is forbidden."""
         self.downloaded: list[str] = []
-        self.told: list[str] = []
+        self.post_bodies: list[str] = []
         """The body of each POST request."""
 
     def files(self, name: str) -> list[Path]:
@@ -31,7 +31,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Hub]:
+def serve_hub(folder: Path) -> Iterator[Hub]:
     """Serve a folder of repositories."""
     with Hub(folder) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -40,9 +40,9 @@ def serving(folder: Path) -> Iterator[Hub]:
 
 
 @contextlib.contextmanager
-def taking(folder: Path, token: str = "hf_none") -> Iterator[Hub]:
+def push_hub(folder: Path, token: str = "hf_none") -> Iterator[Hub]:
     """Serve a hub and make this process push to it."""
-    with serving(folder) as server, pytest.MonkeyPatch.context() as patch:
+    with serve_hub(folder) as server, pytest.MonkeyPatch.context() as patch:
         api = functools.partial(huggingface_hub.HfApi, endpoint=server.url, token=token or False)
         patch.setattr(huggingface_hub, "HfApi", api)
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -78,7 +78,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.server.told.append(body)
+        self.server.post_bodies.append(body)
         if not self.headers["Authorization"] or self.server.is_refusing:
             return self._answer(403 if self.headers["Authorization"] else 401, {})
         endpoint = self.path.split("?")[0]

@@ -1,4 +1,4 @@
-"""Waveforms in and out: what is read, what is refused and why, and what stays the same."""
+"""Audio files and waveforms: what is read, what is refused with which message, and what stays unchanged."""
 
 import io
 import struct
@@ -21,8 +21,8 @@ def tone(seconds: float, rate: int = RATE, frequency: float = 220.0, amplitude: 
     (".wav", "PCM_16", 24_000, 1), (".wav", "PCM_24", 44_100, 2), (".wav", "FLOAT", 48_000, 1),
     (".flac", "PCM_24", 44_100, 2), (".mp3", "MPEG_LAYER_III", 44_100, 1), (".ogg", "VORBIS", 16_000, 2),
 ])
-def test_reads_what_people_have(tmp_path, suffix, subtype, rate, channels):
-    """Mistake: wrong pitch, length or level from another rate, another width or a second channel."""
+def test_common_formats_are_read(tmp_path, suffix, subtype, rate, channels):
+    """Mistake: wrong pitch, length or level from another sample rate, another bit depth or a second channel."""
     path = tmp_path / f"clip{suffix}"
     soundfile.write(path, np.stack([tone(1.0, rate)] * channels, axis=1), rate, subtype=subtype)
     samples = audio.read(path, RATE)
@@ -34,15 +34,15 @@ def test_reads_what_people_have(tmp_path, suffix, subtype, rate, channels):
     assert middle.max() == pytest.approx(0.3, abs=0.02)
 
 
-def test_stereo_is_mixed_not_picked(tmp_path):
-    """Mistake: taking one channel, which loses a speaker recorded on the other."""
+def test_stereo_is_mixed_down(tmp_path):
+    """Mistake: one channel is taken, and a speaker recorded on the other is lost."""
     path = tmp_path / "right.wav"
     soundfile.write(path, np.stack([np.zeros(RATE), tone(1.0)], axis=1), RATE)
     assert np.abs(audio.read(path, RATE)).max() == pytest.approx(0.15, abs=0.01)
 
 
-def test_resampling_does_not_fold(tmp_path):
-    """Mistake: decimation without a filter: 20 kHz would come back as a whistle at 4 kHz."""
+def test_resampling_does_not_alias(tmp_path):
+    """Mistake: decimation without a filter: 20 kHz comes back as a whistle at 4 kHz."""
     path = tmp_path / "high.wav"
     soundfile.write(path, tone(1.0, 48_000, 20_000) + tone(1.0, 48_000, 100, 0.05), 48_000)
     spectrum = np.abs(np.fft.rfft(audio.read(path, RATE)))
@@ -53,7 +53,7 @@ def write_float(path, samples, rate=RATE):
     soundfile.write(path, np.asarray(samples, dtype=np.float32), rate, subtype="FLOAT")
 
 
-@pytest.mark.parametrize(("make", "said"), [
+@pytest.mark.parametrize(("write", "messages"), [
     (lambda path: None, ["missing", "Put it there"]),
     (lambda path: path.write_bytes(b""), ["empty (0 bytes)", "Copy it again"]),
     (lambda path: path.write_bytes(b"this is no sound" * 100), ["cannot be read as audio", "export it"]),
@@ -65,26 +65,26 @@ def write_float(path, samples, rate=RATE):
     (lambda path: write_float(path, tone(1.0, 8_000), 8_000),
      ["8 kHz telephone audio has nothing above 4 kHz", "wanted 16 kHz or more", "original recording"]),
 ])
-def test_bad_files_are_refused_by_name(tmp_path, make, said):
-    """Mistake: a broken file becoming a training clip, and against an error that does not say what to do."""
+def test_bad_files_are_named_with_a_remedy(tmp_path, write, messages):
+    """Mistake: a broken file becomes a training clip, or the error does not say what to do."""
     path = tmp_path / "clip.wav"
-    make(path)
+    write(path)
     with pytest.raises(KitError) as caught:
         audio.read(path, RATE)
-    for words in (str(path), *said):
-        assert words in str(caught.value)
+    for message in (str(path), *messages):
+        assert message in str(caught.value)
 
 
 def test_a_truncated_file_is_refused():
-    """Mistake: training the end of a sentence on a clip whose copy stopped half-way."""
+    """Mistake: the end of a sentence is trained on a clip whose copy stopped half-way."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 10 * RATE), RATE, format="MP3")
     with pytest.raises(KitError, match="ends after"):
         audio.read(buffer.getvalue()[:len(buffer.getvalue()) // 3], RATE)
 
 
-def test_a_long_file_is_refused_unread(tmp_path, monkeypatch):
-    """Mistake: decoding hours of sound only to say that it is too long."""
+def test_a_long_file_is_refused_before_decoding(tmp_path, monkeypatch):
+    """Mistake: hours of audio are decoded only to report that they are too long."""
     path = tmp_path / "lecture.wav"
     size = 3 * 3600 * RATE * 2
     with path.open("wb") as file:
@@ -99,7 +99,7 @@ def test_a_long_file_is_refused_unread(tmp_path, monkeypatch):
 
 
 def test_bytes_read_like_a_file(tmp_path):
-    """Mistake: a second reading path for embedded audio, and errors that cannot name it."""
+    """Mistake: a second code path for embedded audio, with errors that cannot name it."""
     path = tmp_path / "clip.flac"
     soundfile.write(path, tone(1.0), RATE)
     assert np.array_equal(audio.read(path.read_bytes(), RATE), audio.read(path, RATE))
@@ -109,7 +109,7 @@ def test_bytes_read_like_a_file(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_writing_clips_instead_of_wrapping(tmp_path, suffix):
-    """Mistake: a loud sample wrapping round to the other sign, which is heard as a crack."""
+    """Mistake: a loud sample wraps round to the other sign, which is audible as a crack."""
     path = tmp_path / f"loud{suffix}"
     samples = tone(0.5, amplitude=2.0)
     audio.write(path, samples, RATE)
@@ -119,7 +119,7 @@ def test_writing_clips_instead_of_wrapping(tmp_path, suffix):
 
 
 def test_failed_writing_keeps_the_old_file(tmp_path):
-    """Mistake: losing a good file to samples that are not numbers, or to a format nobody asked for."""
+    """Mistake: a good file is lost to samples that are not numbers, or to an unsupported format."""
     path = tmp_path / "clip.wav"
     audio.write(path, tone(0.5), RATE)
     before = path.read_bytes()
@@ -127,28 +127,28 @@ def test_failed_writing_keeps_the_old_file(tmp_path):
         audio.write(path, np.array([0.1, np.nan], dtype=np.float32), RATE)
     with pytest.raises(KitError, match=".wav or .flac"):
         audio.write(tmp_path / "clip.mp3", tone(0.5), RATE)
-    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["clip.wav"]
+    assert path.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
 
 
-@pytest.mark.parametrize(("rate", "stored"), [(24_000, 24_000), (20_000, 22_050), (96_000, 48_000)])
-def test_compressed_plays_for_its_length(rate, stored):
-    """Mistake: MP3 refused for an odd rate, played at the wrong speed because of it, or past full scale."""
+@pytest.mark.parametrize(("rate", "stored_rate"), [(24_000, 24_000), (20_000, 22_050), (96_000, 48_000)])
+def test_compressed_audio_keeps_its_duration(rate, stored_rate):
+    """Mistake: MP3 is refused for an odd sample rate, played at the wrong speed because of it, or exceeds full scale."""
     content, mime = audio.encode_lossy(tone(1.0, rate, amplitude=2.0), rate)
-    assert mime == "audio/mpeg" and len(content) < 30_000 and audio.probe(content)[0] == stored
-    played = audio.read(content, RATE)
-    assert len(played) == pytest.approx(RATE, abs=200) and np.abs(played).max() < 1.5
+    assert mime == "audio/mpeg" and len(content) < 30_000 and audio.probe(content)[0] == stored_rate
+    decoded = audio.read(content, RATE)
+    assert len(decoded) == pytest.approx(RATE, abs=200) and np.abs(decoded).max() < 1.5
 
 
 def test_loudness_of_short_and_silent_clips():
-    """Mistake: pyloudnorm refusing a clip under 0.4 s, and against minus infinity becoming a huge gain."""
+    """Mistake: pyloudnorm refuses a clip under 0.4 s, or minus infinity becomes a huge gain."""
     assert audio.loudness(tone(0.1), RATE) == pytest.approx(audio.loudness(tone(2.0), RATE), abs=0.5)
     for silence in (np.zeros(RATE, dtype=np.float32), np.zeros(0, dtype=np.float32)):
         assert audio.loudness(silence, RATE) == -np.inf
         assert np.array_equal(audio.normalize_loudness(silence, RATE), silence)
 
 
-def test_level_reaches_target_and_guards_the_peak():
-    """Mistake: clips of different loudness, and against levelling that clips a peak."""
+def test_loudness_reaches_its_target_and_peaks_are_limited():
+    """Mistake: clips of different loudness, or normalization that clips a peak."""
     assert audio.loudness(audio.normalize_loudness(tone(2.0, amplitude=0.02), RATE), RATE) == pytest.approx(-20, abs=0.1)
     click = tone(2.0, amplitude=0.01)
     click[RATE] = 0.5
@@ -156,7 +156,7 @@ def test_level_reaches_target_and_guards_the_peak():
 
 
 def test_trim_keeps_a_lead_and_a_fixed_tail():
-    """Mistake: clips that end at different distances from the voice: the model would never learn to stop."""
+    """Mistake: clips end at different distances from the speech, and the model never learns to stop."""
     hiss = np.random.default_rng(0).normal(0, 0.0005, 10 * RATE).astype(np.float32)
     for before, after in ((2.0, 3.0), (0.04, 0.1), (0.0, 0.0)):
         samples = np.concatenate([np.zeros(round(before * RATE)), tone(1.0), np.zeros(round(after * RATE))])
@@ -167,22 +167,22 @@ def test_trim_keeps_a_lead_and_a_fixed_tail():
     assert len(audio.trim(word, RATE)) / RATE == pytest.approx(0.75, abs=0.041), "a word in long silence"
 
 
-def test_trim_in_a_noisy_room():
-    """Mistake: a threshold under the room's own noise, which would cut nothing."""
+def test_trim_works_on_a_noisy_recording():
+    """Mistake: a threshold below the recording's noise, so that nothing is trimmed."""
     noise = np.random.default_rng(0).normal(0, 0.003, 3 * RATE).astype(np.float32)
     noise[RATE:2 * RATE] += tone(1.0)
     assert len(audio.trim(noise, RATE)) / RATE == pytest.approx(1.35, abs=0.05)
 
 
-def test_player_carries_its_sound_and_escapes_its_label():
-    """Mistake: a player that points at a file which is not there tomorrow, and against markup in a label."""
+def test_the_player_embeds_its_audio_and_escapes_its_label():
+    """Mistake: a player that points to a file which is deleted later, or markup in a label."""
     page = audio.player(tone(0.5), RATE, label="<b>a & b</b>")._repr_html_()
     assert "data:audio/mpeg;base64," in page and "&lt;b&gt;a &amp; b&lt;/b&gt;" in page and "<b>" not in page
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 2.0])
-def test_spectrogram_has_its_size_and_shows_the_pitch(seconds):
-    """Mistake: an upside-down picture, and against a crash on an empty or tiny clip."""
+def test_a_spectrogram_has_the_given_size_and_shows_the_pitch(seconds):
+    """Mistake: an upside-down picture, or a crash on an empty or tiny clip."""
     from matplotlib.image import imread
 
     picture = imread(io.BytesIO(audio.spectrogram_png(tone(seconds, frequency=3_000), RATE, width=120, height=64)))
@@ -193,9 +193,9 @@ def test_spectrogram_has_its_size_and_shows_the_pitch(seconds):
         assert brightest == pytest.approx(64 * mel[0] / mel[1], abs=2)
 
 
-def test_the_peak_between_samples_is_kept_under_the_limit():
-    """Mistake: a guard that looks at samples only, and a player that clips between them."""
-    tone = np.sin(np.pi / 2 * np.arange(4000) + np.pi / 4).astype(np.float32)  # no sample ever meets its peaks
+def test_true_peaks_stay_below_the_limit():
+    """Mistake: a limit that looks at samples only, so that a player clips between them."""
+    tone = np.sin(np.pi / 2 * np.arange(4000) + np.pi / 4).astype(np.float32)  # no sample is at its peaks
     assert np.abs(tone).max() == pytest.approx(0.707, abs=1e-3)
     assert audio.true_peak(tone) == pytest.approx(1.0, abs=0.03)
     assert audio.true_peak(audio.amplify(tone, 5.0)) == pytest.approx(audio.MAX_TRUE_PEAK, abs=0.01)

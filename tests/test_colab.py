@@ -139,7 +139,7 @@ def test_notebooks_contain_no_outputs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_go_to_drive_only_on_request(name):
-    """Mistake: a notebook stores its run in another place than the rest, or mounts Drive without being asked."""
+    """Mistake: a notebook stores its run in another folder than the others, or mounts Drive unasked."""
     parameters, code = source(cells(name)[1]), "\n".join(source(cell) for cell in cells(name))
     assert 'DRIVE = False  # @param {type:"boolean"}' in parameters and 'RUN = "emma"' in parameters
     assert code.count("Run(RUN, colab.runs_dir(DRIVE))") == 1 and not re.search(r"\bRun\((?!RUN, )", code)
@@ -156,7 +156,7 @@ def test_the_first_cell_installs_in_colab(colab_site, tmp_path):
 
 
 def test_the_first_cell_does_nothing_outside_colab(colab_site, tmp_path, monkeypatch):
-    """Mistake: a notebook installs packages on the user's own machine without being asked."""
+    """Mistake: a notebook installs packages on the user's own machine unasked."""
     monkeypatch.delenv("COLAB_RELEASE_TAG")
     execute_cells([source(cells(NAMES[0])[0])], tmp_path)
     assert not (tmp_path / "pip.txt").exists()
@@ -185,8 +185,8 @@ def test_the_token_comes_from_the_secrets_and_is_never_printed(colab_site, tmp_p
 
 
 def test_runs_on_drive_are_resumed(colab_site, tmp_path):
-    """Mistake: a disconnect loses a run, or the next machine starts it again; Drive is mounted without being asked; closing
-    the permission dialog ends in a traceback of Colab's own."""
+    """Mistake: a disconnect loses a run, or the next machine starts it again; Drive is mounted unasked; closing the
+    permission dialog ends in a traceback of Colab's own."""
     process = run_on_colab("""
         from tts_kit.config import load_config, save_config
         from tts_kit.errors import KitError
@@ -199,8 +199,8 @@ def test_runs_on_drive_are_resumed(colab_site, tmp_path):
         for os.environ["COLAB_DRIVE_FAILS"] in ("refused", "broken"):
             try:
                 colab.runs_dir(True)
-            except KitError as problem:
-                print(problem)""", tmp_path)
+            except KitError as error:
+                print(error)""", tmp_path)
     lines = process.stdout.splitlines()
     run_folder = "drive/MyDrive/tts_kit/runs/emma"
     assert lines[:3] == ["runs False", f"{run_folder} 200", f"{run_folder} 7"], process.stderr

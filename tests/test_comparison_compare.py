@@ -1,4 +1,4 @@
-"""Sentences in every arm, resumable, on one page; and the whole story by verbs."""
+"""The comparison of all arms: complete, resumable, on one page; and the whole pipeline by commands."""
 
 import dataclasses
 import json
@@ -38,17 +38,17 @@ def use_toy_metrics(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished(loud, tmp_path_factory):
-    """All stages run once on fifteen clips of the bundled voice, by a toy whose speech depends on what it hears."""
+def finished(spread_toy, tmp_path_factory):
+    """All stages run once on fifteen clips of the bundled voice, with a toy model whose output depends on its input."""
     root = tmp_path_factory.mktemp("runs")
     source = root / "source"
     source.mkdir()
     rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    some = [*rows[1:7], *rows[8:14], *rows[15:18]]  # of three recordings, the last the shortest
-    for row in some:
+    clip_rows = [*rows[1:7], *rows[8:14], *rows[15:18]]  # of three recordings, the last the shortest
+    for row in clip_rows:
         shutil.copy(SAMPLE_VOICE / row.split(",")[0], source)
-    (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    config = Config(base=loud, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
+    (source / "metadata.csv").write_text("\n".join([rows[0], *clip_rows]) + "\n", encoding="utf-8")
+    config = Config(base=spread_toy, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
                     eval_steps=3, save_steps=3, sample_steps=0)
     run = Run("finished", root)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -60,12 +60,12 @@ def finished(loud, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_metric_models(finished, monkeypatch):
-    """The run is scored once."""
+    """The clips are scored only once, in `finished`."""
     monkeypatch.setenv("TTS_KIT_METRICS", "none")
 
 
-def test_every_arm_sentence_and_seed_is_there(finished):
-    """Mistake: an arm, a seed or the ceiling is left out, or a row points to no clip."""
+def test_every_arm_sentence_and_seed_is_scored(finished):
+    """Mistake: an arm, a seed or the upper bound is left out, or a row points to no clip."""
     run, _, _, page = finished
     rows = read_rows(run.comparison / SCORES)
     counted = {arm: sum(row["arm"] == arm for row in rows) for arm in arms.ARMS}
@@ -78,29 +78,29 @@ def test_every_arm_sentence_and_seed_is_there(finished):
     assert page == run.comparison / "index.html" and "finetuned+clone" in page.read_text(encoding="utf-8")
 
 
-def test_the_arms_are_what_they_are_called(finished):
-    """Mistake: base hears the reference, or tuned speaks without its adapter: two columns of the same clips."""
+def test_every_arm_differs(finished):
+    """Mistake: base gets the reference, or finetuned speaks without its adapter: two columns with the same clips."""
     run, _, _, _ = finished
     rows = read_rows(run.comparison / SCORES)
     content = {(row["sentence"], row["seed"], row["arm"]): (run.comparison / row["file"]).read_bytes() for row in rows}
     assert len(set(content.values())) == len(content)
 
 
-def test_held_out_sentences_are_compared_and_the_reference_is_not_one(finished):
-    """Mistake: the model is judged on sentences it was trained on, or hears the answer as its reference."""
+def test_held_out_sentences_are_compared_and_the_reference_is_none_of_them(finished):
+    """Mistake: the model is evaluated on sentences it was trained on, or gets the answer as its reference."""
     run, _, _, _ = finished
     utterances = manifest.read(run.data)
-    held_out = {one.text for one in utterances if one.split == "held_out"}
+    held_out = {utterance.text for utterance in utterances if utterance.split == "held_out"}
     assert {row["text"] for row in read_rows(run.comparison / SCORES)} <= held_out
     assert synthesis.pick_references(utterances)[0].text not in held_out
-    only_held_out_fits = [dataclasses.replace(one, seconds=6.0 if one.split == "held_out" else 1.0)
-                          for one in utterances]
+    only_held_out_fits = [dataclasses.replace(utterance, seconds=6.0 if utterance.split == "held_out" else 1.0)
+                          for utterance in utterances]
     assert synthesis.pick_references(only_held_out_fits)[0].text not in held_out
-    assert not {one.text for one in synthesis.pick_references(only_held_out_fits, 3.0, 8)} & held_out
+    assert not {utterance.text for utterance in synthesis.pick_references(only_held_out_fits, 3.0, 8)} & held_out
 
 
 def test_a_comparison_can_be_extended_and_not_emptied(finished, tmp_path):
-    """Mistake: more sentences or seeds mean to begin anew; or nothing at all is compared, with a traceback."""
+    """Mistake: more sentences or seeds start the comparison again, or an empty comparison ends in a traceback."""
     run, _, _, _ = finished
     voice = load_voice(CPU, run.adapter)
     copy = Run("copy", tmp_path)
@@ -115,8 +115,8 @@ def test_a_comparison_can_be_extended_and_not_emptied(finished, tmp_path):
         compare.compare(copy, voice, 0, (1,))
 
 
-def test_a_stopped_comparison_makes_only_what_is_missing(finished, monkeypatch):
-    """Mistake: an hour of clips is made again after a disconnect, or a lost clip is never made again."""
+def test_a_stopped_comparison_generates_only_missing_clips(finished, monkeypatch):
+    """Mistake: an hour of clips is generated again after a disconnect, or a lost clip is never generated again."""
     run, config, _, _ = finished
     before = {row["file"]: (run.comparison / row["file"]).stat().st_mtime_ns
               for row in read_rows(run.comparison / SCORES)}
@@ -132,8 +132,8 @@ def test_a_stopped_comparison_makes_only_what_is_missing(finished, monkeypatch):
     assert again.shape == content.shape and abs(again - content).max() <= 1
 
 
-def test_a_comparison_with_other_settings_is_not_mixed_in(finished):
-    """Mistake: clips of two temperatures stand side by side under one name."""
+def test_clips_of_other_settings_are_not_mixed(finished):
+    """Mistake: clips of two temperatures are compared under one name."""
     run, config, _, _ = finished
     voice = load_voice(CPU, run.adapter, config.base)
     voice.sampling = Sampling(0.1, 0.1, 5)
@@ -141,14 +141,14 @@ def test_a_comparison_with_other_settings_is_not_mixed_in(finished):
         compare.compare(run, voice, 2, (1, 2))
 
 
-@pytest.mark.parametrize(("text", "wanted"), [
+@pytest.mark.parametrize(("text", "expected"), [
     ("finetuned:strength=0.5,temperature=0.3", (True, False, "finetuned:strength=0.5,temperature=0.3")),
     ("finetuned+clone:references=3", (True, True, "finetuned+clone:references=3")), ("base", (False, False, "base")),
     ("clone:", (False, True, "clone")), ("tuned+clone:strength=2", (True, True, "finetuned+clone:strength=2"))])
-def test_an_arm_is_what_is_written(text, wanted):
-    """Mistake: a setting that is read and not applied, or one arm under two names."""
+def test_arms_are_parsed(text, expected):
+    """Mistake: a setting is parsed and not applied, or one arm has two names."""
     arm = arms.parse(text)
-    assert (arm.info.adapter, arm.info.reference, arm.name) == wanted
+    assert (arm.info.adapter, arm.info.reference, arm.name) == expected
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -160,40 +160,40 @@ def test_an_arm_is_what_is_written(text, wanted):
     ("clone:references=9", "from 1 to 8"), ("finetuned:strength=1,strength=2", "sets strength twice"),
     ("finetuned:temperature=nan", "temperature is 'nan'"), ("../../etc/passwd", "there is no arm"),
     ("kokoro:strength=1", "there is no arm")])
-def test_an_arm_that_cannot_be_is_named(text, message):
-    """Mistake: a typing error that compares the usual settings with themselves, or a traceback."""
+def test_an_invalid_arm_is_named(text, message):
+    """Mistake: a typing error compares the default settings with themselves, or ends in a traceback."""
     with pytest.raises(KitError, match=message):
         compare.parse_arm(text)
 
 
 def test_settings_have_an_effect_and_are_undone(finished, tmp_path):
-    """Mistake: strength or an older checkpoint stays in the model for the arms after it, or is not heard at all."""
+    """Mistake: strength or an older checkpoint stays in the model for the arms after it, or has no effect at all."""
     run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter", "training"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
     voice = load_voice(CPU, copy.adapter)
-    kept = copy.training / "checkpoint-3" / "adapter_model.safetensors"
-    assert kept.is_file()
-    wanted = ("finetuned", "finetuned:strength=0", "base", "finetuned:strength=3", "finetuned:checkpoint=3", "clone",
+    checkpoint = copy.training / "checkpoint-3" / "adapter_model.safetensors"
+    assert checkpoint.is_file()
+    names = ("finetuned", "finetuned:strength=0", "base", "finetuned:strength=3", "finetuned:checkpoint=3", "clone",
               "clone:references=2", "clone:reference_seconds=1")
-    compare.compare(copy, voice, 1, (1,), [*wanted[1:], wanted[0]], test_types=())
-    clip = {row["arm"]: (copy.comparison / row["file"]).read_bytes() for row in read_rows(copy.comparison / SCORES)}
-    assert clip["finetuned:strength=0"] == clip["base"] != clip["finetuned"] == clip["finetuned:checkpoint=3"]
-    assert len({clip[arm] for arm in ("finetuned", "finetuned:strength=3", "base", "clone", "clone:references=2")}) == 5
+    compare.compare(copy, voice, 1, (1,), [*names[1:], names[0]], test_types=())
+    content = {row["arm"]: (copy.comparison / row["file"]).read_bytes() for row in read_rows(copy.comparison / SCORES)}
+    assert content["finetuned:strength=0"] == content["base"] != content["finetuned"] == content["finetuned:checkpoint=3"]
+    assert len({content[arm] for arm in ("finetuned", "finetuned:strength=3", "base", "clone", "clone:references=2")}) == 5
     with pytest.raises(KitError, match="no adapter was saved at step 77 .*saved were those of steps 3"):
         compare.compare(copy, voice, 1, (1,), ["finetuned:checkpoint=77"], test_types=())
 
 
-def test_a_sweep_uses_sentences_that_the_comparison_does_not_use(finished, monkeypatch, capsys):
-    """Mistake: settings are tuned on the sentences or the recordings that score the result afterwards."""
+def test_a_sweep_uses_other_sentences_than_the_comparison(finished, monkeypatch, capsys):
+    """Mistake: settings are chosen on the sentences or the recordings that later evaluate the result."""
     run, _, _, _ = finished
     voice = load_voice(CPU, run.adapter)
     page = compare.run_sweep(run, voice, {"strength": [0.5, 2.0]}, "finetuned", 2, (1,)).page
     rows = read_rows(run.folder / "sweep" / SCORES)
     assert page == run.folder / "sweep" / "index.html"
     assert [row["arm"] for row in rows] == ["finetuned", "finetuned:strength=0.5", "finetuned:strength=2"] * 2
-    assert not {row["text"] for row in rows} & {one.text for one in manifest.read(run.data)}
+    assert not {row["text"] for row in rows} & {utterance.text for utterance in manifest.read(run.data)}
     with pytest.raises(KitError, match="nothing to sweep"):
         compare.run_sweep(run, voice, {})
     texts = [row["text"] for row in rows[::3]]
@@ -203,26 +203,26 @@ def test_a_sweep_uses_sentences_that_the_comparison_does_not_use(finished, monke
 
 
 def test_clips_of_another_system_are_compared_and_a_missing_one_counts(finished, tmp_path):
-    """Mistake: a system is judged on the sentences that it managed, or its files are touched."""
+    """Mistake: a system is evaluated only on the sentences it could speak, or its files are modified."""
     run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    shutil.copy(next(run.comparison.glob("clips/ground_truth/001.flac")), theirs / "001.flac")
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    shutil.copy(next(run.comparison.glob("clips/ground_truth/001.flac")), folder / "001.flac")
     voice = load_voice(CPU, copy.adapter)
-    page = compare.compare(copy, voice, 2, (1,), ["finetuned", f"folder:them={theirs}"], test_types=()).page
+    page = compare.compare(copy, voice, 2, (1,), ["finetuned", f"folder:them={folder}"], test_types=()).page
     rows = [row for row in read_rows(copy.comparison / SCORES) if row["arm"] == "them"]
     assert [(row["sentence"], (copy.comparison / row["file"]).is_file()) for row in rows] == [(1, True), (2, False)]
     assert rows[1]["problem"] and "them" in page.read_text(encoding="utf-8")
-    assert [path.name for path in theirs.iterdir()] == ["001.flac"]
+    assert [path.name for path in folder.iterdir()] == ["001.flac"]
     assert "the metric models are not installed" in page.read_text(encoding="utf-8")
 
 
 @needs_metrics
 def test_a_clip_that_another_system_lacks_is_a_failure(finished, tmp_path, monkeypatch):
-    """Mistake: what a system could not say is dropped, and it wins by saying little."""
+    """Mistake: sentences that a system could not speak are dropped, and it wins by speaking few."""
     use_toy_metrics(monkeypatch)
     (tmp_path / "theirs").mkdir()
     run, _, _, _ = finished
@@ -231,39 +231,39 @@ def test_a_clip_that_another_system_lacks_is_a_failure(finished, tmp_path, monke
     plan = synthesis.Plan(run, tmp_path / "out", sentences, (1,), [compare.parse_arm(f"folder:them={tmp_path / 'theirs'}")],
                       manifest.read(run.data))
     rows, lost = synthesis.synthesize(plan, load_voice(CPU, run.adapter))
-    judged = compare.score(plan, rows, {one.text: one.audio for one in plan.utterances[:2]})
-    assert lost == [] and [row["failure"] for row in judged] == ["", "missing"]
-    assert judged[1]["word_errors"] == judged[1]["ref_words"] == 3 and judged[1]["sim"] == 0
-    both = [*judged, *(row | {"arm": "finetuned"} for row in judged)]
-    assert " ".join(verdict.decide(both, [("finetuned", "them")]).details).count("(missing)") == 2
+    scored = compare.score(plan, rows, {utterance.text: utterance.audio for utterance in plan.utterances[:2]})
+    assert lost == [] and [row["failure"] for row in scored] == ["", "missing"]
+    assert scored[1]["word_errors"] == scored[1]["ref_words"] == 3 and scored[1]["sim"] == 0
+    both_arms = [*scored, *(row | {"arm": "finetuned"} for row in scored)]
+    assert " ".join(verdict.decide(both_arms, [("finetuned", "them")]).details).count("(missing)") == 2
 
 
-def test_other_clips_of_a_system_are_not_taken_for_the_first_ones(finished, tmp_path):
-    """Mistake: a clip that a system lacks now is judged as the one it gave before, takes that are gone stay, or what did not
-    change is judged again."""
+def test_replaced_clips_of_a_system_are_imported_again(finished, tmp_path):
+    """Mistake: a clip that a system lacks now is scored as the one it gave before, deleted samples stay, or unchanged clips
+    are scored again."""
     run, _, _, _ = finished
-    voice, real = load_voice(CPU, run.adapter), run.comparison / "clips" / "ground_truth"
-    sentences, place = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")], tmp_path / "out"
+    voice, source_folder = load_voice(CPU, run.adapter), run.comparison / "clips" / "ground_truth"
+    sentences, folder = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")], tmp_path / "out"
     for name, files in (("first", {"001.flac": "001", "002.flac": "002"}), ("last", {"001.flac": "001"}),
                         ("then", {"001-1.flac": "001", "001-2.flac": "002"})):
         (tmp_path / name).mkdir()
-        for file, source in files.items():
-            shutil.copy(real / f"{source}.flac", tmp_path / name / file)
+        for file, number in files.items():
+            shutil.copy(source_folder / f"{number}.flac", tmp_path / name / file)
 
-    def taken(name):
-        them = compare.parse_arm(f"folder:them={tmp_path / name}")
-        return synthesis.synthesize(synthesis.Plan(run, place, sentences, (1,), [them], manifest.read(run.data)), voice)[0]
+    def import_clips(name):
+        arm = compare.parse_arm(f"folder:them={tmp_path / name}")
+        return synthesis.synthesize(synthesis.Plan(run, folder, sentences, (1,), [arm], manifest.read(run.data)), voice)[0]
 
-    synthesis.save_rows(place, [row | {"metrics": "these"} for row in taken("first")])
-    assert [row.get("metrics") for row in taken("first")] == ["these", "these"]
-    assert [(row["file"], "problem" in row) for row in taken("then")] == [
+    synthesis.save_rows(folder, [row | {"metrics": "these"} for row in import_clips("first")])
+    assert [row.get("metrics") for row in import_clips("first")] == ["these", "these"]
+    assert [(row["file"], "problem" in row) for row in import_clips("then")] == [
         ("clips/them/001-1.flac", False), ("clips/them/001-2.flac", False), ("clips/them/002-0.flac", True)]
-    assert not (place / "clips/them/002-0.flac").exists()
-    assert [row["file"] for row in taken("last")] == ["clips/them/001-0.flac", "clips/them/002-0.flac"]
+    assert not (folder / "clips/them/002-0.flac").exists()
+    assert [row["file"] for row in import_clips("last")] == ["clips/them/001-0.flac", "clips/them/002-0.flac"]
 
 
-def test_data_made_anew_is_not_judged_by_the_old_adapter(finished, tmp_path):
-    """Mistake: `data` is run again with another split and `tokenize` is not, and what was learnt is held out now."""
+def test_new_data_is_not_compared_with_an_old_adapter(finished, tmp_path):
+    """Mistake: `prepare` is run again with another split and `tokenize` is not, and training clips are now held out."""
     run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
@@ -278,8 +278,8 @@ def test_data_made_anew_is_not_judged_by_the_old_adapter(finished, tmp_path):
         compare.compare(copy, voice, 1, (1,))
 
 
-def test_votes_are_counted_and_leave_the_test_as_it_is(finished, monkeypatch):
-    """Mistake: who reads the first responses makes another listening test, and those that come later are refused."""
+def test_responses_are_counted_and_the_test_stays_the_same(finished, monkeypatch):
+    """Mistake: reading the first responses creates another listening test, and later responses are refused."""
     run, config, _, _ = finished
     voice = load_voice(CPU, run.adapter, config.base)
     compare.compare(run, voice, 2, (1, 2), test_types=("ab",))
@@ -290,11 +290,11 @@ def test_votes_are_counted_and_leave_the_test_as_it_is(finished, monkeypatch):
 
 
 @needs_metrics
-def test_scoring_that_was_killed_before_the_memorization_check_goes_on(finished, monkeypatch):
-    """Mistake: all clips are scored already, so nobody ever checks whether they repeat training sentences."""
+def test_killed_scoring_resumes_with_the_memorization_check(finished, monkeypatch):
+    """Mistake: all clips are scored already, and nothing checks whether they repeat training sentences."""
     use_toy_metrics(monkeypatch)
     run = finished[0]
-    training = [one for one in manifest.read(run.data) if one.split == manifest.TRAIN]
+    training = [utterance for utterance in manifest.read(run.data) if utterance.split == manifest.TRAIN]
     monkeypatch.setattr(metrics, "load", lambda: pytest.fail("the clips were scored again"))
     monkeypatch.setattr(synthesis, "save_rows", lambda folder, rows: rows)
     row = {"arm": "finetuned", "sentence": 1, "seed": 1, "text": "Hello.", "transcript": training[0].text,
@@ -303,14 +303,14 @@ def test_scoring_that_was_killed_before_the_memorization_check_goes_on(finished,
     assert compare.score(plan, [row], {}) == [row | {"memorized": True, "training_text": training[0].text}]
 
 
-def test_stages_run_again_change_nothing(finished, capsys):
-    """Mistake: a notebook run twice makes everything twice."""
+def test_a_second_run_changes_nothing(finished, capsys):
+    """Mistake: a notebook that is run twice repeats all the work."""
     run, config, source, _ = finished
-    stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
+    modified = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
     pipeline.run_all(source, config, run, CPU, 2, (1, 2))
-    said = capsys.readouterr().out
-    assert "used again" in said and "0 encoded" in said and "already trained" in said
-    assert stamps == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
+    output = capsys.readouterr().out
+    assert "used again" in output and "0 encoded" in output and "already trained" in output
+    assert modified == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.flac")}
 
 
 def test_commands_from_data_to_comparison(finished, toy, tmp_path, monkeypatch, capsys):
@@ -335,8 +335,8 @@ def test_commands_from_data_to_comparison(finished, toy, tmp_path, monkeypatch, 
     assert "hello.wav" in run_command("speak", "Hello you.", "--run", "one", "--out", "hello.wav")
     assert soundfile.info("hello.wav").samplerate == 24_000
     compared = run_command("compare", "--run", "one", "--sentences", "1", "--seeds", "1")
-    *_, where, last = compared.splitlines()
-    assert where.startswith("Open file:") and where.endswith("runs/one/comparison/index.html")
+    *_, location, last = compared.splitlines()
+    assert location.startswith("Open file:") and location.endswith("runs/one/comparison/index.html")
     assert last.startswith("In short: ") or "not measured" in last, "a sentence ends it"
 
 
@@ -350,8 +350,8 @@ def test_commands_from_data_to_comparison(finished, toy, tmp_path, monkeypatch, 
     (("compare", "--run", "none", "--base", "nowhere"), "nothing was trained there yet"),
     (("speak", "Hi.", "--run", "typo"), "nothing was trained there yet"),
 ])
-def test_a_command_that_cannot_go_on_says_one_thing_and_fails(tmp_path, monkeypatch, capsys, arguments, message):
-    """Mistake: a traceback, or exit status 0, for what a person can put right."""
+def test_a_user_error_is_one_message_and_status_1(tmp_path, monkeypatch, capsys, arguments, message):
+    """Mistake: a traceback, or exit status 0, for an error that the user can correct."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 1
     assert message in capsys.readouterr().err
@@ -364,15 +364,15 @@ def test_the_module_is_a_command_line():
     assert out.returncode == 1 and "run name '../etc'" in out.stderr and "Traceback" not in out.stderr
 
 
-def test_without_a_command_the_commands_are_shown(capsys):
-    """Mistake: "the following arguments are required: verb", and no word of which there are."""
+def test_without_a_command_the_commands_are_listed(capsys):
+    """Mistake: "the following arguments are required: command", without a list of the commands."""
     assert cli.main([]) == 2
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("doctor", "prepare", "tokenize", "train", "speak", "compare", "demo"))
+    output = capsys.readouterr().out
+    assert all(name in output for name in ("doctor", "prepare", "tokenize", "train", "speak", "compare", "demo"))
 
 
-def test_an_adapter_of_other_clips_is_not_judged_by_these(finished, tmp_path):
-    """Mistake: data is made anew with other held-out clips, and the old adapter is judged on what it has learnt."""
+def test_an_adapter_trained_on_other_clips_is_refused(finished, tmp_path):
+    """Mistake: data is prepared again with other held-out clips, and the old adapter is evaluated on its training clips."""
     run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):

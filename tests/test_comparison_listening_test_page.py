@@ -86,13 +86,13 @@ def browser(chromium, site):
 
 
 def opened(chromium, page):
-    chromium.look(1100, 800)
+    chromium.set_viewport(1100, 800)
     chromium.open(page.as_uri())
     chromium.run("localStorage.clear()")
     chromium.open("about:blank")
     chromium.open(page.as_uri())
     yield chromium
-    assert chromium.complaints() == []
+    assert chromium.console_errors() == []
     asked = {event["params"]["request"]["url"] for event in chromium.events
              if event["method"] == "Network.requestWillBeSent"}
     assert {url for url in asked if not url.startswith(("data:", "blob:"))} <= {page.as_uri()}
@@ -348,7 +348,7 @@ def test_without_storage_it_says_so(chromium, site):
         hear(chromium)
         chromium.press("2")
         chromium.press("Enter")
-        assert chromium.run("response.answers.length") == 1 and chromium.complaints() == []
+        assert chromium.run("response.answers.length") == 1 and chromium.console_errors() == []
     finally:
         chromium.call("Page.removeScriptToEvaluateOnNewDocument", identifier=denied)
 
@@ -366,7 +366,7 @@ def test_hostile_text_stays_text(browser):
 def test_it_fits(chromium, every_kind, width, height, kind):
     """Mistake: a page that must be pushed sideways on a phone, whatever is asked."""
     for browser in opened(chromium, every_kind):
-        browser.look(width, height)
+        browser.set_viewport(width, height)
         assert browser.run("document.documentElement.scrollWidth") <= width
         browser.run(f"queue = queue.filter(trial => trial.type === '{kind}'); ask()")
         assert browser.run("document.documentElement.scrollWidth") <= width
@@ -380,7 +380,7 @@ def test_it_fits(chromium, every_kind, width, height, kind):
 def test_dark_is_dark(browser):
     """Mistake: a white page at night."""
     shades = "['backgroundColor', 'color'].map(name => +getComputedStyle(document.body)[name].match(/\\d+/)[0])"
-    browser.look(1100, 800, "dark")
+    browser.set_viewport(1100, 800, "dark")
     paper, ink = browser.run(shades)
     assert ink > paper + 150
 

@@ -23,11 +23,11 @@ TEXTS = ["The lamps along the river went out.", HOSTILE, "Where are the keys?"]
 
 
 def voice(seconds: float, amplitude: float = 0.2) -> np.ndarray:
-    """Something with harmonics, syllables and breath, (samples,)."""
-    at = np.arange(int(seconds * RATE)) / RATE
-    tone = sum(np.sin(2 * np.pi * k * (130 * at + 3 * np.sin(4 * at))) / k for k in range(1, 30))
-    breath = np.random.default_rng(0).standard_normal(len(at))
-    return (amplitude * (tone + 0.2 * breath) * (0.55 + 0.45 * np.sin(20 * at)) / 2).astype(np.float32)
+    """A signal with harmonics, syllables and breath, (samples,)."""
+    times = np.arange(int(seconds * RATE)) / RATE
+    tone = sum(np.sin(2 * np.pi * k * (130 * times + 3 * np.sin(4 * times))) / k for k in range(1, 30))
+    breath = np.random.default_rng(0).standard_normal(len(times))
+    return (amplitude * (tone + 0.2 * breath) * (0.55 + 0.45 * np.sin(20 * times)) / 2).astype(np.float32)
 
 
 def row(folder, arm="base", sentence=1, seed=1, **changes) -> dict:
@@ -51,8 +51,8 @@ def clips_of(text: str) -> list[dict]:
     return [clip for sentence in embedded(text)["sentences"] for clip in sentence["clips"]]
 
 
-def test_the_headline_leads_and_details_and_legend_follow(tmp_path):
-    """Mistake: the verdict drowns in a block of figures, or its evidence is taken for markup."""
+def test_headline_details_and_legend_are_in_this_order(tmp_path):
+    """Mistake: the verdict is lost in a block of figures, or its text is taken for markup."""
     text = write([row(tmp_path)], tmp_path, lead="In short: <it> won.", details=["Because <b>so</b>."],
                  table=[["arm", "WER"], ["base", "5 %"]], legend={"WER": "word <error> rate"})
     assert '<p class="lead" dir="auto">In short: &lt;it&gt; won.</p>' in text
@@ -61,21 +61,21 @@ def test_the_headline_leads_and_details_and_legend_follow(tmp_path):
     assert "<dt>WER</dt><dd dir=\"auto\">word &lt;error&gt; rate</dd>" in text
 
 
-def test_twenty_sentences_in_six_arms_travel_in_an_email(tmp_path):
-    """Mistake: a page of 30 MB that no mailbox takes; measured on ten seconds of real speech a clip."""
-    spoken = np.concatenate([audio.read(path, RATE) for path in sorted(SAMPLE_VOICE.glob("*.flac"))[:5]])[:10 * RATE]
+def test_twenty_sentences_in_six_arms_fit_in_an_email(tmp_path):
+    """Mistake: a page of 30 MB that no mailbox accepts; measured on ten seconds of real speech per clip."""
+    samples = np.concatenate([audio.read(path, RATE) for path in sorted(SAMPLE_VOICE.glob("*.flac"))[:5]])[:10 * RATE]
     rows = [row(tmp_path, arm=arm) for arm in ARMS]
-    for each in rows:
-        audio.write(tmp_path / each["file"], spoken, RATE)
+    for clip_row in rows:
+        audio.write(tmp_path / clip_row["file"], samples, RATE)
     size = len(write(rows, tmp_path))
-    for each in rows[1:]:
-        (tmp_path / each["file"]).unlink()
-    one = (size - len(write(rows, tmp_path))) / (len(ARMS) - 1)
-    assert one > 50e3 and 20 * len(ARMS) * one < 15e6 - 100e3
+    for clip_row in rows[1:]:
+        (tmp_path / clip_row["file"]).unlink()
+    clip_bytes = (size - len(write(rows, tmp_path))) / (len(ARMS) - 1)
+    assert clip_bytes > 50e3 and 20 * len(ARMS) * clip_bytes < 15e6 - 100e3
 
 
 def test_plots_and_descriptions_of_arms_are_on_the_page(tmp_path):
-    """Mistake: a plot without words for who cannot see it, or a column that nobody explains."""
+    """Mistake: a plot without alternative text, or a column without an explanation."""
     text = write([row(tmp_path), row(tmp_path, arm="codec")], tmp_path, plots=[(b"\x89PNG", '"quoted" <words>')])
     assert 'src="data:image/png;base64,iVBORw=="' in text and "&quot;quoted&quot; &lt;words&gt;" in text
     assert [arm["meaning"] for arm in embedded(text)["arms"]] == [DESCRIPTIONS["codec"], DESCRIPTIONS["base"]]
@@ -83,7 +83,7 @@ def test_plots_and_descriptions_of_arms_are_on_the_page(tmp_path):
 
 @pytest.mark.parametrize("file", ["../secret.flac", "clips/../../secret.flac", "/etc/passwd", "clips/link.flac", "a\0b"])
 def test_files_stay_inside_the_folder(tmp_path, file):
-    """Mistake: joining the row's file to the folder unchecked, so that a page carries any file of the machine."""
+    """Mistake: a row's file is joined to the folder unchecked, and a page can contain any file of the machine."""
     audio.write(tmp_path / "secret.flac", voice(0.5), RATE)
     folder = tmp_path / "comparison"
     good = row(folder)
@@ -107,20 +107,20 @@ def test_arms_have_their_order_and_unmeasured_columns_are_left_out(tmp_path):
 
 
 def test_missing_and_silent_clips_do_not_stop_the_page(tmp_path, capsys):
-    """Mistake: one lost file among hundreds, and no page at all; or a page that names folders of this machine."""
+    """Mistake: one lost file among hundreds and no page at all, or a page that names folders of this machine."""
     rows = [row(tmp_path), row(tmp_path, seed=2), row(tmp_path, "finetuned"), row(tmp_path, "clone")]
     (tmp_path / rows[1]["file"]).unlink()
     audio.write(tmp_path / rows[2]["file"], np.zeros(RATE, np.float32), RATE)
     (tmp_path / rows[3]["file"]).write_bytes(b"not audio")
     text = write(rows, tmp_path)
-    there, missing, silent, broken = clips_of(text)
-    assert there["sound"] and "is missing" in missing["problem"]
+    playable, missing, silent, broken = clips_of(text)
+    assert playable["sound"] and "is missing" in missing["problem"]
     assert "silent" in silent["problem"] and "cannot be read" in broken["problem"]
     assert "3 of 4 clips" in capsys.readouterr().out and str(tmp_path) not in text
 
 
 def test_clips_are_equally_loud_mp3(tmp_path):
-    """Mistake: embedding the clips as they are, so that the louder arm sounds better."""
+    """Mistake: clips are embedded as they are, so that the louder arm sounds better."""
     rows = [row(tmp_path), row(tmp_path, "finetuned")]
     audio.write(tmp_path / rows[0]["file"], voice(1.5, amplitude=0.01), RATE)
     audio.write(tmp_path / rows[1]["file"], voice(1.5, amplitude=0.4), RATE)
@@ -135,14 +135,14 @@ def test_clips_are_equally_loud_mp3(tmp_path):
 def test_a_whole_comparison_stays_small(tmp_path):
     """Mistake: WAV or large pictures inside the page: 20 sentences x 6 arms x 4 s must stay under 15 MB."""
     rows = [row(tmp_path, arm) for arm in ARMS]
-    for each in rows:
-        audio.write(tmp_path / each["file"], voice(4), RATE)
+    for clip_row in rows:
+        audio.write(tmp_path / clip_row["file"], voice(4), RATE)
     clips = clips_of(write(rows, tmp_path))
     assert 20 * len(json.dumps(clips)) < 15_000_000 and len(clips) == 6
 
 
-def test_page_is_replaced_whole_and_needs_no_network(tmp_path):
-    """Mistakes: writing into the old page while somebody reads it; a font, script or style from elsewhere."""
+def test_the_page_is_replaced_atomically_and_needs_no_network(tmp_path):
+    """Mistake: the old page is overwritten while it is read; a font, script or style from the network."""
     (tmp_path / "index.html").write_text("the old page")
     os.link(tmp_path / "index.html", tmp_path / "reader")
     text = write([row(tmp_path)], tmp_path)
@@ -156,8 +156,8 @@ def test_page_is_replaced_whole_and_needs_no_network(tmp_path):
                      "form-action": "'none'"}
 
 
-def test_hostile_text_never_becomes_markup(tmp_path):
-    """Mistake: a text from the data that ends the script element, or a fact that is pasted as HTML."""
+def test_hostile_text_is_escaped_in_the_file(tmp_path):
+    """Mistake: a text from the data ends the script element, or a fact is inserted as HTML."""
     rows = [row(tmp_path, sentence=2, text=HOSTILE + "\ud800")]
     text = write(rows, tmp_path, HOSTILE, HOSTILE, facts={HOSTILE: {HOSTILE: None}}, details=[HOSTILE],
                  legend={HOSTILE: HOSTILE}, table=[[HOSTILE]] * 2)
@@ -167,14 +167,14 @@ def test_hostile_text_never_becomes_markup(tmp_path):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Three sentences, one of them hostile, in seven arms; the spoken ones with two seeds; one clip is missing."""
+    """Three sentences, one of them hostile, in seven arms; generated ones with two seeds; one clip is missing."""
     folder = tmp_path_factory.mktemp("comparison")
     rows = [row(folder, arm, sentence, seed, wer=sentence / 10, ended_with_eos=seed != 2 if seed else None)
             for sentence in (1, 2, 3) for arm in ARMS
             for seed in ((None,) if arm in ("ground_truth", "codec") else (1, 2) if sentence == 1 else (1,))]
     rows.append(row(folder, "base", 3, 2) | {"arm": f"arm {HOSTILE}", HOSTILE: 7, "__proto__": 3, "transcript": HOSTILE,
                                               "word_errors": 1})
-    next(each for each in rows if each["arm"] == "clone" and each["sentence"] == 3)["file"] = "clips/nowhere.flac"
+    next(item for item in rows if item["arm"] == "clone" and item["sentence"] == 3)["file"] = "clips/nowhere.flac"
     return page.write(folder / "index.html", rows, f"Title {HOSTILE}", f"Sentence {HOSTILE}", DESCRIPTIONS,
                                 {"wer": "WER", HOSTILE: HOSTILE, "__proto__": "__proto__"}, SORT_COLUMNS,
                                 facts={f"fact {HOSTILE}": HOSTILE})
@@ -183,17 +183,17 @@ def site(tmp_path_factory):
 @pytest.fixture
 def browser(chromium, site):
     """The page freshly opened; no test may leave an error in the console or a request to a network."""
-    chromium.look(1280, 800)
+    chromium.set_viewport(1280, 800)
     chromium.open(site.as_uri())
     yield chromium
-    assert chromium.complaints() == []
-    asked = {event["params"]["request"]["url"] for event in chromium.events
+    assert chromium.console_errors() == []
+    urls = {event["params"]["request"]["url"] for event in chromium.events
              if event["method"] == "Network.requestWillBeSent"}
-    assert {url for url in asked if not url.startswith("data:")} <= {site.as_uri()}
+    assert {url for url in urls if not url.startswith("data:")} <= {site.as_uri()}
 
 
-def test_every_cell_is_there(browser):
-    """Mistake: a sentence, an arm or an absent clip that leaves no cell, so that columns no longer line up."""
+def test_every_cell_is_present(browser):
+    """Mistake: a sentence, an arm or an absent clip without a cell, so that columns do not line up."""
     assert browser.run("[...document.querySelectorAll('.names th')].map(e => e.textContent)")[:7] == ["sentence", *ARMS]
     assert browser.run("[...document.querySelectorAll('tbody tr')].map(e => e.cells.length)") == [8, 8, 8]
     assert browser.run("document.querySelectorAll('.play').length") == 3 * 6 - 1 + 1
@@ -206,21 +206,21 @@ def test_every_cell_is_there(browser):
     assert ["mean WER", *["0.20"] * 2, *["0.17"] * 4] in totals
 
 
-def test_play_decodes_and_only_one_plays(browser):
-    """Mistake: a button that turns into a pause sign while no sound is decoded, or two clips at once."""
+def test_only_one_clip_plays_at_a_time(browser):
+    """Mistake: a button shows a pause sign while no audio is decoded, or two clips play at once."""
     browser.click("tbody tr:nth-child(1) td:nth-child(2) .play")
     browser.wait("player.audio.readyState >= 2 && player.audio.currentTime > 0.05")
     assert browser.run("player.audio.error === null && Math.abs(player.audio.duration - 0.8) < 0.15")
     assert browser.run("document.querySelector('.playing').style.getPropertyValue('--progress') > 0")
     browser.click("tbody tr:nth-child(1) td:nth-child(4) .play")
     browser.wait("document.querySelector('.playing')?.cellIndex === 3 && player.audio.currentTime > 0.05")
-    assert browser.run("['audio', '.playing'].map(each => document.querySelectorAll(each).length)") == [1, 1]
+    assert browser.run("['audio', '.playing'].map(selector => document.querySelectorAll(selector).length)") == [1, 1]
     assert browser.run("document.querySelector('.playing .play').ariaLabel").startswith("Pause base, sentence 1")
     browser.click(".playing .play")
     browser.wait("player.audio.paused && !document.querySelector('.playing')")
 
 
-def test_click_on_the_spectrogram_seeks(browser):
+def test_a_click_on_the_spectrogram_seeks(browser):
     """Mistake: seeking before the length is known, which starts every clip at zero."""
     browser.run("player.audio.addEventListener('playing', () => { window.began = player.audio.currentTime; })")
     browser.click("tbody tr:nth-child(3) td:nth-child(2) .picture", across=0.75)
@@ -228,8 +228,8 @@ def test_click_on_the_spectrogram_seeks(browser):
     browser.wait("player.audio.ended && !document.querySelector('.playing')")
 
 
-def test_seed_switch_changes_the_clip(browser):
-    """Mistake: a pressed seed button over the old clip."""
+def test_the_seed_switch_changes_the_clip(browser):
+    """Mistake: another seed is selected, but the old clip plays."""
     browser.click("tbody tr:nth-child(1) td:nth-child(6) .play")
     browser.wait("Math.abs(player.audio.duration - 1.6) < 0.15 && player.audio.currentTime > 0")
     assert browser.run("document.querySelectorAll('tr:nth-child(1) .warning').length") == 0
@@ -241,7 +241,7 @@ def test_seed_switch_changes_the_clip(browser):
 
 
 def test_filter_and_sort(browser):
-    """Mistakes: rows that stay when no word matches; a hidden row that goes on sounding; numbers sorted as text."""
+    """Mistake: rows stay when no word matches; a hidden row goes on playing; numbers are sorted as text."""
     numbers = "[...document.querySelectorAll('tbody tr:not([hidden]) .number')].map(e => e.textContent).join()"
     browser.click("tbody tr:nth-child(1) td:nth-child(4) .play")
     browser.wait("player.audio.currentTime > 0")
@@ -255,11 +255,11 @@ def test_filter_and_sort(browser):
     assert browser.run(numbers) == "1,2,3"
     browser.click("#direction")
     assert browser.run(numbers) == "3,2,1"
-    browser.run("column.value = page.columns.findIndex(each => each.heading === 'seconds'); arm.value = 4; applySort()")
+    browser.run("column.value = page.columns.findIndex(item => item.heading === 'seconds'); arm.value = 4; applySort()")
     assert browser.run(numbers) == "2,3,1"
 
 
-def test_keyboard(browser):
+def test_the_keyboard_controls_the_page(browser):
     """Mistake: a page that only a mouse can use."""
     focused = """(cell => cell && [cell.parentElement.rowIndex - 1, cell.cellIndex])(
         document.activeElement.closest("td"))"""
@@ -276,15 +276,15 @@ def test_keyboard(browser):
     browser.wait("player.audio.currentTime > 0 && Math.abs(player.audio.duration - 1.1) < 0.15")
     browser.press(" ")
     browser.wait("player.audio.paused")
-    wanted = browser.run("Math.min(player.audio.currentTime + 0.5, player.audio.duration)")
+    expected = browser.run("Math.min(player.audio.currentTime + 0.5, player.audio.duration)")
     browser.press("ArrowRight", shift=True)
-    assert browser.run("player.audio.currentTime") == pytest.approx(wanted, abs=0.01)
+    assert browser.run("player.audio.currentTime") == pytest.approx(expected, abs=0.01)
     browser.press("/")
     assert browser.run("document.activeElement.id") == "filter"
     assert browser.run("[...document.querySelectorAll('button')].every(e => e.textContent || e.ariaLabel)")
 
 
-def test_hostile_text_stays_text(browser):
+def test_hostile_text_is_displayed_as_text(browser):
     """Mistake: innerHTML somewhere between the data and the page."""
     assert browser.run("document.querySelectorAll('tbody th p')[1].textContent") == HOSTILE
     assert browser.run("[document.querySelector('h1').textContent, document.title]") == [f"Title {HOSTILE}"] * 2
@@ -294,8 +294,8 @@ def test_hostile_text_stays_text(browser):
     assert browser.run("typeof window.hurt") == "undefined"
 
 
-def test_policy_stops_what_escaping_missed(browser):
-    """Mistake: a policy that lets an injected handler run or a picture call home."""
+def test_the_policy_blocks_injected_markup(browser):
+    """Mistake: a policy that lets an injected handler run or a picture send a request."""
     broken = browser.run("""new Promise(done => {
         const seen = new Set();
         document.addEventListener("securitypolicyviolation", event => {
@@ -310,22 +310,22 @@ def test_policy_stops_what_escaping_missed(browser):
 
 
 @pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
-def test_it_fits(browser, width, height):
-    """Mistake: a page that must be pushed sideways on a laptop or a phone, or whose header scrolls away."""
+def test_the_page_fits_the_screen(browser, width, height):
+    """Mistake: a page that scrolls sideways on a laptop or a phone, or whose header scrolls away."""
     browser.run("document.querySelectorAll('tr > :nth-child(8)').forEach(e => e.remove())")
     browser.run("grid.style.setProperty('--arms', 6)")
-    browser.look(width, height)
+    browser.set_viewport(width, height)
     assert browser.run("document.documentElement.scrollWidth") <= width
     browser.run("document.querySelectorAll('.sentence')[1].lastElementChild.scrollIntoView({block: 'start'})")
-    stuck = ".sentence:nth-child(2) th" if width < 500 else ".names th"
-    tops = browser.run(f"[...document.querySelectorAll('{stuck}')].map(each => each.getBoundingClientRect().top)")
+    sticky = ".sentence:nth-child(2) th" if width < 500 else ".names th"
+    tops = browser.run(f"[...document.querySelectorAll('{sticky}')].map(element => element.getBoundingClientRect().top)")
     assert browser.run("scrollY") > 300 and tops == pytest.approx([0] * len(tops), abs=1)
 
 
-def test_dark_is_dark(browser):
-    """Mistake: a white page at night, or ink that stays dark on dark paper."""
+def test_the_dark_scheme_is_dark(browser):
+    """Mistake: a white page in the dark scheme, or text that stays dark on a dark page."""
     shades = "['backgroundColor', 'color'].map(name => +getComputedStyle(document.body)[name].match(/\\d+/)[0])"
-    paper, ink = browser.run(shades)
-    browser.look(1280, 800, "dark")
-    dark_paper, dark_ink = browser.run(shades)
-    assert paper > ink + 150 and dark_ink > dark_paper + 150
+    background, text = browser.run(shades)
+    browser.set_viewport(1280, 800, "dark")
+    dark_background, dark_text = browser.run(shades)
+    assert background > text + 150 and dark_text > dark_background + 150

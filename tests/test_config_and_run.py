@@ -21,13 +21,13 @@ from tts_kit.run import Run, changed_inputs, write_inputs
     ({"backend": "fast"}, "backend is 'fast'"), ({"steps": 0}, "steps is 0"), ({"steps": 1.5}, "it must be of type int"),
     ({"sample_texts": "One."}, "of type tuple"), ({"sample_texts": ()}, "a tuple of sentences"),
 ])
-def test_values_that_make_no_sense_are_named(change, message):
-    """Mistake: found out after the first epoch, as a NaN or a division by zero."""
+def test_invalid_values_are_named(change, message):
+    """Mistake: an invalid value is noticed after the first epoch, as a NaN or a division by zero."""
     with pytest.raises(KitError, match=message):
         Config(**change)
 
 
-def test_a_config_survives_the_disk(tmp_path):
+def test_a_config_is_loaded_as_it_was_saved(tmp_path):
     """Mistake: a tuple comes back as a list, and every resume is refused for another config."""
     config = Config(sample_texts=("One.", "Two."), rank=7)
     write_text(tmp_path / "config.json", config.to_json())
@@ -35,15 +35,15 @@ def test_a_config_survives_the_disk(tmp_path):
     assert config.differences(config.replace(rank=9)) == {"rank": (7, 9)}
 
 
-def test_a_field_of_another_version_is_named(tmp_path):
-    """Mistake: TypeError about an unexpected keyword."""
+def test_an_unknown_field_is_named(tmp_path):
+    """Mistake: a TypeError about an unexpected keyword."""
     write_text(tmp_path / "config.json", '{"rank": 4, "warp": 9}')
     with pytest.raises(KitError, match="does not know: warp"):
         read_config(tmp_path / "config.json")
 
 
 def test_a_run_stores_its_config(tmp_path):
-    """Mistake: the base given to one command is not known to the next; or a refused value is stored."""
+    """Mistake: the base given to one command is unknown to the next, or a refused value is stored."""
     run = Run("one", tmp_path)
     assert load_config(run) == Config()
     save_config(run, load_config(run, base="some/base"))
@@ -54,7 +54,7 @@ def test_a_run_stores_its_config(tmp_path):
 
 
 def test_every_field_is_an_option_with_its_help_and_default():
-    """Mistake: a field that can only be changed by editing code, or an option that explains nothing."""
+    """Mistake: a field that can only be changed by editing code, or an option without an explanation."""
     actions = {action.dest: action for sub in cli.build_parser()._subparsers._group_actions[0].choices.values()
                for action in sub._actions}
     for field in dataclasses.fields(Config):
@@ -70,18 +70,18 @@ def test_run_names_stay_inside_runs(name):
 
 
 def test_a_failed_folder_leaves_the_old_one(tmp_path):
-    """Mistake: the old result is deleted before the new one is whole."""
-    with atomic_folder(tmp_path / "out") as beside:
-        (beside / "a").write_text("old")
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as beside:
-        (beside / "a").write_text("new")
+    """Mistake: the old result is deleted before the new one is complete."""
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("new")
         raise RuntimeError
     assert (tmp_path / "out" / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
-    """Mistake: a file of zero bytes where the result was. The kernel itself refuses the write here."""
+def test_a_full_disk_keeps_the_old_file(tmp_path):
+    """Mistake: a file of zero bytes replaces the result. The kernel itself refuses the write here."""
     write_text(tmp_path / "result", "whole")
     script = ("import resource, sys; from tts_kit.io import write_bytes\n"
               "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
@@ -93,21 +93,21 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
 
 
 def test_a_broken_row_is_named(tmp_path):
-    """Mistake: JSONDecodeError without file or line."""
+    """Mistake: a JSONDecodeError without file or line."""
     write_rows(tmp_path / "rows", [{"a": 1}])
     write_text(tmp_path / "rows", (tmp_path / "rows").read_text() + "{broken\n")
     with pytest.raises(KitError, match="rows line 2 is not JSON"):
         read_rows(tmp_path / "rows")
 
 
-def test_a_row_may_hold_any_letter(tmp_path):
-    """Mistake: a line separator inside a transcript cuts its row in two."""
+def test_a_row_may_contain_any_character(tmp_path):
+    """Mistake: a line separator inside a transcript splits its row."""
     rows = [{"text": "one\u2028two\x85three"}, {"text": "four"}]
     write_rows(tmp_path / "rows", rows)
     assert read_rows(tmp_path / "rows") == rows
 
 
-def test_leftovers_of_a_killed_write_are_cleared(tmp_path):
+def test_remains_of_a_killed_write_are_deleted(tmp_path):
     """Mistake: every kill leaves a hidden copy of the data for ever."""
     (tmp_path / ".out.new.killed").mkdir()
     with atomic_folder(tmp_path / "out"):
@@ -116,7 +116,7 @@ def test_leftovers_of_a_killed_write_are_cleared(tmp_path):
 
 
 def test_a_kill_between_two_renames_loses_nothing(tmp_path):
-    """Mistake: the old folder is set aside, the kill comes, and the next write clears it away."""
+    """Mistake: the process is killed after the old folder was renamed, and the next write deletes it."""
     (tmp_path / ".out.old").mkdir()
     (tmp_path / ".out.old" / "a").write_text("old")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out"):
@@ -124,30 +124,30 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path):
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
-def test_a_refused_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+def test_a_failed_rename_restores_the_old_folder(tmp_path, monkeypatch):
     """Mistake: both copies are gone when the disk fails at the last moment."""
-    with atomic_folder(tmp_path / "out") as beside:
-        (beside / "a").write_text("old")
-    real = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda self, target: real(self, target) if ".new." not in self.name else (
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("old")
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, target: rename(self, target) if ".new." not in self.name else (
         _ for _ in ()).throw(OSError(5, "Input/output error")))
-    with pytest.raises(OSError, match="Input"), atomic_folder(tmp_path / "out") as beside:
-        (beside / "a").write_text("new")
+    with pytest.raises(OSError, match="Input"), atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("new")
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
     """Mistake: a traceback of FileExistsError or PermissionError."""
     (tmp_path / "file").write_text("here")
-    for place in (tmp_path / "file" / "inside" / "x.txt", Path("/proc/none/x.txt")):
+    for path in (tmp_path / "file" / "inside" / "x.txt", Path("/proc/none/x.txt")):
         with pytest.raises(KitError, match="could not be written: .*Choose a place"):
-            write_text(place, "text")
+            write_text(path, "text")
     with pytest.raises(KitError, match="could not be written"), atomic_folder(tmp_path / "file" / "inside" / "out"):
         pass
 
 
 def test_changed_inputs_are_named(tmp_path):
-    """Mistake: a stage goes on with what was made from other data."""
+    """Mistake: a stage continues with outputs that were made from other data."""
     write_inputs(tmp_path / "codes", data="1", codec="2")
     assert changed_inputs(tmp_path / "codes", data="1", codec="2") == []
     assert changed_inputs(tmp_path / "codes", data="1", codec="3") == ["codec"]
@@ -155,7 +155,7 @@ def test_changed_inputs_are_named(tmp_path):
 
 
 def test_older_run_folders_are_refused_in_one_sentence(tmp_path):
-    """Mistake: files of another layout are read as if they were of this one."""
+    """Mistake: files of another layout are read as if they had the current one."""
     (tmp_path / "codes").mkdir()
     with pytest.raises(KitError, match=r"older version of tts_kit \(run format 1, wanted 2\)"):
         changed_inputs(tmp_path / "codes", data="1")

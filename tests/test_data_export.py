@@ -65,11 +65,11 @@ def test_an_export_replaces_nothing(place, tmp_path):
 def test_a_refused_push_says_what_to_do(place, tmp_path):
     """Mistake: a traceback out of the hub's library, or data that are public because nobody asked."""
     folder = export.export(place, tmp_path / "out")
-    with hub.taking(tmp_path / "hub") as server:
+    with hub.push_hub(tmp_path / "hub") as server:
         server.is_refusing = True
         with pytest.raises(KitError, match=r"could not be pushed to 'me/voice' \(.*stays where it is"):
             export.push(folder, "me/voice")
-    assert '"visibility":"private"' in server.told[0].replace(" ", "")
+    assert '"visibility":"private"' in server.post_bodies[0].replace(" ", "")
     with pytest.raises(KitError, match="is not a hub repository id"):
         export.push(folder, "no name at all/..")
 
@@ -80,14 +80,14 @@ def test_recordings_are_public_only_with_consent(place, tmp_path):
     shutil.copytree(place.data, mine.data)
     write_inputs(mine.data, source="/clips", eval_source="")  # no longer the bundled voice, whose consent is known
     silent = export.export(mine, tmp_path / "silent")
-    with hub.taking(tmp_path / "hub") as server, pytest.raises(KitError, match="only with consent.*exported without"):
+    with hub.push_hub(tmp_path / "hub") as server, pytest.raises(KitError, match="only with consent.*exported without"):
         export.push(silent, "me/voice", public=True)
-    assert not server.told and export.NO_CONSENT in (silent / export.CARD).read_text(encoding="utf-8")
+    assert not server.post_bodies and export.NO_CONSENT in (silent / export.CARD).read_text(encoding="utf-8")
     said = consent.record(mine, "Emma *", "own", "I am <b>Emma</b>.")
     folder = export.export(mine, tmp_path / "said")
     assert consent.read(folder) == said
     assert r"Emma \* (my own voice)" in (card := (folder / export.CARD).read_text(encoding="utf-8")) and "<b>" not in card
-    with hub.taking(tmp_path / "hub") as server:
+    with hub.push_hub(tmp_path / "hub") as server:
         assert export.push(folder, "me/voice", public=True) == f"{server.url}/me/voice"
         assert "voice" in server.public and consent.FILE in {path.name for path in server.files("voice")}
 
@@ -109,7 +109,7 @@ def test_a_dataset_of_somebody_is_not_replaced(place, tmp_path):
     theirs = tmp_path / "hub" / "voice" / "train" / "years_of_work.wav"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"work")
-    with hub.taking(tmp_path / "hub"):
+    with hub.push_hub(tmp_path / "hub"):
         with pytest.raises(KitError, match="holds something else"):
             export.push(folder, "me/voice")
         assert theirs.read_bytes() == b"work"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import CUT_TEXTS, make_cuts
+from conftest import SEGMENT_TEXTS, make_segments
 
 from tts_kit import io
 from tts_kit.data import review, transcribe
@@ -24,7 +24,7 @@ HOSTILE = '<img src=x onerror="window.hurt=1"></script><!--<script>window.hurt=1
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return make_cuts(tmp_path)
+    return make_segments(tmp_path)
 
 
 @contextlib.contextmanager
@@ -117,12 +117,12 @@ def page(chromium, folder):
     rows = io.read_rows(table)
     io.write_rows(table, [rows[0], rows[1] | {"confidence": 0.4}, rows[2] | {"original_text": HOSTILE}, rows[3]])
     with running(folder) as server:
-        chromium.look(1280, 800)
+        chromium.set_viewport(1280, 800)
         chromium.open(server.url)
         chromium.wait("document.querySelectorAll('#list li').length === 8")
         chromium.wait("document.getElementById('player').readyState >= 2")
         yield chromium, server
-        assert chromium.complaints() == []
+        assert chromium.console_errors() == []
         urls = {event["params"]["request"]["url"] for event in chromium.events
                  if event["method"] == "Network.requestWillBeSent"}
         assert all(url.startswith((f"http://127.0.0.1:{server.server.port}/", "blob:", "data:")) for url in urls)
@@ -144,7 +144,7 @@ def test_the_most_doubtful_comes_first(page):
     assert lines(chromium)[0] == "monday/00002"
     assert chromium.run("document.getElementById('id').textContent") == "monday/00002"
     assert "ASR confidence 40%" in chromium.run("document.getElementById('flags').innerText")
-    assert chromium.run("document.getElementById('text').value") == CUT_TEXTS[1]
+    assert chromium.run("document.getElementById('text').value") == SEGMENT_TEXTS[1]
     assert chromium.run("[...waveform.peaks].filter(peak => peak > 0.1).length") > 150
     chromium.run("ui.sort.value = 'position'; ui.sort.dispatchEvent(new Event('input'))")
     assert lines(chromium)[0] == "monday/00001"
@@ -191,11 +191,11 @@ def test_split_drop_merge_undo_by_keys(page, folder):
     chromium.wait("document.getElementById('id').textContent === 'monday/00003'")
     chromium.press("m", control=True)
     chromium.wait("document.querySelectorAll('#list li').length === 7")
-    assert state(folder)["monday/00003"] == (f"{CUT_TEXTS[2]} {CUT_TEXTS[3]}", NEW)
+    assert state(folder)["monday/00003"] == (f"{SEGMENT_TEXTS[2]} {SEGMENT_TEXTS[3]}", NEW)
     for _ in range(3):
         chromium.press("z", control=True)
     chromium.wait("document.querySelectorAll('#list li').length === 8 && clips.has('monday/00002')")
-    assert {text for text, _ in state(folder).values()} == set(CUT_TEXTS)
+    assert {text for text, _ in state(folder).values()} == set(SEGMENT_TEXTS)
 
 
 def test_a_stopped_server_is_reported_and_nothing_is_lost(page, folder):

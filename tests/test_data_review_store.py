@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CUT_TEXTS, make_cuts
+from conftest import SEGMENT_TEXTS, make_segments
 
 from tts_kit import io
 from tts_kit.data import review, segment, transcribe
@@ -16,7 +16,7 @@ from tts_kit.errors import KitError
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return make_cuts(tmp_path)
+    return make_segments(tmp_path)
 
 
 def state(store: ReviewStore) -> dict:
@@ -30,7 +30,7 @@ def edit(store: ReviewStore, id: str, **request) -> list:
 def test_clips_are_the_segments_with_their_transcripts(folder):
     """Mistake: rejected segments among the clips, or texts of one recording with clips of another."""
     clips = ReviewStore(folder, "base").clips
-    assert [clip.text for clip in clips] == list(CUT_TEXTS)
+    assert [clip.text for clip in clips] == list(SEGMENT_TEXTS)
     assert [clip.id for clip in clips][3:5] == ["monday/00004", "tuesday/00001"]
     assert {clip.state for clip in clips} == {NEW}
 
@@ -46,7 +46,7 @@ def test_edits_add_up(folder):
     result = state(store)
     assert result["monday/00001"][:2] == ('He lost two "wooden" chairs.', CHECKED)
     assert [result[f"monday/0000{number}"][1] for number in (2, 3, 4)] == [CHECKED, DROPPED, NEW]
-    assert result["tuesday/00001"][:2] == (CUT_TEXTS[4], NEW)
+    assert result["tuesday/00001"][:2] == (SEGMENT_TEXTS[4], NEW)
     assert state(ReviewStore(folder, "base")) == result
 
 
@@ -96,7 +96,7 @@ def test_two_tabs_see_the_edits_of_each_other(folder):
     assert state(first) == state(second) == state(ReviewStore(folder, "base"))
     second.edit({"action": "undo"})
     edit(first, "monday/00001b", action="drop")
-    assert state(first) == state(second) and state(second)["monday/00002"][0] == CUT_TEXTS[1]
+    assert state(first) == state(second) and state(second)["monday/00002"][0] == SEGMENT_TEXTS[1]
 
 
 def test_half_a_line_of_a_killed_process_is_no_edit(folder):
@@ -145,7 +145,7 @@ def test_equally_many_clips_of_another_recording_are_not_the_same_clips(folder):
     with pytest.raises(KitError, match="is about other clips than monday holds now"):
         ReviewStore(folder, "base")
     (folder / review.HISTORY).unlink()
-    assert ReviewStore(folder, "base").clips[0].text == CUT_TEXTS[0]
+    assert ReviewStore(folder, "base").clips[0].text == SEGMENT_TEXTS[0]
 
 
 def test_an_interrupted_transcription_is_reported(folder):

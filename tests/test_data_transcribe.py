@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CUT_TEXTS, make_cuts
+from conftest import SEGMENT_TEXTS, make_segments
 
 from tts_kit import audio, device, io
 from tts_kit.data import transcribe
@@ -63,7 +63,7 @@ def test_an_unknown_model_is_refused(tmp_path):
 
 def test_an_interrupted_transcription_continues(tmp_path):
     """Mistake: one interruption loses an hour of transcription, or clips are transcribed twice."""
-    folder = make_cuts(tmp_path) / "monday"
+    folder = make_segments(tmp_path) / "monday"
     table = folder / transcribe.transcripts_file("base")
     rows = io.read_rows(table)
     io.write_rows(table, [row | {"language": "en"} for row in rows[:-2]])
@@ -76,7 +76,7 @@ def test_an_interrupted_transcription_continues(tmp_path):
     model = transcribe.Transcriber("base", fake_transcribe, lambda samples: "en")
     transcripts = transcribe.transcribe(folder, model)
     assert languages == ["en", "en"]
-    assert [transcript.text for transcript in transcripts] == [*CUT_TEXTS[:2], "New words.", "New words."]
+    assert [transcript.text for transcript in transcripts] == [*SEGMENT_TEXTS[:2], "New words.", "New words."]
     assert io.read_rows(table)[-1]["text"] == "New words."
     transcribe.transcribe(folder, model, "en")
     assert len(languages) == 2, "the transcripts are English already"

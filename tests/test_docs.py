@@ -54,17 +54,17 @@ RUN = {  # command: options added to make it fast
 }
 METRICS, INDEX = "metric models take minutes", "it needs a package index"
 PARSED = {  # command: the reason why it is only parsed
-    "make demo": "test_compare runs the pipeline", "make test": "it is running", "make test-slow": "continuous integration "
-                                                                                                   "runs it",
+    "make demo": "test_comparison_compare runs the pipeline", "make test": "it is running",
+    "make test-slow": "continuous integration runs it",
     "make test-full": "20 GB of memory and minutes", "make test-latest": INDEX, "make test-load": "it is heavy on purpose",
     "make lint": "continuous integration runs it",
     'pip install "tts-kit[all] @ git+https://github.com/tts-kit/tts_kit"': INDEX,
     "pip install --no-deps -r https://raw.githubusercontent.com/tts-kit/tts_kit/main/requirements-no-deps.txt": INDEX,
     "pip install -e .[build] -c constraints.txt": INDEX,
-    "tts-kit demo": "test_compare runs the pipeline",
-          "tts-kit demo --base unsloth/csm-1b --run real": "it needs the hub and a GPU",
+    "tts-kit demo": "test_comparison_compare runs the pipeline",
+    "tts-kit demo --base unsloth/csm-1b --run real": "it needs the hub and a GPU",
     "tts-kit prepare interview.m4a --run anna": "two Whispers transcribe for a minute; test_notebooks runs them",
-    "tts-kit review --run anna": "it serves a page until somebody stops it; test_review drives it",
+    "tts-kit review --run anna": "it serves a page until somebody stops it; test_data_review drives it",
     "tts-kit compare --run anna --arms clone finetuned kokoro folder:rival=their_wavs": INDEX,
     "tts-kit compare --run anna --responses responses/*.json": "test_comparison_listening_test_analysis counts responses",
     "tts-kit compare --run anna --sweep strength=0.5,1,1.5 --sweep temperature=0.3,0.6,0.9": METRICS,
@@ -77,8 +77,8 @@ PARSED = {  # command: the reason why it is only parsed
     "python tests/golden.py check": "it takes a minute and is run by hand", "python tests/house.py": "test_house runs it",
     "tts-kit serve --run anna": "it serves until somebody stops it; test_server drives it",
     "tts-kit detect-watermark speech.wav": "noise of an untrained model has no certain watermark; test_watermark runs it",
-    "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it needs two GPUs; test_distributed starts two "
-                                                                       "processes",
+    "accelerate launch --num_processes 2 -m tts_kit train --run anna": "it needs two GPUs; "
+        "test_training_distributed starts two processes",
     "bash tests/benchmarks/gpu.sh": "it needs a GPU; test_speaking_benchmarks runs it without",
 }
 
@@ -114,7 +114,7 @@ def test_every_documented_command_is_run_or_parsed():
 
 
 @pytest.fixture(scope="module")
-def documents_folder(loud, tmp_path_factory):
+def documents_folder(spread_toy, tmp_path_factory):
     """The folder that the documents assume: clips, other clips, and a run named anna, the toy model trained for 40 steps."""
     root = tmp_path_factory.mktemp("docs")
     rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
@@ -124,7 +124,7 @@ def documents_folder(loud, tmp_path_factory):
             shutil.copy(SAMPLE_VOICE / row.split(",")[0], root / folder)
         (root / folder / "metadata.csv").write_text("\n".join([rows[0], *folder_rows]) + "\n", encoding="utf-8")
     run, cpu = Run("anna", root / "runs"), device.choose("cpu")
-    settings = Config(base=loud, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
+    settings = Config(base=spread_toy, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
                       eval_steps=40, save_steps=40, sample_steps=0)
     prepare.prepare(root / "my_clips", run, settings)
     cache.tokenize(settings, run, cpu)
@@ -142,10 +142,11 @@ def working_folder(documents_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command in RUN])
-def test_a_command_runs(command, working_folder, loud, capsys):
+def test_a_command_runs(command, working_folder, spread_toy, capsys):
     """Mistake: a documented command fails."""
     remove_outputs(command, working_folder)
-    arguments = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", loud))  # the toy model replaces the hub's
+    # the toy model replaces the hub's
+    arguments = shlex.split(f"{command} {RUN[command]}".replace("unsloth/csm-1b", spread_toy))
     assert arguments[0] == "tts-kit"
     assert cli.main(arguments[1:]) == 0 or "doctor" in arguments, capsys.readouterr().err  # doctor may report problems
     assert (working_folder / OUTPUTS.get(command, "runs/anna")).exists()

@@ -1,4 +1,4 @@
-"""Whether clips that repeat a training sentence are noticed, and honest clips are not accused."""
+"""Clips that repeat a training sentence are detected, and other clips are not."""
 
 import pytest
 
@@ -13,22 +13,21 @@ def row(arm, text, transcript, seed=1):
 
 
 def test_a_training_sentence_instead_of_the_text_is_memorized():
-    """Mistake: a model that recites its training sentences is praised as the best voice of all; a recording, or a clip
-    without words, is accused."""
+    """Mistake: a model that repeats its training sentences is scored as the best voice of all; a recording, or a clip
+    without words, counts as memorized."""
     rows = [row("ground_truth", "A blue hat.", "The train to Oslo is late again.", seed=None),
             row("finetuned", "Where is the small house?", "the train to oslo is very late again"),
             row("finetuned", "Where is the small house?", "Where is the small mouse?"),
             row("finetuned", "Where is the small house?", "a wind from elsewhere"),
             row("finetuned", "Where is the small house?", "")]
     checked = memorization.check(rows, TRAINING)
-    assert [one.get("memorized") for one in checked] == [None, True, False, False, None]
+    assert [checked_row.get("memorized") for checked_row in checked] == [None, True, False, False, None]
     assert checked[1]["training_text"] == TRAINING[0] and checked[0] == rows[0]
-    assert not any(one.get("memorized") for one in memorization.check(rows, []))
+    assert not any(checked_row.get("memorized") for checked_row in memorization.check(rows, []))
 
 
 def test_one_misrecognized_word_is_no_memorization():
-    """Mistake: sentences of one pattern, where one wrong word makes another training sentence, and the honest model is
-    accused."""
+    """Mistake: sentences of one pattern, where one wrong word gives another training sentence, count as memorized."""
     words = {text: text.lower().rstrip(".").split() for text in TRAINING}
     assert memorization.matched_training_text("The train to Oslo is late again.", "The train to Rome is late again.",
                                               words) == ""

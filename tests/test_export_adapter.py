@@ -37,7 +37,7 @@ SPEAKER = "3"
 
 
 @pytest.fixture(scope="module")
-def told(loud, tmp_path_factory):
+def told(spread_toy, tmp_path_factory):
     """A run with everything: data, codes, an adapter, a comparison without judges, and consent."""
     root = tmp_path_factory.mktemp("release") / "runs"
     source = root / "source"
@@ -47,7 +47,7 @@ def told(loud, tmp_path_factory):
     for row in some:
         shutil.copy(SAMPLE_VOICE / row.split(",")[0], source)
     (source / "metadata.csv").write_text("\n".join([rows[0], *some]) + "\n", encoding="utf-8")
-    config = Config(base=loud, rank=4, alpha=8, steps=2, warmup_steps=0, learning_rate=0.05, tokens_per_batch=400,
+    config = Config(base=spread_toy, rank=4, alpha=8, steps=2, warmup_steps=0, learning_rate=0.05, tokens_per_batch=400,
                     eval_steps=2, save_steps=2, sample_steps=0)
     run = Run("told", root)
     with pytest.MonkeyPatch.context() as patch:
@@ -133,31 +133,32 @@ def test_merged_is_loaded_like_any_voice(told, memorized, tmp_path):
     assert voice.sampling == load_voice(CPU, memorized.adapter).sampling
 
 
-def test_strength_and_precision_are_merged_in(told, loud, tmp_path):
+def test_strength_and_precision_are_merged_in(told, spread_toy, tmp_path):
     """Mistake: the slider is forgotten at the door; or 16 bits reach the codec, and its codes are others."""
     out = adapter.export(told, tmp_path / "merged", merge=True, strength=0.0, dtype="bfloat16", watermarked=False)
-    with safe_open(out / "model.safetensors", "pt") as file, safe_open(Path(loud) / "model.safetensors", "pt") as plain:
+    with (safe_open(out / "model.safetensors", "pt") as file,
+          safe_open(Path(spread_toy) / "model.safetensors", "pt") as plain):
         for name in file.keys():  # noqa: SIM118
             weight = file.get_tensor(name)
             assert weight.dtype == (torch.float32 if name.startswith("codec_model") else torch.bfloat16), name
             if name in plain.keys():  # noqa: SIM118
                 assert torch.equal(weight, plain.get_tensor(name).to(weight.dtype)), name
-    assert load.load_base(str(out), CPU).codec.fingerprint() == load.load_base(loud, CPU).codec.fingerprint()
+    assert load.load_base(str(out), CPU).codec.fingerprint() == load.load_base(spread_toy, CPU).codec.fingerprint()
     with pytest.raises(KitError, match="Give --merged too"):
         adapter.export(told, tmp_path / "other", strength=0.5)
 
 
-def test_an_exported_adapter_is_the_contract(told, loud, tmp_path):
+def test_an_exported_adapter_is_the_contract(told, spread_toy, tmp_path):
     """Mistake: something is missing that others need; the names of this machine's folders are not."""
     out = adapter.export(told, tmp_path / "out", watermarked=False)
     assert {path.name for path in out.iterdir()} == {
         lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json", "data.json", "release.json", consent.FILE,
         card.FILE, card.SAMPLES}
     for path in (path for path in out.iterdir() if path.suffix in (".json", ".md")):
-        assert str(tmp_path) not in path.read_text() and str(Path(loud).parent) not in path.read_text(), path
-    with pytest.raises(KitError, match="needs the base it was trained for, loud.*give --base"):
+        assert str(tmp_path) not in path.read_text() and str(Path(spread_toy).parent) not in path.read_text(), path
+    with pytest.raises(KitError, match="needs the base it was trained for, spread.*give --base"):
         load_voice(CPU, out)
-    assert codes(load_voice(CPU, out, base=loud)) == codes(load_voice(CPU, told.adapter))
+    assert codes(load_voice(CPU, out, base=spread_toy)) == codes(load_voice(CPU, told.adapter))
     known = read_json(out / "data.json", "")
     counts = [int(known[split].split()[0]) for split in ("training", "held out for evaluation", "excluded, next to these")
               if known[split]]
@@ -308,10 +309,10 @@ def test_the_verb_exports(memorized, monkeypatch, capsys):
     assert "nothing was trained there yet" in capsys.readouterr().err
 
 
-def test_a_voice_without_an_adapter_has_no_strength(loud):
+def test_a_voice_without_an_adapter_has_no_strength(spread_toy):
     """Mistake: a strength that nothing heeds is taken without a word."""
     with pytest.raises(KitError, match="strength is 0.5.*without an adapter"):
-        load_voice(CPU, base=loud).set_strength(0.5)
+        load_voice(CPU, base=spread_toy).set_strength(0.5)
 
 
 def test_the_verb_speaks_as_strongly_as_told(memorized, monkeypatch, capsys):
@@ -332,9 +333,9 @@ def test_a_push_is_private_and_public_only_with_consent(memorized, tmp_path):
     """Mistake: a voice that everybody has because nobody asked; or files of the last push, such as a consent that was taken
     back, that stay beside the new ones."""
     folder = adapter.export(memorized, watermarked=False)
-    with hub.taking(tmp_path / "hub") as server:
+    with hub.push_hub(tmp_path / "hub") as server:
         assert adapter.push(memorized, folder, "me/voice") == f"{server.url}/me/voice"
-        assert '"visibility":"private"' in server.told[0].replace(" ", "")
+        assert '"visibility":"private"' in server.post_bodies[0].replace(" ", "")
         there = {path.relative_to(tmp_path / "hub" / "voice").as_posix(): path for path in server.files("voice")}
         mine = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         assert {name: path.read_bytes() for name, path in there.items()} == {
@@ -347,7 +348,7 @@ def test_a_push_is_private_and_public_only_with_consent(memorized, tmp_path):
         consent.record(memorized, "Anna", "own", "I agree.")
         rows = (memorized.codes / "index.jsonl").read_text(encoding="utf-8")
         (memorized.codes / "index.jsonl").write_text(rows.replace('"text": "', '"text": "Not '), encoding="utf-8")
-        sent = len(server.told)
+        sent = len(server.post_bodies)
         with pytest.raises(KitError, match="public only with consent. Consent cannot be checked: .* was trained on"):
             adapter.push(memorized, folder, "me/voice", public=True)
         (memorized.codes / "index.jsonl").write_text(rows, encoding="utf-8")
@@ -357,7 +358,7 @@ def test_a_push_is_private_and_public_only_with_consent(memorized, tmp_path):
             adapter.push(memorized, folder, "me/voice", public=True)
         with pytest.raises(KitError, match="is not a hub repository id"):
             adapter.push(memorized, folder, "no name at all/..")
-        assert len(server.told) == sent
+        assert len(server.post_bodies) == sent
 
 
 def slip_words(run: Run) -> None:
@@ -380,24 +381,25 @@ def test_no_consent_is_slipped_under_what_was_learnt(memorized, tmp_path, slip, 
     slip(memorized)
     folder = adapter.export(memorized, watermarked=False)
     assert not (folder / consent.FILE).exists() and "Ben" not in (folder / card.FILE).read_text(encoding="utf-8")
-    with hub.taking(tmp_path / "hub") as server, pytest.raises(KitError, match=f"public only with consent.*{message}"):
+    with hub.push_hub(tmp_path / "hub") as server, pytest.raises(KitError, match=f"public only with consent.*{message}"):
         adapter.push(memorized, folder, "me/voice", public=True)
-    assert not server.told
+    assert not server.post_bodies
 
 
 def test_an_export_from_before_the_consent_stays_private(memorized, tmp_path):
     """Mistake: a folder that knows of no consent is public, as the run has one by now."""
     folder = adapter.export(memorized, watermarked=False)
     (folder / consent.FILE).unlink()
-    with hub.taking(tmp_path / "hub") as server, pytest.raises(KitError, match="exported without this run's. Export again"):
-        adapter.push(memorized, folder, "me/voice", public=True)
-    assert not server.told
+    with hub.push_hub(tmp_path / "hub") as server:
+        with pytest.raises(KitError, match="exported without this run's. Export again"):
+            adapter.push(memorized, folder, "me/voice", public=True)
+    assert not server.post_bodies
 
 
 def test_a_push_replaces_only_voices_and_shows_none(memorized, tmp_path, capsys):
     """Mistake: a model of somebody's own that is gone from the hub, or a private voice that lands where all can see it."""
     folder = adapter.export(memorized, watermarked=False)
-    with hub.taking(tmp_path / "hub") as server:
+    with hub.push_hub(tmp_path / "hub") as server:
         (tmp_path / "hub" / "thesis").mkdir(parents=True)
         (tmp_path / "hub" / "thesis" / "model.safetensors").write_text("years of work")
         with pytest.raises(KitError, match=r"holds something else \(model.safetensors, and no release.json\)"):
@@ -421,11 +423,11 @@ def test_a_push_replaces_only_voices_and_shows_none(memorized, tmp_path, capsys)
 def test_a_push_that_fails_says_what_to_do(told, tmp_path, token, is_refusing, said):
     """Mistake: a traceback out of the hub's library, for one without a token, with half of one, or who may not write."""
     folder = adapter.export(told, tmp_path / "out", watermarked=False)
-    with hub.taking(tmp_path / "hub", token) as server:
+    with hub.push_hub(tmp_path / "hub", token) as server:
         server.is_refusing = is_refusing
         with pytest.raises(KitError, match=rf"not be pushed to 'me/voice' \(.*{said}.*stays where it is.*hf auth login"):
             adapter.push(told, folder, "me/voice")
-    with hub.taking(tmp_path / "hub") as server:
+    with hub.push_hub(tmp_path / "hub") as server:
         server.server_close()
         with pytest.raises(KitError, match="could not be pushed.*the network"):
             adapter.push(told, folder, "me/voice")

@@ -104,12 +104,12 @@ def test_sampling_follows_the_softmax_of_the_top_candidates(base):
     assert (sampled == 0).float().mean().item() == pytest.approx(expected[0].item(), abs=0.03)
 
 
-def test_an_engine_follows_the_weights_when_it_is_told(loud_base):
+def test_an_engine_follows_the_weights_when_it_is_told(spread_base):
     """Mistake: a training's samples are all generated with the weights of the first, a strength or a merge is not heard, or
     nobody finds out: conftest's `engines_are_fresh` fails a test whose engine is stale."""
-    model = lora.add_lora(loud_base.model, 4, 8.0)
-    prompt = prompts(loud_base, "One.")
-    inference = InferenceEngine(loud_base.model, loud_base.spec, lora.DEFAULT_ADAPTER)
+    model = lora.add_lora(spread_base.model, 4, 8.0)
+    prompt = prompts(spread_base, "One.")
+    inference = InferenceEngine(spread_base.model, spread_base.spec, lora.DEFAULT_ADAPTER)
 
     def codes():
         return inference.generate(prompt, GREEDY, [0], [6])[0].codes.tolist()
@@ -149,31 +149,31 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_frame_is_few_calls_and_no_wait(loud_base, stock):
+def test_a_frame_is_few_calls_and_no_wait(spread_base, stock):
     """Mistake: a frame makes the host wait, or is thousands of small operations again, as in transformers."""
-    batch, frames = prompts(loud_base, "One.", "Two, but longer."), []
-    stream = InferenceEngine(loud_base.model, loud_base.spec).stream(batch, Sampling(), [1, 2], 12)
+    batch, frames = prompts(spread_base, "One.", "Two, but longer."), []
+    stream = InferenceEngine(spread_base.model, spread_base.spec).stream(batch, Sampling(), [1, 2], 12)
     next(stream)
     with Calls() as ours:
         frames += [next(stream) for _ in range(10)]
     spread_logits(stock)
     with Calls() as theirs:
-        stock_codes(stock, loud_base, batch[0], 10)
+        stock_codes(stock, spread_base, batch[0], 10)
     assert ours.waits == 0 and len(frames) == 10
     assert 2 * ours.calls < theirs.calls
 
 
-def test_a_stream_ends_at_its_limit(loud_base):
+def test_a_stream_ends_at_its_limit(spread_base):
     """Mistake: keys and values are written beyond the cache, or a stream gives a frame too few."""
-    frames = list(InferenceEngine(loud_base.model, loud_base.spec).stream(prompts(loud_base, "One."), GREEDY, [0], 7))
-    generation, = generate(loud_base, prompts(loud_base, "One."), max_frames=7)
+    frames = list(InferenceEngine(spread_base.model, spread_base.spec).stream(prompts(spread_base, "One."), GREEDY, [0], 7))
+    generation, = generate(spread_base, prompts(spread_base, "One."), max_frames=7)
     assert torch.cat(frames).tolist() == generation.codes.tolist() and len(frames) == 7
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU, and torch sees none")
-def test_a_captured_frame_is_the_frame(loud):
+def test_a_captured_frame_is_the_frame(spread_toy):
     """Mistake: a graph replays with the first sentence's positions, mask or noise."""
-    bases = load.load_base(loud, device.choose("cpu")), load.load_base(loud, device.choose("cuda", "float32"))
+    bases = load.load_base(spread_toy, device.choose("cpu")), load.load_base(spread_toy, device.choose("cuda", "float32"))
     cpu, gpu = (InferenceEngine(base.model, base.spec) for base in bases)
     for texts in (["One."], ["One.", "Two, but longer."], ["Another one."]):
         for sampling in (GREEDY, Sampling(0.9, 0.9, 8)):

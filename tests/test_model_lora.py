@@ -18,9 +18,9 @@ from tts_kit.training import dataset
 
 
 @pytest.fixture
-def finetuned(loud_base):
+def finetuned(spread_base):
     """The loud toy with an adapter of random weights."""
-    model = lora.add_lora(loud_base.model, 4, 8.0)
+    model = lora.add_lora(spread_base.model, 4, 8.0)
     shake(model)
     return model
 
@@ -69,60 +69,60 @@ def test_a_step_leaves_the_base_as_it_was(base):
     assert all(weight.any() for name, weight in model.named_parameters() if "lora_B" in name)
 
 
-def test_adapter_off_is_the_base_exactly(loud, loud_base, finetuned):
+def test_adapter_off_is_the_base_exactly(spread_toy, spread_base, finetuned):
     """Mistake: the base arm of a comparison still has a little of the adapter."""
-    plain = codes(load.load_base(loud, device.choose("cpu")))
-    assert codes(loud_base) == plain != codes(loud_base, lora.DEFAULT_ADAPTER)
+    plain = codes(load.load_base(spread_toy, device.choose("cpu")))
+    assert codes(spread_base) == plain != codes(spread_base, lora.DEFAULT_ADAPTER)
 
 
-def test_strength_zero_is_the_base_and_one_the_adapter(loud_base, finetuned):
+def test_strength_zero_is_the_base_and_one_the_adapter(spread_base, finetuned):
     """Mistake: the slider's ends are not what they say."""
-    trained = codes(loud_base, lora.DEFAULT_ADAPTER)
+    trained = codes(spread_base, lora.DEFAULT_ADAPTER)
     lora.set_strength(finetuned, 0.0)
-    assert codes(loud_base, lora.DEFAULT_ADAPTER) == codes(loud_base)
+    assert codes(spread_base, lora.DEFAULT_ADAPTER) == codes(spread_base)
     lora.set_strength(finetuned, 1.0)
-    assert codes(loud_base, lora.DEFAULT_ADAPTER) == trained != codes(loud_base)
+    assert codes(spread_base, lora.DEFAULT_ADAPTER) == trained != codes(spread_base)
 
 
-def test_merged_is_unmerged(loud_base, finetuned):
+def test_merged_is_unmerged(spread_base, finetuned):
     """Mistake: merging scales the adapter wrongly and the exported voice is another one."""
-    before = codes(loud_base, lora.DEFAULT_ADAPTER)
+    before = codes(spread_base, lora.DEFAULT_ADAPTER)
     merged = finetuned.merge_and_unload()
     assert not any("lora_" in name for name, _ in merged.named_parameters())
-    assert merged is loud_base.model and codes(loud_base) == before
+    assert merged is spread_base.model and codes(spread_base) == before
 
 
 def save(base, model, folder):
     lora.save(model, folder, base, "{}", {"speaker": "0"})
 
 
-def test_saved_and_loaded_in_a_fresh_process_generates_the_same(loud, loud_base, finetuned, tmp_path):
+def test_saved_and_loaded_in_a_fresh_process_generates_the_same(spread_toy, spread_base, finetuned, tmp_path):
     """Mistake: keys that do not fit are skipped in silence, and the loaded voice is the base ("on or off is identical")."""
-    save(loud_base, finetuned, tmp_path / "adapter")
+    save(spread_base, finetuned, tmp_path / "adapter")
     script = (
         "import json, sys; sys.path[:0] = ['tests']\n"
         "from tts_kit import device\nfrom tts_kit.model import load, lora\nfrom test_model_lora import codes\n"
-        f"base = load.load_base({loud!r}, device.choose('cpu'))\n"
+        f"base = load.load_base({spread_toy!r}, device.choose('cpu'))\n"
         f"lora.load(base, {str(tmp_path / 'adapter')!r})\nprint(json.dumps(codes(base, lora.DEFAULT_ADAPTER)))\n")
     out = process.run(["-c", script])
     assert out.returncode == 0, out.stderr
-    assert json.loads(out.stdout.splitlines()[-1]) == codes(loud_base, lora.DEFAULT_ADAPTER)
+    assert json.loads(out.stdout.splitlines()[-1]) == codes(spread_base, lora.DEFAULT_ADAPTER)
 
 
-def test_an_adapter_for_another_base_is_refused(loud_base, finetuned, tmp_path):
+def test_an_adapter_for_another_base_is_refused(spread_base, finetuned, tmp_path):
     """Mistake: an adapter is put on other weights and generates noise."""
-    save(loud_base, finetuned, tmp_path / "adapter")
+    save(spread_base, finetuned, tmp_path / "adapter")
     other = load.load_base(str(model_shapes.build("toy", tmp_path / "other", seed=7)), device.choose("cpu"))
-    with pytest.raises(KitError, match=r"was trained for .*loud.*but .*other is loaded.*--base"):
+    with pytest.raises(KitError, match=r"was trained for .*spread.*but .*other is loaded.*--base"):
         lora.load(other, tmp_path / "adapter")
 
 
-def test_damaged_and_foreign_adapter_folders(loud, loud_base, finetuned, tmp_path):
+def test_damaged_and_foreign_adapter_folders(spread_toy, spread_base, finetuned, tmp_path):
     """Mistake: a truncated file, a missing file or keys of another rank are loaded as far as they go."""
-    save(loud_base, finetuned, tmp_path / "adapter")
+    save(spread_base, finetuned, tmp_path / "adapter")
     with pytest.raises(KitError, match="not an adapter of this kit: adapter_model.safetensors is missing"):
         lora.read_metadata(tmp_path)
-    fresh = load.load_base(loud, device.choose("cpu"))
+    fresh = load.load_base(spread_toy, device.choose("cpu"))
     for change, message in ((truncate, "damaged"), (other_targets, "the weights of another adapter")):
         copy = shutil.copytree(tmp_path / "adapter", tmp_path / change.__name__)
         change(copy)
@@ -140,11 +140,11 @@ def other_targets(folder):
     (folder / lora.CONFIG_FILE).write_text(json.dumps(settings | {"target_modules": lora.target_pattern("backbone")}))
 
 
-def test_saving_again_replaces_complete_folders_only(loud_base, finetuned, tmp_path):
+def test_saving_again_replaces_complete_folders_only(spread_base, finetuned, tmp_path):
     """Mistake: a failed save leaves a folder that is half old and half new."""
-    save(loud_base, finetuned, tmp_path / "adapter")
+    save(spread_base, finetuned, tmp_path / "adapter")
     before = (tmp_path / "adapter" / lora.WEIGHTS_FILE).read_bytes()
     with pytest.raises(TypeError):
-        lora.save(finetuned, tmp_path / "adapter", loud_base, "{}", {"speaker": object()})
+        lora.save(finetuned, tmp_path / "adapter", spread_base, "{}", {"speaker": object()})
     assert (tmp_path / "adapter" / lora.WEIGHTS_FILE).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

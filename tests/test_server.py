@@ -63,11 +63,11 @@ def tiny() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def voices(loud, tmp_path_factory) -> dict:
+def voices(spread_toy, tmp_path_factory) -> dict:
     """Three different voices on one toy, its own and two adapters, sampled greedily."""
-    paths = {"plain": loud}
+    paths = {"plain": spread_toy}
     for number, name in enumerate(("anna", "ben"), 1):
-        base = load.load_base(loud, device.choose("cpu"))
+        base = load.load_base(spread_toy, device.choose("cpu"))
         model = lora.add_lora(base.model, 4, 8.0)
         shake(model)
         lora.set_strength(model, number)
@@ -75,7 +75,7 @@ def voices(loud, tmp_path_factory) -> dict:
             if "lora_B" in weight_name:
                 weight.data.mul_(number)
         paths[name] = tmp_path_factory.mktemp("adapters") / name
-        lora.save(model, paths[name], base, Config(base=loud).to_json(), {"speaker": "0"})
+        lora.save(model, paths[name], base, Config(base=spread_toy).to_json(), {"speaker": "0"})
     voices = load_voices(device.choose("cpu"), paths)
     for voice in voices.values():
         voice.sampling = Sampling(0, 0)
@@ -660,7 +660,7 @@ def test_the_page_needs_nothing_and_runs_nothing_foreign(voices):
 def test_type_and_hear(chromium, voices, keys):
     """Mistake: a page that looks well and says nothing, forgets what was said, or cannot be used with a key."""
     with running(voices, watermarked=False, api_keys=keys) as server:
-        chromium.look(1280, 800)
+        chromium.set_viewport(1280, 800)
         chromium.open(f"{server.address}/")
         if keys:
             chromium.wait("!document.getElementById('login').hidden")
@@ -681,8 +681,8 @@ def test_type_and_hear(chromium, voices, keys):
         chromium.click("#speak")
         chromium.wait("ui.error.textContent.includes('no letter')")
         assert chromium.run("document.querySelectorAll('#results li').length") == 1
-        complaints = [each for each in chromium.complaints() if not re.search("40[01]", json.dumps(each))]
-        assert complaints == []
+        console_errors = [each for each in chromium.console_errors() if not re.search("40[01]", json.dumps(each))]
+        assert console_errors == []
         asked = {event["params"]["request"]["url"] for event in chromium.events
                  if event["method"] == "Network.requestWillBeSent"}
         assert all(url.startswith((f"{server.address}/", "blob:", "data:")) for url in asked)

@@ -21,11 +21,11 @@ from tts_kit.speech.voice import Reference, Voice, load_voice
 
 
 @pytest.fixture
-def voice(loud_base):
+def voice(spread_base):
     """A toy with an adapter, whose codes depend on everything."""
-    model = lora.add_lora(loud_base.model, 4, 8.0)
+    model = lora.add_lora(spread_base.model, 4, 8.0)
     shake(model)
-    return Voice(loud_base, model, "0", Sampling(0.9, 0.9, 8))
+    return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8))
 
 
 @pytest.fixture

@@ -42,20 +42,20 @@ def make_adapter(place, folder, seed, targets="both", rank=4, scale=0.2):
 
 
 @pytest.fixture(scope="module")
-def three(loud, tmp_path_factory):
+def three(spread_toy, tmp_path_factory):
     """Three adapters for one base, one of another rank and of the backbone alone; and what each says."""
     root = tmp_path_factory.mktemp("voices")
-    said = {"a": codes(make_adapter(loud, root / "a", 1)), "b": codes(make_adapter(loud, root / "b", 2, "backbone", 2)),
-            "c": codes(make_adapter(loud, root / "c", 3))}
+    said = {"a": codes(make_adapter(spread_toy, root / "a", 1)), "b": codes(make_adapter(spread_toy, root / "b", 2, "backbone", 2)),
+            "c": codes(make_adapter(spread_toy, root / "c", 3))}
     return root, said
 
 
-def test_voices_share_a_base_and_stay_themselves(loud, three):
+def test_voices_share_a_base_and_stay_themselves(spread_toy, three):
     """Mistake: after a switch a voice keeps something of the one before it, or the base of the adapters beside it."""
     root, said = three
-    plain = load.load_base(loud, CPU)
+    plain = load.load_base(spread_toy, CPU)
     said = said | {"base": codes(Voice(plain, plain.model))}
-    made = load_voices(CPU, {"base": loud, "b": root / "b", "a": str(root / "a"), "c": root / "c"})
+    made = load_voices(CPU, {"base": spread_toy, "b": root / "b", "a": str(root / "a"), "c": root / "c"})
     assert len({id(voice.base) for voice in made.values()}) == 1 and len({str(each) for each in said.values()}) == 4
     for name in ("base", "a", "b", "a", "c", "base", "b", "c", "a"):
         assert codes(made[name]) == said[name], name
@@ -64,10 +64,10 @@ def test_voices_share_a_base_and_stay_themselves(loud, three):
     assert not any(weight.requires_grad for weight in made["a"].model.parameters())
 
 
-def test_a_base_that_has_spoken_takes_an_adapter_on(loud, three):
+def test_a_base_that_has_spoken_takes_an_adapter_on(spread_toy, three):
     """Mistake: what a bare model speaks with is kept, and the adapter that came later is never heard."""
     root, said = three
-    voice = load_voice(CPU, base=loud)
+    voice = load_voice(CPU, base=spread_toy)
     before = codes(voice)
     assert codes(add_adapter(voice, root / "a")) == said["a"] != before
     assert codes(voice) == before
@@ -137,10 +137,10 @@ def test_voices_that_share_a_base_are_never_mixed(three, others):
     assert len(told) == 20 and all(heard == said[name] for name, heard in told)
 
 
-def test_voices_of_different_bases_are_loaded_apart(loud, toy, three):
+def test_voices_of_different_bases_are_loaded_apart(spread_toy, toy, three):
     """Mistake: an adapter is put on whatever base came first."""
-    made = load_voices(CPU, {"a": three[0] / "a", "base": toy, "loud": loud})
-    assert made["a"].base is made["loud"].base is not made["base"].base
+    made = load_voices(CPU, {"a": three[0] / "a", "base": toy, "spread": spread_toy})
+    assert made["a"].base is made["spread"].base is not made["base"].base
 
 
 def test_a_refused_adapter_leaves_the_others_as_they_were(three, tmp_path):
@@ -171,9 +171,9 @@ def test_strange_settings_never_reach_the_base(three, tmp_path, field, value):
     assert codes(voice) == said["a"] and list(voice.model.peft_config) == [lora.DEFAULT_ADAPTER]
 
 
-def test_a_base_alone_is_not_wrapped_for_what_is_refused(loud, three, tmp_path):
+def test_a_base_alone_is_not_wrapped_for_what_is_refused(spread_toy, three, tmp_path):
     """Mistake: an adapter that lacks layers is found out when it is in the model already."""
-    voice = load_voice(CPU, base=loud)
+    voice = load_voice(CPU, base=spread_toy)
     folder = shutil.copytree(three[0] / "c", tmp_path / "c")
     lost_layers(folder)
     with pytest.raises(KitError, match="the weights of another adapter"):
@@ -268,7 +268,7 @@ def test_adapters_come_from_the_hub_or_are_refused_clearly(three, tmp_path):
         "import sys\nfrom tts_kit.speech.voice import find_adapter\nfrom tts_kit.errors import KitError\n"
         "for name in sys.argv[1:]:\n    try:\n        print(sorted(path.name for path in find_adapter(name).iterdir()))\n"
         "    except KitError as problem:\n        print(problem)\n")
-    with hub.serving(tmp_path / "hub") as server:
+    with hub.serve_hub(tmp_path / "hub") as server:
         own = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_TOKEN": "",
                "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         names = ["me/voice", "me/pickled", "me/gated", "me/nobody"]

@@ -33,11 +33,11 @@ LONG = " ".join(f"This is sentence number {word} of three, each too long to be s
 
 
 @pytest.fixture
-def voice(loud_base):
+def voice(spread_base):
     """A tuned toy that says something definite."""
-    model = lora.add_lora(loud_base.model, 4, 8.0)
+    model = lora.add_lora(spread_base.model, 4, 8.0)
     shake(model)
-    return Voice(loud_base, model, "0", Sampling(0.9, 0.9, 8))
+    return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8))
 
 
 @pytest.fixture

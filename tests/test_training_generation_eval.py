@@ -158,18 +158,18 @@ def generated(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def loud_config(loud):
-    return Config(base=loud, rank=4, alpha=8, steps=6, warmup_steps=0, tokens_per_batch=150, depth_frame_fraction=1.0,
+def spread_config(spread_toy):
+    return Config(base=spread_toy, rank=4, alpha=8, steps=6, warmup_steps=0, tokens_per_batch=150, depth_frame_fraction=1.0,
                   learning_rate=0.01, eval_steps=6, save_steps=3, sample_steps=0, generation_eval_steps=2)
 
 
 @pytest.fixture(scope="module")
-def evaluated(loud_config, tmp_path_factory):
+def evaluated(spread_config, tmp_path_factory):
     """A finished training with generation evaluation."""
     run = twelve_clips("evaluated", tmp_path_factory.mktemp("evaluated"))
     with pytest.MonkeyPatch.context() as patch:
         patch_metrics(patch, run.folder.parent)
-        finetune.finetune(loud_config, run, CPU)
+        finetune.finetune(spread_config, run, CPU)
     return run
 
 
@@ -200,10 +200,10 @@ def training_metrics(run):
 
 
 @installed
-def test_evaluation_keeps_every_step_and_does_not_change_the_training(evaluated, loud_config, tmp_path):
+def test_evaluation_keeps_every_step_and_does_not_change_the_training(evaluated, spread_config, tmp_path):
     """Mistake: evaluation draws from the training's random numbers; or the adapter saved as selected is the last one."""
     plain, run = twelve_clips("plain", tmp_path), evaluated
-    finetune.finetune(loud_config.replace(generation_eval_steps=0), plain, CPU)
+    finetune.finetune(spread_config.replace(generation_eval_steps=0), plain, CPU)
     assert losses(run) == losses(plain) and not (plain.training / generation_eval.FOLDER).exists()
     rows = read_rows(run.training / generation_eval.ROWS)
     assert [(row["step"], row["sentence"]) for row in rows] == [(step, number + 1) for step in (0, 2, 4, 6)
@@ -225,15 +225,15 @@ def test_evaluation_keeps_every_step_and_does_not_change_the_training(evaluated,
 
 
 @installed
-def test_an_interrupted_training_evaluates_the_same_and_nothing_twice(evaluated, loud_config, tmp_path, generated):
+def test_an_interrupted_training_evaluates_the_same_and_nothing_twice(evaluated, spread_config, tmp_path, generated):
     """Mistake: steps are generated again after a disconnect, lost, or listed twice, and another step is selected."""
     run = twelve_clips("one", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        finetune.finetune(loud_config, run, CPU, [Interrupt(5)])  # evaluated at 4, resumes from 3
+        finetune.finetune(spread_config, run, CPU, [Interrupt(5)])  # evaluated at 4, resumes from 3
     table = run.training / generation_eval.ROWS
     table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith('{"step": 2')))
     shutil.rmtree(run.training / generation_eval.FOLDER / "step-000004")  # as a kill while it was generated leaves it
-    finetune.finetune(loud_config, run, CPU)
+    finetune.finetune(spread_config, run, CPU)
     assert len(generated) == 5  # 0, 2, 4, and 4 again, 6
     assert read_rows(table) == read_rows(evaluated.training / generation_eval.ROWS)
     same(adapter(run.adapter), adapter(evaluated.adapter))
@@ -242,25 +242,25 @@ def test_an_interrupted_training_evaluates_the_same_and_nothing_twice(evaluated,
 
 
 @installed
-def test_the_evaluation_of_another_config_is_removed(loud_config, tmp_path, generated):
+def test_the_evaluation_of_another_config_is_removed(spread_config, tmp_path, generated):
     """Mistake: a run that had no checkpoint yet takes another config, and its old steps are listed beside the new ones."""
     run = twelve_clips("one", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        finetune.finetune(loud_config.replace(rank=8), run, CPU, [Interrupt(1)])
+        finetune.finetune(spread_config.replace(rank=8), run, CPU, [Interrupt(1)])
     stale = run.training / generation_eval.FOLDER / "step-000009"
     shutil.copytree(stale.with_name("step-000000"), stale)
     with pytest.raises(KeyboardInterrupt):
-        finetune.finetune(loud_config, run, CPU, [Interrupt(1)])
+        finetune.finetune(spread_config, run, CPU, [Interrupt(1)])
     assert len(generated) == 2 and not stale.exists()
 
 
 @installed
-def test_patience_stops_the_training_early(loud_config, tmp_path, generated, capsys, monkeypatch):
+def test_patience_stops_the_training_early(spread_config, tmp_path, generated, capsys, monkeypatch):
     """Mistake: the training goes on to its end, or the step at which it stopped is kept."""
     similarities = iter([0.3] * len(SHORT) + [0.8] * len(SHORT) + [0.6] * 99)
     monkeypatch.setattr(scoring, "similarity", lambda *args: next(similarities))
     run = twelve_clips("one", tmp_path)
-    finetune.finetune(loud_config.replace(steps=20, early_stopping_patience=2), run, CPU)
+    finetune.finetune(spread_config.replace(steps=20, early_stopping_patience=2), run, CPU)
     assert "Early stopping at step 6 of 20: no better step in the last 2 generation evaluations." in capsys.readouterr().out
     assert training_metrics(run)["selected_step"] == 2 and losses(run)[-1][0] == 6
     same(adapter(run.adapter), adapter(run.training / generation_eval.FOLDER / "step-000002"))

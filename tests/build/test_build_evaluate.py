@@ -31,8 +31,8 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wish(loud, work):
-    return Wish(Path(loud), work=work, sentences=3, seeds=(5,), device="cpu", threads=1)
+def wish(spread_toy, work):
+    return Wish(Path(spread_toy), work=work, sentences=3, seeds=(5,), device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
