@@ -176,7 +176,7 @@ def test_settings_have_an_effect_and_are_undone(finished, tmp_path):
     checkpoint = copy.training / "checkpoint-3" / "adapter_model.safetensors"
     assert checkpoint.is_file()
     names = ("finetuned", "finetuned:strength=0", "base", "finetuned:strength=3", "finetuned:checkpoint=3", "clone",
-              "clone:references=2", "clone:reference_seconds=1")
+             "clone:references=2", "clone:reference_seconds=1")
     compare.compare(copy, voice, 1, (1,), [*names[1:], names[0]], test_types=())
     content = {row["arm"]: (copy.comparison / row["file"]).read_bytes() for row in read_rows(copy.comparison / SCORES)}
     assert content["finetuned:strength=0"] == content["base"] != content["finetuned"] == content["finetuned:checkpoint=3"]
@@ -229,7 +229,7 @@ def test_a_clip_that_another_system_lacks_is_a_failure(finished, tmp_path, monke
     shutil.copy(run.comparison / "clips/ground_truth/001.flac", tmp_path / "theirs")
     sentences = [synthesis.Sentence("Hello there."), synthesis.Sentence("Who is it?")]
     plan = synthesis.Plan(run, tmp_path / "out", sentences, (1,), [compare.parse_arm(f"folder:them={tmp_path / 'theirs'}")],
-                      manifest.read(run.data))
+                          manifest.read(run.data))
     rows, lost = synthesis.synthesize(plan, load_voice(CPU, run.adapter))
     scored = compare.score(plan, rows, {utterance.text: utterance.audio for utterance in plan.utterances[:2]})
     assert lost == [] and [row["failure"] for row in scored] == ["", "missing"]

@@ -245,7 +245,7 @@ def test_a_package_with_another_digest_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["kokorro", "", "folder:", "folder:=x", "folder:../x=y", "folder:finetuned=x",
-                                   "folder:kokoro=x", "folder:a b=x", "folder:" + "a" * 33, "folder:a\n=x"])
+                                  "folder:kokoro=x", "folder:a b=x", "folder:" + "a" * 33, "folder:a\n=x"])
 def test_unknown_and_hostile_names_are_refused(name):
     """Mistake: a typing error is taken for a system; a name leads out of the clips' folder or hides an arm."""
     with pytest.raises(KitError, match="kokoro, pocket-tts, xtts-v2" if not name.startswith("folder:") else "another name"):

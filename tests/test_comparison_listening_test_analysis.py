@@ -1,4 +1,4 @@
-"""Responses to the listening test: which files count, and whether the results are true of simulated listeners."""
+"""Responses to the listening test: which files are accepted, and whether the results match simulated listeners."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ RUNS = 100
 
 
 def report(paths: list, folder: Path) -> list[str]:
-    """The findings as lines."""
+    """Return the results as lines."""
     return listening_test.describe(listening_test.analyze(paths, folder))
 
 
@@ -27,7 +27,7 @@ def clip(arm: str, number: int) -> Stimulus:
 
 
 def make_key(folder: Path, test_types=("ab", "smos"), sentences: int = 6, pairs=PAIRS) -> dict:
-    """The key of a test whose clips nobody needs to hear."""
+    """Write the key of a test whose clips are never listened to, and return it."""
     arms = sorted({arm for pair in pairs for arm in pair})
     trials = TrialSet(pairs, [{arm: clip(arm, number) for arm in arms} for number in range(sentences)],
                       [clip("ground_truth", number) for number in range(6)],
@@ -41,17 +41,19 @@ def make_key(folder: Path, test_types=("ab", "smos"), sentences: int = 6, pairs=
 
 
 class Listener:
-    """Somebody who prefers the better arm with the probability `taste`, and always hears anchors and equal clips."""
+    """A simulated listener who prefers the better arm with probability `preference`, and always recognizes anchors and equal
+    clips."""
 
-    def __init__(self, generator: np.random.Generator, taste: float = 0.5, asleep: bool = False, better: str = "finetuned"):
-        self.generator, self.taste, self.asleep, self.better = generator, taste, asleep, better
+    def __init__(self, generator: np.random.Generator, preference: float = 0.5, inattentive: bool = False,
+                 better: str = "finetuned"):
+        self.generator, self.preference, self.inattentive, self.better = generator, preference, inattentive, better
 
     def answer(self, test_type: str, arms: list[str]) -> str:
-        if self.asleep:
+        if self.inattentive:
             return str(self.generator.choice(list(TEST_TYPES[test_type].answers)))
-        prefers = self.generator.random() < self.taste
+        prefers = self.generator.random() < self.preference
         if test_type == "smos":
-            likes = prefers if arms[0] == self.better else self.generator.random() > self.taste
+            likes = prefers if arms[0] == self.better else self.generator.random() > self.preference
             return {"ground_truth": "5", "other_speaker": "1"}.get(arms[0], str(3 + likes))
         if arms[0] == arms[1]:
             return "0" if test_type == "cmos" else "="
@@ -59,21 +61,21 @@ class Listener:
         return {True: "2", False: "-2"}[is_b] if test_type == "cmos" else "AB"[is_b]
 
     def content(self, key: dict, rater: str) -> dict:
-        """The file as the page writes it."""
+        """Return the response file as the page writes it."""
         answers = []
         for name, trial in key["trials"].items():
             clips = trial["clips"][::self.generator.choice([-1, 1])]
             answer = self.answer(trial["type"], [key["clips"][clip]["arm"] for clip in clips])
             answers.append({"trial": name, "clips": clips, "answer": answer, "plays": [1] * len(clips), "seconds": 3.5})
-        return sealed({"test": key["test"], "rater": rater, "started": "a", "finished": "b",
-                       "listener": {"name": HOSTILE, "headphones": "yes"}, "answers": answers})
+        return with_digest({"test": key["test"], "rater": rater, "started": "a", "finished": "b",
+                            "listener": {"name": HOSTILE, "headphones": "yes"}, "answers": answers})
 
 
-def sealed(content: dict) -> dict:
+def with_digest(content: dict) -> dict:
     return content | {"digest": analysis.digest(content)}
 
 
-def written(folder: Path, key: dict, listeners: list[Listener]) -> list[Path]:
+def write_responses(folder: Path, key: dict, listeners: list[Listener]) -> list[Path]:
     files = []
     for number, listener in enumerate(listeners):
         files.append(folder / f"responses-{number}.json")
@@ -81,20 +83,20 @@ def written(folder: Path, key: dict, listeners: list[Listener]) -> list[Path]:
     return files
 
 
-def awake(count: int, taste: float, seed: int = 3, better: str = "finetuned") -> list[Listener]:
-    chance = np.random.default_rng(seed)
-    return [Listener(chance, taste, better=better) for _ in range(count)]
+def attentive(count: int, preference: float, seed: int = 3, better: str = "finetuned") -> list[Listener]:
+    rng = np.random.default_rng(seed)
+    return [Listener(rng, preference, better=better) for _ in range(count)]
 
 
-def says(found: dict) -> dict:
-    return {(each["type"], *each["arms"]): each["outcome"] for each in found["comparisons"]}
+def outcomes(results: dict) -> dict:
+    return {(comparison["type"], *comparison["arms"]): comparison["outcome"] for comparison in results["comparisons"]}
 
 
-# ---- which files count ----
+# ---- which files are accepted ----
 
 
 def change(content: dict, **changes) -> dict:
-    return sealed({name: value for name, value in content.items() if name != "digest"} | changes)
+    return with_digest({name: value for name, value in content.items() if name != "digest"} | changes)
 
 
 def with_answer(content: dict, **changes) -> dict:
@@ -131,13 +133,14 @@ HOSTILE_FILES = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_FILES)
-def test_bad_files_are_refused_by_name(tmp_path, name):
-    """Mistake: a traceback, a vote counted that nobody gave, or a file that vanishes without a word."""
-    key, (make, reason) = make_key(tmp_path), HOSTILE_FILES[name]
-    good, = written(tmp_path, key, awake(1, 0.5))
-    made = make(json.loads(good.read_text()))
+def test_bad_files_are_rejected_by_name(tmp_path, name):
+    """Mistake: a traceback, a response counted that nobody gave, or a file that is dropped without a message."""
+    key, (damage, reason) = make_key(tmp_path), HOSTILE_FILES[name]
+    good, = write_responses(tmp_path, key, attentive(1, 0.5))
+    content = damage(json.loads(good.read_text()))
     bad = tmp_path / "bad.json"
-    bad.write_bytes(made if isinstance(made, bytes) else (made if isinstance(made, str) else json.dumps(made)).encode())
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    bad.write_bytes(text if isinstance(text, bytes) else text.encode())
     _, read, (rejected,) = analysis.read([bad, good], tmp_path)
     assert [response.file for response in read] == [good.name]
     assert rejected["file"] == "bad.json" and len(rejected["reason"]) < 250
@@ -146,134 +149,135 @@ def test_bad_files_are_refused_by_name(tmp_path, name):
 
 
 def test_one_listener_counts_once(tmp_path):
-    """Mistake: the same file sent twice, or a copy under another name, and the votes count double."""
+    """Mistake: the same file sent twice, or a copy under another name, and the responses count double."""
     key = make_key(tmp_path)
-    file, = written(tmp_path, key, awake(1, 0.5))
+    file, = write_responses(tmp_path, key, attentive(1, 0.5))
     (tmp_path / "responses-copy.json").write_text(file.read_text())
     _, read, rejected = analysis.read([file, tmp_path / "responses-copy.json", tmp_path / "absent.json"], tmp_path)
-    twin, absent = (file["reason"] for file in rejected)
-    assert len(read) == 1 and "already" in twin and "no such file" in absent
+    copy_reason, absent_reason = (file["reason"] for file in rejected)
+    assert len(read) == 1 and "already" in copy_reason and "no such file" in absent_reason
 
 
-def test_votes_on_a_test_that_was_replaced_are_still_counted(tmp_path):
-    """Mistake: the comparison is run again while listeners listen, and all that they send back is refused."""
+def test_responses_to_a_replaced_test_are_still_counted(tmp_path):
+    """Mistake: the comparison is run again while listeners answer, and all their responses are refused."""
     old = make_key(tmp_path)
-    paths = written(tmp_path / "responses", old, awake(3, 0.9))
+    paths = write_responses(tmp_path / "responses", old, attentive(3, 0.9))
     io.write_json(tmp_path / listening_test.KEY, old | {"test": "ffffffffffff", "earlier": [old]})
     assert len(analysis.read(paths, tmp_path)[1]) == 3 and analysis.read([], tmp_path)[0]["test"] == "ffffffffffff"
     io.write_json(tmp_path / listening_test.KEY, old | {"test": "ffffffffffff"})
     assert len(analysis.read(paths, tmp_path)[2]) == 3
 
 
-def test_without_its_key_nothing_is_read(tmp_path):
-    """Mistake: FileNotFoundError for somebody who has votes and lost the key."""
+def test_a_missing_key_is_an_error(tmp_path):
+    """Mistake: FileNotFoundError for a user who has responses and lost the key."""
     with pytest.raises(KitError, match="nobody knows which clip is which"):
         report([], tmp_path)
 
 
-def test_sleepers_are_set_aside_and_named(tmp_path):
-    """Mistake: somebody who clicks through the test counts as a listener; or is dropped without a word."""
+def test_inattentive_listeners_are_excluded_and_named(tmp_path):
+    """Mistake: somebody who clicks through the test counts as a listener, or is dropped without a message."""
     key = make_key(tmp_path)
-    chance = np.random.default_rng(3)
-    asleep = [Listener(chance, asleep=True) for _ in range(6)]
-    found = listening_test.analyze(written(tmp_path, key, [*awake(5, 0.9), *asleep]), tmp_path)
-    aside = {each["file"] for each in found["excluded"]}
-    assert aside <= {f"responses-{number}.json" for number in range(5, 11)} and len(aside) >= 4
-    assert found["listeners"] == 11 - len(aside)
-    text = "\n".join(analysis.describe(found))
-    assert all(name in text for name in aside)
+    rng = np.random.default_rng(3)
+    inattentive = [Listener(rng, inattentive=True) for _ in range(6)]
+    results = listening_test.analyze(write_responses(tmp_path, key, [*attentive(5, 0.9), *inattentive]), tmp_path)
+    excluded = {response["file"] for response in results["excluded"]}
+    assert excluded <= {f"responses-{number}.json" for number in range(5, 11)} and len(excluded) >= 4
+    assert results["listeners"] == 11 - len(excluded)
+    text = "\n".join(analysis.describe(results))
+    assert all(name in text for name in excluded)
 
 
-@pytest.mark.parametrize("kind", ["ab", "smos", "cmos"])
-def test_each_kind_has_its_catch(tmp_path, kind):
-    """Mistake: a kind in which nobody who sleeps is ever caught, or in which everybody is."""
-    key = make_key(tmp_path, (kind,))
-    chance = np.random.default_rng(4)
-    asleep = [Listener(chance, asleep=True) for _ in range(30)]
-    _, read, _ = analysis.read(written(tmp_path, key, [*awake(5, 0.7), *asleep]), tmp_path)
+@pytest.mark.parametrize("test_type", ["ab", "smos", "cmos"])
+def test_every_test_type_has_catch_trials(tmp_path, test_type):
+    """Mistake: a test type in which no inattentive listener is detected, or every listener is."""
+    key = make_key(tmp_path, (test_type,))
+    rng = np.random.default_rng(4)
+    inattentive = [Listener(rng, inattentive=True) for _ in range(30)]
+    _, read, _ = analysis.read(write_responses(tmp_path, key, [*attentive(5, 0.7), *inattentive]), tmp_path)
     assert [response.missed for response in read[:5]] == [0] * 5
     assert sum(response.missed >= analysis.MAX_MISSED for response in read[5:]) > 10
 
 
-# ---- what is found ----
+# ---- results ----
 
 
-@pytest.mark.parametrize("kind", list(TEST_TYPES))
+@pytest.mark.parametrize("test_type", list(TEST_TYPES))
 @pytest.mark.parametrize("better, first, second", [("finetuned", "wins", "no difference"), ("clone", "loses", "loses")])
-def test_known_tastes_are_found(tmp_path, kind, better, first, second):
-    """Mistake: A for B, or the sign of a comparison the wrong way round."""
-    key = make_key(tmp_path, (kind,))
-    found = listening_test.analyze(written(tmp_path, key, awake(8, 0.95, better=better)), tmp_path)
-    assert list(says(found).values()) == [first, second]
-    json.dumps(found, allow_nan=False)
+def test_known_preferences_are_detected(tmp_path, test_type, better, first, second):
+    """Mistake: A and B, or the sign of a comparison, are swapped."""
+    key = make_key(tmp_path, (test_type,))
+    results = listening_test.analyze(write_responses(tmp_path, key, attentive(8, 0.95, better=better)), tmp_path)
+    assert list(outcomes(results).values()) == [first, second]
+    json.dumps(results, allow_nan=False)
 
 
-@pytest.mark.parametrize("kind", list(TEST_TYPES))
-def test_coins_find_nothing(tmp_path, kind):
-    """Mistake: a difference that is only luck."""
-    key = make_key(tmp_path, (kind,))
-    assert set(says(listening_test.analyze(written(tmp_path, key, awake(8, 0.5)), tmp_path)).values()) == {"no difference"}
+@pytest.mark.parametrize("test_type", list(TEST_TYPES))
+def test_random_answers_show_no_difference(tmp_path, test_type):
+    """Mistake: a difference that is only chance."""
+    key = make_key(tmp_path, (test_type,))
+    results = listening_test.analyze(write_responses(tmp_path, key, attentive(8, 0.5)), tmp_path)
+    assert set(outcomes(results).values()) == {"no difference"}
 
 
-def test_the_lines_hold_the_evidence(tmp_path):
-    """Mistake: a claim without the question, the number of listeners and votes, bounds and power."""
+def test_the_report_contains_the_evidence(tmp_path):
+    """Mistake: a claim without the question, the number of listeners and responses, the interval and the power."""
     key = make_key(tmp_path)
-    text = "\n".join(report(written(tmp_path, key, awake(8, 0.95)), tmp_path))
-    for wanted in ("8 listeners, 8 with headphones", "AB: Which of the two sounds more like the speaker", "48 answers",
-                   "95 % CI [",
-                   "The fine-tuned model sounds more like the voice than zero-shot cloning", "(80 % power", "(Holm)",
-                   "another speaker 1.0", "recordings of the voice 5.0", "Tie: no significant difference between "
-                                                                         "fine-tuning"):
-        assert wanted in text, wanted
-    alone = "\n".join(report(written(tmp_path, key, awake(1, 0.95)), tmp_path))
-    assert "1 listener cannot stand for others" in alone and "sounds more" not in alone.replace("Which of the two sounds "
-                                                                                                "more", "")
+    text = "\n".join(report(write_responses(tmp_path, key, attentive(8, 0.95)), tmp_path))
+    for part in ("8 listeners, 8 with headphones", "AB: Which of the two sounds more like the speaker", "48 answers",
+                 "95 % CI [", "The fine-tuned model sounds more like the voice than zero-shot cloning", "(80 % power",
+                 "(Holm)", "another speaker 1.0", "recordings of the voice 5.0",
+                 "Tie: no significant difference between fine-tuning"):
+        assert part in text, part
+    one_listener = "\n".join(report(write_responses(tmp_path, key, attentive(1, 0.95)), tmp_path))
+    assert "1 listener cannot stand for others" in one_listener
+    assert "sounds more" not in one_listener.replace("Which of the two sounds more", "")
     assert "there is no result" in "\n".join(report([], tmp_path))
 
 
-def sample(chance: np.random.Generator, share: float, spread: float, listeners: int = 10, sentences: int = 10) -> np.ndarray:
-    """Votes of listeners and on sentences that lean one way or the other, a fifth of them undecided."""
-    lean = np.log(share / (1 - share)) * np.sqrt(1 + 2 * spread ** 2 / 2.9)
-    lean = lean + chance.normal(0, spread, (listeners, 1)) + chance.normal(0, spread, (1, sentences))
-    found = (chance.random((listeners, sentences)) < 1 / (1 + np.exp(-lean))).astype(float)
-    found[chance.random((listeners, sentences)) < 0.2] = 0.5
-    return found
+def sample(rng: np.random.Generator, share: float, spread: float, listeners: int = 10, sentences: int = 10) -> np.ndarray:
+    """Responses whose preference varies between listeners and between sentences; a fifth of them are undecided."""
+    logits = np.log(share / (1 - share)) * np.sqrt(1 + 2 * spread ** 2 / 2.9)
+    logits = logits + rng.normal(0, spread, (listeners, 1)) + rng.normal(0, spread, (1, sentences))
+    responses = (rng.random((listeners, sentences)) < 1 / (1 + np.exp(-logits))).astype(float)
+    responses[rng.random((listeners, sentences)) < 0.2] = 0.5
+    return responses
 
 
-def sure(share: float, spread: float, seed: int, **size: int) -> int:
-    chance = np.random.default_rng(seed)
-    return sum(analysis.preference(sample(chance, share, spread, **size))["p_value"] < analysis.ALPHA for _ in range(RUNS))
+def count_significant(share: float, spread: float, seed: int, **size: int) -> int:
+    rng = np.random.default_rng(seed)
+    return sum(analysis.preference(sample(rng, share, spread, **size))["p_value"] < analysis.ALPHA for _ in range(RUNS))
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
-def test_equal_arms_tie_and_a_clear_taste_is_found(spread):
-    """Mistake: every vote taken for a listener of its own, which finds differences everywhere; or care that is blind."""
-    assert sure(0.5, spread, seed=1) <= 5
-    assert sure(0.75, spread, seed=2) >= 80
+def test_equal_arms_tie_and_a_clear_preference_is_detected(spread):
+    """Mistake: every response counts as a separate listener, which shows differences everywhere; or no preference is ever
+    significant."""
+    assert count_significant(0.5, spread, seed=1) <= 5
+    assert count_significant(0.75, spread, seed=2) >= 80
 
 
-def test_naive_figures_would_be_fooled():
-    """Mistake: the exact test alone, which takes the votes of one listener for those of many."""
-    chance, naive, ours = np.random.default_rng(5), 0, 0
+def test_the_exact_test_alone_is_too_optimistic():
+    """Mistake: the exact test alone, which treats the responses of one listener as those of many."""
+    rng, naive, corrected = np.random.default_rng(5), 0, 0
     for _ in range(RUNS):
-        found = analysis.preference(sample(chance, 0.5, 1.0))
-        naive, ours = naive + (found["p_exact"] < analysis.ALPHA), ours + (found["p_value"] < analysis.ALPHA)
-    assert naive > 12 and ours <= 5
+        result = analysis.preference(sample(rng, 0.5, 1.0))
+        naive, corrected = naive + (result["p_exact"] < analysis.ALPHA), corrected + (result["p_value"] < analysis.ALPHA)
+    assert naive > 12 and corrected <= 5
 
 
-def test_scores_are_as_careful():
-    """Mistake: means of scores with bounds that forget that listeners use the scale in their own way."""
-    chance, covered = np.random.default_rng(6), 0
+def test_score_intervals_cover_the_true_mean():
+    """Mistake: mean scores with intervals that ignore that each listener uses the scale differently."""
+    rng, covered = np.random.default_rng(6), 0
     for _ in range(RUNS):
-        values = 0.3 + chance.normal(0, 0.5, (8, 1)) + chance.normal(0, 0.3, (1, 6)) + chance.normal(0, 0.8, (8, 6))
-        found = analysis.estimate(values, 0.0)
-        covered += found["low"] < 0.3 < found["high"]
+        values = 0.3 + rng.normal(0, 0.5, (8, 1)) + rng.normal(0, 0.3, (1, 6)) + rng.normal(0, 0.8, (8, 6))
+        result = analysis.estimate(values, 0.0)
+        covered += result["low"] < 0.3 < result["high"]
     assert covered >= 93
 
 
-def test_unanimous_votes_are_not_sure_for_ever():
-    """Mistake: nine equal votes give bounds of 100 % to 100 %, and equal scores give bounds without width."""
-    found = analysis.preference(np.ones((3, 3)))
-    assert found["low"] < 0.8 and found["high"] == 1
+def test_unanimous_responses_are_not_certain():
+    """Mistake: nine equal responses give an interval of 100 % to 100 %, and equal scores give one without width."""
+    result = analysis.preference(np.ones((3, 3)))
+    assert result["low"] < 0.8 and result["high"] == 1
     scores = analysis.estimate(np.ones((3, 3)), 0.0, analysis.ROUNDING_VARIANCE)
     assert scores["low"] < 0.7 and scores["p_value"] > 0.001

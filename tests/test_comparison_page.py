@@ -173,11 +173,11 @@ def site(tmp_path_factory):
             for sentence in (1, 2, 3) for arm in ARMS
             for seed in ((None,) if arm in ("ground_truth", "codec") else (1, 2) if sentence == 1 else (1,))]
     rows.append(row(folder, "base", 3, 2) | {"arm": f"arm {HOSTILE}", HOSTILE: 7, "__proto__": 3, "transcript": HOSTILE,
-                                              "word_errors": 1})
+                                             "word_errors": 1})
     next(item for item in rows if item["arm"] == "clone" and item["sentence"] == 3)["file"] = "clips/nowhere.flac"
     return page.write(folder / "index.html", rows, f"Title {HOSTILE}", f"Sentence {HOSTILE}", DESCRIPTIONS,
-                                {"wer": "WER", HOSTILE: HOSTILE, "__proto__": "__proto__"}, SORT_COLUMNS,
-                                facts={f"fact {HOSTILE}": HOSTILE})
+                      {"wer": "WER", HOSTILE: HOSTILE, "__proto__": "__proto__"}, SORT_COLUMNS,
+                      facts={f"fact {HOSTILE}": HOSTILE})
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def browser(chromium, site):
     yield chromium
     assert chromium.console_errors() == []
     urls = {event["params"]["request"]["url"] for event in chromium.events
-             if event["method"] == "Network.requestWillBeSent"}
+            if event["method"] == "Network.requestWillBeSent"}
     assert {url for url in urls if not url.startswith("data:")} <= {site.as_uri()}
 
 

@@ -124,7 +124,7 @@ def page(chromium, folder):
         yield chromium, server
         assert chromium.console_errors() == []
         urls = {event["params"]["request"]["url"] for event in chromium.events
-                 if event["method"] == "Network.requestWillBeSent"}
+                if event["method"] == "Network.requestWillBeSent"}
         assert all(url.startswith((f"http://127.0.0.1:{server.server.port}/", "blob:", "data:")) for url in urls)
 
 

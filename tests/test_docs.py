@@ -171,7 +171,7 @@ def test_the_server_answers_the_documented_requests(working_folder):
 def remove_outputs(command: str, root: Path) -> None:
     """Delete the earlier output of a stage, so that it runs."""
     outputs = {"prepare": ("data", "codes", "training", "adapter"), "tokenize": ("codes", "training", "adapter"),
-            "train": ("training", "adapter")}
+               "train": ("training", "adapter")}
     for stage in outputs.get(command.split()[1], ()) if "--dry-run" not in command else ():
         shutil.rmtree(root / "runs" / "anna" / stage)
 

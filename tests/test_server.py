@@ -94,7 +94,7 @@ def client(server: Server, key: str = "none"):
 
 
 def post(server: Server, body: dict | bytes | None = None, path: str = "/v1/audio/speech", headers: dict | None = None,
-        method: str = "POST") -> tuple[int, bytes, dict]:
+         method: str = "POST") -> tuple[int, bytes, dict]:
     """Status, content and headers of an answer, without a library's help."""
     default = {"model": "tts-1", "input": SHORT, "voice": [*server.worker.voices][-1], "response_format": "wav"}
     body = body if isinstance(body, bytes) else json.dumps(default | (body or {})).encode()
@@ -396,9 +396,9 @@ def test_emoji_among_words_is_no_reason_to_refuse(toys):
 
 
 @pytest.mark.parametrize(("path", "method", "status"), [("/nothing", "GET", 404), ("/v1/audio/speech", "GET", 405),
-                                                       ("/v1/models/none", "GET", 404), ("/docs", "GET", 404),
-                                                       ("/v1/voices/", "GET", 404),
-                                                       ("/../../etc/passwd", "GET", 404)])
+                                                        ("/v1/models/none", "GET", 404), ("/docs", "GET", 404),
+                                                        ("/v1/voices/", "GET", 404),
+                                                        ("/../../etc/passwd", "GET", 404)])
 def test_other_addresses(toys, path, method, status):
     """Mistake: a page of the framework with scripts from elsewhere, or an error in another shape."""
     seen, content, _ = post(toys, path=path, method=method)
@@ -452,7 +452,7 @@ def open_request(server: Server, fields: dict) -> Iterator[socket.socket]:
     body = json.dumps({"model": "tts-1", "input": LONG, "voice": "anna", "response_format": "wav"} | fields).encode()
     with socket.create_connection((server.host, server.port), timeout=20) as connection:
         connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\n"
-                     b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+                           b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         yield connection
 
 
@@ -541,7 +541,7 @@ def test_with_a_key_nobody_without(voices):
     """Mistake: anyone who reaches the port uses these voices, or learns their names."""
     with running(voices, watermarked=False, api_keys=[KEY, KEY + "2"]) as server:
         for headers in ({}, {"Authorization": KEY}, {"Authorization": "Bearer "}, {"Authorization": f"Bearer {KEY[:-1]}"},
-                     {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer \xff"}):
+                        {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer \xff"}):
             for path, method in (("/v1/audio/speech", "POST"), ("/v1/voices", "GET"), ("/v1/models", "GET"),
                                  ("/docs", "GET")):
                 status, content, answer = post(server, path=path, method=method, headers=headers)

@@ -45,7 +45,8 @@ def make_adapter(place, folder, seed, targets="both", rank=4, scale=0.2):
 def three(spread_toy, tmp_path_factory):
     """Three adapters for one base, one of another rank and of the backbone alone; and what each says."""
     root = tmp_path_factory.mktemp("voices")
-    said = {"a": codes(make_adapter(spread_toy, root / "a", 1)), "b": codes(make_adapter(spread_toy, root / "b", 2, "backbone", 2)),
+    said = {"a": codes(make_adapter(spread_toy, root / "a", 1)),
+            "b": codes(make_adapter(spread_toy, root / "b", 2, "backbone", 2)),
             "c": codes(make_adapter(spread_toy, root / "c", 3))}
     return root, said
 
