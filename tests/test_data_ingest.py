@@ -47,7 +47,7 @@ def true_sentences() -> list[str]:
 
 @WHISPER
 def test_a_recording_becomes_data(run):
-    """Mistake: clips with the texts of their neighbours, or a sentence that is lost on the way."""
+    """Mistake: clips with the texts of their neighbours, or a lost sentence."""
     utterances = manifest.read(run.data)
     transcript = " ".join(utterance.text for utterance in utterances).casefold()
     for sentence in true_sentences():

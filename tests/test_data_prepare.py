@@ -1,4 +1,4 @@
-"""From recordings to utterances: what is read, what is refused and how it is said, and what is held out."""
+"""`prepare`: what is read, what is refused with which message, and what is held out."""
 
 import dataclasses
 import itertools
@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def voice(number: int, seconds: float = 1.0, rate: int = RATE, amplitude: float = 0.2) -> np.ndarray:
-    """A clip unlike that of any other number."""
+    """A tone that differs from that of any other number."""
     return amplitude * np.sin(2 * np.pi * (150 + 7 * number) * np.arange(round(seconds * rate)) / rate)
 
 
 def write_clips(folder: Path, count: int = 8, recordings: int = 1) -> list[dict]:
-    """`count` good clips and the rows that name them."""
+    """Write good clips; return the rows of their table."""
     (folder / "clips").mkdir(parents=True)
     rows = []
     for number in range(1, count + 1):
@@ -58,7 +58,7 @@ def good(tmp_path):
 
 
 def refusal(folder: Path, run: Run, config: Config | None = None) -> str:
-    """What `prepare` says when it refuses; the source is unchanged and nothing was written."""
+    """Return the message with which `prepare` refuses; the source is unchanged and nothing was written."""
     before = contents(folder)
     with pytest.raises(KitError) as caught:
         prepare.prepare(str(folder), run, config or Config())
@@ -71,34 +71,34 @@ def contents(folder: Path) -> dict:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# what comes out
+# the prepared clips
 
 
-def test_clips_come_out_mono_levelled_and_trimmed(tmp_path, run, capsys):
-    """Mistake: clips stored as they came: another rate, two channels, long silences, wandering loudness."""
+def test_clips_are_mono_normalized_and_trimmed(tmp_path, run, capsys):
+    """Mistake: clips are stored as they are: another sample rate, two channels, long silences, different loudness."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     quiet = np.concatenate([np.zeros(44_100), voice(2, 1.0, 44_100, 0.02), np.zeros(88_200)])
     soundfile.write(folder / rows[1]["file_name"], np.stack([quiet, quiet], axis=1), 44_100, subtype="PCM_24")
     write_csv(folder, rows)
     utterances = prepare.prepare(folder, run, Config())
-    said = ("8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to train on; held out: 2 clips from 1 session; 2 neighbours of "
-            "them excluded")
-    assert said in capsys.readouterr().out
+    summary = ("8 clips, 0.2 minutes, 1 speaker (unnamed); 4 to train on; held out: 2 clips from 1 session; 2 neighbours of "
+               "them excluded")
+    assert summary in capsys.readouterr().out
     second = utterances[1]
     assert (second.id, second.row, second.file) == ("00002-tapeA-002", 2, "clips/tapeA_002.wav")
     assert (second.text, second.original_text) == ("Sentence number 2.", "Sentence number 2")
     assert (second.source, second.speaker, second.session) == ("0", "", "tapeA")
     assert soundfile.info(second.audio).samplerate == RATE and soundfile.info(second.audio).channels == 1
     assert second.seconds == pytest.approx(1.35, abs=0.05) == soundfile.info(second.audio).duration
-    loud = [audio.loudness(audio.read(each.audio, RATE), RATE) for each in utterances]
-    assert np.median(loud) == pytest.approx(-20, abs=0.3)
-    assert loud[0] - loud[1] == pytest.approx(20, abs=0.5), "one gain for the voice, not one for each clip"
+    loudness = [audio.loudness(audio.read(utterance.audio, RATE), RATE) for utterance in utterances]
+    assert np.median(loudness) == pytest.approx(-20, abs=0.3)
+    assert loudness[0] - loudness[1] == pytest.approx(20, abs=0.5), "one gain for the voice, not one for each clip"
     assert manifest.read(run.data) == utterances
 
 
 def test_loud_peaks_stay_below_full_scale(tmp_path, run):
-    """Mistake: one gain for the voice that clips its loudest clip."""
+    """Mistake: one gain for all clips of the voice clips its loudest one."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     for number, row in enumerate(rows[1:]):
@@ -124,51 +124,51 @@ def test_tables_with_commas_and_bars(tmp_path, text, ending, mark):
 
 
 @pytest.mark.parametrize("opening", ['"Hello," he said', '"Never closed', 'Inch: 3" wide', '"Two\nb.wav|rows"'])
-def test_bars_without_quoting_lose_no_rows(tmp_path, opening):
-    """Mistake: a quotation mark in an unquoted | table swallowing the rows that follow."""
+def test_an_unquoted_table_loses_no_rows(tmp_path, opening):
+    """Mistake: a quotation mark in an unquoted | table swallows the rows after it."""
     path = tmp_path / "metadata.csv"
     path.write_text(f"file_name|text\na.wav|{opening}\nc.wav|Last")
-    found = [f"{row.file}|{row.text}" for row in sources.rows(str(path))]
-    assert "\n".join(found) == f"a.wav|{opening}\nc.wav|Last"
+    lines = [f"{row.file}|{row.text}" for row in sources.rows(str(path))]
+    assert "\n".join(lines) == f"a.wav|{opening}\nc.wav|Last"
 
 
 @pytest.mark.parametrize(("table", "ignored"), [
     ("file_name;text;speaker\na.wav;Hi;anna\n", ""), ("path\tsentence\tspeaker_id\tage\na.wav\tHi\tanna\t7\n", "age"),
     ("filename,text,sentence,source\na.wav,Hi,HI!,anna\n", "sentence")])
 def test_columns_of_other_tools_are_read(tmp_path, capsys, table, ignored):
-    """Mistake: a table of Common Voice or of a spreadsheet refused, and against a column that is silently not used."""
+    """Mistake: a table of Common Voice or of a spreadsheet is refused, or a column is silently ignored."""
     (tmp_path / "metadata.csv").write_text(table)
     assert [(row.file, row.text, row.speaker) for row in sources.rows(str(tmp_path))] == [("a.wav", "Hi", "anna")]
-    said = f"metadata.csv: columns that are not needed are ignored: {ignored}.\n"
-    assert capsys.readouterr().out == said * bool(ignored)
+    message = f"metadata.csv: columns that are not needed are ignored: {ignored}.\n"
+    assert capsys.readouterr().out == message * bool(ignored)
 
 
-def test_json_lines(tmp_path, run):
-    """Mistake: JSON lines read by other rules than CSV, and numbers as speakers becoming something else."""
+def test_json_lines_are_read(tmp_path, run):
+    """Mistake: JSON lines are read by other rules than CSV, or a numeric speaker becomes something else."""
     folder = tmp_path / "recordings"
     rows = [{"audio": row["file_name"], "text": row["text"], "speaker_id": 7} for row in write_clips(folder)]
     path = folder / "clips.jsonl"
     path.write_text("\n".join(json.dumps({**row, "text": "Wide\u2028line"}, ensure_ascii=False) for row in rows))
     utterances = prepare.prepare(path, run, Config())
-    assert {(each.source, each.speaker, each.text) for each in utterances} == {("7", "7", "Wide line.")}
+    assert {(utterance.source, utterance.speaker, utterance.text) for utterance in utterances} == {("7", "7", "Wide line.")}
     assert manifest.read(run.data) == utterances
 
 
 @pytest.mark.parametrize("kind", ["one split", "splits", "parquet"])
 def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeypatch):
-    """Mistake: needing torchcodec, and against a dataset whose extra columns are refused or silently dropped."""
+    """Mistake: torchcodec is needed, or a dataset's extra columns are refused or silently dropped."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "recordings"
     rows = write_clips(folder, 6)
-    made = datasets.Dataset.from_list([
+    dataset = datasets.Dataset.from_list([
         {"audio": {"bytes": (folder / row["file_name"]).read_bytes(), "path": f"x_{number}.wav"}, "text": row["text"],
          "speaker_id": 3, "mood": "calm"} for number, row in enumerate(rows)])
-    made = made.cast_column("audio", datasets.Audio(decode=False))
+    dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
     if kind == "parquet":
         (tmp_path / "set").mkdir()
-        made.to_parquet(tmp_path / "set" / "train.parquet")
+        dataset.to_parquet(tmp_path / "set" / "train.parquet")
     else:
-        decoding = made.cast_column("audio", datasets.Audio())
+        decoding = dataset.cast_column("audio", datasets.Audio())
         (decoding if kind == "one split" else datasets.DatasetDict(train=decoding)).save_to_disk(tmp_path / "set")
     utterances = prepare.prepare(tmp_path / "set", run, Config())
     assert "are ignored: mood" in capsys.readouterr().out
@@ -178,30 +178,30 @@ def test_datasets_are_read_without_decoding(tmp_path, run, kind, capsys, monkeyp
         prepare.prepare(f"{tmp_path / 'set'}:test", Run("other", tmp_path / "runs"), Config())
 
 
-def test_a_dataset_cannot_name_files_elsewhere(tmp_path, run):
-    """Mistake: a downloaded dataset that takes a private file of this machine for training."""
+def test_a_dataset_cannot_name_files_outside(tmp_path, run):
+    """Mistake: a downloaded dataset takes a private file of this machine for training."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder, 6)
     datasets.Dataset.from_list([{"audio": str(folder / row["file_name"]), "text": row["text"]} for row in rows]
                                ).save_to_disk(tmp_path / "set")
-    said = refusal(tmp_path / "set", run)
-    assert "row 1" in said and "tapeA_001.wav" in said and "inside the dataset" in said
+    message = refusal(tmp_path / "set", run)
+    assert "row 1" in message and "tapeA_001.wav" in message and "inside the dataset" in message
 
 
-def test_a_hub_dataset(tmp_path, run, monkeypatch):
-    """Mistake: a split that is not asked for, and cached audio of a hub dataset that is refused as foreign."""
+def test_a_hub_dataset_is_loaded_by_its_split(tmp_path, run, monkeypatch):
+    """Mistake: another split than the requested one, or cached audio of a hub dataset that is refused as outside."""
     cache = tmp_path / "cache"
     rows = [{"audio": str(cache / row["file_name"]), "text": row["text"]} for row in write_clips(cache, 6)]
-    asked = []
+    calls = []
 
     def load_from_hub(name, split):
-        asked.append((name, split))
+        calls.append((name, split))
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setattr(datasets, "load_dataset", load_from_hub)
     assert len(prepare.prepare("owner/voices:clean", run, Config())) == 6
-    assert asked == [("owner/voices", "clean")]
+    assert calls == [("owner/voices", "clean")]
     with pytest.raises(KitError, match="made with source .owner/voices:clean., not .owner/voices:train"):
         prepare.prepare("owner/voices", run, Config())
     (cache / "clips" / "tapeA_002.wav").unlink()
@@ -209,14 +209,14 @@ def test_a_hub_dataset(tmp_path, run, monkeypatch):
         prepare.prepare("owner/voices:clean", Run("other", tmp_path / "runs"), Config())
 
 
-def test_a_dataset_without_text_says_which_columns_it_has(tmp_path, run):
-    """Mistake: a bare KeyError where a column is named otherwise."""
+def test_a_dataset_without_text_is_refused_with_its_columns(tmp_path, run):
+    """Mistake: a bare KeyError where a column has another name."""
     datasets.Dataset.from_list([{"audio": "a.wav", "words": "Hi"}]).save_to_disk(tmp_path / "set")
-    said = refusal(tmp_path / "set", run)
-    assert "columns audio, words; text is missing" in said and "rename_column" in said
+    message = refusal(tmp_path / "set", run)
+    assert "columns audio, words; text is missing" in message and "rename_column" in message
 
 
-# rows that cannot be used
+# unusable rows
 
 
 def write_float(path, samples, rate=RATE):
@@ -244,15 +244,15 @@ BAD_CLIPS = {
 
 @pytest.mark.parametrize("kind", BAD_CLIPS)
 def test_bad_clips_are_refused_with_row_and_remedy(tmp_path, run, kind):
-    """Mistake: a broken clip in training, and against an error that does not say where it is and what to do."""
+    """Mistake: a broken clip is trained on, or the error does not say where it is and what to do."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     write_csv(folder, rows)
-    spoil, said = BAD_CLIPS[kind]
-    spoil(folder / rows[2]["file_name"])
+    damage, messages = BAD_CLIPS[kind]
+    damage(folder / rows[2]["file_name"])
     message = refusal(folder, run)
-    for words in ("1 of 8 clips", "metadata.csv row 3: clips/tapeA_003.wav", "--skip-bad", *said):
-        assert words in message
+    for part in ("1 of 8 clips", "metadata.csv row 3: clips/tapeA_003.wav", "--skip-bad", *messages):
+        assert part in message
 
 
 BAD_CELLS = {
@@ -275,22 +275,22 @@ BAD_CELLS = {
 
 @pytest.mark.parametrize("kind", BAD_CELLS)
 def test_bad_cells_are_refused_with_row_and_remedy(tmp_path, run, kind):
-    """Mistake: bad texts and paths that lead out of the folder, and errors that do not say which row."""
+    """Mistake: bad texts and paths that lead out of the folder, or errors that do not name the row."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     soundfile.write(tmp_path / "secret.wav", voice(99), RATE)
     (folder / "clips" / "link.wav").symlink_to(tmp_path / "secret.wav")
     (folder / "clips" / "loop.wav").symlink_to(folder / "clips" / "loop.wav")
-    cells, said = BAD_CELLS[kind]
+    cells, messages = BAD_CELLS[kind]
     rows[2] = {**rows[2], **cells}
     write_csv(folder, rows)
     message = refusal(folder, run)
-    for words in ("1 of 8 clips", "metadata.csv row 3: ", *said):
-        assert words in message
+    for part in ("1 of 8 clips", "metadata.csv row 3: ", *messages):
+        assert part in message
 
 
 def test_all_problems_are_reported_at_once(tmp_path, run):
-    """Mistake: fixing forty clips one error at a time."""
+    """Mistake: forty clips have to be fixed one error at a time."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder, 30)
     write_csv(folder, rows)
@@ -302,30 +302,30 @@ def test_all_problems_are_reported_at_once(tmp_path, run):
 
 
 def test_bad_clips_can_be_left_out(tmp_path, run, capsys):
-    """Mistake: clips that vanish without a word, and against good ones that vanish with them."""
+    """Mistake: clips are dropped without a message, or good clips are dropped with them."""
     folder = tmp_path / "recordings"
     rows = write_clips(folder)
     write_csv(folder, rows)
     (folder / rows[2]["file_name"]).unlink()
     utterances = prepare.prepare(folder, run, Config(), skip_bad=True)
-    assert [each.row for each in utterances] == [1, 2, 4, 5, 6, 7, 8]
+    assert [utterance.row for utterance in utterances] == [1, 2, 4, 5, 6, 7, 8]
     rejected = [json.loads(line) for line in (run.data / "rejected.jsonl").read_text().splitlines()]
-    assert [(each["row"], each["file"]) for each in rejected] == [(3, "clips/tapeA_003.wav")]
+    assert [(row["row"], row["file"]) for row in rejected] == [(3, "clips/tapeA_003.wav")]
     assert "is missing" in rejected[0]["reason"] and "1 of 8 clips were left out" in capsys.readouterr().out
 
 
-def test_too_few_clips(tmp_path, run):
-    """Mistake: judging a voice by sentences that it was trained on."""
+def test_too_few_clips_are_refused(tmp_path, run):
+    """Mistake: a voice is evaluated on sentences that it was trained on."""
     folder = tmp_path / "recordings"
     write_csv(folder, write_clips(folder, 5))
-    said = refusal(folder, run)
-    assert "5 usable clips; the minimum is 6" in said and "Add more clips" in said
+    message = refusal(folder, run)
+    assert "5 usable clips; the minimum is 6" in message and "Add more clips" in message
 
 
-# tables that cannot be used
+# unusable tables
 
 
-@pytest.mark.parametrize(("content", "said"), [
+@pytest.mark.parametrize(("content", "messages"), [
     ("file_name,words\na.wav,Hi\n", ["has the columns file_name, words; text is missing", "The first line"]),
     ("LJ001-0001|Printing in the only sense|Printing\n", ["columns LJ001-0001", "file_name and text is missing"]),
     ("file_name,text,text\na.wav,Hi,Ho\n", ["a column twice"]),
@@ -333,36 +333,36 @@ def test_too_few_clips(tmp_path, run):
     ('file_name,text\na.wav,Hi\nb.wav,"open\nc.wav,Ho\n', ["line 3 is not well-formed CSV", "double quote"]),
     ("file_name,text\na.wav,caf\xe9\n".encode("latin-1"), ["line 2 is not UTF-8 (byte 0xE9)", "CSV UTF-8"]),
 ])
-def test_bad_tables_are_refused(tmp_path, run, content, said):
-    """Mistake: a table without a header that loses its first clip, and against texts garbled by another encoding."""
+def test_bad_tables_are_refused(tmp_path, run, content, messages):
+    """Mistake: a table without a header loses its first clip, or texts are garbled by another encoding."""
     folder = tmp_path / "recordings"
     folder.mkdir()
     (folder / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refusal(folder, run)
-    for words in ("metadata.csv", *said):
-        assert words in message
+    for part in ("metadata.csv", *messages):
+        assert part in message
 
 
-@pytest.mark.parametrize(("line", "said"), [
+@pytest.mark.parametrize(("line", "message"), [
     ("{", "not JSON"), ("[1]", "not an object"), ('{"file_name": "a.wav", "text": ["x"]}', "not an object"),
     ('{"text": "x"}', "no file name"), ('{"file_name": "../a.wav", "text": "x"}', "leads outside"),
     ("[" * 100_000, "not JSON"),
 ])
-def test_bad_json_lines_are_named(tmp_path, line, said):
-    """Mistake: one broken line hiding the others, or stopping with a traceback."""
+def test_bad_json_lines_are_named(tmp_path, line, message):
+    """Mistake: one broken line hides the others, or stops everything with a traceback."""
     path = tmp_path / "clips.jsonl"
     path.write_text('{"file_name": "good.wav", "text": "Hi"}\n' + line + "\n")
-    assert [said in row.problem for row in sources.rows(str(path))] == [False, True]
+    assert [message in row.problem for row in sources.rows(str(path))] == [False, True]
 
 
-@pytest.mark.parametrize(("name", "said"), [
+@pytest.mark.parametrize(("name", "message"), [
     ("nowhere", "no such file or folder"), ("empty", "has no metadata.csv"), ("notes.txt", "neither .csv nor .jsonl"),
 ])
-def test_sources_that_are_none(tmp_path, name, said):
-    """Mistake: a mistyped folder being looked for on the hub."""
+def test_unusable_sources_are_named(tmp_path, name, message):
+    """Mistake: a mistyped folder is looked up on the hub."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(KitError, match=said) as caught:
+    with pytest.raises(KitError, match=message) as caught:
         list(sources.rows(str(tmp_path / name)))
     assert str(tmp_path / name) in str(caught.value)
 
@@ -371,30 +371,30 @@ def test_sources_that_are_none(tmp_path, name, said):
 
 
 def test_several_speakers_need_a_choice(tmp_path, run, capsys):
-    """Mistake: a voice trained on two people, and a held-out clip of the wrong one."""
+    """Mistake: a voice is trained on two people, and a held-out clip is of the wrong one."""
     folder = tmp_path / "recordings"
     rows = [{**row, "source": "bob" if number % 3 else "anna"} for number, row in enumerate(write_clips(folder, 24))]
     write_csv(folder, rows)
-    said = refusal(folder, run)
-    assert "2 speakers: bob (16 clips), anna (8 clips)" in said and "--speaker NAME" in said
+    message = refusal(folder, run)
+    assert "2 speakers: bob (16 clips), anna (8 clips)" in message and "--speaker NAME" in message
     assert "no speaker 'ana'; it has 2 speakers: bob" in refusal(folder, run, Config(speaker="ana"))
     utterances = prepare.prepare(folder, run, Config(speaker="bob"))
-    assert len(utterances) == 16 and {(each.speaker, each.source) for each in utterances} == {("bob", "1")}
-    said = capsys.readouterr().out
-    assert "8 clips of other speakers" in said and "16 clips, 0.3 minutes, 1 speaker (bob)" in said
+    assert len(utterances) == 16 and {(utterance.speaker, utterance.source) for utterance in utterances} == {("bob", "1")}
+    message = capsys.readouterr().out
+    assert "8 clips of other speakers" in message and "16 clips, 0.3 minutes, 1 speaker (bob)" in message
 
 
-def test_rows_without_speaker_among_rows_with(tmp_path, run):
-    """Mistake: a nameless clip of another person slipping into the voice."""
+def test_rows_without_a_speaker_among_others_are_refused(tmp_path, run):
+    """Mistake: an unnamed clip of another person is trained on."""
     folder = tmp_path / "recordings"
     rows = [{**row, "source": "" if number == 2 else "anna"} for number, row in enumerate(write_clips(folder))]
     write_csv(folder, rows)
-    said = refusal(folder, run)
-    assert "metadata.csv row 3: clips/tapeA_003.wav names no speaker" in said and "Fill in its source" in said
+    message = refusal(folder, run)
+    assert "metadata.csv row 3: clips/tapeA_003.wav names no speaker" in message and "Fill in its source" in message
 
 
-def test_a_speaker_asked_of_a_table_without_any(good, run):
-    """Mistake: a mistyped --speaker that changes nothing."""
+def test_a_speaker_option_for_a_table_without_speakers_is_refused(good, run):
+    """Mistake: a mistyped --speaker has no effect."""
     assert "names no speakers; --speaker asks for 'anna'" in refusal(good, run, Config(speaker="anna"))
 
 
@@ -403,27 +403,28 @@ def test_a_speaker_asked_of_a_table_without_any(good, run):
 
 def make_utterances(names: list[str], session: str = "") -> list[manifest.Utterance]:
     return [manifest.Utterance(id=f"{row:05d}", audio=Path("x.flac"), text="x.", original_text="x", source="0", speaker="",
-                           session=session or manifest.session_of(name), split="", seconds=1.0, row=row,
-                           file=name, sha256="")
+                               session=session or manifest.session_of(name), split="", seconds=1.0, row=row,
+                               file=name, sha256="")
             for row, name in enumerate(names, 1)]
 
 
 def neighbours(utterances):
-    """Pairs of clips that follow each other in one recording, by the number in the name."""
-    ordered = sorted(utterances, key=lambda each: (each.session, int(each.file.split("_")[1])))
+    """Return pairs of clips that follow each other in one recording, by the number in the name."""
+    ordered = sorted(utterances, key=lambda utterance: (utterance.session, int(utterance.file.split("_")[1])))
     return [(one, other) for one, other in itertools.pairwise(ordered) if one.session == other.session]
 
 
 @pytest.mark.parametrize("sizes", [[6], [50], [3, 3], [30, 30, 1], [50, 50, 1, 1], [5, 1]])
-def test_no_training_clip_is_beside_a_held_out_one(sizes):
-    """Mistake: a score that is good because the neighbouring clip was learned, whatever order the table has."""
+def test_no_training_clip_is_next_to_a_held_out_one(sizes):
+    """Mistake: a score is good because the neighbouring clip was trained on, whatever order the table has."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
     order = np.random.default_rng(1).permutation(len(names))
     for seed in range(30):
-        utterances = manifest.assign_splits(make_utterances([names[place] for place in order]), 0.1, seed)
+        utterances = manifest.assign_splits(make_utterances([names[index] for index in order]), 0.1, seed)
         for one, other in neighbours(utterances):
             assert {one.split, other.split} != {"train", "held_out"}
-        count = {mark: sum(each.split == mark for each in utterances) for mark in ("train", "held_out", "excluded")}
+        count = {split: sum(utterance.split == split for utterance in utterances)
+                 for split in ("train", "held_out", "excluded")}
         assert count["held_out"] >= 2 and count["train"] >= 1 and count["excluded"] <= 2
         assert count["held_out"] <= max(2, 0.15 * len(names))
 
@@ -431,35 +432,36 @@ def test_no_training_clip_is_beside_a_held_out_one(sizes):
 @pytest.mark.parametrize(("sizes", "held"), [([1] * 40, {4}), ([10] * 10, {10}), ([4, 4, 4], {4}), ([20] * 3, {20}),
                                              ([9, 30, 30, 30, 1], {9, 10})])
 def test_whole_recordings_are_held_out(sizes, held):
-    """Mistake: cutting a recording in two where there are enough, and against holding out far more than asked."""
+    """Mistake: one recording is divided where there are several, or far more is held out than requested."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
     for seed in range(10):
         utterances = manifest.assign_splits(make_utterances(names), 0.1, seed)
-        marks = {}
-        for each in utterances:
-            marks.setdefault(each.session, set()).add(each.split)
-        assert all(len(found) == 1 and "excluded" not in found for found in marks.values())
-        assert sum(each.split == "held_out" for each in utterances) in held
+        splits = {}
+        for utterance in utterances:
+            splits.setdefault(utterance.session, set()).add(utterance.split)
+        assert all(len(session_splits) == 1 and "excluded" not in session_splits for session_splits in splits.values())
+        assert sum(utterance.split == "held_out" for utterance in utterances) in held
 
 
 @pytest.mark.parametrize("sizes", [[50], [5] * 20])
 def test_the_seed_decides_the_split(sizes):
-    """Mistake: a split that changes between two calls, or that no seed can change."""
+    """Mistake: the split changes between two calls, or no seed changes it."""
     names = [f"tape{chr(65 + tape)}_{number}" for tape, size in enumerate(sizes) for number in range(size)]
-    splits = [[each.split for each in manifest.assign_splits(make_utterances(names), 0.1, seed)] for seed in (1, 1, 2, 3, 4)]
+    splits = [[utterance.split for utterance in manifest.assign_splits(make_utterances(names), 0.1, seed)]
+              for seed in (1, 1, 2, 3, 4)]
     assert splits[0] == splits[1] and len(set(map(tuple, splits))) >= 3
 
 
 def test_a_named_recording_keeps_the_order_of_the_table():
-    """Mistake: sorting unnumbered names, whose neighbours are known only from the table."""
+    """Mistake: names without numbers are sorted, although only the table knows their order."""
     names = [f"take{number % 7}b" for number in range(30)]
     utterances = manifest.assign_splits(make_utterances(names, session="sitting"), 0.1, 5)
-    marks = [each.split for each in utterances]
-    first = marks.index("held_out")
-    assert marks[first:first + 3] == ["held_out"] * 3 and marks.count("held_out") == 3
+    splits = [utterance.split for utterance in utterances]
+    first = splits.index("held_out")
+    assert splits[first:first + 3] == ["held_out"] * 3 and splits.count("held_out") == 3
 
 
-def test_a_share_that_leaves_nothing_is_refused():
+def test_a_share_without_training_clips_is_refused():
     """Mistake: training on no clip at all."""
     with pytest.raises(KitError, match="held_out 0.95 leaves none of 6 clips"):
         manifest.assign_splits(make_utterances([f"tape_{number}" for number in range(6)]), 0.95, 1)
@@ -469,16 +471,16 @@ def test_a_share_that_leaves_nothing_is_refused():
     ("LJ001-0001.wav", "LJ001"), ("clip_007.flac", "clip"), ("intro.wav", "intro"), ("tape2/001.wav", "tape2"),
     ("001.wav", "recording"), ("tape2/a_1.wav", "tape2/a"), ("1034_121119_000005_000001.wav", "1034_121119_000005"),
 ])
-def test_session_of(file, session):
-    """Mistake: every clip counting as a recording of its own, which would put neighbours on both sides."""
+def test_the_session_is_part_of_the_file_name(file, session):
+    """Mistake: every clip counts as a recording of its own, and neighbours are in both splits."""
     assert manifest.session_of(file) == session
 
 
-# what is on disk
+# the data folder
 
 
-def test_the_same_source_is_used_again(good, run, capsys):
-    """Mistake: redoing an hour of work, and against redoing it while another stage reads it."""
+def test_the_same_source_is_not_prepared_again(good, run, capsys):
+    """Mistake: an hour of work is repeated, possibly while another stage reads the data."""
     first = prepare.prepare(good, run, Config())
     before = {path: path.stat().st_mtime_ns for path in run.data.rglob("*")}
     assert prepare.prepare(f"{good}/", run, Config(steps=7)) == first
@@ -486,27 +488,27 @@ def test_the_same_source_is_used_again(good, run, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.data.rglob("*")} == before
 
 
-@pytest.mark.parametrize(("change", "said"), [
+@pytest.mark.parametrize(("change", "message"), [
     (lambda folder: {"config": Config(max_seconds=20)}, "made with max_seconds 30.0, not 20"),
     (lambda folder: {"skip_bad": True}, "made with skip_bad False, not True"),
     (lambda folder: soundfile.write(folder / "clips/tapeA_001.wav", voice(50), RATE), "changed since"),
     (lambda folder: write_csv(folder, [{"file_name": "x.wav", "text": "New"}]), "changed since"),
     (lambda folder: {"source": folder / "metadata.csv"}, "made with source"),
 ])
-def test_other_data_is_not_overwritten(good, run, change, said):
-    """Mistake: an adapter whose data folder silently became that of another source."""
+def test_other_data_is_not_overwritten(good, run, change, message):
+    """Mistake: an adapter's data folder is silently replaced by that of another source."""
     prepare.prepare(good, run, Config())
     before = contents(run.data)
     arguments = {"source": good, "run": run, "config": Config()}
     changed = change(good)
-    with pytest.raises(KitError, match=said) as caught:
+    with pytest.raises(KitError, match=message) as caught:
         prepare.prepare(**arguments | (changed if isinstance(changed, dict) else {}))
     assert "choose another run name" in str(caught.value) and f"delete {run.data}" in str(caught.value)
     assert contents(run.data) == before
 
 
 def test_data_of_unknown_origin_is_not_overwritten(good, run):
-    """Mistake: deleting what somebody put there by hand."""
+    """Mistake: a user's own files are deleted."""
     run.data.mkdir(parents=True)
     (run.data / "mine.txt").write_text("keep")
     with pytest.raises(KitError, match="older version of tts_kit"):
@@ -514,27 +516,27 @@ def test_data_of_unknown_origin_is_not_overwritten(good, run):
     assert contents(run.data) == {Path("mine.txt"): b"keep"}
 
 
-def test_missing_manifest_says_which_verb_makes_it(run):
-    """Mistake: a later stage that fails with a path and no way forward."""
+def test_a_missing_manifest_names_the_command(run):
+    """Mistake: a later stage fails with a path and no remedy."""
     with pytest.raises(KitError, match=r"tts-kit prepare SOURCE --run voice"):
         manifest.read(run.data)
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (lambda row: {**row, "audio": "../../secret.flac"}, "leads outside"),
     (lambda row: {**row, "audio": "/etc/passwd"}, "leads outside"),
     (lambda row: {**row, "audio": "clips/gone.flac"}, "is missing"),
     (lambda row: {**row, "mood": "calm"}, "no utterance of this version"),
     (lambda row: {"id": row["id"]}, "no utterance of this version"), (lambda row: [1], "no utterance of this version"),
 ])
-def test_a_manifest_is_not_trusted(good, run, spoil, said):
-    """Mistake: a manifest from elsewhere that names files outside, or clips that are not there."""
+def test_a_manifest_is_validated(good, run, damage, message):
+    """Mistake: a manifest from elsewhere names files outside the run, or clips that do not exist."""
     prepare.prepare(good, run, Config())
     path = run.data / "manifest.jsonl"
     lines = path.read_text().splitlines()
-    lines[3] = json.dumps(spoil(json.loads(lines[3])))
+    lines[3] = json.dumps(damage(json.loads(lines[3])))
     path.write_text("\n".join(lines))
-    with pytest.raises(KitError, match=said) as caught:
+    with pytest.raises(KitError, match=message) as caught:
         manifest.read(run.data)
     assert "manifest.jsonl line 4" in str(caught.value) and "tts-kit prepare" in str(caught.value)
 
@@ -585,7 +587,7 @@ prepare.prepare(sys.argv[2], Run("voice", sys.argv[1]), Config())
 
 
 def test_a_killed_run_leaves_no_data_folder(good, run):
-    """Mistake: a folder with half of the clips that the next stage takes for whole."""
+    """Mistake: the next stage takes a folder with half of the clips for complete."""
     done = process.run(["-c", KILLED, run.folder.parent, good])
     assert done.returncode == -signal.SIGKILL and len(list(run.folder.rglob("*.flac"))) == 3
     assert not run.data.exists()
@@ -593,7 +595,7 @@ def test_a_killed_run_leaves_no_data_folder(good, run):
 
 
 def test_ids_are_unique_safe_and_stable(tmp_path, run):
-    """Mistake: two clips of one name overwriting each other, and names that no disk takes."""
+    """Mistake: two clips with one name overwrite each other, or a file name is invalid."""
     folder = tmp_path / "recordings"
     rows = []
     names = ["a/Ünï cödé 1.wav", "b/Ünï cödé 1.wav", "c/-x.wav", "d/漢字.wav", f"e/{'y' * 90}.wav", "f/z.wav"]
@@ -602,12 +604,12 @@ def test_ids_are_unique_safe_and_stable(tmp_path, run):
         soundfile.write(folder / name, voice(number), RATE)
         rows.append({"file_name": name, "text": "Hello"})
     write_csv(folder, rows)
-    ids = [each.id for each in prepare.prepare(folder, run, Config())]
+    ids = [utterance.id for utterance in prepare.prepare(folder, run, Config())]
     assert ids[:4] == ["00001-n-c-d-1", "00002-n-c-d-1", "00003-x", "00004"] and len(set(ids)) == 6
-    assert all(len(each) < 80 and each.isascii() for each in ids)
+    assert all(len(id) < 80 and id.isascii() for id in ids)
 
 
-def test_utterances_cannot_change():
-    """Mistake: a stage that marks clips behind the manifest's back."""
+def test_utterances_are_immutable():
+    """Mistake: a stage modifies clips that the manifest describes."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_utterances(["a_1"])[0].split = "train"

@@ -1,4 +1,4 @@
-"""What is told of a dataset: measured on sounds whose pitch, band and noise are known, and shown on a page that is safe."""
+"""The data report: measured on sounds with known pitch, bandwidth and noise, and written as a page that runs nothing."""
 
 import csv
 import dataclasses
@@ -19,14 +19,14 @@ MOMENTS = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
 
 
 def buzz(pitch: float, highest: float = 11_000) -> np.ndarray:
-    """All overtones of a pitch up to a frequency, as a voice has them, in bursts with silence between."""
-    tone = sum(np.sin(2 * np.pi * pitch * times * MOMENTS) / times for times in range(1, int(highest / pitch)))
+    """All overtones of a pitch up to a frequency, as in a voice, in bursts with silence between."""
+    tone = sum(np.sin(2 * np.pi * pitch * harmonic * MOMENTS) / harmonic for harmonic in range(1, int(highest / pitch)))
     bursts = np.clip(5 * np.sin(2 * np.pi * 1.5 * MOMENTS) + 2.5, 0, 1)
     return (0.1 * tone * np.sin(np.pi / 2 * bursts) ** 2).astype(np.float32)
 
 
 @pytest.mark.parametrize("pitch", [85, 110, 180, 260, 390])
-def test_the_pitch_is_the_voices(pitch):
+def test_the_median_pitch_is_right(pitch):
     """Mistake: the octave below or above, which makes two speakers of one."""
     assert audio.median_f0(buzz(pitch), SAMPLE_RATE) == pytest.approx(pitch, rel=0.03)
     noise = np.random.default_rng(2).normal(0, 0.1, SECONDS * SAMPLE_RATE).astype(np.float32)
@@ -34,14 +34,14 @@ def test_the_pitch_is_the_voices(pitch):
 
 
 @pytest.mark.parametrize("highest", [3_400, 7_500, 11_500])
-def test_the_band_ends_where_the_sound_does(highest):
-    """Mistake: a telephone's recording passes for a studio's because its file has a high rate."""
+def test_the_bandwidth_is_right(highest):
+    """Mistake: a telephone recording passes for a studio recording because its file has a high sample rate."""
     assert report.bandwidth_hz(buzz(100, highest)) == pytest.approx(highest, abs=250)
 
 
 @pytest.mark.parametrize("ratio", [15, 30, 45])
 def test_noise_is_measured_in_the_pauses(ratio):
-    """Mistake: a loud room that nobody is told of, or a quiet one that is called noisy for its digital silence."""
+    """Mistake: a noisy recording is not reported, or a quiet one is called noisy because of its digital silence."""
     voice = buzz(120)
     noise = np.random.default_rng(1).normal(0, 1, len(voice)) * voice[voice != 0].std() * 10 ** (-ratio / 20)
     assert report.snr_db((voice + noise).astype(np.float32)) == pytest.approx(ratio, abs=2.5)
@@ -49,8 +49,8 @@ def test_noise_is_measured_in_the_pauses(ratio):
 
 
 @pytest.fixture
-def place(tmp_path) -> Run:
-    """A run of twelve clips, one of which cannot be used, with what a hostile table would say."""
+def run(tmp_path) -> Run:
+    """A run of twelve clips, one of which cannot be used, with hostile texts in its table."""
     folder, rows = tmp_path / "clips", []
     for number in range(12):
         audio.write(folder / f"a{number:02d}.flac", buzz(100 + 3 * number), SAMPLE_RATE)
@@ -60,55 +60,56 @@ def place(tmp_path) -> Run:
     rows.append(("missing.flac", "This one is not there."))
     with (folder / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "text"), *rows])
-    made = Run("anna", tmp_path / "runs")
-    prepare.prepare(folder, made, Config(held_out=0.2), skip_bad=True)
-    return made
+    anna = Run("anna", tmp_path / "runs")
+    prepare.prepare(folder, anna, Config(held_out=0.2), skip_bad=True)
+    return anna
 
 
-def test_everything_is_accounted_for(place):
+def test_every_clip_is_counted(run):
     """Mistake: clips that are in no row of the table, or minutes that do not add up to the data."""
-    pieces = [segment.Segment(f"rejected/{number}.flac", number, number + 6, 3, 30, 0, 0, "noisy: 3 dB")
-              for number in range(2)]
-    pieces.append(segment.Segment("clips/1.flac", 20, 22, 40, 30, 0, -4.5))
+    segments = [segment.Segment(f"rejected/{number}.flac", number, number + 6, 3, 30, 0, 0, "noisy: 3 dB")
+                for number in range(2)]
+    segments.append(segment.Segment("clips/1.flac", 20, 22, 40, 30, 0, -4.5))
     for number in range(2):
-        audio.write(place.segments / "monday" / f"rejected/{number}.flac", number * buzz(100), SAMPLE_RATE)  # one is silent
-    io.write_rows(place.segments / "monday" / segment.SEGMENTS, [dataclasses.asdict(piece) for piece in pieces])
-    found = report.analyse(place)
-    assert found.rejected == {"noisy": (2, pytest.approx(0.2)), "could not be used": (1, None)}
-    assert found.minutes == pytest.approx(sum(each.seconds for each in manifest.read(place.data)) / 60)
-    assert len(found.rejected_segments) == 2
-    page = report.write(place, found).read_text(encoding="utf-8")
+        audio.write(run.segments / "monday" / f"rejected/{number}.flac", number * buzz(100), SAMPLE_RATE)  # one is silent
+    io.write_rows(run.segments / "monday" / segment.SEGMENTS, [dataclasses.asdict(row) for row in segments])
+    analysis = report.analyse(run)
+    assert analysis.rejected == {"noisy": (2, pytest.approx(0.2)), "could not be used": (1, None)}
+    assert analysis.minutes == pytest.approx(sum(utterance.seconds for utterance in manifest.read(run.data)) / 60)
+    assert len(analysis.rejected_segments) == 2
+    page = report.write(run, analysis).read_text(encoding="utf-8")
     counts = re.findall(r"<th>(?!left)[^<]+</th><td>(\d+)</td>", page)
     assert sum(map(int, counts)) == 12
     assert page.count("noisy: 3 dB") == 2  # with their players
-    assert len(io.read_rows(place.data / prepare.REJECTED)) == 1
+    assert len(io.read_rows(run.data / prepare.REJECTED)) == 1
 
 
-def test_repeated_sentences_are_listed(place):
-    """Mistake: the same sentence twice teaches it by heart, unseen; or all short sentences are called alike."""
-    assert [clip.file for clip in report.duplicates(manifest.read(place.data))] == ["a07.flac"]
-    few = [dataclasses.replace(clip, text=text) for clip, text in zip(manifest.read(place.data), ("Yes.", "No.", "Yes!"))]
+def test_repeated_sentences_are_listed(run):
+    """Mistake: a sentence that occurs twice is memorized, unnoticed; or all short sentences count as equal."""
+    assert [clip.file for clip in report.duplicates(manifest.read(run.data))] == ["a07.flac"]
+    few = [dataclasses.replace(clip, text=text) for clip, text in zip(manifest.read(run.data), ("Yes.", "No.", "Yes!"))]
     assert [clip.text for clip in report.duplicates(few)] == ["Yes!"]
 
 
-def test_the_advice_follows_the_figures(place):
-    """Mistake: praise for a minute of noise."""
-    found = report.analyse(place)
-    assert "little" in report.advice(found)
-    many = dataclasses.replace(found, clips=[dataclasses.replace(each, speaker_distance=0.0) for each in found.clips] * 50)
-    assert "enough." in report.advice(many) and "kHz" not in report.advice(many)
-    loud = dataclasses.replace(many, clips=[dataclasses.replace(each, snr_db=9.0) for each in many.clips])
-    assert "loud" in report.advice(loud)
-    dull = dataclasses.replace(many, clips=[dataclasses.replace(each, bandwidth_hz=3_400.0) for each in many.clips])
+def test_the_advice_follows_the_figures(run):
+    """Mistake: a minute of noise is praised."""
+    analysis = report.analyse(run)
+    assert "little" in report.advice(analysis)
+    same_speaker = [dataclasses.replace(clip, speaker_distance=0.0) for clip in analysis.clips]
+    large = dataclasses.replace(analysis, clips=same_speaker * 50)
+    assert "enough." in report.advice(large) and "kHz" not in report.advice(large)
+    noisy = dataclasses.replace(large, clips=[dataclasses.replace(clip, snr_db=9.0) for clip in large.clips])
+    assert "loud" in report.advice(noisy)
+    dull = dataclasses.replace(large, clips=[dataclasses.replace(clip, bandwidth_hz=3_400.0) for clip in large.clips])
     assert "nothing above 3.4 kHz" in report.advice(dull)
-    strange = [dataclasses.replace(many.clips[0], speaker_distance=quality_flags.OUTLIER_THRESHOLD + 0.1), *many.clips[1:]]
-    compared = dataclasses.replace(many, clips=strange, voices_compared=True)
+    clips = [dataclasses.replace(large.clips[0], speaker_distance=quality_flags.OUTLIER_THRESHOLD + 0.1), *large.clips[1:]]
+    compared = dataclasses.replace(large, clips=clips, voices_compared=True)
     assert "1 of them sounds like another speaker" in report.advice(compared)
 
 
-def test_the_page_is_drawn_and_nothing_in_it_runs(place, chromium):
-    """Mistake: a transcript that becomes a script, or a policy that forbids the page its own style."""
-    page = report.write(place, report.analyse(place))
+def test_the_page_is_drawn_and_nothing_in_it_runs(run, chromium):
+    """Mistake: a transcript becomes a script, or the policy blocks the page's own style."""
+    page = report.write(run, report.analyse(run))
     chromium.open(Path(page).resolve().as_uri())
     assert chromium.run("document.querySelectorAll('script').length") == 0
     assert "<script>alert(1)</script>" in chromium.run("document.querySelector('main').innerText")

@@ -80,14 +80,14 @@ def test_audio_of_clips_and_of_nothing_else(folder):
             assert request(server, f"audio?id={id}")[0] == 400
 
 
-def test_bad_requests_get_a_sentence_and_change_nothing(folder):
+def test_bad_requests_get_a_message_and_change_nothing(folder):
     """Mistake: a traceback, a hang, or half an edit."""
     with running(folder) as server:
         for body, status in ((b"{", 400), (b"[]", 400), (b"x" * (review.MAX_BODY_BYTES + 1), 400), ({"action": "drop"}, 400),
                              ({"action": "nothing", "id": "monday/00001"}, 400),
                              ({"action": "text", "id": "monday/00009", "text": "x"}, 400)):
-            seen_status, content, _ = request(server, "edit", body=body)
-            assert seen_status == status and json.loads(content)["error"]
+            response_status, content, _ = request(server, "edit", body=body)
+            assert response_status == status and json.loads(content)["error"]
     assert not (folder / review.HISTORY).exists()
 
 
@@ -138,8 +138,8 @@ def lines(chromium) -> list[str]:
     return chromium.run("[...document.querySelectorAll('#list li')].map(item => item.dataset.id)")
 
 
-def test_the_most_doubtful_comes_first(page):
-    """Mistake: the list is in the order of the recording, and a person checks what needs no checking."""
+def test_the_most_suspicious_clip_comes_first(page):
+    """Mistake: the list is in the order of the recording, and a person checks clips that need no check."""
     chromium, _ = page
     assert lines(chromium)[0] == "monday/00002"
     assert chromium.run("document.getElementById('id').textContent") == "monday/00002"

@@ -14,7 +14,7 @@ from tts_kit.run import SAMPLE_VOICE
 
 pytestmark = [pytest.mark.skipif(bool(backends.missing_packages()), reason=f"metric models are not installed: "
                                                                            f"{metrics.INSTALL}"),
-              # torch warns of its older way to write ONNX, which needs no package more
+              # torch warns of its older ONNX export, which needs no additional package
               pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export:DeprecationWarning")]
 CLIP = sorted(SAMPLE_VOICE.glob("*.flac"))[0]
@@ -48,28 +48,28 @@ class XVector(torch.nn.Module):
             num_conv_pos_embedding_groups=2, num_buckets=32)).eval()
 
     def forward(self, input_values):
-        found = self.network(input_values)
-        return found.logits, found.embeddings
+        outputs = self.network(input_values)
+        return outputs.logits, outputs.embeddings
 
 
 class Level(torch.nn.Module):
-    """Stands for UTMOS: (1, samples) -> (1,)."""
+    """Replaces UTMOS: (1, samples) -> (1,)."""
 
     def forward(self, wave):
         return 3.0 + wave.abs().mean(dim=1)
 
 
 def test_wavlm_equals_the_class_of_transformers(tmp_path, wave):
-    """Mistake: the classifier's logits in place of the embedding, a clip normalized that should not be, or not."""
+    """Mistake: the classifier's logits in place of the embedding, or a wrong normalization of the clip."""
     module = XVector()
     path = exported(module, ["logits", "embeddings"], {"input_values": torch.randn(1, 24_000)}, tmp_path / "model.onnx")
     for is_normalised in (False, True):
         (tmp_path / "settings.json").write_text(json.dumps({"do_normalize": is_normalised}))
-        given = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7) if is_normalised else wave
+        inputs = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7) if is_normalised else wave
         with torch.inference_mode():
-            wanted = module.network(torch.from_numpy(given)[None]).embeddings[0].numpy()
-        seen = backends.load_wavlm(path, tmp_path / "settings.json", 1)(wave)
-        assert seen.shape == (24,) and np.allclose(seen, wanted, atol=1e-3 * np.abs(wanted).max())
+            expected = module.network(torch.from_numpy(inputs)[None]).embeddings[0].numpy()
+        embedding = backends.load_wavlm(path, tmp_path / "settings.json", 1)(wave)
+        assert embedding.shape == (24,) and np.allclose(embedding, expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.fixture
@@ -100,8 +100,8 @@ def hub(tmp_path, monkeypatch):
     backends.load_hub.cache_clear()
 
 
-def test_cached_weights_are_used_under_their_own_names(hub, capsys):
-    """Mistake: the hub is asked for what is cached, or results do not name the weights."""
+def test_cached_weights_are_used_and_named(hub, capsys):
+    """Mistake: cached weights are requested from the hub, or results do not name the weights."""
     models = metrics.load(1, "cpu")
     assert models.name == metrics.load_available("cpu") and "The set from the hub" in capsys.readouterr().out
     assert "WavLM base plus SV 839012c" in models.name and "UTMOS22 strong 5555555" in models.name
@@ -115,12 +115,13 @@ def test_cached_weights_are_used_under_their_own_names(hub, capsys):
     assert "sim_2" not in metrics.load(1, "cpu", "bundled").names
 
 
-def test_without_a_hub_the_bundled_set_is_used_and_that_is_printed(tmp_path, monkeypatch, capsys):
-    """Mistake: a stack trace of the net in the middle of a comparison, minutes of retries, or a silent change of models."""
+def test_without_a_hub_the_bundled_set_is_used_and_reported(tmp_path, monkeypatch, capsys):
+    """Mistake: a traceback of the network client in the middle of a comparison, minutes of retries, or a silent change of
+    models."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 does: no address is asked
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 does: no request is sent
     models = metrics.load(1, "cpu")
     printed = capsys.readouterr().out
     assert "WavLM" not in models.name and "bundled set" in printed and "the hub cannot be reached" in printed
@@ -130,7 +131,7 @@ def test_without_a_hub_the_bundled_set_is_used_and_that_is_printed(tmp_path, mon
 
 
 def test_a_wrong_setting_is_named(monkeypatch, capsys):
-    """Mistake: one set of models is asked for and another one comes, or a misspelled setting is taken for auto."""
+    """Mistake: another set of models is loaded than requested, or a misspelled setting is taken for auto."""
     monkeypatch.setenv("TTS_KIT_METRICS", "hubb")
     with pytest.raises(KitError, match="'hubb' is no set of metric models; wanted one of auto, hub, bundled"):
         metrics.load_available()
