@@ -6,6 +6,8 @@ BIN := .venv/bin
 ifdef PIP_FIND_LINKS  # uv does not read pip's settings
 export UV_FIND_LINKS = $(PIP_FIND_LINKS)
 endif
+# containers often set it: then every process compiles torch and transformers anew, 25 s instead of 10
+unexport PYTHONDONTWRITEBYTECODE
 UV := $(BIN)/uv pip install -q --python $(BIN)/python
 
 .PHONY: demo gallery lint test test-slow test-full test-latest test-load
