@@ -28,7 +28,7 @@ def generate(base, prompts, sampling=GREEDY, seeds=None, max_frames=12, adapter=
 
 
 def stock_codes(stock, base, prompt, frames):
-    """Transformers' greedy generate, with the ids suppressed that are no codes, as in the kit."""
+    """Return the codes of transformers' greedy `generate`, with the ids suppressed that are no codes, as in the kit."""
     no_codes = list(range(base.spec.codebook_size, stock.config.vocab_size))
     embeds = torch.where(prompt.audio_mask[:, None], stock.backbone_model.embed_tokens(prompt.codes[None])[0],
                          stock.embed_text_tokens(prompt.input_ids))
@@ -39,7 +39,7 @@ def stock_codes(stock, base, prompt, frames):
 
 
 def test_greedy_codes_equal_transformers_for_one_and_for_a_batch(base, stock):
-    """Mistake: wrong position, head, table offset, mask or padding side, visible in the first differing code."""
+    """Mistake: a wrong position, head, table offset, mask or padding side, visible in the first differing code."""
     spread_logits(base, stock)
     batch = prompts(base, "Hello.", "A much longer line of text than the others.", "Why not?")
     for prompt, batched in zip(batch, generate(base, batch)):
@@ -56,17 +56,17 @@ def test_stops_at_the_eos_frame_and_leaves_it_out(base):
     base.model.depth_decoder.codebooks_head.weight.data.zero_()
     generation, = generate(base, prompts(base, "Hi."), max_frames=9)
     assert generation.ended_with_eos and generation.codes.shape == (0, 4)
-    assert not generation.is_complete  # nothing was said
+    assert not generation.is_complete  # it has no frames
 
 
 def test_the_last_codebook_does_not_decide_the_end(base):
-    """Mistake: a stop by 31 codebooks and a cut by 32 disagree, and everything after the end is decoded."""
+    """Mistake: a stop decided by 31 codebooks and a cut by 32 disagree, and frames after the end are decoded."""
     frame = torch.tensor([[0, 0, 0, 7], [0, 0, 7, 0], [7, 0, 0, 0]])
     assert engine.is_eos_frame(frame).tolist() == [True, False, False]
 
 
 def test_a_limit_ends_a_generation_without_eos(base):
-    """Mistake: one runaway sentence in a batch runs on for ever or is cut at its neighbour's limit."""
+    """Mistake: a sentence without EOS runs on for ever, or is cut at its neighbour's limit."""
     spread_logits(base)
     short, long = InferenceEngine(base.model, base.spec).generate(prompts(base, "One.", "Two."), GREEDY, [0, 0], [3, 7])
     assert (len(short.codes), len(long.codes)) == (3, 7)
@@ -94,7 +94,7 @@ def test_a_seed_gives_the_same_alone_and_in_a_batch(base):
 
 
 def test_sampling_follows_the_softmax_of_the_top_candidates(base):
-    """Mistake: temperature or top-k applied wrongly; seen by counting 4000 draws."""
+    """Mistake: temperature or top-k is applied wrongly; detected by counting 4000 draws."""
     logits = torch.tensor([2.0, 1.0, 0.0, -9.0] + [-50.0] * (base.spec.codebook_size - 4))
     noise = torch.ones(4000, 1, 2)
     draw_gumbel_noise(noise, [torch.Generator().manual_seed(seed) for seed in range(4000)])
@@ -104,9 +104,9 @@ def test_sampling_follows_the_softmax_of_the_top_candidates(base):
     assert (sampled == 0).float().mean().item() == pytest.approx(expected[0].item(), abs=0.03)
 
 
-def test_an_engine_follows_the_weights_when_it_is_told(spread_base):
-    """Mistake: a training's samples are all generated with the weights of the first, a strength or a merge is not heard, or
-    nobody finds out: conftest's `engines_are_fresh` fails a test whose engine is stale."""
+def test_an_engine_reloads_changed_weights(spread_base):
+    """Mistake: all samples of a training are generated with the weights of the first, or a strength or a merge has no
+    effect, and no test notices: conftest's `engines_are_fresh` fails a test whose engine is stale."""
     model = lora.add_lora(spread_base.model, 4, 8.0)
     prompt = prompts(spread_base, "One.")
     inference = InferenceEngine(spread_base.model, spread_base.spec, lora.DEFAULT_ADAPTER)
@@ -149,18 +149,18 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_frame_is_few_calls_and_no_wait(spread_base, stock):
-    """Mistake: a frame makes the host wait, or is thousands of small operations again, as in transformers."""
+def test_a_frame_needs_few_calls_and_no_wait(spread_base, stock):
+    """Mistake: a frame makes the host wait, or is thousands of small operations, as in transformers."""
     batch, frames = prompts(spread_base, "One.", "Two, but longer."), []
     stream = InferenceEngine(spread_base.model, spread_base.spec).stream(batch, Sampling(), [1, 2], 12)
     next(stream)
-    with Calls() as ours:
+    with Calls() as kit:
         frames += [next(stream) for _ in range(10)]
     spread_logits(stock)
-    with Calls() as theirs:
+    with Calls() as transformers:
         stock_codes(stock, spread_base, batch[0], 10)
-    assert ours.waits == 0 and len(frames) == 10
-    assert 2 * ours.calls < theirs.calls
+    assert kit.waits == 0 and len(frames) == 10
+    assert 2 * kit.calls < transformers.calls
 
 
 def test_a_stream_ends_at_its_limit(spread_base):
@@ -171,7 +171,7 @@ def test_a_stream_ends_at_its_limit(spread_base):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU, and torch sees none")
-def test_a_captured_frame_is_the_frame(spread_toy):
+def test_a_captured_graph_generates_the_same_codes(spread_toy):
     """Mistake: a graph replays with the first sentence's positions, mask or noise."""
     bases = load.load_base(spread_toy, device.choose("cpu")), load.load_base(spread_toy, device.choose("cuda", "float32"))
     cpu, gpu = (InferenceEngine(base.model, base.spec) for base in bases)

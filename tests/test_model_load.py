@@ -1,4 +1,4 @@
-"""Loading a base: the embedding tie that transformers loses, and checkpoints that are not what they say."""
+"""Loading a base: the embedding tie that transformers loses, and checkpoints that are incomplete or of another kind."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ CPU = device.choose("cpu")
 
 
 def copy_with(toy: str, folder: Path, change) -> str:
-    """The toy with its weights changed on disk."""
+    """A copy of the toy with changed weights on disk."""
     shutil.copytree(toy, folder)
     weights = load_file(folder / "model.safetensors")
     weights = {name: weight.clone() for name, weight in weights.items()}
@@ -31,7 +31,7 @@ def tables(model):
     return model.backbone_model.embed_tokens.embed_audio_tokens.weight, model.depth_decoder.model.embed_tokens.weight
 
 
-def test_audio_tables_are_one_after_load_and_after_save_and_reload(base, toy, tmp_path):
+def test_audio_tables_are_tied_after_load_and_after_reload(base, toy, tmp_path):
     """Mistake: transformers 5.0 to 5.20 leave the backbone's audio table random, and every prediction is noise."""
     saved = load_file(Path(toy) / "model.safetensors")
     assert load.BACKBONE_TABLE not in saved, "the toy must be saved as transformers saves it, with one table"
@@ -39,11 +39,11 @@ def test_audio_tables_are_one_after_load_and_after_save_and_reload(base, toy, tm
     assert backbone is depth
     assert torch.equal(depth, saved[load.DEPTH_TABLE])
     base.model.codec_model = base.codec.model
-    again = load.load_base(str(model_shapes.save(base.model, tmp_path / "again", "toy")), CPU)
-    assert torch.equal(tables(again.model)[0], depth) and tables(again.model)[0] is tables(again.model)[1]
+    reloaded = load.load_base(str(model_shapes.save(base.model, tmp_path / "reloaded", "toy")), CPU)
+    assert torch.equal(tables(reloaded.model)[0], depth) and tables(reloaded.model)[0] is tables(reloaded.model)[1]
 
 
-def test_the_other_table_alone_is_enough(toy, tmp_path):
+def test_either_table_alone_is_enough(toy, tmp_path):
     """Mistake: only one direction of the tie is repaired."""
     def swap(weights):
         weights[load.BACKBONE_TABLE] = weights.pop(load.DEPTH_TABLE)
@@ -54,14 +54,14 @@ def test_the_other_table_alone_is_enough(toy, tmp_path):
 
 
 def test_a_checkpoint_without_any_audio_table_is_refused(toy, tmp_path):
-    """Mistake: a random table is accepted in silence."""
+    """Mistake: a random table is accepted silently."""
     folder = copy_with(toy, tmp_path / "none", lambda weights: weights.pop(load.DEPTH_TABLE))
     with pytest.raises(KitError, match="lacks 2 weights, among them backbone_model.embed_tokens.*download"):
         load.load_base(folder, CPU)
 
 
 def test_tables_that_differ_are_refused(toy, tmp_path):
-    """Mistake: a checkpoint saved after a broken load goes on with its random table."""
+    """Mistake: a checkpoint saved after a broken load is used with its random table."""
     def differ(weights):
         weights[load.BACKBONE_TABLE] = weights[load.DEPTH_TABLE] + 1
 
@@ -70,7 +70,7 @@ def test_tables_that_differ_are_refused(toy, tmp_path):
 
 
 def test_a_base_without_depth_decoder_is_refused(toy, tmp_path):
-    """Mistake: a random depth decoder is tuned for hours."""
+    """Mistake: a random depth decoder is fine-tuned for hours."""
     def cut(weights):
         for name in [name for name in weights if name.startswith("depth_decoder.model.layers")]:
             del weights[name]
@@ -79,7 +79,7 @@ def test_a_base_without_depth_decoder_is_refused(toy, tmp_path):
         load.load_base(copy_with(toy, tmp_path / "cut", cut), CPU)
 
 
-def test_a_codec_with_a_hole_is_refused(toy, tmp_path):
+def test_an_incomplete_codec_is_refused(toy, tmp_path):
     """Mistake: a random layer in the codec turns every clip into noise codes."""
     def cut(weights):
         del weights["codec_model.encoder.layers.0.conv.weight"]
@@ -89,7 +89,7 @@ def test_a_codec_with_a_hole_is_refused(toy, tmp_path):
 
 
 def test_another_architecture_is_named(toy, tmp_path):
-    """Mistake: a Llama folder fails somewhere deep inside with a missing attribute."""
+    """Mistake: a Llama folder fails deep inside with a missing attribute."""
     shutil.copytree(toy, tmp_path / "llama")
     (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(KitError, match="'llama' model; this kit fine-tunes CSM"):
@@ -97,8 +97,8 @@ def test_another_architecture_is_named(toy, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "nowhere", "runs/../../etc"])
-def test_a_base_that_is_not_there(name):
-    """Mistake: a page of hub traceback instead of what was looked for and what to do."""
+def test_a_missing_base_is_named(name):
+    """Mistake: a page of the hub's traceback instead of what was looked for and what to do."""
     with pytest.raises(KitError, match="(?s)" + name + ".*(could not be read|was found neither|is no folder here)"):
         load.load_base(name, CPU)
 
@@ -113,7 +113,7 @@ def test_pickled_weights_are_not_opened(toy, tmp_path):
         load.load_base(str(tmp_path / "pickle"), CPU)
 
 
-def test_codec_stays_in_float32_beside_a_16_bit_network(toy):
+def test_the_codec_stays_in_float32_with_a_16_bit_model(toy):
     """Mistake: loading in bf16 rounds the codec's weights, and the codes change."""
     half = load.load_base(toy, device.DeviceConfig("cpu", torch.bfloat16, ""))
     assert half.model.dtype == torch.bfloat16
@@ -121,8 +121,8 @@ def test_codec_stays_in_float32_beside_a_16_bit_network(toy):
     assert half.codec.fingerprint() == load.load_base(toy, CPU).codec.fingerprint()
 
 
-def test_the_fingerprint_is_that_of_the_weights_in_every_precision(toy, tmp_path):
-    """Mistake: an adapter trained in bf16 is refused on a float16 card; or one for other weights is accepted."""
+def test_the_fingerprint_does_not_depend_on_the_dtype(toy, tmp_path):
+    """Mistake: an adapter trained in bf16 is refused on a float16 card, or one for other weights is accepted."""
     names = {load.load_base(toy, device.DeviceConfig("cpu", dtype, "")).fingerprint
              for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     assert len(names) == 1
@@ -134,7 +134,7 @@ def test_the_fingerprint_is_that_of_the_weights_in_every_precision(toy, tmp_path
 @pytest.mark.parametrize("damage", ["truncated", "another shape"])
 def test_damaged_weights_are_named(toy, tmp_path, damage):
     """Mistake: half a download ends in a traceback of safetensors or of torch."""
-    said = "damaged could not be read"
+    message = "damaged could not be read"
     def widen(weights):
         weights["lm_head.weight"] = torch.zeros(7, 7)
 
@@ -142,19 +142,19 @@ def test_damaged_weights_are_named(toy, tmp_path, damage):
     if damage == "truncated":
         file = Path(folder) / "model.safetensors"
         file.write_bytes(file.read_bytes()[:5000])
-        said = "damaged or incompletely downloaded: 5,000 bytes"
-    with pytest.raises(KitError, match=said):
+        message = "damaged or incompletely downloaded: 5,000 bytes"
+    with pytest.raises(KitError, match=message):
         load.load_base(folder, CPU)
 
 
-def test_unsloth_without_a_gpu_is_refused_with_the_way_out():
-    """Mistake: `import unsloth` raises NotImplementedError at the user."""
+def test_unsloth_without_a_gpu_is_refused_with_an_alternative():
+    """Mistake: `import unsloth` raises NotImplementedError."""
     with pytest.raises(KitError, match="needs an NVIDIA GPU.*'peft' runs everywhere"):
         load.choose_backend("unsloth", CPU)
     assert load.choose_backend("auto", CPU)[0] == "peft"
 
 
 def test_the_toy_is_read_by_plain_transformers(toy):
-    """Mistake: a folder only the kit can read."""
+    """Mistake: a folder that only the kit can read."""
     with pretrained.explain_load_errors(toy):
         assert CsmForConditionalGeneration.from_pretrained(toy).config.num_codebooks == 4

@@ -1,4 +1,4 @@
-"""The adapter: what it covers, that it changes nothing else, and that it is the same after saving, merging, switching."""
+"""The adapter: which layers it covers, that it changes nothing else, and that saving and merging do not change it."""
 
 import json
 import shutil
@@ -19,13 +19,13 @@ from tts_kit.training import dataset
 
 @pytest.fixture
 def finetuned(spread_base):
-    """The loud toy with an adapter of random weights."""
+    """The toy with spread logits and an adapter of random weights."""
     model = lora.add_lora(spread_base.model, 4, 8.0)
-    shake(model)
+    randomize_adapter(model)
     return model
 
 
-def shake(model):
+def randomize_adapter(model):
     for name, weight in model.named_parameters():
         if "lora_" in name:
             weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(sum(name.encode())))
@@ -47,14 +47,14 @@ def test_parameter_count_of_the_full_size_on_the_meta_device():
 
 
 @pytest.mark.parametrize(("targets", "backbone", "depth"), [("backbone", 14, 0), ("depth", 0, 14), ("both", 14, 14)])
-def test_presets(base, targets, backbone, depth):
-    """Mistake: a preset that also reaches the other part, whose layers have the same names."""
+def test_presets_cover_their_part_only(base, targets, backbone, depth):
+    """Mistake: a preset that also covers the other part, whose layers have the same names."""
     counts = lora.count_parameters(lora.add_lora(base.model, 4, 8.0, targets))
     assert (counts["backbone"]["modules"], counts["depth"]["modules"], counts["codec"]["modules"]) == (backbone, depth, 0)
 
 
-def test_a_step_leaves_the_base_as_it_was(base):
-    """Mistake: norms, heads or embeddings are trained along, and the saved adapter does not have them."""
+def test_a_step_leaves_the_base_unchanged(base):
+    """Mistake: norms, heads or embeddings are trained too, and the saved adapter lacks them."""
     model = lora.add_lora(base.model, 4, 8.0)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
@@ -70,13 +70,13 @@ def test_a_step_leaves_the_base_as_it_was(base):
 
 
 def test_adapter_off_is_the_base_exactly(spread_toy, spread_base, finetuned):
-    """Mistake: the base arm of a comparison still has a little of the adapter."""
+    """Mistake: the base arm of a comparison still has a part of the adapter."""
     plain = codes(load.load_base(spread_toy, device.choose("cpu")))
     assert codes(spread_base) == plain != codes(spread_base, lora.DEFAULT_ADAPTER)
 
 
 def test_strength_zero_is_the_base_and_one_the_adapter(spread_base, finetuned):
-    """Mistake: the slider's ends are not what they say."""
+    """Mistake: strength 0 or 1 is not what it is defined as."""
     trained = codes(spread_base, lora.DEFAULT_ADAPTER)
     lora.set_strength(finetuned, 0.0)
     assert codes(spread_base, lora.DEFAULT_ADAPTER) == codes(spread_base)
@@ -84,8 +84,8 @@ def test_strength_zero_is_the_base_and_one_the_adapter(spread_base, finetuned):
     assert codes(spread_base, lora.DEFAULT_ADAPTER) == trained != codes(spread_base)
 
 
-def test_merged_is_unmerged(spread_base, finetuned):
-    """Mistake: merging scales the adapter wrongly and the exported voice is another one."""
+def test_merging_does_not_change_the_codes(spread_base, finetuned):
+    """Mistake: merging scales the adapter wrongly, and the exported voice is another one."""
     before = codes(spread_base, lora.DEFAULT_ADAPTER)
     merged = finetuned.merge_and_unload()
     assert not any("lora_" in name for name, _ in merged.named_parameters())
@@ -97,7 +97,7 @@ def save(base, model, folder):
 
 
 def test_saved_and_loaded_in_a_fresh_process_generates_the_same(spread_toy, spread_base, finetuned, tmp_path):
-    """Mistake: keys that do not fit are skipped in silence, and the loaded voice is the base ("on or off is identical")."""
+    """Mistake: keys that do not fit are skipped silently, and the loaded voice is the base."""
     save(spread_base, finetuned, tmp_path / "adapter")
     script = (
         "import json, sys; sys.path[:0] = ['tests']\n"
@@ -110,15 +110,15 @@ def test_saved_and_loaded_in_a_fresh_process_generates_the_same(spread_toy, spre
 
 
 def test_an_adapter_for_another_base_is_refused(spread_base, finetuned, tmp_path):
-    """Mistake: an adapter is put on other weights and generates noise."""
+    """Mistake: an adapter is loaded into other weights and generates noise."""
     save(spread_base, finetuned, tmp_path / "adapter")
     other = load.load_base(str(model_shapes.build("toy", tmp_path / "other", seed=7)), device.choose("cpu"))
     with pytest.raises(KitError, match=r"was trained for .*spread.*but .*other is loaded.*--base"):
         lora.load(other, tmp_path / "adapter")
 
 
-def test_damaged_and_foreign_adapter_folders(spread_toy, spread_base, finetuned, tmp_path):
-    """Mistake: a truncated file, a missing file or keys of another rank are loaded as far as they go."""
+def test_damaged_and_foreign_adapter_folders_are_refused(spread_toy, spread_base, finetuned, tmp_path):
+    """Mistake: a truncated file, a missing file or keys of another rank are loaded as far as possible."""
     save(spread_base, finetuned, tmp_path / "adapter")
     with pytest.raises(KitError, match="not an adapter of this kit: adapter_model.safetensors is missing"):
         lora.read_metadata(tmp_path)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_model_lora import shake
+from test_model_lora import randomize_adapter
 
 from tts_kit import audio, device, watermark
 from tts_kit.config import Config
@@ -69,7 +69,7 @@ def voices(spread_toy, tmp_path_factory) -> dict:
     for number, name in enumerate(("anna", "ben"), 1):
         base = load.load_base(spread_toy, device.choose("cpu"))
         model = lora.add_lora(base.model, 4, 8.0)
-        shake(model)
+        randomize_adapter(model)
         lora.set_strength(model, number)
         for weight_name, weight in model.named_parameters():
             if "lora_B" in weight_name:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from test_model_lora import shake
+from test_model_lora import randomize_adapter
 from test_tokens_cache import tone
 
 from tts_kit import audio, device
@@ -24,7 +24,7 @@ from tts_kit.speech.voice import Reference, Voice, load_voice
 def voice(spread_base):
     """A toy with an adapter, whose codes depend on everything."""
     model = lora.add_lora(spread_base.model, 4, 8.0)
-    shake(model)
+    randomize_adapter(model)
     return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8))
 
 

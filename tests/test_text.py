@@ -1,4 +1,4 @@
-"""One normalisation for training and speaking, and chunks that lose nothing."""
+"""Text normalization, the same for training and speaking, and splitting into chunks without losses."""
 
 import random
 import unicodedata
@@ -19,49 +19,49 @@ def random_texts(count: int = 400):
 
 
 def speakable(texts):
-    return [each for each in texts if any(character.isalnum() for character in each)]
+    return [sample for sample in texts if any(character.isalnum() for character in sample)]
 
 
-@pytest.mark.parametrize(("given", "wanted"), [
+@pytest.mark.parametrize(("raw_text", "expected"), [
     ("Hello", "Hello."), ("Room 12", "Room 12."), ("Really?", "Really?"), ('He said "no"', 'He said "no"'),
     ("  two\tlines\r\nof\u00a0text\u2028here ", "two lines of text here."),
     ("“Don’t” — she said… 10–20", '"Don\'t" - she said... 10-20.'), ("cafe\u0301", "café."), ("हिन्दी", "हिन्दी."),
     ("It costs 3 €.", "It costs 3 €."),
 ])
-def test_normalise(given, wanted):
-    """Mistake: one sentence being written two ways, so that training and speaking see different tokens."""
-    assert text.normalize(given) == wanted
+def test_text_is_normalized(raw_text, expected):
+    """Mistake: one sentence is written in two ways, so that training and speaking see different tokens."""
+    assert text.normalize(raw_text) == expected
 
 
-def test_normalise_is_idempotent():
-    """Mistake: text that changes when it is normalised again, once in data and once when spoken."""
-    for given in speakable(random_texts()):
-        once = text.normalize(given)
+def test_normalization_is_idempotent():
+    """Mistake: text changes when it is normalized again, once in the data and once when spoken."""
+    for raw_text in speakable(random_texts()):
+        once = text.normalize(raw_text)
         assert text.normalize(once) == once == unicodedata.normalize("NFC", once)
         assert "  " not in once and once == once.strip()
 
 
-@pytest.mark.parametrize(("given", "said"), [
+@pytest.mark.parametrize(("raw_text", "messages"), [
     ("", ["empty", "at least one word"]), (" \n\u00a0", ["empty"]), ("...?!", ["no letter and no digit"]),
     ("ab\x00c", ["U+0000", "position 3"]), ("a\x1b[0m", ["U+001B", "position 2"]), ("a\x1cb", ["U+001C"]),
     ("zero\u200bwidth", ["U+200B", "ZERO WIDTH SPACE", "position 5"]), ("\ufeffabc", ["U+FEFF", "position 1"]),
     ("\u202eabc", ["U+202E", "RIGHT-TO-LEFT OVERRIDE"]), ("caf\ufffd", ["U+FFFD", "REPLACEMENT"]),
     ("lone \ud800", ["U+D800"]), ("\ue000abc", ["U+E000"]),
 ])
-def test_what_cannot_be_spoken_is_refused(given, said):
-    """Mistake: invisible characters becoming tokens, and against an error that does not say which or where."""
+def test_unspeakable_characters_are_refused(raw_text, messages):
+    """Mistake: invisible characters become tokens, or the error does not say which and where."""
     with pytest.raises(KitError) as caught:
-        text.normalize(given)
-    for words in said:
-        assert words in str(caught.value)
+        text.normalize(raw_text)
+    for message in messages:
+        assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("limit", [1, 30, 200])
-def test_chunks_lose_nothing_and_fit(limit):
-    """Mistake: a lost or doubled word at a cut, and against a chunk over the limit."""
-    for given in speakable(random_texts(150)):
-        chunks = text.split_sentences(given, limit)
-        assert "".join("".join(chunks).split()) == "".join(text.normalize(given).split())
+def test_chunks_lose_nothing_and_fit_the_limit(limit):
+    """Mistake: a lost or doubled word at a cut, or a chunk over the limit."""
+    for raw_text in speakable(random_texts(150)):
+        chunks = text.split_sentences(raw_text, limit)
+        assert "".join("".join(chunks).split()) == "".join(text.normalize(raw_text).split())
         for chunk in chunks:
             assert any(character.isalnum() for character in chunk)
             assert len(chunk) <= limit or limit < 200  # dots and dashes may pass a small limit, words may not
@@ -76,17 +76,17 @@ def test_chunks_of_words_fit_any_limit():
         assert max(map(len, text.split_sentences(" ".join(words), limit))) <= limit
 
 
-@pytest.mark.parametrize("given", [
+@pytest.mark.parametrize("raw_text", [
     "Mr. Smith met Dr. Jones in St. Albans.", "J. R. R. Tolkien wrote it.", "It cost 3.5 pounds, e.g. less than that.",
     "At 5 p.m. they left.", "Apples, pears etc. were sold.",
 ])
-def test_a_full_stop_inside_a_sentence_is_no_end(given):
-    """Mistake: a pause and a falling voice after Mr. or in the middle of a number."""
-    assert text._sentences(given) == [given]
+def test_a_full_stop_inside_a_sentence_is_no_end(raw_text):
+    """Mistake: a pause and a falling pitch after Mr. or in the middle of a number."""
+    assert text._sentences(raw_text) == [raw_text]
 
 
 def test_chunks_are_whole_sentences():
-    """Mistake: cutting inside a sentence that fits, and against one chunk for every short answer."""
+    """Mistake: a cut inside a sentence that fits, or one chunk for every short answer."""
     story = 'No. I will not! "Why?" she asked. So do I. Then we went home.'
     assert text._sentences(story) == [
         "No.", "I will not!", '"Why?"', "she asked.", "So do I.", "Then we went home."]
@@ -95,18 +95,18 @@ def test_chunks_are_whole_sentences():
 
 
 def test_a_long_sentence_is_cut_at_its_punctuation():
-    """Mistake: a cut in mid-phrase where a semicolon or comma stands near, and against a tiny last piece."""
+    """Mistake: a cut in a phrase where a semicolon or comma is near, or a tiny last chunk."""
     assert text.split_sentences("the first half of it stands here, with a comma; the second half stands over there", 50) == [
         "the first half of it stands here, with a comma;", "the second half stands over there."]
     assert text.split_sentences("one two three, four five six seven eight", 30) == [
         "one two three,", "four five six seven eight."]
     for opening in ("", "Well, "):
-        pieces = text.split_sentences(opening + "word " * 41, 200)
-        assert len(pieces) == 2 and min(map(len, pieces)) > 90
+        chunks = text.split_sentences(opening + "word " * 41, 200)
+        assert len(chunks) == 2 and min(map(len, chunks)) > 90
     assert text.split_sentences("漢" * 25 + "。" + "字" * 10, 30) == ["漢" * 25 + "。", "字" * 10 + "."]
 
 
-def test_budget_grows_with_the_text():
-    """Mistake: stopping a slow reader early, and against a run-away voice talking for minutes."""
+def test_the_duration_limit_grows_with_the_text():
+    """Mistake: a slow voice is stopped early, or a voice without EOS speaks for minutes."""
     assert text.max_speech_seconds("Hi.") == pytest.approx(2.4, abs=0.1)
     assert 20 < text.max_speech_seconds("x" * 150) < 30

@@ -1,4 +1,4 @@
-"""The sequence CSM reads, against transformers' own processor and against labels written out by hand."""
+"""The input sequence of CSM, against transformers' processor and against labels written by hand."""
 
 import numpy as np
 import pytest
@@ -11,39 +11,39 @@ from tts_kit.tokens.prompt import IGNORE_INDEX, Turn
 from tts_kit.training import dataset
 
 
-def test_ids_are_those_of_the_processor(base, toy):
-    """Mistake: another template (a space after the speaker, no begin token, no end frame) than the base was trained on."""
+def test_ids_equal_the_processors(base, toy):
+    """Mistake: another template than the base was trained on: a space after the speaker, no begin token, no EOS frame."""
     processor = AutoProcessor.from_pretrained(toy)
     wave = np.random.default_rng(0).normal(0, 0.1, 5000).astype(np.float32)
     chat = [{"role": "3", "content": [{"type": "text", "text": "Ça va?"}, {"type": "audio", "path": wave}]},
             {"role": "3", "content": [{"type": "text", "text": "Yes."}]}]
-    wanted = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
+    expected = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
     codes = base.codec.encode([wave])[0]
     example = base.prompt_builder.build("clip", [Turn("Ça va?", "3", codes), Turn("Yes.", "3")])
-    assert example.input_ids.tolist() == wanted.tolist()
+    assert example.input_ids.tolist() == expected.tolist()
 
 
-def test_special_tokens_in_a_text_stay_letters(base):
-    """Mistake: a transcript that spells <|AUDIO|> puts a phantom frame into the sequence."""
+def test_special_tokens_in_a_text_are_plain_text(base):
+    """Mistake: a transcript that contains <|AUDIO|> adds an audio frame to the sequence."""
     example = base.prompt_builder.build("clip", [Turn("say <|AUDIO|> and <|audio_eos|>", "0")])
     assert base.spec.audio_token_id not in example.input_ids
     assert base.spec.audio_eos_token_id not in example.input_ids
     assert base.prompt_builder.tokenizer.decode(example.input_ids[1:-1]) == "[0]say <|AUDIO|> and <|audio_eos|>"
 
 
-def test_labels_of_two_clips_by_hand(base):
-    """Mistake: labels shifted by one, the end frame left out, or text, padding or a neighbour clip scored."""
+def test_labels_of_two_clips_equal_labels_by_hand(base):
+    """Mistake: labels shifted by one, a missing EOS frame, or a loss on text, padding or a neighbouring clip."""
     first = make_clip("a", frames=2, text="A.")
     second = make_clip("b", frames=1, text="B.")
-    one, other = (dataset.build_example(clip, base.prompt_builder) for clip in (first, second))
+    first_example, second_example = (dataset.build_example(clip, base.prompt_builder) for clip in (first, second))
     (a0, a1), (b0,) = first.codes.tolist(), second.codes.tolist()
-    no, end = [IGNORE_INDEX] * 4, [0] * 4
+    ignored, end = [IGNORE_INDEX] * 4, [0] * 4
     # <bos> [ 0 ] A . <eos> frame frame end
-    assert one.labels.tolist() == [no] * 7 + [a0, a1, end]
-    assert other.labels.tolist() == [no] * 7 + [b0, end]
-    whole = [torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)]
-    packed = dataset.collate([one, other], whole, packing=True)
-    padded = dataset.collate([one, other], whole, packing=False)
+    assert first_example.labels.tolist() == [ignored] * 7 + [a0, a1, end]
+    assert second_example.labels.tolist() == [ignored] * 7 + [b0, end]
+    all_frames = [torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)]
+    packed = dataset.collate([first_example, second_example], all_frames, packing=True)
+    padded = dataset.collate([first_example, second_example], all_frames, packing=False)
     for batch, width in ((packed, 10), (padded, 10)):
         assert batch["targets"].tolist() == [a0, a1, end, b0, end]
         # the end of the text predicts the first frame, the last frame predicts the end
@@ -53,17 +53,17 @@ def test_labels_of_two_clips_by_hand(base):
     assert padded["input_ids"].shape == (2, 10)
 
 
-def test_context_is_heard_and_not_scored(base):
-    """Mistake: the loss also trains on the reference clip, whose codes are the answer's neighbours."""
-    heard, target = make_clip("a", 3), make_clip("b", 2)
-    context, example = (dataset.build_example(clip, base.prompt_builder) for clip in (heard, target))
+def test_context_is_an_input_without_loss(base):
+    """Mistake: the loss also trains on the reference clip."""
+    context_clip, target_clip = make_clip("a", 3), make_clip("b", 2)
+    context, example = (dataset.build_example(clip, base.prompt_builder) for clip in (context_clip, target_clip))
     joined = dataset.join(dataset.without_labels(context), example)
     batch = dataset.collate([joined], [torch.ones(3, dtype=torch.bool)], packing=True)
-    assert batch["targets"].tolist() == [*target.codes.tolist(), [0] * 4]
-    assert batch["codes"][0, batch["audio_mask"][0]].tolist()[:3] == heard.codes.tolist()
+    assert batch["targets"].tolist() == [*target_clip.codes.tolist(), [0] * 4]
+    assert batch["codes"][0, batch["audio_mask"][0]].tolist()[:3] == context_clip.codes.tolist()
 
 
 def test_a_sequence_longer_than_the_model_is_refused(base):
-    """Mistake: a clip beyond the model's positions is cut or trained with positions never seen."""
+    """Mistake: a clip beyond the model's positions is cut, or trained with unused positions."""
     with pytest.raises(KitError, match=r"long clip: 5\d\d positions.*holds 512.*shorter"):
         base.prompt_builder.build("long clip", [Turn("Hi.", "0", make_clip("a", 520).codes)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_model_lora import shake
+from test_model_lora import randomize_adapter
 from test_tokens_cache import tone
 from torch import nn
 from transformers import MimiModel
@@ -36,7 +36,7 @@ LONG = " ".join(f"This is sentence number {word} of three, each too long to be s
 def voice(spread_base):
     """A tuned toy that says something definite."""
     model = lora.add_lora(spread_base.model, 4, 8.0)
-    shake(model)
+    randomize_adapter(model)
     return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8))
 
 

@@ -1,4 +1,4 @@
-"""Which clips meet in which step, and which of their frames train the depth decoder."""
+"""Which clips are in which step, and which of their frames train the depth decoder."""
 
 from collections import Counter
 
@@ -17,30 +17,30 @@ def steps(base, config, **changes):
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
-def test_every_clip_once_a_pass_and_batches_under_the_budget(base, config, packing):
-    """Mistake: clips are lost or doubled by bucketing, or a batch outgrows the memory that was planned."""
+def test_every_clip_once_per_epoch_and_batches_within_the_budget(base, config, packing):
+    """Mistake: clips are lost or doubled by bucketing, or a batch exceeds the planned memory."""
     plan = steps(base, config, steps=40, packing=packing)
-    names, at = [], 0
+    names, index = [], 0
     while len(names) < len(CLIPS):
-        batch = plan[at]
+        batch = plan[index]
         assert batch["input_ids"].numel() <= config.tokens_per_batch
         names += batch["clip_ids"]
-        at += 1
-    assert at < len(CLIPS) / 2, "several clips travel together"
+        index += 1
+    assert index < len(CLIPS) / 2, "several clips share a batch"
     assert Counter(names) == Counter(clip.id for clip in CLIPS)
 
 
-def test_passes_differ_in_order_and_runs_with_one_seed_agree(base, config):
-    """Mistake: the same batches in the same order for ever, or another order after a resume."""
+def test_epochs_differ_in_order_and_one_seed_gives_one_order(base, config):
+    """Mistake: the same batches in the same order in every epoch, or another order after a resume."""
     plan = steps(base, config, steps=40)
     again, other = steps(base, config, steps=40), steps(base, config, steps=40, seed=1)
     assert plan.plan == again.plan != other.plan
-    per_pass = round(len(plan) / plan.epochs)
-    assert plan.plan[:per_pass] != plan.plan[per_pass:2 * per_pass]
+    per_epoch = round(len(plan) / plan.epochs)
+    assert plan.plan[:per_epoch] != plan.plan[per_epoch:2 * per_epoch]
 
 
-def test_depth_frames_are_drawn_afresh_and_the_end_always(base, config):
-    """Mistake: a subset frozen for every epoch; or the end frame seldom trained, and the voice never stops."""
+def test_depth_frames_are_resampled_and_always_contain_eos(base, config):
+    """Mistake: one subset for all epochs, or an EOS frame that is seldom trained, so that the voice never stops."""
     examples = [dataset.build_example(clip, base.prompt_builder) for clip in CLIPS[:4]]
     draws = [torch.cat(dataset.sample_depth_frames(examples, 1 / 4, seed)) for seed in range(200)]
     assert len({tuple(draw.tolist()) for draw in draws}) > 190
@@ -48,25 +48,25 @@ def test_depth_frames_are_drawn_afresh_and_the_end_always(base, config):
     ends = lengths.cumsum(0) - 1
     share = torch.stack(draws).float().mean(0)
     assert (share[ends] == 1).all()
-    others = torch.ones(len(share), dtype=torch.bool)
-    others[ends] = False
-    assert share[others].mean().item() == pytest.approx(1 / 4, abs=0.02)
-    assert share[others].min() > 0.1
+    is_not_end = torch.ones(len(share), dtype=torch.bool)
+    is_not_end[ends] = False
+    assert share[is_not_end].mean().item() == pytest.approx(1 / 4, abs=0.02)
+    assert share[is_not_end].min() > 0.1
     assert torch.equal(draws[3], torch.cat(dataset.sample_depth_frames(examples, 1 / 4, 3)))
-    alone = MicroBatchDataset([make_clip("only", 40)], base.prompt_builder,
-                              config.replace(steps=9, depth_frame_fraction=1 / 4))
-    assert len({tuple(alone[step]["depth_frame_index"].tolist()) for step in range(9)}) == 9
+    single_clip = MicroBatchDataset([make_clip("only", 40)], base.prompt_builder,
+                                    config.replace(steps=9, depth_frame_fraction=1 / 4))
+    assert len({tuple(single_clip[step]["depth_frame_index"].tolist()) for step in range(9)}) == 9
 
 
 def test_accumulated_micro_batches_are_parts_of_one_step(base, config):
-    """Mistake: each micro-batch is averaged by itself, so short ones weigh more than long ones."""
+    """Mistake: each micro-batch is averaged by itself, so that short ones weigh more than long ones."""
     plan = steps(base, config, steps=3, gradient_accumulation_steps=4, depth_frame_fraction=1 / 4)
     parts = [plan[index] for index in range(4, 8)]
     frames = {(part["frames_in_step"], part["depth_frames_in_step"]) for part in parts}
     assert frames == {(sum(len(part["targets"]) for part in parts), sum(len(part["depth_frame_index"]) for part in parts))}
 
 
-def test_context_comes_from_another_clip_and_is_never_scored(base, config):
+def test_context_is_another_clip_without_loss(base, config):
     """Mistake: a clip is its own context, and the model learns to copy."""
     plan = steps(base, config, steps=60, context_probability=0.5, tokens_per_batch=300)
     items = [item for batch in plan.plan for item in batch]
@@ -80,7 +80,7 @@ def test_context_comes_from_another_clip_and_is_never_scored(base, config):
 
 
 def test_context_is_of_the_same_speaker(base, config):
-    """Mistake: with several speakers in the data a voice is cloned from somebody else's clip."""
+    """Mistake: with several speakers in the data a voice is cloned from another speaker's clip."""
     clips = [make_clip(f"clip{number}", 6, speaker="ab"[number % 2]) for number in range(10)] + [
         make_clip("lonely", 6, speaker="c")]
     plan = MicroBatchDataset(clips, base.prompt_builder,
@@ -90,7 +90,7 @@ def test_context_is_of_the_same_speaker(base, config):
     assert {clips[clip].id for clip, context in items if context is None} == {"lonely"}
 
 
-def test_a_clip_longer_than_the_budget_travels_alone(base, config):
+def test_a_clip_longer_than_the_budget_is_a_batch_of_its_own(base, config):
     """Mistake: an endless loop or an empty batch when one clip is larger than the budget."""
     plan = MicroBatchDataset([*CLIPS[:3], make_clip("long", 200)], base.prompt_builder, config.replace(steps=8))
     assert ["long"] in [plan[index]["clip_ids"] for index in range(len(plan))]
