@@ -1,4 +1,4 @@
-"""Speaking: four arms from one loaded model, long text, limits, retries, files."""
+"""`speak`: four arms with one loaded model, long text, limits, retries, files."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from tts_kit.speech.voice import Reference, Voice, load_voice
 
 @pytest.fixture
 def voice(spread_base):
-    """A toy with an adapter, whose codes depend on everything."""
+    """The toy with spread logits and an adapter of random weights."""
     model = lora.add_lora(spread_base.model, 4, 8.0)
     randomize_adapter(model)
     return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8))
@@ -34,25 +34,25 @@ def reference(tmp_path):
     return Reference(tmp_path / "reference.wav", "This is the reference.")
 
 
-def test_four_arms_are_four_different_voices_of_one_model(voice, reference):
-    """Mistake: the adapter stays on for the base arm, or the reference is not heard."""
-    arms = {(finetuned, bool(given)): speak.speak("Hello.", voice, given, finetuned, seed=3).samples
-            for finetuned in (False, True) for given in (None, reference)}
+def test_four_arms_of_one_model_differ(voice, reference):
+    """Mistake: the adapter stays on for the base arm, or the reference has no effect."""
+    arms = {(finetuned, bool(arm_reference)): speak.speak("Hello.", voice, arm_reference, finetuned, seed=3).samples
+            for finetuned in (False, True) for arm_reference in (None, reference)}
     names = list(arms)
     for number, one in enumerate(names):
         for other in names[number + 1:]:
             assert len(arms[one]) != len(arms[other]) or np.abs(arms[one] - arms[other]).max() > 1e-3, (one, other)
 
 
-def test_the_adapter_is_on_again_after_the_base_spoke(voice):
-    """Mistake: one base clip switches the adapter off for all that follow."""
+def test_the_adapter_is_on_again_after_the_base(voice):
+    """Mistake: one base clip switches the adapter off for all later ones."""
     before = speak.speak("Hello.", voice, seed=3).samples
     speak.speak("Hello.", voice, finetuned=False, seed=3)
     np.testing.assert_array_equal(speak.speak("Hello.", voice, seed=3).samples, before)
 
 
-def test_speech_is_float_audio_at_the_models_rate_and_a_file(voice, tmp_path):
-    """Mistake: integers, another rate, or a file that says something else than what was returned."""
+def test_speech_is_float_audio_at_the_models_rate(voice, tmp_path):
+    """Mistake: integers, another sample rate, or a file with other audio than was returned."""
     speech = speak.speak("Hello.", voice)
     speech.save(tmp_path / "hello.wav", watermarked=False)
     samples, rate = soundfile.read(tmp_path / "hello.wav", dtype="float32")
@@ -61,16 +61,16 @@ def test_speech_is_float_audio_at_the_models_rate_and_a_file(voice, tmp_path):
     assert speech.seconds == len(samples) / rate > 0
 
 
-def test_the_limit_follows_the_text(voice):
-    """Mistake: a fixed ten seconds cuts long sentences and lets short ones babble."""
+def test_the_limit_depends_on_the_text(voice):
+    """Mistake: a fixed ten seconds cuts long sentences, and short ones go on without EOS."""
     short = speak.speak("No.", voice)
     long = speak.speak("This is a sentence of rather more words than the other one has.", voice)
     assert not short.ended_with_eos and not long.ended_with_eos
     assert short.seconds < 3.5 < long.seconds < 13
 
 
-def test_long_text_is_said_in_sentences_with_pauses(voice):
-    """Mistake: long text is cut at the model's positions, or sentences are lost or glued."""
+def test_long_text_is_spoken_in_sentences_with_pauses(voice):
+    """Mistake: long text is cut at the model's positions, or sentences are lost or joined without a pause."""
     text = " ".join(f"This is sentence number {word}, which is here to fill the page a little." for word in
                     ("one", "two", "three", "four", "five", "six"))
     speech = speak.speak(text, voice, seed=1)
@@ -79,8 +79,8 @@ def test_long_text_is_said_in_sentences_with_pauses(voice):
     assert speech.seconds > 0.1 * speech.attempts
 
 
-def test_a_failed_take_is_tried_again_and_counted(voice):
-    """Mistake: the tries are hidden, or a take that says nothing at all counts as a success."""
+def test_a_failed_sample_is_tried_again_and_counted(voice):
+    """Mistake: the attempts are not reported, or a sample without audio counts as a success."""
     voice.sampling = Sampling(0, 0)
     assert speak.speak("No end.", voice, retries=2).attempts == 3
     voice.base.model.lm_head.weight.data.zero_()
@@ -89,53 +89,53 @@ def test_a_failed_take_is_tried_again_and_counted(voice):
     assert empty.attempts == 2 and not empty.ended_with_eos and empty.seconds == 0
 
 
-def test_long_text_is_batched(voice, monkeypatch):
-    """Mistake: a chapter becomes one batch of a hundred sentences, and memory ends."""
+def test_long_text_is_generated_in_small_batches(voice, monkeypatch):
+    """Mistake: a chapter becomes one batch of a hundred sentences and runs out of memory."""
     sizes = []
-    real = InferenceEngine.generate
+    generate = InferenceEngine.generate
     monkeypatch.setattr(InferenceEngine, "generate", lambda self, prompts, *args: (
-        sizes.append(len(prompts)), real(self, prompts, *args))[1])
+        sizes.append(len(prompts)), generate(self, prompts, *args))[1])
     speak.speak("What? " * 60 + "This is one sentence. " * 80, voice)
     assert max(sizes) <= speak.BATCH_SIZE and sum(sizes) > speak.BATCH_SIZE
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_speaking(tmp_path):
+def test_an_unknown_file_type_is_refused_before_speaking(tmp_path):
     """Mistake: minutes of speech are lost because of the file's name."""
     with pytest.raises(KitError, match="ends in '.xyz'"):
         speak.check_path(tmp_path / "hello.xyz")
 
 
-def test_a_reference_that_is_not_there(voice, tmp_path):
-    """Mistake: told to take a row out of a table that the reference never stood in."""
+def test_a_missing_reference_is_named(voice, tmp_path):
+    """Mistake: the error asks to remove a row from a table in which the reference never was."""
     with pytest.raises(KitError, match="the reference .*none.wav is no file"):
         speak.speak("Hello.", voice, Reference(tmp_path / "none.wav", "Hello."))
 
 
-def test_many_lines_come_back_in_their_places(voice, reference):
+def test_batched_requests_keep_their_order(voice, reference):
     """Mistake: batching by length returns clips under the wrong sentence, arm or seed."""
-    lines = [Request(text, seed, given, finetuned) for text in ("One.", "A longer second line.") for seed in (1, 2)
-             for given in (None, reference) for finetuned in (False, True)]
-    said = dict(speak.speak_requests(lines, voice))
-    assert sorted(said) == list(range(len(lines)))
-    for place in (0, 5, 10, 15):
-        line = lines[place]
-        alone = speak.speak(line.text, voice, line.references, line.finetuned, line.seed)
-        assert alone.samples.shape == said[place].samples.shape
-        np.testing.assert_allclose(alone.samples, said[place].samples, atol=1e-4)
+    requests = [Request(text, seed, request_reference, finetuned) for text in ("One.", "A longer second line.")
+                for seed in (1, 2) for request_reference in (None, reference) for finetuned in (False, True)]
+    results = dict(speak.speak_requests(requests, voice))
+    assert sorted(results) == list(range(len(requests)))
+    for index in (0, 5, 10, 15):
+        request = requests[index]
+        single = speak.speak(request.text, voice, request.references, request.finetuned, request.seed)
+        assert single.samples.shape == results[index].samples.shape
+        np.testing.assert_allclose(single.samples, results[index].samples, atol=1e-4)
 
 
-def test_several_references_are_all_heard(voice, reference, tmp_path):
+def test_several_references_are_all_used(voice, reference, tmp_path):
     """Mistake: of several clips only the first or the last is given to the model."""
     audio.write(tmp_path / "other.flac", tone(0.7, 300), 24_000)
     other = Reference(tmp_path / "other.flac", "Something else.")
-    said = {given: speak.speak("Hello.", voice, given, seed=3).samples for given in
-            (reference, (reference,), (reference, other), (other, reference))}
-    np.testing.assert_array_equal(said[reference], said[(reference,)])
-    assert len({wave.tobytes() for wave in said.values()}) == 3
+    samples = {references: speak.speak("Hello.", voice, references, seed=3).samples for references in
+               (reference, (reference,), (reference, other), (other, reference))}
+    np.testing.assert_array_equal(samples[reference], samples[(reference,)])
+    assert len({clip.tobytes() for clip in samples.values()}) == 3
 
 
-def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voice):
-    """Mistake: the voice changes from sentence to sentence, or a runaway first take spoils all that follow."""
+def test_the_first_sentence_is_the_context_of_the_rest_if_it_has_eos(voice):
+    """Mistake: the voice changes from sentence to sentence, or a first sample without EOS spoils all later ones."""
     first = Generation(voice.base.codec.encode([tone(0.5)])[0], ended_with_eos=True)
     requests = [Request("The first."), Request("The second.")]
     [turn] = speak.context_after_first(voice, requests, [], first)
@@ -147,26 +147,26 @@ def test_the_first_sentence_is_the_reference_of_the_rest_unless_it_ran_away(voic
 @pytest.mark.parametrize(("text", "message"), [
     ("", "empty"), (" \n", "empty"), ("a\x00b", r"U\+0000"), ("...", "no letter"),
 ])
-def test_text_that_cannot_be_said(voice, text, message):
-    """Mistake: empty or broken text is sent to the model, which answers with noise."""
+def test_unspeakable_text_is_refused(voice, text, message):
+    """Mistake: empty or broken text is sent to the model, which generates noise."""
     with pytest.raises(KitError, match=message):
         speak.speak(text, voice)
 
 
-def test_a_reference_that_leaves_no_room(voice, tmp_path):
-    """Mistake: a reference of half a minute fills the model and the sentence comes out empty."""
+def test_a_too_long_reference_is_refused(voice, tmp_path):
+    """Mistake: a reference of half a minute fills the model's positions, and the sentence is empty."""
     audio.write(tmp_path / "long.wav", tone(40.0), 24_000)
     with pytest.raises(KitError, match="shorter"):
         speak.speak("Hello.", voice, Reference(tmp_path / "long.wav", "Long."))
 
 
-def test_a_base_is_sampled_as_it_recommends(toy, tmp_path):
-    """Mistake: a small model is sampled as CSM-1B is, or what a person asks for is overruled."""
-    folder = tmp_path / "calm"
+def test_a_base_is_sampled_with_its_own_settings(toy, tmp_path):
+    """Mistake: a small model is sampled with the settings of CSM-1B, or the user's settings are overruled."""
+    folder = tmp_path / "copy"
     shutil.copytree(toy, folder)
-    told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    told |= {"temperature": 0.5, "depth_decoder_temperature": 0.25, "top_k": 7}
-    (folder / "generation_config.json").write_text(json.dumps(told), encoding="utf-8")
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    settings |= {"temperature": 0.5, "depth_decoder_temperature": 0.25, "top_k": 7}
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     voice = load_voice(device.choose("cpu"), base=str(folder))
     assert voice.sampling == Sampling(0.5, 0.25, 7)
     assert voice.sampling.override(Config(temperature=0.0, top_k=3)) == Sampling(0.0, 0.25, 3)

@@ -1,4 +1,4 @@
-"""Streaming: chunks of sound without seams, bounded memory, and the same speech as when it is made whole."""
+"""Streaming: chunks without discontinuities, bounded memory, and the same speech as `speak` generates."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ LONG = " ".join(f"This is sentence number {word} of three, each too long to be s
 
 @pytest.fixture
 def voice(spread_base):
-    """A tuned toy that says something definite."""
+    """The toy with spread logits and an adapter of random weights."""
     model = lora.add_lora(spread_base.model, 4, 8.0)
     randomize_adapter(model)
     return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8))
@@ -47,7 +47,7 @@ def reference(tmp_path):
 
 
 def make_codec(size: str = "toy", **changes) -> Codec:
-    """An untrained codec in which every layer is heard: codebooks and layer scales begin near zero."""
+    """An untrained codec in which every layer has an effect: codebooks and layer scales are initialized near zero."""
     torch.manual_seed(0)
     config = model_shapes.config(size)
     for name, value in changes.items():
@@ -69,22 +69,22 @@ def make_codes(codec: Codec, frames: int) -> torch.Tensor:
     return torch.randint(0, codec.spec.codebook_size, (frames, codec.spec.num_codebooks), generator=generator)
 
 
-def in_chunks(codec: Codec, codes: torch.Tensor, sizes: list[int]) -> np.ndarray:
-    """Codes decoded in chunks of these sizes, over and over."""
-    decoder, pieces, done = StreamingDecoder(codec), [], 0
-    while done < len(codes):
-        size = sizes[len(pieces) % len(sizes)]
-        pieces.append(decoder.decode(codes[done:done + size]))
-        assert len(pieces[-1]) == len(codes[done:done + size]) * codec.spec.samples_per_frame
-        done += size
-    return np.concatenate(pieces)
+def decode_in_chunks(codec: Codec, codes: torch.Tensor, sizes: list[int]) -> np.ndarray:
+    """Decode codes in chunks of these sizes, repeated."""
+    decoder, chunks, decoded_frames = StreamingDecoder(codec), [], 0
+    while decoded_frames < len(codes):
+        size = sizes[len(chunks) % len(sizes)]
+        chunks.append(decoder.decode(codes[decoded_frames:decoded_frames + size]))
+        assert len(chunks[-1]) == len(codes[decoded_frames:decoded_frames + size]) * codec.spec.samples_per_frame
+        decoded_frames += size
+    return np.concatenate(chunks)
 
 
-def assert_seamless(codec: Codec, codes: torch.Tensor, sizes: list[int]) -> None:
+def check_seamless(codec: Codec, codes: torch.Tensor, sizes: list[int]) -> None:
     [whole] = codec.decode([codes])
-    got = in_chunks(codec, codes, sizes)
-    assert got.dtype == np.float32 and got.shape == whole.shape
-    np.testing.assert_allclose(got, whole, rtol=0, atol=1e-5 * max(1.0, np.abs(whole).max()))
+    joined = decode_in_chunks(codec, codes, sizes)
+    assert joined.dtype == np.float32 and joined.shape == whole.shape
+    np.testing.assert_allclose(joined, whole, rtol=0, atol=1e-5 * max(1.0, np.abs(whole).max()))
 
 
 @pytest.mark.parametrize("sizes", [[1], [3], [2, 1, 7, 4], [100]], ids=str)
@@ -93,59 +93,59 @@ def assert_seamless(codec: Codec, codes: torch.Tensor, sizes: list[int]) -> None
     {"residual_kernel_size": 7, "last_kernel_size": 5, "dilation_growth_rate": 3, "num_residual_layers": 2},
     {"upsampling_ratios": [5, 3, 16, 4]},
 ], ids=lambda changes: " ".join(changes) or "as it is")
-def test_chunks_joined_are_the_whole(changes, sizes):
-    """Mistake: a click at every seam, since a context, tail, shortcut, group or bias is lost, doubled or late."""
+def test_joined_chunks_equal_the_whole(changes, sizes):
+    """Mistake: a click between chunks, because a context, tail, shortcut, group or bias is lost, doubled or late."""
     codec = make_codec(**changes)
-    assert_seamless(codec, make_codes(codec, 30), sizes)
+    check_seamless(codec, make_codes(codec, 30), sizes)
 
 
 @pytest.mark.parametrize("sizes", [[1], [3], [2, 2, 3, 4, 6, 9, 12]], ids=str)
 def test_the_bundled_codec_has_no_seams(sizes):
-    """Mistake: a trained codec, other rates and ratios than the toy's, are seamless in theory only."""
+    """Mistake: only the toy codec is seamless, and not a trained one with other rates and ratios."""
     codec = codecs.load(str(TINY))
-    assert_seamless(codec, make_codes(codec, 70), sizes)
+    check_seamless(codec, make_codes(codec, 70), sizes)
 
 
 def test_a_codec_of_real_sizes_has_no_seams():
-    """Mistake: 32 codebooks, eight layers, 512 groups: what the small codecs do not have."""
+    """Mistake: 32 codebooks, eight layers or 512 groups, which the small codecs do not have, are not seamless."""
     codec = make_codec("csm-1b")
-    assert_seamless(codec, make_codes(codec, 12), [1, 3, 2])
+    check_seamless(codec, make_codes(codec, 12), [1, 3, 2])
 
 
-def test_the_window_slides():
-    """Mistake: after ten seconds the chunks hear more, or less, of the past than the whole does."""
+def test_the_attention_window_slides():
+    """Mistake: after ten seconds the chunks attend to more, or less, of the past than the whole does."""
     narrow = make_codec(sliding_window=7)
     codes = make_codes(narrow, 60)
     for sizes in ([1], [5], [4, 11]):
-        assert_seamless(narrow, codes, sizes)
+        check_seamless(narrow, codes, sizes)
     wide = make_codec(sliding_window=250)
     assert np.abs(narrow.decode([codes])[0] - wide.decode([codes])[0]).max() > 0.01
 
 
-def kept(thing) -> int:
-    """Bytes of everything a stream holds but the codec's own weights."""
-    if isinstance(thing, torch.Tensor):
-        return thing.untyped_storage().nbytes()
-    if isinstance(thing, (nn.Module, Codec)):
+def held_bytes(value) -> int:
+    """Return the bytes that a stream holds, without the codec's own weights."""
+    if isinstance(value, torch.Tensor):
+        return value.untyped_storage().nbytes()
+    if isinstance(value, (nn.Module, Codec)):
         return 0
-    if isinstance(thing, (list, tuple)):
-        return sum(kept(each) for each in thing)
-    return sum(kept(each) for each in vars(thing).values()) if hasattr(thing, "__dict__") else 0
+    if isinstance(value, (list, tuple)):
+        return sum(held_bytes(item) for item in value)
+    return sum(held_bytes(item) for item in vars(value).values()) if hasattr(value, "__dict__") else 0
 
 
-def test_memory_does_not_grow_with_what_was_said():
-    """Mistake: an hour of reading aloud keeps every key, or every chunk through a view of its end."""
+def test_memory_does_not_grow_with_the_stream():
+    """Mistake: an hour of speech keeps all keys and values, or every chunk through a view of its end."""
     codec = make_codec(sliding_window=40)
     decoder, sizes = StreamingDecoder(codec), []
     for count, frame in enumerate(make_codes(codec, 500), 1):
         decoder.decode(frame[None])
         if count in (50, 500):
-            sizes.append(kept(decoder.layers))
+            sizes.append(held_bytes(decoder.layers))
     assert sizes[0] == sizes[1] > 1000
     convolutions = [step for step in decoder.layers if not hasattr(step, "kv_cache")]
-    before = kept(convolutions)
+    before = held_bytes(convolutions)
     decoder.decode(make_codes(codec, 300))
-    assert kept(convolutions) == before > 1000
+    assert held_bytes(convolutions) == before > 1000
 
 
 def test_a_stream_uses_the_codecs_own_weights():
@@ -155,186 +155,192 @@ def test_a_stream_uses_the_codecs_own_weights():
     assert {step.conv.weight.data_ptr() for step in StreamingDecoder(codec).layers if hasattr(step, "conv")} <= before
 
 
-def test_two_streams_of_one_codec_do_not_hear_each_other():
-    """Mistake: the state lies in the codec, and a second listener garbles the first."""
+def test_two_streams_of_one_codec_are_independent():
+    """Mistake: the state is in the codec, and a second stream changes the first."""
     codec = make_codec()
     one, other = make_codes(codec, 12), make_codes(codec, 13)
-    first, second, pieces = StreamingDecoder(codec), StreamingDecoder(codec), []
+    first, second, chunks = StreamingDecoder(codec), StreamingDecoder(codec), []
     for frame in range(12):
-        pieces.append(first.decode(one[frame:frame + 1]))
+        chunks.append(first.decode(one[frame:frame + 1]))
         second.decode(other[frame:frame + 1])
         codec.decode([other])
-    np.testing.assert_array_equal(np.concatenate(pieces), in_chunks(codec, one, [1]))
+    np.testing.assert_array_equal(np.concatenate(chunks), decode_in_chunks(codec, one, [1]))
 
 
-def test_no_frames_are_no_sound():
-    """Mistake: an empty chunk is an error, or a gap."""
+def test_no_frames_give_no_samples():
+    """Mistake: an empty chunk is an error, or adds a gap."""
     codec = make_codec()
     decoder, codes = StreamingDecoder(codec), make_codes(codec, 4)
-    pieces = [decoder.decode(part) for part in (codes[:0], codes[:2], codes[:0], codes[2:])]
-    assert [len(piece) // codec.spec.samples_per_frame for piece in pieces] == [0, 2, 0, 2]
-    np.testing.assert_allclose(np.concatenate(pieces), codec.decode([codes])[0], atol=1e-5)
+    chunks = [decoder.decode(part) for part in (codes[:0], codes[:2], codes[:0], codes[2:])]
+    assert [len(chunk) // codec.spec.samples_per_frame for chunk in chunks] == [0, 2, 0, 2]
+    np.testing.assert_allclose(np.concatenate(chunks), codec.decode([codes])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("changes", "seen"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"use_causal_conv": False}, "use_causal_conv"), ({"trim_right_ratio": 0.5}, "trim_right_ratio 0.5"),
     ({"pad_mode": "reflect"}, "pad_mode 'reflect'"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type 'dynamic'"),
 ])
-def test_a_codec_that_cannot_be_streamed_is_refused(changes, seen):
-    """Mistake: a codec that looks ahead is decoded in chunks all the same, and clicks."""
-    with pytest.raises(KitError, match=seen):
+def test_a_codec_that_cannot_be_streamed_is_refused(changes, message):
+    """Mistake: a codec with lookahead is decoded in chunks, and clicks."""
+    with pytest.raises(KitError, match=message):
         StreamingDecoder(make_codec(**changes))
 
 
-def test_a_layer_that_nobody_knows_is_refused():
-    """Mistake: a new kind of layer, which may keep something, is taken for one that does not."""
+def test_an_unknown_layer_is_refused():
+    """Mistake: a new kind of layer, which may have a state, is taken for one without."""
     codec = make_codec()
-    holder = getattr(codec.model.decoder, "decoder_seanet", codec.model.decoder)
-    holder.layers[1] = nn.LSTM(2, 2)
+    decoder = getattr(codec.model.decoder, "decoder_seanet", codec.model.decoder)
+    decoder.layers[1] = nn.LSTM(2, 2)
     with pytest.raises(KitError, match="a layer LSTM"):
         StreamingDecoder(codec)
 
 
 @pytest.mark.parametrize("finetuned", [True, False])
 @pytest.mark.parametrize("text", ["Hello.", LONG], ids=["one sentence", "several"])
-def test_a_stream_says_what_speak_says(voice, reference, finetuned, text):
+def test_a_stream_equals_speak(voice, reference, finetuned, text):
     """Mistake: other seeds, limits, contexts or pauses than in `speak`, or one arm for the other."""
-    given = reference if finetuned else None
-    whole = speak.speak(text, voice, given, finetuned, seed=4)
-    flow = stream.SpeechStream(text, voice, given, finetuned, seed=4)
-    got = np.concatenate(list(flow))
+    references = reference if finetuned else None
+    whole = speak.speak(text, voice, references, finetuned, seed=4)
+    speech_stream = stream.SpeechStream(text, voice, references, finetuned, seed=4)
+    streamed = np.concatenate(list(speech_stream))
     assert whole.attempts == len(speak.split_requests(text)) == (1 if text == "Hello." else 3)
-    assert got.dtype == np.float32 and got.shape == whole.samples.shape and flow.ended_with_eos == whole.ended_with_eos
-    np.testing.assert_allclose(got, whole.samples, rtol=0, atol=1e-4)
-    assert flow.seconds == pytest.approx(whole.seconds) and flow.sample_rate == whole.sample_rate
-    assert 0 < flow.first_audio_seconds <= flow.wall_seconds
+    assert streamed.dtype == np.float32 and streamed.shape == whole.samples.shape
+    assert speech_stream.ended_with_eos == whole.ended_with_eos
+    np.testing.assert_allclose(streamed, whole.samples, rtol=0, atol=1e-4)
+    assert speech_stream.seconds == pytest.approx(whole.seconds) and speech_stream.sample_rate == whole.sample_rate
+    assert 0 < speech_stream.first_audio_seconds <= speech_stream.wall_seconds
 
 
 def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
-    """Mistake: a streamed chapter changes its voice from sentence to sentence, unlike one that is made whole."""
+    """Mistake: a streamed chapter changes its voice from sentence to sentence, unlike `speak`."""
     tiny = load_voice(device.choose("cpu"), base=str(TINY))
     text = ("Who is that girl over there by the river, and why does she wait? " * 3 + "We met in the garden. "
             "The river is deep.")
-    whole, flow = speak.speak(text, tiny, seed=1), stream.SpeechStream(text, tiny, seed=1)
-    got = np.concatenate(list(flow))
-    assert whole.attempts > 1 and whole.ended_with_eos and flow.ended_with_eos
-    assert got.shape == whole.samples.shape
-    np.testing.assert_allclose(got, whole.samples, rtol=0, atol=1e-4)
+    whole, speech_stream = speak.speak(text, tiny, seed=1), stream.SpeechStream(text, tiny, seed=1)
+    streamed = np.concatenate(list(speech_stream))
+    assert whole.attempts > 1 and whole.ended_with_eos and speech_stream.ended_with_eos
+    assert streamed.shape == whole.samples.shape
+    np.testing.assert_allclose(streamed, whole.samples, rtol=0, atol=1e-4)
 
 
 @pytest.fixture
-def frames_made(monkeypatch):
-    """How many frames were generated, and how many generations are still open."""
-    seen, real, all_of_them = {"frames": 0, "open": 0}, InferenceEngine.stream, []
+def frame_counts(monkeypatch):
+    """The numbers of generated frames and of open generations."""
+    counts, original, generators = {"frames": 0, "open": 0}, InferenceEngine.stream, []
 
     def counted(*arguments):
-        seen["open"] += 1
+        counts["open"] += 1
         try:
-            for frame in real(*arguments):
-                seen["frames"] += 1
+            for frame in original(*arguments):
+                counts["frames"] += 1
                 yield frame
         finally:
-            seen["open"] -= 1
+            counts["open"] -= 1
 
     def counting(*arguments):
-        all_of_them.append(counted(*arguments))  # held here, so that only closing closes them
-        return all_of_them[-1]
+        generators.append(counted(*arguments))  # held here, so that only closing closes them
+        return generators[-1]
 
     monkeypatch.setattr(InferenceEngine, "stream", counting)
-    return seen
+    return counts
 
 
-def test_the_first_sound_comes_after_two_frames(voice, frames_made):
-    """Mistake: streaming that makes the whole sentence, or a long chunk, before it hands out anything."""
-    flow = stream.SpeechStream("This is a sentence of rather more words than the other one has.", voice)
-    assert frames_made["frames"] == 0
-    chunk = next(flow)
-    assert frames_made["frames"] == 2 and len(chunk) == 2 * voice.base.spec.samples_per_frame
-    rest = [len(chunk) // voice.base.spec.samples_per_frame for chunk in flow]
-    assert rest[:8] == [2, 2, 3, 4, 6, 9, 12, 12] and max(rest) == 12 and frames_made["open"] == 0
+def test_the_first_chunk_comes_after_two_frames(voice, frame_counts):
+    """Mistake: the stream generates the whole sentence, or a long chunk, before its first chunk."""
+    speech_stream = stream.SpeechStream("This is a sentence of rather more words than the other one has.", voice)
+    assert frame_counts["frames"] == 0
+    chunk = next(speech_stream)
+    assert frame_counts["frames"] == 2 and len(chunk) == 2 * voice.base.spec.samples_per_frame
+    rest = [len(chunk) // voice.base.spec.samples_per_frame for chunk in speech_stream]
+    assert rest[:8] == [2, 2, 3, 4, 6, 9, 12, 12] and max(rest) == 12 and frame_counts["open"] == 0
 
 
-def test_sound_that_is_made_fast_enough_never_pauses():
-    """Mistake: chunks grow faster than the sound already handed out lasts."""
-    heard, clock, handed = None, 0.0, 0
-    while handed < 500:
-        size = stream.next_chunk_frames(handed)
+def test_chunks_arrive_before_the_last_one_ends():
+    """Mistake: chunks grow faster than the audio that was already delivered lasts."""
+    start, clock, played = None, 0.0, 0
+    while played < 500:
+        size = stream.next_chunk_frames(played)
         clock += 0.7 * size
-        heard = clock if heard is None else heard
-        assert clock <= heard + handed + 1e-9
-        handed += size
+        start = clock if start is None else start
+        assert clock <= start + played + 1e-9
+        played += size
 
 
-def test_a_listener_who_leaves_frees_the_voice(voice, frames_made):
-    """Mistake: the adapter stays off, and the caches stay held, after a listener hung up."""
+def test_closing_a_stream_frees_the_voice(voice, frame_counts):
+    """Mistake: the adapter stays off, and the caches stay allocated, after a client has disconnected."""
     before = speak.speak("Hello.", voice, seed=3).samples
-    flow, others = stream.SpeechStream(LONG, voice, finetuned=False), frames_made["open"]
-    next(flow)
-    assert frames_made["open"] == others + 1
-    flow.close()
-    assert frames_made["open"] == others and list(flow) == []
+    speech_stream, open_before = stream.SpeechStream(LONG, voice, finetuned=False), frame_counts["open"]
+    next(speech_stream)
+    assert frame_counts["open"] == open_before + 1
+    speech_stream.close()
+    assert frame_counts["open"] == open_before and list(speech_stream) == []
     np.testing.assert_array_equal(speak.speak("Hello.", voice, seed=3).samples, before)
 
 
-def test_the_end_frame_is_never_heard(voice, monkeypatch):
-    """Mistake: the frame that ends an utterance, or one after it, is decoded as a click."""
+def test_the_eos_frame_is_never_decoded(voice, monkeypatch):
+    """Mistake: the EOS frame, or one after it, is decoded as a click."""
     codes = make_codes(voice.base.codec, 8)
     codes[5, :-1] = 0
     monkeypatch.setattr(InferenceEngine, "stream", lambda *arguments: (frame[None] for frame in codes))
-    flow = stream.SpeechStream("Hello.", voice)
-    got = np.concatenate(list(flow))
-    np.testing.assert_allclose(got, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
-    assert flow.ended_with_eos
+    speech_stream = stream.SpeechStream("Hello.", voice)
+    streamed = np.concatenate(list(speech_stream))
+    np.testing.assert_allclose(streamed, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
+    assert speech_stream.ended_with_eos
     codes[0] = 0
-    nothing = stream.SpeechStream("Hello.", voice)
-    assert list(nothing) == [] and not nothing.ended_with_eos and nothing.first_audio_seconds is None
+    empty_stream = stream.SpeechStream("Hello.", voice)
+    assert list(empty_stream) == [] and not empty_stream.ended_with_eos and empty_stream.first_audio_seconds is None
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "empty"), ("...", "no letter")])
-def test_a_text_that_cannot_be_said_is_refused_at_once(voice, text, message):
+def test_unspeakable_text_is_refused_before_the_stream(voice, text, message):
     """Mistake: a server has already answered 200 when the text turns out to be empty."""
     with pytest.raises(KitError, match=message):
         stream.SpeechStream(text, voice)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_a_stream_is_saved_as_what_was_heard(voice, tmp_path, suffix):
-    """Mistake: another format, rate, length or loudness than `speak --out` writes."""
+def test_a_saved_stream_equals_speak(voice, tmp_path, suffix):
+    """Mistake: another format, sample rate, duration or loudness than `speak --out` writes."""
     path = stream.SpeechStream("Hello.", voice, seed=2).save(tmp_path / "new" / f"hello.{suffix}", watermarked=False)
     whole = speak.speak("Hello.", voice, seed=2)
     whole.save(tmp_path / f"whole.{suffix}", watermarked=False)
-    for each in (path, tmp_path / f"whole.{suffix}"):
-        samples, rate = soundfile.read(each, dtype="float32")
-        assert rate == whole.sample_rate and soundfile.info(each).subtype == "PCM_16"
+    for file in (path, tmp_path / f"whole.{suffix}"):
+        samples, rate = soundfile.read(file, dtype="float32")
+        assert rate == whole.sample_rate and soundfile.info(file).subtype == "PCM_16"
         np.testing.assert_allclose(samples, whole.samples.clip(-1, 1), atol=1e-4)
-    assert [each.name for each in path.parent.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in path.parent.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_stream_that_breaks_off_leaves_what_was_there(voice, tmp_path, monkeypatch, frames_made):
-    """Mistake: half a file under the name of a whole one, and its beginnings beside it."""
+def test_a_failed_stream_keeps_the_old_file(voice, tmp_path, monkeypatch, frame_counts):
+    """Mistake: half a file under the name of a complete one, with temporary files next to it."""
     path = tmp_path / "hello.wav"
     path.write_bytes(b"an older take")
-    made = []
-    real = StreamingDecoder.decode
-    monkeypatch.setattr(StreamingDecoder, "decode", lambda self, codes: made.append(codes) or real(self, codes) * np.float32(
-        np.nan if len(made) == 3 else 1.0))
+    decoded = []
+    decode = StreamingDecoder.decode
+
+    def decode_with_nan(self, codes):
+        decoded.append(codes)
+        return decode(self, codes) * np.float32(np.nan if len(decoded) == 3 else 1.0)
+
+    monkeypatch.setattr(StreamingDecoder, "decode", decode_with_nan)
     with pytest.raises(KitError, match="NaN or infinity"):
         stream.SpeechStream("This is a sentence of some words.", voice).save(path, watermarked=False)
-    assert len(made) == 3 and frames_made["open"] == 0
-    assert path.read_bytes() == b"an older take" and [each.name for each in tmp_path.iterdir()] == ["hello.wav"]
+    assert len(decoded) == 3 and frame_counts["open"] == 0
+    assert path.read_bytes() == b"an older take" and [file.name for file in tmp_path.iterdir()] == ["hello.wav"]
     with pytest.raises(KitError, match="ends in '.xyz'"):
         stream.SpeechStream("Hello.", voice).save(tmp_path / "hello.xyz")
-    assert len(made) == 3
+    assert len(decoded) == 3
 
 
-def test_the_verb_streams(toy, tmp_path, monkeypatch, capsys):
-    """Mistake: `speak --stream` writes nothing, does not say when the first sound came, or takes --retries in silence."""
+def test_the_command_streams(toy, tmp_path, monkeypatch, capsys):
+    """Mistake: `speak --stream` writes nothing, does not report the time to the first audio, or silently ignores
+    --retries."""
     monkeypatch.chdir(tmp_path)
-    given = ["speak", "Hello.", "--no-adapter", "--base", toy, "--device", "cpu", "--stream"]
-    assert main([*given, "--out", "hello.flac"]) == 0
+    arguments = ["speak", "Hello.", "--no-adapter", "--base", toy, "--device", "cpu", "--stream"]
+    assert main([*arguments, "--out", "hello.flac"]) == 0
     assert re.search(r"hello\.flac: \d+\.\d s in \d+\.\d s, first audio after \d\.\d\d s, (ended|reached)",
                      capsys.readouterr().out)
     assert soundfile.info("hello.flac").frames > 0
-    assert main([*given, "--retries", "2"]) == 1
+    assert main([*arguments, "--retries", "2"]) == 1
     assert "--retries" in capsys.readouterr().err
