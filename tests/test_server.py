@@ -57,14 +57,14 @@ def running(voices, **settings) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Server]:
-    """The bundled model, with the mark, as people start it."""
+    """The bundled model with watermark, as users start it."""
     with running(load_voices(device.choose("cpu"), {"tiny": TINY})) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def voices(spread_toy, tmp_path_factory) -> dict:
-    """Three different voices on one toy, its own and two adapters, sampled greedily."""
+    """Three voices on one toy: the base and two adapters, sampled greedily."""
     paths = {"plain": spread_toy}
     for number, name in enumerate(("anna", "ben"), 1):
         base = load.load_base(spread_toy, device.choose("cpu"))
@@ -95,7 +95,7 @@ def client(server: Server, key: str = "none"):
 
 def post(server: Server, body: dict | bytes | None = None, path: str = "/v1/audio/speech", headers: dict | None = None,
          method: str = "POST") -> tuple[int, bytes, dict]:
-    """Status, content and headers of an answer, without a library's help."""
+    """Return status, content and headers of a response, without a client library."""
     default = {"model": "tts-1", "input": SHORT, "voice": [*server.worker.voices][-1], "response_format": "wav"}
     body = body if isinstance(body, bytes) else json.dumps(default | (body or {})).encode()
     connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
@@ -113,9 +113,9 @@ def same_audio(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and bool(np.abs(one.clip(-1, 1) - other.clip(-1, 1)).max(initial=0) < 2e-3)
 
 
-def wait_for(seen: Callable[[], object], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
-    while not seen():
+    while not condition():
         assert time.monotonic() < end, "never became true"
         time.sleep(0.01)
 
@@ -123,62 +123,62 @@ def wait_for(seen: Callable[[], object], seconds: float = 10) -> None:
 @pytest.fixture
 def paused(monkeypatch) -> Iterator[threading.Event]:
     """The worker waits before each batch until this is set; `sizes` has the number of prompts of each batch."""
-    resume, real = threading.Event(), InferenceEngine.generate
+    resume, generate = threading.Event(), InferenceEngine.generate
     resume.sizes = []
 
     def waiting(*arguments):
         resume.sizes.append(len(arguments[1]))
         assert resume.wait(30)
-        return real(*arguments)
+        return generate(*arguments)
 
     monkeypatch.setattr(InferenceEngine, "generate", waiting)
     yield resume
     resume.set()
 
 
-# what OpenAI's client and curl get
+# OpenAI's client and curl
 
-@pytest.mark.parametrize("kind", ["mp3", "wav", "flac", "opus", "pcm"])
-def test_openais_client_gets_every_format_whole(tiny, kind):
+@pytest.mark.parametrize("audio_format", ["mp3", "wav", "flac", "opus", "pcm"])
+def test_openais_client_gets_every_format(tiny, audio_format):
     """Mistake: a format that no player opens, or that loses the end of the speech."""
     expected = speak.speak(SHORT, tiny.worker.voices["tiny"])
-    answer = client(tiny).audio.speech.create(model="tiny-csm", voice="tiny", input=SHORT, response_format=kind)
-    if kind == "pcm":
+    answer = client(tiny).audio.speech.create(model="tiny-csm", voice="tiny", input=SHORT, response_format=audio_format)
+    if audio_format == "pcm":
         seconds = len(answer.content) / 2 / 24_000
     else:
         samples, rate = soundfile.read(io.BytesIO(answer.content))
         seconds = len(samples) / rate
-    assert seconds == pytest.approx(expected.seconds, abs=0.1 if kind == "mp3" else 0.01)
+    assert seconds == pytest.approx(expected.seconds, abs=0.1 if audio_format == "mp3" else 0.01)
     assert answer.response.headers["content-type"].startswith("audio/")
     assert answer.response.headers["x-ended-with-eos"] == "true"
 
 
 def test_mp3_is_the_default_format(tiny):
-    """Mistake: another default than OpenAI's, so that a saved .mp3 is not one."""
+    """Mistake: another default than OpenAI's, so that a saved .mp3 has another format."""
     content = client(tiny).audio.speech.create(model="tts-1", voice={"id": "tiny"}, input=SHORT).content
     assert soundfile.info(io.BytesIO(content)).format == "MP3"
 
 
-@pytest.mark.parametrize("kind", ["wav", "pcm"])
-def test_openais_client_streams(tiny, kind):
-    """Mistake: a stream that begins when everything is generated, or whose audio differs from the whole file."""
-    asked = {"model": "tiny-csm", "voice": "tiny", "input": LONG[:104], "response_format": kind}
-    whole = client(tiny).audio.speech.create(**asked).content
-    with client(tiny).audio.speech.with_streaming_response.create(**asked, stream_format="audio") as answer:
+@pytest.mark.parametrize("audio_format", ["wav", "pcm"])
+def test_openais_client_streams(tiny, audio_format):
+    """Mistake: a stream that starts only when everything is generated, or whose audio differs from the whole file."""
+    request = {"model": "tiny-csm", "voice": "tiny", "input": LONG[:104], "response_format": audio_format}
+    whole = client(tiny).audio.speech.create(**request).content
+    with client(tiny).audio.speech.with_streaming_response.create(**request, stream_format="audio") as answer:
         parts = answer.iter_bytes()
-        got = next(parts) + next(parts)
-        assert kind == "pcm" or decode(got).size
+        streamed = next(parts) + next(parts)
+        assert audio_format == "pcm" or decode(streamed).size
         assert len(tiny.queue) == 1, "the first audio came when everything was generated"
-        got += b"".join(parts)
-    if kind == "wav":
-        whole, got = decode(whole), decode(got)
+        streamed += b"".join(parts)
+    if audio_format == "wav":
+        whole, streamed = decode(whole), decode(streamed)
     else:
-        whole, got = (np.frombuffer(content, "<i2") / 32768 for content in (whole, got))
-    assert abs(len(whole) - len(got)) < 50
-    assert np.abs(whole[:len(got)] - got[:len(whole)]).max() < 0.02  # the watermark has less lookahead in a stream
+        whole, streamed = (np.frombuffer(content, "<i2") / 32768 for content in (whole, streamed))
+    assert abs(len(whole) - len(streamed)) < 50
+    assert np.abs(whole[:len(streamed)] - streamed[:len(whole)]).max() < 0.02  # the watermark has less lookahead in a stream
 
 
-def test_openais_events(toys):
+def test_openais_client_can_read_the_events(toys):
     """Mistake: server-sent events that OpenAI's clients cannot read, or without an end."""
     whole = decode(post(toys)[1])
     status, content, headers = post(toys, {"stream_format": "sse"})
@@ -191,14 +191,14 @@ def test_openais_events(toys):
     assert len(events) > 3 and same_audio(streamed, whole)
 
 
-def test_a_format_that_cannot_grow_is_streamed_in_one_piece(toys):
-    """Mistake: the client's default format is refused as soon as it says that it streams."""
+def test_a_format_without_streaming_is_sent_in_one_piece(toys):
+    """Mistake: the client's default format is refused as soon as it requests a stream."""
     status, content, _ = post(toys, {"stream_format": "audio", "response_format": "flac"})
     assert status == 200 and same_audio(decode(content), decode(post(toys)[1]))
 
 
-def test_curl(tiny, tmp_path):
-    """Mistake: only our own client is understood."""
+def test_curl_is_served(tiny, tmp_path):
+    """Mistake: only the kit's own client is understood."""
     curl = shutil.which("curl") or pytest.skip("curl is not installed")
     body = json.dumps({"model": "tts-1", "input": SHORT, "voice": "tiny", "response_format": "flac"})
     out = subprocess.run([curl, "-sS", "--fail-with-body", f"{tiny.address}/v1/audio/speech", "-d", body, "-H",
@@ -210,8 +210,8 @@ def test_curl(tiny, tmp_path):
     assert json.loads(out.stdout)["error"]["param"] == "voice"
 
 
-def test_speech_that_leaves_is_marked(tiny, toys):
-    """Mistake: nobody can tell any more that a machine spoke."""
+def test_served_speech_is_watermarked(tiny, toys):
+    """Mistake: served speech cannot be recognized as synthetic."""
     whole = client(tiny).audio.speech.create(model="tts-1", voice="tiny", input=LONG[:104], response_format="wav")
     with client(tiny).audio.speech.with_streaming_response.create(
             model="tts-1", voice="tiny", input=LONG[:104], response_format="wav", stream_format="audio") as answer:
@@ -221,8 +221,8 @@ def test_speech_that_leaves_is_marked(tiny, toys):
     assert watermark.detect(decode(post(toys)[1]), 24_000) < watermark.MIN_SCORE
 
 
-def test_a_long_text_is_what_speak_says(toys, voices):
-    """Mistake: sentences that are lost, out of order, or without the first one's voice."""
+def test_a_long_text_equals_speak(toys, voices):
+    """Mistake: sentences are lost, out of order, or without the first one as context."""
     whole = speak.speak(LONG, voices["anna"], seed=3)
     for fields in ({}, {"stream_format": "audio"}):
         status, content, headers = post(toys, {"input": LONG, "voice": "anna", "seed": 3} | fields)
@@ -230,8 +230,8 @@ def test_a_long_text_is_what_speak_says(toys, voices):
     assert headers["content-type"] == "audio/wav" and len(toys.queue) == 0
 
 
-def test_what_there_is_to_ask_for(toys):
-    """Mistake: clients that fill their lists by asking find nothing, or places of this machine."""
+def test_voices_and_models_are_listed(toys):
+    """Mistake: clients that fill their lists from the server find nothing, or paths of this machine."""
     assert [model.id for model in client(toys).models.list()] == [toys.models[0], "tts-1"]
     for path in ("/v1/voices", "/v1/audio/voices"):
         status, content, _ = post(toys, path=path, method="GET")
@@ -243,8 +243,8 @@ def test_what_there_is_to_ask_for(toys):
 def test_every_voice_names_its_own_model(tiny, voices):
     """Mistake: with two bases, one speaks under the other one's name."""
     with running({"anna": voices["anna"], "tiny": tiny.worker.voices["tiny"]}, watermarked=False) as server:
-        listed = json.loads(post(server, path="/v1/voices", method="GET")[1])["data"]
-        models = {voice["id"]: voice["model"] for voice in listed}
+        entries = json.loads(post(server, path="/v1/voices", method="GET")[1])["data"]
+        models = {voice["id"]: voice["model"] for voice in entries}
         assert [*models.values(), "tts-1"] == server.models and models["tiny"] == "tiny-csm" != models["anna"]
         for model, status in ((models["anna"], 200), ("tts-1", 200), ("tiny-csm", 404)):
             assert post(server, {"voice": "anna", "model": model})[0] == status
@@ -253,25 +253,25 @@ def test_every_voice_names_its_own_model(tiny, voices):
 # several clients and several voices
 
 def test_voices_do_not_mix(toys, voices):
-    """Mistake: an adapter of another request speaks, or the base speaks with the adapter that spoke before."""
-    alone = {name: speak.speak(SHORT, voice).samples for name, voice in voices.items()}
+    """Mistake: an adapter of another request is used, or the base is used with the previous adapter."""
+    single = {name: speak.speak(SHORT, voice).samples for name, voice in voices.items()}
     names = list(voices)
-    assert not any(same_audio(alone[one], alone[other]) for one, other in zip(names, names[1:] + names[:1]))
+    assert not any(same_audio(single[one], single[other]) for one, other in zip(names, names[1:] + names[:1]))
     requests = [{"voice": name} | ({"stream_format": "audio"} if number % 3 == 2 else {})
                 for number in range(6) for name in names]
     with ThreadPoolExecutor(len(requests)) as threads:
         answers = list(threads.map(lambda request: post(toys, request), requests))
     for name, (status, content, _) in zip(names * 6, answers):
-        assert status == 200 and same_audio(decode(content), alone[name]), name
+        assert status == 200 and same_audio(decode(content), single[name]), name
 
 
 def test_the_base_is_loaded_once(voices):
-    """Mistake: every voice brings a network of its own, and memory ends at the third."""
+    """Mistake: every voice loads a model of its own, and the third runs out of memory."""
     assert len({id(voice.base) for voice in voices.values()}) == 1
 
 
 def test_requests_for_one_voice_share_a_batch(toys, paused):
-    """Mistake: one request after the other although a batch would cost the same."""
+    """Mistake: requests are processed one after another although a batch would cost the same."""
     with ThreadPoolExecutor(9) as threads:
         first = threads.submit(post, toys)
         wait_for(lambda: paused.sizes == [1])
@@ -282,27 +282,27 @@ def test_requests_for_one_voice_share_a_batch(toys, paused):
     assert paused.sizes == [1, 8]
 
 
-def test_a_long_stream_holds_others_up_for_a_sentence_only(toys, monkeypatch):
-    """Mistake: whoever streams a chapter has the server for himself."""
-    spoken, real = [], InferenceEngine.stream
+def test_a_long_stream_delays_others_by_one_sentence(toys, monkeypatch):
+    """Mistake: a client that streams a chapter blocks the server for all others."""
+    sentences, original = [], InferenceEngine.stream
 
     def slow(*arguments):
-        spoken.append("sentence")
-        for frame in real(*arguments):
+        sentences.append("sentence")
+        for frame in original(*arguments):
             time.sleep(0.002)
             yield frame
 
     monkeypatch.setattr(InferenceEngine, "stream", slow)
     with ThreadPoolExecutor(1) as threads:
         long = threads.submit(post, toys, {"input": LONG, "stream_format": "audio"}, headers={"Connection": "close"})
-        wait_for(lambda: spoken)
+        wait_for(lambda: sentences)
         assert post(toys, {"voice": "plain"})[0] == 200
         assert not long.done() and len(speak.split_requests(LONG)) == 2
         assert long.result()[0] == 200
 
 
 def test_unfinished_jobs_go_behind_newer_ones():
-    """Mistake: a long text holds the server until its last sentence, or a batch mixes voices or holds a stream."""
+    """Mistake: a long text holds the server until its last sentence, or a batch mixes voices or contains a stream."""
     async def fill() -> JobQueue:
         queue = JobQueue()
         for voice, streaming in (("anna", False), ("ben", False), ("anna", True), ("anna", False)):
@@ -316,8 +316,8 @@ def test_unfinished_jobs_go_behind_newer_ones():
 
 # overload
 
-def test_a_full_queue_says_when_to_come_again(voices, paused):
-    """Mistake: requests pile up until memory ends, or are refused without a word."""
+def test_a_full_queue_answers_503_with_retry_after(voices, paused):
+    """Mistake: requests accumulate until memory runs out, or are refused without a message."""
     with running(voices, watermarked=False, max_jobs=3) as server, ThreadPoolExecutor(3) as threads:
         running_requests = [threads.submit(post, server) for _ in range(3)]
         wait_for(lambda: len(server.queue) == 3)
@@ -340,8 +340,8 @@ def test_a_request_that_waits_too_long_is_refused(voices, paused):
         assert first.result()[0] == 200
 
 
-def test_too_many_requests_at_once_are_refused_and_nothing_breaks(voices, paused):
-    """Mistake: every request that comes is read and kept, and the machine goes down with them."""
+def test_too_many_simultaneous_requests_are_refused(voices, paused):
+    """Mistake: every request is read and kept, and the machine runs out of memory."""
     with running(voices, watermarked=False, max_jobs=4, max_connections=8) as server, ThreadPoolExecutor(40) as threads:
         running_requests = [threads.submit(post, server) for _ in range(40)]
         wait_for(lambda: sum(future.done() for future in running_requests) >= 36)
@@ -351,8 +351,8 @@ def test_too_many_requests_at_once_are_refused_and_nothing_breaks(voices, paused
         assert post(server)[0] == 200
 
 
-def test_two_hundred_open_connections_are_only_connections(toys):
-    """Mistake: connections that say nothing keep others out."""
+def test_idle_connections_do_not_block_others(toys):
+    """Mistake: connections without a complete request block other clients."""
     with contextlib.ExitStack() as opened:
         for _ in range(200):
             idle = opened.enter_context(socket.create_connection((toys.host, toys.port), timeout=10))
@@ -381,17 +381,17 @@ def test_two_hundred_open_connections_are_only_connections(toys):
     (b"x" * 1_000_000, 413, "input", "larger"),
 ])
 def test_bad_requests_get_an_error_in_openais_shape(toys, body, status, param, message):
-    """Mistake: a traceback, a hang, noise as speech, or an error that clients cannot read."""
-    seen, content, headers = post(toys, body)
+    """Mistake: a traceback, a hang, generated noise, or an error that clients cannot read."""
+    response_status, content, headers = post(toys, body)
     error = json.loads(content)["error"]
-    assert seen == status and headers["content-type"] == "application/json"
+    assert response_status == status and headers["content-type"] == "application/json"
     assert error.keys() == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert re.search(message, error["message"]) and len(error["message"]) < 400
     assert error["param"] == param and len(toys.queue) == 0
 
 
-def test_emoji_among_words_is_no_reason_to_refuse(toys):
-    """Mistake: a text from a chat is refused for a smile."""
+def test_emoji_among_words_are_accepted(toys):
+    """Mistake: a text from a chat is refused because of a smiley."""
     assert post(toys, {"input": "Well done 🎉, café!"})[0] == 200
 
 
@@ -399,14 +399,14 @@ def test_emoji_among_words_is_no_reason_to_refuse(toys):
                                                         ("/v1/models/none", "GET", 404), ("/docs", "GET", 404),
                                                         ("/v1/voices/", "GET", 404),
                                                         ("/../../etc/passwd", "GET", 404)])
-def test_other_addresses(toys, path, method, status):
+def test_other_paths_are_refused_as_json(toys, path, method, status):
     """Mistake: a page of the framework with scripts from elsewhere, or an error in another shape."""
-    seen, content, _ = post(toys, path=path, method=method)
-    assert seen == status and json.loads(content)["error"]["message"]
+    response_status, content, _ = post(toys, path=path, method=method)
+    assert response_status == status and json.loads(content)["error"]["message"]
 
 
 def test_openais_client_raises_its_own_errors(toys):
-    """Mistake: errors that OpenAI's client takes for a broken connection."""
+    """Mistake: OpenAI's client takes errors for a broken connection."""
     import openai
 
     with pytest.raises(openai.BadRequestError, match="there is no voice"):
@@ -416,7 +416,8 @@ def test_openais_client_raises_its_own_errors(toys):
 
 
 def test_a_failure_is_reported_and_the_next_request_served(toys, monkeypatch, caplog):
-    """Mistake: one bad request ends the thread that speaks, and the server answers no more; or its insides are sent out."""
+    """Mistake: one bad request ends the worker thread and the server answers no more, or internals are sent to the
+    client."""
     with monkeypatch.context() as broken:
         broken.setattr(InferenceEngine, "generate", lambda *arguments: 1 / 0)
         broken.setattr(InferenceEngine, "stream", lambda *arguments: 1 / 0)
@@ -427,28 +428,28 @@ def test_a_failure_is_reported_and_the_next_request_served(toys, monkeypatch, ca
     assert post(toys)[0] == 200 and len(toys.queue) == 0
 
 
-def test_a_stream_that_fails_is_no_whole_one(toys, monkeypatch, caplog):
-    """Mistake: speech that broke off looks like speech that ended, or what broke it takes the server down."""
-    real = InferenceEngine.stream
+def test_a_failed_stream_is_incomplete_for_the_client(toys, monkeypatch, caplog):
+    """Mistake: interrupted speech looks complete, or the failure ends the server."""
+    original = InferenceEngine.stream
 
-    def breaks(*arguments):
-        for number, frame in enumerate(real(*arguments)):
+    def fail_after_six_frames(*arguments):
+        for number, frame in enumerate(original(*arguments)):
             assert number < 6, "broken on purpose"
             yield frame
 
     with monkeypatch.context() as broken:
-        broken.setattr(InferenceEngine, "stream", breaks)
+        broken.setattr(InferenceEngine, "stream", fail_after_six_frames)
         with pytest.raises(http.client.IncompleteRead):
             post(toys, {"stream_format": "audio", "input": LONG})
     assert "broken on purpose" in caplog.text
     assert post(toys, {"stream_format": "audio"})[0] == 200 and len(toys.queue) == 0
 
 
-# clients that leave
+# clients that disconnect
 
 @contextlib.contextmanager
 def open_request(server: Server, fields: dict) -> Iterator[socket.socket]:
-    """A client that has asked; it hangs up at the end."""
+    """Send a request; the client disconnects at the end of the block."""
     body = json.dumps({"model": "tts-1", "input": LONG, "voice": "anna", "response_format": "wav"} | fields).encode()
     with socket.create_connection((server.host, server.port), timeout=20) as connection:
         connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\n"
@@ -456,8 +457,8 @@ def open_request(server: Server, fields: dict) -> Iterator[socket.socket]:
         yield connection
 
 
-def post_and_hang_up(server: Server, body: dict, read: int) -> None:
-    """Ask, read a little, and hang up."""
+def post_and_disconnect(server: Server, body: dict, read: int) -> None:
+    """Send a request, read a little, and disconnect."""
     with open_request(server, body) as connection:
         while read > 0:
             read -= len(connection.recv(read))
@@ -466,10 +467,10 @@ def post_and_hang_up(server: Server, body: dict, read: int) -> None:
 @pytest.fixture
 def slow_frames(monkeypatch) -> list[int]:
     """Slow generation in the worker; holds the number of prompts of each frame."""
-    batch_sizes, real = [], InferenceEngine.stream
+    batch_sizes, original = [], InferenceEngine.stream
 
     def slow(*arguments):
-        for frame in real(*arguments):
+        for frame in original(*arguments):
             if threading.current_thread().name == "tts-worker":
                 batch_sizes.append(len(frame))
                 time.sleep(0.02)
@@ -479,65 +480,66 @@ def slow_frames(monkeypatch) -> list[int]:
     return batch_sizes
 
 
-def test_a_batch_for_nobody_is_broken_off(toys, voices, slow_frames):
-    """Mistake: a batch is generated to its end for clients that have all hung up, and all others wait."""
+def test_a_batch_without_clients_is_stopped(toys, voices, slow_frames):
+    """Mistake: a batch is generated to its end after all its clients have disconnected, and all others wait."""
     with open_request(toys, {}), open_request(toys, {"seed": 1}):
         wait_for(lambda: slow_frames and len(toys.queue) == 2)
     wait_for(lambda: len(toys.queue) == 0)
     frames, frame_rate = len(slow_frames), voices["anna"].base.spec.frame_rate
     assert post(toys)[0] == 200
     assert len(slow_frames) - frames <= 5 + speak.speak(SHORT, voices["ben"]).seconds * frame_rate
-    assert speak.speak(LONG, voices["anna"]).seconds * frame_rate > 50, "too short a text to tell"
+    assert speak.speak(LONG, voices["anna"]).seconds * frame_rate > 50, "the text is too short for this test"
 
 
-def test_who_stays_in_a_batch_hears_all(toys, voices, paused, slow_frames):
-    """Mistake: one client hangs up, and the rest of its batch is cut short too."""
+def test_a_disconnect_does_not_cut_the_rest_of_a_batch(toys, voices, paused, slow_frames):
+    """Mistake: one client disconnects, and the rest of its batch is cut short too."""
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(post, toys)
         wait_for(lambda: paused.sizes)
         with open_request(toys, {"input": SHORT}):
-            stays = threads.submit(post, toys, {"voice": "anna"})
+            remaining = threads.submit(post, toys, {"voice": "anna"})
             wait_for(lambda: len(toys.queue) == 3)
             paused.set()
             wait_for(lambda: slow_frames and slow_frames[-1] == 2)
-        assert first.result()[0] == 200 and same_audio(decode(stays.result()[1]), speak.speak(SHORT, voices["anna"]).samples)
+        assert first.result()[0] == 200
+        assert same_audio(decode(remaining.result()[1]), speak.speak(SHORT, voices["anna"]).samples)
     assert paused.sizes[:2] == [1, 2]
 
 
-def test_whoever_speaks_beside_the_server_is_waited_for(toys, voices):
-    """Mistake: a notebook that speaks in a voice that it also serves makes the server call good texts unspeakable."""
+def test_speech_outside_the_server_is_waited_for(toys, voices):
+    """Mistake: a notebook that uses a voice it also serves makes the server refuse valid texts."""
     with voices["anna"].acquire_engine():
         status, content, headers = post(toys)
         assert status == 503 and b"outside the server" in content and headers["retry-after"] == "5"
     assert post(toys)[0] == 200
 
 
-def test_a_client_that_hangs_up_mid_stream_frees_the_voice(toys, voices, slow_frames):
-    """Mistake: a long text is generated to the end for nobody, and all others wait."""
+def test_a_disconnect_during_a_stream_frees_the_voice(toys, voices, slow_frames):
+    """Mistake: a long text is generated to the end without a client, and all others wait."""
     for _ in range(3):
-        post_and_hang_up(toys, {"stream_format": "audio"}, 500)
+        post_and_disconnect(toys, {"stream_format": "audio"}, 500)
     wait_for(lambda: len(toys.queue) == 0)
     frames, (_, content, _) = len(slow_frames), post(toys)
     whole = speak.speak(LONG, voices["anna"]).seconds * voices["anna"].base.spec.frame_rate
     assert frames < 1.5 * whole and same_audio(decode(content), speak.speak(SHORT, voices["ben"]).samples)
 
 
-def test_a_client_that_hangs_up_while_it_waits_loses_its_place(toys, paused):
-    """Mistake: speech is generated for clients that went away."""
+def test_a_disconnect_while_waiting_removes_the_job(toys, paused):
+    """Mistake: speech is generated for clients that have disconnected."""
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(post, toys)
         wait_for(lambda: paused.sizes)
         for _ in range(5):
-            post_and_hang_up(toys, {"voice": "plain"}, 0)
+            post_and_disconnect(toys, {"voice": "plain"}, 0)
         wait_for(lambda: len(toys.queue) == 1)
         paused.set()
         assert first.result()[0] == 200
     assert post(toys)[0] == 200 and paused.sizes == [1, 1]
 
 
-# who may come in
+# access
 
-def test_with_a_key_nobody_without(voices):
+def test_with_an_api_key_every_request_needs_it(voices):
     """Mistake: anyone who reaches the port uses these voices, or learns their names."""
     with running(voices, watermarked=False, api_keys=[KEY, KEY + "2"]) as server:
         for headers in ({}, {"Authorization": KEY}, {"Authorization": "Bearer "}, {"Authorization": f"Bearer {KEY[:-1]}"},
@@ -554,8 +556,8 @@ def test_with_a_key_nobody_without(voices):
             assert client(server, key).audio.speech.create(model="tts-1", voice="anna", input=SHORT).content
 
 
-def test_without_a_key_only_for_this_machine(toys):
-    """Mistake: a page in the browser, or a name that somebody else's DNS points at 127.0.0.1, speaks through the server."""
+def test_without_an_api_key_only_this_machine_is_served(toys):
+    """Mistake: a page in the browser, or a name that another DNS resolves to 127.0.0.1, uses the server."""
     port = toys.port
     for host, status in ((f"localhost:{port}", 200), (f"127.0.0.1:{port}", 200), (f"[::1]:{port}", 200), ("127.0.0.1", 200),
                          (f"evil.example:{port}", 400), ("127.0.0.1.evil.example", 400), ("", 400), ("[", 400)):
@@ -566,7 +568,7 @@ def test_without_a_key_only_for_this_machine(toys):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
-def test_other_addresses_of_the_machine_want_a_key(voices, host):
+def test_other_hosts_need_an_api_key(voices, host):
     """Mistake: --host 0.0.0.0 opens the voices to everybody on the network."""
     with pytest.raises(KitError, match="no API key was given. Give --api-key"):
         Server(voices, host, 0)
@@ -583,14 +585,14 @@ def test_a_port_in_use_is_named(toys, voices):
 
 
 @pytest.mark.parametrize("queue_timeout", [0.0, -1.0, float("nan")])
-def test_patience_is_a_time(queue_timeout):
-    """Mistake: a server that refuses every request, or none, for a slip on the command line."""
+def test_the_queue_timeout_must_be_positive(queue_timeout):
+    """Mistake: a server that refuses every request, or none, because of a typing error on the command line."""
     with pytest.raises(KitError, match="--queue-timeout is .* must be a number of seconds above 0"):
         app.run_server(lambda: pytest.fail("loaded"), port=0, queue_timeout=queue_timeout)
 
 
-def test_what_cannot_begin_says_so_at_once(voices, monkeypatch):
-    """Mistake: in a notebook or in the cloud the server's thread dies of what is missing, and nobody learns of it."""
+def test_a_missing_requirement_fails_at_the_start(voices, monkeypatch):
+    """Mistake: in a notebook or in the cloud the server's thread ends because of a missing package, without a message."""
     def missing() -> None:
         raise KitError("no watermark")
 
@@ -600,52 +602,52 @@ def test_what_cannot_begin_says_so_at_once(voices, monkeypatch):
 
 
 @pytest.mark.parametrize("pairs", [["anna"], ["anna="], ["=x"], ["../x=y"], ["a=x", "a=y"], ["a b=x"]])
-def test_voices_are_told_by_name_and_place(pairs):
+def test_voices_are_given_as_name_and_path(pairs):
     """Mistake: a voice without a name, or one name for two."""
     with pytest.raises(KitError, match="NAME=PATH"):
         app.parse_voices(pairs)
     assert app.parse_voices(["a=runs/a=b", "b.c=owner/name"]) == {"a": "runs/a=b", "b.c": "owner/name"}
 
 
-def test_the_model_is_called_as_on_the_hub_and_no_place_is_told(tmp_path, monkeypatch):
-    """Mistake: folders of this machine in what every client reads."""
+def test_the_model_name_contains_no_path(tmp_path, monkeypatch):
+    """Mistake: paths of this machine are sent to every client."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "here" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
     assert app.model_name("sesame/csm-1b") == "sesame/csm-1b"
-    assert app.model_name("here/tiny") == app.model_name(str(tmp_path / "here" / "tiny")) == "tiny"
+    assert app.model_name("models/tiny") == app.model_name(str(tmp_path / "models" / "tiny")) == "tiny"
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_the_verb_serves_until_it_is_stopped(toy, tmp_path, how):
-    """Mistake: Ctrl-C, or a service manager, leaves clients without a word, or ends in a traceback or a long wait for what
-    is being said; the key of the environment is not asked for."""
+@pytest.mark.parametrize("stop_signal", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(toy, tmp_path, stop_signal):
+    """Mistake: Ctrl-C, or a service manager, leaves clients without a response, or ends in a traceback or a long wait for
+    current jobs; the key of the environment is not used."""
     command = [sys.executable, "-m", "tts_kit", "serve", "--voice", f"toy={toy}", "--port", "0", "--device", "cpu"]
-    started = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "TTS_KIT_KEY": KEY},
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "TTS_KIT_KEY": KEY},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        announced = started.stdout.readline()
-        port = int(re.search(r"Voices: toy\. Model: toy\. Open http://127\.0\.0\.1:(\d+) .* with a key", announced)[1])
+        first_line = process.stdout.readline()
+        port = int(re.search(r"Voices: toy\. Model: toy\. Open http://127\.0\.0\.1:(\d+) .* with a key", first_line)[1])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         for headers, status in (({}, 401), ({"Authorization": f"Bearer {KEY}"}, 200)):
             connection.request("GET", "/v1/voices", headers=headers)
-            answer = connection.getresponse()
-            assert answer.status == status and answer.read()
+            response = connection.getresponse()
+            assert response.status == status and response.read()
         body = json.dumps({"model": "tts-1", "input": LONG * 15, "voice": "toy"})
         connection.request("POST", "/v1/audio/speech", body, {"Authorization": f"Bearer {KEY}"})
         time.sleep(0.3)
-        started.send_signal(how)
-        answer = connection.getresponse()
-        assert answer.status == 503 and "being stopped" in answer.read().decode() and answer.headers["Retry-After"]
-        out, errors = started.communicate(timeout=40)
-        assert started.returncode == 0 and out.endswith("Stopped.\n") and not errors
+        process.send_signal(stop_signal)
+        response = connection.getresponse()
+        assert response.status == 503 and "being stopped" in response.read().decode() and response.headers["Retry-After"]
+        out, errors = process.communicate(timeout=40)
+        assert process.returncode == 0 and out.endswith("Stopped.\n") and not errors
     finally:
-        started.kill()
+        process.kill()
 
 
 # the page
 
-def test_the_page_needs_nothing_and_runs_nothing_foreign(voices):
-    """Mistake: a script from a CDN, a voice's name pasted as markup, or a page that others may frame."""
+def test_the_page_loads_and_runs_nothing_foreign(voices):
+    """Mistake: a script from a CDN, a voice's name inserted as markup, or a page that others may frame."""
     hostile = {'<img src=x onerror="window.hurt=1">': voices["anna"]}
     with running(hostile, watermarked=False) as server:
         status, content, headers = post(server, path="/", method="GET")
@@ -657,8 +659,8 @@ def test_the_page_needs_nothing_and_runs_nothing_foreign(voices):
 
 
 @pytest.mark.parametrize("keys", [[], [KEY]], ids=["open", "locked"])
-def test_type_and_hear(chromium, voices, keys):
-    """Mistake: a page that looks well and says nothing, forgets what was said, or cannot be used with a key."""
+def test_a_text_typed_on_the_page_is_spoken(chromium, voices, keys):
+    """Mistake: a page that plays nothing, loses its results, or cannot be used with a key."""
     with running(voices, watermarked=False, api_keys=keys) as server:
         chromium.set_viewport(1280, 800)
         chromium.open(f"{server.address}/")
@@ -681,15 +683,15 @@ def test_type_and_hear(chromium, voices, keys):
         chromium.click("#speak")
         chromium.wait("ui.error.textContent.includes('no letter')")
         assert chromium.run("document.querySelectorAll('#results li').length") == 1
-        console_errors = [each for each in chromium.console_errors() if not re.search("40[01]", json.dumps(each))]
+        console_errors = [error for error in chromium.console_errors() if not re.search("40[01]", json.dumps(error))]
         assert console_errors == []
-        asked = {event["params"]["request"]["url"] for event in chromium.events
-                 if event["method"] == "Network.requestWillBeSent"}
-        assert all(url.startswith((f"{server.address}/", "blob:", "data:")) for url in asked)
+        urls = {event["params"]["request"]["url"] for event in chromium.events
+                if event["method"] == "Network.requestWillBeSent"}
+        assert all(url.startswith((f"{server.address}/", "blob:", "data:")) for url in urls)
 
 
 def test_the_page_counts_the_seconds_and_can_be_stopped(chromium, voices, paused):
-    """Mistake: nothing moves while a long text is said, and who changed his mind has to wait for it."""
+    """Mistake: no progress is shown while a long text is generated, or it cannot be stopped."""
     with running(voices, watermarked=False) as server:
         chromium.open(f"{server.address}/")
         chromium.wait("document.querySelectorAll('#voice option').length === 3")
@@ -704,9 +706,9 @@ def test_the_page_counts_the_seconds_and_can_be_stopped(chromium, voices, paused
         assert chromium.run("ui.error.textContent") == ""
 
 
-def test_audio_knows_what_it_can_write():
-    """Mistake: a kind is promised that this libsndfile lacks, or bytes are cut where the rate is not its own."""
+def test_every_content_type_can_be_encoded():
+    """Mistake: a format is offered that this libsndfile lacks, or samples are lost at a sample rate it does not support."""
     wave = (0.3 * np.sin(np.arange(22_050) * 0.1)).astype(np.float32)
-    for kind in audio.CONTENT_TYPES:
-        samples, rate = soundfile.read(io.BytesIO(audio.encode(wave, 22_050, kind)))
-        assert len(samples) / rate == pytest.approx(1, abs=0.06), kind
+    for audio_format in audio.CONTENT_TYPES:
+        samples, rate = soundfile.read(io.BytesIO(audio.encode(wave, 22_050, audio_format)))
+        assert len(samples) / rate == pytest.approx(1, abs=0.06), audio_format

@@ -1,6 +1,6 @@
-"""Several processes on one training: every step as one process makes it, and one of them that writes and speaks.
+"""Distributed training: every step equals that of one process, and rank 0 alone writes and prints.
 
-They run on the processor and talk by gloo; with several GPUs only the device and the messenger (NCCL) are others."""
+The processes run on the CPU with gloo; with several GPUs only the device and the backend (NCCL) differ."""
 
 import dataclasses
 import os
@@ -86,62 +86,63 @@ sys.exit(main())
 ROOT = str(Path(__file__).parent.parent)
 
 
-def uneven(*others: EncodedClip) -> list[EncodedClip]:
+def uneven_clips(*more: EncodedClip) -> list[EncodedClip]:
     """Clips of uneven lengths; a step of one micro-batch may hold a single one of them."""
     return [*(make_clip(f"clip{number}", 5 + 3 * number, "Hello.", "held_out" if number < 2 else "train")
-              for number in range(10)), *others]
+              for number in range(10)), *more]
 
 
 @pytest.fixture
 def clips():
-    return uneven()
+    return uneven_clips()
 
 
 @dataclasses.dataclass
 class Pair:
-    """What two processes did that trained one run after the other, until the second one was killed."""
+    """The results of two processes that trained several runs, until the second process was killed."""
     root: Path
-    asked: dict[str, Config]
+    configs: dict[str, Config]
     codes: list[int]
-    said: list[str]
-    told: list[str]
+    stdout: list[str]
+    stderr: list[str]
 
     def of(self, rank: int, name: str) -> str:
-        """What a process told about a run."""
-        return re.search(rf"(?ms)^beginning {name}$(.*?)(?=^beginning |\Z)", self.told[rank])[1]
+        """Return what a process wrote to stderr during one run."""
+        return re.search(rf"(?ms)^beginning {name}$(.*?)(?=^beginning |\Z)", self.stderr[rank])[1]
 
 
 @pytest.fixture(scope="module")
 def pair(toy, tmp_path_factory) -> Pair:
     root = tmp_path_factory.mktemp("pair") / "runs"
-    small = Config(base=toy, rank=4, alpha=8.0, steps=5, warmup_steps=0, tokens_per_batch=60, depth_frame_fraction=0.5,
-                   eval_steps=5, save_steps=5, sample_steps=0)
-    asked = {"halves": small.replace(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
-             "turns": small.replace(gradient_accumulation_steps=2, lora_targets="backbone"),
-             "dealt": small.replace(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
-             "evaluated": small.replace(generation_eval_steps=2, early_stopping_patience=1),
-             "poisoned": small.replace(steps=12),
-             "dying": small.replace(gradient_accumulation_steps=2, save_steps=2)}
-    for name, one in asked.items():
-        write_text(root / f"{name}.json", one.to_json())
-        with_codes(Run(name, root), uneven(*[make_clip("poisoned", 8, "A tilde ~ in it.")] * (name == "poisoned")))
+    base_config = Config(base=toy, rank=4, alpha=8.0, steps=5, warmup_steps=0, tokens_per_batch=60, depth_frame_fraction=0.5,
+                         eval_steps=5, save_steps=5, sample_steps=0)
+    configs = {"halves": base_config.replace(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
+               "turns": base_config.replace(gradient_accumulation_steps=2, lora_targets="backbone"),
+               "dealt": base_config.replace(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
+               "evaluated": base_config.replace(generation_eval_steps=2, early_stopping_patience=1),
+               "poisoned": base_config.replace(steps=12),
+               "dying": base_config.replace(gradient_accumulation_steps=2, save_steps=2)}
+    for name, config in configs.items():
+        write_text(root / f"{name}.json", config.to_json())
+        with_codes(Run(name, root), uneven_clips(*[make_clip("poisoned", 8, "A tilde ~ in it.")] * (name == "poisoned")))
     write_text(root / "train.py", SCRIPT)
-    both = [process.Process([root / "train.py", root, *asked], env=environment) for environment in environments(2)]
-    ended = [one.wait(280) for one in both]
-    return Pair(root, asked, *([getattr(one, name) for one in ended] for name in ("returncode", "stdout", "stderr")))
+    processes = [process.Process([root / "train.py", root, *configs], env=environment) for environment in environments(2)]
+    results = [running.wait(280) for running in processes]
+    return Pair(root, configs, *([getattr(result, name) for result in results]
+                                 for name in ("returncode", "stdout", "stderr")))
 
 
 def environments(count: int) -> list[dict]:
-    """As a launcher sets them, on this machine."""
-    told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1", "PYTHONPATH": ROOT}
-    return [os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    """Return the environments that a launcher sets, on this machine."""
+    variables = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1",
+                 "HF_HUB_OFFLINE": "1", "PYTHONPATH": ROOT}
+    return [os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def free_port() -> str:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return str(door.getsockname()[1])
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        return str(free_socket.getsockname()[1])
 
 
 def names(parts: list[dict]) -> list[str]:
@@ -152,58 +153,58 @@ def losses(run: Run) -> list[dict]:
     return [row for row in read_rows(run.training / callbacks.LOG_FILE) if "backbone_loss" in row or "eval_loss" in row]
 
 
-def alike(one: Run, other: Run) -> None:
-    mine, theirs = losses(one), losses(other)
-    assert [row["step"] for row in mine] == [row["step"] for row in theirs] and len(mine) > 4
-    for row, wanted in zip(mine, theirs):
+def check_same_training(one: Run, other: Run) -> None:
+    rows, other_rows = losses(one), losses(other)
+    assert [row["step"] for row in rows] == [row["step"] for row in other_rows] and len(rows) > 4
+    for row, other_row in zip(rows, other_rows):
         for key in ("backbone_loss", "depth_loss", "loss", "eval_loss", "grad_norm", "learning_rate"):
-            assert row.get(key) == (wanted.get(key) and pytest.approx(wanted[key], rel=1e-4)), (row["step"], key)
+            assert row.get(key) == (other_row.get(key) and pytest.approx(other_row[key], rel=1e-4)), (row["step"], key)
     same(adapter(one.adapter), adapter(other.adapter), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["halves", "turns", "dealt"])
-def test_two_processes_train_as_one(pair, clips, name, tmp_path):
+def test_two_processes_train_like_one(pair, clips, name, tmp_path):
     """Mistake: gradients are averaged over processes, a share is lost or counted twice, the schedule runs at double speed,
-    a process without a clip hangs, or one whose backbone or depth decoder learns nothing."""
-    finetune.finetune(pair.asked[name], with_codes(Run(name, tmp_path), clips), CPU)
-    alike(Run(name, pair.root), Run(name, tmp_path))
+    or a process without a clip, or without a gradient of one part, hangs."""
+    finetune.finetune(pair.configs[name], with_codes(Run(name, tmp_path), clips), CPU)
+    check_same_training(Run(name, pair.root), Run(name, tmp_path))
     assert re.findall(r"(?m)^step (\d+)", pair.of(1, name)) == ["1", "2", "3", "4", "5"]
 
 
-def test_one_of_two_writes_and_speaks(pair):
-    """Mistake: both write over each other, or say everything twice."""
-    first, second = pair.said
+def test_only_rank_0_writes_and_prints(pair):
+    """Mistake: both processes write the same files, or print everything twice."""
+    first, second = pair.stdout
     assert second == "" and first.count("Starting from the base model.") == 6 and "shared by 2 processes" in first
     assert (pair.root / "halves" / "training" / "samples" / "step-000005" / "1.wav").is_file()
-    assert "wrote" in pair.told[0] and "wrote" not in pair.told[1]
+    assert "wrote" in pair.stderr[0] and "wrote" not in pair.stderr[1]
 
 
-def test_both_end_where_one_has_listened(pair):
-    """Mistake: the process that did not listen trains on, and waits for one that has ended."""
-    seen, did = pair.of(0, "evaluated"), pair.of(1, "evaluated")
+def test_early_stopping_stops_both_processes(pair):
+    """Mistake: the process that did not evaluate goes on, and waits for one that has ended."""
+    rank_0, rank_1 = pair.of(0, "evaluated"), pair.of(1, "evaluated")
     assert [row["step"] for row in losses(Run("evaluated", pair.root)) if "eval_loss" in row] == [0, 2, 4]
-    assert "evaluated step 4 of evaluated" in seen and "evaluated step" not in did
-    assert "step 4 of evaluated" in did and "step 5 of evaluated" not in seen + did
+    assert "evaluated step 4 of evaluated" in rank_0 and "evaluated step" not in rank_1
+    assert "step 4 of evaluated" in rank_1 and "step 5 of evaluated" not in rank_0 + rank_1
 
 
-def test_a_broken_clip_is_named_whoever_has_it(pair):
-    """Mistake: after the gradients are added up every process has nothing but NaN, and each calls its own clips guilty."""
+def test_a_broken_clip_is_named_by_every_process(pair):
+    """Mistake: after the all-reduce every process has only NaN, and each names its own clips."""
     for rank in (0, 1):
         assert "poisoned: step" in pair.of(rank, "poisoned")
         assert re.search(r"the loss is not a finite number for a batch of the clips .*poisoned", pair.of(rank, "poisoned"))
 
 
 def test_a_process_that_dies_stops_the_others(pair):
-    """Mistake: the others wait for ever for one that was killed, or call it a success."""
-    assert pair.codes == [1, -signal.SIGKILL], pair.told
+    """Mistake: the others wait for ever for a killed process, or report success."""
+    assert pair.codes == [1, -signal.SIGKILL], pair.stderr
     assert "process 0 of 2: another process has stopped" in pair.of(0, "dying")
-    assert "Traceback" not in pair.told[0] and not Run("dying", pair.root).adapter.exists()
+    assert "Traceback" not in pair.stderr[0] and not Run("dying", pair.root).adapter.exists()
 
 
 @pytest.mark.parametrize("launched", [True, False], ids=["by the launcher", "by one process"])
-def test_what_was_interrupted_goes_on(pair, clips, launched, tmp_path, capsys):
-    """Mistake: the run starts anew or goes on elsewhere in the plan; or it works for a script of ours, and `accelerate
-    launch -m tts_kit train` fails, hangs or says all twice; or only as many processes as before can go on."""
+def test_an_interrupted_training_resumes(pair, clips, launched, tmp_path, capsys):
+    """Mistake: the run starts again or continues at another step; `accelerate launch -m tts_kit train` fails, hangs or
+    prints everything twice; or only the same number of processes can resume."""
     run = Run("dying", tmp_path / "runs")
     shutil.copytree(Run("dying", pair.root).folder, run.folder)
     if launched:
@@ -214,35 +215,36 @@ def test_what_was_interrupted_goes_on(pair, clips, launched, tmp_path, capsys):
         assert out.returncode == 0, out.stderr
         assert out.stdout.count("Held-out loss: backbone") == 1 and out.stdout.count("shared by 2 processes") == 1
     else:
-        finetune.finetune(pair.asked["dying"], run, CPU)
+        finetune.finetune(pair.configs["dying"], run, CPU)
     assert (out.stdout if launched else capsys.readouterr().out).count("Resuming from checkpoint-2.") == 1
-    alone = with_codes(Run("dying", tmp_path / "alone"), clips)
-    finetune.finetune(pair.asked["dying"], alone, CPU)
-    alike(run, alone)
+    single = with_codes(Run("dying", tmp_path / "single"), clips)
+    finetune.finetune(pair.configs["dying"], single, CPU)
+    check_same_training(run, single)
 
 
 @pytest.mark.parametrize(("gradient_accumulation_steps", "count"), [(1, 2), (1, 4), (2, 2), (3, 2), (4, 2), (2, 3)])
-def test_shares_are_the_step(config, base, clips, gradient_accumulation_steps, count):
-    """Mistake: clips are left out or heard twice, or another choice of depth frames is made than by one process."""
+def test_micro_batches_of_all_ranks_are_the_step(config, base, clips, gradient_accumulation_steps, count):
+    """Mistake: clips are left out or used twice, or other depth frames are sampled than by one process."""
     config = config.replace(steps=9, tokens_per_batch=60, gradient_accumulation_steps=gradient_accumulation_steps,
                             depth_frame_fraction=0.5)
-    learnt = [clip for clip in clips if clip.split == "train"]
-    alone, shared = (dataset.MicroBatchDataset(learnt, base.prompt_builder, config, number) for number in (1, count))
+    training_clips = [clip for clip in clips if clip.split == "train"]
+    single, shared = (dataset.MicroBatchDataset(training_clips, base.prompt_builder, config, number)
+                      for number in (1, count))
     assert len(shared) == 9 * shared.micro_batches_per_step and shared.micro_batches_per_step % count == 0
     for step in range(9):
         whole, parts = ([micro_batches[step * micro_batches.micro_batches_per_step + part]
-                         for part in range(micro_batches.micro_batches_per_step)] for micro_batches in (alone, shared))
+                         for part in range(micro_batches.micro_batches_per_step)] for micro_batches in (single, shared))
         counted = [part for part in parts if part["loss_weight"]]
         assert counted and names(counted) == names(whole)
-        chosen, expected = (torch.cat([part["targets"][part["depth_frame_index"]] for part in parts_of_step])
-                            for parts_of_step in (counted, whole))
-        assert torch.equal(chosen, expected)
+        targets, expected = (torch.cat([part["targets"][part["depth_frame_index"]] for part in parts_of_step])
+                             for parts_of_step in (counted, whole))
+        assert torch.equal(targets, expected)
         assert {(part["frames_in_step"], part["depth_frames_in_step"]) for part in parts} == {
-            (sum(len(part["targets"]) for part in counted), len(chosen))}
+            (sum(len(part["targets"]) for part in counted), len(targets))}
 
 
-def test_clips_are_dealt_out_evenly(base, clips):
-    """Mistake: one process has nearly all of a step, and the others wait for it."""
+def test_clips_are_distributed_evenly(base, clips):
+    """Mistake: one process has nearly all clips of a step, and the others wait for it."""
     examples = [dataset.build_example(clip, base.prompt_builder) for clip in clips]
     parts = dataset.reshard([examples], 3)
     sizes = [sum(map(len, part)) for part in parts]
@@ -252,7 +254,7 @@ def test_clips_are_dealt_out_evenly(base, clips):
     assert [len(part) for part in dataset.reshard([examples[:1]], 3)] == [1, 0, 0]
 
 
-def test_processes_that_cannot_join_are_told_why(monkeypatch):
+def test_processes_that_cannot_start_are_refused_with_a_reason(monkeypatch):
     """Mistake: two processes share a GPU, and the second one ends in a traceback or out of memory."""
     for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2", "RANK": "2"}.items():
         monkeypatch.setenv(name, value)

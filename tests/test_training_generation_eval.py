@@ -34,7 +34,8 @@ SHORT = ("Go", "Sit", "Run", "Up", "Dig")
 
 
 def step_rows(step, sim, word_errors=1, spread=0.03, failure=""):
-    """Rows of one step: ten words a sentence, `word_errors` of them (or a list) wrong; SIM with noise of its own."""
+    """Return rows of one step: ten words per sentence, `word_errors` of them (or a list) wrong; SIM with noise of its
+    own."""
     noise = np.random.default_rng(step).normal(0, spread, SENTENCES)
     errors = word_errors if isinstance(word_errors, list) else [word_errors] * SENTENCES
     return [{"step": step, "sentence": number + 1, "text": f"Sentence {number + 1}.", "ref_words": 10, "failure": failure,
@@ -65,14 +66,14 @@ def test_a_later_step_with_a_significantly_higher_sim_is_selected():
 
 
 def test_an_earlier_step_with_a_higher_wer_is_not_selected():
-    """Mistake: the earliest step of the same SIM, half of whose words nobody understands yet."""
+    """Mistake: the earliest step with the same SIM is selected, although half of its words are wrong."""
     assert select(step_rows(20, 0.70, 5), step_rows(40, 0.70, 1)).step == 40
     small = [[row | {"ref_words": 100} for row in step_rows(step, 0.70, errors)] for step, errors in ((20, 3), (40, 1))]
     assert select(*small).step == 40  # below the tolerance that rules a step out, but above the standard error
 
 
-def test_a_higher_sim_with_ruined_words_is_not_selected():
-    """Mistake: SIM alone: the voice learnt by heart says nothing that can be understood."""
+def test_a_higher_sim_with_a_high_wer_is_not_selected():
+    """Mistake: SIM alone decides, and a memorized voice is not intelligible."""
     selected = select(step_rows(0, 0.5), step_rows(20, 0.60), step_rows(40, 0.70), step_rows(60, 0.85, 6))
     assert selected.step == 40
 
@@ -83,7 +84,7 @@ def test_an_insignificant_difference_of_wer_rules_no_step_out():
 
 
 def test_the_base_model_is_the_reference_and_never_selected():
-    """Mistake: an adapter that does nothing is saved as trained, or a training in vain is praised."""
+    """Mistake: an adapter that changes nothing is saved as trained, or a useless training is reported as a success."""
     selected = select(step_rows(0, 0.71), step_rows(20, 0.70), step_rows(40, 0.70))
     assert selected.step == 20
     assert selected.reason.endswith("; base model: SIM 0.71, WER 10%, SIM not significantly lower.")
@@ -106,7 +107,7 @@ def test_little_or_nothing_to_select_from(steps, expected):
 
 
 def test_patience_counts_evaluations_since_the_best():
-    """Mistake: the training ends while it still gets better, never ends, or counts the base model."""
+    """Mistake: the training ends while it still improves, never ends, or counts the base model."""
     rows = [*step_rows(0, 0.9), *step_rows(10, 0.5), *step_rows(20, 0.7), *step_rows(30, 0.69), *step_rows(40, 0.69)]
     until = {step: [row for row in rows if row["step"] <= step] for step in (0, 10, 20, 30, 40)}
     for patience, expected in ((2, [False, False, False, False, True]), (1, [False, False, False, True, True])):
@@ -131,7 +132,7 @@ def test_the_sentences_are_in_no_comparison_and_in_no_data():
 
 
 def embed(wave):
-    """A direction that follows from the sound alone."""
+    """Return a unit vector that depends on the samples alone."""
     spectrum = np.abs(np.fft.rfft(wave, 512))[:64] + 1e-6
     return spectrum / np.linalg.norm(spectrum)
 
@@ -141,7 +142,7 @@ def transcribe(wave):
 
 
 def patch_metrics(patch, folder) -> list:
-    """Metric models and sentences that cost nothing in place of the real ones; returns the calls that generate samples."""
+    """Replace the metric models and sentences by fast ones; return the calls that generate samples."""
     (folder / "sentences.txt").write_text("".join(f"{word} on.\n" for word in SHORT))
     patch.setattr(generation_eval, "SENTENCES", folder / "sentences.txt")
     metric_models = MetricModels({"wer": "a test", "sim": "a test"}, transcribe, embed, None)
@@ -181,7 +182,7 @@ def twelve_clips(name, root) -> Run:
 
 
 class Interrupt(TrainerCallback):
-    """As a disconnect at one step does."""
+    """Interrupts the training at one step, as a disconnect does."""
 
     def __init__(self, step):
         self.step = step
@@ -201,7 +202,7 @@ def training_metrics(run):
 
 @installed
 def test_evaluation_keeps_every_step_and_does_not_change_the_training(evaluated, spread_config, tmp_path):
-    """Mistake: evaluation draws from the training's random numbers; or the adapter saved as selected is the last one."""
+    """Mistake: evaluation draws from the training's random numbers, or the adapter saved as selected is the last one."""
     plain, run = twelve_clips("plain", tmp_path), evaluated
     finetune.finetune(spread_config.replace(generation_eval_steps=0), plain, CPU)
     assert losses(run) == losses(plain) and not (plain.training / generation_eval.FOLDER).exists()
@@ -219,7 +220,7 @@ def test_evaluation_keeps_every_step_and_does_not_change_the_training(evaluated,
               if row["step"] == selected.step and "eval_loss" in row]
     assert recorded["after"]["eval_loss"] == after["eval_loss"]
     assert (run.training / generation_eval.PLOT).read_bytes().startswith(b"\x89PNG")
-    # the adapters of two steps differ, or all this would say nothing
+    # the adapters of two steps differ; otherwise the comparisons above would show nothing
     first, last = (adapter(folder.with_name(f"step-00000{step}")) for step in (2, 6))
     assert any((first[name] != last[name]).any() for name in first)
 
@@ -268,7 +269,7 @@ def test_patience_stops_the_training_early(spread_config, tmp_path, generated, c
 
 @pytest.mark.parametrize("missing", ["metric models", "sentences"])
 def test_without_metric_models_or_sentences_the_last_step_is_kept(config, tmp_path, monkeypatch, capsys, missing):
-    """Mistake: the training fails because they are missing, or passes over it in silence."""
+    """Mistake: the training fails because they are missing, or does not report it."""
     run = twelve_clips("one", tmp_path)
     (tmp_path / "sentences.txt").write_text("Text 1.\nAnother one.\n")
     if missing == "sentences":
@@ -282,8 +283,8 @@ def test_without_metric_models_or_sentences_the_last_step_is_kept(config, tmp_pa
     assert (recorded["selected_step"], recorded["selection_reason"][:13]) == (2, "The last step") and recorded["epochs"] > 0
 
 
-def test_a_clip_on_which_a_metric_fails_counts_as_one_without_sound(config, base, tmp_path):
-    """Mistake: None among the scores ends a training of hours in a traceback."""
+def test_a_clip_on_which_a_metric_fails_counts_as_silent(config, base, tmp_path):
+    """Mistake: None among the scores ends hours of training in a traceback."""
     def broken(wave):
         raise ValueError("no idea")
 
@@ -307,7 +308,7 @@ def test_a_clip_on_which_a_metric_fails_counts_as_one_without_sound(config, base
 
 
 def test_saved_weights_are_loaded_and_others_refused(base, tmp_path):
-    """Mistake: a selected step is loaded beside the model, in part, or out of another adapter."""
+    """Mistake: a selected step is not loaded into the model, only in part, or from another adapter."""
     model = lora.add_lora(base.model, 4, 8)
     spread_logits(base)
     for weight in model.parameters():
@@ -321,9 +322,9 @@ def test_saved_weights_are_loaded_and_others_refused(base, tmp_path):
     assert lora.fingerprint(model) == before
     saved = load_file(path)
     first = next(iter(saved))
-    for wrong, message in (({first: torch.zeros(2, 3)}, r"is \[2, 3\]; wanted \[\d+, \d+\]"),
-                           ({"more": torch.zeros(1)}, "more is .*; wanted nothing of that name")):
-        write_bytes(path, save(saved | wrong))
+    for change, message in (({first: torch.zeros(2, 3)}, r"is \[2, 3\]; wanted \[\d+, \d+\]"),
+                            ({"more": torch.zeros(1)}, "more is .*; wanted nothing of that name")):
+        write_bytes(path, save(saved | change))
         with pytest.raises(KitError, match=f"weights of another adapter: .*{message}.*same base, rank and targets"):
             lora.load_weights(model, path)
     path.write_bytes(b"nothing")
@@ -334,8 +335,8 @@ def test_saved_weights_are_loaded_and_others_refused(base, tmp_path):
 
 @pytest.mark.slow
 @installed
-def test_the_bundled_model_is_understood_and_sounds_like_its_speaker(tmp_path):
-    """Mistake: what is generated and scored of a real model is noise, in another order, or takes minutes."""
+def test_the_bundled_model_is_intelligible_and_similar(tmp_path):
+    """Mistake: samples of a real model are noise, are scored in another order, or take minutes."""
     base = load.load_base(str(TINY_CSM), CPU)
     run = Run("real", tmp_path)
     config = Config(base=str(TINY_CSM), generation_eval_steps=1)
