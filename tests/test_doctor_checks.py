@@ -20,7 +20,7 @@ GB = 10**9
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers like the hub does for the configuration file of a model; the model's name says how."""
+    """Responds like the hub to a request for a model's configuration file; the model's name selects the response."""
 
     def do_HEAD(self):
         name = self.path.split("/")[2]
@@ -54,13 +54,13 @@ def evaluate(expression: str, home: Path, **environment: str):
                f"print(json.dumps({expression}, default=vars))")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=KIT, timeout=60,
-                           env=clean | {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1"} | environment, check=False)
+                             env=clean | {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1"} | environment, check=False)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
 
 def checkpoint(folder: Path, weights: int = 8) -> Path:
-    """A folder with the files of a checkpoint; `weights` bytes of them, which take no room on disk."""
+    """Create a folder with the files of a checkpoint; its weights have `weights` bytes, but use no disk space."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}", encoding="utf-8")
@@ -69,8 +69,9 @@ def checkpoint(folder: Path, weights: int = 8) -> Path:
     return folder
 
 
-def test_every_answer_of_the_hub_is_understood(hub, tmp_path):
-    """Mistake: a gated or absent model found out only after the data is prepared, or a busy hub taken for a missing one."""
+def test_every_response_of_the_hub_is_interpreted(hub, tmp_path):
+    """Mistake: a gated or missing model is noticed only after the data is prepared, or a busy hub is taken for a missing
+    one."""
     names = ("open", "gated", "gated-with-token", "absent", "forbidden", "without-config", "busy")
     results = evaluate(f"[checks.check_hub_model('org/' + name) for name in {names}]", tmp_path, HF_ENDPOINT=hub)
     by_name = dict(zip(names, results))
@@ -84,7 +85,7 @@ def test_every_answer_of_the_hub_is_understood(hub, tmp_path):
 
 
 def test_a_hub_that_hangs_costs_no_more_than_the_timeout(hub, tmp_path):
-    """Mistake: a doctor that waits for minutes behind a firewall, or dies of the client's own error class."""
+    """Mistake: a doctor that waits for minutes behind a firewall, or ends in the client's own exception class."""
     now = "__import__('time').monotonic()"
     before, check, after = evaluate(f"[{now}, checks.check_hub_model('org/hangs', timeout=0.3), {now}]", tmp_path,
                                     HF_ENDPOINT=hub)
@@ -92,8 +93,8 @@ def test_a_hub_that_hangs_costs_no_more_than_the_timeout(hub, tmp_path):
     assert after - before < 20  # it imports the client first, which takes seconds on a busy machine
 
 
-def test_offline_is_a_warning_and_a_whole_cache_is_enough(tmp_path):
-    """Mistake: refusing to work offline with a model that is in the cache, or promising one whose download was cut short."""
+def test_offline_is_a_warning_and_a_complete_cache_is_enough(tmp_path):
+    """Mistake: offline work with a cached model is refused, or a model with an incomplete download is reported as usable."""
     cache = tmp_path / "hub" / "models--org--cached"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("a" * 40, encoding="utf-8")
@@ -108,13 +109,13 @@ def test_offline_is_a_warning_and_a_whole_cache_is_enough(tmp_path):
 
 @pytest.mark.parametrize("base", ["./no-such-folder", "/no/such/folder", "~/nowhere", "a/b/c", "two words/model"])
 def test_a_path_that_is_no_folder_is_not_looked_up_as_a_model(base):
-    """Mistake: a misspelt path answered by advice about hub accounts, or by a traceback of the client."""
+    """Mistake: a misspelt path gets advice about hub accounts, or a traceback of the client."""
     check = checks.check_hub_model(base)
     assert check.status == "fail" and base in check.detail and "no folder" in check.detail
 
 
-def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
-    """Mistake: a copy that lacks a shard, weights or tokenizer, found out only when the model is loaded."""
+def test_a_folder_must_contain_a_complete_checkpoint(tmp_path):
+    """Mistake: a copy that lacks a shard, weights or tokenizer is noticed only when the model is loaded."""
     folder = checkpoint(tmp_path / "model")
     assert checks.check_local_model(folder).status == "ok"
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -149,23 +150,23 @@ def test_a_folder_must_hold_a_whole_checkpoint(tmp_path):
     ("datasets", "4.1.0", "ok", "4.1.0"),
     ("soundfile", None, "fail", "not installed"),
 ])
-def test_versions_known_to_be_bad(name, version, status, words):
-    """Mistake: 0.9 sorted above 0.18 as text, a boundary off by one, or a version refused that the kit repairs."""
+def test_bad_versions_are_reported(name, version, status, words):
+    """Mistake: 0.9 is sorted above 0.18 as text, a boundary is off by one, or a version is refused that the kit repairs."""
     check = checks.check_package(name, version)
     assert check.status == status and words in check.detail
     assert bool(check.fix) == (status != "ok")
 
 
 @pytest.mark.parametrize("name", sorted({rule[0] for rule in checks.VERSION_RULES}))
-def test_versions_are_accepted_from_where_the_requirements_begin(name):
-    """Mistake: a doctor that is content with versions which the requirements no longer ask for, or refuses what they do."""
+def test_the_required_versions_are_accepted(name):
+    """Mistake: the doctor accepts versions below the requirements, or refuses versions that they allow."""
     minimum = re.search(rf"^{name}>=(\S+)", (KIT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
     assert [rule[2] for rule in checks.VERSION_RULES if rule[0] == name and rule[3] != "ok"][-1] == minimum
     assert checks.check_package(name, minimum).status == "ok"
 
 
-def test_a_torchvision_for_another_torch(tmp_path):
-    """Mistake: the 'torchvision::nms does not exist' that stops transformers is found after the data is prepared."""
+def test_a_torchvision_for_another_torch_is_reported(tmp_path):
+    """Mistake: 'torchvision::nms does not exist', which stops transformers, is noticed after the data is prepared."""
     assert evaluate("checks.check_torchvision()", tmp_path)["status"] == "ok"
     site = tmp_path / "site"
     (site / "torchvision-0.28.0.dist-info").mkdir(parents=True)
@@ -179,13 +180,14 @@ def test_a_torchvision_for_another_torch(tmp_path):
 @pytest.mark.parametrize("total, free, small, status", [
     (16, 15, False, "ok"), (16, 3, False, "warn"), (6, 6, False, "warn"), (4, 4, False, "fail"), (4, 4, True, "ok"),
 ])
-def test_gpu_memory(total, free, small, status):
-    """Mistake: a card too small or held by another notebook, found out by a crash; or a tiny model refused on one."""
+def test_too_little_gpu_memory_is_reported(total, free, small, status):
+    """Mistake: a GPU that is too small or used by another notebook is noticed by a crash, or a tiny model is refused on
+    one."""
     assert checks.check_gpu("a card", total * GB, free * GB, small).status == status
 
 
-def test_a_machine_without_a_gpu():
-    """Mistake: days of CSM-1B on a CPU begun without a word, or a warning on the laptop that runs the tiny model."""
+def test_a_machine_without_a_gpu_is_reported():
+    """Mistake: days of CSM-1B on a CPU start without a warning, or the laptop that runs the tiny model gets one."""
     assert "GPU" in checks.check_device("cpu", "why.", small=False, has_driver=False, is_colab=False).fix
     assert "Change runtime type" in checks.check_device("cpu", "why.", small=False, has_driver=False, is_colab=True).fix
     assert checks.check_device("cpu", "why.", small=True, has_driver=False, is_colab=False).status == "ok"
@@ -194,8 +196,9 @@ def test_a_machine_without_a_gpu():
     assert checks.check_memory(4 * GB, small=True).status == "ok"
 
 
-def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
-    """Mistake: a crash on the first run, whose folder is not there, or a full disk found out at the first checkpoint."""
+def test_the_disk_of_a_missing_folder_is_checked(tmp_path):
+    """Mistake: a crash on the first run, whose folder does not exist, or a full disk that is noticed at the first
+    checkpoint."""
     folder = tmp_path / "not" / "yet"
     assert checks.check_disk("disk", folder, 1, "x").status == "ok"
     short = checks.check_disk("disk", folder, 1e18, "everything")
@@ -204,7 +207,8 @@ def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
 
 
 def test_a_missing_package_is_a_line_and_not_a_crash(tmp_path):
-    """Mistake: the doctor dying of the very thing it should report: here soundfile, psutil and the hub's client are gone."""
+    """Mistake: the doctor fails because of the problem it should report: here soundfile, psutil and the hub's client are
+    missing."""
     hidden = tmp_path / "site"
     hidden.mkdir()
     for name in ("soundfile", "psutil", "huggingface_hub"):
@@ -216,8 +220,8 @@ def test_a_missing_package_is_a_line_and_not_a_crash(tmp_path):
     assert all("pip install --upgrade" in failed[name] for name in ("libsndfile", "device", "base model"))
 
 
-def test_a_tiny_model_in_a_folder_asks_nothing_special(tmp_path):
-    """Mistake: a demo on a plain laptop refused for what CSM-1B would need; or a big model in a folder waved through."""
+def test_a_tiny_model_needs_no_gpu(tmp_path):
+    """Mistake: a demo on a laptop is refused for the requirements of CSM-1B, or a big model in a folder is accepted."""
     tiny, big = checkpoint(tmp_path / "tiny"), checkpoint(tmp_path / "big", weights=7 * GB)
     results = {check.name: check for check in checks.run_checks(str(tiny), tmp_path / "runs")}
     assert results["base model"].status == results["memory"].status == "ok"
@@ -229,8 +233,8 @@ def test_a_tiny_model_in_a_folder_asks_nothing_special(tmp_path):
         assert large["device"].status == "warn"
 
 
-def test_the_report_is_aligned_and_each_line_that_is_not_ok_says_what_to_do():
-    """Mistake: a red line that leaves its reader alone, or columns that wander."""
+def test_the_report_is_aligned_and_every_problem_has_a_fix():
+    """Mistake: a failed check without a fix, or columns that are not aligned."""
     text = checks.format_report([Check("a", "ok", "fine"), Check("a long name", "fail", "broken", "Repair it.")])
     lines = text.splitlines()
     assert lines[0] == "ok    a            fine" and lines[1] == "fail  a long name  broken"

@@ -1,4 +1,4 @@
-"""`doctor --plan`: its formula against the counted training step, and what it says about GPUs that nobody here has."""
+"""`doctor --plan`: its formula against the counted training step, and its estimates for GPUs."""
 
 import dataclasses
 import itertools
@@ -57,8 +57,8 @@ def make_batch(folder: str, clips: int, fraction: float) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("clips", "fraction", "checkpointing"), [(8, 1 / 16, False), (4, 1.0, False), (8, 1 / 16, True)])
-def test_the_formula_is_that_of_the_counted_step(csm_1b, clips, fraction, checkpointing):
-    """Mistake: the training step was changed, and the constants of the plan tell of the old one."""
+def test_the_formula_matches_the_counted_step(csm_1b, clips, fraction, checkpointing):
+    """Mistake: the training step was changed, and the constants of the plan are those of the old one."""
     config = Config(base=csm_1b, depth_frame_fraction=fraction)
     batch = make_batch(csm_1b, clips, fraction)
     counted = op_counter.count_step(op_counter.meta_model(config, checkpointing), batch)
@@ -72,8 +72,8 @@ def test_the_formula_is_that_of_the_counted_step(csm_1b, clips, fraction, checkp
     assert launches == pytest.approx(counted.launches, rel=0.2)
 
 
-def test_gpus_differ_as_they_must(example_plan):
-    """Mistake: the small GPU gets the large batch, the fast one the long time, the dollars another GPU's price."""
+def test_gpus_are_ordered_by_memory_and_speed(example_plan):
+    """Mistake: the small GPU gets the large batch, the fast one the long time, or the costs use another GPU's price."""
     rows = {row.gpu.name: row for row in example_plan.rows}
     assert [*rows] == [gpu.name for gpu in plan.GPUS]
     assert rows["T4"].max_batch < rows["L4"].max_batch < rows["A100 40 GB"].max_batch < rows["H200"].max_batch
@@ -85,7 +85,7 @@ def test_gpus_differ_as_they_must(example_plan):
 
 
 def test_memory_counts_the_weights_that_generate_samples(example_plan):
-    """Mistake: a plan that is out of memory at the first sample, because generation holds merged copies of the weights."""
+    """Mistake: a plan runs out of memory at the first sample, because generation holds merged copies of the weights."""
     # CSM-1B's weights without codec, the adapter's 27 million parameters, and 2.17 GB of merged layers
     training = 2 * 1.5528e9 + 16 * 26.9353e6 + plan.CUDA_BYTES
     assert example_plan.fixed_bytes() == pytest.approx(training + 2.17e9, rel=0.002)
@@ -95,8 +95,8 @@ def test_memory_counts_the_weights_that_generate_samples(example_plan):
     assert silent.fixed_bytes() == pytest.approx(training, rel=0.002)
 
 
-def test_memory_is_saved_only_where_it_must_be(example_plan):
-    """Mistake: everybody trains slowly because one GPU is small; or a GPU is given up that checkpointing would serve."""
+def test_memory_is_saved_only_where_needed(example_plan):
+    """Mistake: all GPUs train slowly because one is small, or a GPU is excluded on which checkpointing would suffice."""
     def row(bytes_needed: float) -> plan.Row | None:
         gpu = dataclasses.replace(plan.GPUS[0], memory=bytes_needed / 1e9 / plan.FILL)
         return example_plan._plan(gpu)
@@ -122,7 +122,7 @@ def test_memory_savings_have_the_order_of_the_readme(example_plan):
 
 
 def test_the_clips_of_the_run_are_planned_for(config, run):
-    """Mistake: a plan for clips of another length, or for more than there are."""
+    """Mistake: a plan for clips of another length, or for more than the run has."""
     planned = Plan(config.replace(tokens_per_batch=100_000), run)
     builder = PromptBuilder(pretrained.tokenizer(config.base), planned.spec)
     clips = [clip for clip in plan.cache.load_run(run) if clip.split == "train"]
@@ -134,7 +134,7 @@ def test_the_clips_of_the_run_are_planned_for(config, run):
 
 
 def test_the_command_line_prints_the_table(toy, capsys):
-    """Mistake: the plan is there, but the command line does not lead to it, or the table breaks in a narrow window."""
+    """Mistake: the command does not print the plan, or the table breaks in a narrow window."""
     assert cli.main(["doctor", "--plan", "--base", toy, "--rank", "4", "--depth-frame-fraction", "0.5"]) == 0
     text = capsys.readouterr().out
     table = text.split("\n\n")[0].splitlines()
@@ -148,14 +148,14 @@ def test_the_command_line_prints_the_table(toy, capsys):
 
 
 def test_a_run_without_clips_is_refused(toy, tmp_path, monkeypatch):
-    """Mistake: an empty run is planned for as if it were the example."""
+    """Mistake: an empty run gets the plan of the example."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KitError, match="neither data nor codes"):
         plan.format_plan(Run("empty"), base=toy)
 
 
 def test_the_stored_config_is_planned_for(config, run):
-    """Mistake: the plan ignores what the run stores."""
+    """Mistake: the plan ignores the run's stored config."""
     save_config(run, config.replace(rank=2))
     assert "rank 2," in plan.format_plan(run)
     assert "rank 3," in plan.format_plan(run, rank=3)
@@ -164,7 +164,7 @@ def test_the_stored_config_is_planned_for(config, run):
 # the counter itself
 
 def test_the_counted_peak_is_that_of_torchs_allocator(base, config, run):
-    """Mistake: bytes are counted that nobody allocates, or allocated that nobody counts."""
+    """Mistake: bytes are counted that are never allocated, or allocated bytes are not counted."""
     model = lora.unwrap(lora.add_lora(base.model, 4, 8)).train()
     clips = [clip for clip in plan.cache.load_run(run) if clip.split == "train"]
     batch = dataset.MicroBatchDataset(clips, PromptBuilder(pretrained.tokenizer(config.base), base.spec), config)[0]
@@ -182,7 +182,8 @@ def test_the_counted_peak_is_that_of_torchs_allocator(base, config, run):
 
 
 def test_memory_is_counted_as_long_as_autograd_holds_it():
-    """Mistake: what only autograd keeps for the backward pass is taken for free, or what is freed is counted on."""
+    """Mistake: tensors that only autograd keeps for the backward pass are counted as free, or freed ones are still
+    counted."""
     weight = torch.zeros(100, 100, device="meta", requires_grad=True)
     with op_counter.OpCounter([weight]) as counter:
         total = (weight.T * 2).sin().sum()  # sin keeps its input: 40,000 bytes that no name holds

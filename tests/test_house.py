@@ -41,7 +41,7 @@ def test_every_module_has_a_layer():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_id)
-def test_imports_point_upward_only(path):
+def test_modules_import_only_lower_layers(path):
     """Mistake: a low layer imports a higher one."""
     own = layer(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,6 +1,6 @@
-"""CSM-1B's real shape with random weights on the CPU: saved, loaded, one training step, three frames, inside 20 GB.
+"""CSM-1B's real shape with random weights on the CPU: saved, loaded, one training step, three frames, in 20 GB.
 
-Not part of `make test`: it wants 20 GB of memory, 4 GB of disk and some minutes. Run it with `make test-full`.
+Not part of `make test`: it needs 20 GB of memory, 4 GB of disk and some minutes. Run it with `make test-full`.
 """
 
 import json
@@ -17,7 +17,7 @@ torch.set_default_dtype(torch.bfloat16)
 model_shapes.save(model_shapes.untrained("csm-1b"), sys.argv[1], "csm-1b")
 """
 
-STORY = """
+TRAIN_AND_SPEAK = """
 import json, resource, sys, time, torch
 from tts_kit import device
 from tts_kit.config import read_config
@@ -30,14 +30,14 @@ from tts_kit.tokens.prompt import Turn
 from tts_kit.training import finetune
 config, run = read_config(sys.argv[1]), Run("full", sys.argv[2])
 figures, start = {}, time.monotonic()
-base, made = finetune.prepare(config, run, cache.load_run(run), device.choose("cpu"))
+base, trainer = finetune.prepare(config, run, cache.load_run(run), device.choose("cpu"))
 figures["load_seconds"] = time.monotonic() - start
 start = time.monotonic()
-made.args.eval_strategy = "no"
-made.train()
+trainer.args.eval_strategy = "no"
+trainer.train()
 figures["step_seconds"] = time.monotonic() - start
-figures["trainable"] = sum(count["trainable"] for count in lora.count_parameters(made.model).values())
-figures["losses"] = {name: made.state.log_history[0][name] for name in ("backbone_loss", "depth_loss")}
+figures["trainable"] = sum(count["trainable"] for count in lora.count_parameters(trainer.model).values())
+figures["losses"] = {name: trainer.state.log_history[0][name] for name in ("backbone_loss", "depth_loss")}
 start = time.monotonic()
 prompt = base.prompt_builder.build("three frames", [Turn("Hello.", "0")])
 generation, = InferenceEngine(base.model, base.spec, lora.DEFAULT_ADAPTER).generate([prompt], Sampling(), [0], [3])
@@ -50,7 +50,7 @@ print(json.dumps(figures))
 
 
 def test_the_real_shape_trains_and_speaks(tmp_path):
-    """Mistake: something that only works at toy size: memory, a head's layout, a rope, 32 codebooks, 2048 positions."""
+    """Mistake: memory, the layout of a head, RoPE, 32 codebooks or 2048 positions work at toy size only."""
     from conftest import make_clip
     from test_training_finetune import with_codes
 
@@ -65,7 +65,7 @@ def test_the_real_shape_trains_and_speaks(tmp_path):
     config = Config(base=str(folder), steps=1, warmup_steps=0, sample_steps=0, depth_frame_fraction=1.0,
                     tokens_per_batch=100)
     (tmp_path / "config.json").write_text(config.to_json())
-    out = subprocess.run([sys.executable, "-c", STORY, str(tmp_path / "config.json"), str(tmp_path)], check=True,
+    out = subprocess.run([sys.executable, "-c", TRAIN_AND_SPEAK, str(tmp_path / "config.json"), str(tmp_path)], check=True,
                          stdout=subprocess.PIPE, text=True)
     figures = json.loads(out.stdout.splitlines()[-1])
     print(json.dumps(figures | {"machine": device.machine(), "versions": device.versions()}, indent=2))

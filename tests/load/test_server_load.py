@@ -44,7 +44,7 @@ TEXTS = ("Hello there.", "The dog ran home.", "Who is that girl?", "The river is
          "Count to ten.", "Her voice is known.", "Open the door.", "Two red chairs.")
 VOICES = ("tiny", "other")
 NEAR = 0.02
-"""Largest difference of a sample from the same request sent alone: batches and streams round a little differently."""
+"""Largest difference of a sample from the same request sent alone: batches and streams round slightly differently."""
 
 
 @dataclass
@@ -67,19 +67,19 @@ def adapter(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+def running_server(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     """Start the server; yields its port and process."""
     command = [sys.executable, "-m", "tts_kit", "serve", "--voice", f"tiny={TINY}", "--voice", f"other={adapter(folder)}",
                "--port", "0", "--device", "cpu", "--queue-timeout", "900"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(command, cwd=folder.parent, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=folder.parent, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", started.stdout.readline())[1])
-        yield port, psutil.Process(started.pid)
-        started.send_signal(signal.SIGINT)
-        assert started.wait(120) == 0
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
+        yield port, psutil.Process(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
     finally:
-        started.kill()
+        process.kill()
 
 
 def request_body(number: int) -> dict:
@@ -88,33 +88,33 @@ def request_body(number: int) -> dict:
     return {"model": "tts-1", "input": text, "voice": voice, "seed": 5, "response_format": "wav"}
 
 
-def ask(connection: http.client.HTTPConnection, body: dict) -> Answer:
-    begun = time.monotonic()
+def post(connection: http.client.HTTPConnection, body: dict) -> Answer:
+    start = time.monotonic()
     connection.request("POST", "/v1/audio/speech", json.dumps(body))
     answer = connection.getresponse()
     content = answer.read(1)
-    first = time.monotonic() - begun
+    first = time.monotonic() - start
     content += answer.read()
     samples = soundfile.read(io.BytesIO(content), dtype="float32")[0] if answer.status == 200 else np.zeros(0, np.float32)
-    return Answer(answer.status, samples, time.monotonic() - begun, first)
+    return Answer(answer.status, samples, time.monotonic() - start, first)
 
 
 def client(port: int, numbers: list[int]) -> list[tuple[int, Answer]]:
-    """One client: one connection, one request after the other, every third as a stream."""
+    """Run one client: one connection, requests one after another, every third as a stream."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1200)) as connection:
-        return [(number, ask(connection, request_body(number) | ({"stream_format": "audio"} if number % 3 == 2 else {})))
+        return [(number, post(connection, request_body(number) | ({"stream_format": "audio"} if number % 3 == 2 else {})))
                 for number in numbers]
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean distance of two waves, the shorter one followed by silence."""
+    """Return the mean distance of two waves, the shorter one followed by silence."""
     length = max(len(one), len(other))
     one, other = (np.pad(samples, (0, length - len(samples))) for samples in (one, other))
     return float(np.abs(one - other).mean())
 
 
 async def crowd(port: int) -> collections.Counter:
-    """Send a request on all CROWD connections at once; returns how often each status was answered."""
+    """Send a request on all CROWD connections at once; return how often each status was answered."""
     body = json.dumps(request_body(0)).encode()
     request = b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
         len(body), body)
@@ -130,17 +130,18 @@ async def crowd(port: int) -> collections.Counter:
     return collections.Counter(await asyncio.gather(*(one(reader, writer) for reader, writer in opened)))
 
 
-def test_two_hundred_requests_of_twenty_clients(tmp_path):
-    """Mistake: under load answers are lost or given to another client, memory grows, or a crowd takes the server down."""
-    with serving(tmp_path / "other") as (port, process):
-        alone = {number: answer.samples for number, answer in client(port, [*range(len(TEXTS) * len(VOICES))])}
-        with ThreadPoolExecutor(CLIENTS) as threads:  # the largest batches, so that what they need is counted as warm-up
+def test_two_hundred_requests_of_twenty_clients_are_answered(tmp_path):
+    """Mistake: under load responses are lost or sent to another client, memory grows, or too many connections stop the
+    server."""
+    with running_server(tmp_path / "other") as (port, process):
+        single = {number: answer.samples for number, answer in client(port, [*range(len(TEXTS) * len(VOICES))])}
+        with ThreadPoolExecutor(CLIENTS) as threads:  # the largest batches, so that their memory is counted as warm-up
             list(threads.map(lambda number: client(port, [number]), range(CLIENTS)))
-            memory, begun, used = process.memory_info().rss, time.monotonic(), sum(process.cpu_times()[:2])
+            memory, start, used = process.memory_info().rss, time.monotonic(), sum(process.cpu_times()[:2])
             shares = [[*range(first, REQUESTS, CLIENTS)] for first in range(CLIENTS)]
             shares = [[(number * 7) % REQUESTS for number in share] for share in shares]
             answers = [answer for part in threads.map(lambda share: client(port, share), shares) for answer in part]
-        seconds, used, after = time.monotonic() - begun, sum(process.cpu_times()[:2]) - used, process.memory_info().rss
+        seconds, used, after = time.monotonic() - start, sum(process.cpu_times()[:2]) - used, process.memory_info().rss
         with contextlib.ExitStack() as idle:
             for _ in range(IDLE):
                 idle.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"POST / HTTP/1.1\r\n")
@@ -148,7 +149,7 @@ def test_two_hundred_requests_of_twenty_clients(tmp_path):
         statuses = asyncio.run(crowd(port))
         [(_, last)] = client(port, [0])
         memory_after_crowd = process.memory_info().rss
-    results = figures(alone, answers) | {
+    results = figures(single, answers) | {
         "seconds": round(seconds, 1), "processor seconds of the server": round(used, 1), "memory in MB": {
             "after warm-up": round(memory / 1e6, 1), "after the requests": round(after / 1e6, 1),
             "after the crowds": round(memory_after_crowd / 1e6, 1)},
@@ -167,25 +168,26 @@ def test_two_hundred_requests_of_twenty_clients(tmp_path):
     assert set(statuses) == {"200", "503"} and sum(statuses.values()) == CROWD
 
 
-def figures(alone: dict[int, np.ndarray], answers: list[tuple[int, Answer]]) -> dict:
-    """How many were answered, as what, and how fast."""
-    good = [(number % len(alone), answer) for number, answer in answers if answer.status == 200]
-    mixed = [number for number, answer in good
-             if min(alone, key=lambda other: difference(answer.samples, alone[other])) != number]
-    same = [number for number, answer in good if len(answer.samples) == len(alone[number])
-            and np.abs(answer.samples - alone[number]).max(initial=0) < NEAR]
-    waits = sorted(answer.seconds for _, answer in answers)
+def figures(single: dict[int, np.ndarray], answers: list[tuple[int, Answer]]) -> dict:
+    """Return how many requests were answered, whether correctly, and how fast."""
+    good = [(number % len(single), answer) for number, answer in answers if answer.status == 200]
+    mixed_up = [number for number, answer in good
+                if min(single, key=lambda other: difference(answer.samples, single[other])) != number]
+    equal = [number for number, answer in good if len(answer.samples) == len(single[number])
+             and np.abs(answer.samples - single[number]).max(initial=0) < NEAR]
+    durations = sorted(answer.seconds for _, answer in answers)
     streams = [answer.first_seconds for number, answer in answers if number % 3 == 2]
-    return {"lost": REQUESTS - len(good), "mixed up": len(mixed), "the same as alone": len(same),
+    return {"lost": REQUESTS - len(good), "mixed up": len(mixed_up), "the same as alone": len(equal),
             "seconds of speech": round(sum(len(answer.samples) for _, answer in good) / 16_000, 1),
-            "seconds for an answer": {"median": round(statistics.median(waits), 2),
-                                      "95 of 100": round(waits[int(0.95 * len(waits))], 2), "longest": round(waits[-1], 2)},
+            "seconds for an answer": {"median": round(statistics.median(durations), 2),
+                                      "95 of 100": round(durations[int(0.95 * len(durations))], 2),
+                                      "longest": round(durations[-1], 2)},
             "seconds to the first sound of a stream": {"median": round(statistics.median(streams), 2),
                                                        "longest": round(max(streams), 2)}}
 
 
-def test_alone_is_told_from_others():
-    """Mistake: a measure by which any answer passes for any other."""
+def test_mixed_up_responses_are_counted():
+    """Mistake: a measure by which any response passes for any other."""
     waves = {number: np.sin(np.arange(16_000) * (0.01 + number / 100)).astype(np.float32) for number in range(3)}
     good = [(number, Answer(200, waves[number % 3], 1.0, 0.5)) for number in range(REQUESTS)]
     assert figures(waves, good) | {"lost": 0, "mixed up": 0, "the same as alone": REQUESTS} == figures(waves, good)
