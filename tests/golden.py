@@ -95,7 +95,7 @@ ROW = {"arm": "arm", "sentence": "sentence", "text": "text", "seed": "seed", "fi
        "DNSMOS_BAK": "noise_mos", "noisy": "noisy", "transcript": "transcript", "failure": "failure",
        "seconds_spoken": "speech_seconds", "duration_ratio": "duration_ratio", "pitch_hz": "f0",
        "pitch_semitones": "f0_difference", "speaking_rate": "speech_rate",
-       "speaking_rate_ratio": "rate_ratio", "memorised": "memorized", "judges": scoring.METRICS}
+       "speaking_rate_ratio": "rate_ratio", "memorised": "memorized", "metric_models": scoring.METRICS}
 """Name in golden.json -> the package's name in a scored row, and below in its figures."""
 FIGURES = {"WER": "wer", "CER": "cer", "SIM": "sim", "SIM_normalised": "sim_norm", "MOS": "mos", "noisy": "noisy",
            "duration_ratio": "duration_ratio", "pitch_semitones": "f0_difference", "speaking_rate_ratio": "rate_ratio",
@@ -371,7 +371,7 @@ def kit_score_rows(rows: list[dict], folder: Path, recordings: dict[str, Path],
     references = scoring.measure_references(recordings, metric_models)
     scale = scoring.similarity_range(references, scoring.other_speakers(other_speaker_files, metric_models))
     scored_rows = scoring.score_rows(kit_package_rows(rows), folder, metric_models, references, lambda rows: None, scale)
-    return [{field: row[name] for field, name in ROW.items() if name in row and field not in ("arm", "judges")}
+    return [{field: row[name] for field, name in ROW.items() if name in row and field not in ("arm", "metric_models")}
             for row in scored_rows], [float(value) for value in scale]
 
 
@@ -426,7 +426,7 @@ def kit_run_demo() -> list[str]:
     """Run the demo in the scratch folder and return its output."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     output = subprocess.run([sys.executable, "-m", "tts_kit", "demo", "--run", "golden"], cwd=SCRATCH, check=True,
-                         stdout=subprocess.PIPE, text=True, env=environment | {"PYTHONPATH": str(ROOT)}).stdout
+                            stdout=subprocess.PIPE, text=True, env=environment | {"PYTHONPATH": str(ROOT)}).stdout
     return output.splitlines()
 
 
@@ -555,7 +555,7 @@ def section_prompts() -> dict:
     codes = kit_encode(SAMPLES / "held_out" / "later01_01.flac")
     return {"one_clip": kit_conversation([("Do you always sleep before breakfast?", "0", codes)]),
             "with_context": kit_conversation([("Do you always sleep before breakfast?", "0", codes, False),
-                                          ("Never <|end_of_text|> again.", "1", codes[:3]), ("Is that so?", "0")])}
+                                              ("Never <|end_of_text|> again.", "1", codes[:3]), ("Is that so?", "0")])}
 
 
 def section_texts() -> dict:
@@ -602,7 +602,7 @@ def section_statistics() -> dict:
             "holm": kit_holm([0.01, 0.04, 0.03, 0.2, 0.001])}
 
 
-def section_judging() -> dict:
+def section_scoring() -> dict:
     """Mistake: words counted differently, another loudness or padding before a metric model, a clip compared with itself."""
     recordings = recorded_clips()
     texts = list(recordings)
@@ -632,11 +632,11 @@ def section_demo(printed: list[str] | None = None) -> dict:
 
 SECTIONS = {section.__name__.removeprefix("section_"): section for section in (
     section_texts, section_prompts, section_statistics, section_transformers_equality, section_data, section_recordings,
-    section_training, section_speech, section_sound, section_judging, section_demo)}
+    section_training, section_speech, section_sound, section_scoring, section_demo)}
 
 
 def synthetic_rows(count: int) -> list[dict]:
-    """Return scored rows of five arms with two takes of each sentence; some arms better, some worse, some the same."""
+    """Return scored rows of five arms with two samples of each sentence; some arms are better, some worse, some the same."""
     gains = {"base": (0.0, 0.3), "cloned": (0.1, 0.3), "finetuned": (0.12, 0.05), "finetuned_cloned": (0.1, 0.6),
              "rival": (0.1, 0.3)}
     difficulty, rows = np.random.default_rng(99).normal(0.6, 0.04, count), []
@@ -653,7 +653,7 @@ def synthetic_rows(count: int) -> list[dict]:
                              "MOS": round(float(rng.normal(3, 0.2)), 3), "noisy": bool(rng.integers(2)),
                              "duration_ratio": 1.1, "pitch_semitones": 0.3, "speaking_rate_ratio": 0.9, "failure": "",
                              "memorised": arm == "finetuned" and sentence == 1, "ended_with_eos": sentence != 3,
-                             "judges": "constructed"})
+                             "metric_models": "simulated"})
     return rows
 
 
@@ -772,14 +772,14 @@ def check(names: list[str], with_demo: bool, exact: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("record", "check"))
+    parser.add_argument("command", choices=("record", "check"))
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--exact", action="store_true", help="differences in the last bits also fail")
     parser.add_argument("--demo", action="store_true", help="run the demo, which takes 5 minutes")
     options = parser.parse_args()
     names = options.only or list(SECTIONS)
     try:
-        if options.verb == "check":
+        if options.command == "check":
             return check(names, options.demo, options.exact)
         old_sections = json.loads(GOLDEN.read_text(encoding="utf-8"))["sections"] if options.only else {}
         content = {"machine": machine(), "sections": old_sections | compute(names, options.demo)}

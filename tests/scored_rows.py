@@ -1,4 +1,4 @@
-"""Scored rows of simulated systems, whose truth is known; tests of scoring, statistics and verdict share them."""
+"""Scored rows of simulated systems with known differences; tests of scoring, statistics and verdict share them."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from tts_kit.comparison import verdict
 
 
 def rows_of(arm, similarities, wrong=None, words=10, seeds=(1, 2)) -> list[dict]:
-    """Scored rows of one arm from its SIM (sentences, seeds) and word errors alike."""
+    """Return scored rows of one arm from its SIM (sentences, seeds) and word errors of the same shape."""
     similarities = np.asarray(similarities, dtype=float)
     wrong = np.zeros(similarities.shape) if wrong is None else np.asarray(wrong)
     return [{"arm": arm, "sentence": number, "text": f"sentence {number}", "seed": seed, "file": f"{arm}{number}-{seed}",
@@ -16,12 +16,12 @@ def rows_of(arm, similarities, wrong=None, words=10, seeds=(1, 2)) -> list[dict]
 
 
 def system(generator, sentences, gain=0.0, seeds=2) -> np.ndarray:
-    """SIM of one system (sentences, seeds): sentences are hard or easy for every system alike, the rest is chance."""
-    hard = np.random.default_rng(99).normal(0.7, 0.04, (sentences, 1))
-    return hard + gain + generator.normal(0, 0.03, (sentences, seeds))
+    """Return the SIM of a system (sentences, seeds): a difficulty per sentence, equal for all systems, and noise."""
+    difficulty = np.random.default_rng(99).normal(0.7, 0.04, (sentences, 1))
+    return difficulty + gain + generator.normal(0, 0.03, (sentences, seeds))
 
 
 def outcome(rows, other_rows) -> str:
-    """Outcome of one arm against another."""
+    """Return the outcome of one arm against another."""
     rows = [row | {"arm": arm} for arm, arm_rows in (("one", rows), ("other", other_rows)) for row in arm_rows]
     return verdict.compare_arms(rows, [("one", "other")])[0].outcome

@@ -27,16 +27,16 @@ WHISPER = pytest.mark.skipif(not transcribe.is_installed(),
 def run(tmp_path_factory) -> Run:
     """A run whose data the CLI made from a part of the bundled recording, in a folder with files that are no recordings."""
     root = tmp_path_factory.mktemp("root")
-    (root / "takes").mkdir()
+    (root / "recordings").mkdir()
     samples, rate = soundfile.read(RECORDING, frames=SECONDS * 24_000)
-    soundfile.write(root / "takes" / "long take.flac", samples, rate)
-    (root / "takes" / "broken.wav").write_text("no audio")
-    (root / "takes" / "empty.mp3").touch()
-    soundfile.write(root / "takes" / "silence.wav", np.zeros(5 * 16_000), 16_000)
-    (root / "takes" / "notes.txt").write_text("no recording")
+    soundfile.write(root / "recordings" / "long take.flac", samples, rate)
+    (root / "recordings" / "broken.wav").write_text("no audio")
+    (root / "recordings" / "empty.mp3").touch()
+    soundfile.write(root / "recordings" / "silence.wav", np.zeros(5 * 16_000), 16_000)
+    (root / "recordings" / "notes.txt").write_text("no recording")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert main(["prepare", "takes", "--run", "anna", "--asr-model", "bundled", "--skip-bad"]) == 0
+        assert main(["prepare", "recordings", "--run", "anna", "--asr-model", "bundled", "--skip-bad"]) == 0
     return Run("anna", root / "runs")
 
 
@@ -59,7 +59,7 @@ def test_a_recording_becomes_data(run):
 
 @WHISPER
 def test_a_correction_reaches_the_data_and_nothing_else_changes(run, tmp_path):
-    """Mistake: the data keep the transcript of the ASR model, or making them again asks to move them away."""
+    """Mistake: the data keep the transcript of the ASR model, or preparing them again requires moving them away."""
     shutil.copytree(run.folder, tmp_path / "anna")
     copy = Run("anna", tmp_path)
     shutil.rmtree(copy.data)  # it names the folder where it was made
@@ -82,7 +82,7 @@ def test_bad_files_are_named_and_the_others_are_used(run, capsys):
     modified = segments.stat().st_mtime_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.folder.parent.parent)
-        assert main(["prepare", "takes", "--run", "anna", "--asr-model", "bundled", "--skip-bad"]) == 0
+        assert main(["prepare", "recordings", "--run", "anna", "--asr-model", "bundled", "--skip-bad"]) == 0
     output = capsys.readouterr().out
     for name, reason in (("broken.wav", "cannot be read"), ("empty.mp3", "is empty"), ("silence.wav", "nobody speaks")):
         assert any(name in line and reason in line for line in output.splitlines()), output
@@ -92,7 +92,7 @@ def test_bad_files_are_named_and_the_others_are_used(run, capsys):
 
 @WHISPER
 def test_a_second_batch_with_another_model_covers_the_first_recordings_too(run, tmp_path):
-    """Mistake: after a second batch with another ASR model nothing of the run can be read any more."""
+    """Mistake: after a second batch with another ASR model the whole run is unreadable."""
     copy = Run("anna", tmp_path)
     shutil.copytree(run.segments, copy.segments)
     samples, rate = soundfile.read(RECORDING, frames=20 * 24_000)

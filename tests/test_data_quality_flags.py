@@ -42,8 +42,8 @@ def flags_of(clips: list[dict]) -> list[list[quality_flags.Flag]]:
     ({"text": "These are ordinary words & 12 % of clip.", "second_text": None}, "written, not spoken: % & 1 2"),
     ({"text": "", "second_text": ""}, "no speech recognised"), ({"embedding": np.eye(4)[[0, 0, 1]]}, "another speaker"),
     ({"text": "These are ordinary words of clip a.", "second_text": None}, "same text in 2 clips")])
-def test_each_flag_puts_its_clip_on_top(changes, reason):
-    """Mistake: a flag that is computed and never counts, or one that ordinary clips get as well."""
+def test_every_flag_sorts_its_clip_to_the_top(changes, reason):
+    """Mistake: a flag that is computed and ignored, or that ordinary clips get as well."""
     clips = make_clips()
     change(clips[5], **changes)
     flags = flags_of(clips)
@@ -59,7 +59,7 @@ def test_flags_add_up_and_stay_below_certainty():
     assert quality_flags.combined_score(flags) == pytest.approx(0.6) and quality_flags.combined_score([]) == 0
 
 
-def test_distance_counts_words_not_letters():
+def test_the_distance_counts_words():
     """Mistake: case and commas count as another word."""
     assert quality_flags.word_edit_distance("He lost, two chairs.", "he lost two chairs") == 0
     assert quality_flags.word_edit_distance("one two three four", "one three four") == 0.25
@@ -71,7 +71,7 @@ def test_distance_counts_words_not_letters():
         assert quality_flags.word_edit_distance(first, second) == pytest.approx(reverse)
 
 
-def test_few_clips_say_nothing_about_what_is_usual():
+def test_few_clips_give_no_outliers():
     """Mistake: with three clips one of them is always the outlier."""
     clips = make_clips(4)
     change(clips[0], end=0.8)

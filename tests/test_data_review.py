@@ -1,4 +1,4 @@
-"""The review page: who may use it, what it answers, and how it behaves in a real browser."""
+"""The review page: access, responses, and how it behaves in a real browser."""
 
 import contextlib
 import html
@@ -51,12 +51,12 @@ def request(server: review.Review, path: str, token: str | None = None, body: ob
 
 
 def state(folder: Path) -> dict:
-    """What is on disk."""
+    """Return the text and state of each clip on disk."""
     return {clip.id: (clip.text, clip.state) for clip in ReviewStore(folder, "base").clips}
 
 
 def test_requests_without_the_token_are_refused(folder):
-    """Mistake: any page in the browser, or anybody on the network, reads or changes the texts."""
+    """Mistake: any page in the browser, or anybody on the network, can read or change the texts."""
     with running(folder) as server:
         edit = {"action": "drop", "id": "monday/00001"}
         for token in ("", "x", server.token[:-1], server.token + "x"):
@@ -69,8 +69,8 @@ def test_requests_without_the_token_are_refused(folder):
     assert state(folder)["monday/00001"][1] == NEW
 
 
-def test_audio_of_clips_and_of_nothing_else(folder):
-    """Mistake: an id that leads to another file of the machine."""
+def test_only_audio_of_clips_is_served(folder):
+    """Mistake: an id leads to another file of the machine."""
     (folder / "secret.flac").write_bytes((folder / "monday/clips/00001.flac").read_bytes())
     with running(folder) as server:
         status, content, _ = request(server, "audio?id=monday/00002")
@@ -92,7 +92,7 @@ def test_bad_requests_get_a_message_and_change_nothing(folder):
 
 
 def test_the_page_loads_and_runs_nothing_foreign(folder):
-    """Mistake: a script from a CDN, a title that is pasted as markup, or paths of this machine in what is sent."""
+    """Mistake: a script from a CDN, a title inserted as markup, or paths of this machine in a response."""
     with running(folder) as server:
         status, content, headers = request(server, f"?token={server.token}")
         text = content.decode()
@@ -150,8 +150,8 @@ def test_the_most_suspicious_clip_comes_first(page):
     assert lines(chromium)[0] == "monday/00001"
 
 
-def test_a_correction_is_saved_and_the_next_clip_comes(page, folder):
-    """Mistake: what was typed is lost by a reload, or by going on before it was sent."""
+def test_a_correction_is_saved_and_the_next_clip_is_shown(page, folder):
+    """Mistake: typed text is lost by a reload, or by opening the next clip before it was sent."""
     chromium, server = page
     type_text(chromium, "The dog ran home.")
     chromium.press("Enter")
@@ -164,7 +164,7 @@ def test_a_correction_is_saved_and_the_next_clip_comes(page, folder):
 
 
 def test_typing_is_saved_without_a_key(page, folder):
-    """Mistake: a closed tab loses the last words; or a text counts as checked because it was touched."""
+    """Mistake: a closed tab loses the last words, or a text counts as checked because it was edited."""
     chromium, _ = page
     type_text(chromium, "The dog ran far away.")
     chromium.wait("document.getElementById('saved').textContent === 'saved'")
@@ -172,7 +172,7 @@ def test_typing_is_saved_without_a_key(page, folder):
 
 
 def test_split_drop_merge_undo_by_keys(page, folder):
-    """Mistake: the text is split elsewhere than the sound, the wrong neighbour is merged, or undo forgets one of them."""
+    """Mistake: text and audio are split at different places, the wrong neighbour is merged, or undo is incomplete."""
     chromium, server = page
     chromium.click("#text")
     chromium.run("ui.text.setSelectionRange(7, 7); ui.player.currentTime = 1.5")
@@ -212,8 +212,8 @@ def test_a_stopped_server_is_reported_and_nothing_is_lost(page, folder):
     chromium.events.clear()
 
 
-def test_hostile_texts_stay_text(page):
-    """Mistake: what a transcriber or a person wrote becomes markup."""
+def test_hostile_texts_are_displayed_as_text(page):
+    """Mistake: a text of the ASR model or of a person becomes markup."""
     chromium, _ = page
     chromium.run("ui.sort.value = 'position'; ui.sort.dispatchEvent(new Event('input'))")
     chromium.click('#list li[data-id="monday/00003"]')
@@ -223,7 +223,7 @@ def test_hostile_texts_stay_text(page):
     assert chromium.run("window.hurt === undefined && !document.querySelector('#list img, #editor img')")
 
 
-def test_the_page_is_part_of_the_kit():
-    """Mistake: the page's files are missing where the kit is installed."""
+def test_the_page_is_part_of_the_package():
+    """Mistake: the page's files are missing in an installed package."""
     content, _ = review.page("x")
     assert "</html>" in content

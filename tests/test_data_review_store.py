@@ -1,4 +1,4 @@
-"""The review store: no edit of a person is ever lost or doubled."""
+"""The review store: no edit is lost or applied twice."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_undo_takes_back_one_edit_after_the_other(folder):
 
 
 def test_two_tabs_see_the_edits_of_each_other(folder):
-    """Mistake: a second tab corrects a clip that is not there any more, and nobody can open the review again."""
+    """Mistake: a second tab corrects a clip that no longer exists, and the review cannot be opened again."""
     first, second = ReviewStore(folder, "base"), ReviewStore(folder, "base")
     edit(first, "monday/00001", action="split", at=1.0, texts=["First", "tab"])
     with pytest.raises(KitError, match="no clip 'monday/00001' any more"):
@@ -120,8 +120,8 @@ def test_half_a_line_of_a_killed_process_is_no_edit(folder):
     ({"action": "split", "at": 1.0, "texts": ["a"]}, "two texts"), ({"action": "rm -rf"}, "is no edit"), ({}, "is no edit"),
     ({"action": "merge", "other": "monday/00009"}, "no clip 'monday/00009'"),
     ({"action": "merge", "other": ["x"]}, "no clip")])
-def test_requests_can_hold_anything(folder, invalid, message):
-    """Mistake: a request that is no edit ends up in the history, and the review cannot be opened again."""
+def test_invalid_requests_are_refused(folder, invalid, message):
+    """Mistake: an invalid request is stored in the history, and the review cannot be opened again."""
     store = ReviewStore(folder, "base")
     with pytest.raises(KitError, match=message):
         store.edit({"id": "monday/00001"} | invalid)

@@ -66,7 +66,7 @@ def test_clips_are_what_the_recording_holds_there(segmented_recording, recording
 
 @VAD
 def test_segments_record_their_origin_and_measurements(segmented_recording):
-    """Mistake: a person cannot see later where a clip came from."""
+    """Mistake: the origin of a clip cannot be traced later."""
     assert read_inputs(segmented_recording)["recording"] == RECORDING.name
     segments = segment.read_segments(segmented_recording)
     assert all(part.snr_db > 20 and part.edge_db > segment.CUT_WORD_DB for part in segments)
@@ -90,7 +90,7 @@ def test_segments_are_reused_and_a_changed_recording_is_refused(tmp_path):
 
 @VAD
 def test_two_recordings_of_one_name_are_both_segmented(tmp_path, recording):
-    """Mistake: a recorder that names every day's file alike: the second is refused, or taken for the first."""
+    """Mistake: a recorder gives every day's file the same name: the second is refused, or taken for the first."""
     for day, start in (("monday", 0), ("tuesday", 30)):
         audio.write(tmp_path / day / "ZOOM0001.wav", recording[start * SAMPLE_RATE:(start + 15) * SAMPLE_RATE], SAMPLE_RATE)
         segment.segment_recording(tmp_path / day / "ZOOM0001.wav", tmp_path / "segments")
@@ -143,7 +143,7 @@ def test_only_the_clipped_part_is_rejected(tmp_path, recording):
 
 @pytest.mark.parametrize("edge_db, snr_db, may_be_cut", [(30, 40, False), (5, 40, True), (8, 10, False), (3, 20, True)])
 def test_an_edge_as_quiet_as_the_noise_cuts_no_word(edge_db, snr_db, may_be_cut):
-    """Mistake: every clip of a noisy recording is flagged for a cut word, and the real ones drown."""
+    """Mistake: every clip of a noisy recording is flagged for a cut word, and real cuts are overlooked."""
     assert segment.Segment("", 0, 5, snr_db, edge_db).may_cut_a_word == may_be_cut
 
 
@@ -155,8 +155,8 @@ def test_segments_of_a_bad_length_are_rejected():
     assert not segment.rejection_reason(segment.Segment("", 0, 5, 40, 40))
 
 
-def test_neighbours_never_share_a_sound():
-    """Mistake: the tail of a clip holds the first sound of the next."""
+def test_neighbours_do_not_overlap():
+    """Mistake: the end of a clip contains the first sound of the next."""
     speech_prob = np.zeros(6000, np.float32)
     speech_prob[100:1200] = speech_prob[1230:2400] = 1
     track = VadTrack(np.where(speech_prob > 0, -20, -60).astype(np.float32), speech_prob, np.zeros_like(speech_prob))
@@ -165,7 +165,7 @@ def test_neighbours_never_share_a_sound():
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """File name -> what the error has to say."""
+    """Write unusable files; return each name with a part of its error."""
     (folder / "empty.wav").touch()
     soundfile.write(folder / "header.wav", np.zeros(0), 16_000)
     (folder / "text.wav").write_text("this is no audio", encoding="utf-8")
@@ -177,8 +177,8 @@ def bad_files(folder: Path) -> dict[str, str]:
 
 
 @VAD
-def test_bad_files_get_one_sentence_each(tmp_path):
-    """Mistake: a traceback, or a folder left half made."""
+def test_bad_files_get_a_message_of_one_line(tmp_path):
+    """Mistake: a traceback, or an incomplete folder."""
     for name, message in bad_files(tmp_path).items():
         with pytest.raises(KitError, match=message) as caught:
             segment.segment_recording(tmp_path / name, tmp_path / "segments")
@@ -188,7 +188,7 @@ def test_bad_files_get_one_sentence_each(tmp_path):
 
 @VAD
 def test_music_alone_is_no_speech(tmp_path):
-    """Mistake: an intro becomes clips that the model learns to sing."""
+    """Mistake: an intro becomes clips, and the model learns to sing."""
     seconds = np.arange(20 * SAMPLE_RATE) / SAMPLE_RATE
     chord = sum(np.sin(2 * np.pi * 220 * ratio * seconds) for ratio in (1, 1.25, 1.5)) * (1 + np.sin(seconds)) / 20
     audio.write(tmp_path / "music.wav", chord.astype(np.float32), SAMPLE_RATE)
@@ -224,8 +224,8 @@ def test_a_full_disk_leaves_nothing_half_made(tmp_path):
     assert not list((tmp_path / "segments").iterdir())
 
 
-def test_folder_names_are_no_paths():
-    """Mistake: a name with dots, quotes or newlines leads out of the folder, or two names meet in one folder."""
+def test_folder_names_contain_no_path():
+    """Mistake: a name with dots, quotes or newlines leads out of the folder, or two recordings share one folder."""
     names = ["../../evil.wav", "a b.wav", "a-b.wav", "a\nb.wav", "'\".wav", "....wav"]
     folders = [segment.folder_name(Path(name)) for name in names]
     assert len(set(folders)) == len(names)
@@ -324,7 +324,7 @@ def test_a_clipped_sentence_is_merged_with_no_other():
 
 
 def test_onset_and_offset_have_different_thresholds():
-    """Mistake: one threshold, which chops a word where the VAD is unsure for a moment; or a breath counted as a word."""
+    """Mistake: one threshold, which cuts a word where the VAD is uncertain for a moment, or a breath counts as a word."""
     speech_prob = np.zeros(300, np.float32)
     speech_prob[50:100], speech_prob[100:110], speech_prob[110:150], speech_prob[220:225] = 0.9, 0.4, 0.9, 0.9
     track = VadTrack(np.full(300, -60, np.float32), speech_prob, np.zeros(300, np.float32))

@@ -22,7 +22,7 @@ TINY = pytest.mark.skipif(not transcribe.is_installed(transcribe.BUNDLED_TINY),
 @TINY
 @WHISPER
 def test_the_second_pass_is_another_model(monkeypatch, capsys):
-    """Mistake: the second pass is the first model again and repeats its errors, or none is made without a word."""
+    """Mistake: the second pass is the first model again and repeats its errors, or its absence is not reported."""
     first = transcribe.load(transcribe.BUNDLED, CPU)
     second = transcribe.second_pass_model(first, CPU)
     assert (second.name, second.language, first.language) == (transcribe.BUNDLED_TINY, "en", "")

@@ -33,7 +33,7 @@ def python_source(cell) -> str:
 
 
 def test_there_are_exactly_these_notebooks():
-    """Mistake: a stray file next to the four notebooks."""
+    """Mistake: another file next to the four notebooks."""
     assert sorted(path.stem for path in FOLDER.iterdir() if not path.name.startswith(".")) == NAMES
 
 

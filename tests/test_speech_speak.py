@@ -106,7 +106,7 @@ def test_an_unknown_file_type_is_refused_before_speaking(tmp_path):
 
 
 def test_a_missing_reference_is_named(voice, tmp_path):
-    """Mistake: the error asks to remove a row from a table in which the reference never was."""
+    """Mistake: the error asks to remove a row from a table that never contained the reference."""
     with pytest.raises(KitError, match="the reference .*none.wav is no file"):
         speak.speak("Hello.", voice, Reference(tmp_path / "none.wav", "Hello."))
 

@@ -28,7 +28,7 @@ def test_transformers_loads_the_same_weights_as_the_kit(voice):
     for name, weight in stock.state_dict().items():
         assert name.startswith("codec_model") or torch.equal(kit_weights[name], weight), name
     backbone_table, depth_table = (embedding.weight for embedding in (stock.backbone_model.embed_tokens.embed_audio_tokens,
-                                             stock.depth_decoder.model.embed_tokens))
+                                                                      stock.depth_decoder.model.embed_tokens))
     assert torch.equal(backbone_table, depth_table)
 
 
@@ -47,9 +47,10 @@ def test_the_model_is_small_and_its_card_matches_the_results(voice):
     results = json.loads((BUNDLED / ship.RESULTS).read_text(encoding="utf-8"))
     assert results["weights"] == voice.base.fingerprint
     assert (BUNDLED / "README.md").read_text(encoding="utf-8") == ship.card(BUNDLED, results)
-    judging = sentences.evaluation_set()
+    evaluation_set = sentences.evaluation_set()
     groups = results["groups"].values()
-    assert {group["sentences"] for group in groups} == {len(judging.sentences)} and results["seeds"] == list(judging.seeds)
+    assert {group["sentences"] for group in groups} == {len(evaluation_set.sentences)}
+    assert results["seeds"] == list(evaluation_set.seeds)
 
 
 def test_the_model_speaks_and_generates_eos(voice):

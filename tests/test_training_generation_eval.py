@@ -49,7 +49,7 @@ def select(*steps, of=60):
 
 
 def test_the_earliest_of_equal_steps_is_selected():
-    """Mistake: the last or the luckiest step is selected though an earlier one is as good."""
+    """Mistake: the last step, or the best one by chance, is selected although an earlier one is as good."""
     selected = select(step_rows(0, 0.5), step_rows(20, 0.700), step_rows(40, 0.705), step_rows(60, 0.703))
     assert selected.step == 20
     assert selected.reason.startswith("Step 20 of 60 selected: SIM 0.70, WER 10% (as good within one standard error as step "
@@ -244,7 +244,7 @@ def test_an_interrupted_training_evaluates_the_same_and_nothing_twice(evaluated,
 
 @installed
 def test_the_evaluation_of_another_config_is_removed(spread_config, tmp_path, generated):
-    """Mistake: a run that had no checkpoint yet takes another config, and its old steps are listed beside the new ones."""
+    """Mistake: a run without a checkpoint takes another config, and its old steps are listed with the new ones."""
     run = twelve_clips("one", tmp_path)
     with pytest.raises(KeyboardInterrupt):
         finetune.finetune(spread_config.replace(rank=8), run, CPU, [Interrupt(1)])
