@@ -121,15 +121,15 @@ def test_a_stopped_comparison_generates_only_missing_clips(finished, monkeypatch
     before = {row["file"]: (run.comparison / row["file"]).stat().st_mtime_ns
               for row in read_rows(run.comparison / SCORES)}
     lost = "clips/finetuned/002-1.flac"
-    content = soundfile.read(run.comparison / lost, dtype="int16")[0].astype(int)
+    original = soundfile.read(run.comparison / lost, dtype="int16")[0].astype(int)
     (run.comparison / lost).unlink()
     voice = load_voice(CPU, run.adapter, config.base)
     compare.compare(run, voice, 2, (1, 2))
     after = {name: (run.comparison / name).stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == [lost]
-    again = soundfile.read(run.comparison / lost, dtype="int16")[0]
+    regenerated = soundfile.read(run.comparison / lost, dtype="int16")[0]
     # same seed, same codes; decoded in another batch, a sample may round to its neighbour
-    assert again.shape == content.shape and abs(again - content).max() <= 1
+    assert regenerated.shape == original.shape and abs(regenerated - original).max() <= 1
 
 
 def test_clips_of_other_settings_are_not_mixed(finished):

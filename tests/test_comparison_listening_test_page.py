@@ -16,7 +16,7 @@ from tts_kit.errors import KitError
 
 ARMS = ("ground_truth", "codec", "base", "clone", "finetuned", "finetuned+clone")
 TEXTS = ("The lamps went out.", HOSTILE, "Where are the keys?", "Nobody is at home.")
-ONE = (("finetuned", "clone"),)
+ONE_PAIR = (("finetuned", "clone"),)
 LISTENER = """(preference, seed) => {
     begin();
     response.started = "now";
@@ -61,7 +61,7 @@ def embedded(page) -> dict:
 def site(tmp_path_factory):
     """A test of two types with one pair of arms, in two sentences, one of them hostile."""
     folder = tmp_path_factory.mktemp("comparison")
-    return listening_test.write(rows(folder, 2), folder, other_speakers(folder), f"Voices {HOSTILE}", pairs=ONE)
+    return listening_test.write(rows(folder, 2), folder, other_speakers(folder), f"Voices {HOSTILE}", pairs=ONE_PAIR)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def larger(tmp_path_factory):
 def all_types(tmp_path_factory):
     """A test with all types of trials."""
     folder = tmp_path_factory.mktemp("kinds")
-    return listening_test.write(rows(folder, 2), folder, other_speakers(folder), "", pairs=ONE,
+    return listening_test.write(rows(folder, 2), folder, other_speakers(folder), "", pairs=ONE_PAIR,
                                 test_types=tuple(TEST_TYPES))
 
 
@@ -151,8 +151,8 @@ def test_the_test_has_the_planned_trials(larger):
 
 def test_the_test_is_reproducible(larger, tmp_path):
     """Mistake: randomness without a seed: the page cannot be made again, and the key no longer fits the responses."""
-    again = listening_test.write(rows(tmp_path), tmp_path, other_speakers(tmp_path), "Voices")
-    assert again.read_text() == larger.read_text()
+    second_page = listening_test.write(rows(tmp_path), tmp_path, other_speakers(tmp_path), "Voices")
+    assert second_page.read_text() == larger.read_text()
     assert (tmp_path / listening_test.KEY).read_text() == (larger.parent / listening_test.KEY).read_text()
     assert embedded(listening_test.write(rows(tmp_path), tmp_path, other_speakers(tmp_path), "Voices", seed=1))["test"] != \
         embedded(larger)["test"]
@@ -161,11 +161,11 @@ def test_the_test_is_reproducible(larger, tmp_path):
 def test_an_old_key_is_kept(tmp_path):
     """Mistake: a second test in the same folder overwrites the key of the first, whose responses are not yet in."""
     clip_rows = rows(tmp_path, 2)
-    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE)
+    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE_PAIR)
     old = io.read_json(tmp_path / listening_test.KEY, "")
-    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE)
+    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE_PAIR)
     assert io.read_json(tmp_path / listening_test.KEY, "") == old and old["earlier"] == []
-    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE, seed=5)
+    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE_PAIR, seed=5)
     del old["earlier"]
     assert io.read_json(tmp_path / listening_test.KEY, "")["earlier"] == [old]
 
@@ -189,7 +189,7 @@ def test_files_stay_inside_the_folder(tmp_path, capsys):
     (folder / "clips/link.flac").symlink_to(tmp_path / "secret.flac")
     outside = [row for row in clip_rows if row["arm"] == "finetuned"]
     outside[0]["file"], outside[1]["file"] = "../secret.flac", "clips/link.flac"
-    listening_test.write(clip_rows, folder, other_speakers(tmp_path), "", pairs=ONE)
+    listening_test.write(clip_rows, folder, other_speakers(tmp_path), "", pairs=ONE_PAIR)
     clips = io.read_json(folder / listening_test.KEY, "")["clips"].values()
     assert {clip["sentence"] for clip in clips if clip["arm"] == "finetuned"} == {3}
     assert capsys.readouterr().out.count("lies outside") == 2
@@ -200,13 +200,13 @@ def test_a_broken_clip_costs_its_sentence_only(tmp_path, capsys):
     clip_rows = rows(tmp_path, 3)
     broken = next(row for row in clip_rows if row["arm"] == "clone")
     audio.write(tmp_path / broken["file"], np.zeros(RATE, np.float32), RATE)
-    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE)
+    listening_test.write(clip_rows, tmp_path, other_speakers(tmp_path), "", pairs=ONE_PAIR)
     clips = io.read_json(tmp_path / listening_test.KEY, "")["clips"].values()
     used = {clip["sentence"] for clip in clips if clip["arm"] == "finetuned"}
     assert used == {2, 3} and "silent" in capsys.readouterr().out
     only = [row for row in clip_rows if row["sentence"] == 1]
     with pytest.raises(KitError, match="0 sentences"):
-        listening_test.write(only, tmp_path, other_speakers(tmp_path), "", pairs=ONE)
+        listening_test.write(only, tmp_path, other_speakers(tmp_path), "", pairs=ONE_PAIR)
 
 
 def test_hostile_text_is_escaped_in_the_file(site):
@@ -269,7 +269,7 @@ def test_a_listener_completes_the_test(browser, site, tmp_path):
     assert rejected == [] and files[0].read_text() == browser.run("ui.file.value")
     response, = read
     assert response.listener == {"name": "Zoe", "headphones": "yes"} and response.missed == 0
-    pairs, scores = (analysis.pair_scores([response], key, test_type, ONE[0]) for test_type in ("ab", "smos"))
+    pairs, scores = (analysis.pair_scores([response], key, test_type, ONE_PAIR[0]) for test_type in ("ab", "smos"))
     assert pairs.tolist() == [[1, 1]] and scores.tolist() == [[2, 2]]
     assert all(answer["seconds"] > 0 and min(answer["plays"]) == 1 for answer in response.answers.values())
 

@@ -60,8 +60,9 @@ def test_cut_speech_has_errors_and_loudness_does_not_matter(metric_models, clips
 def test_silence_around_speech_does_not_change_sim(metric_models, clips, measured):
     """Mistake: clips are not trimmed, and a model that waits before it speaks counts as another speaker."""
     text, wave = next(iter(clips.items()))
-    late = metric_models.embed(np.concatenate([np.zeros(2 * RATE, np.float32), wave, np.zeros(2 * RATE, np.float32)]), RATE)
-    assert late @ measured[text].embedding > 0.99
+    silence = np.zeros(2 * RATE, np.float32)
+    padded = metric_models.embed(np.concatenate([silence, wave, silence]), RATE)
+    assert padded @ measured[text].embedding > 0.99
 
 
 def test_another_voice_has_a_lower_sim(metric_models, clips, voices):
@@ -167,8 +168,8 @@ def test_pitch_rate_and_duration_are_those_of_the_voice(metric_models, clips, me
     faster = metric_models.measure_reference(audio.resample(wave, RATE, round(0.8 * RATE)), RATE, text)
     assert faster.f0 == pytest.approx(clip.f0 / 0.8, rel=0.04)
     assert faster.speech_seconds == pytest.approx(0.8 * clip.speech_seconds, rel=0.04)
-    late = metric_models.measure_reference(np.concatenate([np.zeros(2 * RATE, np.float32), wave]), RATE, text)
-    assert late.speech_seconds == pytest.approx(clip.speech_seconds, abs=0.05)
+    padded = metric_models.measure_reference(np.concatenate([np.zeros(2 * RATE, np.float32), wave]), RATE, text)
+    assert padded.speech_seconds == pytest.approx(clip.speech_seconds, abs=0.05)
 
 
 @installed

@@ -81,9 +81,9 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
         "temperatures = [model.generation_config.temperature, model.depth_decoder.generation_config.temperature]\n"
         "codes = model.generate(**inputs, do_sample=False, depth_decoder_do_sample=False, max_new_tokens=40)\n"
         "print(json.dumps([inputs['input_ids'][0].tolist(), codes[0].tolist(), temperatures]))\n"))
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    ids, frames, temperatures = json.loads(ran.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    ids, frames, temperatures = json.loads(process.stdout.splitlines()[-1])
     spoken = soundfile.info(tmp_path / "speech.wav")
     assert spoken.duration > 0.5 and spoken.samplerate == 16_000
     for source in (run.adapter, str(out)):

@@ -43,10 +43,10 @@ def test_greedy_codes_equal_transformers_for_one_and_for_a_batch(base, stock):
     spread_logits(base, stock)
     batch = prompts(base, "Hello.", "A much longer line of text than the others.", "Why not?")
     for prompt, batched in zip(batch, generate(base, batch)):
-        alone, = generate(base, [prompt])
+        single, = generate(base, [prompt])
         expected = stock_codes(stock, base, prompt, 12)
         assert len(expected) == 12 and len(expected.unique()) > 3
-        assert alone.codes.tolist() == expected.tolist()
+        assert single.codes.tolist() == expected.tolist()
         assert batched.codes.tolist() == expected.tolist()
 
 
@@ -88,9 +88,9 @@ def test_a_seed_gives_the_same_alone_and_in_a_batch(base):
     spread_logits(base)
     batch, sampling = prompts(base, "One.", "Two, but longer.", "Three?"), Sampling(0.9, 0.9, 8)
     batched = generate(base, batch, sampling, [11, 12, 13], 6)[1]
-    alone, = generate(base, batch[1:2], sampling, [12], 6)
+    single, = generate(base, batch[1:2], sampling, [12], 6)
     other_seed, = generate(base, batch[1:2], sampling, [99], 6)
-    assert alone.codes.tolist() == batched.codes.tolist() != other_seed.codes.tolist()
+    assert single.codes.tolist() == batched.codes.tolist() != other_seed.codes.tolist()
 
 
 def test_sampling_follows_the_softmax_of_the_top_candidates(base):

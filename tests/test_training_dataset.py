@@ -33,8 +33,8 @@ def test_every_clip_once_per_epoch_and_batches_within_the_budget(base, config, p
 def test_epochs_differ_in_order_and_one_seed_gives_one_order(base, config):
     """Mistake: the same batches in the same order in every epoch, or another order after a resume."""
     plan = steps(base, config, steps=40)
-    again, other = steps(base, config, steps=40), steps(base, config, steps=40, seed=1)
-    assert plan.plan == again.plan != other.plan
+    same_seed, other_seed = steps(base, config, steps=40), steps(base, config, steps=40, seed=1)
+    assert plan.plan == same_seed.plan != other_seed.plan
     per_epoch = round(len(plan) / plan.epochs)
     assert plan.plan[:per_epoch] != plan.plan[per_epoch:2 * per_epoch]
 
