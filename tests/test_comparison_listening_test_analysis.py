@@ -220,12 +220,12 @@ def test_random_answers_show_no_difference(tmp_path, test_type):
 
 
 def test_the_report_contains_the_evidence(tmp_path):
-    """Mistake: a claim without the question, the number of listeners and responses, the interval and the power."""
+    """Mistake: a claim without the question, the number of listeners and responses, or the interval."""
     key = make_key(tmp_path)
     text = "\n".join(report(write_responses(tmp_path, key, attentive(8, 0.95)), tmp_path))
     for part in ("8 listeners, 8 with headphones", "AB: Which of the two sounds more like the speaker", "48 answers",
-                 "95 % CI [", "The fine-tuned model sounds more like the voice than zero-shot cloning", "(80 % power",
-                 "(Holm)", "another speaker 1.0", "recordings of the voice 5.0",
+                 "95 % CI [", "The fine-tuned model sounds more like the voice than zero-shot cloning", "(Holm)",
+                 "another speaker 1.0", "recordings of the voice 5.0",
                  "Tie: no significant difference between fine-tuning"):
         assert part in text, part
     one_listener = "\n".join(report(write_responses(tmp_path, key, attentive(1, 0.95)), tmp_path))

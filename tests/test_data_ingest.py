@@ -18,7 +18,7 @@ from tts_kit.run import Run
 RECORDING = Path(__file__).parent.parent / "sample_data" / "recording.flac"
 FOLDER_NAME = segment.folder_name(Path("long take.flac"))
 CPU = device.choose("cpu")
-SECONDS = 59  # of the recording, to save time
+SECONDS = 46  # of the recording, to save time
 WHISPER = pytest.mark.skipif(not transcribe.is_installed(),
                              reason='no bundled Whisper is installed: pip install "tts-kit[eval]"')
 

@@ -93,6 +93,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "notebooks"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not transcribe.is_installed(), reason="no bundled Whisper is installed (extra `eval`)")
 def test_the_first_notebook_prepares_a_recording(folder):
     """Mistake: the notebook cannot use a recording without transcripts, or its review page is missing."""
@@ -102,6 +103,7 @@ def test_the_first_notebook_prepares_a_recording(folder):
     assert (folder / "runs" / "take" / "data" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_notebooks_run_in_order(toy, folder):
     """Mistake: a notebook needs the variables of another one; a cell fails, shows nothing or repeats an earlier output; or
     an adapter has no consent record."""

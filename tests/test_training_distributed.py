@@ -201,7 +201,8 @@ def test_a_process_that_dies_stops_the_others(pair):
     assert "Traceback" not in pair.stderr[0] and not Run("dying", pair.root).adapter.exists()
 
 
-@pytest.mark.parametrize("launched", [True, False], ids=["by the launcher", "by one process"])
+@pytest.mark.parametrize("launched", [pytest.param(True, marks=pytest.mark.slow), False],
+                         ids=["by the launcher", "by one process"])
 def test_an_interrupted_training_resumes(pair, clips, launched, tmp_path, capsys):
     """Mistake: the run starts again or continues at another step; `accelerate launch -m tts_kit train` fails, hangs or
     prints everything twice; or only the same number of processes can resume."""

@@ -63,7 +63,7 @@ def test_a_model_too_large_to_bundle_is_refused(trained, tmp_path, monkeypatch):
 def test_one_command_calls_every_stage_and_stops_where_one_fails(tmp_path, monkeypatch):
     """Mistake: options that a stage does not know, or a stage that goes on with what a failed one left."""
     called = []
-    for stage in (__main__.corpus, __main__.flite, __main__.codec_training, __main__.language, __main__.evaluate,
+    for stage in (__main__.corpus, __main__.flite, __main__.codec_training, __main__.csm_training, __main__.evaluate,
                   __main__.ship):
         monkeypatch.setattr(stage, "main", lambda _, name=stage.__name__: called.append(name) or name.endswith("csm_training"))
     assert __main__.main(["--out", str(tmp_path)]) == 1
