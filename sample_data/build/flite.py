@@ -1,6 +1,6 @@
-"""Speech to practise reading on: plainer than Kokoro's and made a hundred times as fast, so that there can be much of it.
+"""Synthesize speech with flite to learn reading from: plainer than Kokoro's, but a hundred times faster to make.
 
-    python -m sample_data.build.flite --hours 8 --out runs/pretrain/practice
+    python -m sample_data.build.flite --hours 8 --out runs/pretrain/flite
 """
 
 import argparse
@@ -21,60 +21,62 @@ from tts_kit.errors import KitError, report_errors
 
 RATE = 16_000
 PITCHES = {"awb": 110, "kal16": 105, "rms": 100, "slt": 170}
-"""The voices, and about how high they speak, in Hz."""
-READERS = 96
-OUT = corpus.OUT.with_name("practice")
+"""flite's voices, and the approximate pitch of each in Hz."""
+SPEAKER_COUNT = 96
+OUT = corpus.OUT.with_name("flite")
 
 
 @dataclass(frozen=True)
-class Reader:
-    """One of the voices at another height and of another size."""
+class Speaker:
+    """One of flite's voices with another pitch and other formants."""
     name: str
     voice: str
     pitch: int
     """Hz."""
-    size: float
-    """Played so much faster, as a smaller head sounds; the tempo is made up for."""
+    formant_scale: float
+    """Factor of all formant frequencies, by resampling; the tempo is corrected."""
 
 
 @functools.cache
-def readers() -> tuple[Reader, ...]:
-    """Always the same, all voices equally often."""
-    chance, made = random.Random(0), []
-    for number in range(READERS):
-        voice = sorted(PITCHES)[number % len(PITCHES)]
-        pitch, size = round(PITCHES[voice] * chance.uniform(0.8, 1.3)), round(chance.uniform(0.86, 1.18), 2)
-        made.append(Reader(f"flite-{voice}-{pitch}-{round(100 * size)}", voice, pitch, size))
-    return tuple(made)
+def speakers() -> tuple[Speaker, ...]:
+    """Return the speakers, always the same; all voices are used equally often."""
+    rng, result = random.Random(0), []
+    for index in range(SPEAKER_COUNT):
+        voice = sorted(PITCHES)[index % len(PITCHES)]
+        pitch, formant_scale = round(PITCHES[voice] * rng.uniform(0.8, 1.3)), round(rng.uniform(0.86, 1.18), 2)
+        result.append(Speaker(f"flite-{voice}-{pitch}-{round(100 * formant_scale)}", voice, pitch, formant_scale))
+    return tuple(result)
 
 
-def utter(text: str, reader: Reader, speed: float = 1.0) -> np.ndarray:
-    """A sentence as the corpus has them: trimmed, -20 LUFS, (samples,) at 16 kHz."""
+def synthesize(text: str, speaker: Speaker, speed: float = 1.0) -> np.ndarray:
+    """Synthesize a sentence and prepare it as the corpus does: trimmed, -20 LUFS, (samples,) at 16 kHz."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        told = {"duration_stretch": reader.size / speed, "int_f0_target_mean": reader.pitch / reader.size}
-        settings = [word for name, value in told.items() for word in ("--setf", f"{name}={value:.3f}")]
-        subprocess.run(["flite", "-voice", reader.voice, *settings, "-t", text, "-o", file.name], check=True,
+        values = {"duration_stretch": speaker.formant_scale / speed,
+                  "int_f0_target_mean": speaker.pitch / speaker.formant_scale}
+        settings = [argument for name, value in values.items() for argument in ("--setf", f"{name}={value:.3f}")]
+        subprocess.run(["flite", "-voice", speaker.voice, *settings, "-t", text, "-o", file.name], check=True,
                        capture_output=True)
         spoken = audio.trim(audio.read(file.name, RATE), RATE)
-    return audio.normalize_loudness(audio.resample(spoken, round(RATE * reader.size), RATE), RATE)
+    return audio.normalize_loudness(audio.resample(spoken, round(RATE * speaker.formant_scale), RATE), RATE)
 
 
 def make(folder: Path, hours: float, seed: int = 0, workers: int = 1) -> Path:
-    """About `hours` of it in `folder`, as shards of a corpus; whole shards that are already there are kept."""
+    """Synthesize about `hours` of flite's speech into `folder`, as shards of a corpus; complete shards are kept."""
     if not shutil.which("flite"):
         raise KitError("flite is missing. Install it: apt-get install flite, brew install flite.")
-    return corpus.fill(folder, corpus.shards(hours, workers), utter, seed, workers, "flite", readers(),
-                       sentences.practice)
+    return corpus.make_shards(folder, corpus.shard_count(hours, workers), synthesize, seed, workers, "flite", speakers(),
+                              sentences.generate_with_random_words)
 
 
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m sample_data.build.flite", description=__doc__.split("\n")[0])
     parser.add_argument("--hours", type=float, default=8.0, help="about how much speech (default 8)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder (default {OUT})")
-    parser.add_argument("--seed", type=int, default=2, help="other than the corpus's, for other sentences (default 2)")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each on one thread (default 1)")
+    parser.add_argument("--seed", type=int, default=2, help="another seed than the corpus's gives other sentences "
+                        "(default 2)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread (default 1)")
     options = parser.parse_args(arguments)
     make(options.out, options.hours, options.seed, options.workers)
 

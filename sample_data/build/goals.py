@@ -1,4 +1,4 @@
-"""What a small model shall reach, and what it did: figures of each arm, goals reached and missed, and by how much."""
+"""Check the goals of a small model: summarize each arm, and say which goals are reached and by what margin."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,37 +11,34 @@ from tts_kit.evaluation.stats import Estimate
 
 
 @dataclass(frozen=True)
-class Group:
-    """One question's clips: rows of several arms, and what similarity means for them."""
+class ClipGroup:
+    """The scored clips of several arms, and the recordings that define the scale of SIM."""
     rows: list[dict]
-    real: Mapping[str, References]
-    """Voice -> its real clips."""
-    strangers: Mapping[str, Sequence[np.ndarray]]
-    """Voice -> real clips of others."""
+    references: Mapping[str, References]
+    """Voice -> metrics of its ground truth clips."""
+    other_speakers: Mapping[str, Sequence[np.ndarray]]
+    """Voice -> speaker embeddings of other speakers' clips."""
 
-    @property
-    def floor(self) -> float:
-        return float(np.mean([scoring.similarity_range(self.real[name], self.strangers[name])[0] for name in self.real]))
-
-    @property
-    def ceiling(self) -> float:
-        return float(np.mean([scoring.similarity_range(self.real[name], self.strangers[name])[1] for name in self.real]))
+    def sim_range(self) -> tuple[float, float]:
+        """Return the mean SIM of other speakers and of the voice itself, over the voices."""
+        ranges = [scoring.similarity_range(self.references[name], self.other_speakers[name]) for name in self.references]
+        return float(np.mean([lower for lower, _ in ranges])), float(np.mean([upper for _, upper in ranges]))
 
 
 @dataclass(frozen=True)
 class Goal:
-    what: str
+    description: str
     arm: str
-    measure: str
+    metric: str
     limit: float
-    is_most: bool = False
-    """Whether the limit is the most allowed, rather than the least."""
-    other: str = ""
-    """The arm that the figure is a difference to."""
-    is_sure: bool = False
-    """Whether the whole interval has to be within the limit."""
+    is_maximum: bool = False
+    """Whether the limit is an upper limit."""
+    other_arm: str = ""
+    """Arm to which the difference is limited, instead of the value itself."""
+    whole_interval: bool = False
+    """Whether the whole confidence interval must be inside the limit."""
     is_strict: bool = False
-    """Whether the limit itself misses."""
+    """Whether a value equal to the limit misses the goal."""
 
 
 UNSEEN = (
@@ -50,82 +47,86 @@ UNSEEN = (
     Goal("codec: SIM norm. at least 0.7", "codec", "sim_norm", 0.7),
     Goal("clone: WER at most 20 %", "clone", "wer", 0.20, True),
     Goal("clone: EOS at least 97 %", "clone", "ended_with_eos", 0.97),
-    Goal("clone: SIM significantly above base", "clone", "sim", 0.0, other="base", is_sure=True),
-    Goal("generation: faster than real time", "clone", "seconds a second", 1.0, True, is_strict=True),
+    Goal("clone: SIM significantly above base", "clone", "sim", 0.0, other_arm="base", whole_interval=True),
+    Goal("generation: faster than real time", "clone", "rtf", 1.0, True, is_strict=True),
 )
-TUNED = (
-    Goal("finetuned: SIM significantly above base", "finetuned", "sim", 0.0, other="base", is_sure=True),
-    Goal("finetuned: WER at most 3 points above base", "finetuned", "wer", 0.03, True, other="base"),
-    Goal("finetuned+clone: SIM at least that of clone", "finetuned+clone", "sim", 0.0, other="clone"),
+FINETUNED = (
+    Goal("finetuned: SIM significantly above base", "finetuned", "sim", 0.0, other_arm="base", whole_interval=True),
+    Goal("finetuned: WER at most 3 points above base", "finetuned", "wer", 0.03, True, other_arm="base"),
+    Goal("finetuned+clone: SIM at least that of clone", "finetuned+clone", "sim", 0.0, other_arm="clone"),
 )
 
 
-def results(group: Group) -> dict:
-    """Arm -> its figures, with floor and ceiling of similarity and the differences that goals ask for."""
-    floor, ceiling = group.floor, group.ceiling
-    found = {"sim of other speakers": round(floor, 4), "sim of the voice itself": round(ceiling, 4),
-             "sentences": len({row["sentence"] for row in group.rows if row["seed"] is not None}), "arms": {}}
+def summarize(group: ClipGroup) -> dict:
+    """Return the metrics of each arm, with the range of SIM."""
+    lower, upper = group.sim_range()
+    summary = {"sim of other speakers": round(lower, 4), "sim of the voice itself": round(upper, 4),
+               "sentences": len({row["sentence"] for row in group.rows if row["seed"] is not None}), "arms": {}}
     for arm, rows in scoring.group_by_arm(group.rows).items():
-        known = {name: written(each) for name, each in scoring.aggregate(rows).items()}
-        if "sim" in known:
-            known["sim_norm"] = {
-                name: round(scoring.normalized_similarity(value, floor, ceiling), 4) for name, value in known["sim"].items()
+        values = {name: estimate_values(estimate) for name, estimate in scoring.aggregate(rows).items()}
+        if "sim" in values:
+            values["sim_norm"] = {
+                name: round(scoring.normalized_similarity(value, lower, upper), 4) for name, value in values["sim"].items()
                 if value is not None}
         if all("wall_seconds" in row for row in rows):
-            spent = sum(row["wall_seconds"] for row in rows) / max(sum(row["seconds"] for row in rows), 1e-9)
-            known["seconds a second"] = {"value": round(spent, 3)}
-        found["arms"][arm] = known | {"clips": len(rows), "failures": scoring.failures(rows)}
-    return found
+            rtf = sum(row["wall_seconds"] for row in rows) / max(sum(row["seconds"] for row in rows), 1e-9)
+            values["rtf"] = {"value": round(rtf, 3)}
+        summary["arms"][arm] = values | {"clips": len(rows), "failures": scoring.failures(rows)}
+    return summary
 
 
-def judge(goals: Sequence[Goal], group: Group, found: dict) -> list[dict]:
-    """Each goal with what was seen; reached or missed, and by how much. Goals whose arms were not made are left out."""
-    rows, judged = scoring.group_by_arm(group.rows), []
+def check(goals: Sequence[Goal], group: ClipGroup, summary: dict) -> list[dict]:
+    """Return each goal with the measured value, whether it is reached, and the margin; goals without clips are left out."""
+    rows, checked = scoring.group_by_arm(group.rows), []
     for goal in goals:
-        if goal.arm not in rows or (goal.other and goal.other not in rows):
+        if goal.arm not in rows or (goal.other_arm and goal.other_arm not in rows):
             continue
-        if goal.other:
-            seen = written(scoring.differences(rows[goal.arm], rows[goal.other])[goal.measure])
+        if goal.other_arm:
+            measured = estimate_values(scoring.differences(rows[goal.arm], rows[goal.other_arm])[goal.metric])
         else:
-            seen = found["arms"][goal.arm].get(goal.measure)
-        if seen is not None:
-            judged.append(_judged(goal, seen))
-    return judged
+            measured = summary["arms"][goal.arm].get(goal.metric)
+        if measured is not None:
+            checked.append(_check_value(goal, measured))
+    return checked
 
 
-def written(estimate: Estimate) -> dict:
-    """An estimate as results keep it; no interval where too few sentences were compared."""
+def estimate_values(estimate: Estimate) -> dict:
+    """Return an estimate as a dictionary, without an interval if there are too few sentences for one."""
     bounds = {"low": estimate.low, "high": estimate.high} if np.isfinite(estimate.low) else {}
     return {name: round(value, 4) for name, value in {"value": estimate.value, **bounds}.items()}
 
 
-def lines(judged: Sequence[dict]) -> list[list[str]]:
-    """The goals as a table of text."""
-    return [["goal", "seen", "", "by"]] + [
-        [each["goal"], f"{each['seen']['value']:.3f}" + (f" [{each['seen']['low']:.3f}, {each['seen']['high']:.3f}]"
-                                                         if "low" in each["seen"] else ""),
-         "reached" if each["reached"] else "missed", f"{each['by']:+.3f}"] for each in judged]
+def goal_table(checked: Sequence[dict]) -> list[list[str]]:
+    """Return the goals as a table of text, headings first."""
+    return [["goal", "measured", "", "margin"]] + [
+        [goal["goal"], _format(goal["measured"], 3), "reached" if goal["reached"] else "missed", f"{goal['margin']:+.3f}"]
+        for goal in checked]
 
 
-def arm_lines(found: dict) -> list[list[str]]:
-    """The figures of the arms as a table of text, with intervals."""
-    names = ("wer", "sim", "sim_norm", "mos", "ended_with_eos", "seconds a second")
-    listed = [["arm", "clips", *(scoring.COLUMNS[name].heading if name in scoring.COLUMNS else name for name in names)]]
-    for arm, known in found["arms"].items():
-        listed.append([arm, str(known["clips"]), *(_cell(known.get(name)) for name in names)])
-    return listed
+def arm_table(summary: dict) -> list[list[str]]:
+    """Return the metrics of the arms as a table of text, headings first."""
+    headings = {name: scoring.COLUMNS[name].heading for name in ("wer", "sim", "sim_norm", "mos", "ended_with_eos")}
+    headings["rtf"] = "RTF"
+    table = [["arm", "clips", *headings.values()]]
+    for arm, values in summary["arms"].items():
+        table.append([arm, str(values["clips"]),
+                      *(_format(values[name], 2) if name in values else "-" for name in headings)])
+    return table
 
 
-def _cell(seen: dict | None) -> str:
-    if seen is None:
-        return "-"
-    return f"{seen['value']:.3f}" + (f" [{seen['low']:.2f}, {seen['high']:.2f}]" if "low" in seen else "")
+def _format(values: dict, interval_digits: int) -> str:
+    """Return a value with its interval, if it has one, as text."""
+    interval = (f" [{values['low']:.{interval_digits}f}, {values['high']:.{interval_digits}f}]" if "low" in values else "")
+    return f"{values['value']:.3f}{interval}"
 
 
-def _judged(goal: Goal, seen: dict) -> dict:
-    """`by` is how far inside the limit the figure lies, negative outside."""
-    sign = -1 if goal.is_most else 1
-    value = seen.get("high" if goal.is_most else "low", -sign * np.inf) if goal.is_sure else seen["value"]
-    by = sign * (value - goal.limit)
-    reached = by > 0 if goal.is_sure or goal.is_strict else by >= 0
-    return {"goal": goal.what, "seen": seen, "reached": bool(reached), "by": round(sign * (seen["value"] - goal.limit), 4)}
+def _check_value(goal: Goal, measured: dict) -> dict:
+    """Check one goal; the margin is negative if the value is outside the limit."""
+    sign = -1 if goal.is_maximum else 1
+    value = measured["value"]
+    if goal.whole_interval:
+        value = measured.get("high" if goal.is_maximum else "low", -sign * np.inf)
+    distance = sign * (value - goal.limit)
+    reached = distance > 0 if goal.whole_interval or goal.is_strict else distance >= 0
+    return {"goal": goal.description, "measured": measured, "reached": bool(reached),
+            "margin": round(sign * (measured["value"] - goal.limit), 4)}

@@ -1,8 +1,7 @@
-"""Kokoro's 8-bit file as three graphs: its convolutions in float again, its vocoder apart so that it may run in bfloat16.
+"""Split Kokoro's 8-bit ONNX file into three graphs with float convolutions, so that the vocoder can run in bfloat16.
 
-The int8 convolutions have no fast kernel on CPUs. In float the vocoder is nine tenths of the work, and on a CPU with
-bfloat16 units it takes half the time; what comes before it (pitch, phase) and after it (the inverse transform) must
-not be rounded."""
+The int8 convolutions have no fast kernel on CPUs. In float the vocoder takes nine tenths of the time, and half of that on a
+CPU with bfloat16 units; the graph before it (pitch, phase) and the one after it (the inverse transform) need float32."""
 
 import hashlib
 from pathlib import Path
@@ -14,70 +13,72 @@ EXCITATION = "/decoder/decoder/generator/noise_convs.0/Conv_quant_float"
 HIDDEN = "/decoder/decoder/generator/ups.0/ConvTranspose"
 SPECTRUM = "/decoder/decoder/generator/conv_post/Conv"
 CHANNELS = (22, 512, 22)
-"""Of what passes between the graphs: excitation, hidden state, spectrum."""
-PARTS = ("before.onnx", "vocoder.onnx", "after.onnx")
+"""Channels of the tensors between the graphs: excitation, hidden state, spectrum."""
+GRAPH_FILES = ("before.onnx", "vocoder.onnx", "after.onnx")
 
 
-def parts(model: Path, cache: Path) -> list[Path]:
-    """The three graphs that `model` becomes, made once for this very file."""
+def split_model(model: Path, cache: Path) -> list[Path]:
+    """Return the paths of the three graphs of `model`, written once for each version of that file."""
     import onnx
 
     folder = cache / hashlib.sha256(model.read_bytes()).hexdigest()[:16]
     if not folder.exists():
         whole = onnx.load(model)
-        _float(whole.graph)
-        with atomic_folder(folder) as beside:
-            for name, graph in zip(PARTS, _cut(whole)):
-                onnx.save(graph, beside / name)
-    return [folder / name for name in PARTS]
+        _dequantize_convolutions(whole.graph)
+        with atomic_folder(folder) as staging:
+            for name, graph in zip(GRAPH_FILES, _split(whole)):
+                onnx.save(graph, staging / name)
+    return [folder / name for name in GRAPH_FILES]
 
 
-def _float(graph) -> None:
-    """Replace each quantized convolution, from its integers to their scaling, by the float one it stands for."""
+def _dequantize_convolutions(graph) -> None:
+    """Replace each quantized convolution, with the nodes that rescale its output, by the equivalent float one."""
     from onnx import helper, numpy_helper
 
-    maker, known = _makers(graph), {each.name: each for each in graph.initializer}
-    users = {name: node for node in graph.node for name in node.input}
+    producers, constants = _producers(graph), {constant.name: constant for constant in graph.initializer}
+    consumers = {name: node for node in graph.node for name in node.input}
     for old in [node for node in graph.node if node.op_type == "ConvInteger"]:
-        bias, following = [], users[old.output[0]]
+        bias, following = [], consumers[old.output[0]]
         if following.op_type == "Add":
             name = following.input[1]
-            while name not in known:  # through rounding and scaling back to the float bias
-                name = maker[name].input[0]
-            bias, following = [name], users[following.output[0]]
-        scaled = users[following.output[0]]
-        scale = numpy_helper.to_array(known[maker[scaled.input[1]].input[1]])
-        integers, zero = (numpy_helper.to_array(known[old.input[place]]).astype("float32") for place in (1, 3))
-        graph.initializer.append(numpy_helper.from_array((integers - zero) * scale, f"{old.name}_weight"))
-        wave = maker[old.input[0]].input[0]
-        new = helper.make_node("Conv", [wave, f"{old.name}_weight", *bias], [scaled.output[0]], name=f"{old.name}_float")
+            while name not in constants:  # through rounding and scaling back to the float bias
+                name = producers[name].input[0]
+            bias, following = [name], consumers[following.output[0]]
+        scaled = consumers[following.output[0]]
+        scale = numpy_helper.to_array(constants[producers[scaled.input[1]].input[1]])
+        integers, zero_point = (numpy_helper.to_array(constants[old.input[index]]).astype("float32") for index in (1, 3))
+        graph.initializer.append(numpy_helper.from_array((integers - zero_point) * scale, f"{old.name}_weight"))
+        float_input = producers[old.input[0]].input[0]
+        new = helper.make_node("Conv", [float_input, f"{old.name}_weight", *bias], [scaled.output[0]],
+                               name=f"{old.name}_float")
         new.attribute.extend(old.attribute)
         graph.node.insert(list(graph.node).index(scaled), new)
         graph.node.remove(scaled)
 
 
-def _cut(whole) -> list:
-    """The graphs before, in and after the vocoder."""
+def _split(whole) -> list:
+    """Return the graphs before the vocoder, of it, and after it."""
     from onnx import TensorProto, helper, utils
 
-    named = {node.name: node for node in whole.graph.node}
-    if missing := {EXCITATION, HIDDEN, SPECTRUM} - set(named):
-        raise KitError(f"this Kokoro has no node {sorted(missing)[0]}; it is another export than the one that is known "
-                      "here. Install the version that the extra `build` names.")
-    edges = [named[EXCITATION].input[0], named[HIDDEN].input[0], named[SPECTRUM].output[0]]
+    nodes = {node.name: node for node in whole.graph.node}
+    if missing := {EXCITATION, HIDDEN, SPECTRUM} - set(nodes):
+        raise KitError(f"this Kokoro has no node {sorted(missing)[0]}; it is another export than the supported one. "
+                      "Install the version that the extra `build` names.")
+    edges = [nodes[EXCITATION].input[0], nodes[HIDDEN].input[0], nodes[SPECTRUM].output[0]]
     excitation, hidden, spectrum = edges
     extract = utils.Extractor(whole).extract_model
     graphs = [extract(["tokens", "style", "speed"], [excitation, hidden]),
               extract([excitation, hidden, "style"], [spectrum]),
               extract([spectrum], [whole.graph.output[0].name])]
-    shapes = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, f"length_{place}"])
-              for place, (name, channels) in enumerate(zip(edges, CHANNELS))}
+    input_types = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, f"length_{index}"])
+                   for index, (name, channels) in enumerate(zip(edges, CHANNELS))}
     for graph in graphs:
-        for each in graph.graph.input:
-            if each.name in shapes:
-                each.CopyFrom(shapes[each.name])
+        for graph_input in graph.graph.input:
+            if graph_input.name in input_types:
+                graph_input.CopyFrom(input_types[graph_input.name])
     return graphs
 
 
-def _makers(graph) -> dict:
+def _producers(graph) -> dict:
+    """Return name of a tensor -> the node whose output it is."""
     return {name: node for node in graph.node for name in node.output}

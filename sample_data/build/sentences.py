@@ -1,4 +1,4 @@
-"""What the synthetic speech says: sentences without end, drawn from a grammar, and the fifty it must never say."""
+"""Generate sentences for synthetic speech from a grammar, without those that models are evaluated on."""
 
 import functools
 import json
@@ -11,121 +11,123 @@ from pathlib import Path
 GRAMMAR = Path(__file__).with_name("sentences.txt")
 EVALUATION_SET = Path(__file__).with_name("evaluation_set.json")
 FREE_SHARE = 0.25
-FEWEST_WORDS, MOST_WORDS = 3, 12
+MIN_WORDS, MAX_WORDS = 3, 12
 SLOT = re.compile(r"\{(\w+)\}|\(([^()]+)\)")
 WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
-# by sound: an hour, a useful tool
+# by pronunciation: an hour, a useful tool
 BEFORE_VOWEL = re.compile(r"\ba (?=(?!use|uni|one\b)[aeiouAEIO]|hour|honest)")
 
 
 @dataclass(frozen=True)
 class Grammar:
     lists: dict[str, list[str]]
-    """Name of a slot -> what can stand in it, slots included."""
+    """Name of a slot -> its options, which may contain slots."""
     templates: list[str]
-    """Sentences of the domain, mostly slots."""
+    """Sentences that consist mostly of slots."""
     free: list[str]
-    """Sentences about anything, with a choice of words here and there."""
+    """Sentences about anything, some with a choice of words."""
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     sentences: tuple[str, ...]
-    """New combinations of words that the vocabulary has; never synthesised for training."""
+    """New combinations of words of the vocabulary; never synthesized for training."""
     bundled: tuple[str, ...]
-    """What the bundled voice says; kept out of training as well."""
+    """Sentences of the bundled voice; excluded from training as well."""
     voices: tuple[str, ...]
-    """Kokoro voices that no training speaker is or is mixed from."""
+    """Kokoro voices that are not used in training, neither alone nor in a mixture."""
     seeds: tuple[int, ...]
-    """Takes of each sentence."""
+    """Seeds with which a model speaks each sentence."""
 
 
 @functools.cache
 def grammar() -> Grammar:
-    """The file beside this one, read; {word} are the words of sentences that no list has."""
+    """Read sentences.txt; the slot {word} gets the words of sentences that are in no list."""
     text = "\n".join(line for line in GRAMMAR.read_text(encoding="utf-8").split("\n") if not line.startswith("#"))
     parts = dict(zip(("lists", "templates", "free"), re.split(r"^\[\w+\]$", text, flags=re.MULTILINE)[1:]))
-    named = (entry.split(":", 1) for entry in re.split(r"\n\s*\n", parts["lists"]) if entry.strip())
-    slots = {name.strip(): [" ".join(option.split()) for option in options.split("|")] for name, options in named}
-    listed = _words(*(entry for entries in slots.values() for entry in entries))
-    rare = _words(parts["templates"], parts["free"]) - listed
-    slots["word"] = sorted(word for word in rare if word.isalpha() and len(word) > 2)
+    items = (entry.split(":", 1) for entry in re.split(r"\n\s*\n", parts["lists"]) if entry.strip())
+    slots = {name.strip(): [" ".join(option.split()) for option in options.split("|")] for name, options in items}
+    list_words = _words(*(entry for entries in slots.values() for entry in entries))
+    other_words = _words(parts["templates"], parts["free"]) - list_words
+    slots["word"] = sorted(word for word in other_words if word.isalpha() and len(word) > 2)
     return Grammar(slots, parts["templates"].strip().split("\n"), parts["free"].strip().split("\n"))
 
 
 @functools.cache
 def evaluation_set() -> EvaluationSet:
-    """Sentences, voices and seeds by which every model is judged, fixed before the first was trained."""
-    return EvaluationSet(**{name: tuple(values) for name, values in json.loads(EVALUATION_SET.read_text(encoding="utf-8")).items()})
+    """Return the sentences, voices and seeds that each model is evaluated on, fixed before the first was trained."""
+    values_by_name = json.loads(EVALUATION_SET.read_text(encoding="utf-8"))
+    return EvaluationSet(**{name: tuple(values) for name, values in values_by_name.items()})
 
 
 def vocabulary() -> set[str]:
-    """Every word that `generate` can say, in small letters."""
-    known = grammar()
-    entries = (entry for name, entries in known.lists.items() if name != "word" for entry in entries)
-    return {word.lower() for word in _words(*entries, *known.templates, *known.free)} | {"an"}
+    """Return all words that `generate` can use, in lower case."""
+    rules = grammar()
+    entries = (entry for name, entries in rules.lists.items() if name != "word" for entry in entries)
+    return {word.lower() for word in _words(*entries, *rules.templates, *rules.free)} | {"an"}
 
 
 def words(sentence: str) -> list[str]:
-    """The words of a sentence in small letters, by which two sentences are the same."""
+    """Return the words of a sentence in lower case; sentences with equal words are the same."""
     return [word.lower() for word in WORD.findall(sentence)]
 
 
 def generate(seed: int) -> Iterator[str]:
-    """Sentences without end, the same for the same seed."""
-    known, cards = grammar(), Cards(seed)
-    kept_out = {tuple(words(each)) for each in (*evaluation_set().sentences, *evaluation_set().bundled)}
+    """Yield sentences endlessly, the same for the same seed."""
+    rules, bags = grammar(), ShuffleBags(seed)
+    excluded = {tuple(words(sentence)) for sentence in (*evaluation_set().sentences, *evaluation_set().bundled)}
     while True:
-        kind = "free" if cards.chance.random() < FREE_SHARE else "templates"
-        sentence = _finish(_fill(cards.draw(kind, getattr(known, kind)), cards, known.lists))
-        said = tuple(words(sentence))
-        if FEWEST_WORDS <= len(said) <= MOST_WORDS and said not in kept_out:
+        kind = "free" if bags.rng.random() < FREE_SHARE else "templates"
+        sentence = _correct_start_and_articles(_fill(bags.draw(kind, getattr(rules, kind)), bags, rules.lists))
+        sentence_words = tuple(words(sentence))
+        if MIN_WORDS <= len(sentence_words) <= MAX_WORDS and sentence_words not in excluded:
             yield sentence
 
 
-def practice(seed: int) -> Iterator[str]:
-    """The same, every second time words that were thrown together: whoever knows the grammar by heart has to read those."""
-    cards, known = Cards(seed), sorted(vocabulary())
+def generate_with_random_words(seed: int) -> Iterator[str]:
+    """Yield the sentences of `generate`, after each a sequence of random words, which the grammar cannot predict."""
+    bags, all_words = ShuffleBags(seed), sorted(vocabulary())
     for sentence in generate(seed):
         yield sentence
-        count = cards.chance.randint(FEWEST_WORDS, MOST_WORDS)
-        thrown = " ".join(cards.draw("words", known) for _ in range(count))
-        yield thrown[0].upper() + thrown[1:] + "."
+        count = bags.rng.randint(MIN_WORDS, MAX_WORDS)
+        random_words = " ".join(bags.draw("words", all_words) for _ in range(count))
+        yield random_words[0].upper() + random_words[1:] + "."
 
 
-class Cards:
-    """Each list is dealt out, shuffled, before any of its entries comes again: rare words are not left to luck."""
+class ShuffleBags:
+    """Draws all entries of a list, shuffled, before any is drawn again: rare words appear as often as others."""
 
     def __init__(self, seed: int):
-        self.chance = random.Random(seed)
-        self.stacks: dict[str, list[str]] = {}
+        self.rng = random.Random(seed)
+        self.bags: dict[str, list[str]] = {}
 
     def draw(self, name: str, entries: list[str]) -> str:
-        """The next entry of the stack called `name`."""
-        if not self.stacks.get(name):
-            self.stacks[name] = self.chance.sample(entries, len(entries))
-        return self.stacks[name].pop()
+        """Draw the next entry from the bag called `name`."""
+        if not self.bags.get(name):
+            self.bags[name] = self.rng.sample(entries, len(entries))
+        return self.bags[name].pop()
 
 
-def _fill(pattern: str, cards: Cards, lists: dict[str, list[str]]) -> str:
-    """`pattern` with its slots filled, no two slots of it alike."""
-    taken = set()
+def _fill(pattern: str, bags: ShuffleBags, lists: dict[str, list[str]]) -> str:
+    """Fill the slots of `pattern`, each with other words."""
+    used = set()
 
     def fill(slot: re.Match) -> str:
         options = lists[slot[1]] if slot[1] else slot[2].split("|")
-        while (filled := _fill(cards.draw(slot[0], options), cards, lists)) in taken:
+        while (filled := _fill(bags.draw(slot[0], options), bags, lists)) in used:
             continue
-        taken.add(filled)
+        used.add(filled)
         return filled
 
     return SLOT.sub(fill, pattern)
 
 
-def _finish(sentence: str) -> str:
+def _correct_start_and_articles(sentence: str) -> str:
+    """Begin the sentence with a capital letter, and write "an" before vowels."""
     sentence = BEFORE_VOWEL.sub("an ", sentence)
     return sentence[0].upper() + sentence[1:]
 
 
 def _words(*texts: str) -> set[str]:
-    """The words of pieces of the grammar, names of lists left out."""
+    """Return the words of parts of the grammar, without names of lists."""
     return {word for text in texts for word in WORD.findall(re.sub(r"\{\w+\}|^\w+:", " ", text, flags=re.MULTILINE))}

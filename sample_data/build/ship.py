@@ -1,4 +1,4 @@
-"""A trained and judged model -> the folder that is bundled: its files, and a card whose every figure was measured.
+"""Copy a trained and evaluated model to the folder that is bundled, with a model card made of its results.
 
     python -m sample_data.build.ship --model runs/pretrain/tiny-csm --results runs/pretrain/results.json
 """
@@ -22,7 +22,7 @@ from tts_kit.pretrained import ModelSpec
 
 OUT = Path("sample_data/tiny-csm")
 RESULTS = "results.json"
-"""In the bundle: every figure; the scores of every clip lie beside it as .jsonl."""
+"""File of all results in the bundled folder; the scores of the clips are in the .jsonl of the same name."""
 MAX_BYTES = 40_000_000
 CARD = """---
 license: apache-2.0
@@ -36,101 +36,104 @@ A small Conversational Speech Model with the classes and file formats of `sesame
 machines without a model hub: `CsmForConditionalGeneration.from_pretrained("sample_data/tiny-csm")`.
 
 Backbone of {backbone:.1f} million parameters, depth decoder of {depth:.1f}, Mimi codec of {codec:.1f}: {codebooks} codebooks
-of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It was taught to read short English sentences
-made of {words} words, and to take its voice from a reference; how well it does both is measured below.
+of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It was trained to read short English sentences
+made of {words} words, and to clone the voice of a reference; how well it does both is measured below.
 
 ## Data
 {hours} hours of synthetic speech, no person's, its slower and faster copies counted:
 [Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in {speakers} voices and mixtures of two, and
-{practice} hours of [flite](http://cmuflite.org) (under its own free licence) to practise reading on. The sentences come
-from a grammar written for this project. The voices {held_out} and the judged sentences
-were never trained on.
+{auxiliary} hours of [flite](http://cmuflite.org) (under its own free licence) as additional speech to learn reading from.
+The sentences come from a grammar written for this project. The voices {held_out}
+and the evaluation sentences were never trained on.
 
 ## Training
-`python -m sample_data.build` makes everything. This one: {steps} steps of the language model, of the last part the
-best {best} by held-out loss; on {machine}. What was kept of the settings of every part is in `training.json`.
+`python -m sample_data.build` makes everything. This model: {steps} steps of the language model; of the last part, the
+checkpoint of step {best}, which has the lowest held-out loss; on {machine}. The recorded settings of all parts are in
+`training.json`.
 
-## Measured
-By {metrics}, on {count} unseen sentences in {seeds} takes each ({date}, {judged_on}):
+## Results
+Metrics: {metrics}. On {count} unseen sentences, each generated with {seeds} seeds ({date}, {evaluated_on}):
 
 {figures}
 
 {goals}
 
 WER is the word error rate; SIM the speaker similarity (cosine), normalised between other speakers (0) and the voice itself
-(1); MOS a predicted opinion of 1 to 5. All figures with their 95 % intervals and the command that made them: `{results}`.
+(1); MOS a predicted opinion of 1 to 5; EOS the share of clips that the model ended itself; RTF the seconds of computation
+for a second of speech. All figures with their 95 % intervals and the command that made them: `{results}`.
 
 ## Limits
-Words that the grammar does not have come out garbled, and so do long sentences. It sounds like a bad telephone line: it is
-there to learn and to test with, not to be listened to for pleasure. Do not use it where people would take it for a real
-voice.
+Words that are not in the grammar come out garbled, and so do long sentences. The audio quality is that of a bad telephone
+line: the model is meant for learning and testing. Do not use it where people would take it for a real voice.
 """
 
 
 def ship(model: Path, results: Path, out: Path = OUT) -> Path:
-    """Copy the model to `out` with a card made of the results; refuses results of another model or a folder too large."""
+    """Copy the model to `out` with its card; refuses the results of another model, and a folder that is too large."""
     check_replaceable(out, CONFIG_NAME)
-    found = read_json(results, "Make it with python -m sample_data.build.evaluate.")
-    clips = Path(RESULTS).with_suffix(".jsonl").name
+    evaluation = read_json(results, "Make it with python -m sample_data.build.evaluate.")
+    clip_scores = Path(RESULTS).with_suffix(".jsonl").name
     files = [path for path in sorted(Path(model).iterdir())
-             if path.is_file() and path.name not in ("README.md", RESULTS, clips)]
+             if path.is_file() and path.name not in ("README.md", RESULTS, clip_scores)]
     if (total := sum(path.stat().st_size for path in files)) > MAX_BYTES:
-        raise KitError(f"{model} holds {total / 1e6:.0f} MB; wanted {MAX_BYTES / 1e6:.0f} at most. Train a smaller one.")
-    if (weights := load.load_base(str(model), device.choose("cpu")).fingerprint) != found["weights"]:
-        raise KitError(f"{results} judges another model (weights {found['weights']}) than {model} ({weights}). Judge this "
-                      f"one: python -m sample_data.build.evaluate --model {model} --out {results}")
-    text = card(Path(model), found)
-    with atomic_folder(out) as beside:
+        raise KitError(f"{model} holds {total / 1e6:.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB. Train a smaller one.")
+    if (weights := load.load_base(str(model), device.choose("cpu")).fingerprint) != evaluation["weights"]:
+        raise KitError(f"{results} evaluates another model (weights {evaluation['weights']}) than {model} ({weights}). "
+                       f"Evaluate this one: python -m sample_data.build.evaluate --model {model} --out {results}")
+    text = card(Path(model), evaluation)
+    with atomic_folder(out) as staging:
         for path in files:
-            shutil.copy2(path, beside / path.name)
-        shutil.copy2(results, beside / RESULTS)
-        shutil.copy2(Path(results).with_suffix(".jsonl"), beside / clips)
-        write_text(beside / "README.md", text)
+            shutil.copy2(path, staging / path.name)
+        shutil.copy2(results, staging / RESULTS)
+        shutil.copy2(Path(results).with_suffix(".jsonl"), staging / clip_scores)
+        write_text(staging / "README.md", text)
     return out
 
 
-def card(model: Path, found: dict) -> str:
-    """The model card, its figures out of the results."""
-    facts = csm_training.facts(model)
+def card(model: Path, results: dict) -> str:
+    """Return the model card, with the figures of the results."""
+    training = csm_training.read_training(model)
     spec = ModelSpec.of(pretrained.config(str(model)))
-    unseen = found["groups"][next(iter(found["groups"]))]
+    unseen = results["groups"][next(iter(results["groups"]))]
     return CARD.format(
-        **_sizes(model), codebooks=spec.num_codebooks, size=spec.codebook_size, frames=spec.frame_rate,
+        **_parameter_counts(model), codebooks=spec.num_codebooks, size=spec.codebook_size, frames=spec.frame_rate,
         rate=spec.sample_rate, words=len(sentences.vocabulary()),
-        hours=facts["hours"], practice=facts["hours of practice"],
-        speakers=len(voices.speakers()), held_out=", ".join(sentences.evaluation_set().voices), steps=" + ".join(_steps(facts)),
-        best=facts["best step"], machine=facts["machine"], metrics=found["metrics"], count=unseen["sentences"],
-        seeds=len(found["seeds"]), date=found["date"], judged_on=found["machine"],
-        figures=table(goals.arm_lines(unseen)), goals=table(goals.lines(found["goals"])), results=RESULTS)
+        hours=training["hours"], auxiliary=training["hours of auxiliary speech"],
+        speakers=len(voices.training_speakers()), held_out=", ".join(sentences.evaluation_set().voices),
+        steps=" + ".join(_step_counts(training)),
+        best=training["best step"], machine=training["machine"], metrics=results["metrics"], count=unseen["sentences"],
+        seeds=len(results["seeds"]), date=results["date"], evaluated_on=results["machine"],
+        figures=markdown_table(goals.arm_table(unseen)), goals=markdown_table(goals.goal_table(results["goals"])),
+        results=RESULTS)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a Markdown table, the first of them its head."""
-    head, *body = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text, headings first, as a Markdown table."""
+    headings, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *body))
 
 
-def _steps(facts: dict | None) -> list[str]:
-    """Steps of every part of a training, the first first."""
-    return [*_steps(facts.get("begun with")), f"{facts['steps']:,}"] if facts else []
+def _step_counts(training: dict | None) -> list[str]:
+    """Return the steps of each part of a training, the first part first."""
+    return [*_step_counts(training.get("initialized from")), f"{training['steps']:,}"] if training else []
 
 
-def _sizes(model: Path) -> dict[str, float]:
-    """Millions of parameters of each part."""
-    counted = {"backbone": 0, "depth": 0, "codec": 0}
+def _parameter_counts(model: Path) -> dict[str, float]:
+    """Return the millions of parameters of each part."""
+    counts = {"backbone": 0, "depth": 0, "codec": 0}
     with safe_open(model / "model.safetensors", "np") as file:
         for name in sorted(file.keys()):
             part = next((part for part in ("codec", "depth") if name.startswith(part)), "backbone")
-            counted[part] += math.prod(file.get_slice(name).get_shape()) / 1e6
-    return counted
+            counts[part] += math.prod(file.get_slice(name).get_shape()) / 1e6
+    return counts
 
 
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m sample_data.build.ship", description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--results", type=Path, required=True, help="what python -m sample_data.build.evaluate wrote of it")
+    parser.add_argument("--results", type=Path, required=True, help="its results by python -m sample_data.build.evaluate")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder to bundle (default {OUT})")
     options = parser.parse_args(arguments)
     print(f"Bundled: {ship(options.model, options.results, options.out)}")
