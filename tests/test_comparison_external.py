@@ -74,6 +74,7 @@ def is_gone(number: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_kokoro_speaks(reference):
     """Mistake: an arm that was never run; here its wheels are installed, and an ASR model recognizes its speech."""
     if not external.uv():

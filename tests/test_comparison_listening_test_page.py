@@ -107,7 +107,9 @@ def write_responses(chromium, page, preference: float, seeds) -> list:
     """Write response files of listeners who prefer finetuned with this probability, with the page's own functions."""
     files = []
     for seed in seeds:
-        text = chromium.run(f"(() => {{ const arms = {json.dumps(arms_of(page))}; "
+        # the listener's id, on which the order of the trials depends, from the seed instead of at random
+        text = chromium.run(f"(() => {{ crypto.getRandomValues = array => array.fill({seed}); "
+                            f"const arms = {json.dumps(arms_of(page))}; "
                             f"return ({LISTENER})({preference}, {seed * 7919}); }})()")
         files.append(page.parent / f"responses-{preference}-{seed}.json")
         files[-1].write_text(text)

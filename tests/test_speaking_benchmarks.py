@@ -99,6 +99,7 @@ def test_encoders_with_different_codes_are_not_timed():
         encode.unequal_share(codes, codes[::-1])
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
     """Mistake: the figures need matplotlib, or the plot is too large to commit."""
     arguments = [*QUICK, "--tokens", "350", "700", "--frames", "4", "8", "--out", str(tmp_path)]

@@ -127,6 +127,7 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path, codec):
             check_replaceable(tmp_path / name, csm_training.TRAINING_FILE)
 
 
+@pytest.mark.slow
 def test_training_can_start_from_a_trained_model(tmp_path, codec):
     """Mistake: the trained weights are not used, the embeddings are untied, or a model of another shape is half loaded."""
     first = csm_training.train(make_clips(), codec, tmp_path / "model", Run("first", tmp_path), CPU, CONFIG, "toy")
