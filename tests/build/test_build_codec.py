@@ -213,6 +213,7 @@ def test_collapsed_latents_are_an_error():
             training.step()
 
 
+@pytest.mark.slow
 def test_the_weights_depend_on_the_seed_alone(waves):
     """Mistake: a result that cannot be reproduced."""
     config = SMALL.replace(discriminator_start=0.5, discriminator_channels=2)
