@@ -29,7 +29,7 @@ from tts_kit.tokens.cache import EncodedClip
 torch.set_num_threads(1)
 
 SEGMENT_TEXTS = ("He lost two wooden chairs.", "The dog ran away.", "Who is that girl?", "Count from one to ten.",
-         "The river is deep.", "We met in the garden.", "Her voice is known here.", "It was too dark.")
+                 "The river is deep.", "We met in the garden.", "Her voice is known here.", "It was too dark.")
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ from tts_kit.training import generation_eval
 CPU = device.choose("cpu")
 TOY_METRICS = MetricModels({"wer": "a toy", "sim": "a toy"}, lambda wave: "nothing but noise",
                            lambda wave: np.abs(np.fft.rfft(wave[:16_000])[:64]) + 1e-3, lambda wave: 3.0)
-"""Whisper takes a quarter of a minute for each clip of an untrained model."""
-needs_metrics = pytest.mark.skipif(bool(backends.missing_packages()), reason=f"metric models are not installed: "
-                                                                             f"{metrics.INSTALL}")
+"""Replaces the real metric models: Whisper needs 15 s for a clip of an untrained model."""
+needs_metrics = pytest.mark.skipif(bool(backends.missing_packages()),
+                                   reason=f"metric models are not installed: {metrics.INSTALL}")
 
 
 def use_toy_metrics(monkeypatch):

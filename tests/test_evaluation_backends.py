@@ -12,8 +12,8 @@ from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics
 from tts_kit.run import SAMPLE_VOICE
 
-pytestmark = [pytest.mark.skipif(bool(backends.missing_packages()), reason=f"metric models are not installed: "
-                                                                           f"{metrics.INSTALL}"),
+pytestmark = [pytest.mark.skipif(bool(backends.missing_packages()),
+                                 reason=f"metric models are not installed: {metrics.INSTALL}"),
               # torch warns of its older ONNX export, which needs no additional package
               pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
               pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export:DeprecationWarning")]
