@@ -56,7 +56,7 @@ def plot_differences(verdict: Verdict):
     comparisons = [one for one in verdict.comparisons if {"sim", "wer"} <= set(one.differences)]
     if not comparisons:
         return None
-    figure = Figure(figsize=(9, 1.2 + 0.5 * len(comparisons)))
+    figure = Figure(figsize=(8.2, 1.2 + 0.5 * len(comparisons)))  # beside the other plot on a page of 1280 pixels
     lines = -np.arange(len(comparisons))
     for axis, (name, scale, title) in zip(figure.subplots(1, 2, sharey=True), PANELS):
         for line, one in zip(lines, comparisons):
