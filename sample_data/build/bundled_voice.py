@@ -26,8 +26,7 @@ OTHER_VOICES = ("bf_alice", "bm_daniel", "bf_isabella", "bm_fable", "bf_lily", "
 """Voices of the same accent; their SIM to the voice is the lower bound of the scale."""
 TRAINING_CLIPS, HELD_OUT_CLIPS = 70, 12
 """How many of the bundled sentences are clips to train on and held-out clips; the recording has the rest."""
-CLIPS_PER_RECORDING = {"session": 7, "later": 6}
-"""Prefix of a recording's name -> its number of clips."""
+CLIPS_PER_RECORDING = {"session": 7, "later": 6}  # prefix of a recording's name -> its number of clips
 SPEEDS = (0.91, 0.86, 0.94, 0.89, 0.96, 0.91, 0.87, 0.94, 0.90, 0.88)
 LOUDNESS = (-20.0, -21.5, -19.0, -20.5, -22.0, -19.5, -21.0, -20.0, -22.5, -20.5)
 FADE = 0.02
@@ -41,8 +40,7 @@ PAUSES = (0.3, 2.5)
 LONG_PAUSE_AFTER, LONG_PAUSE = 9, 8.0
 """Index of the segment of the recording after which the speaker pauses for long, and the seconds of that pause."""
 ROOM_NOISE = 10 ** (-55 / 20)
-Synthesize = Callable[[str, str, float], np.ndarray]
-"""(text, voice, speed) -> (samples,) at 24 kHz."""
+Synthesize = Callable[[str, str, float], np.ndarray]  # (text, voice, speed) -> (samples,) at 24 kHz
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,9 @@ class Segment:
     """What is audible between two times of the recording."""
     start: float
     end: float
-    speaker: str
-    """Empty for a noise."""
+    speaker: str  # empty for a noise
     text: str
-    kind: str
-    """sentence, repeat, false start, interruption, cough or click."""
+    kind: str  # sentence, repeat, false start, interruption, cough or click
 
 
 def make(folder: str | Path, synthesize: Synthesize) -> None:

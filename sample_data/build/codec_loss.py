@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FLOOR = 1e-4
-"""Inaudible amplitude, -80 dB of full scale, that is added before logarithms and divisions."""
+FLOOR = 1e-4  # inaudible amplitude, -80 dB of full scale, that is added before logarithms and divisions
 
 
 class SpectralLoss(nn.Module):

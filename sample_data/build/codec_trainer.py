@@ -20,8 +20,7 @@ from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
 
-COLLAPSED = 0.02
-"""Share of the latents' energy that varies from frame to frame, below which they have collapsed."""
+COLLAPSED = 0.02  # share of the latents' energy that varies from frame to frame, below which they have collapsed
 CHECK_EVERY = 50
 
 

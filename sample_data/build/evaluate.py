@@ -33,12 +33,9 @@ HELD_OUT = Path(__file__).parents[2] / "sample_data" / "held_out"
 class EvaluationConfig:
     """What to evaluate, and with what."""
     model: Path
-    adapter: Path | None = None
-    """An adapter of the bundled voice."""
-    held_out: Path = HELD_OUT
-    """Clips of the bundled voice that no adapter was trained on."""
-    work: Path = Path("runs/evaluate")
-    """Folder of the clips."""
+    adapter: Path | None = None  # an adapter of the bundled voice
+    held_out: Path = HELD_OUT  # clips of the bundled voice that no adapter was trained on
+    work: Path = Path("runs/evaluate")  # folder of the clips
     sentences: int = 50
     seeds: tuple[int, ...] = field(default_factory=lambda: sentences.evaluation_set().seeds)
     arms: tuple[str, ...] = ARMS

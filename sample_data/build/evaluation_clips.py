@@ -19,12 +19,10 @@ from tts_kit.speech import speak
 from tts_kit.speech.speak import Request
 from tts_kit.speech.voice import Reference, Voice
 
-REFERENCE_WORDS = range(4, 8)
-"""Allowed numbers of words in a reference clip."""
+REFERENCE_WORDS = range(4, 8)  # allowed numbers of words in a reference clip
 FIRST_RECORDED_NUMBER = 1001
 """Number of the first recording of a voice that has recordings of other sentences than the evaluated ones."""
-Synthesize = Callable[[str, voices.Speaker], np.ndarray]
-"""(text, speaker) -> (samples,) at 16 kHz."""
+Synthesize = Callable[[str, voices.Speaker], np.ndarray]  # (text, speaker) -> (samples,) at 16 kHz
 
 
 @dataclass(frozen=True)

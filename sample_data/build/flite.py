@@ -20,8 +20,7 @@ from tts_kit import audio
 from tts_kit.errors import KitError, report_errors
 
 RATE = 16_000
-PITCHES = {"awb": 110, "kal16": 105, "rms": 100, "slt": 170}
-"""flite's voices, and the approximate pitch of each in Hz."""
+PITCHES = {"awb": 110, "kal16": 105, "rms": 100, "slt": 170}  # flite's voices, and the approximate pitch of each in Hz
 SPEAKER_COUNT = 96
 OUT = corpus.OUT.with_name("flite")
 
@@ -31,10 +30,8 @@ class Speaker:
     """One of flite's voices with another pitch and other formants."""
     name: str
     voice: str
-    pitch: int
-    """Hz."""
-    formant_scale: float
-    """Factor of all formant frequencies, by resampling; the tempo is corrected."""
+    pitch: int  # Hz
+    formant_scale: float  # factor of all formant frequencies, by resampling; the tempo is corrected
 
 
 @functools.cache
@@ -71,14 +68,19 @@ def make(folder: Path, hours: float, seed: int = 0, workers: int = 1) -> Path:
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sample_data.build.flite", description=__doc__.split("\n")[0])
-    parser.add_argument("--hours", type=float, default=8.0, help="about how much speech (default 8)")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder (default {OUT})")
-    parser.add_argument("--seed", type=int, default=2, help="another seed than the corpus's gives other sentences "
-                        "(default 2)")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread (default 1)")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     make(options.out, options.hours, options.seed, options.workers)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="python -m sample_data.build.flite", description=__doc__.split("\n")[0])
+    top.add_argument("--hours", type=float, default=8.0, help="about how much speech (default 8)")
+    top.add_argument("--out", type=Path, default=OUT, help=f"folder (default {OUT})")
+    top.add_argument("--seed", type=int, default=2, help="another seed than the corpus's gives other sentences "
+                     "(default 2)")
+    top.add_argument("--workers", type=int, default=1, help="processes, each with one thread (default 1)")
+    return top
 
 
 if __name__ == "__main__":

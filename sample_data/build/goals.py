@@ -14,10 +14,8 @@ from tts_kit.evaluation.stats import Estimate
 class ClipGroup:
     """The scored clips of several arms, and the recordings that define the scale of SIM."""
     rows: list[dict]
-    references: Mapping[str, References]
-    """Voice -> metrics of its ground truth clips."""
-    other_speakers: Mapping[str, Sequence[np.ndarray]]
-    """Voice -> speaker embeddings of other speakers' clips."""
+    references: Mapping[str, References]  # voice -> metrics of its ground truth clips
+    other_speakers: Mapping[str, Sequence[np.ndarray]]  # voice -> speaker embeddings of other speakers' clips
 
     def sim_range(self) -> tuple[float, float]:
         """Return the mean SIM of other speakers and of the voice itself, over the voices."""
@@ -31,14 +29,10 @@ class Goal:
     arm: str
     metric: str
     limit: float
-    is_maximum: bool = False
-    """Whether the limit is an upper limit."""
-    other_arm: str = ""
-    """Arm to which the difference is limited, instead of the value itself."""
-    whole_interval: bool = False
-    """Whether the whole confidence interval must be inside the limit."""
-    is_strict: bool = False
-    """Whether a value equal to the limit misses the goal."""
+    is_maximum: bool = False  # whether the limit is an upper limit
+    other_arm: str = ""  # arm to which the difference is limited, instead of the value itself
+    whole_interval: bool = False  # whether the whole confidence interval must be inside the limit
+    is_strict: bool = False  # whether a value equal to the limit misses the goal
 
 
 UNSEEN = (

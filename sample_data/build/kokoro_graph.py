@@ -12,8 +12,7 @@ from tts_kit.io import atomic_folder
 EXCITATION = "/decoder/decoder/generator/noise_convs.0/Conv_quant_float"
 HIDDEN = "/decoder/decoder/generator/ups.0/ConvTranspose"
 SPECTRUM = "/decoder/decoder/generator/conv_post/Conv"
-CHANNELS = (22, 512, 22)
-"""Channels of the tensors between the graphs: excitation, hidden state, spectrum."""
+CHANNELS = (22, 512, 22)  # channels of the tensors between the graphs: excitation, hidden state, spectrum
 GRAPH_FILES = ("before.onnx", "vocoder.onnx", "after.onnx")
 
 

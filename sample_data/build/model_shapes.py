@@ -61,8 +61,7 @@ SHAPES = {
 }
 DEFAULT_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.15, 0.1)}
 """Sampling temperatures of backbone and depth decoder; a small model needs low ones."""
-TOKENIZER_SENTENCES = 5000
-"""Sentences of the grammar that the tokenizer learns its merges from."""
+TOKENIZER_SENTENCES = 5000  # sentences of the grammar that the tokenizer learns its merges from
 
 
 def config(shape: str) -> CsmConfig:

@@ -10,8 +10,7 @@ from transformers import MimiModel
 
 from tts_kit.errors import KitError
 
-DEAD_BELOW = 0.1
-"""Share of the mean usage below which a code is dead."""
+DEAD_BELOW = 0.1  # share of the mean usage below which a code is dead
 
 
 @dataclass
@@ -23,10 +22,8 @@ class Branch:
     commitment: torch.Tensor
     """Mean square distance of the latents to the sum of the codes of all levels. With fewer levels it would train the
     encoder to leave no residual for the later levels."""
-    residuals: list[torch.Tensor]
-    """Per level, the (vectors, width) that it quantized."""
-    codes: torch.Tensor
-    """(levels, batch, frames)."""
+    residuals: list[torch.Tensor]  # per level, the (vectors, width) that it quantized
+    codes: torch.Tensor  # (levels, batch, frames)
 
 
 def branches(model: MimiModel) -> tuple:

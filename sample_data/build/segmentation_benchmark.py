@@ -28,12 +28,9 @@ from tts_kit.data.review import ReviewClip, ReviewStore
 from tts_kit.errors import report_errors
 from tts_kit.evaluation import wer
 
-RECORDINGS, RECORDINGS_WITH_SECOND_SPEAKER = 4, 12
-"""Recordings of a condition, each of another speaker."""
-OTHER_UTTERANCES = 3
-"""Utterances of the second speaker in a recording."""
-AUDIBLE = -30.0
-"""Level in dB relative to the utterance above which a time counts as speech."""
+RECORDINGS, RECORDINGS_WITH_SECOND_SPEAKER = 4, 12  # recordings of a condition, each of another speaker
+OTHER_UTTERANCES = 3  # utterances of the second speaker in a recording
+AUDIBLE = -30.0  # level in dB relative to the utterance above which a time counts as speech
 LONG_HOURS = 3
 RESULTS = Path("tests/benchmarks/results/recordings.json")
 
@@ -44,13 +41,11 @@ class Measurement:
     seconds: float
     cuts: int
     cut_words: int
-    speech: float
-    """Seconds of undamaged speech of the main speaker."""
+    speech: float  # seconds of undamaged speech of the main speaker
     lost: float
     words: int
     word_errors: int
-    scores: tuple[tuple[float, bool], ...]
-    """For each clip, the score of its flags and whether its transcript is wrong."""
+    scores: tuple[tuple[float, bool], ...]  # for each clip, the score of its flags and whether its transcript is wrong
     other_speaker_clips: int
     other_speaker_flagged: int
     main_speaker_clips: int

@@ -20,24 +20,17 @@ BEFORE_VOWEL = re.compile(r"\ba (?=(?!use|uni|one\b)[aeiouAEIO]|hour|honest)")
 
 @dataclass(frozen=True)
 class Grammar:
-    lists: dict[str, list[str]]
-    """Name of a slot -> its options, which may contain slots."""
-    templates: list[str]
-    """Sentences that consist mostly of slots."""
-    free: list[str]
-    """Sentences about anything, some with a choice of words."""
+    lists: dict[str, list[str]]  # name of a slot -> its options, which may contain slots
+    templates: list[str]  # sentences that consist mostly of slots
+    free: list[str]  # sentences about anything, some with a choice of words
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    sentences: tuple[str, ...]
-    """New combinations of words of the vocabulary; never synthesized for training."""
-    bundled: tuple[str, ...]
-    """Sentences of the bundled voice; excluded from training as well."""
-    voices: tuple[str, ...]
-    """Kokoro voices that are not used in training, neither alone nor in a mixture."""
-    seeds: tuple[int, ...]
-    """Seeds with which a model speaks each sentence."""
+    sentences: tuple[str, ...]  # new combinations of words of the vocabulary; never synthesized for training
+    bundled: tuple[str, ...]  # sentences of the bundled voice; excluded from training as well
+    voices: tuple[str, ...]  # Kokoro voices that are not used in training, neither alone nor in a mixture
+    seeds: tuple[int, ...]  # seeds with which a model speaks each sentence
 
 
 @functools.cache

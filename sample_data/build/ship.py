@@ -131,12 +131,17 @@ def _parameter_counts(model: Path) -> dict[str, float]:
 @report_errors
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sample_data.build.ship", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--results", type=Path, required=True, help="its results by python -m sample_data.build.evaluate")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder to bundle (default {OUT})")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     print(f"Bundled: {ship(options.model, options.results, options.out)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="python -m sample_data.build.ship", description=__doc__.split("\n")[0])
+    top.add_argument("--model", type=Path, required=True, help="folder of the trained model")
+    top.add_argument("--results", type=Path, required=True, help="its results by python -m sample_data.build.evaluate")
+    top.add_argument("--out", type=Path, default=OUT, help=f"folder to bundle (default {OUT})")
+    return top
 
 
 if __name__ == "__main__":

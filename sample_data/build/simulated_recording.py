@@ -10,10 +10,8 @@ from tts_kit import audio
 
 RATE = 16_000
 PAUSES, LONG_PAUSE = (0.25, 1.5), 4.0
-ROOM_NOISE = 10 ** (-65 / 20)
-"""RMS of the noise that each recording has."""
-CLIPPED_UTTERANCES = 3
-"""Utterances that are too loud in a clipped recording."""
+ROOM_NOISE = 10 ** (-65 / 20)  # RMS of the noise that each recording has
+CLIPPED_UTTERANCES = 3  # utterances that are too loud in a clipped recording
 Wave = np.ndarray
 
 
@@ -22,8 +20,7 @@ class Utterance:
     start: float
     end: float
     text: str
-    is_main: bool
-    """Whether the main speaker speaks."""
+    is_main: bool  # whether the main speaker speaks
     is_damaged: bool = False
 
 
@@ -31,10 +28,8 @@ class Utterance:
 class Recording:
     """A recording, (samples,) at 16 kHz, and its known content."""
     samples: Wave
-    main_speech: Wave
-    """Only the main speaker."""
-    speech: Wave
-    """All speakers, without noise."""
+    main_speech: Wave  # only the main speaker
+    speech: Wave  # all speakers, without noise
     utterances: tuple[Utterance, ...]
 
     def is_between_utterances(self, start: float, end: float) -> bool:

@@ -24,20 +24,15 @@ NAMES = (
     "af_sarah", "af_sky", "am_adam", "am_echo", "am_eric", "am_fenrir", "am_liam", "am_michael", "am_onyx", "am_puck",
     "am_santa", "bf_alice", "bf_emma", "bf_isabella", "bf_lily", "bm_daniel", "bm_fable", "bm_george", "bm_lewis")
 MIXTURES = 150
-ACCENTS = {"a": "en-us", "b": "en-gb"}
-"""First letter of a voice's name -> the language whose phonemes espeak writes."""
+ACCENTS = {"a": "en-us", "b": "en-gb"}  # first letter of a voice's name -> the language whose phonemes espeak writes
 
 
 @dataclass(frozen=True)
 class Speaker:
-    name: str
-    """af_bella, or af_bella-bm_lewis-40 for 40 % of the first and 60 % of the second."""
-    first: str
-    """The voice, or the first of two; its accent is used."""
-    second: str = ""
-    """The second voice of a mixture."""
-    weight: float = 1.0
-    """Weight of the first voice."""
+    name: str  # af_bella, or af_bella-bm_lewis-40 for 40 % of the first and 60 % of the second
+    first: str  # the voice, or the first of two; its accent is used
+    second: str = ""  # the second voice of a mixture
+    weight: float = 1.0  # weight of the first voice
 
     @property
     def accent(self) -> str:

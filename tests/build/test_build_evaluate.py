@@ -1,5 +1,6 @@
 """The evaluation of an untrained toy, from ground truth to goals, with the bundled voice in place of Kokoro's."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sample_data.build import corpus, evaluate, evaluation_clips, goals
+from sample_data.build import corpus, evaluate, evaluation_clips, goals, sentences
 from sample_data.build.evaluate import UNSEEN, EvaluationConfig
 from tts_kit import audio, device
 from tts_kit.evaluation import metrics
@@ -37,9 +38,14 @@ def config(spread_toy, work):
 
 @pytest.fixture(scope="module")
 def evaluated(config):
+    """The results of three sentences by three voices; the ground truth is two sentences of each."""
     if not metrics.load_available():
         pytest.skip(f"metric models are missing: {metrics.INSTALL}")
-    return evaluate.evaluate(config, synthesize)
+    whole = sentences.evaluation_set()
+    small = dataclasses.replace(whole, sentences=whole.sentences[:6], voices=whole.voices[:3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentences, "evaluation_set", lambda: small)
+        return evaluate.evaluate(config, synthesize)
 
 
 def test_each_sentence_has_one_voice_and_references_have_other_texts(work):

@@ -60,18 +60,20 @@ def test_a_model_too_large_to_bundle_is_refused(trained, tmp_path, monkeypatch):
         ship.ship(*trained, tmp_path / "bundled")
 
 
-def test_one_command_runs_all_stages_and_stops_at_a_failure(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("failing_stage", "stages"), [
+    ("csm_training", ["corpus", "flite", "codec_training", "csm_training"]),
+    (None, ["corpus", "flite", "codec_training", "csm_training", "evaluate", "ship"])])
+def test_one_command_runs_all_stages_and_stops_at_a_failure(failing_stage, stages, tmp_path, monkeypatch):
     """Mistake: options that a stage does not have, or a stage that continues with the output of a failed one."""
     called = []
 
     def record(stage, arguments):
+        stage.parser().parse_args(arguments)
         called.append(stage.__name__.rpartition(".")[2])
-        if hasattr(stage, "parser"):
-            stage.parser().parse_args(arguments)
-        return called[-1] == "csm_training"
+        return called[-1] == failing_stage
 
     for stage in (__main__.corpus, __main__.flite, __main__.codec_training, __main__.csm_training, __main__.evaluate,
                   __main__.ship):
         monkeypatch.setattr(stage, "main", lambda arguments, stage=stage: record(stage, arguments))
-    assert __main__.main(["--out", str(tmp_path)]) == 1
-    assert called == ["corpus", "flite", "codec_training", "csm_training"]
+    assert __main__.main(["--out", str(tmp_path)]) == int(failing_stage is not None)
+    assert called == stages
