@@ -20,10 +20,10 @@ gallery: .venv/installed-dev
 	$(BIN)/python -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True runs/gallery/0*.ipynb
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest tests -m "not slow" -n 3
+	$(BIN)/python -m pytest tests -m "not slow" -n 3 --dist loadfile
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest tests -m slow -n 3
+	$(BIN)/python -m pytest tests -m slow -n 3 --dist loadfile
 
 test-load: .venv/installed-dev
 	$(BIN)/python -m pytest tests/load --timeout 1800 -s
