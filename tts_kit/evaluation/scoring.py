@@ -71,9 +71,8 @@ def other_speakers(paths: Iterable[Path], models: MetricModels) -> list[np.ndarr
 
 
 def similarity(embedding: np.ndarray | None, references: Mapping[str, np.ndarray | None], text: str) -> float | None:
-    """Return SIM: the cosine to the mean embedding of the recordings of other sentences than `text`.
-
-    So no clip is compared with itself or with its own words. 0 for a clip without sound; None without other sentences."""
+    """Return SIM: the cosine to the mean embedding of the recordings of other sentences than `text`, so that no clip is
+    compared with itself or its own words. 0 for a clip without sound; None without other sentences."""
     targets = [target for sentence, target in references.items() if sentence != text and target is not None]
     if not targets:
         return None

@@ -30,9 +30,8 @@ def length(text: str) -> tuple[int, int]:
 
 
 def edit_counts(reference: str, transcript: str) -> tuple[int | None, int | None]:
-    """Return (word errors, character errors) of a transcript, None where the reference has no words.
-
-    Insertions count, so there can be more errors than reference words. Character errors ignore word boundaries."""
+    """Return (word errors, character errors) of a transcript, None where the reference has no words. Insertions count, so
+    there can be more errors than reference words; character errors ignore word boundaries."""
     import jiwer
 
     reference, transcript = normalize(reference), normalize(transcript)

@@ -80,8 +80,7 @@ class ChunkedDepthLoss(torch.autograd.Function):
 
 
 class CodebookCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropies (codebooks,) in float32, from hidden states (codebooks, N, H), a head of each codebook and
-    codes (codebooks, N).
+    """Cross-entropies (codebooks,) summed in float32, from hidden states (codebooks, N, H), heads and codes (codebooks, N).
 
     The probabilities become the gradient in place, as logits take most of the memory."""
 

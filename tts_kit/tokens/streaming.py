@@ -75,9 +75,8 @@ class _ConvTranspose1d:
         return output if self.conv.bias is None else output + self.conv.bias[:, None]
 
     def _taps(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(1, channels, length) -> (output channels, length, taps): what each position adds to those from its own on.
-
-        A matrix product, because torch's transposed convolution is up to four times slower on so few positions."""
+        """(1, channels, length) -> (output channels, length, taps): what each position adds to those from its own on."""
+        # a matrix product: torch's transposed convolution is up to four times slower on so few positions
         _, channels, taps = self.conv.weight.shape
         groups, length = self.conv.groups, hidden.shape[2]
         weight = self.conv.weight.reshape(groups, -1, channels * taps)

@@ -102,9 +102,8 @@ def plan_micro_batches(lengths: Sequence[int], speakers: Sequence[str], max_posi
 
 
 def sample_depth_frames(examples: Sequence[Example], fraction: float, seed: int) -> list[torch.Tensor]:
-    """For each example a mask over its labeled frames: those that train the depth decoder in this step.
-
-    The end frame always does, as in transformers; of the rest a random fraction, sampled over all examples together."""
+    """For each example a mask over its labeled frames, of those that train the depth decoder in this step: the end frame, as
+    in transformers, and a random fraction of the rest, sampled over all examples together."""
     lengths = [example.target_frames for example in examples]
     mask = torch.zeros(sum(lengths), dtype=torch.bool)
     mask[torch.tensor(lengths).cumsum(0) - 1] = True
@@ -116,8 +115,7 @@ def sample_depth_frames(examples: Sequence[Example], fraction: float, seed: int)
 
 def collate(examples: Sequence[Example], depth_masks: Sequence[torch.Tensor], packing: bool) -> dict:
     """Examples -> tensors (rows, positions, ...), the positions that predict a label, and the labels that train depth.
-
-    Packed clips are told apart by position ids that restart; padding needs no mask, because attention is causal."""
+    Position ids restart at each packed clip; padding needs no mask, because attention is causal."""
     def arrange(columns: list[torch.Tensor], padding_value: int) -> torch.Tensor:
         return torch.cat(columns)[None] if packing else pad_sequence(columns, batch_first=True, padding_value=padding_value)
 

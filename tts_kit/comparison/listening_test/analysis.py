@@ -120,9 +120,8 @@ def _missed_catches(answers: dict[str, dict], key: dict) -> Iterator[bool]:
 
 
 def pair_scores(responses: Sequence[Response], key: dict, test_type: str, pair: Sequence[str]) -> np.ndarray:
-    """Return (listeners, sentences), high where the first arm of the pair does well.
-
-    Of AB 1, 1/2 or 0; of CMOS -3 to 3; of SMOS the difference of the two scores."""
+    """Return (listeners, sentences), high where the first arm of the pair does well: of AB 1, 1/2 or 0, of CMOS -3 to 3, of
+    SMOS the difference of the two scores."""
     if test_type == "smos":
         return smos(responses, key, pair[0]) - smos(responses, key, pair[1])
     names = sorted((trial["sentence"], name) for name, trial in key["trials"].items()
