@@ -56,7 +56,8 @@ def test_a_clip_without_speech_has_an_embedding_as_well(samples):
 
 
 def test_embeddings_are_computed_by_one_thread(monkeypatch):
-    """Mistake: on a busy machine two threads wait for each other at every step of the LSTM, 70 times longer; or torch keeps one thread for everything after it."""
+    """Mistake: on a busy machine two threads wait for each other at every step of the LSTM, 70 times longer; or torch keeps
+    one thread for everything after it."""
     threads = []
 
     def encode(mel):
