@@ -72,7 +72,7 @@ def execute(name: str, folder: Path, **values) -> nbformat.NotebookNode:
         parameters.source, count = re.subn(rf"(?m)^{variable} = .*$", f"{variable} = {value!r}".replace("\\", "/"),
                                            parameters.source)
         assert count == 1, variable
-    return NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+    return NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 def output_text(notebook) -> str:
@@ -94,6 +94,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not transcribe.is_installed(), reason="no bundled Whisper is installed (extra `eval`)")
 def test_the_first_notebook_prepares_a_recording(folder):
     """Mistake: the notebook cannot use a recording without transcripts, or its review page is missing."""
@@ -104,6 +105,7 @@ def test_the_first_notebook_prepares_a_recording(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_notebooks_run_in_order(toy, folder):
     """Mistake: a notebook needs the variables of another one; a cell fails, shows nothing or repeats an earlier output; or
     an adapter has no consent record."""
