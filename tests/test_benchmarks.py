@@ -149,6 +149,7 @@ def test_both_sides_train_the_same_parameters_on_the_same_clips(tmp_path):
         assert torch.equal(kit_texts, stock_texts)
 
 
+@pytest.mark.slow
 def test_train_step_writes_its_result(tmp_path, capsys):
     """Mistake: the benchmark runs only on its author's machine, or prints something else than it writes."""
     train_step.main(["--shape", "toy", "--repeats", "2", "--batch", "4", "--seconds", "2", "--ratios", "1", "1/16",

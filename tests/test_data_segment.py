@@ -232,6 +232,7 @@ def test_folder_names_contain_no_path():
     assert all("/" not in folder and not folder.startswith(".") and folder.isprintable() for folder in folders)
 
 
+@pytest.mark.slow
 @VAD
 def test_memory_does_not_grow_with_the_recording(tmp_path, recording):
     """Mistake: the whole recording is read before it is segmented."""

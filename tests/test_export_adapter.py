@@ -64,6 +64,7 @@ def run_copy(exported_run, tmp_path):
     return Run("emma", tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     """Mistake: merged weights of another strength, a random audio table, or keys that only the kit knows; or the card's
     program does not run."""

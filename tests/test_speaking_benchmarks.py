@@ -117,6 +117,7 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
     assert 0 < file.with_suffix(".png").stat().st_size < 60_000
 
 
+@pytest.mark.slow
 def test_benchmarks_import_only_three_packages():
     """Mistake: a benchmark fails on a GPU machine at its imports, because an audio or plotting library is missing."""
     # None there makes an import fail

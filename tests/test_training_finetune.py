@@ -146,6 +146,7 @@ def test_evaluation_is_the_mean_over_all_held_out_frames(config, run, base):
     assert rows[0]["eval_loss"] == pytest.approx(expected["eval_loss"])
 
 
+@pytest.mark.slow
 def test_one_clip_is_trained_until_its_codes_are_generated(config, run, tmp_path):
     """Mistake: any mismatch between labels, heads and generation: then a clip cannot be reproduced."""
     clip = make_clip("only", 6, "Remember me.")
@@ -229,6 +230,7 @@ def test_a_complete_checkpoint_exists_at_every_moment(config, run, monkeypatch):
     assert [folder.name for folder in trainer.complete_checkpoints(run.training)] == ["checkpoint-3", "checkpoint-4"]
 
 
+@pytest.mark.slow
 def test_rare_logging_logs_the_same_losses(config, run, tmp_path):
     """Mistake: where losses are read every tenth step, the curve has a tenth of its points, or means of ten; or weights are
     saved and evaluated before the losses were checked."""

@@ -225,6 +225,7 @@ def test_evaluation_keeps_every_step_and_does_not_change_the_training(evaluated,
     assert any((first[name] != last[name]).any() for name in first)
 
 
+@pytest.mark.slow
 @installed
 def test_an_interrupted_training_evaluates_the_same_and_nothing_twice(evaluated, spread_config, tmp_path, generated):
     """Mistake: steps are generated again after a disconnect, lost, or listed twice, and another step is selected."""

@@ -203,7 +203,6 @@ def test_too_few_latents_for_k_means_are_an_error(codec):
         quantizer.init_codebooks(codec, torch.randn(31, 16), np.random.default_rng(0))
 
 
-@pytest.mark.slow
 def test_collapsed_latents_are_an_error():
     """Mistake: a training whose latents are constant continues to its end."""
     silence = [np.zeros(RATE, np.float32)] * 3
@@ -213,7 +212,6 @@ def test_collapsed_latents_are_an_error():
             training.step()
 
 
-@pytest.mark.slow
 def test_the_weights_depend_on_the_seed_alone(waves):
     """Mistake: a result that cannot be reproduced."""
     config = SMALL.replace(discriminator_start=0.5, discriminator_channels=2)
@@ -234,12 +232,13 @@ sys.path[:0] = ['tests', 'tests/build']
 import torch
 torch.set_num_threads(1)
 import test_build_codec as test
+
+pytestmark = pytest.mark.slow
 test.codec_training.train([test.vowels(seed) for seed in range(8)], [test.vowels(9)], sys.argv[1],
                           test.SMALL.replace(steps=400, discriminator_start=0.005, discriminator_channels=2), test.CPU)
 """
 
 
-@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights(waves, tmp_path):
     """Mistake: a resumed training repeats its crops, loses an optimizer, or reads an incomplete checkpoint."""
     process = subprocess.Popen([sys.executable, "-c", TRAINING_SCRIPT, str(tmp_path / "codec")], stdout=subprocess.DEVNULL,
@@ -301,7 +300,6 @@ def test_features_of_a_crop_are_those_of_its_time():
     assert (crops._features_at(0, 39 * FRAME, 1.0)[2:] == 0).all()
 
 
-@pytest.mark.slow
 def test_the_first_codebook_learns_the_features_of_a_teacher(waves, tmp_path):
     """Mistake: the teacher is called, but its features do not train the first codebook."""
     edges = [0, 12, 32, 80]  # of bands, in bins of 12.5 Hz
