@@ -22,6 +22,7 @@ from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.codec import Codec
 
+pytestmark = pytest.mark.slow
 RATE, FRAME = 24_000, 1920
 CPU = device.choose("cpu")
 SMALL = CodecConfig(shape="toy", steps=6, batch_size=4, crop_seconds=0.32, speed_perturbation=0.05, learning_rate=3e-3,
@@ -232,8 +233,6 @@ sys.path[:0] = ['tests', 'tests/build']
 import torch
 torch.set_num_threads(1)
 import test_build_codec as test
-
-pytestmark = pytest.mark.slow
 test.codec_training.train([test.vowels(seed) for seed in range(8)], [test.vowels(9)], sys.argv[1],
                           test.SMALL.replace(steps=400, discriminator_start=0.005, discriminator_channels=2), test.CPU)
 """
