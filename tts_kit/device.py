@@ -41,6 +41,7 @@ def choose(device: str = "auto", dtype: str = "auto") -> DeviceConfig:
     if name == "cuda":
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         chosen = for_cuda(gpu.name, gpu.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
+        torch.backends.cuda.enable_cudnn_sdp(False)  # on H100 it would plan for every new length, 30 ms each
     elif name == "mps":
         chosen = DeviceConfig("mps", torch.float32,
                               f"Device: GPU of {_cpu_name()} ({memory() / 1e9:.0f} GB shared), float32.")

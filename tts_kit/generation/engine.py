@@ -1,10 +1,13 @@
 """The inference engine: prompts in, codes out; equal to transformers' `generate` when greedy.
 
 A frame is one backbone step that gives codebook 0, and a loop of the depth decoder for the others. No frame makes the host
-wait for the device; on a GPU a frame is one CUDA graph."""
+wait for the device; on a GPU a frame is one CUDA graph, unless that fails or TTS_KIT_GRAPHS is 0."""
 
 import contextlib
+import gc
+import os
 import threading
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn.functional import pad
 from transformers import CsmForConditionalGeneration
 
-from tts_kit.errors import KitError
+from tts_kit.errors import KitError, reason
 from tts_kit.generation.fused_decoder import FusedDecoder
 from tts_kit.generation.sampling import Sampling, draw_gumbel_noise, sample_token
 from tts_kit.model.embed import embed_inputs
@@ -23,7 +26,9 @@ from tts_kit.tokens.prompt import Example
 
 KV_LENGTH_BUCKET = 256
 """Cache lengths on a GPU are multiples of this, so that one captured graph serves prompts of many lengths."""
-MAX_CACHED_GRAPHS = 4
+GRAPH_BATCH_SIZES = (1, 2, 4, 8)  # batches are filled up to one of these, larger ones stay; the added rows are not read
+MAX_CACHED_GRAPHS = 16
+GRAPHS_VARIABLE = "TTS_KIT_GRAPHS"  # environment variable; 0: no CUDA graphs
 PIPELINE_DEPTH = 4  # frames that a GPU may be ahead of the host, which looks for EOS; at the end as many are thrown away
 MIN_FRAMES = 2  # an utterance of fewer frames counts as failed: nothing was said
 
@@ -90,11 +95,13 @@ class InferenceEngine:
         self.backbone, self.depth = FusedDecoder(model.backbone_model), FusedDecoder(depth_decoder.model)
         self.embed_frame, self.embed_code = model.backbone_model.embed_tokens, depth_decoder.model.embed_tokens
         self.project_inputs = depth_decoder.model.inputs_embeds_projector
-        self.codebooks_head, self.depth_vocab_size = depth_decoder.codebooks_head, depth_decoder.config.vocab_size
+        self.depth_vocab_size, self.depth_heads = depth_decoder.config.vocab_size, None
         self.device = model.lm_head.weight.device
+        self.uses_graphs = self.device.type == "cuda" and os.environ.get(GRAPHS_VARIABLE) != "0"
         # the depth decoder starts with two positions, the backbone's state and codebook 0, and goes on one by one
         self.depth_rope_freqs = self.depth.rope_freqs(spec.num_codebooks).split([2] + [1] * (spec.num_codebooks - 2))
         self.graph_pool: OrderedDict[tuple, DecodeState] = OrderedDict()
+        self.graph_memory = torch.cuda.graph_pool_handle() if self.uses_graphs else None  # shared: one graph runs at a time
         self._is_stale = True
         self._lock = threading.Lock()
 
@@ -105,7 +112,8 @@ class InferenceEngine:
 
     def invalidate(self) -> None:
         """Copy the weights again before the next generation: the model's have changed."""
-        self._is_stale = True
+        self._is_stale, self.depth_heads = True, None
+        self.graph_pool.clear()  # embeddings and heads, which graphs read where they were, may have moved
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -143,14 +151,18 @@ class InferenceEngine:
         inputs, is_real = left_pad_prompts(self.model, prompts)
         max_frames = max_frames or self.spec.max_positions - inputs.shape[1]
         with self._acquire_state(len(prompts), inputs.shape[1] + max_frames, sampling) as state:
+            batch = len(prompts)
+            if len(state.codes) > batch:
+                rows = torch.arange(len(state.codes)) % batch
+                inputs, is_real = inputs[rows], is_real[rows]
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-            pending, pipeline_depth = deque(), PIPELINE_DEPTH if state.graph else 0
+            pending, pipeline_depth = deque(), PIPELINE_DEPTH if self.device.type == "cuda" else 0
             # (1) prefill
             hidden = self.prefill(state, inputs, is_real)
             # (2) decode loop
             for count in range(max_frames):
                 if sampling.do_sample:
-                    draw_gumbel_noise(state.noise, generators)
+                    draw_gumbel_noise(state.noise[:batch], generators)
                 if count == 0:
                     self.sample_into_codes(state, hidden)
                 elif state.graph:
@@ -158,7 +170,7 @@ class InferenceEngine:
                 else:
                     state.kv_len += 1
                     self.decode_step(state)
-                pending.append(PendingFrame(state.codes))
+                pending.append(PendingFrame(state.codes[:batch]))
                 if len(pending) > pipeline_depth:
                     yield pending.popleft().wait()
             # (3) the frames that are still on their way
@@ -170,13 +182,16 @@ class InferenceEngine:
         length, device = inputs.shape[1], inputs.device
         position_ids = (is_real.cumsum(1) - 1).clamp(min=0)
         is_padded = not bool(is_real.all())  # on the CPU
-        mask = prefill_attention_mask(is_real).to(device, inputs.dtype) if is_padded else None
+        mask = prefill_attention_mask(is_real).to(device, state.attention_mask.dtype) if is_padded else None
         position_ids, is_real = position_ids.to(device), is_real.to(device)
         state.attention_mask.fill_(-torch.inf)
         state.attention_mask[..., :length].masked_fill_(is_real[:, None, None], 0)
         state.position_ids.copy_(position_ids[:, -1:])
         state.cache_position.fill_(length - 1)
-        if not state.graph:
+        if state.graph:
+            for cache in state.kv_cache:  # the graph attends to all of it, and a masked NaN still makes the sum NaN
+                cache.zero_()
+        else:
             state.kv_len, state.is_padded = length, is_padded
         return self.backbone(inputs, state.rope_freqs[position_ids], state.kv_cache, torch.arange(length, device=device),
                              length, mask)[:, -1]
@@ -194,20 +209,30 @@ class InferenceEngine:
     def sample_into_codes(self, state: DecodeState, hidden: torch.Tensor) -> None:
         """Sample a frame from the backbone's state (B, H): codebook 0, and the others by the depth decoder."""
         sampling, codebook_size = state.sampling, self.spec.codebook_size  # ids beyond are no codes, and never sampled
-        logits = self.model.lm_head(hidden)[:, :codebook_size]
+        logits = self.model.lm_head(hidden.to(self.backbone.dtype))[:, :codebook_size]
         codes = [sample_token(logits, sampling.temperature, state.noise[:, 0])]
         inputs, cache_position = torch.stack([hidden, self.embed_code(codes[0])], dim=1), slice(0, 2)
         for codebook, rope_freqs in enumerate(self.depth_rope_freqs, 1):
             out = self.depth(self.project_inputs(inputs), rope_freqs, state.depth_kv_cache, cache_position,
                              kv_len=codebook + 1)[:, -1]
-            logits = (out @ self.codebooks_head.weight[codebook - 1])[:, :codebook_size]
+            logits = (out.to(self.depth.dtype) @ self.depth_heads[codebook - 1])[:, :codebook_size]
             codes.append(sample_token(logits, sampling.depth_temperature, state.noise[:, codebook]))
             inputs = self.embed_code(codes[-1] + codebook * self.depth_vocab_size)[:, None]
             cache_position = slice(codebook + 1, codebook + 2)
         state.codes.copy_(torch.stack(codes, dim=1))
 
+    @torch.inference_mode()
+    def warm_up(self, sampling: Sampling) -> None:
+        """Capture the graphs of short prompts before anybody waits for them; without graphs do nothing."""
+        if self.uses_graphs:
+            self._copy_weights()
+            for batch in GRAPH_BATCH_SIZES:
+                with self._acquire_state(batch, KV_LENGTH_BUCKET, sampling):
+                    pass
+
     def capture_graph(self, state: DecodeState) -> None:
         """Capture `decode_step` as a CUDA graph: one launch instead of thousands."""
+        gc.collect()  # a graph that the collector destroys during a capture ends that capture
         side_stream = torch.cuda.Stream()
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):
@@ -215,20 +240,20 @@ class InferenceEngine:
                 self.decode_step(state)
         torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # the outer context restores the stream where torch.cuda.graph does not: when ending a failed capture raises
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(
+                graph, pool=self.graph_memory, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
             self.decode_step(state)
         state.graph = graph
 
     @contextlib.contextmanager
     def _acquire_state(self, batch: int, length: int, sampling: Sampling) -> Iterator[DecodeState]:
         """Provide a state for a batch and a cache length; those with a captured graph come from the pool, and go back."""
-        if self.device.type != "cuda":
+        key = graph_key(batch, length, sampling)
+        state = self._captured_state(key) if self.uses_graphs else None
+        if not state:
             yield self._new_state(batch, length, sampling)
             return
-        key = (batch, -(-length // KV_LENGTH_BUCKET) * KV_LENGTH_BUCKET, sampling)
-        state = self.graph_pool.pop(key, None) or self._new_state(*key)
-        if not state.graph:
-            self.capture_graph(state)
         try:
             yield state
         finally:
@@ -236,12 +261,27 @@ class InferenceEngine:
             while len(self.graph_pool) > MAX_CACHED_GRAPHS:
                 self.graph_pool.popitem(last=False)
 
+    def _captured_state(self, key: tuple[int, int, Sampling]) -> DecodeState | None:
+        """Return a state with a graph, from the pool or captured now; where that fails None, and no graphs from then on."""
+        if key in self.graph_pool:
+            return self.graph_pool.pop(key)
+        try:
+            state = self._new_state(*key)
+            self.capture_graph(state)
+            return state
+        except RuntimeError as error:  # a driver without graphs, too little memory
+            self.graph_pool.clear()
+            self.uses_graphs = False
+            warnings.warn(f"No CUDA graph could be captured ({reason(error)}). Speech is generated without graphs, which is "
+                          f"slower; {GRAPHS_VARIABLE}=0 leaves them out from the start.", stacklevel=2)
+            return None
+
     def _new_state(self, batch: int, length: int, sampling: Sampling) -> DecodeState:
         device, codebooks = self.device, self.spec.num_codebooks
         return DecodeState(
             sampling, self.backbone.new_kv_cache(batch, length), self.depth.new_kv_cache(batch, codebooks),
             self.backbone.rope_freqs(length),
-            attention_mask=torch.zeros(batch, 1, 1, length, dtype=self.model.lm_head.weight.dtype, device=device),
+            attention_mask=torch.zeros(batch, 1, 1, length, dtype=self.backbone.dtype, device=device),
             position_ids=torch.zeros(batch, 1, dtype=torch.long, device=device),
             cache_position=torch.zeros(1, dtype=torch.long, device=device),
             codes=torch.zeros(batch, codebooks, dtype=torch.long, device=device),
@@ -249,6 +289,10 @@ class InferenceEngine:
 
     def _copy_weights(self) -> None:
         """Make the copies anew where they are stale."""
+        if self.depth_heads is None:
+            heads = self.model.depth_decoder.codebooks_head.weight  # (codebooks - 1, H, vocab)
+            # on a GPU without the ids that are no codes: rows of 2051 numbers forbid wide loads
+            self.depth_heads = heads[..., :self.spec.codebook_size].contiguous() if self.device.type == "cuda" else heads
         if not self._is_stale:
             return
         adapters = {name for module in self.model.modules() if isinstance(module, LoraLayer) for name in module.lora_A}
@@ -257,6 +301,12 @@ class InferenceEngine:
         self.backbone.load_weights(self.adapter)
         self.depth.load_weights(self.adapter)
         self._is_stale = False
+
+
+def graph_key(batch: int, length: int, sampling: Sampling) -> tuple[int, int, Sampling]:
+    """Return the batch and cache length, both rounded up, and the sampling that one graph serves."""
+    return (next((size for size in GRAPH_BATCH_SIZES if size >= batch), batch),
+            -(-length // KV_LENGTH_BUCKET) * KV_LENGTH_BUCKET, sampling)
 
 
 def is_eos_frame(frame: torch.Tensor) -> torch.Tensor:

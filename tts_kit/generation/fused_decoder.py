@@ -32,7 +32,8 @@ class FusedDecoder:
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.intermediate_size = decoder.layers[0].self_attn.head_dim, config.intermediate_size
         self.eps, self.norm_factor = config.rms_norm_eps, config.hidden_size ** -0.5
-        self.norm_floor = torch.tensor((config.hidden_size * self.eps) ** 0.5, device=self.final_norm.device)
+        self.norm_floor = torch.full((), (config.hidden_size * self.eps) ** 0.5, device=self.final_norm.device)
+        self.dtype = decoder.layers[0].mlp.down_proj.weight.dtype  # of products and cache; norms may have another
         self.layers: list[tuple[torch.Tensor, ...]] = []  # of each layer the weights (out, in) of qkv, o, gate_up and down
 
     def load_weights(self, adapter: str | None) -> None:
@@ -46,13 +47,14 @@ class FusedDecoder:
             weights = (torch.cat([q, k, v])[row_order] * layer.input_layernorm.weight, o,
                        torch.cat([gate, up]) * layer.post_attention_layernorm.weight, down)
             if number == len(self.layers):
-                self.layers.append(tuple(map(torch.empty_like, weights)))
+                self.layers.append(tuple(torch.empty_like(weight, dtype=self.dtype) for weight in weights))
             for fused, weight in zip(self.layers[number], weights):
                 fused.copy_(weight)
 
     def new_kv_cache(self, batch: int, length: int) -> list[torch.Tensor]:
         """Return an empty cache, of each layer keys and behind them values: (B, 2 * kv_heads, length, head_dim)."""
-        return [self.final_norm.new_zeros(batch, 2 * self.num_kv_heads, length, self.head_dim) for _ in self.decoder.layers]
+        return [self.final_norm.new_zeros(batch, 2 * self.num_kv_heads, length, self.head_dim, dtype=self.dtype)
+                for _ in self.decoder.layers]
 
     def rope_freqs(self, length: int) -> torch.Tensor:
         """Return complex factors (length, heads + 2 * kv_heads, head_dim / 2) that rotate queries and keys, not values."""
@@ -76,16 +78,20 @@ class FusedDecoder:
                 layer_cache[:, :, cache_position] = new_kv
             else:
                 layer_cache.index_copy_(2, cache_position, new_kv)
-            x = torch.addmm(x, self._attend(qkv[:, :, :self.num_heads], layer_cache[:, :, :kv_len], mask), o_weight.T)
+            x = self._add_product(x, self._attend(qkv[:, :, :self.num_heads], layer_cache[:, :, :kv_len], mask), o_weight)
             gate_up = torch.mm(self._rms_norm(x), gate_up_weight.T)
-            x = torch.addmm(x, silu(gate_up[:, :self.intermediate_size]).mul_(gate_up[:, self.intermediate_size:]),
-                            down_weight.T)
+            x = self._add_product(x, silu(gate_up[:, :self.intermediate_size]).mul_(gate_up[:, self.intermediate_size:]),
+                                  down_weight)
         return (self._rms_norm(x) * self.final_norm).view(shape)
+
+    def _add_product(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Add a projection to the residual stream (B * T, H), which with float16 weights is float32."""
+        return torch.addmm(x, y, weight.T) if x.dtype == self.dtype else x + torch.mm(y, weight.T)
 
     def _rms_norm(self, x: torch.Tensor) -> torch.Tensor:
         """RMSNorm without its scale, which is merged into the matrix that follows."""
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return rms_norm(x, x.shape[-1:], eps=self.eps)
+        if x.device.type != "cpu" or self.dtype != torch.float32:
+            return rms_norm(x, x.shape[-1:], eps=self.eps).to(self.dtype)
         # torch has no fused kernel for it on the CPU; these four operations replace its eight
         return x / (torch.hypot(vector_norm(x, dim=-1, keepdim=True), self.norm_floor) * self.norm_factor)
 

@@ -46,6 +46,7 @@ class FusedLoraLinear(peft_layer.Linear):
         if self.disable_adapters or self.merged or len(names) != 1 or args or kwargs:
             return super().forward(x, *args, **kwargs)
         name, = names
+        x = x.to(self.base_layer.weight.dtype)  # of a float32 residual stream above float16 weights
         down = linear(x, self.lora_A[name].weight.to(x.dtype)).flatten(0, -2)
         out = self.base_layer(x)
         return torch.addmm(out.flatten(0, -2), down, self.lora_B[name].weight.to(down.dtype).T,

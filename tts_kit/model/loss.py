@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import CsmForConditionalGeneration
 
 from tts_kit.model import attention
@@ -24,7 +24,7 @@ class LossSums:
     """(codebooks,) detached sums, of the first codebook over `frames`, of the others over `depth_frames`."""
 
 
-def loss_sums(model: CsmForConditionalGeneration, batch: dict, scale: float = 1.0) -> LossSums:
+def loss_sums(model: CsmForConditionalGeneration, batch: dict, scale: float | torch.Tensor = 1.0) -> LossSums:
     """Return the losses of a batch of training/dataset before averaging.
 
     `scale` is roughly what the gradient of a sum will be multiplied by, which keeps float16 in range."""
@@ -41,7 +41,7 @@ def loss_sums(model: CsmForConditionalGeneration, batch: dict, scale: float = 1.
 
 
 def depth_loss(model: CsmForConditionalGeneration, states: torch.Tensor, codes: torch.Tensor,
-               scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+               scale: float | torch.Tensor = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed loss of N frames and each codebook's part, from backbone states (N, H) and codes (N, codebooks)."""
     weights = [weight for weight in model.depth_decoder.parameters() if weight.requires_grad]
     return ChunkedDepthLoss.apply(model, codes, scale, torch.is_grad_enabled(), states, *weights)
@@ -56,13 +56,15 @@ class ChunkedDepthLoss(torch.autograd.Function):
     def forward(context, model, codes, scale, with_gradient, states, *weights):
         by_codebook = torch.zeros(codes.shape[1] - 1, device=codes.device)
         state_gradient, weight_gradients = torch.zeros_like(states), [torch.zeros_like(weight) for weight in weights]
-        size = CHUNK["cpu" if states.device.type == "cpu" else "gpu"]
+        size, head = CHUNK["cpu" if states.device.type == "cpu" else "gpu"], model.depth_decoder.codebooks_head.weight
+        if states.device.type == "cuda" and not head.requires_grad:  # rows of 2051 numbers forbid wide loads
+            head = pad(head, (0, -head.shape[2] % 8))
         for start in range(0, len(states), size):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(with_gradient):
                 chunk_states = states[chunk].detach().requires_grad_(with_gradient)
-                chunk_sums = CodebookCrossEntropy.apply(depth_hidden(model, chunk_states, codes[chunk]),
-                                                        model.depth_decoder.codebooks_head.weight, codes[chunk, 1:].T)
+                chunk_sums = CodebookCrossEntropy.apply(depth_hidden(model, chunk_states, codes[chunk]), head,
+                                                        codes[chunk, 1:].T, model.depth_decoder.config.vocab_size)
                 scaled_sum = chunk_sums.sum() * scale
             by_codebook += chunk_sums.detach()
             if with_gradient:
@@ -80,15 +82,18 @@ class ChunkedDepthLoss(torch.autograd.Function):
 
 
 class CodebookCrossEntropy(torch.autograd.Function):
-    """Cross-entropies (codebooks,) summed in float32, from hidden states (codebooks, N, H), heads and codes (codebooks, N).
+    """Summed cross-entropies (codebooks,) in float32, from hidden states (codebooks, N, H), a head of each codebook, of
+    which columns from `vocab_size` on are padding, and codes (codebooks, N).
 
     The probabilities become the gradient in place, as logits take most of the memory."""
 
     @staticmethod
-    def forward(context, hidden, head, codes):
-        log_probs = torch.bmm(hidden, head).float().log_softmax(dim=2)
+    def forward(context, hidden, head, codes, vocab_size):
+        logits = torch.bmm(hidden, head).float()
+        logits[..., vocab_size:] = -torch.inf
+        log_probs = logits.log_softmax(dim=2)
         sums = -log_probs.gather(2, codes[..., None]).sum((1, 2))
-        needs_hidden, needs_head, _ = context.needs_input_grad
+        needs_hidden, needs_head, *_ = context.needs_input_grad
         if needs_hidden or needs_head:
             logit_gradient = log_probs.exp_().scatter_add_(2, codes[..., None], log_probs.new_full((*codes.shape, 1), -1.0))
             logit_gradient = logit_gradient.to(hidden.dtype)
@@ -99,7 +104,7 @@ class CodebookCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         stored = (context.hidden_gradient, context.head_gradient)
-        return (*(None if tensor is None else tensor * gradient[:, None, None] for tensor in stored), None)
+        return (*(None if tensor is None else tensor * gradient[:, None, None] for tensor in stored), None, None)
 
 
 def depth_hidden(model: CsmForConditionalGeneration, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tts_kit import watermark
 from tts_kit.errors import KitError
-from tts_kit.generation.engine import Generation
+from tts_kit.generation.engine import Generation, ModelBusyError
 from tts_kit.server import schemas
 from tts_kit.speech import speak, stream
 from tts_kit.speech.speak import BATCH_SIZE, Request
@@ -133,6 +133,9 @@ class Worker(threading.Thread):
         self.voices, self.queue, self.watermarked = voices, queue, watermarked
 
     def run(self) -> None:
+        for voice in self.voices.values():
+            with contextlib.suppress(ModelBusyError), voice.acquire_engine() as engine:
+                engine.warm_up(voice.sampling)
         while batch := self.queue.next_batch():
             voice = self.voices[batch[0].voice]
             try:

@@ -1,6 +1,7 @@
 """Streaming speech: the first audio after a few frames, the rest while that is playing."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -72,12 +73,26 @@ def stream_sentence(voice: Voice, request: Request, context: list[Turn]) -> Gene
                 break
             frames.append(frame.to(torch.int16))
             if len(frames) - decoded >= next_chunk_frames(decoded):
-                yield decoder.decode(torch.cat(frames[decoded:]))
+                with decoding_stream(voice.base.codec.device):
+                    chunk = decoder.decode(torch.cat(frames[decoded:]))
+                yield chunk
                 decoded = len(frames)
     codes = torch.cat(frames) if frames else torch.zeros(0, voice.base.spec.num_codebooks, dtype=torch.int16)
     if decoded < len(frames):
-        yield decoder.decode(codes[decoded:])
+        with decoding_stream(voice.base.codec.device):
+            chunk = decoder.decode(codes[decoded:])
+        yield chunk
     return Generation(codes, ended_with_eos)
+
+
+def decoding_stream(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context for decoding a chunk: on a GPU a CUDA stream of its own, which does not wait for later frames."""
+    return torch.cuda.stream(_cuda_stream(device)) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def _cuda_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)  # one for all, as each stream keeps memory of its own
 
 
 def next_chunk_frames(decoded: int) -> int:

@@ -91,6 +91,7 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
     backend, reason = load.choose_backend(config.backend, device_config)
     print(f"{device_config.reason} Backend: {backend} ({reason}).")
     base = load.load_base(config.base, device_config, config.revision, backend, codec_device="cpu")
+    device_config = base.device_config  # float32 where float16 overflows
     if read_inputs(run.codes).get("codec") != base.codec.fingerprint():
         raise KitError(f"{run.codes} was made by another codec than that of {config.base}. Run `tts-kit tokenize` with the "
                        "same --base again; codes that fit are kept.")

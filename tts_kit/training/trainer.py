@@ -43,11 +43,11 @@ class CsmTrainer(transformers.Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss; the shares of a step sum to the loss of one big batch."""
         per_depth_loss = 1 / inputs["depth_frames_in_step"] / (inputs["codes"].shape[-1] - 1)
-        scaler = self.accelerator.scaler
+        scale = per_depth_loss * (self.depth_loss_weight or 1)  # the gradient is divided by it again: never 0
+        if scaler := self.accelerator.scaler:  # its own number stays on the device, where nobody waits for it
+            scale = scaler.scale(torch.full((), scale, device=inputs["codes"].device))
         with self._autocast():
-            sums = loss.loss_sums(lora.unwrap(self.model), inputs,
-                                  # a scale, by which the gradient is divided again: never 0
-                                  per_depth_loss * (self.depth_loss_weight or 1) * (scaler.get_scale() if scaler else 1))
+            sums = loss.loss_sums(lora.unwrap(self.model), inputs, scale)
         shares = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * per_depth_loss]) * inputs["loss_weight"]
         if model.training:
             self._buffered_losses.append(shares.detach())
