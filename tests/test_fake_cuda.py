@@ -21,6 +21,7 @@ from conftest import make_clip, spread_logits
 from safetensors.torch import load_file, save_file
 from test_generation_engine import GREEDY, prompts
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface
 
@@ -513,6 +514,47 @@ def test_the_loss_scale_is_never_waited_for(base, config, tmp_path, monkeypatch)
         gradients.append([weight.grad.clone() for weight in trainable])
         model.zero_grad()
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_the_adapter_is_cast_once_a_step(base, monkeypatch, checkpointing):
+    """Mistake: each of 280 matrices is cast to 16 bits by an operation of its own, and its gradient back; or casting all of
+    them at once gives other gradients, or a later forward has the weights of the last step."""
+    base.model.to(torch.bfloat16)
+    model = lora.add_lora(base.model, 4, 8.0).train()
+    if checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trainable:
+        weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(weight.numel()))
+    examples = [dataset.build_example(make_clip(f"clip{frames}", frames), base.prompt_builder) for frames in (20, 30)]
+    batch = dataset.collate(examples, dataset.sample_depth_frames(examples, 1.0, 0), True)
+    monkeypatch.setitem(loss.CHUNK, "cpu", 16)  # several chunks share the copies
+    layers, results = [module for module in model.modules() if isinstance(module, lora.FusedLoraLinear)], []
+    for dtype in (torch.float32, torch.bfloat16):
+        with CastCounter({weight.shape for weight in trainable}) as counter, torch.autocast("cpu", torch.bfloat16):
+            with lora.cast_once(layers, dtype):
+                sums = loss.loss_sums(base.model, batch)
+            if not checkpointing:
+                assert counter.casts == 0 if dtype == torch.bfloat16 else counter.casts >= 56, counter.casts
+            (sums.backbone + sums.depth).backward()
+        results.append([sums.backbone.detach(), sums.depth.detach(), *(weight.grad for weight in trainable)])
+        model.zero_grad()
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert len(layers) == 28 and all(layer.cast_weights is None for layer in layers)
+    assert {weight.grad.dtype if weight.grad is not None else torch.float32 for weight in trainable} == {torch.float32}
+
+
+class CastCounter(TorchDispatchMode):
+    """Counts the casts of tensors of some shapes."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes, self.casts = shapes, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.casts += function is torch.ops.aten._to_copy.default and args[0].shape in self.shapes
+        return function(*args, **(kwargs or {}))
 
 
 def test_all_variants_of_a_layer_are_compiled(base, monkeypatch):

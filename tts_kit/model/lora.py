@@ -1,10 +1,12 @@
 """LoRA adapters: which projections they cover, saving, checking and loading them, their strength, merging."""
 
+import contextlib
 import hashlib
 import json
 import math
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -41,16 +43,53 @@ class FusedLoraLinear(peft_layer.Linear):
     PEFT's own forward casts inputs to float32, and scales and adds in separate passes that move more bytes than the
     products themselves."""
 
+    cast_weights: tuple[torch.Tensor, torch.Tensor] | None = None  # A and B in 16 bits, inside `cast_once`
+
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(names) != 1 or args or kwargs:
             return super().forward(x, *args, **kwargs)
         name, = names
         x = x.to(self.base_layer.weight.dtype)  # of a float32 residual stream above float16 weights
-        down = linear(x, self.lora_A[name].weight.to(x.dtype)).flatten(0, -2)
+        lora_a, lora_b = self.cast_weights or (self.lora_A[name].weight, self.lora_B[name].weight)
+        down = linear(x, lora_a.to(x.dtype)).flatten(0, -2)
         out = self.base_layer(x)
-        return torch.addmm(out.flatten(0, -2), down, self.lora_B[name].weight.to(down.dtype).T,
-                           alpha=self.scaling[name]).view_as(out)
+        return torch.addmm(out.flatten(0, -2), down, lora_b.to(down.dtype).T, alpha=self.scaling[name]).view_as(out)
+
+
+class CastWeights(torch.autograd.Function):
+    """Copies float32 weights to another dtype, and their gradients back: two operations instead of two a weight."""
+
+    @staticmethod
+    def forward(context, dtype, *weights):
+        context.set_materialize_grads(False)
+        copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        torch._foreach_copy_(copies, weights)
+        return tuple(copies)
+
+    @staticmethod
+    def backward(context, *gradients):
+        sources = {index: gradient for index, gradient in enumerate(gradients) if gradient is not None}
+        copies = [torch.empty_like(gradient, dtype=torch.float32) for gradient in sources.values()]
+        torch._foreach_copy_(copies, list(sources.values()))
+        copies = dict(zip(sources, copies))
+        return None, *(copies.get(index) for index in range(len(gradients)))
+
+
+@contextlib.contextmanager
+def cast_once(layers: Sequence[FusedLoraLinear], dtype: torch.dtype) -> Iterator[None]:
+    """Compute with copies of these layers' adapter in `dtype`, made now, instead of a cast in every layer.
+
+    Gradients reach the float32 weights. What gradient checkpointing computes again later casts by itself."""
+    weights = [part[DEFAULT_ADAPTER].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+    copies = CastWeights.apply(dtype, *weights) if weights and dtype != torch.float32 else ()
+    for layer, *pair in zip(layers, copies[::2], copies[1::2]):
+        layer.cast_weights = tuple(pair)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_weights = None
 
 
 def fuse_lora_layers(model: torch.nn.Module) -> torch.nn.Module:

@@ -34,6 +34,7 @@ class CsmTrainer(transformers.Trainer):
                          data_collator=functools.partial(_single_item, lora.unwrap(model)), **kwargs)
         self.device_config, self.depth_loss_weight = device_config, micro_batches.config.depth_loss_weight
         self.model_accepts_loss_kwargs = False
+        self._lora_layers = [module for module in model.modules() if isinstance(module, lora.FusedLoraLinear)]
         # No DDP: it reduces in its own forward, which our loss bypasses, and it divides by the number of processes.
         # `training_step` sums the gradients instead; those of an adapter fit into one message.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -46,7 +47,7 @@ class CsmTrainer(transformers.Trainer):
         scale = per_depth_loss * (self.depth_loss_weight or 1)  # the gradient is divided by it again: never 0
         if scaler := self.accelerator.scaler:  # its own number stays on the device, where nobody waits for it
             scale = scaler.scale(torch.full((), scale, device=inputs["codes"].device))
-        with self._autocast():
+        with self._autocast(), lora.cast_once(self._lora_layers, self.device_config.dtype):
             sums = loss.loss_sums(lora.unwrap(self.model), inputs, scale)
         shares = torch.stack([sums.backbone / inputs["frames_in_step"], sums.depth * per_depth_loss]) * inputs["loss_weight"]
         if model.training:
