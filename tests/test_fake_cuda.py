@@ -254,8 +254,8 @@ def test_a_capture_bears_other_threads_and_shares_memory(fake_cuda, monkeypatch)
     collected, collect = [], gc.collect
     monkeypatch.setattr(gc, "collect", lambda: (collected.append(len(FakeGraph.captures)), collect()))
     engine, prompt_builder = make_engine(fake_cuda)
-    for count in (1, 2):
-        generate_frames(fake_cuda, engine, prompt_builder, count)
+    for count in (1, 3):  # three prompts fill up a batch of four
+        assert len(generate_frames(fake_cuda, engine, prompt_builder, count)[0]) == count
     assert {options["capture_error_mode"] for options in FakeGraph.captures} == {"thread_local"}
     assert [options["pool"] for options in FakeGraph.captures] == [engine.graph_memory] * 2
     assert collected == [0, 1]
@@ -366,6 +366,7 @@ def test_a_server_captures_few_graphs():
 def test_a_server_captures_graphs_before_the_first_request(fake_cuda, monkeypatch, base):
     """Mistake: the first clients of a server wait for a second until the graphs of each batch size are captured."""
     engine, _ = make_engine(fake_cuda)
+    monkeypatch.setattr(engine, "capture_graph", lambda state: setattr(state, "graph", FakeGraph()))
     with fake_cuda:
         engine.warm_up(SAMPLED)
     assert [key[:2] for key in engine.graph_pool] == [(batch, 256) for batch in (1, 2, 4, 8)]
