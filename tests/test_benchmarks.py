@@ -165,6 +165,19 @@ def test_train_step_writes_its_result(tmp_path, capsys):
     assert rows[1]["kit"]["peak_bytes"] < rows[0]["kit"]["peak_bytes"]
 
 
+def test_new_batches_never_come_again(tmp_path):
+    """Mistake: every run has the same batches, so that whatever is built once for a shape is built in the warm-up."""
+    row = train_step.main(["--shape", "toy", "--repeats", "2", "--batch", "2", "--seconds", "2-10", "--steps", "3",
+                           "--ratios", "1/16", "--against", "repeated", "--device", "cpu", "--out", str(tmp_path)])
+    check_row(row)
+    assert (tmp_path / "train_step-toy-repeated-cpu.json").is_file() and len(row["kit"]["runs"]) == 2
+    plans = train_step.new_batches(2, 3)
+    clips = [index for _ in range(3) for micro_batch in next(plans) for index, _ in micro_batch]
+    assert clips == list(range(2 * 3 * 3))
+    codes = shapes.random_codes("toy", 18, (2, 10))
+    assert len({len(clip.codes) for clip in codes}) == 18 and codes[0].codes.max() < shapes.spec("toy").codebook_size
+
+
 def test_a_side_that_cannot_run_is_reported(tmp_path, capsys):
     """Mistake: a crash or a missing row where the other side has requirements that this machine does not meet."""
     result = train_step.main(["--shape", "toy", "--against", "unsloth", "--device", "cpu", "--out", str(tmp_path)])

@@ -1,6 +1,7 @@
 """The export of a voice: as an adapter or merged, with its model card, to a folder or to the hub, or refused."""
 
 import ast
+import dataclasses
 import json
 import re
 import shlex
@@ -21,7 +22,7 @@ from test_speech_voice import change, codes, make_adapter
 from tts_kit import cli, device, pipeline
 from tts_kit.comparison import synthesis
 from tts_kit.config import Config
-from tts_kit.data import consent
+from tts_kit.data import consent, ingest, segment, transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import scoring
 from tts_kit.export import adapter, card
@@ -196,6 +197,42 @@ def test_scores_are_on_the_card(run_copy):
     for text in ("## Evaluation", "| finetuned | 25.0% |", "Metric models: Whisper and others."):
         assert text in read.text
     assert read.data.datasets == ["me/clips"] and "| source | me/clips:train |" in read.text
+
+
+def test_the_hub_shows_the_metrics_of_the_exported_voice(run_copy):
+    """Mistake: results only in the text, where the hub finds none; a WER as a fraction; metrics of another arm."""
+    rows = read_rows(run_copy.comparison / synthesis.SCORES)
+    measured = {scoring.METRICS: "Whisper and others", "ref_words": 8, "sim": 0.5, "mos": 3.0}
+    write_rows(run_copy.comparison / synthesis.SCORES, [
+        row | measured | {"word_errors": 2 if row["arm"] == "finetuned" else 8} for row in rows])
+    change(run_copy.data, "inputs.json", source="me/clips:train")
+    front = ModelCard.load(adapter.export(run_copy, watermarked=False) / card.FILE).data
+    assert {result.metric_name: result.metric_value for result in front.eval_results} == {
+        "WER, %": 25.0, "SIM": 0.5, "MOS": 3.0}
+    for result in front.eval_results:
+        assert (result.task_type, result.dataset_type, result.metric_config) == (
+            "text-to-speech", "me/clips", "Whisper and others")
+    weaker = card.summarize(run_copy, "sesame/csm-1b", strength=0.5)
+    assert card.eval_results(weaker) == [] and card.front_matter(weaker, "", True, []).eval_results is None
+
+
+def test_the_language_is_that_of_the_transcripts_or_as_given(run_copy, monkeypatch):
+    """Mistake: no language on the card, so that no search finds the voice; or English where nothing is known."""
+    assert card.summarize(run_copy, "sesame/csm-1b").languages == []
+    change(run_copy.data, "inputs.json", source=str(run_copy.reviewed))
+    for name, language in (("a", "nb"), ("b", "en"), ("c", "nb"), ("d", "")):
+        folder = run_copy.segments / name
+        write_rows(folder / segment.SEGMENTS, [])
+        transcript = transcribe.Transcript("1.flac", "Hei.", "Hei.", 0.9, language)
+        write_rows(folder / transcribe.transcripts_file("base"), [dataclasses.asdict(transcript)])
+    write_json(run_copy.segments / ingest.ASR_MODELS, {"asr_model": "base", "verify_asr_model": ""})
+    text = adapter.export(run_copy, watermarked=False) / card.FILE
+    assert ModelCard.load(text).data.language == ["en", "nb"] and "| language | en, nb |" in text.read_text()
+    monkeypatch.chdir(run_copy.folder.parent.parent)
+    cli.main(["export", "--run", "emma", "--no-watermark", "--language", "de"])
+    assert ModelCard.load(text).data.language == ["de"]
+    with pytest.raises(KitError, match="language is 'German'; give its two letters"):
+        adapter.export(run_copy, watermarked=False, language="German")
 
 
 def test_a_comparison_without_clips_is_left_out(run_copy, capsys):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import encode, generate, growth, measure, train_step
+from tests.benchmarks import encode, generate, growth, measure, serve, train_step
 from tts_kit import device
 from tts_kit.errors import KitError
 from tts_kit.generation.sampling import Sampling
+from tts_kit.text import max_speech_seconds
 
 ROOT = Path(__file__).parents[1]
 CPU = device.choose("cpu")
@@ -90,6 +91,25 @@ def test_encoding_is_compared_end_to_end(tmp_path):
     assert all(row["settings"]["unequal_codes"] <= encode.MAX_UNEQUAL and row["ratio"] > 0 for row in rows)
 
 
+def test_a_round_of_requests_is_measured(tmp_path, monkeypatch, capsys):
+    """Mistake: the server's row ends in a traceback on a machine without FastAPI, or times errors."""
+    arguments = [*QUICK, "--requests", "3", "--out", str(tmp_path)]
+    row = serve.main(arguments)
+    assert row == json.loads((tmp_path / "serve-toy-one_by_one-cpu.json").read_text(encoding="utf-8"))
+    texts = generate.SENTENCES[:3]
+    frames = [round(max_speech_seconds(text) * 12.5) for text in texts]
+    assert row["settings"]["seconds_of_audio"] == pytest.approx(sum(frames) / 12.5, abs=0.01)
+    assert row["ratio"] > 0 and 0 < row["kit"]["first_audio_seconds"] < row["other"]["seconds"]
+    with monkeypatch.context() as patch:
+        patch.setattr(serve.generate, "SENTENCES", ("",))
+        with pytest.raises(RuntimeError, match="the server answered 4"):
+            serve.main(arguments)
+    for name in ("tts_kit.server.app", "fastapi"):
+        monkeypatch.setitem(sys.modules, name, None) if name == "fastapi" else monkeypatch.delitem(sys.modules, name)
+    assert serve.main(arguments)["kit"]["not_measured"] == "fastapi is not installed"
+    assert "serve is not measured" in capsys.readouterr().out
+
+
 def test_encoders_with_different_codes_are_not_timed():
     """Mistake: batched encoding is fast because its codes are different."""
     codes = [torch.zeros(100, 4), torch.zeros(50, 4)]
@@ -122,7 +142,8 @@ def test_benchmarks_import_only_three_packages():
     """Mistake: a benchmark fails on a GPU machine at its imports, because an audio or plotting library is missing."""
     # None there makes an import fail
     script = (f"import sys; sys.modules.update(dict.fromkeys({MISSING}))\n"
-              "from tests.benchmarks import encode, generate, growth, measure, notebook, shapes, speed_table, train_step")
+              "from tests.benchmarks import encode, generate, growth, measure, notebook, serve, shapes, speed_table\n"
+              "from tests.benchmarks import train_step")
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
 
@@ -141,13 +162,13 @@ def test_the_gpu_script_continues_after_failures(tmp_path):
     out = subprocess.run(["bash", copy, "found"], env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True,
                          check=True, timeout=50).stdout
     assert re.search(r"^train: failed \(3\): broken$", out, re.MULTILINE)
-    assert "encode: stopped after its 1 s" in out and out.count("done in") == 3
-    assert command_log.read_text(encoding="utf-8").count("tests.benchmarks.") == 7
+    assert "encode: stopped after its 1 s" in out and out.count("done in") == 4
+    assert command_log.read_text(encoding="utf-8").count("tests.benchmarks.") == 9
     assert sum(int(seconds) for seconds in re.findall(r"^(?:speak|train|run) \w+ (\d+)", script, re.MULTILINE)) < 900
     assert "LIMIT:-470" in script
 
 
-@pytest.mark.parametrize("module", [generate, encode, growth, train_step], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [generate, encode, growth, serve, train_step], ids=lambda module: module.__name__)
 def test_the_gpu_script_uses_only_options_that_exist(module, capsys):
     """Mistake: an option of a benchmark is renamed, and its GPU rows are missing."""
     with pytest.raises(SystemExit):

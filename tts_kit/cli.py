@@ -74,7 +74,9 @@ def config_options(groups: Iterable[str]) -> list[Option]:
     for field in dataclasses.fields(Config):
         if field.metadata["group"] in groups:
             kind = {bool: {"action": argparse.BooleanOptionalAction}, tuple: {"nargs": "+", "metavar": "TEXT"}}.get(
-                type(field.default), {"type": type(field.default), "choices": field.metadata["choices"]})
+                type(field.default), {"type": type(field.default)})
+            if choices := field.metadata["choices"]:
+                kind |= {"choices": choices, "metavar": None}
             options.append(option(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], dest=field.name,
                                   group=field.metadata["group"], default=field.default, stored=True, **kind))
     return options
@@ -354,6 +356,7 @@ def consent(args: argparse.Namespace) -> None:
 @command("the voice with its model card, as a folder or on the hub",
          option("--out", metavar="PATH", default="", help="folder (default: release/adapter or release/merged of the run)"),
          option("--no-watermark", dest="watermark", action="store_false", help="leave it out of the card's clips"),
+         option("--language", default="", help="two letters, for the card (default: that of the transcribed recordings)"),
          option("--merged", group="merged weights", action="store_true", help="export merged weights for plain transformers "
                 "instead of the adapter"),
          option("--strength", group="merged weights", type=float, default=1.0, help="scale of the merged adapter"),
@@ -370,7 +373,7 @@ def export(args: argparse.Namespace) -> None:
     if args.push_to_hub:
         adapter.check_push(run, args.push_to_hub, args.public)
     folder = adapter.export(run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
-                            args.push_to_hub, args.watermark)
+                            args.push_to_hub, args.watermark, args.language)
     print(adapter.push(run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
 
 

@@ -12,9 +12,10 @@ from tts_kit.run import Run
 
 CONFIG_FILE = "config.json"
 LORA_TARGETS = ("both", "backbone", "depth")
+TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 CHECKPOINT_DEFAULT = -1.0  # value of a sampling field that is left to the checkpoint's generation config
-RESUME_MAY_CHANGE = ("gradient_checkpointing", "offload_text_embeddings", "compile")
-"""Fields that change what a training costs and not its result: a resumed training may change them."""
+RESUME_MAY_CHANGE = ("gradient_checkpointing", "offload_text_embeddings", "compile", "report_to")
+"""Fields that do not change what a training results in: a resumed training may change them."""
 
 LIMITS = {"above": (operator.gt, "above"), "minimum": (operator.ge, "at least"), "below": (operator.lt, "below"),
           "maximum": (operator.le, "at most")}
@@ -78,6 +79,9 @@ class Config:
     early_stopping_patience: int = setting("evaluation", 0, "generation evaluations without improvement that stop the "
                                            "training; 0: never", minimum=0)
 
+    report_to: tuple[str, ...] = setting("evaluation", ("none",), "trackers that get losses, samples and generation metrics",
+                                         choices=TRACKERS)
+
     temperature: float = setting("sampling", CHECKPOINT_DEFAULT, "of codebook 0; 0: greedy, -1: the checkpoint's", minimum=0)
     depth_temperature: float = setting("sampling", CHECKPOINT_DEFAULT, "of the other codebooks; 0: greedy, -1: the "
                                        "checkpoint's", minimum=0)
@@ -89,12 +93,16 @@ class Config:
             is_number = expected is float and type(value) is int
             self._require(type(value) is expected or is_number, field.name, f"of type {expected.__name__}")
             if metadata["choices"]:
-                self._require(value in metadata["choices"], field.name, f"one of {', '.join(metadata['choices'])}")
+                values = value if isinstance(value, tuple) else (value,)
+                self._require(set(values).issubset(metadata["choices"]), field.name,
+                              f"one of {', '.join(metadata['choices'])}")
             for name, limit in metadata["limits"].items():
                 is_within, words = LIMITS[name]
                 self._require(value == field.default or is_within(value, limit), field.name, f"{words} {limit}")
         self._require(self.sample_texts and all(isinstance(text, str) for text in self.sample_texts), "sample_texts",
                       "a tuple of sentences")
+        self._require(self.report_to and ("none" not in self.report_to or len(self.report_to) == 1), "report_to",
+                      "none, or names of trackers")
 
     def _require(self, condition: object, name: str, expected: str) -> None:
         if not condition:
@@ -119,8 +127,7 @@ def read_config(path: Path) -> Config:
     if unknown := sorted(set(saved) - {field.name for field in dataclasses.fields(Config)}):
         raise KitError(f"{path} has fields that this version does not know: {', '.join(unknown)}. "
                        "It was written by another version of tts_kit; use that one, or remove the fields.")
-    saved["sample_texts"] = tuple(saved.get("sample_texts", Config.sample_texts))
-    return Config(**saved)
+    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
 
 
 def load_config(run: Run, **changes) -> Config:

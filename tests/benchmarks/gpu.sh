@@ -43,6 +43,9 @@ train() { run "$1" "$2" train_step --against stock --seconds 10 --steps "$STEPS"
 speak speak 130 --batch 1 32 8 --caches dynamic
 train train 150 --batch 8 --ratios 1 1/4 1/16 --out "$FOLDER"
 train memory_of_two 60 --batch 2 --ratios 1/16 --out "$FOLDER/batch_2"
+# batches as in a real training: none comes twice, so that whatever is prepared for a shape is prepared in every step
+train never_repeated 60 --against repeated --seconds 2-10 --steps $((2 * STEPS)) --batch 8 --ratios 1/16 --out "$FOLDER"
+run serve 60 serve --requests 8 --out "$FOLDER"
 run encode 50 encode --out "$FOLDER"
 # shellcheck disable=SC2086  # TOKENS holds several numbers
 run growth 90 growth --tokens $TOKENS --frames 25 50 100 200 400 --out "$FOLDER"

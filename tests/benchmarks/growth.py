@@ -17,8 +17,6 @@ from tests.benchmarks import generate, measure, shapes, train_step
 from tts_kit import device
 from tts_kit.device import DeviceConfig
 from tts_kit.io import read_json, write_json
-from tts_kit.model import attention, lora
-from tts_kit.tokens.cache import EncodedClip
 from tts_kit.training import dataset
 
 TOKENS, RATIOS, FRAMES = (350, 700, 1400, 2800), {"1/16": 1 / 16, "1": 1.0}, (25, 50, 100, 200, 400)
@@ -26,29 +24,16 @@ SECONDS = 10.0
 """Length of every training clip."""
 
 
-def random_clips(shape: str, count: int) -> list[EncodedClip]:
-    """Return clips of random codes and letters, all of the same length."""
-    spec, rng = shapes.spec(shape), torch.Generator().manual_seed(0)
-    size = (round(SECONDS * spec.frame_rate), spec.num_codebooks)
-    text = "abcdefghijk" * round(shapes.LETTERS * SECONDS / 11)
-    return [EncodedClip(f"clip{index}", text, "0", "", f"clip{index}", "train",
-                 torch.randint(1, spec.codebook_size, size, generator=rng, dtype=torch.int16))
-            for index in range(count)]
-
-
 def measure_training(shape: str, tokens: Sequence[int], device_config: DeviceConfig, repeats: int,
                      folder: Path) -> list[dict]:
     """Return seconds and bytes of a step with one micro-batch of about so many tokens, at each depth ratio."""
-    model = shapes.network(shape, device_config.device)
-    model.codec_model = None
-    shapes.cast(model, device_config.dtype)
-    attention.install(model)
-    model = lora.add_lora(model, train_step.RANK, float(train_step.RANK), "both", train_step.SEED)
+    model = train_step.with_lora(shapes.network(shape, device_config.device), device_config)
     prompt_builder, steps = shapes.prompt_builder(shape), train_step.STEPS[device_config.device]
-    length = len(dataset.build_example(random_clips(shape, 1)[0], prompt_builder))
+    length = len(dataset.build_example(shapes.random_codes(shape, 1, (SECONDS, SECONDS))[0], prompt_builder))
     sides = {}
     for count in sorted({max(1, round(batch_tokens / length)) for batch_tokens in tokens}):
-        training_clips = train_step.TrainSet(random_clips(shape, count), [], prompt_builder, count, steps)
+        clips = shapes.random_codes(shape, count, (SECONDS, SECONDS))
+        training_clips = train_step.TrainSet(clips, [], prompt_builder, count, steps)
         for name, ratio in RATIOS.items():
             sides[count, name] = train_step.kit_side(model, training_clips, ratio, device_config, folder, {})
     durations = measure.alternate({key: side.run for key, side in sides.items()}, repeats)

@@ -104,7 +104,7 @@ def unsloth_model(name: str, device_config: DeviceConfig, folder: Path):
 
 def missing_requirement(against: str, device_config: DeviceConfig) -> str:
     """Return why the other side cannot run on this machine, "" if it can."""
-    if against == "stock":
+    if against != "unsloth":
         return ""
     if importlib.util.find_spec("unsloth") is None:
         return "unsloth is not installed"

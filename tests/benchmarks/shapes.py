@@ -63,8 +63,18 @@ def seconds_range(text: str) -> tuple[float, float]:
 def random_clips(name: str, count: int, seconds: tuple[float, float], seed: int = 0) -> list[AudioClip]:
     """Return clips of noise, tones and random letters, their lengths evenly spaced between two bounds and shuffled."""
     rng = np.random.default_rng(seed)
-    lengths = rng.permutation(np.linspace(*seconds, count) if count > 1 else np.array([seconds[1]]))
-    return [_random_clip(length, spec(name), rng) for length in lengths]
+    return [_random_clip(length, spec(name), rng) for length in _lengths(count, seconds, rng)]
+
+
+def random_codes(name: str, count: int, seconds: tuple[float, float], seed: int = 0) -> list[EncodedClip]:
+    """Return clips of random codes and letters with lengths as those of `random_clips`, for what needs no audio."""
+    rng, shape = np.random.default_rng(seed), spec(name)
+    clips = []
+    for index, length in enumerate(_lengths(count, seconds, rng)):
+        frames = rng.integers(shape.codebook_size, size=(round(length * shape.frame_rate), shape.num_codebooks))
+        clips.append(EncodedClip(f"clip{index}", _random_text(length, rng), "0", "", f"clip{index}", "train",
+                                 torch.from_numpy(frames.astype(np.int16))))
+    return clips
 
 
 def encode_clips(clips: Sequence[AudioClip], codec: Codec) -> list[EncodedClip]:
@@ -79,5 +89,12 @@ def _random_clip(seconds: float, spec: ModelSpec, rng: np.random.Generator) -> A
     wave = 0.02 * rng.standard_normal(samples)
     for pitch in rng.uniform(80, 2000, 8):
         wave += 0.05 * np.sin(2 * np.pi * times * pitch) * np.sin(np.pi * times * rng.uniform(0.5, 4)) ** 2
-    text = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz "), round(LETTERS * seconds)))
-    return AudioClip(text, wave.astype(np.float32))
+    return AudioClip(_random_text(seconds, rng), wave.astype(np.float32))
+
+
+def _random_text(seconds: float, rng: np.random.Generator) -> str:
+    return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz "), round(LETTERS * seconds)))
+
+
+def _lengths(count: int, seconds: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(np.linspace(*seconds, count) if count > 1 else np.array([seconds[1]]))

@@ -156,7 +156,8 @@ def block(rows: Sequence[Row], plots: Sequence[Path] = ()) -> str:
     """Return the table of goals, a table of each kind of comparison, the machines and the plots."""
     goals, tables = table(("where", "what", "goal", "measured"), [goal_cells(goal, rows) for goal in GOALS]), []
     for title, benchmark in (("training, clips/s", "train_step"), ("speaking, frames/s", "generate"),
-                             ("encoding, seconds of audio a second", "encode")):
+                             ("encoding, seconds of audio a second", "encode"),
+                             ("serving, seconds of audio a second", "serve")):
         # rows of one machine and network together, small batches first
         comparisons = sorted((row for row in rows if row.result["what"].startswith(benchmark)), key=lambda row: (
             row.device, row.result["shape"], str(row.value("against")), row.value("batch") or 0))

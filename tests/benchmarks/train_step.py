@@ -4,14 +4,16 @@ Both sides run the loop of transformers' Trainer over the same clips, `--batch` 
 projections of the same network with random weights. *stock* is Trainer and PEFT as the public notebook uses them: audio is
 encoded by transformers' own forward in every step, audio padded to 10 s and text to 256 positions, micro-batches of two; its
 known bugs are fixed, so that at depth ratio 1 both sides optimize the same loss, which is checked first. The kit trains on
-codes that were encoded before.
+codes that were encoded before. `--against repeated` compares the kit with itself: batches that never come again against a
+few that do, which shows what every new shape of a batch costs.
 """
 
 import argparse
 import ast
 import fractions
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import dataset, trainer
 
-WHAT = "train_step"
+WHAT, REPEATED = "train_step", "repeated"
 RATIOS = ("1", "1/4", "1/16")
 SECONDS = ("2-10", "10")
 RANK, SEED = notebook.RANK, notebook.SEED
@@ -86,9 +88,13 @@ class Side:
     """A trainer that can be run repeatedly, with its stopwatch."""
     trainer: transformers.Trainer
     stopwatch: Stopwatch
+    plans: Iterator[list] | None = None
+    """The batches of each run, if they differ"""
 
     def run(self) -> float:
         """Train once and return the seconds per step."""
+        if self.plans:
+            self.trainer.train_dataset.plan = next(self.plans)
         with pretrained.quiet():
             self.trainer.train()
         return self.stopwatch.seconds
@@ -164,10 +170,7 @@ def compare(options: argparse.Namespace, device_config: DeviceConfig, folder: Pa
         train_sets[seconds] = TrainSet(clips, raw_clips, shapes.prompt_builder(options.shape), options.batch, steps)
         max_difference = max(max_difference, relative_loss_difference(kit_model, train_sets[seconds], device))
     print(f"At depth ratio 1 the losses of both sides agree within {max_difference:.0e}.")
-    kit_model.codec_model = None
-    shapes.cast(kit_model, device_config.dtype)
-    attention.install(kit_model)
-    kit_model = lora.add_lora(kit_model, RANK, float(RANK), "both", SEED)
+    kit_model = with_lora(kit_model, device_config)
     stock_model = (notebook.unsloth_model(options.shape, device_config, folder) if options.against == "unsloth"
                    else notebook.stock_model(options.shape, device_config))
     rows, changes = [], dict(options.set)
@@ -186,6 +189,45 @@ def compare(options: argparse.Namespace, device_config: DeviceConfig, folder: Pa
     return rows
 
 
+def with_lora(model, device_config: DeviceConfig):
+    """Return the kit's network as `finetune.prepare` makes it."""
+    model.codec_model = None
+    shapes.cast(model, device_config.dtype)
+    attention.install(model)
+    return lora.add_lora(model, RANK, float(RANK), "both", SEED)
+
+
+def compare_new_batches(options: argparse.Namespace, device_config: DeviceConfig, folder: Path) -> list[dict]:
+    """Return the rows of the kit on batches that never come again, against the kit on a few that do."""
+    steps, batch = options.steps or STEPS[device_config.device], options.batch
+    model, builder = with_lora(shapes.network(options.shape, device_config.device), device_config), shapes.prompt_builder(
+        options.shape)
+    rows, changes = [], dict(options.set)
+    for seconds in options.seconds:
+        sides = {}
+        for name, count in (("kit", steps * (options.repeats + 1)), ("other", min(steps, DIFFERENT))):
+            clips = shapes.random_codes(options.shape, batch * count, shapes.seconds_range(seconds))
+            sides[name] = TrainSet(clips, [], builder, batch, steps)
+        for ratio in options.ratios:
+            trained = {name: kit_side(model, train_set, float(fractions.Fraction(ratio)), device_config, folder, changes)
+                       for name, train_set in sides.items()}
+            trained["kit"].plans = new_batches(batch, steps)
+            durations = measure.alternate({name: side.run for name, side in trained.items()}, options.repeats)
+            settings = {"depth_frame_fraction": ratio, "seconds": seconds, "batch": batch, "steps": steps, "rank": RANK,
+                        "device": device_config.device, "dtype": str(device_config.dtype), "by": "batches that come again",
+                        **changes}
+            rows.append(measure.row(WHAT, options.shape, REPEATED, settings, *(
+                measure.speed(durations[name], batch, "clips/s", seconds_are="per optimizer step") for name in sides)))
+    return rows
+
+
+def new_batches(batch: int, steps: int) -> Iterator[list]:
+    """Yield the plan of each run: the next clips, none of them a second time."""
+    for run in itertools.count():
+        starts = range(run * steps * batch, (run + 1) * steps * batch, batch)
+        yield [[(index, None) for index in range(start, start + batch)] for start in starts]
+
+
 def time_sides(sides: dict[str, Side], train_set: TrainSet, repeats: int, device: str) -> dict[str, dict]:
     """Return speed and memory of each side: timed in turn, then one more run to measure memory."""
     durations = measure.alternate({name: side.run for name, side in sides.items()}, repeats)
@@ -200,7 +242,7 @@ def time_sides(sides: dict[str, Side], train_set: TrainSet, repeats: int, device
 
 def main(arguments: Sequence[str] | None = None) -> dict:
     parser = measure.parser(__doc__)
-    parser.add_argument("--against", choices=notebook.SIDES, default="stock")
+    parser.add_argument("--against", choices=(*notebook.SIDES, REPEATED), default="stock")
     parser.add_argument("--dtype", choices=devices.DTYPES, default="auto", help="of both sides")
     parser.add_argument("--seconds", nargs="+", default=SECONDS, help="clip lengths: 10, 2-10, or several of them")
     parser.add_argument("--ratios", nargs="+", default=RATIOS, help="depth ratios of the kit")
@@ -216,7 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> dict:
         rows = [measure.row(WHAT, options.shape, options.against, {}, missing, missing)]
     else:
         with tempfile.TemporaryDirectory() as folder:
-            rows = compare(options, device_config, Path(folder))
+            compare_with = compare_new_batches if options.against == REPEATED else compare
+            rows = compare_with(options, device_config, Path(folder))
     return measure.report(rows, device_config.device, options.out)
 
 

@@ -145,6 +145,14 @@ def asr_models(run: Run) -> dict[str, str]:
     return io.read_json(path, f"Run `tts-kit prepare RECORDING --run {run.name}` again.") if path.is_file() else {}
 
 
+def languages(run: Run) -> list[str]:
+    """The languages that a run's recordings were transcribed in."""
+    model = asr_models(run).get("asr_model", "")
+    transcripts = [transcript for folder in segment.segment_folders(run.segments)
+                   for transcript in transcribe.read_transcripts(folder, model).values()]
+    return sorted({transcript.language for transcript in transcripts} - {""})
+
+
 def load_review(run: Run) -> ReviewStore:
     """The clips and transcripts of a run's recordings, with all edits so far."""
     if not (models := asr_models(run)):

@@ -17,7 +17,7 @@ KINDS = {False: "adapter", True: "merged"}
 
 
 def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", revision: str = "", strength: float = 1.0,
-           dtype: str = "auto", location: str = "", watermarked: bool = True) -> Path:
+           dtype: str = "auto", location: str = "", watermarked: bool = True, language: str = "") -> Path:
     """Write a run's voice with its card to a folder, by default in the run's own; replaces an older export of it.
 
     `base` is the base model as others find it, or its folder here; `location` is where others will find the export."""
@@ -31,7 +31,7 @@ def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", 
         raise KitError(f"{out} holds the voice {release.get('voice')} as {release.get('kind')}, which would be replaced by "
                        f"{run.name} as {KINDS[merge]}. Choose another --out, or remove it.")
     base = base or lora.read_metadata(run.adapter)["base"]
-    summary = card.summarize(run, base)
+    summary = card.summarize(run, base, language, strength)
     license_name = license.license_of(summary.base, base)
     with atomic_folder(out) as staging:
         if merge:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from tts_kit import audio, hub, watermark
 from tts_kit.comparison import compare, listening_test, synthesis, verdict
@@ -16,6 +17,7 @@ from tts_kit.comparison.verdict import Verdict
 from tts_kit.config import CONFIG_FILE, Config, read_config
 from tts_kit.data import consent, ingest, manifest
 from tts_kit.data.manifest import EXCLUDED, HELD_OUT, TRAIN
+from tts_kit.errors import KitError
 from tts_kit.evaluation import scoring
 from tts_kit.html import markdown
 from tts_kit.io import read_json, write_text
@@ -27,6 +29,8 @@ FILE, SAMPLES = "README.md", "samples"
 SAMPLE_ARMS, MAX_SAMPLE_SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not ARMS[arm].adapter), 4
 """Arms and sentences whose clips are on the card; recordings of the speaker are not."""
 # strings in the programs are quoted by json, whose strings are Python's
+HUB_METRICS = {"wer": ("WER, %", 100, 1), "cer": ("CER, %", 100, 1), "sim": ("SIM", 1, 3), "mos": ("MOS", 1, 2)}
+"""Metrics that the hub shows: name, scale and decimals."""
 USAGE = """```sh
 tts-kit speak "It is raining in Oslo again." --adapter {shell_location}
 ```
@@ -61,21 +65,27 @@ class RunSummary:
     base: str  # as others find it
     config: Config
     data: dict  # empty if the run's data is gone, or is not what the adapter was trained on
+    languages: list[str]  # two letters each; empty if unknown
     consent: consent.Consent | None
     verdict: Verdict | None  # of the comparison, if there is one of this adapter
     rows: list[dict]  # its clips
+    arm: str  # of the comparison: the one that speaks as the export does
     comparison: Path  # folder of the files that the rows name
 
 
-def summarize(run: Run, base: str) -> RunSummary:
+def summarize(run: Run, base: str, language: str = "", strength: float = 1.0) -> RunSummary:
     """Gather what the run still holds about its adapter; what is missing or belongs to another is left out, and named."""
+    if language and not re.fullmatch("[a-z]{2,3}", language):
+        raise KitError(f"language is {language[:20]!r}; give its two letters, such as en or de.")
     metadata = lora.read_metadata(run.adapter)
     if reason := consent_problem(run, metadata):
         print(reason)
     decision, rows = _comparison(run)
-    return RunSummary(run.name, metadata, display_name(base), read_config(run.adapter / CONFIG_FILE),
-                      summarize_data(run, metadata), None if reason else consent.for_run(run), decision, rows,
-                      run.comparison)
+    data = summarize_data(run, metadata)
+    languages = [language] if language else data.get("language", "").split(", ")
+    return RunSummary(run.name, metadata, display_name(base), read_config(run.adapter / CONFIG_FILE), data,
+                      [*filter(None, languages)], None if reason else consent.for_run(run), decision, rows,
+                      f"finetuned:strength={strength:g}" if strength != 1 else "finetuned", run.comparison)
 
 
 def display_name(base: str) -> str:
@@ -111,14 +121,15 @@ def summarize_data(run: Run, metadata: dict) -> dict:
         print(f"{reason}: the card has no data section.")
         return {}
     utterances = manifest.read(run.data)
-    source = read_inputs(run.data).get("source", "")
+    source, languages = read_inputs(run.data).get("source", ""), ""
     if Path(source).parts[-2:] == run.reviewed.parts[-2:]:  # by its name: the run may have been made elsewhere
-        source = "recordings"
+        source, languages = "recordings", ", ".join(ingest.languages(run))
     amounts = {}
     for name, split in (("training", TRAIN), ("held out for evaluation", HELD_OUT), ("excluded, next to these", EXCLUDED)):
         seconds = [utterance.seconds for utterance in utterances if utterance.split == split]
         amounts[name] = f"{len(seconds)} clips, {sum(seconds) / 60:.1f} minutes" if seconds else ""
     return {"source": display_name(source), "transcribed by": ingest.asr_models(run).get("asr_model", ""),
+            "language": languages,
             "sessions": len({utterance.session for utterance in utterances}), **amounts}
 
 
@@ -165,15 +176,28 @@ def write(summary: RunSummary, folder: Path, location: str, license_name: str, m
 
 def front_matter(summary: RunSummary, license_name: str, merged: bool, samples: Sequence[tuple[str, dict]]) -> ModelCardData:
     """The metadata that the hub reads."""
-    on_hub = hub.is_repo_id(summary.base)
+    on_hub, results = hub.is_repo_id(summary.base), eval_results(summary)
     source = summary.data.get("source", "").partition(":")[0]  # a dataset is named with its split
     widget = [{"text": text, "output": {"url": files["finetuned"]}} for text, files in samples if "finetuned" in files]
     return ModelCardData(
         license=license_name or None, base_model=summary.base if on_hub else None,
         base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
         library_name="transformers" if merged else "peft", pipeline_tag="text-to-speech",
+        language=summary.languages or None, model_name=summary.name if results else None, eval_results=results or None,
         tags=["csm", "tts_kit", *["lora"] * (not merged)],
         datasets=[source] if hub.is_repo_id(source) else None, widget=widget or None)
+
+
+def eval_results(summary: RunSummary) -> list[EvalResult]:
+    """The metrics that the comparison measured of the exported voice, for the hub's model-index."""
+    source = summary.data.get("source", "")
+    dataset = source.partition(":")[0]
+    estimates = summary.verdict.figures.get(summary.arm, {}) if summary.verdict else {}
+    return [EvalResult(task_type="text-to-speech", dataset_name=f"held-out sentences{f' of {source}' * bool(source)}",
+                       dataset_type=dataset if hub.is_repo_id(dataset) else "audiofolder", metric_type=metric,
+                       metric_name=name, metric_value=round(scale * estimates[metric].value, decimals),
+                       metric_config=summary.rows[0].get(scoring.METRICS))
+            for metric, (name, scale, decimals) in HUB_METRICS.items() if metric in estimates]
 
 
 def markdown_table(rows: Iterable[Sequence[object]]) -> str:

@@ -67,8 +67,7 @@ class SampleCallback(TrainerCallback):
     """Synthesizes the same sentences with the same seeds every `sample_steps` steps."""
 
     def __init__(self, base: Base, config: Config, run: Run, speaker: str):
-        self.base, self.config, self.speaker = base, config, speaker
-        self.folder = run.training / "samples"
+        self.base, self.config, self.run, self.speaker = base, config, run, speaker
 
     def on_train_begin(self, args, state, control, **_):
         if self.config.sample_steps and state.global_step == 0:
@@ -82,7 +81,11 @@ class SampleCallback(TrainerCallback):
         """Write samples/step-000100/1.wav, 2.wav, ..."""
         samples = generate_samples(self.base, self.config, self.speaker, self.config.sample_texts)
         for number, (wave, _) in enumerate(samples, 1):
-            audio.write(self.folder / f"step-{step:06d}" / f"{number}.wav", wave, self.base.spec.sample_rate)
+            audio.write(sample_folder(self.run, step) / f"{number}.wav", wave, self.base.spec.sample_rate)
+
+
+def sample_folder(run: Run, step: int) -> Path:
+    return run.training / "samples" / f"step-{step:06d}"
 
 
 def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequence[str]) -> list[tuple[np.ndarray, bool]]:

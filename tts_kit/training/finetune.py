@@ -22,7 +22,7 @@ from tts_kit.tokens import cache
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks as training_callbacks
-from tts_kit.training import dataset, distributed, generation_eval
+from tts_kit.training import dataset, distributed, generation_eval, trackers
 from tts_kit.training.generation_eval import SelectedCheckpoint
 from tts_kit.training.trainer import CsmTrainer, last_complete_checkpoint, training_arguments
 
@@ -45,6 +45,7 @@ def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: 
     if distributed.is_rank_zero():
         print(license.license_notice(config.base))
         consent.warn_if_missing(run, thorough=True)
+    trackers.check_installed(config)
     clips = cache.load_run(run)
     inputs = _inputs(config, run)
     check_inputs(run, inputs)
@@ -67,6 +68,11 @@ def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: 
     checkpoint = last_complete_checkpoint(run.training)
     print(f"Resuming from {checkpoint.name}." if checkpoint else "Starting from the base model.")
     trainer.args.eval_on_start = checkpoint is None
+    if distributed.is_rank_zero() and config.report_to != ("none",):
+        tracking = trackers.TrackerCallback(config, run, base.spec.sample_rate, evaluation,
+                                            int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+        for callback in (*tracking.trackers, tracking):
+            trainer.add_callback(callback)
     with pretrained.quiet(), contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if distributed.is_rank_zero():
@@ -76,6 +82,7 @@ def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: 
 
 def launch(config: Config, run: Run, gpus: int) -> Path:
     """Run `finetune` in as many processes as there are GPUs; the config is passed on in the run folder."""
+    trackers.check_installed(config)
     check_inputs(run, _inputs(config, run))
     save_config(run, config)
     command = f"-m accelerate.commands.launch --multi_gpu --num_processes {gpus} -m tts_kit train --run {run.name}"

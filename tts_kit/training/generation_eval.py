@@ -89,6 +89,13 @@ class GenerationEvalCallback(TrainerCallback):
         path = self.run.training / ROWS
         return read_rows(path) if path.exists() else []
 
+    def scores(self, step: int) -> dict[str, float]:
+        """SIM and WER of a step, named as Trainer's metrics; empty if it was not evaluated."""
+        if not self.step_folder(step).exists():
+            return {}
+        scores = step_scores(self.rows())[step]
+        return {"eval_sim": _value(scores.sim), "eval_wer": _value(scores.wer)}
+
     def _generate(self, step: int, model: torch.nn.Module) -> None:
         """Write the clips of a step and its adapter."""
         folder, sample_rate = self.step_folder(step), self.base.spec.sample_rate

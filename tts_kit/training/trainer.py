@@ -22,6 +22,7 @@ from tts_kit.training import dataset, distributed
 
 COMPLETE_MARKER = "complete"  # file that marks a checkpoint as completely written
 MAX_CHECKPOINTS = 2
+PROJECT = "tts-kit"  # of trackio and Weights & Biases
 LOGGING_STEPS = {"cpu": 1, "cuda": 10, "mps": 10}  # steps between reads of the losses: each read waits for the device
 
 
@@ -79,8 +80,10 @@ class CsmTrainer(transformers.Trainer):
         by_codebook = (total / frames).tolist()
         backbone, depth = by_codebook[0], sum(by_codebook[1:]) / (len(by_codebook) - 1)
         metrics = {"eval_loss": backbone + self.depth_loss_weight * depth, "eval_backbone_loss": backbone,
-                   "eval_depth_loss": depth, "eval_loss_by_codebook": [round(value, 4) for value in by_codebook]}
+                   "eval_depth_loss": depth}
         self.log(metrics)
+        # trackers take numbers only
+        self.state.log_history[-1]["eval_loss_by_codebook"] = [round(value, 4) for value in by_codebook]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -173,7 +176,8 @@ def training_arguments(config: Config, run: Run, device_config: DeviceConfig) ->
         fp16=device_config.dtype == torch.float16 and device_config.device == "cuda", use_cpu=device_config.device == "cpu",
         gradient_checkpointing=config.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps", eval_steps=config.eval_steps, save_steps=config.save_steps,
-        logging_steps=LOGGING_STEPS[device_config.device], logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
+        logging_steps=LOGGING_STEPS[device_config.device], logging_nan_inf_filter=False, disable_tqdm=True,
+        report_to="none", run_name=run.name, project=PROJECT,  # the callbacks of trackers are added by `trackers`
         remove_unused_columns=False, dataloader_pin_memory=device_config.device == "cuda",
         accelerator_config={"non_blocking": device_config.device == "cuda"})
     # with several GPUs visible Trainer would ask for as many micro-batches at once and split them
