@@ -9,6 +9,8 @@ endif
 # containers often set it: then every process compiles torch and transformers anew, 25 s instead of 10
 unexport PYTHONDONTWRITEBYTECODE
 UV := $(BIN)/uv pip install -q --python $(BIN)/python
+UV_LATEST := .venv-latest/bin/uv pip install -q --python .venv-latest/bin/python
+TRACKERS := trackio wandb tensorboard  # a test logs to the real ones where they are installed
 
 .PHONY: demo gallery lint test test-slow test-full test-latest test-load
 
@@ -33,9 +35,10 @@ test-full: .venv/installed-dev
 
 test-latest:
 	$(PYTHON) -m venv .venv-latest
-	grep -v -e '^transformers' -e '^peft' constraints.txt > .venv-latest/constraints.txt
-	.venv-latest/bin/pip install -q --upgrade transformers peft -e .[dev] -c .venv-latest/constraints.txt
-	.venv-latest/bin/pip install -q --no-deps -r requirements-no-deps.txt
+	.venv-latest/bin/python -m pip install -q uv
+	grep -v -E '^(transformers|peft|accelerate|trl)=' constraints.txt > .venv-latest/constraints.txt
+	$(UV_LATEST) --upgrade transformers peft accelerate trl $(TRACKERS) -e ".[dev]" -c .venv-latest/constraints.txt
+	$(UV_LATEST) --no-deps -r requirements-no-deps.txt
 	.venv-latest/bin/python -m pytest tests
 
 lint: .venv/installed-dev

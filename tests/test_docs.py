@@ -69,7 +69,7 @@ PARSED = {  # command: the reason why it is only parsed
     "tts-kit compare --run anna --responses responses/*.json": "test_comparison_listening_test_analysis counts responses",
     "tts-kit compare --run anna --sweep strength=0.5,1,1.5 --sweep temperature=0.3,0.6,0.9": METRICS,
     "tts-kit train --run anna --generation-eval-steps 50": METRICS,
-    "tts-kit train --run anna --report-to trackio": "test_training_trackers logs to stand-ins, and to the real ones if there",
+    "tts-kit train --run anna --report-to trackio": "test_training_trackers runs it with stand-ins",
     "pip install trackio": INDEX,
     "modal run -m tts_kit.modal_app --run anna": "it needs an account; test_modal calls what it calls",
     "python -m sample_data.build": "it takes a day",

@@ -116,7 +116,8 @@ def choose_backend(requested: str, device_config: DeviceConfig) -> tuple[str, st
 def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> None:
     """Make backbone and depth decoder share one audio embedding table, or refuse the checkpoint.
 
-    transformers 5.0 to 5.20 save the shared table once, and on loading initialize the other one at random."""
+    transformers 5.0 to 5.20 save the shared table once, and on loading initialize the other one at random; 5.21 and later
+    tie it themselves."""
     tables = {BACKBONE_TABLE, DEPTH_TABLE}
     if lost := sorted(missing if tables <= missing else missing - tables):
         raise KitError(f"{name} lacks {len(lost)} weights, among them {lost[0]}. A model with random parts cannot be "
@@ -124,6 +125,8 @@ def tie(model: CsmForConditionalGeneration, missing: set[str], name: str) -> Non
     if not model.config.tie_codebooks_embeddings:
         return
     backbone, depth = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens
+    if backbone.weight is depth.weight:
+        return
     if BACKBONE_TABLE in missing:
         backbone.weight = depth.weight
     elif DEPTH_TABLE in missing or torch.equal(backbone.weight, depth.weight):
