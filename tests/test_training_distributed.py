@@ -34,13 +34,18 @@ from transformers import TrainerCallback
 from tts_kit import config, device, errors
 from tts_kit.model import load
 from tts_kit.run import Run
-from tts_kit.training import distributed, finetune, generation_eval
+from tts_kit.training import distributed, finetune, generation_eval, trackers
 
 class Steps(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         print(f"step {state.global_step} of {name}", file=sys.stderr, flush=True)
         if name == "dying" and state.global_step == 3 and not distributed.is_rank_zero():
             os.kill(os.getpid(), signal.SIGKILL)
+
+class Tracker(TrainerCallback):
+    trackers = ()
+    def __init__(self, config, *_):
+        print(f"tracking {name} with {config.report_to[0]}", file=sys.stderr)
 
 class Evaluation(generation_eval.GenerationEvalCallback):
     def _evaluate(self, step, model, generate=True):
@@ -79,6 +84,7 @@ def main(arguments=None):
             print(f"{name}: {error}", file=sys.stderr)
 
 generation_eval.build = build
+trackers.TrackerCallback, trackers.check_installed = Tracker, lambda config: None
 generation_eval.load_best = lambda evaluation, trainer, load_best=generation_eval.load_best: load_best(None, trainer)
 load_base, load.load_base = load.load_base, poisoned_base
 sys.exit(main())
@@ -116,7 +122,8 @@ def pair(toy, tmp_path_factory) -> Pair:
     root = tmp_path_factory.mktemp("pair") / "runs"
     base_config = Config(base=toy, rank=4, alpha=8.0, steps=5, warmup_steps=0, tokens_per_batch=60, depth_frame_fraction=0.5,
                          eval_steps=5, save_steps=5, sample_steps=0)
-    configs = {"halves": base_config.replace(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",)),
+    configs = {"halves": base_config.replace(context_probability=0.5, sample_steps=5, sample_texts=("Hello.",),
+                                             report_to=("trackio",)),
                "turns": base_config.replace(gradient_accumulation_steps=2, lora_targets="backbone"),
                "dealt": base_config.replace(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
                "evaluated": base_config.replace(generation_eval_steps=2, early_stopping_patience=1),
@@ -166,7 +173,7 @@ def check_same_training(one: Run, other: Run) -> None:
 def test_two_processes_train_like_one(pair, clips, name, tmp_path):
     """Mistake: gradients are averaged over processes, a share is lost or counted twice, the schedule runs at double speed,
     or a process without a clip, or without a gradient of one part, hangs."""
-    finetune.finetune(pair.configs[name], with_codes(Run(name, tmp_path), clips), CPU)
+    finetune.finetune(pair.configs[name].replace(report_to=("none",)), with_codes(Run(name, tmp_path), clips), CPU)
     check_same_training(Run(name, pair.root), Run(name, tmp_path))
     assert re.findall(r"(?m)^step (\d+)", pair.of(1, name)) == ["1", "2", "3", "4", "5"]
 
@@ -176,6 +183,8 @@ def test_only_rank_0_writes_and_prints(pair):
     first, second = pair.stdout
     assert second == "" and first.count("Starting from the base model.") == 6 and "shared by 2 processes" in first
     assert (pair.root / "halves" / "training" / "samples" / "step-000005" / "1.wav").is_file()
+    tracked = [re.findall(r"tracking .*", stderr) for stderr in pair.stderr]
+    assert tracked == [["tracking halves with trackio"], []], "every process logs to a tracker, or none does"
     assert "wrote" in pair.stderr[0] and "wrote" not in pair.stderr[1]
 
 
