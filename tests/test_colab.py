@@ -8,20 +8,26 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from peft import import_utils
 from test_notebooks import FOLDER, NAMES, cells, python_source, source
 
-from tts_kit import colab
+from tts_kit import colab, device
+from tts_kit.comparison import external
+from tts_kit.doctor import checks
 from tts_kit.errors import KitError
+from tts_kit.model import load, lora
 
 ROOT = FOLDER.parent
 BADGE = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
-                   r"\(https://colab\.research\.google\.com/github/([\w-]+/[\w-]+)/blob/(\w+)/([^)]+)\)")
+                   r"\(https://colab\.research\.google\.com/github/([\w-]+/[\w-]+)/blob/([\w.]+)/([^)]+)\)")
 SECRET = "hf_nobodymayseethis"
 COLAB = {
     "__init__.py": "",
@@ -55,21 +61,20 @@ COLAB = {
 
 @pytest.fixture
 def colab_site(tmp_path, monkeypatch):
-    """A folder that makes a process look like Colab: a google.colab to import, a pip that only records its arguments, and
+    """A folder that makes a process look like Colab: a google.colab to import, a uv that only records its arguments, and
     Colab's environment variable."""
     site = tmp_path / "site"
     package = site / "google" / "colab"
     package.mkdir(parents=True)
     for name, text in COLAB.items():
         (package / name).write_text(textwrap.dedent(text), encoding="utf-8")
-    (site / "pip").mkdir()
-    (site / "pip" / "__init__.py").touch()
-    pip_log = tmp_path / "pip.txt"
-    (site / "pip" / "__main__.py").write_text(
-        f"import json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(pip_log)!r}, 'a'))", encoding="utf-8")
+    programs, log = tmp_path / "bin", tmp_path / "uv.txt"
+    programs.mkdir()
+    (programs / "uv").write_text(f"#!{sys.executable}\nimport json, sys\n"
+                                 f"print(json.dumps(sys.argv[1:]), file=open({str(log)!r}, 'a'))\n", encoding="utf-8")
+    (programs / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(programs), os.environ["PATH"]]))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # the real pip, if it is called after all, changes nothing
-    monkeypatch.setenv("PIP_DRY_RUN", "1")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_0")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return site
@@ -88,20 +93,23 @@ def run_on_colab(script: str, folder: Path) -> subprocess.CompletedProcess:
                           capture_output=True, text=True, check=False)
 
 
-REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REPOSITORY, TAG = PROJECT["urls"]["Repository"], f"v{PROJECT['version']}"
+TESTED = re.search(r"(?m)^transformers==\S+$", (ROOT / "constraints.txt").read_text())[0]
+RAW = REPOSITORY.replace("github.com", "raw.githubusercontent.com")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_badge_opens_its_own_notebook(name):
-    """Mistake: a badge copied from another notebook, or one that opens another repository."""
+    """Mistake: a badge copied from another notebook, or one that opens another repository or another version."""
     badges = BADGE.findall(source(cells(name, "markdown")[0]))
-    assert badges == [(REPOSITORY.removeprefix("https://github.com/"), "main", f"notebooks/{name}.ipynb")]
+    assert badges == [(REPOSITORY.removeprefix("https://github.com/"), TAG, f"notebooks/{name}.ipynb")]
 
 
 def test_the_readme_links_to_the_notebooks():
     """Mistake: a badge in the README names a notebook or a repository that does not exist."""
     badges = BADGE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert badges == [(REPOSITORY.removeprefix("https://github.com/"), "main", f"notebooks/{name}.ipynb") for name in NAMES]
+    assert badges == [(REPOSITORY.removeprefix("https://github.com/"), TAG, f"notebooks/{name}.ipynb") for name in NAMES]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,32 +117,113 @@ def test_install_comes_before_the_kit_and_names_no_torch(name):
     """Mistake: an import of the kit before its packages are installed, or a pip line that replaces Colab's torch."""
     code = [source(cell) for cell in cells(name)]
     imports = [index for index, text in enumerate(code) if re.search(r"(?m)^\s*(from|import) tts_kit", text)]
-    assert [index for index, text in enumerate(code) if "%pip" in text] == [0] and min(imports) > 1
-    assert not re.search(r"--upgrade| -U|torch", code[0]) and "google.colab" not in "".join(code)
+    assert [index for index, text in enumerate(code) if re.search(r"(?m)^ *[!%]", text)] == [0] and min(imports) > 1
+    assert not re.search(r"--upgrade| -U|torch(?!ao)", code[0]) and "google.colab" not in "".join(code)
     guard = next(node for node in ast.parse(python_source(cells(name)[0])).body if isinstance(node, ast.If))
-    assert ast.unparse(guard.test) == "'COLAB_RELEASE_TAG' in os.environ"  # all ! and % lines are inside the guard
+    assert "COLAB_RELEASE_TAG" in ast.unparse(guard.test)  # all ! and % lines are inside the guard
     assert all(line.startswith("    ") for line in code[0].splitlines() if line.lstrip().startswith(("!", "%")))
 
 
-@pytest.mark.parametrize("preinstalled", ["torch==2.10.0", "torch==2.11.0", "numpy==2.0.2", "tqdm==4.67.1"])
-def test_preinstalled_packages_of_colab_are_not_replaced(preinstalled):
-    """Mistake: a requirement that Colab's torch or numpy does not satisfy, so that pip replaces it under a loaded kernel."""
-    requirements = [Requirement(line.partition("#")[0].strip())
-                    for line in (ROOT / "requirements.txt").read_text().splitlines()
-                    if line and not line.startswith("#")]
-    name, _, version = preinstalled.partition("==")
-    assert all(version in requirement.specifier for requirement in requirements if requirement.name == name)
+IMAGES = sorted(path.stem for path in (ROOT / "tests" / "colab").iterdir())
+"""Recorded images of Colab, each with Python's version in the first line and pip's list of packages below."""
+IN_USE = ("torch", "nvidia-", "triton", "numpy", "pandas", "pyarrow", "scipy", "protobuf", "ipykernel", "ipython", "jupyter",
+          "tornado", "pyzmq", "jax", "tensorflow", "cuda-")
+"""Begins of names of packages that the image's kernel has loaded, or that fit its torch and driver only."""
+
+
+def read_image(name: str) -> tuple[str, dict[str, str]]:
+    """Python's version in an image of Colab, and name -> version of its packages."""
+    heading, *lines = (ROOT / "tests" / "colab" / f"{name}.txt").read_text().splitlines()
+    return re.search(r"Python (\S+),", heading)[1], {
+        canonicalize_name(package): version for package, _, version in (line.partition("==") for line in lines)}
+
+
+def empty_wheel(folder: Path, name: str, version: str) -> None:
+    """Write a wheel without content or dependencies."""
+    record = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{record}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{record}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{record}/RECORD", "")
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_of_colab_keeps_what_its_kernel_uses(image, tmp_path, capsys):
+    """Mistake: a requirement that an image's torch or numpy does not satisfy, so that uv replaces it under a loaded kernel;
+    one that has no wheel for the image's Python; or versions that `doctor` refuses."""
+    uv = external.uv() or pytest.skip('uv is not installed: pip install "tts-kit[eval]"')
+    python, installed = read_image(image)
+    requirements = [TESTED, (ROOT / "requirements.txt").read_text(),
+                    *(line for extra in ("audio", "eval", "serve") for line in PROJECT["optional-dependencies"][extra])]
+    (tmp_path / "requirements.in").write_text("\n".join(requirements))
+    resolved = tmp_path / "resolved.txt"  # uv prefers the versions that it finds here, as it prefers installed ones
+    resolved.write_text("".join(f"{name}=={version}\n" for name, version in installed.items()))
+    for name, version in installed.items():
+        if "+" in version:  # a build for CUDA, from another index
+            empty_wheel(tmp_path, name, version)
+    process = subprocess.run([uv, "pip", "compile", "requirements.in", "-o", resolved.name, "--python-version", python,
+                              "--python-platform", "x86_64-manylinux_2_35", "--only-binary", ":all:", "--find-links", ".",
+                              "--no-header", "--no-annotate", "--quiet", "--no-progress"],
+                             cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+                             env=os.environ | {"UV_HTTP_RETRIES": "1"})
+    if process.returncode and re.search("(?i)failed to fetch|dns error|connect|timed out|offline", process.stderr):
+        pytest.skip(f"no package index can be reached: {process.stderr.strip().splitlines()[-1][:200]}")
+    assert not process.returncode, process.stderr
+    chosen = dict(line.split("==") for line in resolved.read_text().splitlines())
+    replaced = {name: f"{installed[name]} -> {version}" for name, version in chosen.items()
+                if installed.get(name, version) != version}
+    new = chosen.keys() - installed.keys()
+    with capsys.disabled():
+        print(f"\nColab {image}: {len(new)} packages are new, replaced are {replaced}")
+    assert not [name for name in replaced.keys() | new if name.startswith(IN_USE)], replaced
+    assert [check for check in map(checks.check_package, chosen, chosen.values()) if check.status == "fail"] == []
+    without_dependencies = {Requirement(line.partition("#")[0]).name
+                            for line in (ROOT / "requirements-no-deps.txt").read_text().splitlines() if line[0] != "#"}
+    assert not without_dependencies & installed.keys()
+
+
+def test_the_torchao_of_colab_does_not_stop_training(config, tmp_path, monkeypatch):
+    """Mistake: `get_peft_model` raises for every model, because Colab's images hold a torchao older than PEFT supports."""
+    versions = {read_image(image)[1]["torchao"] for image in IMAGES}
+    assert versions == {"0.10.0"} and checks.check_torchao("0.10.0").status == "warn"
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    (tmp_path / "torchao-0.10.0.dist-info").mkdir()
+    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text("Name: torchao\nVersion: 0.10.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchao", raising=False)
+    import_utils.is_torchao_available.cache_clear()
+    try:
+        with pytest.raises(ImportError, match="incompatible version of torchao"):
+            import_utils.is_torchao_available()
+        base = load.load_base(config.base, device.choose("cpu"))
+        finetuned = lora.add_lora(base.model, 4, 8)
+        lora.save(finetuned, tmp_path / "adapter", base, config.to_json(), {"speaker": "0"})
+        del sys.modules["torchao"]
+        lora.load(load.load_base(config.base, device.choose("cpu")), tmp_path / "adapter").merge_and_unload()
+    finally:
+        sys.modules.pop("torchao", None)
+        import_utils.is_torchao_available.cache_clear()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebooks_contain_no_outputs(name):
     """Mistake: outputs, execution counts, widgets or output ids of Colab or Jupyter are committed."""
     notebook = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
-    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert set(notebook["metadata"]) == {"accelerator", "colab", "kernelspec", "language_info"}
     assert set(notebook["metadata"]["language_info"]) == {"name"}
     for cell in notebook["cells"]:
         assert set(cell["metadata"]) <= {"tags"} and not cell.get("outputs") and cell.get("execution_count") is None
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_opens_with_a_gpu_and_titles(name):
+    """Mistake: the badge opens a machine without a GPU, or the outline of Colab shows cells without a name."""
+    metadata = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"]
+    assert metadata["accelerator"] == "GPU" and metadata["colab"] == {"gpuType": "T4"}
+    titles = [re.match(r"# @title (\S.{2,60})\n", source(cell)) for cell in cells(name)]
+    assert all(titles) and len({title[1] for title in titles}) == len(titles)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,19 +236,26 @@ def test_results_go_to_drive_only_on_request(name):
     assert not re.search(r"rmtree|unlink|\brm\b", code)  # existing results are resumed
 
 
-def test_the_first_cell_installs_in_colab(colab_site, tmp_path):
-    """Mistake: the install cell fails in pip, or does not install the metric models."""
+@pytest.mark.parametrize("variable", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
+def test_the_first_cell_installs(variable, colab_site, tmp_path, monkeypatch):
+    """Mistake: the install cell fails in uv, takes another version than the notebook's, does not install the metric models,
+    or leaves the old torchao."""
+    monkeypatch.delenv("COLAB_RELEASE_TAG")
+    monkeypatch.setenv(variable, "set")
     execute_cells([source(cells(NAMES[0])[0])], tmp_path)
-    calls = [json.loads(line) for line in (tmp_path / "pip.txt").read_text(encoding="utf-8").splitlines()]
-    assert calls[0] == ["install", "-q", f"tts-kit[all] @ git+{REPOSITORY}"]
-    assert calls[1][:4] == ["install", "-q", "--no-deps", "-r"] and (ROOT / calls[1][4].rsplit("/", 1)[-1]).is_file()
+    calls = [json.loads(line) for line in (tmp_path / "uv.txt").read_text(encoding="utf-8").splitlines()]
+    install = ["pip", "install", "--system", "-q"]
+    assert calls == [[*install, f"tts-kit[all] @ git+{REPOSITORY}@{TAG}", TESTED],
+                     [*install, "--no-deps", "-r", f"{RAW}/{TAG}/requirements-no-deps.txt"],
+                     ["pip", "uninstall", "--system", "-q", "torchao"]]
+    assert (ROOT / "requirements-no-deps.txt").is_file()
 
 
 def test_the_first_cell_does_nothing_outside_colab(colab_site, tmp_path, monkeypatch):
     """Mistake: a notebook installs packages on the user's own machine unasked."""
     monkeypatch.delenv("COLAB_RELEASE_TAG")
     execute_cells([source(cells(NAMES[0])[0])], tmp_path)
-    assert not (tmp_path / "pip.txt").exists()
+    assert not (tmp_path / "uv.txt").exists()
 
 
 def execute_cells(code: list[str], folder: Path) -> str:

@@ -1,6 +1,7 @@
 """The choice of device and dtype, full float32 precision, and the versions in results."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,8 @@ def test_the_cpu_is_used_in_float32_with_a_reason():
 
 def test_auto_chooses_the_best_device():
     """Mistake: an existing GPU is not used, or a missing one is chosen."""
+    if device.unusable_gpu_reason():
+        pytest.skip("torch cannot use the GPU of this machine")
     expected = "cuda" if torch.cuda.is_available() else "mps" if BACKENDS.mps.is_available() else "cpu"
     assert device.choose().device == expected
 
@@ -107,6 +110,80 @@ def test_a_missing_gpu_is_an_error():
     """Mistake: a requested GPU is silently replaced by the CPU, or torch fails with a traceback."""
     with pytest.raises(KitError, match=r"'cuda' was requested.*sees only .*cpu.*Use device 'auto'"):
         device.choose("cuda")
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A machine with an NVIDIA GPU and driver 550, beside a torch built for CUDA 13, which sees no device."""
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56")
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(device, "NVIDIA_DEVICES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def test_a_gpu_that_torch_cannot_use_is_an_error(driver, monkeypatch):
+    """Mistake: CSM-1B is trained for days on the CPU of a machine whose GPU has an old driver, or a torch without CUDA."""
+    with pytest.raises(KitError, match=r"driver 550.54.15\), but torch \S+, built for CUDA 13.0, cannot use it. Update the "
+                                       r"driver to 580 or newer.*--device cpu"):
+        device.choose()
+    assert device.choose("cpu").device == "cpu"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(KitError, match="is built without CUDA. Install a build for CUDA"):
+        device.choose()
+
+
+@pytest.mark.parametrize("variable", ["", "-1"])
+def test_a_hidden_or_absent_gpu_is_none(driver, monkeypatch, variable):
+    """Mistake: a container on a machine with a GPU, or a user who hides it, is refused the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert device.choose().device == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (driver / "nvidia0").unlink()
+    assert device.choose().device == "cpu"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A function that replaces torch's GPU by one of a name and compute capability, and what torch is built for."""
+    def replace(name: str, capability: tuple[int, int], built_for: str) -> None:
+        properties = SimpleNamespace(name=name, total_memory=16 * 10**9)
+        for function, value in {"is_available": True, "current_device": 0, "get_device_properties": properties,
+                                "get_device_name": name, "get_device_capability": capability,
+                                "get_arch_list": built_for.split(), "is_bf16_supported": capability >= (8, 0)}.items():
+            monkeypatch.setattr(torch.cuda, function, lambda *_, value=value, **__: value)
+    return replace
+
+
+CUDA_13 = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
+
+
+@pytest.mark.parametrize(("name", "capability", "built_for", "is_usable"), [
+    ("Tesla V100", (7, 0), CUDA_13, False), ("Tesla T4", (7, 5), CUDA_13, True), ("L4", (8, 9), CUDA_13, True),
+    ("RTX 5090", (12, 0), "sm_50 sm_80 sm_86 sm_90", False), ("RTX 5090", (12, 0), "sm_80 sm_90 compute_90", True),
+    ("Tesla V100", (7, 0), "sm_50 sm_60 sm_70 sm_90a", True), ("MI300X", (9, 4), "gfx942 gfx1100", True)])
+def test_a_gpu_needs_kernels(gpu, name, capability, built_for, is_usable):
+    """Mistake: a V100 beside a torch for CUDA 13 is taken, and the first operation fails: no kernel image is available."""
+    gpu(name, capability, built_for)
+    if is_usable:
+        assert name in device.choose().reason
+    else:
+        with pytest.raises(KitError, match=rf"{name} has compute capability {capability[0]}.0.*no kernels.*--device cpu"):
+            device.choose()
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused(gpu):
+    """Mistake: `--dtype bfloat16` on a T4 is emulated, many times slower, without a word."""
+    gpu("Tesla T4", (7, 5), CUDA_13)
+    assert device.choose("cuda", "float32").dtype == torch.float32
+    with pytest.raises(KitError, match="'bfloat16' was requested, and Tesla T4 has no bfloat16.*'auto'"):
+        device.choose("cuda", "bfloat16")
+    gpu("NVIDIA L4", (8, 9), CUDA_13)
+    assert device.choose("cuda", "bfloat16").dtype == torch.bfloat16
 
 
 def test_an_unknown_device_is_refused():

@@ -458,7 +458,7 @@ def test_a_full_disk_during_saving_keeps_the_last_checkpoint(config, run, tmp_pa
 
 
 def test_the_progress_callback_of_trl_works(config, run):
-    """Mistake: trl is required in requirements.txt, and nothing of it works with this trainer."""
+    """Mistake: a callback written for the Trainer of transformers fails with this one."""
     from trl import RichProgressCallback
 
     assert finetune.finetune(config, run, CPU, callbacks=[RichProgressCallback()]) == run.adapter

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from tts_kit.errors import KitError
 
 LOW_MEMORY_BYTES = 12e9  # a GPU with less memory than this is treated as low on memory
+NVIDIA_DRIVER, NVIDIA_DEVICES = Path("/proc/driver/nvidia/version"), Path("/dev")
+MIN_DRIVER = {"12": "525", "13": "580"}  # CUDA's major version: oldest NVIDIA driver on Linux
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "tokenizers", "safetensors",
             "huggingface_hub", "numpy", "soundfile", "soxr", "pyloudnorm", "unsloth")
@@ -30,15 +33,20 @@ class DeviceConfig:
 
 
 def choose(device: str = "auto", dtype: str = "auto") -> DeviceConfig:
-    """Choose the best available device, or the requested one, with its best dtype or the requested one."""
+    """Choose the best available device, or the requested one, with its best dtype or the requested one.
+
+    A GPU that is there and cannot be used is an error, never a reason to compute on the CPU."""
     available = available_devices()
     if device not in ("auto", "cuda", "mps", "cpu"):
         raise KitError(f"device is {device!r}; it must be one of auto, cuda, mps, cpu.")
+    if device in ("auto", "cuda") and (reason := unusable_gpu_reason()):
+        raise KitError(f"{reason}. To compute on the CPU all the same ask for device 'cpu' (--device cpu).")
     if device not in ("auto", *available):
         raise KitError(f"device {device!r} was requested, but torch {torch.__version__} sees only {', '.join(available)}. "
                        f"Use device 'auto', or a machine with {device} and a torch build for it.")
     name = available[0] if device == "auto" else device
     if name == "cuda":
+        check_kernels()
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         chosen = for_cuda(gpu.name, gpu.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
         torch.backends.cuda.enable_cudnn_sdp(False)  # on H100 it would plan for every new length, 30 ms each
@@ -51,6 +59,9 @@ def choose(device: str = "auto", dtype: str = "auto") -> DeviceConfig:
                               f"{memory() / 1e9:.0f} GB), float32; {reason}.")
     if dtype == "auto" or DTYPES[dtype] == chosen.dtype:
         return chosen
+    if dtype == "bfloat16" and chosen.dtype == torch.float16:
+        raise KitError(f"dtype 'bfloat16' was requested, and {gpu.name} has no bfloat16: torch would emulate it, many times "
+                       "slower. Leave it at 'auto', which is float16 here, or use 'float32'.")
     return dataclasses.replace(chosen, dtype=DTYPES[dtype], reason=f"{chosen.reason} {dtype}, as requested.")
 
 
@@ -59,6 +70,33 @@ def for_cuda(name: str, memory: int, bf16: bool) -> DeviceConfig:
     dtype, note = (torch.bfloat16, "bfloat16") if bf16 else (
         torch.float16, "float16 with a loss scaler, as it has no bfloat16")
     return DeviceConfig("cuda", dtype, f"Device: {name} ({memory / 1e9:.0f} GB), {note}.", memory < LOW_MEMORY_BYTES)
+
+
+def unusable_gpu_reason() -> str:
+    """Return why torch sees no CUDA device although this machine has an NVIDIA GPU; empty where it has none, or hides it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    if torch.cuda.is_available() or hidden or not NVIDIA_DRIVER.exists() or not any(NVIDIA_DEVICES.glob("nvidia[0-9]*")):
+        return ""
+    driver = re.search(r"\d{3,}\.[\d.]+", NVIDIA_DRIVER.read_text(encoding="utf-8", errors="replace"))
+    seen = f"there is an NVIDIA GPU (driver {driver[0] if driver else 'unknown'}), but torch {torch.__version__}"
+    if not torch.version.cuda:
+        return f"{seen} is built without CUDA. Install a build for CUDA (https://pytorch.org/get-started)"
+    minimum = MIN_DRIVER.get(torch.version.cuda.partition(".")[0], "a newer one")
+    return (f"{seen}, built for CUDA {torch.version.cuda}, cannot use it. Update the driver to {minimum} or newer, or "
+            "install a torch build for an older CUDA (https://pytorch.org/get-started)")
+
+
+def check_kernels() -> None:
+    """Refuse a GPU for which this torch has no kernels; its first operation would fail."""
+    own, built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    codes = [(kind, (int(major), int(minor)))
+             for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(built_for))]
+    # machine code (sm) runs on later GPUs of the same generation, PTX (compute) on all later ones
+    if codes and not any(code <= own and (kind == "compute" or code[0] == own[0]) for kind, code in codes):
+        raise KitError(f"{torch.cuda.get_device_name()} has compute capability {own[0]}.{own[1]}, for which torch "
+                       f"{torch.__version__} has no kernels (it has {', '.join(built_for)}). Install a torch build for "
+                       "another CUDA version (https://pytorch.org/get-started), use another GPU, or ask for device 'cpu' "
+                       "(--device cpu).")
 
 
 @contextlib.contextmanager

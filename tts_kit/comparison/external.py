@@ -173,7 +173,7 @@ def unavailable_reason(name: str) -> str:
         return f"its license obliges you ({system.license}). If you accept it, set {system.agreement}=1"
     if not uv():
         return "it runs in an environment that uv makes, and uv is missing. Install it: pip install uv"
-    if system.needs_gpu and device.choose().device != "cuda":
+    if system.needs_gpu and "cuda" not in device.available_devices():
         return "it needs an NVIDIA GPU, and torch sees none here"
     return ""
 

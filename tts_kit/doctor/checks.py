@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tts_kit.errors import reason
+from tts_kit.errors import KitError, reason
 
 INSTALL = 'Run `pip install --upgrade "tts-kit[all]"`.'
 SMALL_MODEL_BYTES = 1e9  # local checkpoints below this size, such as the bundled one, need no GPU
@@ -26,6 +26,7 @@ VERSION_RULES = (  # package, from this version, below this one, status, effect
     ("peft", "0", "0.19.1", "fail", "transformers 5.17 requires 0.19.1"),
     ("accelerate", "0", "1.10", "fail", "tts_kit requires 1.10 or newer"),
 )
+MIN_TORCHAO = "0.16"  # for peft 0.21
 REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
 
 
@@ -42,6 +43,7 @@ def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:
     local = Path(base)
     small = local.is_dir() and sum(file.stat().st_size for file in local.glob("*.safetensors")) < SMALL_MODEL_BYTES
     checks = [check_package(name, _version(name)) for name in REQUIRED]
+    checks += filter(None, [check_torchao(_version("torchao"))])
     functions = {"libsndfile": check_libsndfile, "torchvision": check_torchvision, "device": lambda: check_hardware(small),
                  "disk for runs": lambda: check_disk("disk for runs", folder, 1e9 if small else 10e9,
                                                      "clips, codes and checkpoints")}
@@ -94,6 +96,14 @@ def check_torchvision() -> Check:
     return Check("torchvision", "ok", version)
 
 
+def check_torchao(version: str | None) -> Check | None:
+    """Warn of a torchao that PEFT refuses, such as that of Colab's images."""
+    if version is None or _parse(version) >= _parse(MIN_TORCHAO):
+        return None
+    return Check("torchao", "warn", f"{version}; PEFT adapts no model beside a torchao older than {MIN_TORCHAO}. tts_kit "
+                 "hides it, other programs fail", "Run `pip uninstall torchao`; tts_kit does not need it.")
+
+
 def check_libsndfile() -> Check:
     """Check that soundfile finds its library."""
     import soundfile
@@ -105,18 +115,19 @@ def check_hardware(small: bool) -> list[Check]:
     """Check device and memory."""
     from tts_kit import colab, device
 
-    chosen, memory = device.choose(), check_memory(device.memory(), small)
+    memory = check_memory(device.memory(), small)
+    try:
+        chosen = device.choose()
+    except KitError as error:  # a driver or a torch that does not fit the GPU
+        problem, _, fix = str(error).partition(". ")
+        return [Check("device", "fail", problem, fix), memory]
     if chosen.device == "cuda":
         return [Check("device", "ok", chosen.reason), check_gpu(*device.gpu_memory(), small), memory]
-    has_driver = Path("/proc/driver/nvidia/version").exists()
-    return [check_device(chosen.device, chosen.reason, small, has_driver, colab.is_colab()), memory]
+    return [check_device(chosen.device, chosen.reason, small, colab.is_colab()), memory]
 
 
-def check_device(device: str, reason: str, small: bool, has_driver: bool, is_colab: bool) -> Check:
-    """Check a machine on which torch sees no CUDA device."""
-    if has_driver:
-        return Check("device", "warn", f"{reason} There is an NVIDIA driver, but torch cannot use it",
-                     "Install a torch build for CUDA (https://pytorch.org/get-started), or check CUDA_VISIBLE_DEVICES.")
+def check_device(device: str, reason: str, small: bool, is_colab: bool) -> Check:
+    """Check a machine without an NVIDIA GPU."""
     if small or device == "mps":
         return Check("device", "ok", reason)
     fix = "On Colab: Runtime > Change runtime type > T4 GPU." if is_colab else "Use a machine with a GPU of 10 GB or more."

@@ -5,12 +5,14 @@ import hashlib
 import json
 import math
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.import_utils import is_torchao_available
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as peft_layer
 from safetensors import SafetensorError
@@ -107,8 +109,19 @@ def target_pattern(targets: str) -> str:
     return f"({'|'.join(PARTS[part] for part in parts)}){PROJECTIONS}"
 
 
+def hide_old_torchao() -> None:
+    """Make a torchao that PEFT refuses, such as that of Colab's images, count as not installed in this process.
+
+    PEFT looks for torchao whenever it adapts a layer, and raises an error if it is older than it supports."""
+    try:
+        is_torchao_available()
+    except ImportError:
+        sys.modules["torchao"] = None
+
+
 def add_lora(model: CsmForConditionalGeneration, rank: int, alpha: float, targets: str = "both", seed: int = 0) -> PeftModel:
     """Add a fresh adapter to a base model; all else stays frozen."""
+    hide_old_torchao()
     peft_config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_pattern(targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -194,6 +207,7 @@ def save(model: PeftModel, folder: Path, base: Base, config_json: str, metadata:
 def load(base: Base, folder: Path, model: PeftModel | None = None, name: str = DEFAULT_ADAPTER) -> PeftModel:
     """Put a saved adapter on a base, or on its model that has adapters already; one that is refused changes nothing."""
     check_compatible(base, Path(folder), read_metadata(folder))
+    hide_old_torchao()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of missing keys, which were checked
         if model:
