@@ -32,6 +32,7 @@ from tts_kit.generation.engine import InferenceEngine, graph_key
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import attention, load, lora, loss
 from tts_kit.pretrained import ModelSpec
+from tts_kit.run import Run
 from tts_kit.server.queue import JobQueue, Worker
 from tts_kit.speech import stream
 from tts_kit.speech.speak import Request
@@ -502,7 +503,7 @@ def test_the_loss_scale_is_never_waited_for(base, config, tmp_path, monkeypatch)
     spread_logits(base.model)
     clips = [make_clip(f"clip{number}", 5 + number) for number in range(6)]
     micro_batches = dataset.MicroBatchDataset(clips, base.prompt_builder, config)
-    arguments = trainer.training_arguments(config, SimpleNamespace(training=tmp_path), base.device_config)
+    arguments = trainer.training_arguments(config, Run("one", tmp_path), base.device_config)
     csm_trainer = trainer.CsmTrainer(model, arguments, micro_batches, [], base.device_config)
     csm_trainer.current_gradient_accumulation_steps = 1
     gradients = []
