@@ -1,8 +1,11 @@
 """Transcription: which model does the second pass, what is reused, and what is refused before anything is processed."""
 
 import dataclasses
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SEGMENT_TEXTS, make_segments
@@ -51,6 +54,55 @@ def test_an_unknown_language_is_refused_at_once():
     transcribe.check_language("de")
     with pytest.raises(KitError, match="'English' is unknown"):
         transcribe.check_language("English")
+
+
+@pytest.fixture
+def whisper(monkeypatch):
+    """A replacement of faster-whisper whose inference fails as it does without a library; returns what was requested."""
+    requests = []
+
+    class WhisperModel:
+        model = SimpleNamespace(is_multilingual=True)
+
+        def __init__(self, path, **settings):
+            requests.append((path, settings["device"], settings["compute_type"]))
+
+        def transcribe(self, samples, **_):
+            raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+
+        detect_language = transcribe
+
+    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=WhisperModel))
+    transcribe.whisper_device.cache_clear()
+    yield requests
+    transcribe.whisper_device.cache_clear()
+
+
+@pytest.mark.parametrize(("has_cublas", "request_"), [
+    (True, ("large-v3-turbo", "cuda", "float16")), (False, ("small", "cpu", "int8"))])
+def test_whisper_uses_a_gpu_only_with_its_library(whisper, monkeypatch, capsys, has_cublas, request_):
+    """Mistake: beside a torch for CUDA 13 every transcription fails: Library libcublas.so.12 is not found."""
+    def load_library(name):
+        if not has_cublas:
+            raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(transcribe.ctypes, "CDLL", load_library)
+    for _ in range(2):
+        transcribe.load("", device.DeviceConfig("cuda", torch.float16, ""))
+    assert whisper == [request_] * 2
+    assert capsys.readouterr().out.count("Whisper runs on the CPU: faster-whisper needs") == (0 if has_cublas else 1)
+    assert transcribe.whisper_device("cpu") == transcribe.whisper_device("mps") == ("cpu", "int8")
+    assert transcribe.whisper_device("cuda") == request_[1:]
+    assert transcribe.whisper_device("auto") == (request_[1:] if torch.cuda.is_available() else ("cpu", "int8"))
+
+
+def test_an_error_of_inference_is_one_for_the_user(whisper):
+    """Mistake: a library that is missing at the first product, and not at loading, ends in a traceback, on Modal in four."""
+    model = transcribe.load("small", CPU)
+    for infer in (lambda: model.transcribe(np.zeros(100, np.float32), "en"),
+                  lambda: model.detect_language(np.zeros(100, np.float32))):
+        with pytest.raises(KitError, match="Whisper has failed .Library libcublas.so.12 is not found.*--device cpu"):
+            infer()
 
 
 def test_an_unknown_model_is_refused(tmp_path):

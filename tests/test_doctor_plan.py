@@ -86,13 +86,29 @@ def test_gpus_are_ordered_by_memory_and_speed(example_plan):
 
 def test_memory_counts_the_weights_that_generate_samples(example_plan):
     """Mistake: a plan runs out of memory at the first sample, because generation holds merged copies of the weights."""
-    # CSM-1B's weights without codec, the adapter's 27 million parameters, and 2.17 GB of merged layers
+    # CSM-1B's weights without codec, the adapter's 27 million parameters, and 2.17 GB of merged layers and 0.13 of heads
     training = 2 * 1.5528e9 + 16 * 26.9353e6 + plan.CUDA_BYTES
-    assert example_plan.fixed_bytes() == pytest.approx(training + 2.17e9, rel=0.002)
+    positions = 256  # of two sentences: keys and values of 16 layers with 8 heads of 64 numbers in 16 bits
+    caches = 2 * positions * 2 * 16 * 8 * 64 * 2
+    assert example_plan.fixed_bytes() == pytest.approx(training + 2.17e9 + 0.13e9 + caches, rel=0.002)
     offloaded = Plan(example_plan.config.replace(offload_text_embeddings=True))
     assert example_plan.fixed_bytes() - offloaded.fixed_bytes() == pytest.approx(2 * 262.7e6, rel=0.001)
     silent = Plan(example_plan.config.replace(sample_steps=0))
     assert silent.fixed_bytes() == pytest.approx(training, rel=0.002)
+    evaluated = Plan(example_plan.config.replace(generation_eval_steps=50))
+    assert evaluated.fixed_bytes() - example_plan.fixed_bytes() == pytest.approx(5 * caches, rel=0.02), "twelve sentences"
+
+
+def test_a_t4_holds_embeddings_and_norms_in_float32(example_plan):
+    """Mistake: a batch planned for a T4 as if all weights were in 16 bits, which float16 does not allow."""
+    extra = example_plan.fixed_bytes(bf16=False) - example_plan.fixed_bytes()
+    assert extra == pytest.approx(2 * (262.7e6 + 134.4e6), rel=0.002)  # text and audio embeddings of CSM-1B
+    offloaded = Plan(example_plan.config.replace(offload_text_embeddings=True))
+    assert offloaded.fixed_bytes(bf16=False) - offloaded.fixed_bytes() == pytest.approx(2 * 134.4e6, rel=0.002)
+    t4, = (gpu for gpu in plan.GPUS if gpu.name == "T4")
+    assert [gpu.name for gpu in plan.GPUS if not gpu.bf16] == ["T4"]
+    rows = [example_plan._plan(dataclasses.replace(t4, bf16=bf16)) for bf16 in (False, True)]
+    assert rows[0].memory - rows[1].memory == pytest.approx(extra / 1e9) and rows[0].max_batch < rows[1].max_batch
 
 
 def test_memory_is_saved_only_where_needed(example_plan):
@@ -102,8 +118,8 @@ def test_memory_is_saved_only_where_needed(example_plan):
         return example_plan._plan(gpu)
 
     longest = example_plan.longest
-    needed = example_plan.fixed_bytes() + example_plan.activation_bytes(longest, False)
-    least = example_plan.fixed_bytes() + example_plan.activation_bytes(longest, True)
+    fixed = example_plan.fixed_bytes(plan.GPUS[0].bf16)
+    needed, least = (fixed + example_plan.activation_bytes(longest, checkpointing) for checkpointing in (False, True))
     assert row(least + 1e7).checkpointing and row(needed - 1e7).checkpointing and row(3e9) is None
     small = row(needed + 1e9)
     assert small.accumulation > 1 and small.micro_batch * small.accumulation >= 1400 and small.micro_batch <= small.max_batch

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import CsmForConditionalGeneration
 from sample_data.build import model_shapes
 from tts_kit import device, pretrained
 from tts_kit.errors import KitError
-from tts_kit.model import load
+from tts_kit.model import attention, load
 
 CPU = device.choose("cpu")
 
@@ -160,6 +162,27 @@ def test_unsloth_without_a_gpu_is_refused_with_an_alternative():
     with pytest.raises(KitError, match="needs an NVIDIA GPU.*'peft' runs everywhere"):
         load.choose_backend("unsloth", CPU)
     assert load.choose_backend("auto", CPU)[0] == "peft"
+
+
+def test_unsloth_keeps_rope_and_gets_the_attention_of_packed_clips(toy, monkeypatch):
+    """Mistake: RoPE's frequencies are rounded to 16 bits with the weights, which turns position 1000 by another angle; or
+    packed clips get a mask of the row's length squared."""
+    def from_pretrained(name, auto_model, **_):  # as unsloth does: float32, some projections in float16
+        model = auto_model.from_pretrained(name)
+        load.tie(model, {load.BACKBONE_TABLE}, name)
+        model.lm_head.half()
+        return model, None
+
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastModel=SimpleNamespace(from_pretrained=from_pretrained)))
+    loaded = load.load_base(toy, device.DeviceConfig("cpu", torch.float16, ""), backend="unsloth").model
+    reference = CsmForConditionalGeneration.from_pretrained(toy)
+    for decoder, name in ((loaded.backbone_model, "backbone_model"), (loaded.depth_decoder.model, "depth_decoder.model")):
+        frequencies = decoder.rotary_emb.inv_freq
+        assert frequencies.dtype == torch.float32
+        assert torch.equal(frequencies, reference.get_submodule(name).rotary_emb.inv_freq)
+    assert {weight.dtype for weight in loaded.backbone_model.layers.parameters()} == {torch.float16}
+    assert loaded.lm_head.weight.dtype == torch.float16
+    assert loaded.config._attn_implementation == attention.NAME
 
 
 def test_the_toy_is_read_by_plain_transformers(toy):

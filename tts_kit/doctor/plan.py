@@ -5,15 +5,17 @@ import shlex
 from dataclasses import dataclass
 from math import ceil
 
-from tts_kit import pretrained
+from tts_kit import pretrained, text
 from tts_kit.config import Config, load_config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
+from tts_kit.generation import engine
 from tts_kit.model import load, lora, loss
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
 from tts_kit.tokens import cache
 from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.training import generation_eval
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,11 @@ class Gpu:
     tflops: float  # dense 16-bit TFLOP/s of the tensor cores, from NVIDIA's data sheets
     bandwidth: float  # GB/s of its memory, from NVIDIA's data sheets
     price: float  # dollars an hour: Modal's list prices of late 2025
+    bf16: bool = True  # without it training computes in float16, with embeddings and norms in float32
 
 
 GPUS = (
-    Gpu("T4", 15.6, 65, 320, 0.59),
+    Gpu("T4", 15.6, 65, 320, 0.59, bf16=False),
     Gpu("L4", 23.6, 121, 300, 0.80),
     Gpu("A10G", 23.6, 70, 600, 1.10),  # AWS's variant, slower than the A10
     Gpu("A100 40 GB", 42.3, 312, 1555, 2.10),
@@ -78,6 +81,7 @@ class Decoder:
         self.lora = sum(count for name, count in weights.items() if ".lora_" in name)
         self.weights = sum(weights.values()) - self.lora
         self.layers, self.units = config.num_hidden_layers, config.num_hidden_layers * config.hidden_size
+        self.cached = 2 * self.layers * config.num_key_value_heads * config.head_dim  # keys and values of a position
 
 
 class Plan:
@@ -100,24 +104,28 @@ class Plan:
         self.trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.frozen = sum(weight.numel() for weight in model.parameters()) - self.trainable
         self.text_table = model.embed_text_tokens.weight.numel()
+        # embeddings and norms, on a GPU without bfloat16
+        self.float32_weights = sum(weight.numel() for name, weight in model.named_parameters()
+                                   if "embed_" in name or weight.dim() == 1)
+        self.heads = model.depth_decoder.codebooks_head.weight.numel()
         self.backbone = Decoder(model.backbone_model, model.config)
         self.depth = Decoder(model.depth_decoder.model, model.config.depth_decoder_config)
         self.spec = ModelSpec.of(model.config)
 
     def _count_clips(self) -> None:
         config, run, rate = self.config, self.run, self.spec.frame_rate
-        builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), self.spec)
+        builder = self.builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), self.spec)
         if run is None:
-            count, seconds, text = EXAMPLE
+            count, seconds, line = EXAMPLE
             held_out = max(manifest.MIN_HELD_OUT, round(count * config.held_out))
-            clips = [(text, seconds, manifest.HELD_OUT if number < held_out else manifest.TRAIN) for number in range(count)]
+            clips = [(line, seconds, manifest.HELD_OUT if number < held_out else manifest.TRAIN) for number in range(count)]
         elif (run.data / manifest.MANIFEST).is_file():
             clips = [(utterance.text, utterance.seconds, utterance.split) for utterance in manifest.read(run.data)]
         else:
             clips = [(clip.text, len(clip.codes) / rate, clip.split) for clip in cache.load_run(run)]
         lengths = {manifest.TRAIN: [], manifest.HELD_OUT: [], manifest.EXCLUDED: []}
-        for text, seconds, split in clips:  # text, frames, and the frame that ends the clip
-            lengths[split].append(len(builder.text_ids(text, "0")) + ceil(round(seconds * rate, 3)) + 1)
+        for line, seconds, split in clips:  # text, frames, and the frame that ends the clip
+            lengths[split].append(len(builder.text_ids(line, "0")) + ceil(round(seconds * rate, 3)) + 1)
         self.lengths, self.held_out = lengths[manifest.TRAIN], sum(lengths[manifest.HELD_OUT])
         if not self.lengths:
             raise KitError(f"none of {len(clips)} clips is for training. Prepare the run's data again.")
@@ -128,12 +136,26 @@ class Plan:
         self.total = max(self.longest, round(self.clip * len(self.lengths)))
         self.frame_share = self.seconds * rate / sum(self.lengths)
 
-    def fixed_bytes(self) -> float:
-        """Memory of any batch: 16-bit weights, adapter, optimizer, CUDA, and the merged copy that generates samples."""
-        generates = self.config.sample_steps or self.config.generation_eval_steps
-        copy = 2 * (self.backbone.weights + self.depth.weights) if generates else 0
+    def fixed_bytes(self, bf16: bool = True) -> float:
+        """Memory of any batch: weights, adapter, optimizer, CUDA, and what generates samples."""
         offloaded = self.text_table if self.config.offload_text_embeddings else 0
-        return 2 * (self.frozen - offloaded) + TRAINABLE_BYTES * self.trainable + copy + CUDA_BYTES
+        weights = 2 * (self.frozen - offloaded) + (0 if bf16 else 2 * (self.float32_weights - offloaded))
+        return weights + TRAINABLE_BYTES * self.trainable + self.generation_bytes() + CUDA_BYTES
+
+    def generation_bytes(self) -> float:
+        """Memory of the merged copies of layers and heads and of the caches; 0 if training generates nothing."""
+        config, sentences = self.config, []
+        if config.sample_steps:
+            sentences = list(config.sample_texts)
+        if config.generation_eval_steps:
+            sentences = max(sentences, generation_eval.read_sentences([]), key=len)
+        if not sentences:
+            return 0
+        positions = max(len(self.builder.text_ids(line, "0")) + ceil(text.max_speech_seconds(line) * self.spec.frame_rate)
+                        for line in sentences)
+        positions = ceil(positions / engine.KV_LENGTH_BUCKET) * engine.KV_LENGTH_BUCKET
+        caches = len(sentences) * (self.backbone.cached * positions + self.depth.cached * self.spec.num_codebooks)
+        return 2 * (self.backbone.weights + self.depth.weights + self.heads + caches)
 
     def activation_bytes(self, positions: float, checkpointing: bool) -> float:
         """Memory of one micro-batch; the depth decoder's is that of one chunk of frames at most."""
@@ -165,7 +187,8 @@ class Plan:
 
     def _plan(self, gpu: Gpu) -> Row | None:
         """Plan the config's batch in as few micro-batches as fit, with gradient checkpointing where it has to be."""
-        config, free = self.config, FILL * gpu.memory * 1e9 - self.fixed_bytes()
+        config, fixed = self.config, self.fixed_bytes(gpu.bf16)
+        free = FILL * gpu.memory * 1e9 - fixed
         checkpointing = config.gradient_checkpointing or not self.largest_batch(free, False)
         max_batch = self.largest_batch(free, checkpointing)
         if not max_batch:
@@ -173,7 +196,7 @@ class Plan:
         batch = config.tokens_per_batch * config.gradient_accumulation_steps
         accumulation = 1 if max_batch == self.total else ceil(batch / max_batch)
         micro_batch = ceil(batch / accumulation)
-        memory = self.fixed_bytes() + self.activation_bytes(min(max(micro_batch, self.longest), self.total), checkpointing)
+        memory = fixed + self.activation_bytes(min(max(micro_batch, self.longest), self.total), checkpointing)
         whole_clips = min(max(micro_batch // self.clip, 1) * self.clip, self.total)
         seconds = accumulation * self.step_seconds(whole_clips, gpu, checkpointing)
         evaluation = (config.steps // config.eval_steps + 1) * self.step_seconds(self.held_out, gpu, training=False)
@@ -202,8 +225,9 @@ Base {config.base}, rank {config.rank}, depth frame fraction {config.depth_frame
 Computed and never measured on such a GPU. Constants are counted on CSM-1B's training step; assumed
 are {PEAK_SHARE:.0%} of the dense 16-bit peak, {BANDWIDTH_SHARE:.0%} of the bandwidth and
 {LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation.
-GB: weights, adapter, optimizer, CUDA, activations and the merged copy that generates samples; they
-may fill {FILL:.0%} of the GPU. minutes: training, evaluations and {STARTUP_MINUTES:g} to start, without downloads.
+GB: weights, adapter, optimizer, CUDA, activations, and the merged weights and caches that generate
+samples; they may fill {FILL:.0%} of the GPU.
+minutes: training, evaluations and {STARTUP_MINUTES:g} to start, without downloads.
 dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed.
 """)
     if not plan.rows:

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_kit import device as devices
 from tts_kit.data import speaker_embedding, transcribe
 from tts_kit.errors import KitError, reason
 from tts_kit.evaluation import metrics
@@ -169,7 +168,7 @@ def _cached(model: tuple) -> Path | None:
 def hub_names(device: str) -> dict[str, str]:
     """Return metric -> model and version, of the weights that are cached."""
     bundled = bundled_names()
-    return bundled | {"wer": bundled["wer"].replace("base int8", f"large-v3-turbo {_whisper_device(device)[1]}"),
+    return bundled | {"wer": bundled["wer"].replace("base int8", f"large-v3-turbo {transcribe.whisper_device(device)[1]}"),
                       "sim_2": f"WavLM base plus SV {_cached(HUB_WAVLM).name[:7]}",
                       "mos_2": f"UTMOS22 strong {_cached(HUB_UTMOS).name[:7]}"}
 
@@ -178,16 +177,11 @@ def hub_names(device: str) -> dict[str, str]:
 def load_hub(threads: int, device: str) -> MetricModels:
     """Load the hub's set from the cache; Whisper runs on CUDA where there is one, all others on the CPU."""
     whisper_folder, wavlm_folder, utmos_folder = map(_cached, HUB_MODELS)
-    whisper = transcribe.load_whisper(str(whisper_folder), *_whisper_device(device), threads)
+    whisper = transcribe.load_whisper(str(whisper_folder), *transcribe.whisper_device(device), threads)
     return dataclasses.replace(
         load_bundled(threads), names=hub_names(device), transcribe=transcriber(whisper),
         embed_speaker_2=load_wavlm(*(wavlm_folder / file for file in HUB_WAVLM[2]), threads),
         predict_mos_2=load_utmos(utmos_folder / HUB_UTMOS[2][0], threads))
-
-
-def _whisper_device(device: str) -> tuple[str, str]:
-    """Return (device, precision) for faster-whisper, which knows no other GPU than CUDA's."""
-    return ("cuda", "float16") if devices.choose(device).device == "cuda" else ("cpu", "int8")
 
 
 def load_wavlm(path: Path, preprocessor: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -164,6 +164,7 @@ def _load_with_unsloth(name: str, revision: str, device_config: DeviceConfig) ->
     # frequencies are wrong in 16 bits
     for weight in model.parameters():
         weight.data = weight.data.to(device_config.dtype)
+    attention.install(model)  # packed clips without a mask of the row's length squared
     return model
 
 
