@@ -156,7 +156,10 @@ def gpu(monkeypatch):
                                 "get_device_name": name, "get_device_capability": capability,
                                 "get_arch_list": built_for.split(), "is_bf16_supported": capability >= (8, 0)}.items():
             monkeypatch.setattr(torch.cuda, function, lambda *_, value=value, **__: value)
-    return replace
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    yield replace
+    torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 CUDA_13 = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"

@@ -18,7 +18,7 @@ from tts_kit.config import Config, save_config
 from tts_kit.doctor import plan
 from tts_kit.doctor.plan import Plan
 from tts_kit.errors import KitError
-from tts_kit.model import lora, loss
+from tts_kit.model import load, lora, loss
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
 from tts_kit.tokens.prompt import PromptBuilder
@@ -103,6 +103,12 @@ def test_a_t4_holds_embeddings_and_norms_in_float32(example_plan):
     """Mistake: a batch planned for a T4 as if all weights were in 16 bits, which float16 does not allow."""
     extra = example_plan.fixed_bytes(bf16=False) - example_plan.fixed_bytes()
     assert extra == pytest.approx(2 * (262.7e6 + 134.4e6), rel=0.002)  # text and audio embeddings of CSM-1B
+    model = load.without_weights(example_plan.config.base).half()
+    model.codec_model = None
+    load.tie(model, {load.BACKBONE_TABLE}, "")
+    load.keep_residual_in_float32(model)
+    assert extra == pytest.approx(2 * sum(weight.numel() for weight in model.parameters() if weight.dtype == torch.float32),
+                                  rel=0.01)
     offloaded = Plan(example_plan.config.replace(offload_text_embeddings=True))
     assert offloaded.fixed_bytes(bf16=False) - offloaded.fixed_bytes() == pytest.approx(2 * 134.4e6, rel=0.002)
     t4, = (gpu for gpu in plan.GPUS if gpu.name == "T4")

@@ -153,8 +153,8 @@ class Plan:
             return 0
         positions = max(len(self.builder.text_ids(line, "0")) + ceil(text.max_speech_seconds(line) * self.spec.frame_rate)
                         for line in sentences)
-        positions = ceil(positions / engine.KV_LENGTH_BUCKET) * engine.KV_LENGTH_BUCKET
-        caches = len(sentences) * (self.backbone.cached * positions + self.depth.cached * self.spec.num_codebooks)
+        batch, positions, _ = engine.graph_key(len(sentences), positions, None)
+        caches = batch * (self.backbone.cached * positions + self.depth.cached * self.spec.num_codebooks)
         return 2 * (self.backbone.weights + self.depth.weights + self.heads + caches)
 
     def activation_bytes(self, positions: float, checkpointing: bool) -> float:
