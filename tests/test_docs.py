@@ -51,6 +51,7 @@ RUN = {  # command: options added to make it fast
     'tts-kit consent --run anna --kind own --who "Anna" --statement "This is my voice, and I want it cloned."': "",
     "tts-kit export --run anna": "",
     "tts-kit export --run anna --merged": "",
+    "tts-kit export --run anna --merged --layout original": "",
 }
 METRICS, INDEX = "metric models take minutes", "it needs a package index"
 PARSED = {  # command: the reason why it is only parsed

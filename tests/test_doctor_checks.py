@@ -29,6 +29,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         codes = {"gated": (401, "GatedRepo"), "gated-with-token": (403, "GatedRepo"), "absent": (401, "RepoNotFound"),
                  "forbidden": (403, ""), "without-config": (404, "EntryNotFound"), "busy": (503, "")}
         status, code = codes.get(name, (200, ""))
+        if name == "weights-only" and not self.path.endswith("/model.safetensors"):
+            status, code = 404, "EntryNotFound"
         with contextlib.suppress(BrokenPipeError):
             self.send_response(status)
             if code:
@@ -72,12 +74,12 @@ def checkpoint(folder: Path, weights: int = 8) -> Path:
 def test_every_response_of_the_hub_is_interpreted(hub, tmp_path):
     """Mistake: a gated or missing model is noticed only after the data is prepared, or a busy hub is taken for a missing
     one."""
-    names = ("open", "gated", "gated-with-token", "absent", "forbidden", "without-config", "busy")
+    names = ("open", "gated", "gated-with-token", "absent", "forbidden", "without-config", "weights-only", "busy")
     results = evaluate(f"[checks.check_hub_model('org/' + name) for name in {names}]", tmp_path, HF_ENDPOINT=hub)
     by_name = dict(zip(names, results))
     assert {name: check["status"] for name, check in by_name.items()} == {
         "open": "ok", "gated": "fail", "gated-with-token": "fail", "absent": "fail", "forbidden": "warn",
-        "without-config": "fail", "busy": "warn"}
+        "without-config": "fail", "weights-only": "ok", "busy": "warn"}
     for name in ("gated", "gated-with-token"):
         assert "is gated" in by_name[name]["detail"]
         assert "hf auth login" in by_name[name]["fix"] and "unsloth/csm-1b" in by_name[name]["fix"]

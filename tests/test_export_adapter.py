@@ -286,10 +286,10 @@ def test_texts_are_escaped_on_the_card(run_copy):
 def test_the_card_names_its_base_for_the_hub(exported_run):
     """Mistake: the license terms of the base are left out, or a local folder is named as a hub model."""
     summary = card.summarize(exported_run, "sesame/csm-1b")
-    front_matter = card.front_matter(summary, "apache-2.0", merged=True, samples=[])
+    front_matter = card.front_matter(summary, "apache-2.0", kind="merged", samples=[])
     assert front_matter.base_model == "sesame/csm-1b" and front_matter.base_model_relation == "finetune"
     assert front_matter.license == "apache-2.0"
-    assert card.front_matter(card.summarize(exported_run, exported_run.folder), "", False, []).base_model is None
+    assert card.front_matter(card.summarize(exported_run, exported_run.folder), "", "adapter", []).base_model is None
     assert any("impersonation" in use for use in license.prohibited_uses("sesame/csm-1b", "apache-2.0"))
     assert license.license_of("tiny-csm", str(TINY_CSM)) == "apache-2.0"
 

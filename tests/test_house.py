@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tts_kit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = ["errors", "io", "run", "config", "device", "colab", "hub", "local_server", "pretrained", "html",
+LAYERS = ["errors", "io", "run", "config", "device", "colab", "hub", "local_server", "layouts", "pretrained", "html",
           "audio", "text", "watermark", "data", "tokens", "model", "generation", "evaluation", "training", "speech",
           "comparison", "export",
           "server", "pipeline", "doctor", "cli", "modal_app", "__main__"]

@@ -1,13 +1,17 @@
 """The input sequence of CSM, against transformers' processor and against labels written by hand."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import make_clip
 from transformers import AutoProcessor
 
+from tts_kit import pretrained
 from tts_kit.errors import KitError
-from tts_kit.tokens.prompt import IGNORE_INDEX, Turn
+from tts_kit.tokens.prompt import IGNORE_INDEX, PromptBuilder, Turn
 from tts_kit.training import dataset
 
 
@@ -21,6 +25,49 @@ def test_ids_equal_the_processors(base, toy):
     codes = base.codec.encode([wave])[0]
     example = base.prompt_builder.build("clip", [Turn("Ça va?", "3", codes), Turn("Yes.", "3")])
     assert example.input_ids.tolist() == expected.tolist()
+
+
+def rewritten(toy: str, folder: Path, **replacements: str) -> str:
+    """A copy of a checkpoint whose tokenizer and chat template have other words."""
+    shutil.copytree(toy, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        text = (folder / name).read_text(encoding="utf-8")
+        for old, new in replacements.items():
+            text = text.replace(f"<|{old}|>", new)
+        (folder / name).write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("begin, end, space", [
+    ("<|im_start|>", "<|im_end|>", ""), ("<|im_start|>", "<|im_end|>", " "), ("<|begin_of_text|>", "<|end_of_text|>", " ")])
+def test_ids_of_relatives_are_those_of_their_processor(base, toy, tmp_path, begin, end, space):
+    """Mistake: Marvis, whose turns are <|im_start|>[0]text<|im_end|>, gets Llama's tokens, which its tokenizer has not."""
+    folder = rewritten(toy, tmp_path / "relative", begin_of_text=begin, end_of_text=end)
+    template = Path(folder, "chat_template.jinja")
+    template.write_text(template.read_text().replace("[{{ turn.role }}]", "[{{ turn.role }}]" + space))
+    turns = [{"role": "3", "content": [{"type": "text", "text": text}]} for text in ("Ça va?", " Yes.")]
+    expected = AutoProcessor.from_pretrained(folder).apply_chat_template(turns, tokenize=True, return_dict=True)
+    builder = PromptBuilder(pretrained.tokenizer(folder), base.spec)
+    example = builder.build("clip", [Turn("Ça va?", "3"), Turn(" Yes.", "3")])
+    assert example.input_ids.tolist() == expected["input_ids"][0].tolist()
+    assert builder.tokenizer.convert_tokens_to_ids([begin, end]) == [example.input_ids[0], example.input_ids[-1]]
+
+
+@pytest.mark.parametrize("template", ["", *("{% for turn in messages %}{{ " + turn + " }}{% endfor %}" for turn in (
+    "'<|im_start|>' + turn.role + turn.content", "raise_exception('no')"))])
+def test_without_a_template_of_csm_the_tokenizer_tells_begin_and_end(base, toy, tmp_path, template):
+    """Mistake: a tokenizer with no chat template, or with that of a chat model, ends in a traceback or in wrong tokens."""
+    folder = rewritten(toy, tmp_path / "relative", begin_of_text="<|im_start|>", end_of_text="<|im_end|>")
+    Path(folder, "chat_template.jinja").write_text(template)
+    tokenizer = pretrained.tokenizer(folder)
+    ids = PromptBuilder(tokenizer, base.spec, prefix_space=True).text_ids("Hi.", "0")
+    assert tokenizer.decode(ids) == "<|im_start|>[0] Hi.<|im_end|>"
+    llama = pretrained.tokenizer(toy)
+    llama.chat_template, llama.eos_token = None, "<|AUDIO|>"  # as that of an instruct model, whose eos ends a turn
+    assert llama.decode(PromptBuilder(llama, base.spec).text_ids("Hi.", "0")) == "<|begin_of_text|>[0]Hi.<|end_of_text|>"
+    tokenizer.chat_template = tokenizer.eos_token = None
+    with pytest.raises(KitError, match="neither a chat template.*nor begin and end tokens"):
+        PromptBuilder(tokenizer, base.spec)
 
 
 def test_special_tokens_in_a_text_are_plain_text(base):

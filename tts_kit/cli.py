@@ -327,6 +327,8 @@ def serve(args: argparse.Namespace) -> None:
     def load() -> dict:
         loaded = load_voices(_device_config(args), voices, args.base or "", args.revision or "")
         for voice in loaded.values():
+            if args.prefix_space is not None:
+                voice.set_prefix_space(args.prefix_space)
             voice.sampling = voice.sampling.override(Config(**config_changes(args)))
         return loaded
 
@@ -359,6 +361,9 @@ def consent(args: argparse.Namespace) -> None:
          option("--language", default="", help="two letters, for the card (default: that of the transcribed recordings)"),
          option("--merged", group="merged weights", action="store_true", help="export merged weights for plain transformers "
                 "instead of the adapter"),
+         option("--layout", group="merged weights", default="transformers", choices=("transformers", "original"),
+                help="names and order of the weights; original: as in Sesame's repository, without codec, for candle or "
+                "mlx-audio"),
          option("--strength", group="merged weights", type=float, default=1.0, help="scale of the merged adapter"),
          option("--dtype", group="merged weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                 help="dtype of the weights; auto: float32, which is exact"),
@@ -373,7 +378,8 @@ def export(args: argparse.Namespace) -> None:
     if args.push_to_hub:
         adapter.check_push(run, args.push_to_hub, args.public)
     folder = adapter.export(run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
-                            args.push_to_hub, args.watermark, args.language)
+                            args.push_to_hub, args.watermark, args.language,
+                            args.layout)
     print(adapter.push(run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
 
 
@@ -426,11 +432,13 @@ def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_
     """Load the adapter's voice, or the base model alone, with the sampling options given."""
     from tts_kit.speech.voice import load_voice
 
-    base, revision = args.base or "", args.revision or ""
+    base, revision, prefix_space = args.base or "", args.revision or "", args.prefix_space
     if may_be_base and not Path(adapter).exists():
         config = load_config(run, **config_changes(args))
-        adapter, base, revision = None, config.base, config.revision
+        adapter, base, revision, prefix_space = None, config.base, config.revision, config.prefix_space
     voice = load_voice(_device_config(args), adapter, base, revision)
+    if prefix_space is not None:
+        voice.set_prefix_space(prefix_space)
     voice.sampling = voice.sampling.override(Config(**config_changes(args)))
     return voice
 

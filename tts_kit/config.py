@@ -30,6 +30,8 @@ def setting(group: str, default: object, help: str, choices: tuple | None = None
 class Config:
     base: str = setting("base model", "sesame/csm-1b", "hub id (sesame/csm-1b, unsloth/csm-1b) or folder")
     revision: str = setting("base model", "", "revision on the hub; empty: the newest")
+    prefix_space: bool = setting("base model", False, "a space between [speaker] and text, as MisoTTS was trained with; "
+                                 "kept with the run and the adapter")
 
     speaker: str = setting("data", "", "speaker to train on; may be empty if there is only one")
     split_seed: int = setting("data", 3407, "seed of the choice of held-out sessions")

@@ -1,4 +1,5 @@
-"""Opening a base checkpoint from the hub or a folder: config, tokenizer and safetensors, with errors that say what to do."""
+"""Opening a base checkpoint in any layout, from the hub or a folder: config, tokenizer and safetensors, with errors that say
+what to do."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,14 +9,19 @@ from pathlib import Path
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, CsmConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file, logging
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, CsmConfig, CsmForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
-from tts_kit import hub
+from tts_kit import hub, layouts
 from tts_kit.errors import KitError, reason
 from tts_kit.io import read_json
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+LLAMA_3_TOKENIZER = "unsloth/csm-1b"  # for checkpoints without a tokenizer; open to everybody
+MIMI, CODEC_FOLDER = "kyutai/mimi", "codec"  # of checkpoints in the original layout, which has no codec
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,16 @@ def config(base: str, revision: str = "") -> CsmConfig:
     """Return the config of a CSM checkpoint; any other model is refused."""
     if not Path(base).is_dir() and not hub.is_repo_id(base):
         raise KitError(f"{base} is no folder here, and no hub id, which has the form owner/name. Check the spelling.")
+    if Path(base).is_dir():
+        check_no_pickles(base, [path.name for path in Path(base).iterdir()])
+    if "model_type" not in optional_json(base, CONFIG_NAME, revision) and (files := original_weights(base, revision)):
+        shapes = {name: shape for path in files for name, shape in weight_shapes(path).items()}
+        source, source_revision, folder = codec_source(base, revision)
+        codec_config = optional_json(source, str(Path(folder, CONFIG_NAME)), source_revision)
+        with quiet():
+            model_config = layouts.config_from_shapes(shapes, codec_config, base)
+        model_config._commit_hash = extract_commit_hash(str(files[0]), None)
+        return model_config
     with explain_load_errors(base):
         model_config = AutoConfig.from_pretrained(base, revision=revision or None)
     if not isinstance(model_config, CsmConfig):
@@ -54,8 +70,47 @@ def config(base: str, revision: str = "") -> CsmConfig:
 
 
 def tokenizer(base: str, revision: str = "") -> PreTrainedTokenizerBase:
+    base, revision = tokenizer_source(base, revision)
     with explain_load_errors(base):
         return AutoTokenizer.from_pretrained(base, revision=revision or None)
+
+
+def tokenizer_source(base: str, revision: str = "") -> tuple[str, str]:
+    """Return where a checkpoint's tokenizer is, and its revision: Llama 3's has to be fetched for most original ones."""
+    if any(file(base, name, revision) for name in TOKENIZER_FILES) or not original_weights(base, revision):
+        return base, revision
+    if (size := config(base, revision).text_vocab_size) != layouts.LLAMA_3_VOCABULARY:
+        raise KitError(f"{base} has no tokenizer, and {size} text tokens, which are not Llama 3's. Put tokenizer.json and "
+                       "tokenizer_config.json of the model that it was trained with beside its weights.")
+    return LLAMA_3_TOKENIZER, ""
+
+
+def codec_source(base: str, revision: str = "") -> tuple[str, str, str]:
+    """Return where an original checkpoint's codec is, its revision and folder there; Mimi's own if it has none."""
+    has_codec = file(base, f"{CODEC_FOLDER}/{CONFIG_NAME}", revision)
+    return (base, revision, CODEC_FOLDER) if has_codec else (MIMI, "", "")
+
+
+def original_weights(base: str, revision: str = "") -> list[Path]:
+    """Return the weights files of a checkpoint in the original layout; none if it has transformers'."""
+    chosen = optional_json(base, CONFIG_NAME, revision).get("transformers_weights")
+    names = (chosen, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    path = next((path for name in names if name and (path := file(base, name, revision))), None)
+    if path is None:
+        return []
+    if path.suffix != ".json":
+        return [path] if layouts.is_original(weight_shapes(path)) else []
+    shards = read_json(path, "Download the checkpoint again.")["weight_map"]
+    return [file(base, name, revision) for name in sorted({*shards.values()})] if layouts.is_original(shards) else []
+
+
+def weight_shapes(path: Path) -> dict[str, list[int]]:
+    """Return names and shapes of the weights in a file, which are not read."""
+    try:
+        with safe_open(path, "np") as opened:
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise KitError(f"{damage_reason(path, error)}. Download it again.") from error
 
 
 def optional_json(base: str, name: str, revision: str = "") -> dict:
@@ -74,18 +129,19 @@ def file(base: str, name: str, revision: str = "") -> Path | None:
 
 
 def weights(model_class: type, base: str, revision: str = "", **kwargs) -> tuple:
-    """Return a model and its loading report, from safetensors only."""
+    """Return a model and its loading report, from safetensors only; the original layout is converted."""
     if Path(base).is_dir():
         check_no_pickles(base, [path.name for path in Path(base).iterdir()])
         for path in sorted(Path(base).glob("*.safetensors")):
-            try:
-                with safe_open(path, "np"):
-                    continue
-            except SafetensorError as error:
-                raise KitError(f"{damage_reason(path, error)}. Download it again.") from error
+            weight_shapes(path)
+    source = {"pretrained_model_name_or_path": base, "revision": revision or None, "use_safetensors": True}
+    if model_class is CsmForConditionalGeneration and (files := original_weights(base, revision)):
+        model_config = config(base, revision)
+        loaded = {name: weight for path in files for name, weight in load_file(path).items()}  # mapped into memory, not read
+        source = {"pretrained_model_name_or_path": None, "config": model_config,
+                  "state_dict": layouts.convert(loaded, model_config)}
     with explain_load_errors(base):
-        return model_class.from_pretrained(base, revision=revision or None, use_safetensors=True, output_loading_info=True,
-                                           **kwargs)
+        return model_class.from_pretrained(**source, output_loading_info=True, **kwargs)
 
 
 def damage_reason(path: Path, error: SafetensorError) -> str:
@@ -103,7 +159,8 @@ def check_no_pickles(source: str | Path, files: Iterable[str]) -> None:
     pickles = [by_suffix[suffix] for suffix in PICKLE_SUFFIXES if suffix in by_suffix]
     if pickles and ".safetensors" not in by_suffix:
         raise KitError(f"{source} has its weights as a pickle ({pickles[0]}), which can run any program when it is opened, "
-                       "so it is not opened. Wanted: safetensors. Ask its author to save it so.")
+                       "so it is not opened. Wanted: safetensors. Ask its author to save it so, or, if you trust them, "
+                       "save its weights yourself as model.safetensors with safetensors.torch.save_file.")
 
 
 @contextlib.contextmanager

@@ -173,11 +173,12 @@ def check_hub_cache() -> Check:
 
 
 def check_local_model(folder: Path) -> Check:
-    """Check a checkpoint folder: configuration, all weights as safetensors, tokenizer."""
+    """Check a checkpoint folder: configuration, all weights as safetensors, tokenizer; or original weights alone."""
     if missing := _missing_files(folder):
         return Check("base model", "fail", f"folder {folder} lacks {', '.join(missing)}",
                      "Copy or download the whole checkpoint again; pickled weights (.bin, .pt) are not opened.")
-    return Check("base model", "ok", f"folder {folder}")
+    original = "; original layout: what it lacks of codec and tokenizer is fetched from the hub" * _is_original(folder)
+    return Check("base model", "ok", f"folder {folder}{original}")
 
 
 def check_hub_model(base: str, timeout: float = 5.0) -> Check:
@@ -189,7 +190,10 @@ def check_hub_model(base: str, timeout: float = 5.0) -> Check:
     try:
         if "/" not in base:
             raise errors.HFValidationError
-        hub.get_hf_file_metadata(hub.hf_hub_url(base, "config.json"), timeout=timeout)
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(base, "config.json"), timeout=timeout)
+        except errors.EntryNotFoundError:  # the original layout may be without one
+            hub.get_hf_file_metadata(hub.hf_hub_url(base, "model.safetensors"), timeout=timeout)
         return Check("base model", "ok", f"{base} on the hub, access granted")
     except errors.GatedRepoError:
         return Check("base model", "fail", f"{base} is gated and this machine has no access", "Accept the terms on its hub "
@@ -199,8 +203,8 @@ def check_hub_model(base: str, timeout: float = 5.0) -> Check:
         return Check("base model", "fail", f"{base} is no folder here, and no model on the hub that this machine may access",
                      "Check the spelling of the path or the hub id (owner/name); for a private model run `hf auth login`.")
     except (OSError, httpx.HTTPError) as error:
-        config = hub.try_to_load_from_cache(base, "config.json")
-        if isinstance(config, str) and not _missing_files(Path(config).parent):
+        cached = [hub.try_to_load_from_cache(base, name) for name in ("config.json", "model.safetensors")]
+        if any(isinstance(path, str) and not _missing_files(Path(path).parent) for path in cached):
             return Check("base model", "ok", f"{base} in the cache; the hub was not reached")
         return Check("base model", "warn", f"{base} is not in the cache, and the hub was not reached or refused: "
                      f"{reason(error)}", "Go online (and unset HF_HUB_OFFLINE), renew this machine's token, or give a "
@@ -208,17 +212,30 @@ def check_hub_model(base: str, timeout: float = 5.0) -> Check:
 
 
 def _missing_files(folder: Path) -> list[str]:
-    """Files without which the checkpoint in `folder` cannot be loaded; an index lists its weights."""
-    required, index = ["config.json"], folder / "model.safetensors.index.json"
+    """Files without which the checkpoint in `folder` cannot be loaded; an index (the config may name it) lists weights."""
+    required, path = ["config.json"], folder / "config.json"
     try:
-        required += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path = folder / config.get("transformers_weights", "model.safetensors.index.json")
+        required += ([path.name] if path.suffix == ".safetensors" else
+                     sorted({*json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}))
     except FileNotFoundError:
         required.append("model.safetensors")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return [f"a readable {index.name}"]
+        return [f"a readable {path.name}"]
     if not any(folder.glob("tokenizer*")):
         required.append("tokenizer.json")
-    return [name for name in required if not (folder / name).is_file()]
+    missing = [name for name in required if not (folder / name).is_file()]
+    return [] if {*missing} <= {"config.json", "tokenizer.json"} and _is_original(folder) else missing
+
+
+def _is_original(folder: Path) -> bool:
+    from tts_kit import pretrained
+
+    try:
+        return bool(pretrained.original_weights(str(folder)))
+    except KitError:  # damaged files, which loading names
+        return False
 
 
 def _version(name: str) -> str | None:

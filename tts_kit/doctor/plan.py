@@ -114,7 +114,8 @@ class Plan:
 
     def _count_clips(self) -> None:
         config, run, rate = self.config, self.run, self.spec.frame_rate
-        builder = self.builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), self.spec)
+        builder = self.builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), self.spec,
+                                               config.prefix_space)
         if run is None:
             count, seconds, line = EXAMPLE
             held_out = max(manifest.MIN_HELD_OUT, round(count * config.held_out))

@@ -13,40 +13,45 @@ from tts_kit.model import license, lora
 from tts_kit.run import Run
 
 DATA_FILE = "data.json"  # how much data the adapter was trained on, and its source
-KINDS = {False: "adapter", True: "merged"}
+LAYOUTS = ("transformers", "original")
 
 
 def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", revision: str = "", strength: float = 1.0,
-           dtype: str = "auto", location: str = "", watermarked: bool = True, language: str = "") -> Path:
+           dtype: str = "auto", location: str = "", watermarked: bool = True, language: str = "",
+           layout: str = LAYOUTS[0]) -> Path:
     """Write a run's voice with its card to a folder, by default in the run's own; replaces an older export of it.
 
     `base` is the base model as others find it, or its folder here; `location` is where others will find the export."""
-    out = Path(out) if out else run.folder / "release" / KINDS[merge]
+    kind = "adapter" if not merge else "merged" if layout == LAYOUTS[0] else layout
+    out = Path(out) if out else run.folder / "release" / kind
+    if layout != LAYOUTS[0] and not merge:
+        raise KitError("an adapter has the layout of transformers; only merged weights can have the original one. Give "
+                       "--merged too.")
     if strength != 1.0 and not merge:
         raise KitError(f"strength {strength:g} can be merged in; the strength of an adapter is set when it speaks (speak "
                        "--strength). Give --merged too.")
     check_replaceable(out, hub.RELEASE_FILE)
     release = read_json(out / hub.RELEASE_FILE, "Choose another --out.") if (out / hub.RELEASE_FILE).is_file() else {}
-    if release and (release.get("voice"), release.get("kind")) != (run.name, KINDS[merge]):
+    if release and (release.get("voice"), release.get("kind")) != (run.name, kind):
         raise KitError(f"{out} holds the voice {release.get('voice')} as {release.get('kind')}, which would be replaced by "
-                       f"{run.name} as {KINDS[merge]}. Choose another --out, or remove it.")
+                       f"{run.name} as {kind}. Choose another --out, or remove it.")
     base = base or lora.read_metadata(run.adapter)["base"]
     summary = card.summarize(run, base, language, strength)
     license_name = license.license_of(summary.base, base)
     with atomic_folder(out) as staging:
         if merge:
-            merged.write(run.adapter, staging, base, revision, strength, dtype)
+            merged.write(run.adapter, staging, base, revision, strength, dtype, layout)
         else:
             copy_adapter(run.adapter, staging, summary, revision)
         if summary.data:
             write_json(staging / DATA_FILE, summary.data)
         if summary.consent:
             consent.write(summary.consent, staging)
-        hub.write_release_file(staging, KINDS[merge], voice=run.name, base=summary.base, strength=strength,
+        hub.write_release_file(staging, kind, voice=run.name, base=summary.base, strength=strength,
                                watermarked_samples=watermarked, versions=device.versions())
         # folders of this machine are not named
         location = location or (out.name if out.is_absolute() else str(out))
-        card.write(summary, staging, location, license_name, merge, watermarked)
+        card.write(summary, staging, location, license_name, kind, watermarked)
     return out
 
 

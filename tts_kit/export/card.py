@@ -31,30 +31,31 @@ SAMPLE_ARMS, MAX_SAMPLE_SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not A
 # strings in the programs are quoted by json, whose strings are Python's
 HUB_METRICS = {"wer": ("WER, %", 100, 1), "cer": ("CER, %", 100, 1), "sim": ("SIM", 1, 3), "mos": ("MOS", 1, 2)}
 """Metrics that the hub shows: name, scale and decimals."""
-USAGE = """```sh
+COMMAND = """```sh
 tts-kit speak "It is raining in Oslo again." --adapter {shell_location}
-```
-
-{requires}:
+```"""
+USAGE = """{requires}:
 
 ```python
 from transformers import AutoProcessor, CsmForConditionalGeneration
 {load}
-conversation = [{{"role": {speaker}, "content": [{{"type": "text", "text": "It is raining in Oslo again."}}]}}]
+conversation = [{{"role": {speaker}, "content": [{{"type": "text", "text": "{space}It is raining in Oslo again."}}]}}]
 inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
 speech = model.generate(**inputs, output_audio=True)
 processor.save_audio(speech, "speech.wav", sampling_rate=model.config.codec_config.sampling_rate)
 ```"""
-REQUIRES = {False: "With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the base "
-                   "with a random embedding table)", True: "With transformers alone (5 or later)"}
-LOAD = {False: """from peft import PeftModel
+REQUIRES = {"adapter": "With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the "
+                       "base with a random embedding table)", "merged": "With transformers alone (5 or later)"}
+LOAD = {"adapter": """from peft import PeftModel
 
 base = CsmForConditionalGeneration.from_pretrained({base}{revision})
 model = PeftModel.from_pretrained(base, {location}).merge_and_unload()
-processor = AutoProcessor.from_pretrained({base}{revision})""", True: """
+processor = AutoProcessor.from_pretrained({base}{revision})""", "merged": """
 model = CsmForConditionalGeneration.from_pretrained({location})
 processor = AutoProcessor.from_pretrained({location})"""}
 """What an adapter and merged weights require, and how they are loaded."""
+ORIGINAL = """Names and order of the weights are those of Sesame's own repository, for programs that read it (candle,
+mlx-audio; none was tried). The codec is not among them: it is `kyutai/mimi`."""
 
 
 @dataclass(frozen=True)
@@ -153,38 +154,40 @@ def _comparison(run: Run) -> tuple[Verdict | None, list[dict]]:
     return decision, rows
 
 
-def write(summary: RunSummary, folder: Path, location: str, license_name: str, merged: bool = False,
+def write(summary: RunSummary, folder: Path, location: str, license_name: str, kind: str = "adapter",
           watermarked: bool = True) -> None:
     """Write the card and the clips it plays; `location` is where others find the folder."""
     samples = _write_samples(summary, folder, watermarked)
     base, decision, revision = markdown(summary.base), summary.verdict, summary.metadata["revision"]
-    kind = f"{base} with a voice merged in" if merged else f"a voice, as an adapter (LoRA) for {base}"
+    subject = f"a voice, as an adapter (LoRA) for {base}" if kind == "adapter" else f"{base} with a voice merged in"
     headline = f"\n\n**{markdown(decision.headline)}**" if decision and decision.headline else ""
     names = {"location": json.dumps(location), "base": json.dumps(summary.base),
              "revision": f", revision={json.dumps(revision)}" if revision else ""}
-    usage = USAGE.format(shell_location=shlex.quote(location), requires=REQUIRES[merged], load=LOAD[merged].format(**names),
-                         speaker=json.dumps(str(summary.metadata["speaker"])))
-    sections = {"": f"Text-to-speech: {kind}. Made with tts_kit.{headline}", "Samples": _samples_table(samples),
-                "Evaluation": _evaluation(decision, summary.rows) if decision else "", "Usage": usage,
+    command = COMMAND.format(shell_location=shlex.quote(location))
+    usage = ORIGINAL if kind == "original" else USAGE.format(
+        requires=REQUIRES[kind], load=LOAD[kind].format(**names), speaker=json.dumps(str(summary.metadata["speaker"])),
+        space=" " * summary.config.prefix_space)
+    sections = {"": f"Text-to-speech: {subject}. Made with tts_kit.{headline}", "Samples": _samples_table(samples),
+                "Evaluation": _evaluation(decision, summary.rows) if decision else "", "Usage": f"{command}\n\n{usage}",
                 "Training": _training(summary), "Data": _key_value_table(summary.data),
                 "Consent": markdown(str(summary.consent)) if summary.consent else "",
                 "License": "\n\n".join(license.prohibited_uses(summary.base, license_name))}
     texts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text]
-    metadata = front_matter(summary, license_name, merged, samples).to_yaml()
+    metadata = front_matter(summary, license_name, kind, samples).to_yaml()
     write_text(folder / FILE, "\n\n".join([f"---\n{metadata}\n---", f"# {markdown(summary.name)}", *texts]) + "\n")
 
 
-def front_matter(summary: RunSummary, license_name: str, merged: bool, samples: Sequence[tuple[str, dict]]) -> ModelCardData:
+def front_matter(summary: RunSummary, license_name: str, kind: str, samples: Sequence[tuple[str, dict]]) -> ModelCardData:
     """The metadata that the hub reads."""
     on_hub, results = hub.is_repo_id(summary.base), eval_results(summary)
     source = summary.data.get("source", "").partition(":")[0]  # a dataset is named with its split
     widget = [{"text": text, "output": {"url": files["finetuned"]}} for text, files in samples if "finetuned" in files]
     return ModelCardData(
         license=license_name or None, base_model=summary.base if on_hub else None,
-        base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
-        library_name="transformers" if merged else "peft", pipeline_tag="text-to-speech",
+        base_model_relation=("adapter" if kind == "adapter" else "finetune") if on_hub else None,
+        library_name={"adapter": "peft", "merged": "transformers"}.get(kind), pipeline_tag="text-to-speech",
         language=summary.languages or None, model_name=summary.name if results else None, eval_results=results or None,
-        tags=["csm", "tts_kit", *["lora"] * (not merged)],
+        tags=["csm", "tts_kit", *["lora"] * (kind == "adapter")],
         datasets=[source] if hub.is_repo_id(source) else None, widget=widget or None)
 
 

@@ -42,7 +42,7 @@ class Base:
 
 
 def load_base(name: str, device_config: DeviceConfig, revision: str = "", backend: str = "peft",
-              codec_device: str = "") -> Base:
+              codec_device: str = "", prefix_space: bool = False) -> Base:
     """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`."""
     config = pretrained.config(name, revision)
     model = (_load_with_unsloth if backend == "unsloth" else _load_with_transformers)(name, revision, device_config)
@@ -54,12 +54,13 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     if device_config.dtype == torch.float16:
         keep_residual_in_float32(model)
     base = Base(model, codec.load(name, revision, codec_device or device_config.device),
-                PromptBuilder(pretrained.tokenizer(name, revision), spec), spec, device_config, name,
+                PromptBuilder(pretrained.tokenizer(name, revision), spec, prefix_space), spec, device_config, name,
                 commit or revision, pretrained.optional_json(name, GENERATION_CONFIG_NAME, revision),
                 fingerprint(model))
     if device_config.dtype == torch.float16 and not has_finite_logits(base):
         print(f"{name} overflows in float16 on a test sentence; it is loaded in float32, which takes twice the memory.")
-        return load_base(name, dataclasses.replace(device_config, dtype=torch.float32), revision, backend, codec_device)
+        return load_base(name, dataclasses.replace(device_config, dtype=torch.float32), revision, backend, codec_device,
+                         prefix_space)
     return base
 
 
@@ -155,6 +156,8 @@ def _load_with_transformers(name: str, revision: str, device_config: DeviceConfi
 def _load_with_unsloth(name: str, revision: str, device_config: DeviceConfig) -> CsmForConditionalGeneration:
     from unsloth import FastModel
 
+    if pretrained.original_weights(name, revision):
+        raise KitError(f"backend 'unsloth' does not read the original layout of {name}. Give --backend peft.")
     with pretrained.explain_load_errors(name):
         model, _ = FastModel.from_pretrained(name, revision=revision or None, auto_model=CsmForConditionalGeneration,
                                              dtype=device_config.dtype, load_in_4bit=False, full_finetuning=False)

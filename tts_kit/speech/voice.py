@@ -17,8 +17,9 @@ from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
+from tts_kit.tokens.prompt import PromptBuilder
 
-SPEECH_FILE = "speech.json"  # stored with merged weights: the speaker, and how the voice is sampled
+SPEECH_FILE = "speech.json"  # stored with merged weights: the speaker, and how the voice is prompted and sampled
 
 
 @dataclass
@@ -51,6 +52,12 @@ class Voice:
             raise KitError(f"strength is {strength:g}, but {self.base.name} is loaded without an adapter. Load one.")
         lora.set_strength(self.model, strength, self.adapter)
         self.engine.invalidate()
+
+    def set_prefix_space(self, prefix_space: bool) -> None:
+        """Set whether a space follows the speaker in prompts; other voices on the same base stay as they are."""
+        builder = self.base.prompt_builder
+        if builder.prefix_space != prefix_space:
+            self.base = replace(self.base, prompt_builder=PromptBuilder(builder.tokenizer, builder.spec, prefix_space))
 
     def load_weights(self, path: Path) -> None:
         """Replace the adapter's weights by those of a file, such as those of a training's checkpoint."""
@@ -86,7 +93,7 @@ def load_voice(device_config: DeviceConfig, source: str | Path | None = None, ba
     except KitError as error:
         raise KitError(f"{source} needs the base it was trained for, {base}. {error} If the base is somewhere else now, "
                        "give --base FOLDER.") from error
-    return Voice(loaded, lora.load(loaded, folder), metadata["speaker"], _adapter_sampling(loaded, folder))
+    return _voice_of_adapter(loaded, lora.load(loaded, folder), folder)
 
 
 def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], base: str = "",
@@ -110,11 +117,10 @@ def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], 
 
 def add_adapter(voice: Voice, folder: Path) -> Voice:
     """Load one more adapter on the base of a voice, which itself stays as it was."""
-    base, metadata = voice.base, lora.read_metadata(folder)
     adapter = f"voice{len(voice.model.peft_config) + 1}" if voice.is_finetuned else lora.DEFAULT_ADAPTER
-    model = lora.load(base, folder, voice.model if voice.is_finetuned else None, adapter)
+    model = lora.load(voice.base, folder, voice.model if voice.is_finetuned else None, adapter)
     voice.engine.invalidate()
-    return Voice(base, model, metadata["speaker"], _adapter_sampling(base, folder), adapter, voice.engine)
+    return _voice_of_adapter(voice.base, model, folder, adapter, voice.engine)
 
 
 def find_adapter(source: str | Path) -> Path | None:
@@ -128,13 +134,19 @@ def find_adapter(source: str | Path) -> Path | None:
                 pretrained.check_no_pickles(source, HfApi().list_repo_files(source))
     # an adapter has a config.json too: the training's
     is_adapter = any((folder / name).is_file() for name in (lora.CONFIG_FILE, lora.METADATA_FILE, lora.WEIGHTS_FILE))
-    return folder if is_adapter or not (folder / CONFIG_NAME).is_file() else None
+    if is_adapter or not folder.is_dir():
+        return folder
+    return None if (folder / CONFIG_NAME).is_file() or pretrained.original_weights(str(source)) else folder
 
 
-def _adapter_sampling(base: load.Base, folder: Path) -> Sampling:
-    """Return how the base recommends to sample, with what the training's config sets itself."""
+def _voice_of_adapter(base: load.Base, model: PeftModel, folder: Path, adapter: str = lora.DEFAULT_ADAPTER,
+                      engine: InferenceEngine | None = None) -> Voice:
+    """Return the voice of an adapter: sampled as the base recommends and the training's config sets, prompted as trained."""
     config = kit_config.read_config(folder / kit_config.CONFIG_FILE)
-    return Sampling.from_generation_config(base.generation_config).override(config)
+    sampling = Sampling.from_generation_config(base.generation_config).override(config)
+    voice = Voice(base, model, lora.read_metadata(folder)["speaker"], sampling, adapter, engine)
+    voice.set_prefix_space(config.prefix_space)
+    return voice
 
 
 def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | None = None) -> Voice:
@@ -142,4 +154,6 @@ def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | Non
     saved = pretrained.optional_json(base.name, SPEECH_FILE, revision)
     sampling = replace(Sampling.from_generation_config(base.generation_config), **{
         name: saved[name] for name in ("temperature", "depth_temperature", "top_k") if name in saved})
-    return Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine)
+    voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine)
+    voice.set_prefix_space(saved.get("prefix_space", False))
+    return voice

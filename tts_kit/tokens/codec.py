@@ -62,11 +62,15 @@ class Codec:
 
 
 def load(base: str, revision: str = "", device: str = "cpu") -> Codec:
-    """Load only the codec of a CSM checkpoint; the other weights are not kept in memory."""
-    config = pretrained.config(base, revision)
-    model, report = pretrained.weights(MimiModel, base, revision, config=config.codec_config, dtype=torch.float32,
-                                       key_mapping={r"^codec_model\.": ""})
+    """Load only the codec of a CSM checkpoint, Mimi's own where it has none; the other weights are not kept in memory."""
+    config, source, folder = pretrained.config(base, revision), base, ""
+    if pretrained.original_weights(base, revision):
+        source, revision, folder = pretrained.codec_source(base, revision)
+    elif hasattr(config, "transformers_weights"):  # of several files, as sesame/csm-1b has them, the one in this layout
+        config.codec_config.transformers_weights = config.transformers_weights
+    model, report = pretrained.weights(MimiModel, source, revision, config=config.codec_config, dtype=torch.float32,
+                                       key_mapping={r"^codec_model\.": ""}, subfolder=folder)
     if report["missing_keys"]:
-        raise KitError(f"{base} lacks {len(report['missing_keys'])} of the codec's weights "
+        raise KitError(f"{source} lacks {len(report['missing_keys'])} of the codec's weights "
                        f"({sorted(report['missing_keys'])[0]}, ...). Download it again, or use another checkpoint.")
     return Codec(model.to(device), ModelSpec.of(config))

@@ -1,14 +1,18 @@
 """Text, speaker and codes -> the sequence CSM reads: `<bos>[speaker]text<eos>`, frames of codes, an EOS frame of zeros."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
 
 IGNORE_INDEX = -100
+LLAMA_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,21 @@ class Example:
 
 
 class PromptBuilder:
-    """Builds examples for one tokenizer and one model."""
+    """Builds examples for one tokenizer and one model; `prefix_space` puts a space between speaker and text."""
 
-    def __init__(self, tokenizer, spec: ModelSpec):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec, prefix_space: bool = False):
         self.tokenizer = tokenizer
         self.spec = spec
-        self.bos, self.eos = tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|end_of_text|>"])
+        self.prefix_space = prefix_space
+        begin, separator, end = turn_format(tokenizer)
+        self.separator = separator or " " * prefix_space
+        self.begin, self.end = (tokenizer(text, add_special_tokens=False).input_ids for text in (begin, end))
 
     def text_ids(self, text: str, speaker: str) -> list[int]:
         """Return the ids of one turn's text; special tokens spelled out in it stay plain text."""
-        ids = self.tokenizer(f"[{speaker}]{text}", add_special_tokens=False, split_special_tokens=True).input_ids
-        return [self.bos, *ids, self.eos]
+        ids = self.tokenizer(f"[{speaker}]{self.separator}{text}", add_special_tokens=False,
+                             split_special_tokens=True).input_ids
+        return [*self.begin, *ids, *self.end]
 
     def build(self, name: str, turns: Sequence[Turn]) -> Example:
         """Build one example of the turns in order; the last may ask for speech."""
@@ -72,3 +80,23 @@ class PromptBuilder:
         return (torch.cat([text, audio_ids]), torch.cat([no_codes, frames]),
                 torch.arange(len(text) + len(frames)) >= len(text),
                 torch.cat([torch.full_like(no_codes, IGNORE_INDEX), labels]))
+
+
+def turn_format(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """Return what stands before `[speaker]`, between it and the text, and after the text.
+
+    The checkpoint's chat template says so; a tokenizer without CSM's has Llama's tokens, or its own bos and eos."""
+    text, end = "Hello.", ""
+    if tokenizer.chat_template:
+        turn = [{"role": "0", "content": [{"type": "text", "text": text}]}]
+        with contextlib.suppress(TemplateError, TypeError):  # a template for chats with plain texts as content
+            begin, _, rest = tokenizer.apply_chat_template(turn, tokenize=False).partition("[0]")
+            separator, _, end = rest.partition(text)
+    if end:
+        return begin, separator, end
+    # the eos of some Llama tokenizers is that of a chat
+    names = LLAMA_TOKENS if {*LLAMA_TOKENS} <= {*tokenizer.get_vocab()} else (tokenizer.bos_token, tokenizer.eos_token)
+    if None in names:
+        raise KitError("the tokenizer has neither a chat template for [speaker]text nor begin and end tokens (bos_token, "
+                       "eos_token). Wanted: the tokenizer files that the checkpoint was published with.")
+    return names[0], "", names[1]

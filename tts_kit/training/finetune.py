@@ -97,7 +97,8 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
     """The base model with a new adapter, and a trainer over the run's codes."""
     backend, reason = load.choose_backend(config.backend, device_config)
     print(f"{device_config.reason} Backend: {backend} ({reason}).")
-    base = load.load_base(config.base, device_config, config.revision, backend, codec_device="cpu")
+    base = load.load_base(config.base, device_config, config.revision, backend, codec_device="cpu",
+                          prefix_space=config.prefix_space)
     device_config = base.device_config  # float32 where float16 overflows
     if read_inputs(run.codes).get("codec") != base.codec.fingerprint():
         raise KitError(f"{run.codes} was made by another codec than that of {config.base}. Run `tts-kit tokenize` with the "
@@ -143,7 +144,8 @@ def dry_run(config: Config, run: Run, device_config: DeviceConfig) -> dict:
     """What a training would be, without loading weights: parameters from the meta device, clips from the codes."""
     clips = [clip for clip in cache.load_run(run) if clip.split == "train"]
     model = load.without_weights(config.base, config.revision)
-    prompt_builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), ModelSpec.of(model.config))
+    prompt_builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), ModelSpec.of(model.config),
+                                   config.prefix_space)
     micro_batches = dataset.MicroBatchDataset(clips, prompt_builder, config)
     counts = lora.count_parameters(lora.add_lora(model, config.rank, config.alpha, config.lora_targets))
     return {"trainable": sum(count["trainable"] for count in counts.values()),
