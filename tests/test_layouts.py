@@ -338,6 +338,7 @@ def test_an_original_export_is_the_merged_voice(spread_toy, original, tmp_path, 
     assert settings["model_type"] == "csm" and settings["audio_num_codebooks"] == 4 and settings["audio_vocab_size"] == 35
     text = (out / card.FILE).read_text(encoding="utf-8")
     assert "kyutai/mimi" in text and "from transformers" not in text and "library_name" not in text
+    assert '"text": " It is raining' in (plain / card.FILE).read_text(encoding="utf-8"), "the prompt of the training"
     shutil.copytree(Path(original) / "codec", out / "codec")
     assert codes(load_voice(CPU, out)) == codes(load_voice(CPU, plain)) == codes(load_voice(CPU, run.adapter))
     assert adapter.export(run, merge=True, base=original, watermarked=False, out=tmp_path / "again")

@@ -100,7 +100,7 @@ def original_weights(base: str, revision: str = "") -> list[Path]:
         return []
     if path.suffix != ".json":
         return [path] if layouts.is_original(weight_shapes(path)) else []
-    shards = read_json(path, "Download the checkpoint again.")["weight_map"]
+    shards = read_json(path, "Download the checkpoint again.").get("weight_map", {})
     return [file(base, name, revision) for name in sorted({*shards.values()})] if layouts.is_original(shards) else []
 
 
