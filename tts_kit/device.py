@@ -78,11 +78,11 @@ def unusable_gpu_reason() -> str:
     if torch.cuda.is_available() or hidden or not NVIDIA_DRIVER.exists() or not any(NVIDIA_DEVICES.glob("nvidia[0-9]*")):
         return ""
     driver = re.search(r"\d{3,}\.[\d.]+", NVIDIA_DRIVER.read_text(encoding="utf-8", errors="replace"))
-    seen = f"there is an NVIDIA GPU (driver {driver[0] if driver else 'unknown'}), but torch {torch.__version__}"
+    problem = f"there is an NVIDIA GPU (driver {driver[0] if driver else 'unknown'}), but torch {torch.__version__}"
     if not torch.version.cuda:
-        return f"{seen} is built without CUDA. Install a build for CUDA (https://pytorch.org/get-started)"
+        return f"{problem} is built without CUDA. Install a build for CUDA (https://pytorch.org/get-started)"
     minimum = MIN_DRIVER.get(torch.version.cuda.partition(".")[0], "a newer one")
-    return (f"{seen}, built for CUDA {torch.version.cuda}, cannot use it. Update the driver to {minimum} or newer, or "
+    return (f"{problem}, built for CUDA {torch.version.cuda}, cannot use it. Update the driver to {minimum} or newer, or "
             "install a torch build for an older CUDA (https://pytorch.org/get-started)")
 
 
