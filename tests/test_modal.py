@@ -8,12 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import tomllib
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_training_finetune import adapter, same
 
 from tts_kit import cli, device
@@ -132,6 +134,7 @@ def test_the_app_is_imported_without_token_network_or_packages(location, tmp_pat
     ("-m tts_kit.modal_app --stepps 3", 2, "unrecognized arguments: --stepps 3"),
     ("-m tts_kit.modal_app --run ../x", 1, "run name '../x'"), ("-m tts_kit.modal_app --rank 0", 1, "rank is 0; it must be"),
     ("-m tts_kit.modal_app --help", 0, "Modal's name of a GPU"),
+    ("-m tts_kit.modal_app --gp L4", 2, "unrecognized arguments: --gp L4"),
     (f"{modal_app.__file__} --run x", 1, "Give its module instead: modal run -m tts_kit.modal_app")])
 def test_a_wrong_command_fails_before_modal_is_called(arguments, code, message, tmp_path):
     """Mistake: a wrong option is reported only after the image was built, or --help does not show the kit's options."""
@@ -175,7 +178,7 @@ def test_each_call_has_its_own_container(monkeypatch):
     options = {}
     app = SimpleNamespace(function=lambda **values: options.update(values) or (lambda step: step))
     monkeypatch.setattr(modal_app, "app", app)
-    modal_app._stage(lambda: None)
+    modal_app._stage([])(lambda: None)
     assert options["single_use_containers"] and options["retries"] == 3 and options["timeout"] == modal_app.DAY
 
 
@@ -191,6 +194,7 @@ def test_a_preempted_training_is_resumed(trained_run, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
     preempted_volume = PreemptedVolume()
+    monkeypatch.setattr(modal_app, "GPUS", [])
     monkeypatch.setattr(modal_app.modal, "is_local", lambda: False)
     monkeypatch.setattr(modal_app, "volume", preempted_volume)
     monkeypatch.chdir(tmp_path)
@@ -283,16 +287,16 @@ def test_a_source_is_uploaded_under_its_own_name(tmp_path, monkeypatch):
 
 def test_an_error_of_the_user_is_not_retried(tmp_path, monkeypatch, capsys):
     """Mistake: Modal starts a GPU three more times for a misspelled name, or the message is hidden in a traceback."""
-    def refuse(gpu):
-        raise modal.exception.InvalidError(f"GPU type '{gpu}' is not known.")
+    def refuse(args):
+        raise modal.exception.InvalidError("GPU type 'L44' is not known.")
 
     monkeypatch.chdir(tmp_path)
     error = modal_app.run_command.local(command("tokenize", "--run", "nobody"))
     assert isinstance(error, KitError)
     with pytest.raises(KitError):
-        modal_app._call(SimpleNamespace(remote=lambda args: error), "", command("tokenize"))
+        modal_app._call(SimpleNamespace(remote=lambda args: error), command("tokenize"))
     with pytest.raises(KitError, match="GPU type 'L44'"):
-        modal_app._call(SimpleNamespace(with_options=refuse), "L44", command("tokenize"))
+        modal_app._call(SimpleNamespace(remote=refuse), command("tokenize"))
     with pytest.raises(KitError, match="there is no arm 'tuend'"):  # before anything has to be paid
         modal_app.check_arguments(["--arms", "base", "tuend"])
     with pytest.raises(SystemExit, match="1"):
@@ -300,20 +304,94 @@ def test_an_error_of_the_user_is_not_retried(tmp_path, monkeypatch, capsys):
     assert "run name '../x'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("error", "message"), [
+    (RuntimeError("Library libcublas.so.12 is not found"), "prepare has failed: RuntimeError: Library libcublas.so.12"),
+    (ValueError(), "prepare has failed: ValueError: ValueError"), (KeyboardInterrupt(), "")])
+def test_only_a_preemption_is_retried(monkeypatch, capsys, error, message):
+    """Mistake: an error that comes again is raised, so that Modal starts and bills three more GPUs for it; or a container
+    that is taken away counts as finished."""
+    monkeypatch.setattr(modal_app, "app", SimpleNamespace(function=lambda **_: lambda step: step))
+
+    def prepare(args):
+        raise error
+
+    step = modal_app._stage([])(prepare)
+    if message:
+        result = step(command("prepare", "clips"))
+        assert type(result) is KitError and message in str(result)
+        assert pickle.loads(pickle.dumps(result)).args == result.args  # noqa: S301 (as Modal sends it back)
+        assert "in prepare" in capsys.readouterr().err
+    else:
+        with pytest.raises(type(error)):
+            step(command("prepare", "clips"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU whose absence is tested")
+def test_a_requested_gpu_is_used(monkeypatch):
+    """Mistake: torch sees no GPU in the container, and CSM-1B is trained on its CPU at the price of the GPU."""
+    monkeypatch.setattr(modal_app, "app", SimpleNamespace(function=lambda **_: lambda step: step))
+    monkeypatch.setattr(modal_app.modal, "is_local", lambda: False)
+    monkeypatch.setattr(modal_app, "volume", SimpleNamespace(commit=lambda: None))
+    monkeypatch.setattr(modal_app, "GPUS", ["L4"])
+    stages = []
+    step = modal_app._stage(["L4"])(stages.append)
+    assert "'cuda' was requested" in str(step(command("tokenize"))) and not stages
+    monkeypatch.setattr(modal_app, "GPUS", [])
+    assert step(command("tokenize")) is None and len(stages) == 1
+
+
+@pytest.mark.parametrize(("arguments", "environment", "train", "others"), [
+    (["--gpu", "H100:2,A100-80GB:2"], {}, ["H100:2", "A100-80GB:2"], ["H100", "A100-80GB"]),
+    (["--run", "a", "--gpu=T4"], {"TTS_KIT_GPU": "L4"}, ["T4"], ["T4"]), ([], {}, ["L4"], ["L4"]),
+    ([], {"TTS_KIT_GPU": "L40S,A10G"}, ["L40S", "A10G"], ["L40S", "A10G"]), (["--gpu", "none"], {}, [], []),
+    ([], {"TTS_KIT_GPU": "none"}, [], [])])
+def test_the_functions_are_declared_with_the_gpus(arguments, environment, train, others):
+    """Mistake: a command without mistakes ends at the check of its options, with exit status 1; a list of GPUs is no
+    fallback, since options at a call take a single one; a stage takes a GPU that was not requested, or two where it
+    uses one; or a container does not know what was requested."""
+    script = f"""
+        import sys
+        sys.argv = ["modal", "run", "-m", "tts_kit.modal_app", *{arguments}]
+        from tts_kit import modal_app
+        modal_app.check_arguments({arguments})
+        for function in (modal_app.train, modal_app.run_command, modal_app.serve):
+            print(function._spec_.gpus)
+        print(modal_app.GPUS)"""
+    process = subprocess.run([sys.executable, "-c", NO_PACKAGES + textwrap.dedent(script)], cwd=ROOT, capture_output=True,
+                             text=True, check=False, env=os.environ | {"HOME": "/nowhere"} | environment)
+    assert process.stdout.splitlines() == [str(gpus or None) for gpus in (train, others, train)] + [str(train)], (
+        process.stderr)
+
+
+def test_a_memory_snapshot_holds_nothing_of_a_gpu():
+    """Mistake: `serve` starts from a snapshot whose imports have looked for a GPU, which is not there when it is taken."""
+    script = """
+        import torch
+        def refuse(*args, **kwargs):
+            raise RuntimeError("CUDA is used during import")
+        torch.cuda._lazy_init = torch.cuda.device_count = torch.cuda.is_available = refuse
+        from tts_kit import modal_app
+        assert "tts_kit.server.app" not in sys.modules
+        modal_app.modal.is_local = lambda: False
+        import importlib
+        importlib.reload(modal_app)
+        print("tts_kit.server.app" in sys.modules, "transformers" in sys.modules)"""
+    process = subprocess.run([sys.executable, "-c", "import sys\n" + textwrap.dedent(script)], cwd=ROOT, capture_output=True,
+                             text=True, check=False)
+    assert process.stdout == "True True\n", process.stderr
+
+
 def test_the_pipeline_runs_from_this_machine(toy, tmp_path, monkeypatch, capsys):
-    """Mistake: a stage is called with arguments that it does not take or without the GPU, or --smoke takes an hour."""
+    """Mistake: a stage is called with arguments that it does not take, or --smoke takes an hour."""
     class LocalFunction:
         """A stage on this machine with the interface of a Modal function."""
 
-        def __init__(self, name, function, gpu=""):
-            self.name, self.function, self.gpu = name, function, gpu
-
-        def with_options(self, gpu):
-            return LocalFunction(self.name, self.function, gpu)
+        def __init__(self, name, function):
+            self.name, self.function = name, function
 
         def remote(self, args):
             args = pickle.loads(pickle.dumps(args))  # noqa: S301 (as Modal sends it to a container)
-            calls.append((self.name, args.func.__name__, self.gpu))
+            calls.append((self.name, args.func.__name__))
             monkeypatch.chdir(tmp_path / "cloud")
             result = self.function.local(args)
             monkeypatch.chdir(tmp_path / "home")
@@ -328,11 +406,10 @@ def test_the_pipeline_runs_from_this_machine(toy, tmp_path, monkeypatch, capsys)
     for name in ("run_command", "train"):
         monkeypatch.setattr(modal_app, name, LocalFunction(name, getattr(modal_app, name)))
     source = copy_ten_clips(tmp_path / "home" / "clips")
-    arguments = ["--run", "anna", "--source", str(source), "--gpu", "T4:2", "--smoke", "--base", toy, "--arms", "base",
-            "finetuned"]
+    arguments = ["--run", "anna", "--source", str(source), "--smoke", "--base", toy, "--arms", "base", "finetuned"]
     modal_app.main.info.raw_f(*arguments)
-    assert calls == [("run_command", "prepare", "T4"), ("run_command", "tokenize", "T4"), ("train", "train", "T4:2"),
-                     ("run_command", "compare", "T4")], "only training uses a second GPU"
+    assert calls == [("run_command", "prepare"), ("run_command", "tokenize"), ("train", "train"),
+                     ("run_command", "compare")], "only training uses a second GPU"
     remote_run = Run("anna", tmp_path / "cloud" / "runs")
     assert [row["step"] for row in read_rows(Run("anna").training / "log.jsonl") if "backbone_loss" in row] == [1, 2]
     assert read_files(remote_run.comparison) == read_files(Run("anna").comparison)

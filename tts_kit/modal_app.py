@@ -1,14 +1,17 @@
 """All stages on Modal's machines with one Volume; each stage continues where it stopped.
 
 `modal run -m tts_kit.modal_app --run NAME --source example:emma --gpu L4` trains a voice and downloads the run; the same
-command continues after an interruption. `TTS_KIT_KEY=... modal deploy -m tts_kit.modal_app` serves all voices on it."""
+command continues after an interruption. `TTS_KIT_KEY=... TTS_KIT_GPU=L4 modal deploy -m tts_kit.modal_app` serves all voices
+on it. GPUs may be a list (L4,A10G): Modal takes the first that is free."""
 
 import argparse
 import functools
+import importlib
 import itertools
 import os
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +22,7 @@ from tqdm.auto import tqdm
 from tts_kit import cli
 from tts_kit.comparison import arms
 from tts_kit.config import Config, load_config
-from tts_kit.errors import KitError, report_errors
+from tts_kit.errors import KitError, reason, report_errors
 from tts_kit.io import atomic_folder, write_bytes
 from tts_kit.run import Run
 
@@ -32,6 +35,18 @@ SECRETS = ("HF_TOKEN", "TTS_KIT_KEY")
 DAY = 24 * 3600
 PORT = 8000
 NOT_DOWNLOADED = ("source", "downloads", "segments")  # parts of a run that stay on the volume, as do checkpoints
+
+
+def requested_gpus(arguments: Sequence[str]) -> list[str]:
+    """Return Modal's names of the GPUs in --gpu, or else in TTS_KIT_GPU, best first; none for no GPU.
+
+    They are needed when the functions are declared, before Modal passes on the arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--gpu", default=os.environ.get("TTS_KIT_GPU", "L4"))
+    return [gpu for gpu in parser.parse_known_args(arguments)[0].gpu.split(",") if gpu not in ("", "none")]
+
+
+GPUS = requested_gpus(sys.argv[1:])
 
 
 def _image() -> modal.Image:
@@ -50,36 +65,57 @@ def _image() -> modal.Image:
 
 volume = modal.Volume.from_name("tts-kit-runs", create_if_missing=True)
 app = modal.App("tts-kit", image=_image(), include_source=False, volumes={f"{HOME}/runs": volume}, secrets=[
-    modal.Secret.from_dict({name: os.environ[name] for name in SECRETS if os.environ.get(name)})])
+    modal.Secret.from_dict({name: os.environ[name] for name in SECRETS if os.environ.get(name)} |
+                           {"TTS_KIT_GPU": ",".join(GPUS) or "none"})])  # so that a container knows what was requested
+
+if not modal.is_local():
+    # a memory snapshot of `serve` holds what is imported here: packages, which need no GPU yet, and no voice
+    importlib.import_module("tts_kit.server.app")
 
 
-def _stage(function: Callable[[argparse.Namespace], None]) -> modal.Function:
-    """Make a function a step on Modal: it reads and commits the volume, and is retried after a crash."""
-    @functools.wraps(function)
-    def step(args: argparse.Namespace) -> KitError | None:
-        try:
-            return function(args)
-        except KitError as error:
-            return error  # returned, because a raised error would be retried and paid again
-        finally:
-            _commit()
+def _stage(gpus: list[str]) -> Callable[[Callable[[argparse.Namespace], None]], modal.Function]:
+    """Make a function a step on Modal: it reads and commits the volume, and is run again after a crash or a preemption.
 
-    # each call gets a fresh container: one that is reused would have to reload the volume with no file open
-    return app.function(timeout=DAY, retries=3, cpu=4.0, memory=16 * 1024, single_use_containers=True)(step)
+    An exception is returned and not raised: Modal would run the step again, at the user's cost and with the same end."""
+    def declare(function: Callable[[argparse.Namespace], None]) -> modal.Function:
+        @functools.wraps(function)
+        def step(args: argparse.Namespace) -> KitError | None:
+            try:
+                _choose_device()
+                return function(args)
+            except KitError as error:
+                return error
+            except Exception as error:
+                traceback.print_exc()
+                return KitError(f"{function.__name__} has failed: {type(error).__name__}: {reason(error)}. The traceback is "
+                                "above; finished work is on the volume, and the same command continues.")
+            finally:
+                _commit()
+
+        # each call gets a fresh container: one that is reused would have to reload the volume with no file open
+        return app.function(gpu=gpus or None, timeout=DAY, retries=3, cpu=4.0, memory=16 * 1024,
+                            single_use_containers=True)(step)
+    return declare
 
 
-@_stage
+def _choose_device():
+    """Return the device of a container; a GPU that was requested, and is paid, has to be usable."""
+    from tts_kit import device
+
+    return device.choose("cuda" if GPUS and not modal.is_local() else "auto")
+
+
+@_stage([gpu.partition(":")[0] for gpu in GPUS])  # only training has a use for a second GPU
 def run_command(args: argparse.Namespace) -> None:
     """Run a command of `tts-kit`."""
     args.func(args)
 
 
-@_stage
+@_stage(GPUS)
 def train(args: argparse.Namespace) -> None:
     """Train the adapter on all GPUs of the container, from the last checkpoint on."""
     import torch
 
-    from tts_kit import device
     from tts_kit.training import finetune, trainer
 
     run = Run(args.run)
@@ -88,22 +124,21 @@ def train(args: argparse.Namespace) -> None:
         # Modal commits what these processes write every few seconds
         finetune.launch(config, run, torch.cuda.device_count())
     else:
-        finetune.finetune(config, run, device.choose(), [trainer.OnSaveCallback(_commit)])
+        finetune.finetune(config, run, _choose_device(), [trainer.OnSaveCallback(_commit)])
 
 
-@app.function(gpu=os.environ.get("TTS_KIT_GPU", "L4").replace("none", "") or None, timeout=DAY, scaledown_window=300)
+@app.function(gpu=GPUS or None, timeout=DAY, scaledown_window=300, enable_memory_snapshot=True)
 @modal.concurrent(max_inputs=100)
 @modal.web_server(PORT, startup_timeout=600)
 def serve():
     """Serve every voice on the volume, as `tts-kit serve` does; TTS_KIT_KEY is the API key."""
-    from tts_kit import device
     from tts_kit.server import app as speech_server
     from tts_kit.speech.voice import load_voices
 
     voices = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
     if not voices:
         raise KitError("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
-    server = speech_server.Server(load_voices(device.choose(), voices), "0.0.0.0", PORT,
+    server = speech_server.Server(load_voices(_choose_device(), voices), "0.0.0.0", PORT,
                                   speech_server.read_api_keys([]))
     server.start()
     return server
@@ -115,12 +150,13 @@ def main(*arguments: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="modal run -m tts_kit.modal_app", usage="%(prog)s [options]", description=__doc__)
+    parser = argparse.ArgumentParser(prog="modal run -m tts_kit.modal_app", usage="%(prog)s [options]", description=__doc__,
+                                     allow_abbrev=False)
     option, as_prepare = cli.option, "as for tts-kit prepare"
     cli.add_options(parser, [
         option("--run", default="voice", help="name of the run; its folder is runs/NAME, on the volume and here"),
         option("--source", default="example:emma", help=f"{as_prepare}; local files are uploaded"),
-        option("--gpu", default="L4", help="Modal's name of a GPU; H100:2: train on two; none: no GPU"),
+        option("--gpu", default="L4", help="Modal's name of a GPU; H100:2: train on two; L4,A10G: the first free one; none"),
         *(option(name, default="", help=as_prepare) for name in ("--asr-model", "--verify-asr-model", "--language")),
         option("--skip-bad", action="store_true", help=as_prepare),
         option("--arms", nargs="+", default=list(arms.GENERATED_ARMS), help="arms of the model, as for tts-kit compare"),
@@ -148,20 +184,19 @@ def check_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def run_stages(arguments: Sequence[str]) -> None:
     """Call the stages one after the other, and download the run."""
     args = check_arguments(arguments)
-    run, gpus = Run(args.run), "" if args.gpu == "none" else args.gpu
+    run = Run(args.run)
     args.source = upload(volume, args.source, run)
     for name in ("prepare", "tokenize", "train", "compare"):
         command = cli.build_parser().parse_args([name, args.source] if name == "prepare" else [name])
         vars(command).update({key: value for key, value in vars(args).items() if key in vars(command)})
-        # the others have no use for a second GPU
-        _call(*((train, gpus) if name == "train" else (run_command, gpus.partition(":")[0])), command)
+        _call(train if name == "train" else run_command, command)
     print(f"Downloaded {download(volume, run)} files. Listen: {(run.comparison / 'index.html').resolve().as_uri()}")
 
 
-def _call(stage: modal.Function, gpu: str, command: argparse.Namespace) -> None:
+def _call(stage: modal.Function, command: argparse.Namespace) -> None:
     """Run a stage in a container."""
     try:
-        problem = (stage.with_options(gpu=gpu) if gpu else stage).remote(command)
+        problem = stage.remote(command)
     except modal.exception.Error as error:
         raise KitError(f"Modal stopped: {error} Finished work is on the volume; the same command continues.") from error
     if problem:
@@ -208,4 +243,5 @@ if not __package__:
     sys.exit("containers would not find this file by its path. Give its module instead: modal run -m tts_kit.modal_app ...")
 if __name__ in sys.argv and "run" in sys.argv[:sys.argv.index(__name__)]:
     # `modal run -m` imports this module and parses the arguments only after the image is built: check them before that
-    report_errors(check_arguments)(sys.argv[sys.argv.index(__name__) + 1:]) and sys.exit(1)
+    is_wrong = report_errors(lambda arguments: check_arguments(arguments) and 0)
+    is_wrong(sys.argv[sys.argv.index(__name__) + 1:]) and sys.exit(1)
