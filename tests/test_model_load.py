@@ -180,8 +180,8 @@ def test_unsloth_keeps_rope_and_gets_the_attention_of_packed_clips(toy, monkeypa
         frequencies = decoder.rotary_emb.inv_freq
         assert frequencies.dtype == torch.float32
         assert torch.equal(frequencies, reference.get_submodule(name).rotary_emb.inv_freq)
-    assert {weight.dtype for weight in loaded.backbone_model.layers.parameters()} == {torch.float16}
-    assert loaded.lm_head.weight.dtype == torch.float16
+    projections = [weight for name, weight in loaded.named_parameters() if name.endswith("_proj.weight")]
+    assert {weight.dtype for weight in (*projections, loaded.lm_head.weight)} == {torch.float16}
     assert loaded.config._attn_implementation == attention.NAME
 
 
