@@ -559,6 +559,7 @@ class CastCounter(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.timeout(1200)  # the compiler, beside two other processes
 def test_all_variants_of_a_layer_are_compiled(base, monkeypatch):
     """Mistake: torch compiles eight variants of a layer, training and evaluation need as many, and the ninth stays eager."""
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)

@@ -288,6 +288,7 @@ def test_offloaded_text_embeddings_train_the_same(config, run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler, and there is no g++")
+@pytest.mark.timeout(1200)  # the compiler, beside two other processes
 def test_compiled_layers_train_the_same(config, run, tmp_path, capsys):
     """Mistake: compiled layers lose the adapter or the clips' borders, or are reported as compiled and are not."""
     adapters = []
