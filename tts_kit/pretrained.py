@@ -58,9 +58,7 @@ def config(base: str, revision: str = "") -> CsmConfig:
         source, source_revision, folder = codec_source(base, revision)
         codec_config = optional_json(source, str(Path(folder, CONFIG_NAME)), source_revision)
         with quiet():
-            model_config = layouts.config_from_shapes(shapes, codec_config, base)
-        model_config._commit_hash = extract_commit_hash(str(files[0]), None)
-        return model_config
+            return layouts.config_from_shapes(shapes, codec_config, base)
     with explain_load_errors(base):
         model_config = AutoConfig.from_pretrained(base, revision=revision or None)
     if not isinstance(model_config, CsmConfig):
@@ -111,6 +109,14 @@ def weight_shapes(path: Path) -> dict[str, list[int]]:
             return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise KitError(f"{damage_reason(path, error)}. Download it again.") from error
+
+
+def commit_hash(base: str, revision: str = "") -> str:
+    """Return the commit that the hub served; empty for a folder."""
+    if Path(base).is_dir():
+        return ""
+    path = file(base, CONFIG_NAME, revision) or next(iter(original_weights(base, revision)), None)
+    return extract_commit_hash(str(path), None) or ""
 
 
 def optional_json(base: str, name: str, revision: str = "") -> dict:

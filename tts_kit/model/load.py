@@ -47,7 +47,6 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     config = pretrained.config(name, revision)
     model = (_load_with_unsloth if backend == "unsloth" else _load_with_transformers)(name, revision, device_config)
     spec = ModelSpec.of(config)
-    commit = getattr(config, "_commit_hash", None)  # that the hub served; a folder has none
     # the codec is loaded on its own, so that no training mode, cast or adapter of the model reaches it
     model.codec_model = None
     model.requires_grad_(False).eval()
@@ -55,8 +54,8 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
         keep_residual_in_float32(model)
     base = Base(model, codec.load(name, revision, codec_device or device_config.device),
                 PromptBuilder(pretrained.tokenizer(name, revision), spec, prefix_space), spec, device_config, name,
-                commit or revision, pretrained.optional_json(name, GENERATION_CONFIG_NAME, revision),
-                fingerprint(model))
+                pretrained.commit_hash(name, revision) or revision,
+                pretrained.optional_json(name, GENERATION_CONFIG_NAME, revision), fingerprint(model))
     if device_config.dtype == torch.float16 and not has_finite_logits(base):
         print(f"{name} overflows in float16 on a test sentence; it is loaded in float32, which takes twice the memory.")
         return load_base(name, dataclasses.replace(device_config, dtype=torch.float32), revision, backend, codec_device,
