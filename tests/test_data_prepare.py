@@ -14,12 +14,13 @@ import soundfile
 
 from tts_kit import audio
 from tts_kit.config import Config
-from tts_kit.data import manifest, prepare, sources
+from tts_kit.data import ingest, manifest, prepare, sources
 from tts_kit.errors import KitError
 from tts_kit.run import Run
 
 RATE = 24_000
 ROOT = Path(__file__).parents[1]
+WAV = "wavs/LJ001-0001.wav"
 
 
 def voice(number: int, seconds: float = 1.0, rate: int = RATE, amplitude: float = 0.2) -> np.ndarray:
@@ -141,6 +142,65 @@ def test_columns_of_other_tools_are_read(tmp_path, capsys, table, ignored):
     assert [(row.file, row.text, row.speaker) for row in sources.rows(str(tmp_path))] == [("a.wav", "Hi", "anna")]
     message = f"metadata.csv: columns that are not needed are ignored: {ignored}.\n"
     assert capsys.readouterr().out == message * bool(ignored)
+
+
+@pytest.mark.parametrize(("file", "lines", "columns", "row"), [
+    ("metadata.csv", ["LJ001-0001|In 1455, a press|In fourteen fifty-five, a press", "LJ001-0002|Dr. B|Doctor B"],
+     "file_name, text as written, text", ("wavs/LJ001-0001.wav", "In fourteen fifty-five, a press", "")),
+    ("metadata.csv", ["LJ001-0001|A press", "LJ001-0002|Doctor B"], "file_name, text", (WAV, "A press", "")),
+    ("metadata.csv", ["LJ001-0001.wav;\"A; press\"", "LJ001-0002.wav;B"], "file_name, text",
+     (WAV, "A; press", "")),
+    ("metadata.csv", ["LJ001-0001,A; press", "LJ001-0002,B"], "file_name, text", (WAV, "A; press", "")),
+    ("metadata.csv", ["LJ001-0001|anna|A press", "LJ001-0002|anna|Doctor B"], "file_name, speaker, text",
+     ("wavs/LJ001-0001.wav", "A press", "anna")),
+    ("metadata.txt", ["wavs/LJ001-0001.wav|A press|0", "wavs/LJ001-0002.wav|Doctor B|0"], "file_name, text, speaker",
+     ("wavs/LJ001-0001.wav", "A press", "0")),
+    ("slicer.list", ["D:\\out\\LJ001-0001.wav|anna|EN|A press", "/root/out/LJ001-0002.wav|anna|EN|B"],
+     "file_name, speaker, language, text", ("wavs/LJ001-0001.wav", "A press", "anna")),
+    ("metadata.tsv", ["LJ001-0001\tA press", "LJ001-0002\tDoctor B"], "file_name, text", (WAV, "A press", "")),
+])
+def test_tables_of_other_tools_without_a_header_are_read(tmp_path, capsys, file, lines, columns, row):
+    """Mistake: LJSpeech, a file list of Piper or VITS, or GPT-SoVITS's .list is refused or loses its first row."""
+    (tmp_path / "wavs").mkdir()
+    for number in (1, 2):
+        soundfile.write(tmp_path / f"wavs/LJ001-000{number}.wav", voice(number), RATE)
+    (tmp_path / file).write_text("\n".join(lines))
+    rows = list(sources.rows(str(tmp_path)))
+    assert (rows[0].file, rows[0].text, rows[0].speaker) == row
+    assert len(rows) == 2 and not rows[1].problem and rows[1].audio() == tmp_path / "wavs/LJ001-0002.wav"
+    assert f"{file} has no header; its columns are taken for {columns}.\n" in capsys.readouterr().out
+    assert not ingest.is_recording(tmp_path) and not ingest.is_recording(tmp_path / file)
+
+
+def test_a_list_names_nothing_outside_its_folder(tmp_path):
+    """Mistake: the paths in a list that somebody else wrote lead to any file of this machine."""
+    (tmp_path / "clips").mkdir()
+    for path in (tmp_path / "secret.wav", tmp_path / "clips/a.wav"):
+        soundfile.write(path, voice(1), RATE)
+    (tmp_path / "clips/x.list").write_text(f"a.wav|anna|EN|Hi\n../secret.wav|anna|EN|Hi\n{tmp_path}/secret.wav|anna|EN|Hi\n")
+    rows = list(sources.rows(str(tmp_path / "clips")))
+    assert ["leads outside" in row.problem for row in rows] == [False, True, True]
+    assert [row.audio() for row in rows[1:]] == [None, None]
+
+
+def test_texts_beside_the_clips_are_read(tmp_path, run, capsys):
+    """Mistake: clip.txt beside clip.wav is ignored, and the clips are transcribed again."""
+    folder = tmp_path / "clips"
+    for row in write_clips(folder):
+        path = folder / row["file_name"]
+        path.with_suffix(".lab" if "001" in path.name else ".txt").write_text("\ufeff" + row["text"] + "\n")
+    assert not ingest.is_recording(folder)
+    utterances = prepare.prepare(folder, run, Config())
+    assert [utterance.text for utterance in utterances] == [f"Sentence number {number}." for number in range(1, 9)]
+    assert "has no metadata.csv: the text of each audio file is read from" in capsys.readouterr().out
+    (folder / "clips/tapeA_001.lab").unlink()
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "clips/tapeA_002.txt").unlink()
+    (folder / "clips/tapeA_002.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "clips/tapeA_003.txt").write_bytes(b"caf\xe9")
+    problems = [row.problem for row in sources.rows(str(folder))]
+    assert "tapeA_001.wav has no .txt or .lab" in problems[0] and "is a link out of clips" in problems[1]
+    assert "tapeA_003.txt line 1 is not UTF-8" in problems[2] and not any(problems[3:])
 
 
 def test_json_lines_are_read(tmp_path, run):
@@ -356,15 +416,17 @@ def test_bad_json_lines_are_named(tmp_path, line, message):
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("nowhere", "no such file or folder"), ("empty", "has no metadata.csv"), ("notes.txt", "neither .csv nor .jsonl"),
+    ("nowhere", "no such file or folder"), ("empty", "has no metadata.csv, and no audio"), ("notes.doc", "is no table"),
+    ("notes.txt", "columns x; .*or begin with the name of an audio file"),
 ])
 def test_unusable_sources_are_named(tmp_path, name, message):
     """Mistake: a mistyped folder is looked up on the hub."""
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("x")
+    for file in ("notes.txt", "notes.doc"):
+        (tmp_path / file).write_text("x")
     with pytest.raises(KitError, match=message) as caught:
         list(sources.rows(str(tmp_path / name)))
-    assert str(tmp_path / name) in str(caught.value)
+    assert name in str(caught.value)
 
 
 # speakers
