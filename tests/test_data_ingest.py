@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import device
+from tts_kit import device, pipeline
 from tts_kit.cli import main
 from tts_kit.config import Config
 from tts_kit.data import ingest, manifest, prepare, segment, transcribe
@@ -101,6 +101,19 @@ def test_a_second_batch_with_another_model_covers_the_first_recordings_too(run, 
     store = ingest.segment_and_transcribe([tmp_path / "more.wav"], copy, other)
     recordings = [folder.name for folder in segment.segment_folders(copy.segments)]
     assert {clip.recording for clip in store.clips} == set(recordings) and len(recordings) == 2
+
+
+@WHISPER
+def test_the_demo_takes_a_recording_and_keeps_a_review(run, tmp_path, capsys):
+    """Mistake: the one command refuses a recording, forgets the corrections, or does not say that nobody reviewed."""
+    copy = Run("copy", tmp_path)
+    shutil.copytree(run.segments, copy.segments)
+    clip = ingest.load_review(copy).clips[0]
+    ingest.load_review(copy).edit({"action": "text", "id": clip.id, "text": "A corrected text."})
+    pipeline.prepare_data(run.folder.parent.parent / "recordings", Config(), copy, CPU)
+    assert "A corrected text." in [utterance.text for utterance in manifest.read(copy.data)]
+    output = capsys.readouterr().out
+    assert "its 4 files are taken for recordings without transcripts" in output and "The review is skipped." in output
 
 
 def test_without_a_usable_recording_nothing_is_made(tmp_path):

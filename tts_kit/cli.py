@@ -139,14 +139,15 @@ def command(description: str, *options: Option, config: Sequence[str] = (), run:
     return register
 
 
-@command("all stages on the bundled voice and model, without GPU or hub",
-         option("--source", default="example:emma", help="other clips than the bundled voice (see prepare)"),
+@command("all stages on the bundled voice, or on yours, with the bundled model: no GPU, no hub",
+         option("--source", default="example:emma", help="your recording, a folder of recordings or of clips with texts, "
+                "as prepare takes it, instead of the bundled voice"),
          *comparison_options(10, [1, 2]), config=ALL_GROUPS, run="demo")
 def demo(args: argparse.Namespace) -> None:
     from tts_kit import pipeline
 
     run, changes = Run(args.run), config_changes(args)
-    if not run.data.exists() and not args.base:
+    if not run.codes.exists() and not args.base:
         changes = {"base": str(TINY_CSM), **pipeline.TINY_PRESET} | changes
     pipeline.run_all(args.source, load_config(run, **changes), run, _device_config(args), args.sentences, args.seeds)
 
