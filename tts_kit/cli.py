@@ -222,12 +222,19 @@ def train(args: argparse.Namespace) -> None:
 
 
 @command("text -> speech",
-         option("text", help="text of any length"),
+         option("text", nargs="?", default="", help="text of any length; or --script"),
          option("--out", default="speech.wav", metavar="FILE", help="output file, .wav or .flac"),
          option("--seed", type=non_negative_int, default=0, help="sampling seed"),
          option("--retries", type=non_negative_int, default=0, help="new attempts for a sentence without EOS"),
          option("--stream", action="store_true", help="write while generating"),
          option("--no-watermark", dest="watermark", action="store_false", help="leave out the watermark"),
+         option("--script", group="dialogue", metavar="FILE", help="speak a dialogue: a text file with a line `[NAME] "
+                "words` for every turn, each spoken with those before it as context"),
+         option("--voice", group="dialogue", action="append", default=[], metavar="NAME=PATH", help="voice of a speaker: a "
+                "folder of a run or adapter, a model, a clip to clone with its transcript in a .txt beside it or as "
+                "CLIP:TEXT, or `base`; may be repeated (default: the run's, for the speaker of its name)"),
+         option("--pause", group="dialogue", type=float, default=0.4, help="seconds between two turns"),
+         option("--turns", group="dialogue", metavar="FOLDER", help="also write each turn to a file there"),
          option("--adapter", group="voice", metavar="PATH", help="adapter folder or hub id (default: the run's)"),
          option("--no-adapter", group="voice", action="store_true", help="use the base model alone"),
          option("--strength", group="voice", type=float, default=1.0, help="scale of the adapter; 0: the base model"),
@@ -240,6 +247,13 @@ def speak(args: argparse.Namespace) -> None:
     from tts_kit.speech import stream
     from tts_kit.speech.voice import Reference, find_adapter
 
+    if bool(args.text) == bool(args.script):
+        raise KitError('give a text, as in tts-kit speak "Hello.", or --script FILE with a dialogue.')
+    if args.script:
+        _speak_script(args)
+        return
+    if args.voice or args.turns:
+        raise KitError("--voice and --turns belong to --script. The voice of a text is that of --run or --adapter.")
     if bool(args.reference) != bool(args.reference_text):
         raise KitError("a reference is a clip and its transcript: give --reference FILE and --reference-text TEXT, or "
                        "neither.")
@@ -267,6 +281,38 @@ def speak(args: argparse.Namespace) -> None:
     print(f"{args.out}: {spoken.seconds:.1f} s in {spoken.wall_seconds:.1f} s, {detail}, {ending}.")
     if not args.watermark:
         print("No watermark, as requested: nothing in this file tells that it is synthetic.")
+
+
+def _speak_script(args: argparse.Namespace) -> None:
+    from tts_kit.data import consent
+    from tts_kit.speech import dialogue
+    from tts_kit.speech import speak as speech
+    from tts_kit.speech.voice import find_adapter, find_reference, parse_voices
+
+    given = [name for name in ("stream", "adapter", "no_adapter", "reference", "reference_text") if getattr(args, name)]
+    if given or args.strength != 1.0:
+        raise KitError(f"--{(given or ['strength'])[0].replace('_', '-')} is not for a dialogue, whose voices are given by "
+                       "--voice NAME=PATH.")
+    speech.check_path(args.out, args.watermark)
+    if args.turns and Path(args.turns).exists() and not (Path(args.turns).is_dir() and not any(Path(args.turns).iterdir())):
+        raise KitError(f"{args.turns} exists and is not an empty folder. Give --turns another one.")
+    lines, run, sources = dialogue.read_script(args.script), Run(args.run), parse_voices(args.voice)
+    if run.adapter.exists():
+        sources = {run.name: run.adapter} | sources
+    dialogue.check_speakers(lines, sources)
+    sources = {name: source for name, source in sources.items() if name in {line.speaker for line in lines}}
+    voices = _load_voices(args, sources)
+    for source in sources.values():
+        if not find_reference(source) and (folder := find_adapter(source)):
+            consent.warn_if_missing(run, adapter=folder)
+    spoken = dialogue.dialogue(lines, voices, args.seed, args.retries, args.pause)
+    spoken.save(args.out, args.watermark)
+    if args.turns:
+        spoken.save_turns(args.turns, args.watermark)
+    failed = [line.label for line, turn in zip(spoken.lines, spoken.turns) if not turn.ended_with_eos]
+    print(f"{args.out}: {len(lines)} turns, {spoken.seconds:.1f} s in {spoken.wall_seconds:.1f} s, " + (
+        f"{', '.join(failed)} reached the length limit; try --retries 2 or another --seed." if failed else
+        "all ended with EOS."))
 
 
 @command("held-out sentences in every arm -> a verdict and a page",
@@ -300,7 +346,8 @@ def compare(args: argparse.Namespace) -> None:
 
 @command("voices behind OpenAI's speech API, and a page to try them",
          option("--voice", action="append", default=[], metavar="NAME=PATH", help="another voice: an adapter folder, a base "
-                "or merged model, or a hub id; may be repeated (default: the run's alone)"),
+                "or merged model, a hub id, a clip to clone with its transcript in a .txt beside it or as CLIP:TEXT, or "
+                "`base`; may be repeated (default: the run's, and `base`)"),
          option("--queue-timeout", type=float, default=120.0, help="seconds that a request may wait in the queue"),
          option("--no-watermark", dest="watermark", action="store_false", help="leave out the watermark"),
          option("--host", group="network", metavar="ADDRESS", default="127.0.0.1",
@@ -314,26 +361,19 @@ def serve(args: argparse.Namespace) -> None:
     try:
         from tts_kit.server import app as server
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "uvicorn", "starlette", "pydantic"):
+        if error.name not in ("av", "fastapi", "uvicorn", "starlette", "pydantic"):
             raise
         raise KitError(f'the server needs {error.name}: pip install "tts-kit[serve]"') from error
 
-    from tts_kit.speech.voice import load_voices
+    from tts_kit.speech.voice import BASE, parse_voices
 
     run = Run(args.run)
-    voices = server.parse_voices(args.voice)
+    voices = parse_voices(args.voice)
     if run.adapter.exists() or not voices:
         voices = {run.name: run.adapter} | voices
-
-    def load() -> dict:
-        loaded = load_voices(_device_config(args), voices, args.base or "", args.revision or "")
-        for voice in loaded.values():
-            if args.prefix_space is not None:
-                voice.set_prefix_space(args.prefix_space)
-            voice.sampling = voice.sampling.override(Config(**config_changes(args)))
-        return loaded
-
-    server.run_server(load, args.host, args.port, server.read_api_keys(args.api_key), args.watermark, args.queue_timeout)
+        voices.setdefault(BASE, BASE)
+    server.run_server(lambda: _load_voices(args, voices), args.host, args.port, server.read_api_keys(args.api_key),
+                      args.watermark, args.queue_timeout)
 
 
 @command("whether audio files carry the watermark",
@@ -442,6 +482,18 @@ def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_
         voice.set_prefix_space(prefix_space)
     voice.sampling = voice.sampling.override(Config(**config_changes(args)))
     return voice
+
+
+def _load_voices(args: argparse.Namespace, sources: dict[str, str | Path]) -> dict:
+    """Load voices by name, with the sampling options given."""
+    from tts_kit.speech.voice import load_voices
+
+    voices = load_voices(_device_config(args), sources, args.base or "", args.revision or "")
+    for voice in voices.values():
+        if args.prefix_space is not None:
+            voice.set_prefix_space(args.prefix_space)
+        voice.sampling = voice.sampling.override(Config(**config_changes(args)))
+    return voices
 
 
 def _version() -> str:

@@ -19,15 +19,16 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from tts_kit import html, local_server, watermark
+from tts_kit import audio, device, html, local_server, watermark
+from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.local_server import LOCALHOST, LocalServer
 from tts_kit.server import audio_format, schemas
 from tts_kit.server.audio_format import MIME_TYPES, PCM
 from tts_kit.server.queue import MAX_JOBS, QUEUE_TIMEOUT, Job, JobQueue, Worker
-from tts_kit.server.schemas import APIError, SpeechRequest
-from tts_kit.speech import speak
-from tts_kit.speech.voice import Voice
+from tts_kit.server.schemas import APIError, Clip, DialogueRequest, NamedVoice, Options, SpeechRequest
+from tts_kit.speech import dialogue, speak
+from tts_kit.speech.voice import NAME, Reference, Voice
 
 PORT = 8000
 KEY_VARIABLE = "TTS_KIT_KEY"
@@ -35,8 +36,11 @@ KEY_VARIABLE = "TTS_KIT_KEY"
 MIN_KEY_LENGTH = 16
 OPEN_PATHS = ("/", "/health")  # served without a key; they tell nothing about the voices
 MAX_CONNECTIONS = 512  # above it uvicorn answers 503
-MODEL_ALIAS = "tts-1"  # another name of every model, for programs that know only OpenAI's
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # other names of every model, for programs that know only OpenAI's
+VOICE_ALIASES = ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer",
+                 "verse")
+"""OpenAI's voices: other names of the first voice, where no voice has that name."""
+MAX_IGNORED_FIELDS = 10  # that an answer names
 
 
 class AuthMiddleware:
@@ -74,7 +78,9 @@ class Server(LocalServer):
         self.worker = Worker(voices, self.queue, watermarked)
         if watermarked:
             watermark.network()  # an error now, and not in the first answer
-        self.models = [*dict.fromkeys(model_name(voice.base.name) for voice in voices.values()), MODEL_ALIAS]
+        self.models = [*dict.fromkeys(model_name(voice.base.name) for voice in voices.values()), *MODEL_ALIASES]
+        self.aliases = {alias: next(iter(voices)) for alias in VOICE_ALIASES if alias not in voices}
+        self._transcribing = asyncio.Lock()
         super().__init__(create_app(self, api_keys), bound_socket or local_server.listen(host, port), http="h11",
                          limit_concurrency=max_connections, timeout_keep_alive=10, timeout_graceful_shutdown=3)
 
@@ -94,50 +100,73 @@ class Server(LocalServer):
         self.queue.close()  # waiting clients get an answer before their connections are closed
         await super().shutdown(sockets)
 
-    def submit(self, request: SpeechRequest) -> Job:
-        """Queue a request, or raise APIError."""
-        voice = self.voices.get(request.voice_id)
-        if voice is None:
-            raise APIError(400, f"there is no voice {request.voice_id[:60]!r}; there are {', '.join(self.voices)}.",
-                           "voice_not_found", "voice")
-        models = [model_name(voice.base.name), MODEL_ALIAS]
-        if request.model not in models:
-            raise APIError(404, f"the model {request.model[:60]!r} is not served here, or not in the voice "
-                           f"{request.voice_id}; {' and '.join(models)} are.", "model_not_found", "model")
-        sentences = speak.split_requests(request.input, seed=request.seed)
-        job = Job(request.voice_id, sentences, streaming=request.stream_format is not None)
+    def resolve_voice(self, requested: str | NamedVoice, model: str) -> str:
+        """Return the name of the voice that a request means, or raise APIError."""
+        requested = schemas.voice_id(requested)
+        name = self.aliases.get(requested, requested)
+        if name not in self.voices:
+            raise APIError(400, f"there is no voice {name[:60]!r}; there are {', '.join(self.voices)}.", "voice_not_found",
+                           "voice")
+        models = [model_name(self.voices[name].base.name), *MODEL_ALIASES]
+        if model not in models:
+            raise APIError(404, f"the model {model[:60]!r} is not served here, or not in the voice {name}; "
+                           f"{', '.join(models)} are.", "model_not_found", "model")
+        return name
+
+    async def speech_job(self, request: SpeechRequest) -> Job:
+        """Return the job of a text."""
+        voice, references = self.resolve_voice(request.voice, request.model), None
+        if request.reference_audio:
+            references = Reference(await asyncio.to_thread(request.reference_bytes), request.reference_text)
+        return Job([(voice, speak.split_requests(request.input, references, seed=request.seed))])
+
+    def dialogue_job(self, request: DialogueRequest) -> Job:
+        """Return the job of a dialogue."""
+        names = [self.resolve_voice(turn.voice, request.model) for turn in request.turns]
+        lines = [dialogue.Line(name, turn.input, f"turn {number}")
+                 for number, (name, turn) in enumerate(zip(names, request.turns), 1)]
+        return Job([*zip(names, dialogue.split_turns(lines, request.seed))],
+                   conversation=dialogue.Conversation({name: self.voices[name] for name in names}))
+
+    async def transcribe(self, clip: Clip) -> str:
+        """Return the words of a clip, or raise APIError; one clip at a time."""
+        if self._transcribing.locked():
+            raise schemas.busy("another clip is being transcribed.")
+        async with self._transcribing:
+            return await asyncio.to_thread(recognize, await asyncio.to_thread(clip.reference_bytes))
+
+    async def answer(self, options: Options, job: Job, request: Request) -> Response:
+        """Queue a job and return its speech, as a whole file or as a stream; raises APIError."""
+        job.streaming, job.speed, file_format = options.streaming, options.speed, options.response_format
         self.queue.put(job)
         asyncio.get_running_loop().call_later(self.queue.timeout, self.queue.expire, job)
-        return job
-
-    async def answer(self, speech_request: SpeechRequest, request: Request) -> Response:
-        """Return the speech, as a whole file or as a stream."""
-        job, file_format = self.submit(speech_request), speech_request.response_format
         rate, mime_type = self.voices[job.voice].base.spec.sample_rate, MIME_TYPES[file_format]
+        ignored = [name for name in options.model_extra or () if re.fullmatch(r"[\w-]{1,40}", name, re.ASCII)]
+        headers = {"X-Ignored-Fields": ", ".join(ignored[:MAX_IGNORED_FIELDS])} if ignored else {}
         disconnect = asyncio.create_task(self._end_on_disconnect(request, job))
         try:
-            audio = job.audio()
-            chunks = [chunk async for chunk in audio] if not job.streaming else [
-                await anext(audio, np.zeros(0, np.float32))]  # errors up to the first audio still change the status
+            chunks_of_job = job.audio()
+            chunks = [chunk async for chunk in chunks_of_job] if job.streaming is False else [
+                await anext(chunks_of_job, np.zeros(0, np.float32))]  # errors up to the first audio still change the status
         except BaseException:
             self.queue.end(job)
             raise
         finally:
             disconnect.cancel()
-        if not job.streaming:
+        if job.streaming is False:
             content = await audio_format.encode(chunks, rate, file_format)
-            return Response(content, headers={"Content-Type": mime_type,
-                                              "X-Ended-With-EOS": str(job.ended_with_eos).lower()})
-        is_sse = speech_request.stream_format == "sse"
+            return Response(content, headers=headers | {"Content-Type": mime_type,
+                                                        "X-Ended-With-EOS": str(job.ended_with_eos).lower()})
+        is_sse = options.stream_format == "sse"
+        headers |= {"Content-Type": "text/event-stream" if is_sse else mime_type, "Cache-Control": "no-store"}
         # ended a second time in the background: a generator that was never begun runs no `finally`
-        return StreamingResponse(self._stream(job, _chain(chunks, audio), rate, file_format, is_sse),
-                                 headers={"Content-Type": "text/event-stream" if is_sse else mime_type,
-                                          "Cache-Control": "no-store"}, background=BackgroundTask(self.queue.end, job))
+        return StreamingResponse(self._stream(job, _chain(chunks, chunks_of_job), rate, file_format, is_sse),
+                                 headers=headers, background=BackgroundTask(self.queue.end, job))
 
-    async def _stream(self, job: Job, audio: AsyncIterator[np.ndarray], rate: int, file_format: str,
+    async def _stream(self, job: Job, chunks: AsyncIterator[np.ndarray], rate: int, file_format: str,
                       is_sse: bool) -> AsyncIterator[bytes]:
         try:
-            async for part in audio_format.stream(audio, rate, file_format):
+            async for part in audio_format.stream(chunks, rate, file_format):
                 encoded = {"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()}
                 yield audio_format.event(encoded) if is_sse else part
             if is_sse:
@@ -151,6 +180,16 @@ class Server(LocalServer):
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.queue.end(job)
+
+
+def recognize(content: bytes) -> str:
+    """Return the words of a clip by Whisper, the bundled one if it is installed; raises APIError if there is none."""
+    try:
+        whisper = transcribe.load(transcribe.BUNDLED if transcribe.is_installed() else "base", device.choose("cpu"))
+        samples = audio.read(content, transcribe.SAMPLE_RATE)
+        return whisper.transcribe(samples, whisper.language or whisper.detect_language(samples))[0]
+    except KitError as error:
+        raise APIError(501, f"the words were not recognized: {error} Or type them.", "no_transcriber") from error
 
 
 async def _chain(chunks: list[np.ndarray], rest: AsyncIterator[np.ndarray]) -> AsyncIterator[np.ndarray]:
@@ -172,19 +211,34 @@ def create_app(server: Server, api_keys: Sequence[str]) -> FastAPI:
 
     @app.post("/v1/audio/speech")
     async def speech(request: Request) -> Response:
-        return await server.answer(await schemas.read_request(request), request)
+        options = await schemas.read_request(request, SpeechRequest, schemas.MAX_REFERENCE_BYTES)
+        return await server.answer(options, await server.speech_job(options), request)
+
+    @app.post("/v1/audio/dialogue")
+    async def speak_dialogue(request: Request) -> Response:
+        options = await schemas.read_request(request, DialogueRequest)
+        return await server.answer(options, server.dialogue_job(options), request)
+
+    @app.post("/v1/audio/reference_text")
+    async def reference_text(request: Request) -> dict:
+        """The words of a clip, to be corrected by who sends it."""
+        clip = await schemas.read_request(request, Clip, schemas.MAX_REFERENCE_BYTES)
+        return {"text": await server.transcribe(clip)}
 
     @app.get("/v1/voices")
     @app.get("/v1/audio/voices")
     async def voices() -> dict:
-        return {"object": "list", "data": [
-            {"id": name, "object": "voice", "name": name, "model": model_name(voice.base.name)}
-            for name, voice in server.voices.items()]}
+        entries = [{"id": name, "object": "voice", "name": name, "model": model_name(voice.base.name)}
+                   for name, voice in server.voices.items()]
+        entries += [{"id": alias, "object": "voice", "name": alias, "alias_of": name}
+                    for alias, name in server.aliases.items()]
+        return {"object": "list", "data": entries, "voices": entries}  # Open WebUI reads the second
 
     @app.get("/v1/models")
+    @app.get("/v1/audio/models")
     async def models() -> dict:
-        return {"object": "list", "data": [
-            {"id": name, "object": "model", "created": 0, "owned_by": "tts_kit"} for name in server.models]}
+        entries = [{"id": name, "object": "model", "created": 0, "owned_by": "tts_kit"} for name in server.models]
+        return {"object": "list", "data": entries, "models": entries}
 
     @app.get("/health")
     async def health() -> Response:
@@ -195,7 +249,7 @@ def create_app(server: Server, api_keys: Sequence[str]) -> FastAPI:
     @app.get("/")
     async def page() -> Response:
         """The page to try the voices; it names no voice, but fetches their list."""
-        formats = [name for name in MIME_TYPES if name != PCM]  # which browsers cannot play
+        formats = [name for name in MIME_TYPES if name not in (PCM, "aac")]  # which not every browser plays
         content, policy = html.page(
             __file__, "Text to speech", ["app.js"], csp=("connect-src 'self'", "media-src blob:"),
             max_characters=str(schemas.MAX_CHARACTERS), formats="".join(f"<option>{name}</option>" for name in formats))
@@ -250,15 +304,3 @@ def check_access(host: str, api_keys: Sequence[str]) -> None:
 def read_api_keys(keys: Sequence[str]) -> list[str]:
     """Return the keys of the command line and of the environment."""
     return [*keys, *filter(None, [os.environ.get(KEY_VARIABLE)])]
-
-
-def parse_voices(options: Sequence[str]) -> dict[str, str]:
-    """Return --voice NAME=PATH options as paths by name."""
-    voices: dict[str, str] = {}
-    for option in options:
-        name, _, path = option.partition("=")
-        if not path or not re.fullmatch(NAME, name) or name in voices:
-            raise KitError(f"--voice {option}: wanted NAME=PATH, with a different name for each voice, of letters, digits, "
-                           "'.', '_' or '-', as in --voice anna=runs/anna/adapter.")
-        voices[name] = path
-    return voices

@@ -5,16 +5,17 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tts_kit import watermark
+from tts_kit import audio, watermark
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import Generation, ModelBusyError
 from tts_kit.server import schemas
-from tts_kit.speech import speak, stream
+from tts_kit.speech import dialogue, speak, stream
+from tts_kit.speech.dialogue import Conversation
 from tts_kit.speech.speak import BATCH_SIZE, Request
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens.prompt import Turn
@@ -27,21 +28,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """One request: its sentences, how far they are generated, and the audio on its way to the client."""
-    voice: str
-    sentences: list[Request]
-    streaming: bool = False  # whether audio is sent while it is generated, which is done for one job at a time
-    sentences_done: int = 0
+    """One request: its turns, how far they are generated, and the audio on its way to the client."""
+    turns: list[tuple[str, list[Request]]]  # voice and sentences; a text is one turn, a dialogue has several
+    streaming: bool | None = False
+    """Whether audio is sent while it is generated, which is done for one job at a time; None: the first sentence is, if no
+    other job could share its batch."""
+    speed: float = 1.0
+    conversation: Conversation | None = None  # of a dialogue
+    turn: int = 0
+    sentences_done: int = 0  # of this turn
+    generations: list[Generation] = field(default_factory=list)
     input_tokens: int = 0
     output_frames: int = 0
     ended_with_eos: bool = True  # whether every sentence so far ended by itself
-    context: list[Turn] = field(default_factory=list)
-    """What precedes the next sentence in the prompt: the first sentence, as reference for the others."""
+    prompt_voice: Voice | None = None  # the voice as the speaker that it is in the prompt
+    context: list[Turn] = field(default_factory=list)  # what precedes the next sentence in the prompt
     started: bool = False
     ended: bool = False  # whether it is finished, failed or cancelled
 
     def __post_init__(self):
         self._loop, self._output = asyncio.get_running_loop(), asyncio.Queue()
+
+    @property
+    def voice(self) -> str:
+        return self.turns[self.turn][0]
+
+    @property
+    def sentences(self) -> list[Request]:
+        return self.turns[self.turn][1]
 
     @property
     def ready(self) -> list[Request]:
@@ -50,7 +64,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        return self.sentences_done == len(self.sentences)
+        return self.turn == len(self.turns)
 
     def send(self, item: np.ndarray | Exception | None) -> None:
         """Hand audio (samples,) to the client from any thread; an error or None ends it."""
@@ -96,7 +110,7 @@ class JobQueue:
             if self.closed:
                 return []
             first = self.jobs[0]
-            same_voice = (job for job in self.jobs if job.voice == first.voice and not job.streaming)
+            same_voice = (job for job in self.jobs if job.voice == first.voice and job.streaming is not True)
             self._running = [first] if first.streaming else [*itertools.islice(same_voice, BATCH_SIZE)]
             for job in self._running:
                 job.started = True
@@ -137,20 +151,35 @@ class Worker(threading.Thread):
             with contextlib.suppress(ModelBusyError), voice.acquire_engine() as engine:
                 engine.warm_up(voice.sampling)
         while batch := self.queue.next_batch():
-            voice = self.voices[batch[0].voice]
+            name, first = batch[0].voice, batch[0]
             try:
-                if batch[0].streaming:
-                    self._stream(voice, batch[0])
+                for job in batch:
+                    self._begin_turn(job)
+                if first.streaming or (first.streaming is None and len(batch) == 1 and not first.sentences_done):
+                    self._stream(self.voices[name], first)
                 else:
-                    self._generate(voice, batch)
+                    self._generate(self.voices[name], batch)
             except Exception as error:  # whatever failed, the next job must be served
                 if not isinstance(error, KitError):
-                    log.exception("generation of %d requests in the voice %s failed", len(batch), batch[0].voice)
+                    log.exception("generation of %d requests in the voice %s failed", len(batch), name)
                 for job in batch:
                     self.queue.end(job, error)
             for job in batch:
                 if job.is_done:
                     self.queue.end(job)
+
+    def _begin_turn(self, job: Job) -> None:
+        """Prepare the context of a turn's first sentence; an error ends the job."""
+        if job.sentences_done or job.ended:
+            return
+        try:
+            if job.conversation:
+                job.prompt_voice, job.context = job.conversation.context(job.voice, job.sentences)
+            else:
+                job.prompt_voice = self.voices[job.voice]
+                job.context = speak.context_turns(job.prompt_voice, job.sentences[0].references)
+        except KitError as error:
+            self.queue.end(job, error)
 
     def _generate(self, voice: Voice, batch: list[Job]) -> None:
         """Generate sentences of several jobs at once: one of every job first, then further ones up to the batch size."""
@@ -158,7 +187,8 @@ class Worker(threading.Thread):
         by_rank = [(job, sentence) for rank in range(BATCH_SIZE) for job in batch for sentence in job.ready[rank:rank + 1]]
         for job, sentence in by_rank[:BATCH_SIZE]:
             try:
-                rows.append((job, sentence, *speak.build_prompt(voice, sentence, job.context)))
+                if not job.ended:
+                    rows.append((job, sentence, *speak.build_prompt(job.prompt_voice, sentence, job.context)))
             except KitError as error:
                 self.queue.end(job, error)
         rows = [row for row in rows if not row[0].ended]
@@ -172,38 +202,54 @@ class Worker(threading.Thread):
             if not job.ended:
                 samples = voice.base.codec.decode([generation.codes])[0]
                 self._send_pause(voice, job)
-                job.send(watermark.apply(samples, voice.base.spec.sample_rate) if self.watermarked else samples)
-                self._advance(voice, job, generation)
+                for chunk in self._finish([samples], voice, job):
+                    job.send(chunk)
+                self._advance(job, generation)
 
     def _stream(self, voice: Voice, job: Job) -> None:
         """Generate the job's next sentence chunk by chunk; the others when it is its turn again."""
+        if job.ended:
+            return
         self._send_pause(voice, job)
-        sentence, generations = stream.stream_sentence(voice, job.ready[0], job.context), []
+        sentence, generations = stream.stream_sentence(job.prompt_voice, job.ready[0], job.context), []
 
         def chunks() -> Iterator[np.ndarray]:
             generations.append((yield from sentence))
 
         with contextlib.closing(chunks()) as samples:
-            for chunk in watermark.apply_stream(samples, voice.base.spec.sample_rate) if self.watermarked else samples:
+            for chunk in self._finish(samples, voice, job):
                 if job.ended:
                     return
                 job.send(chunk)
-        self._advance(voice, job, generations[0])
+        self._advance(job, generations[0])
+
+    def _finish(self, chunks: Iterable[np.ndarray], voice: Voice, job: Job) -> Iterator[np.ndarray]:
+        """Yield a sentence at the speed that was asked for, with the watermark."""
+        rate = voice.base.spec.sample_rate
+        chunks = audio.change_speed(chunks, rate, job.speed)
+        return watermark.apply_stream(chunks, rate) if self.watermarked else chunks
 
     @staticmethod
     def _send_pause(voice: Voice, job: Job) -> None:
-        if job.sentences_done:
-            job.send(np.zeros(round(speak.PAUSE_SECONDS * voice.base.spec.sample_rate), np.float32))
+        seconds = speak.PAUSE_SECONDS if job.sentences_done else dialogue.PAUSE_SECONDS if job.turn else 0
+        if seconds:
+            job.send(np.zeros(round(seconds / job.speed * voice.base.spec.sample_rate), np.float32))
 
     @staticmethod
-    def _advance(voice: Voice, job: Job, generation: Generation) -> None:
-        """Count one more sentence; the first one becomes the reference of the rest."""
+    def _advance(job: Job, generation: Generation) -> None:
+        """Count one more sentence; the first one becomes the reference of the rest, and a turn context of the next ones."""
+        voice, sentences = job.prompt_voice, job.sentences
         if not job.sentences_done:
-            job.context = speak.context_after_first(voice, job.sentences, job.context, generation)
-        job.input_tokens += len(voice.base.prompt_builder.text_ids(job.sentences[job.sentences_done].text, voice.speaker))
+            job.context = speak.context_after_first(voice, sentences, job.context, generation)
+        job.input_tokens += len(voice.base.prompt_builder.text_ids(sentences[job.sentences_done].text, voice.speaker))
+        job.generations.append(generation)
         job.sentences_done += 1
         job.output_frames += len(generation.codes)
         job.ended_with_eos = job.ended_with_eos and generation.is_complete
+        if job.sentences_done == len(sentences):
+            if job.conversation:
+                job.conversation.add(job.voice, sentences, job.generations)
+            job.turn, job.sentences_done, job.generations = job.turn + 1, 0, []
 
 
 class _FrameLimits(list):

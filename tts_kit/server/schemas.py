@@ -1,18 +1,22 @@
 """Requests for speech and error answers, both in the shape of OpenAI's API."""
 
 import asyncio
+import base64
 from typing import Literal
 
 import pydantic
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from tts_kit import local_server
+from tts_kit import audio, local_server
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import ModelBusyError
 
 MAX_CHARACTERS = 4096  # of the input text, as in OpenAI's API
 MAX_BYTES = 65_536  # of a request
+MAX_REFERENCE_BYTES, MAX_REFERENCE_SECONDS = 4_000_000, 20  # of a request with a reference clip, in base64; of the clip
+MAX_TURNS = 100
+MIN_SPEED, MAX_SPEED = 0.5, 2.0
 BODY_TIMEOUT = 20.0  # seconds for a request to arrive completely
 RETRY_AFTER = "5"  # seconds after which a client that was refused with 503 should try again
 
@@ -54,34 +58,80 @@ class NamedVoice(pydantic.BaseModel, extra="forbid"):
     id: str
 
 
-class SpeechRequest(pydantic.BaseModel, extra="forbid"):
-    """The fields of OpenAI's speech request, and a seed."""
+class Options(pydantic.BaseModel, extra="allow"):
+    """The fields of OpenAI's speech request beside text and voice; `seed` and `stream` are extensions.
+
+    Fields that are not known are ignored, and named in the answer's header."""
     model: str
-    input: str = pydantic.Field(max_length=MAX_CHARACTERS)
-    voice: str | NamedVoice
-    response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
-    speed: float = 1.0
-    instructions: str | None = None
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: float = pydantic.Field(1.0, ge=MIN_SPEED, le=MAX_SPEED)
     stream_format: Literal["audio", "sse"] | None = None
+    stream: bool = True  # false: a complete file, with its length in the header
     seed: int = pydantic.Field(0, ge=0, lt=2**62)
 
     @property
-    def voice_id(self) -> str:
-        return self.voice.id if isinstance(self.voice, NamedVoice) else self.voice
+    def streaming(self) -> bool | None:
+        return True if self.stream_format else None if self.stream else False
 
-    @pydantic.field_validator("speed", "instructions")
+
+class Clip(pydantic.BaseModel):
+    """A reference clip in base64, or as a data: URI, which is a WAV, FLAC, MP3 or OGG file."""
+    reference_audio: str | None = None
+
+    def reference_bytes(self) -> bytes:
+        """Return the clip's file, decoded once to see that it is audio of a fitting length."""
+        try:
+            encoded = self.reference_audio or ""
+            content = base64.b64decode(encoded.partition("base64,")[2] or encoded, validate=True)
+            audio.read(content, audio.MIN_SAMPLE_RATE, MAX_REFERENCE_SECONDS, "reference_audio")
+        except ValueError as error:
+            raise APIError(400, "reference_audio is not base64.", "invalid_reference", "reference_audio") from error
+        except KitError as error:
+            raise APIError(400, str(error), "invalid_reference", "reference_audio") from error
+        return content
+
+
+class SpeechRequest(Options, Clip):
+    """OpenAI's speech request; as an extension with a reference clip and its exact words, which the voice then imitates."""
+    input: str = pydantic.Field(max_length=MAX_CHARACTERS)
+    voice: str | NamedVoice
+    reference_text: str = pydantic.Field("", max_length=MAX_CHARACTERS)
+
+    @pydantic.model_validator(mode="after")
+    def _check_reference(self):
+        if bool(self.reference_audio) != bool(self.reference_text):
+            raise ValueError("reference_audio and reference_text belong together: a clip and its exact words")
+        return self
+
+
+class DialogueTurn(pydantic.BaseModel, extra="forbid"):
+    """What one voice says in a dialogue."""
+    voice: str | NamedVoice
+    input: str = pydantic.Field(max_length=MAX_CHARACTERS)
+
+
+class DialogueRequest(Options):
+    """A dialogue: turns of several voices, each spoken with those before it as context."""
+    turns: list[DialogueTurn] = pydantic.Field(min_length=1, max_length=MAX_TURNS)
+
+    @pydantic.field_validator("turns")
     @classmethod
-    def _require_default(cls, value: float | str | None) -> float | str | None:
-        if value not in (1, None, ""):
-            raise ValueError("this model has one speed and follows no instructions, leave it out")
-        return value
+    def _limit_characters(cls, turns: list[DialogueTurn]) -> list[DialogueTurn]:
+        if sum(len(turn.input) for turn in turns) > MAX_CHARACTERS:
+            raise ValueError(f"they have more than {MAX_CHARACTERS} characters together")
+        return turns
 
 
-async def read_request(request: Request) -> SpeechRequest:
-    """Return a checked request; what this server cannot do is refused and not ignored."""
+def voice_id(voice: str | NamedVoice) -> str:
+    """Return the name of a voice."""
+    return voice.id if isinstance(voice, NamedVoice) else voice
+
+
+async def read_request(request: Request, kind: type[pydantic.BaseModel], max_bytes: int = MAX_BYTES):
+    """Return a checked request of this kind."""
     try:
-        body = await asyncio.wait_for(local_server.read_body(request, MAX_BYTES), BODY_TIMEOUT)
-        return SpeechRequest.model_validate_json(body)
+        body = await asyncio.wait_for(local_server.read_body(request, max_bytes), BODY_TIMEOUT)
+        return kind.model_validate_json(body)
     except TimeoutError as error:
         raise APIError(408, f"the request did not arrive within {BODY_TIMEOUT:g} s.", "timeout") from error
     except pydantic.ValidationError as error:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from tts_kit import audio, watermark
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import Generation
-from tts_kit.speech.voice import Reference, References, Voice
+from tts_kit.speech.voice import References, Voice, encode_references
 from tts_kit.text import max_speech_seconds, normalize, split_sentences
 from tts_kit.tokens.prompt import Example, Turn
 
@@ -78,14 +78,19 @@ def speak(text: str, voice: Voice, references: References = None, finetuned: boo
     """Speak a text of any length, sentence by sentence.
 
     Without a reference, the first sentence becomes the context of the others, so that the voice stays the same."""
-    requests, context = split_requests(text, references, finetuned, seed), context_turns(voice, references)
+    requests = split_requests(text, references, finetuned, seed)
+    return to_speech(voice, generate_turn(voice, requests, context_turns(voice, references), retries))
+
+
+def generate_turn(voice: Voice, requests: Sequence[Request], context: list[Turn], retries: int = 0) -> list[Generation]:
+    """Generate the sentences of one text: the first, then the others in batches."""
     generations = generate_batch(voice, requests[:1], [context], retries)
     context = context_after_first(voice, requests, context, generations[0])
     rest = requests[1:]
     for start in tqdm(range(0, len(rest), BATCH_SIZE), desc="speaking", unit="batch", disable=len(rest) < 2):
         batch = rest[start:start + BATCH_SIZE]
         generations += generate_batch(voice, batch, [context] * len(batch), retries)
-    return to_speech(voice, generations)
+    return generations
 
 
 def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0,
@@ -113,15 +118,8 @@ def split_requests(text: str, references: References = None, finetuned: bool = T
 
 
 def context_turns(voice: Voice, references: References) -> list[Turn]:
-    """Encode the references as the turns before the sentence."""
-    context = []
-    for reference in [references] if isinstance(references, Reference) else references or ():
-        if not Path(reference.path).is_file():
-            raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and "
-                           "its exact words.")
-        wave = audio.read(reference.path, voice.base.spec.sample_rate)
-        context.append(Turn(normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], in_loss=False))
-    return context
+    """Return the turns before the sentence: the references, or else the voice's own."""
+    return encode_references(voice, references) if references else voice.context
 
 
 def context_after_first(voice: Voice, requests: Sequence[Request], context: list[Turn], first: Generation) -> list[Turn]:
@@ -130,12 +128,19 @@ def context_after_first(voice: Voice, requests: Sequence[Request], context: list
     Without a reference that is the first sentence, unless it failed or leaves the others too few positions."""
     if context or not first.is_complete:
         return context
-    builder, spec = voice.base.prompt_builder, voice.base.spec
-    longest = max((len(builder.text_ids(request.text, voice.speaker)) + max_speech_seconds(request.text) * spec.frame_rate
-                   for request in requests[1:]), default=0)
-    used = len(builder.text_ids(requests[0].text, voice.speaker)) + len(first.codes) + 1
-    fits = used + longest <= spec.max_positions
-    return [Turn(requests[0].text, voice.speaker, first.codes, in_loss=False)] if fits else []
+    turn = Turn(requests[0].text, voice.speaker, first.codes, in_loss=False)
+    return [turn] if positions(voice, turn) + max_positions(voice, requests[1:]) <= voice.base.spec.max_positions else []
+
+
+def positions(voice: Voice, turn: Turn) -> int:
+    """Return how many positions a turn takes in a prompt: its text, its frames and their EOS."""
+    return len(voice.base.prompt_builder.text_ids(turn.text, turn.speaker)) + len(turn.codes) + 1
+
+
+def max_positions(voice: Voice, requests: Sequence[Request]) -> float:
+    """Return how many positions the longest sentence may take, text and speech."""
+    return max((len(voice.base.prompt_builder.text_ids(request.text, voice.speaker))
+                + max_speech_seconds(request.text) * voice.base.spec.frame_rate for request in requests), default=0)
 
 
 def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[Example, int]:

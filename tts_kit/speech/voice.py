@@ -1,7 +1,8 @@
 """Voices: a loaded base with or without an adapter, from folders or the hub; several adapters can share one base."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,15 +11,20 @@ from peft import PeftModel
 from transformers import CsmForConditionalGeneration
 from transformers.utils import CONFIG_NAME
 
+from tts_kit import audio, hub, pretrained
 from tts_kit import config as kit_config
-from tts_kit import hub, pretrained
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
-from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.text import normalize
+from tts_kit.tokens.prompt import PromptBuilder, Turn
 
+BASE = "base"
+"""In place of the path of a voice: the model of the other voices, without an adapter."""
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+CLIP = re.compile(r"(.+?\.(?:wav|flac|mp3|ogg|opus))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 SPEECH_FILE = "speech.json"  # stored with merged weights: the speaker, and how the voice is prompted and sampled
 
 
@@ -31,6 +37,8 @@ class Voice:
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str = lora.DEFAULT_ADAPTER  # which of the model's adapters is this voice's
     engine: InferenceEngine | None = None  # made for this voice, unless it is that of a voice on the same base
+    context: list[Turn] = field(default_factory=list)  # reference clips that precede every prompt, unless others are given
+    is_trained: bool = False  # whether it was trained as that speaker
 
     def __post_init__(self):
         self.engine = self.engine or InferenceEngine(lora.unwrap(self.model), self.base.spec)
@@ -67,8 +75,8 @@ class Voice:
 
 @dataclass(frozen=True)
 class Reference:
-    """A clip of the voice to clone, and its exact transcript."""
-    path: Path
+    """A clip of the voice to clone, as a path or the bytes of a file, and its exact transcript."""
+    path: str | Path | bytes
     text: str
 
 
@@ -98,9 +106,16 @@ def load_voice(device_config: DeviceConfig, source: str | Path | None = None, ba
 
 def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], base: str = "",
                 revision: str = "") -> dict[str, Voice]:
-    """Load voices by name; those with the same base share its network and an engine, so that only one speaks at a time."""
+    """Load voices by name; those with the same base share its network and an engine, so that only one speaks at a time.
+
+    A source is an adapter or a run's folder, a complete model, a clip to clone (see `find_reference`) or BASE; the last two
+    speak on the base of the first voice, or on `base`."""
     voices: dict[str, Voice] = {}
+    references = {name: find_reference(source) for name, source in sources.items()}
+    on_first = [name for name, source in sources.items() if references[name] or str(source) == BASE]
     for name, source in sources.items():
+        if name in on_first:
+            continue
         # those whose model carries an adapter come first, as a base is wrapped by PEFT only once
         loaded = sorted(voices.values(), key=lambda voice: not voice.is_finetuned)
         folder = find_adapter(source)
@@ -112,7 +127,54 @@ def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], 
             shared = next((voice for voice in loaded if voice.base.fingerprint == fingerprint), None)
             new = shared and add_adapter(shared, folder)
         voices[name] = new or load_voice(device_config, source, base, revision)
+    for name in on_first:
+        first = next(iter(voices.values()), None)
+        voice = (_voice_of_base(first.base, first.base.revision, first.engine) if first else
+                 load_voice(device_config, base=base or kit_config.Config.base, revision=revision))
+        voices[name] = replace(voice, context=encode_references(voice, references[name]))
+    return {name: voices[name] for name in sources}
+
+
+def parse_voices(options: Sequence[str]) -> dict[str, str]:
+    """Return --voice NAME=PATH options as paths by name."""
+    voices: dict[str, str] = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if not path or not re.fullmatch(NAME, name) or name in voices:
+            raise KitError(f"--voice {option}: wanted NAME=PATH, with a different name for each voice, of letters, digits, "
+                           "'.', '_' or '-', as in --voice anna=runs/anna/adapter.")
+        voices[name] = path
     return voices
+
+
+def find_reference(source: str | Path) -> Reference | None:
+    """Return the clip that a source names, CLIP:TRANSCRIPT or a clip beside a .txt with its transcript; None for a model."""
+    match = CLIP.fullmatch(str(source))
+    if not match or Path(source).is_dir():
+        return None
+    clip, text = Path(match[1]), match[2]
+    transcript = clip.with_suffix(".txt")
+    if not text and transcript.is_file():
+        try:
+            text = transcript.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise KitError(f"{transcript} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    if not text:
+        raise KitError(f"the clip {clip} has no transcript. Write its exact words into {transcript}, or behind the clip: "
+                       f'"{clip}:These are its words."')
+    return Reference(clip, text)
+
+
+def encode_references(voice: Voice, references: References) -> list[Turn]:
+    """Encode reference clips as the turns before a sentence."""
+    context = []
+    for reference in [references] if isinstance(references, Reference) else references or ():
+        if not isinstance(reference.path, bytes) and not Path(reference.path).is_file():
+            raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and "
+                           "its exact words.")
+        wave = audio.read(reference.path, voice.base.spec.sample_rate)
+        context.append(Turn(normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], in_loss=False))
+    return context
 
 
 def add_adapter(voice: Voice, folder: Path) -> Voice:
@@ -132,6 +194,8 @@ def find_adapter(source: str | Path) -> Path | None:
             folder = Path(snapshot_download(source, allow_patterns=(lora.WEIGHTS_FILE, "*.json")))
             if (folder / lora.CONFIG_FILE).is_file() and not (folder / lora.WEIGHTS_FILE).is_file():
                 pretrained.check_no_pickles(source, HfApi().list_repo_files(source))
+    if (folder / "adapter" / lora.CONFIG_FILE).is_file():  # of a run
+        return folder / "adapter"
     # an adapter has a config.json too: the training's
     is_adapter = any((folder / name).is_file() for name in (lora.CONFIG_FILE, lora.METADATA_FILE, lora.WEIGHTS_FILE))
     if is_adapter or not folder.is_dir():
@@ -144,7 +208,7 @@ def _voice_of_adapter(base: load.Base, model: PeftModel, folder: Path, adapter: 
     """Return the voice of an adapter: sampled as the base recommends and the training's config sets, prompted as trained."""
     config = kit_config.read_config(folder / kit_config.CONFIG_FILE)
     sampling = Sampling.from_generation_config(base.generation_config).override(config)
-    voice = Voice(base, model, lora.read_metadata(folder)["speaker"], sampling, adapter, engine)
+    voice = Voice(base, model, lora.read_metadata(folder)["speaker"], sampling, adapter, engine, is_trained=True)
     voice.set_prefix_space(config.prefix_space)
     return voice
 
@@ -154,6 +218,6 @@ def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | Non
     saved = pretrained.optional_json(base.name, SPEECH_FILE, revision)
     sampling = replace(Sampling.from_generation_config(base.generation_config), **{
         name: saved[name] for name in ("temperature", "depth_temperature", "top_k") if name in saved})
-    voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine)
+    voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine, is_trained="speaker" in saved)
     voice.set_prefix_space(saved.get("prefix_space", False))
     return voice
