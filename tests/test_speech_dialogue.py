@@ -204,7 +204,7 @@ def test_a_bad_script_is_refused_with_its_line(tmp_path, content, message):
 def test_what_cannot_be_spoken_is_refused_before_the_first_turn(voices, monkeypatch):
     """Mistake: minutes of a dialogue are lost because its last line cannot be spoken."""
     monkeypatch.setattr(speak, "generate_turn", lambda *arguments: pytest.fail("spoken"))
-    for lines, message in (([("anna", "Hi."), ("eve", "Hi.")], "line 2: the speaker 'eve' has no voice; there are anna, ben"),
+    for lines, message in (([("anna", "Hi."), ("eve", "Hi.")], "line 2: the speaker .eve. has no voice; there are anna"),
                            ([("anna", "Hi."), ("ben", " ")], "line 2: the text is empty"), ([], "has no line")):
         with pytest.raises(KitError, match=message):
             dialogue.dialogue(lines, voices)
