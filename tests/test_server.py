@@ -27,6 +27,7 @@ from test_model_lora import randomize_adapter
 
 from tts_kit import audio, device, watermark
 from tts_kit.config import Config
+from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
@@ -34,9 +35,9 @@ from tts_kit.model import load, lora
 from tts_kit.server import app
 from tts_kit.server.app import Server
 from tts_kit.server.queue import Job, JobQueue
-from tts_kit.speech import speak
+from tts_kit.speech import dialogue, speak
 from tts_kit.speech.speak import Request
-from tts_kit.speech.voice import load_voices, parse_voices
+from tts_kit.speech.voice import Reference, load_voices, parse_voices
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "sample_data" / "tiny-csm"
@@ -277,6 +278,110 @@ def test_every_voice_names_its_own_model(tiny, voices):
         assert [*models.values(), *app.MODEL_ALIASES] == server.models and models["tiny"] == "tiny-csm" != models["anna"]
         for model, status in ((models["anna"], 200), ("tts-1", 200), ("tiny-csm", 404)):
             assert post(server, {"voice": "anna", "model": model})[0] == status
+
+
+def test_names_that_front_ends_send_are_understood(toys, voices):
+    """Mistake: a front end whose model, voice and fields are OpenAI's cannot be used, or ignored fields go unnoticed."""
+    expected = speak.speak(SHORT, voices["plain"], seed=4).samples
+    fields = {"instructions": "Whisper.", "user": "me", "volume_multiplier": 2, "a\r\nb: c": 1, "stream": True, "seed": 4}
+    for model, voice in (("tts-1-hd", "alloy"), ("gpt-4o-mini-tts", "nova"), ("tts-1", "plain")):
+        status, content, headers = post(toys, {"model": model, "voice": voice} | fields)
+        assert status == 200 and same_audio(decode(content), expected)
+        assert headers["x-ignored-fields"] == "instructions, user, volume_multiplier" and "b" not in headers
+    with running({"anna": voices["anna"], "alloy": voices["ben"]}, watermarked=False) as server:
+        own = decode(post(server, {"voice": "alloy"})[1])
+        assert same_audio(own, speak.speak(SHORT, voices["ben"]).samples)
+
+
+@pytest.mark.parametrize("speed", [pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.3, marks=pytest.mark.slow), 2.0])
+def test_speed_changes_the_duration_and_not_the_pitch(tiny, speed):
+    """Mistake: faster speech is higher, loses its end or its watermark, or differs when it is streamed."""
+    text = LONG[:104] if speed > 1 else LONG[:51]
+    normal = decode(post(tiny, {"input": text})[1])
+    for fields in ({}, {"stream": False}):
+        changed = decode(post(tiny, {"input": text, "speed": speed} | fields)[1])
+        assert len(changed) == pytest.approx(len(normal) / speed, rel=0.03)
+        assert audio.median_f0(changed, 16_000) == pytest.approx(audio.median_f0(normal, 16_000), rel=0.08)
+        assert watermark.detect(changed, 16_000) > watermark.MIN_SCORE
+
+
+def test_a_request_may_carry_a_reference_clip(toys, voices, tmp_path):
+    """Mistake: the clip has no effect, stays for the next request, or is not what `speak` makes of the same clip."""
+    path = tmp_path / "clip.flac"
+    path.write_bytes(base64.b64decode(clip(2)))
+    fields = {"reference_audio": clip(2), "reference_text": "These are the words."}
+    for voice in ("plain", "anna"):
+        expected = speak.speak(SHORT, voices[voice], Reference(path, "These are the words."))
+        for more in ({}, {"stream": False}, {"reference_audio": f"data:audio/flac;base64,{clip(2)}"}):
+            status, content, _ = post(toys, {"voice": voice} | fields | more)
+            assert status == 200 and same_audio(decode(content), expected.samples)
+        without = speak.speak(SHORT, voices[voice]).samples
+        assert same_audio(decode(post(toys, {"voice": voice})[1]), without) and not same_audio(without, expected.samples)
+
+
+def test_a_voice_can_be_a_clip(spread_toy, tmp_path):
+    """Mistake: a preset clip is not used, or a request's own clip is added to it."""
+    for name in ("carl", "eve"):
+        (tmp_path / f"{name}.flac").write_bytes(base64.b64decode(clip(1 + (name == "eve"))))
+    (tmp_path / "carl.txt").write_text("My words.", encoding="utf-8")
+    voices = load_voices(device.choose("cpu"), {"carl": tmp_path / "carl.flac", "plain": spread_toy})
+    for voice in voices.values():
+        voice.sampling = Sampling(0, 0)
+    with running(voices, watermarked=False) as server:
+        own, other = (speak.speak(SHORT, voices["plain"], Reference(tmp_path / f"{name}.flac", text)).samples
+                      for name, text in (("carl", "My words."), ("eve", "Others.")))
+        assert same_audio(decode(post(server, {"voice": "carl"})[1]), own) and not same_audio(own, other)
+        request = {"voice": "carl", "reference_audio": clip(2), "reference_text": "Others."}
+        assert same_audio(decode(post(server, request)[1]), other)
+
+
+def test_a_dialogue_equals_the_kits_own(toys, voices):
+    """Mistake: turns in another voice or order, or without the ones before; other requests wait for its end."""
+    lines = [("anna", "Hello, Ben."), ("ben", "Hi."), ("plain", "And me?")]
+    turns = [{"voice": "alloy" if name == "plain" else name, "input": text} for name, text in lines]
+    expected = dialogue.dialogue(lines, voices, seed=2).samples
+    for fields in ({}, {"stream": False}, {"stream_format": "audio"}):
+        status, content, _ = post(toys, {"turns": turns, "seed": 2} | fields, "/v1/audio/dialogue")
+        assert status == 200 and same_audio(decode(content), expected), fields
+
+
+def test_a_dialogue_alternates_with_other_requests(toys, paused):
+    """Mistake: a dialogue of a hundred turns blocks the server for all others."""
+    turns = [{"voice": name, "input": "Hi."} for name in ("anna", "ben", "anna")]
+    with ThreadPoolExecutor(2) as threads:
+        long = threads.submit(post, toys, {"turns": turns}, "/v1/audio/dialogue")
+        wait_for(lambda: paused.sizes == [1])
+        other = threads.submit(post, toys, {"voice": "plain", "stream": False})
+        wait_for(lambda: len(toys.queue) == 2)
+        order = [job.voice for job in toys.queue.jobs]
+        paused.set()
+        assert long.result()[0] == other.result()[0] == 200 and order == ["anna", "plain"]
+
+
+@pytest.mark.parametrize(("body", "param", "message"), [
+    ({"turns": []}, "turns", "at least 1"), ({"turns": [{"voice": "anna", "input": "Hi."}] * 101}, "turns", "at most 100"),
+    ({"turns": [{"voice": "anna", "input": "x" * 4000}] * 2}, "turns", "more than 4096 characters together"),
+    ({"turns": [{"voice": "carl", "input": "Hi."}]}, "voice", "no voice 'carl'"),
+    ({"turns": [{"voice": "anna", "input": "Hi."}, {"voice": "ben", "input": "..."}]}, "input", "turn 2: .* no letter"),
+    ({"turns": [{"voice": "anna"}]}, "turns", "required"), ({"turns": "x"}, "turns", "array"), ({}, "turns", "required"),
+])
+def test_bad_dialogues_are_refused(toys, body, param, message):
+    """Mistake: a traceback, or a dialogue without the turn that cannot be spoken."""
+    status, content, _ = post(toys, body, "/v1/audio/dialogue")
+    error = json.loads(content)["error"]
+    assert status == 400 and error["param"] == param and re.search(message, error["message"]) and len(toys.queue) == 0
+
+
+def test_the_words_of_a_clip_are_recognized(toys, monkeypatch):
+    """Mistake: a transcript is invented without Whisper, two at once take all threads, or a bad clip is a server error."""
+    path = "/v1/audio/reference_text"
+    assert post(toys, {"reference_audio": "AAAA"}, path)[0] == post(toys, {}, path)[0] == 400
+    speech = base64.b64encode((ROOT / "sample_data" / "held_out" / "later01_01.flac").read_bytes()).decode()
+    if transcribe.is_installed():
+        assert "sleep" in json.loads(post(toys, {"reference_audio": speech}, path)[1])["text"]
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    status, content, _ = post(toys, {"reference_audio": speech}, path)
+    assert status == 501 and "Or type them" in json.loads(content)["error"]["message"]
 
 
 # several clients and several voices
