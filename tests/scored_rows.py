@@ -21,7 +21,8 @@ def system(generator, sentences, gain=0.0, seeds=2) -> np.ndarray:
     return difficulty + gain + generator.normal(0, 0.03, (sentences, seeds))
 
 
-def outcome(rows, other_rows) -> str:
-    """Return the outcome of one arm against another."""
+def outcome(rows, other_rows) -> tuple[str, str]:
+    """Return the outcome of one arm against another: that of the voice, and that of the words."""
     rows = [row | {"arm": arm} for arm, arm_rows in (("one", rows), ("other", other_rows)) for row in arm_rows]
-    return verdict.compare_arms(rows, [("one", "other")])[0].outcome
+    comparison, = verdict.compare_arms(rows, [("one", "other")])
+    return comparison.voice, comparison.words

@@ -337,7 +337,7 @@ def test_commands_from_data_to_comparison(finished, toy, tmp_path, monkeypatch, 
     compared = run_command("compare", "--run", "one", "--sentences", "1", "--seeds", "1")
     *_, location, last = compared.splitlines()
     assert location.startswith("Open file:") and location.endswith("runs/one/comparison/index.html")
-    assert last.startswith("In short: ") or "not measured" in last, "a sentence ends it"
+    assert last.startswith("Voice: ") or "not measured" in last, "a sentence ends it"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tts_kit.comparison.verdict import Verdict
-from tts_kit.evaluation.stats import Estimate
 
 INK, ACCENT = "#7a756c", "#b3402a"  # visible on white and on black
 STYLE = {"figure.constrained_layout.use": True, "figure.facecolor": "none", "axes.facecolor": "none",
@@ -22,8 +21,9 @@ Plot = tuple[bytes, str]  # a PNG and its description for who cannot see it
 def plot(verdict: Verdict) -> list[Plot]:
     """Return both plots, as far as something was measured."""
     plots = []
-    for figure, description in ((plot_arms(verdict), "SIM against WER of every arm, with 95 % confidence intervals."),
-                                (plot_differences(verdict), "Differences between arms, with 95 % confidence intervals.")):
+    for figure, description in (
+            (plot_arms(verdict), "SIM against WER of every arm, with 95 % confidence intervals."),
+            (plot_differences(verdict), "Differences between arms, with the confidence intervals that decide them.")):
         if figure is not None:
             png = io.BytesIO()
             figure.savefig(png, dpi=144)
@@ -42,9 +42,9 @@ def plot_arms(verdict: Verdict):
     for arm, figures in points.items():
         wer, sim = figures["wer"], figures["sim"]
         color = ACCENT if arm.startswith("finetuned") else INK
-        wer_error = np.minimum(_error_bars(wer), [[wer.value], [np.inf]])  # no WER is below 0
-        axis.errorbar(100 * wer.value, sim.value, _error_bars(sim), 100 * wer_error, fmt="o", color=color, markersize=5,
-                      elinewidth=1, alpha=0.9)
+        wer_error = np.minimum(_error_bars(wer.value, wer.low, wer.high), [[wer.value], [np.inf]])  # no WER is below 0
+        axis.errorbar(100 * wer.value, sim.value, _error_bars(sim.value, sim.low, sim.high), 100 * wer_error, fmt="o",
+                      color=color, markersize=5, elinewidth=1, alpha=0.9)
         axis.annotate(arm, (100 * wer.value, sim.value), textcoords="offset points", xytext=(7, 6), color=color, fontsize=9)
     axis.set(xlabel="WER, %", ylabel="SIM", title="Up and to the left is better")
     return figure
@@ -52,7 +52,7 @@ def plot_arms(verdict: Verdict):
 
 @matplotlib.rc_context(STYLE)
 def plot_differences(verdict: Verdict):
-    """Plot the difference in each comparison with its confidence interval; None if nothing was scored."""
+    """Plot the difference in each comparison with the interval that decides it; None if nothing was scored."""
     comparisons = [one for one in verdict.comparisons if {"sim", "wer"} <= set(one.differences)]
     if not comparisons:
         return None
@@ -60,8 +60,8 @@ def plot_differences(verdict: Verdict):
     lines = -np.arange(len(comparisons))
     for axis, (name, scale, title) in zip(figure.subplots(1, 2, sharey=True), PANELS):
         for line, one in zip(lines, comparisons):
-            difference = one.differences[name]
-            axis.errorbar(scale * difference.value, line, xerr=scale * _error_bars(difference), fmt="o", color=ACCENT,
+            value = one.differences[name].value
+            axis.errorbar(scale * value, line, xerr=scale * _error_bars(value, *one.intervals[name]), fmt="o", color=ACCENT,
                           markersize=5)
         axis.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axis.set(title=title, ylim=(0.6 - len(comparisons), 0.6))
@@ -69,7 +69,7 @@ def plot_differences(verdict: Verdict):
     return figure
 
 
-def _error_bars(estimate: Estimate) -> np.ndarray:
+def _error_bars(value: float, low: float, high: float) -> np.ndarray:
     """Return how far the interval extends below and above (2, 1); 0 where it is infinite."""
-    lengths = np.array([[estimate.value - estimate.low], [estimate.high - estimate.value]])
+    lengths = np.array([[value - low], [high - value]])
     return np.where(np.isfinite(lengths), np.maximum(lengths, 0), 0)

@@ -1,4 +1,6 @@
-"""The verdict: is the fine-tuned model better than the base model, than cloning, than both together, or is it a tie."""
+"""The verdict: is the fine-tuned model better than the base model, than cloning, than both together, or is it a tie.
+
+It speaks of voice (SIM) and words (WER) separately, and decides each by the confidence interval that it prints."""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -10,7 +12,7 @@ from tts_kit.comparison.arms import ARMS, Pairs
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.stats import Estimate
 
-WER_MARGIN = 0.03  # a rise in WER above which an arm has paid for its voice with its words
+WER_MARGIN = 0.03  # a rise in WER up to which an arm is not called worse
 ALPHA = 0.05  # significance level, after Holm's correction
 UNINTELLIGIBLE_WER = 0.7  # WER of all arms above which there is no speech to judge
 MEMORIZED_SHARE = 0.1  # share of memorized clips from which on the headline mentions them
@@ -18,18 +20,12 @@ PRIMARY_COMPARISONS = (("finetuned", "base"), ("finetuned", "clone"), ("finetune
 MARGINS = {"sim": 0.02, "wer": WER_MARGIN}  # differences of the tested figures that are worth detecting
 FORMS = {"sim": ("SIM", "{:.2f}", 1, 2, ""), "wer": ("WER", "{:.0%}", 100, 0, " points")}
 """Heading and form of a figure; scale, decimals and unit of a difference."""
-HIGHER_SIM, LOWER_WER, TIE, LOWER_SIM, HIGHER_WER = "higher SIM", "lower WER", "tie", "lower SIM", "higher WER"
-HIGHER_SIM_AND_WER, LOWER_SIM_AND_WER = "higher SIM and WER", "lower SIM and WER"
-OUTCOMES = {  # outcome of one arm against another -> its sentence among the details, and its part of the headline
-    HIGHER_SIM: ("{0} sounds more like the voice than {1}", "beats {}"),
-    LOWER_WER: ("{0} makes fewer word errors than {1}, with no lower speaker similarity", "is more intelligible than {}"),
-    TIE: ("tie: no significant difference between {0} and {1}", "ties with {}"),
-    LOWER_SIM: ("{0} sounds less like the voice than {1}", "loses to {}"),
-    HIGHER_WER: ("{0} makes more word errors than {1}, with no higher speaker similarity", "is less intelligible than {}"),
-    HIGHER_SIM_AND_WER: ("{0} sounds more like the voice than {1}, but makes more word errors",
-                         "is nearer to the voice than {} but less intelligible"),
-    LOWER_SIM_AND_WER: ("{0} sounds less like the voice than {1}, but makes fewer word errors",
-                        "is more intelligible than {} but further from the voice")}
+HIGHER_SIM, TIE, LOWER_SIM = "higher SIM", "tie", "lower SIM"
+LOWER_WER, NO_HIGHER_WER, UNDECIDED, HIGHER_WER = "lower WER", "no higher WER", "undecided", "higher WER"
+OUTCOMES = {  # outcome of one arm against another -> its word among the details, and its part of the headline
+    HIGHER_SIM: ("nearer", "beats {}"), TIE: ("a tie", "ties with {}"), LOWER_SIM: ("further away", "loses to {}"),
+    LOWER_WER: ("fewer errors", "has fewer errors than {}"), HIGHER_WER: ("more errors", "has more errors than {}"),
+    NO_HIGHER_WER: ("no more errors", "is no worse than {}"), UNDECIDED: ("undecided", "is undecided against {} ({})")}
 UNMEASURED = ("Whether fine-tuning helped was not measured: the metric models are not installed. Install them "
               f"({metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
 
@@ -39,10 +35,24 @@ class Comparison:
     """The result of one arm against another."""
     arm: str
     other: str
-    outcome: str  # one of the seven outcomes above
     differences: dict[str, Estimate]  # figure -> figure of `arm` minus that of `other`
     p_values: dict[str, float]  # of the tested figures, after Holm's correction
+    intervals: dict[str, tuple[float, float]]  # of the same, as strict as the corrected p-values
     tests: int  # in the family of tests that are corrected together
+
+    @property
+    def voice(self) -> str:
+        """How near `arm` is to the voice: whether the interval of the difference in SIM excludes 0."""
+        low, high = self.intervals.get("sim", (-np.inf, np.inf))
+        return HIGHER_SIM if low > 0 else LOWER_SIM if high < 0 else TIE
+
+    @property
+    def words(self) -> str:
+        """How intelligible it is: whether the interval of the difference in WER excludes the margin, or 0 from below."""
+        low, high = self.intervals.get("wer", (-np.inf, np.inf))
+        if low > WER_MARGIN:
+            return HIGHER_WER
+        return LOWER_WER if high < 0 else NO_HIGHER_WER if high <= WER_MARGIN else UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -68,10 +78,11 @@ def decide(rows: Sequence[dict], pairs: Pairs | None = None) -> Verdict:
     sentences = len({row["sentence"] for row in generated})
     fewest = f"{min(samples)} to " if min(samples) < max(samples) else ""
     basis = (f"Based on {plural(sentences, 'sentence')} with {fewest}{plural(max(samples), 'sample')} each"
-             f"{_detectable(comparisons)}. 95 % CI by paired bootstrap over sentences; p after Holm's correction.")
+             f"{_detectable(comparisons)}. Paired bootstrap over sentences; p after Holm's correction; each CI of a "
+             "difference has 95 % or more, as p requires, and decides alone.")
     details = [*(_sentence(comparison, figures) for comparison in comparisons), basis, *_to_resolve(comparisons),
                *_cautions(rows, generated)]
-    return Verdict(_headline(comparisons, by_arm), details, comparisons, figures)
+    return Verdict(_headline(comparisons, by_arm, figures), details, comparisons, figures)
 
 
 def pairs_of(rows: Sequence[dict]) -> list[tuple[str, str]]:
@@ -97,11 +108,14 @@ def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
     comparisons = {}
     for family in families.values():
         tests = [(pair, figure) for pair in family for figure in MARGINS if figure in differences[pair]]
-        corrected = stats.holm([_p_value(figure, differences[pair][figure]) for pair, figure in tests])
+        uncorrected = [_p_value(figure, differences[pair][figure]) for pair, figure in tests]
+        p_values, intervals = collections.defaultdict(dict), collections.defaultdict(dict)
+        for (pair, figure), p_value, corrected in zip(tests, uncorrected, stats.holm(uncorrected)):
+            # the level at which p_value is significant exactly if the corrected one is at ALPHA
+            level = ALPHA * (p_value / corrected if corrected else 1 / len(tests))
+            p_values[pair][figure], intervals[pair][figure] = corrected, differences[pair][figure].interval(level)
         for pair in family:
-            p_values = {figure: p_value for (tested, figure), p_value in zip(tests, corrected) if tested == pair}
-            comparisons[pair] = Comparison(*pair, _outcome(differences[pair], p_values), differences[pair], p_values,
-                                           len(tests))
+            comparisons[pair] = Comparison(*pair, differences[pair], p_values[pair], intervals[pair], len(tests))
     return [comparisons[pair] for pair in pairs]
 
 
@@ -112,47 +126,45 @@ def _p_value(figure: str, difference: Estimate) -> float:
     return difference.p_value(WER_MARGIN) if difference.value > WER_MARGIN else 1.0
 
 
-def _outcome(differences: dict[str, Estimate], p_values: dict[str, float]) -> str:
-    significant = {figure: p_value < ALPHA for figure, p_value in p_values.items()}
-    higher_wer = significant.get("wer", False) and differences["wer"].value > 0
-    if significant.get("sim") and differences["sim"].value < 0:
-        # from the other arm, which is nearer to the voice, the same difference in WER has to exceed the margin
-        fewer = significant.get("wer", False) and differences["wer"].value < -WER_MARGIN
-        return LOWER_SIM_AND_WER if fewer else LOWER_SIM
-    if significant.get("sim"):
-        return HIGHER_SIM_AND_WER if higher_wer else HIGHER_SIM
-    return HIGHER_WER if higher_wer else LOWER_WER if significant.get("wer") else TIE
-
-
-def _headline(comparisons: Sequence[Comparison], by_arm: dict[str, list[dict]]) -> str:
-    outcomes = collections.defaultdict(list)
-    for comparison in comparisons:
-        _, text = OUTCOMES[comparison.outcome]
-        outcomes[comparison.arm].append(text.format(arm_name(comparison.other, short=True)))
-    parts = [f"{arm_name(arm, short=True)} {' and '.join(texts)}" for arm, texts in outcomes.items()]
+def _headline(comparisons: Sequence[Comparison], by_arm: dict[str, list[dict]],
+              figures: dict[str, dict[str, Estimate]]) -> str:
+    sentences = []
+    for subject in ("voice", "words"):
+        outcomes = collections.defaultdict(list)
+        for comparison in comparisons:
+            _, text = OUTCOMES[getattr(comparison, subject)]
+            outcomes[comparison.arm].append(text.format(arm_name(comparison.other, short=True),
+                                                        _values(comparison, "wer", figures)))
+        parts = [f"{arm_name(arm, short=True)} {' and '.join(texts)}" for arm, texts in outcomes.items()]
+        sentences.append(f"{subject.capitalize()}: {'; '.join(parts)}.")
     for arm, rows in by_arm.items():
         share = sum(bool(row.get("memorized")) for row in rows) / len(rows)
         if arm in outcomes and share >= MEMORIZED_SHARE:
-            parts.append(f"but {share:.0%} of the clips of {arm_name(arm, short=True)} repeat training clips")
-    return f"In short: {'; '.join(parts)}."
+            sentences.append(f"But {share:.0%} of the clips of {arm_name(arm, short=True)} repeat training clips.")
+    return " ".join(sentences)
+
+
+def _values(comparison: Comparison, name: str, figures: dict[str, dict[str, Estimate]]) -> str:
+    """Return a figure of both arms."""
+    return " vs ".join(FORMS[name][1].format(figures[arm][name].value) if name in figures[arm] else "-"
+                       for arm in (comparison.arm, comparison.other))
 
 
 def _sentence(comparison: Comparison, figures: dict[str, dict[str, Estimate]]) -> str:
     """Return the outcome of one comparison with its statistics."""
-    text = OUTCOMES[comparison.outcome][0].format(arm_name(comparison.arm), arm_name(comparison.other))
-    parts = []
-    for name, (heading, form, scale, digits, unit) in FORMS.items():
+    parts = [f"{arm_name(comparison.arm)} against {arm_name(comparison.other)}"]
+    for name, subject, outcome in (("sim", "voice", comparison.voice), ("wer", "words", comparison.words)):
+        heading, _, scale, digits, unit = FORMS[name]
         if difference := comparison.differences.get(name):
-            values = " vs ".join(form.format(figures[arm][name].value) for arm in (comparison.arm, comparison.other))
             # adding 0 turns a rounded -0 into 0
             value, low, high = (f"{round(bound * scale, digits) + 0.0:+.{digits}f}" if np.isfinite(bound) else ""
-                                for bound in (difference.value, difference.low, difference.high))
-            parts.append(f"{heading} {values}, difference {value}{unit}{f', 95 % CI {low} to {high}' if low else ''}, "
-                         f"{format_p(comparison.p_values[name])}")
-    wer = comparison.differences.get("wer")
-    if wer and comparison.outcome not in (HIGHER_WER, HIGHER_SIM_AND_WER) and wer.high > WER_MARGIN:
-        parts[-1] += f": a rise of more than {100 * WER_MARGIN:.0f} points is not ruled out"
-    return f"{text[0].upper()}{text[1:]} ({'; '.join(parts)})."
+                                for bound in (difference.value, *comparison.intervals[name]))
+            margin = f" of a rise above {100 * WER_MARGIN:.0f} points" * (name == "wer" and difference.value > 0)
+            parts.append(f"{subject}: {OUTCOMES[outcome][0]} ({heading} {_values(comparison, name, figures)}, difference "
+                         f"{value}{unit}{f', CI {low} to {high}' if low else ''}, "
+                         f"{format_p(comparison.p_values[name])}{margin})")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def format_p(p_value: float) -> str:
@@ -172,15 +184,16 @@ def _detectable(comparisons: Sequence[Comparison]) -> str:
 
 
 def _to_resolve(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Say how many sentences the ties would need."""
-    ties = [one for one in comparisons if one.outcome == TIE]
-    needed = {name: max((one.differences[name].required_sentences(margin, one.tests) or 0 for one in ties
+    """Say how many sentences ties and what is undecided would need."""
+    open_tests = {"sim": [one for one in comparisons if one.voice == TIE],
+                  "wer": [one for one in comparisons if one.words == UNDECIDED]}
+    needed = {name: max((one.differences[name].required_sentences(margin, one.tests) or 0 for one in open_tests[name]
                          if name in one.differences), default=0) for name, margin in MARGINS.items()}
-    if any(needed.values()):
-        sim, wer = (max(count, stats.MIN_SENTENCES) for count in needed.values())
-        yield (f"To resolve the {'tie' if len(ties) == 1 else 'ties'}: about {sim} sentences detect a difference of "
-               f"{MARGINS['sim']} SIM, about {wer} one of {100 * WER_MARGIN:.0f} points WER (--sentences); or run the "
-               "listening test.")
+    amounts = f"{MARGINS['sim']} SIM", f"{100 * WER_MARGIN:.0f} points WER"
+    parts = [f"about {max(count, stats.MIN_SENTENCES)} sentences detect a difference of {amount}"
+             for count, amount in zip(needed.values(), amounts) if count]
+    if parts:
+        yield f"To resolve what is open: {', '.join(parts)} (--sentences); or run the listening test."
 
 
 def _cautions(rows: Sequence[dict], generated: Sequence[dict]) -> Iterator[str]:

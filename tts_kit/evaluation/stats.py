@@ -41,6 +41,13 @@ class Estimate:
             return 1.0
         return float(2 * stdtr(self.sentences - 1, -abs(self.value - null) / max(self.standard_error, 1e-12)))
 
+    def interval(self, level: float) -> tuple[float, float]:
+        """The values whose `p_value` is at least `level`."""
+        if not len(self.bootstrap_samples):
+            return -np.inf, np.inf
+        half = float(stdtrit(self.sentences - 1, 1 - level / 2)) * max(self.standard_error, 1e-12)
+        return self.value - half, self.value + half
+
     def minimum_detectable_difference(self, tests: int = 1) -> float:
         """The difference that so many sentences detect with 80 % power, where `tests` share the significance level."""
         if not len(self.bootstrap_samples):
