@@ -354,7 +354,7 @@ def kit_verdicts(rows: list[dict]) -> list[dict]:
 def kit_outcome(comparison) -> str:
     """Return what is decided on voice and words; tie if nothing is."""
     decided = [OUTCOMES[outcome] for outcome in (comparison.voice, comparison.words) if outcome in OUTCOMES]
-    return "_and_".join(decided).replace("SIM_and_higher", "SIM_and").replace("SIM_and_lower", "SIM_and") or "tie"
+    return "_and_".join(decided) or "tie"
 
 
 def kit_verdict_numbers(rows: list[dict]) -> list[list[str]]:
