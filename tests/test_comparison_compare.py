@@ -16,12 +16,13 @@ from tts_kit.comparison.synthesis import SCORES
 from tts_kit.config import Config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
-from tts_kit.evaluation import backends, metrics
+from tts_kit.evaluation import backends, metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows
 from tts_kit.run import SAMPLE_DATA, SAMPLE_VOICE, Run
 from tts_kit.speech.voice import load_voice
+from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
 
 CPU = device.choose("cpu")
@@ -62,6 +63,18 @@ def finished(spread_toy, tmp_path_factory):
 def no_metric_models(finished, monkeypatch):
     """The clips are scored only once, in `finished`."""
     monkeypatch.setenv("TTS_KIT_METRICS", "none")
+
+
+def test_sim_has_one_scale_in_training_and_comparison(finished, base):
+    """Mistake: training measures SIM against clips as the codec decodes them, 0.94 where the comparison has 0.71, or against
+    the held-out recordings, to which a selected step would be nearer by chance."""
+    run, config, _, _ = finished
+    evaluation = generation_eval.GenerationEvalCallback(base, config, run, cache.load_run(run), TOY_METRICS)
+    training = {one.text: one.audio for one in manifest.read(run.data) if one.split == "train"}
+    assert set(evaluation.references) == set(training)
+    recordings = scoring.measure_references(training, TOY_METRICS)
+    assert all(np.array_equal(reference.embedding, recordings[text].embedding)
+               for text, reference in evaluation.references.items())
 
 
 def test_every_arm_sentence_and_seed_is_scored(finished):

@@ -59,7 +59,7 @@ def minimum_detectable_difference(sentences: int) -> float:
     for run in range(200):
         rng = np.random.default_rng([9, sentences, run])
         differences = scoring.differences(rows_of("one", rng, sentences), rows_of("other", rng, sentences))
-        minimums.append(differences["sim"].minimum_detectable_difference(len(verdict.MARGINS)))
+        minimums.append(differences["sim"].minimum_detectable_difference(len(scoring.MARGINS)))
     return float(np.sqrt(np.mean(np.square(minimums))))
 
 

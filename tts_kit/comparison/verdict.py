@@ -12,12 +12,11 @@ from tts_kit.comparison.arms import ARMS, Pairs
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.stats import Estimate
 
-WER_MARGIN = 0.03  # a rise in WER up to which an arm is not called worse
+WER_MARGIN = scoring.MARGINS["wer"]  # a rise in WER up to which an arm is not called worse
 ALPHA = 0.05  # significance level, after Holm's correction
 UNINTELLIGIBLE_WER = 0.7  # WER of all arms above which there is no speech to judge
 MEMORIZED_SHARE = 0.1  # share of memorized clips from which on the headline mentions them
 PRIMARY_COMPARISONS = (("finetuned", "base"), ("finetuned", "clone"), ("finetuned+clone", "clone"))
-MARGINS = {"sim": 0.02, "wer": WER_MARGIN}  # differences of the tested figures that are worth detecting
 FORMS = {"sim": ("SIM", "{:.2f}", 1, 2, ""), "wer": ("WER", "{:.0%}", 100, 0, " points")}
 """Heading and form of a figure; scale, decimals and unit of a difference."""
 HIGHER_SIM, TIE, LOWER_SIM = "higher SIM", "tie", "lower SIM"
@@ -107,7 +106,7 @@ def compare_arms(rows: Sequence[dict], pairs: Pairs) -> list[Comparison]:
         families[pair if pair in PRIMARY_COMPARISONS else "others"].append(pair)
     comparisons = {}
     for family in families.values():
-        tests = [(pair, figure) for pair in family for figure in MARGINS if figure in differences[pair]]
+        tests = [(pair, figure) for pair in family for figure in scoring.MARGINS if figure in differences[pair]]
         uncorrected = [_p_value(figure, differences[pair][figure]) for pair, figure in tests]
         p_values, intervals = collections.defaultdict(dict), collections.defaultdict(dict)
         for (pair, figure), p_value, corrected in zip(tests, uncorrected, stats.holm(uncorrected)):
@@ -188,8 +187,8 @@ def _to_resolve(comparisons: Sequence[Comparison]) -> Iterator[str]:
     open_tests = {"sim": [one for one in comparisons if one.voice == TIE],
                   "wer": [one for one in comparisons if one.words == UNDECIDED]}
     needed = {name: max((one.differences[name].required_sentences(margin, one.tests) or 0 for one in open_tests[name]
-                         if name in one.differences), default=0) for name, margin in MARGINS.items()}
-    amounts = f"{MARGINS['sim']} SIM", f"{100 * WER_MARGIN:.0f} points WER"
+                         if name in one.differences), default=0) for name, margin in scoring.MARGINS.items()}
+    amounts = f"{scoring.MARGINS['sim']} SIM", f"{100 * WER_MARGIN:.0f} points WER"
     parts = [f"about {max(count, stats.MIN_SENTENCES)} sentences detect a difference of {amount}"
              for count, amount in zip(needed.values(), amounts) if count]
     if parts:

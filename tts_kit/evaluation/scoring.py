@@ -15,6 +15,7 @@ from tts_kit.evaluation.stats import Estimate
 METRICS = "metrics"  # field of a row that names the metric models
 MIN_REFERENCES = 5
 MAX_REFERENCES = 50
+MARGINS = {"sim": 0.02, "wer": 0.03}  # differences that matter, and as much as each other
 SAVE_EVERY = 10
 References = Mapping[str, ClipMetrics]  # sentence -> metrics of its recording
 SimilarityRange = tuple[float, float]  # SIM of other speakers to the voice, and of the voice to itself

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 from tts_kit import audio
 from tts_kit.config import Config
+from tts_kit.data import manifest
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.evaluation.stats import SentenceSums
@@ -21,6 +22,7 @@ from tts_kit.io import atomic_folder, read_rows, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
 from tts_kit.run import Run
+from tts_kit.tokens import cache
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.training import callbacks, distributed
 
@@ -32,7 +34,7 @@ FOLDER, GENERATED = "generation_eval", "generated.jsonl"
 ROWS, PLOT = "generation_eval.jsonl", "generation_eval.png"
 """Files under training/: the scored rows of all steps, and their plot."""
 BASE_MODEL = 0  # the step before training: what the others are compared with, never selected
-WER_TOLERANCE = 0.03  # a step whose WER is significantly higher than the best one by more than this is not selected
+WER_WEIGHT = scoring.MARGINS["sim"] / scoring.MARGINS["wer"]  # a step is worth its SIM minus this times its WER
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class StepScores:
     """Scores of one step by sentence."""
     sim: SentenceSums
     wer: SentenceSums
+
+    @property
+    def worth(self) -> float:
+        """What decides between steps: voice and words in one number."""
+        return _value(self.sim) - WER_WEIGHT * _value(self.wer)
 
     def __str__(self) -> str:
         return f"SIM {_value(self.sim):.2f}, WER {_value(self.wer):.0%}"
@@ -126,10 +133,15 @@ class GenerationEvalCallback(TrainerCallback):
 
     @functools.cached_property
     def references(self) -> scoring.References:
-        """Up to MAX_REFERENCES training clips, evenly spaced, as the codec decodes them; held-out clips are left for the
-        comparison, and none of the sentences is in the data."""
+        """Recordings of up to MAX_REFERENCES training clips, evenly spaced; decoded codes where the recordings are missing.
+
+        Recordings, because the comparison measures SIM against recordings too. Of training clips, because it measures
+        against held-out ones: a step selected by these would be nearer to them by chance."""
         count, rate = min(len(self.train_clips), MAX_REFERENCES), self.base.spec.sample_rate
         clips = [self.train_clips[number * len(self.train_clips) // count] for number in range(count)]
+        if (self.run.data / manifest.MANIFEST).is_file() and cache.matches_data(self.run):
+            recordings = {utterance.id: utterance.audio for utterance in manifest.read(self.run.data)}
+            return scoring.measure_references({clip.text: recordings[clip.id] for clip in clips}, self.metric_models)
         waves = {clip.text: self.base.codec.decode([clip.codes])[0] for clip in clips}
         return {text: self.metric_models.measure_reference(wave, rate, text) for text, wave in waves.items()
                 if not metrics.unusable_reason(wave, rate)}
@@ -159,7 +171,8 @@ def load_best(evaluation: GenerationEvalCallback | None, trainer: Trainer) -> Se
     weights = evaluation.step_folder(selected.step) / lora.WEIGHTS_FILE
     if weights.exists():
         lora.load_weights(trainer.model, weights)
-    print(f"{selected.reason} Clips of every step: {evaluation.run.training / FOLDER}")
+    print(f"{selected.reason} SIM is to training recordings, in the comparison to held-out ones. Clips of every step: "
+          f"{evaluation.run.training / FOLDER}")
     return selected
 
 
@@ -190,19 +203,20 @@ def step_scores(rows: Sequence[dict]) -> dict[int, StepScores]:
 def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
     """Select the step to keep of a training of `steps` steps, from one row for each evaluated step and sentence.
 
-    Steps whose WER is significantly higher than the lowest, by more than WER_TOLERANCE, are ruled out. Of the others the
-    one with the highest SIM is the best. Selected is the earliest that is as good: neither its SIM lower nor its WER higher
-    than the best's by more than one standard error of the paired difference (significance would be too weak a test: with a
-    dozen sentences almost every step would pass). If nothing was evaluated, or no clip holds any sound, it is the last step.
+    The best step has the highest SIM - WER_WEIGHT * WER: 0.02 SIM weigh as much as 3 points of WER, the differences that the
+    verdict looks for. Selected is the earliest that is as good: neither its SIM lower nor its WER higher than the best's by
+    more than one standard error of the paired difference (significance would be too weak a test: with a dozen sentences
+    almost every step would pass). If nothing was evaluated, or no clip holds any sound, it is the last step.
     """
     scores = step_scores(rows)
     if all(row["failure"] or row.get("metric_failed") for row in rows if row["step"] != BASE_MODEL):
         last = max(scores.keys() - {BASE_MODEL}, default=steps)
         return SelectedCheckpoint(last, f"Step {last} of {steps} selected, the last: no step could be evaluated.")
-    candidates, best = _best(scores)
-    selected = next(step for step in candidates if _is_as_good(scores[step], scores[best]))
-    rank = "the highest SIM" if selected == best else f"as good within one standard error as step {best}, {scores[best]}"
-    reason = f"Step {selected} of {steps} selected: {scores[selected]} ({rank})"
+    best = _best(scores)
+    selected = next(step for step in scores if step != BASE_MODEL and _is_as_good(scores[step], scores[best]))
+    rank = "the best" if selected == best else f"as good within one standard error as step {best}, {scores[best]}, the best"
+    reason = (f"Step {selected} of {steps} selected: {scores[selected]} ({rank} trade of voice and words, where "
+              f"{scoring.MARGINS['sim']} SIM weigh as much as {100 * scoring.MARGINS['wer']:.0f} points of WER)")
     if BASE_MODEL in scores:
         base = scores[BASE_MODEL]
         sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).low > 0
@@ -214,19 +228,16 @@ def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
 def should_stop_early(rows: Sequence[dict], patience: int) -> bool:
     """Whether none of the last `patience` evaluations is better than the best before them; patience 0: never."""
     trained = sorted({row["step"] for row in rows} - {BASE_MODEL})
-    return 0 < patience < len(trained) and _best(step_scores(rows))[1] not in trained[-patience:]
+    return 0 < patience < len(trained) and _best(step_scores(rows)) not in trained[-patience:]
 
 
 def _value(sums: SentenceSums) -> float:
     return stats.bootstrap_ratio(sums).value
 
 
-def _best(scores: dict[int, StepScores]) -> tuple[list[int], int]:
-    """The trained steps whose WER is good enough, and the one of them with the highest SIM; the earliest if equal."""
-    trained = [step for step in scores if step != BASE_MODEL]
-    lowest_wer = min(trained, key=lambda step: (_value(scores[step].wer), step))
-    candidates = [step for step in trained if not _wer_is_worse(scores[step], scores[lowest_wer])]
-    return candidates, max(candidates, key=lambda step: (_value(scores[step].sim), -step))
+def _best(scores: dict[int, StepScores]) -> int:
+    """The trained step that is worth most; the earliest if equal."""
+    return max((step for step in scores if step != BASE_MODEL), key=lambda step: (scores[step].worth, -step))
 
 
 def _is_as_good(step: StepScores, best: StepScores) -> bool:
@@ -236,7 +247,7 @@ def _is_as_good(step: StepScores, best: StepScores) -> bool:
 
 def _wer_is_worse(step: StepScores, other: StepScores) -> bool:
     difference = stats.paired_bootstrap_diff(step.wer, other.wer)
-    return difference.low > 0 and difference.value > WER_TOLERANCE
+    return difference.low > 0 and difference.value > scoring.MARGINS["wer"]
 
 
 def _words(text: str) -> str:
