@@ -9,6 +9,24 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Enter": 13, " ": 32}
 
 
+BROKEN_WORDS = r"""(() => {
+  const broken = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.parentElement.closest("script, style, noscript, textarea, option, legend, [hidden]")) continue;
+    for (const word of node.data.matchAll(/[\p{L}\p{N}]{2,24}/gu)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].filter(box => box.width).map(box => Math.round(box.top)));
+      if (lines.size > 1) broken.push(word[0]);
+    }
+  }
+  return broken;
+})()"""
+"""Returns the words of a page that are set on two lines."""
+
+
 class Browser:
     """Headless Chromium, controlled through its DevTools pipe without a driver or another package."""
 
@@ -76,6 +94,11 @@ class Browser:
             return [box.left + {across} * box.width, box.top + box.height / 2]; }})()""")
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def assert_fits(self, width: int) -> None:
+        """Check that the page does not scroll sideways, and that no word is broken."""
+        assert self.run("document.documentElement.scrollWidth") <= width
+        assert self.run(BROKEN_WORDS) == []
 
     def console_errors(self) -> list:
         return [event for event in self.events if event["method"] == "Runtime.exceptionThrown"

@@ -220,6 +220,32 @@ def test_only_one_clip_plays_at_a_time(browser):
     browser.wait("player.audio.paused && !document.querySelector('.playing')")
 
 
+def test_all_clips_of_a_sentence_play_in_turn(browser):
+    """Mistake: the row stops after its first clip, skips an arm, or goes on after another clip was chosen."""
+    browser.run("""window.begun = []; player.audio.addEventListener("play", () => begun.push(player.clip.arm));
+        player.audio.addEventListener("playing", () => { player.audio.currentTime = player.audio.duration - 0.05; })""")
+    browser.click("tbody tr:nth-child(3) .all")
+    browser.wait("player.audio.paused && begun.length === 6")
+    assert browser.run("begun")[:5] == ["ground_truth", "codec", "base", "finetuned", "finetuned+clone"]
+    browser.click("tbody tr:nth-child(3) .all")
+    browser.click("tbody tr:nth-child(3) td:nth-child(6) .play")
+    browser.wait("player.audio.paused && begun.at(-1) === 'finetuned'")
+    assert browser.run("queue") == []
+
+
+def test_another_arm_begins_where_the_last_one_was(browser):
+    """Mistake: two voices can be compared from the beginning only, or the position is kept unasked."""
+    browser.run("player.audio.addEventListener('playing', () => { window.began = player.audio.currentTime; })")
+    for kept in (False, True):
+        browser.click("tbody tr:nth-child(1) td:nth-child(4) .picture", across=0.5)
+        browser.wait("window.began > 0.7")
+        if kept:
+            browser.click("#keep")
+        browser.click("tbody tr:nth-child(1) td:nth-child(5) .play")
+        browser.wait(f"player.clip.arm === 'clone' && window.began {'> 0.7' if kept else '< 0.3'}")
+        browser.click(".playing .play")
+
+
 def test_a_click_on_the_spectrogram_seeks(browser):
     """Mistake: seeking before the length is known, which starts every clip at zero."""
     browser.run("player.audio.addEventListener('playing', () => { window.began = player.audio.currentTime; })")
@@ -313,8 +339,8 @@ def test_the_policy_blocks_injected_markup(browser):
 def test_the_page_fits_the_screen(browser, width, height):
     """Mistake: a page that scrolls sideways on a laptop or a phone, or whose header scrolls away."""
     browser.run("document.querySelectorAll('tr > :nth-child(8)').forEach(e => e.remove())")
-    browser.run("grid.style.setProperty('--arms', 6)")
     browser.set_viewport(width, height)
+    browser.run("fold()")
     assert browser.run("document.documentElement.scrollWidth") <= width
     browser.run("document.querySelectorAll('.sentence')[1].lastElementChild.scrollIntoView({block: 'start'})")
     sticky = ".sentence:nth-child(2) th" if width < 500 else ".names th"

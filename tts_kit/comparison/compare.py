@@ -27,6 +27,7 @@ from tts_kit.training import generation_eval
 PAGE, RESPONSES_FILE, SIM_RANGE_FILE, SWEEP_FOLDER = "index.html", "responses.json", "sim_range.json", "sweep"
 CLIP_COLUMNS = {"word_errors": "word errors"} | {name: scoring.COLUMNS[name].heading
                                                  for name in ("sim", "sim_norm", "sim_2", "mos", "mos_2")}
+CLIP_LEGEND = {"word errors": "words of the sentence that the ASR model did not transcribe, or added"}
 SORT_COLUMNS = {"seconds": "seconds", "wall_seconds": "seconds to generate", "attempts": "attempts"}
 
 
@@ -167,8 +168,8 @@ def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: s
     details = [*decision.details, *notes]
     descriptions = {name: info.description for name, info in ARMS.items()} | {arm.name: arm.description for arm in plan.arms}
     path = page.write(
-        plan.folder / PAGE, rows, title, decision.headline, descriptions, CLIP_COLUMNS, SORT_COLUMNS, details, table, legend,
-        plots.plot(decision), facts)
+        plan.folder / PAGE, rows, title, decision.headline, descriptions, CLIP_COLUMNS, SORT_COLUMNS, details, table,
+        legend | (CLIP_LEGEND if legend else {}), plots.plot(decision), facts)
     print("\n".join(filter(None, [
         scoring.print_table(table), *(f"{heading}: {meaning}." for heading, meaning in legend.items()), *details, invitation,
         f"Open {path.resolve().as_uri()}", decision.headline])))

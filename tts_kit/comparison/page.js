@@ -1,10 +1,13 @@
 /* Sentences in rows, arms in columns, one player for all clips; drawn from the page's data. */
 
 const SEEK_SECONDS = 0.5;
-const [tools, filter, column, arm, direction, grid, problem] =
-  ["tools", "filter", "column", "arm", "direction", "grid", "problem"].map(id => document.getElementById(id));
+const [tools, filter, column, arm, direction, grid, problem, keep] =
+  ["tools", "filter", "column", "arm", "direction", "grid", "problem", "keep"].map(id => document.getElementById(id));
 const allClips = page.sentences.flatMap(sentence => sentence.clips);
-const player = new Player({ show: drawState, report: text => { problem.textContent = text; } });
+/** The cells that play after the one that plays now. */
+let queue = [];
+const player = new Player({ show: drawState, report: text => { problem.textContent = text; },
+  ended: () => { if (queue.length) start(queue.shift()); } });
 const rows = page.sentences.map(makeRow);
 const allSeeds = sortSeeds(rows.flatMap(row => row.seeds));
 const globalSwitch = makeSwitch(allSeeds, "Seed of all sentences", seed => chooseSeed(rows, seed), 0);
@@ -72,8 +75,11 @@ function makeRow(sentence) {
   const seeds = seedsOf(sentence.clips);
   const row = { sentence, seeds, seed: seeds[0] ?? null, cells: [] };
   row.switch = makeSwitch(seeds, `Seed of sentence ${sentence.number}`, seed => chooseSeed([row], seed), -1);
+  row.all = make("button", { type: "button", class: "all", tabindex: -1,
+    "aria-label": `Play all arms of sentence ${sentence.number}` }, "play all");
+  row.all.addEventListener("click", () => playAll(row));
   row.element = make("tr", { role: "row", class: "sentence" }, make("th", { role: "rowheader", scope: "row" },
-    make("span", { class: "number" }, String(sentence.number)), make("p", { dir: "auto" }, sentence.text), row.switch));
+    make("span", { class: "number" }, String(sentence.number)), make("p", { dir: "auto" }, sentence.text), row.all, row.switch));
   for (const { name } of page.arms) {
     const cell = { row, arm: name, element: make("td", { role: "gridcell" }) };
     row.cells.push(cell);
@@ -121,19 +127,23 @@ function makePlayer(cell) {
   cell.button.addEventListener("click", () => player.clip === cell ? player.toggle(cell) : play(cell));
   cell.time = make("span", { class: "time" });
   drawState(cell);
-  return [picture, make("div", { class: "controls" }, cell.button, cell.time), ...makeTranscript(cell.clip), makeValues(cell)];
+  return [picture, make("div", { class: "controls" }, cell.button, cell.time), makeValues(cell), ...makeTranscript(cell.clip)];
 }
 
-function makeTranscript({ transcript }) {
-  return transcript ? [make("q", { dir: "auto", title: "what the ASR model transcribed" }, transcript)] : [];
+/** What the ASR model transcribed. */
+function makeTranscript({ transcript, transcript_is_right }) {
+  if (transcript === undefined) return [];
+  return [make("q", { dir: "auto", title: "what the ASR model transcribed", class: transcript_is_right ? "quiet" : "" },
+    transcript || "(no words)")];
 }
 
 /** Every metric, measured or not, so that it stands on one line in all cells; then what is unusual about the clip. */
 function makeValues({ clip, row }) {
   const list = make("dl", { class: "values" });
-  const add = (name, value) => list.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
-  page.columns.forEach(({ heading, in_cell }, index) => {
-    if (in_cell) add(heading, format(clip.values[index], index));
+  const add = (name, value, meaning) => list.append(make("div", {}, make("dt", meaning ? { title: meaning } : {}, name),
+    make("dd", {}, value)));
+  page.columns.forEach(({ heading, in_cell, meaning }, index) => {
+    if (in_cell) add(heading, format(clip.values[index], index), meaning);
   });
   if (row.seeds.length && clip.seed !== null && clip.seed !== row.seed) add("seed", clip.seed);
   if (clip.ended_with_eos === false) list.append(make("dt", { class: "warning" }, "no EOS: ran to the limit"));
@@ -143,6 +153,23 @@ function makeValues({ clip, row }) {
 /* ---- playing ---- */
 
 function play(cell, fraction = 0) {
+  queue = [];
+  start(cell, fraction);
+}
+
+/** Play the clips of a sentence one after another. */
+function playAll(row) {
+  const cells = row.cells.filter(cell => cell.sound);
+  if (!cells.length) return;
+  player.stop();
+  queue = cells.slice(1);
+  start(cells[0]);
+}
+
+function start(cell, fraction = 0) {
+  const other = player.clip;
+  if (!fraction && keep.checked && other && other !== cell && other.row === cell.row && cell.clip.seconds)
+    fraction = Math.min(player.position(other) / cell.clip.seconds, 0.95);
   cell.target.focus({ preventScroll: true });
   player.play(cell, fraction);
 }
@@ -271,6 +298,15 @@ function onKey(event) {
 
 /* ---- putting it together ---- */
 
+/** One column for each arm where they fit, else the cells of a sentence in even rows below it. */
+function fold() {
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const width = document.documentElement.clientWidth / rem - 2 * parseFloat(getComputedStyle(tools).paddingLeft) / rem;
+  const arms = grid.rows[0].cells.length - 1, lines = Math.ceil(arms / Math.max(1, Math.floor((width + 1.25) / 10.75)));
+  grid.classList.toggle("folded", width < 14 + 9.5 * arms);
+  grid.style.setProperty("--columns", Math.ceil(arms / lines));
+}
+
 function addOptions(select, first, names) {
   select.append(make("option", { value: "" }, first));
   names.forEach((name, index) => select.append(make("option", { value: index }, name)));
@@ -279,7 +315,6 @@ function addOptions(select, first, names) {
 addOptions(column, "sentence", page.columns.map(({ heading }) => heading));
 addOptions(arm, "all arms", page.arms.map(({ name }) => name));
 grid.append(makeHead(), make("tbody", { role: "rowgroup" }, ...rows.map(row => row.element)), makeFoot());
-grid.style.setProperty("--arms", page.arms.length);
 tools.insertBefore(globalSwitch, document.getElementById("count"));
 tools.hidden = false;
 tools.addEventListener("submit", event => event.preventDefault());
@@ -288,5 +323,7 @@ filter.addEventListener("keydown", clearFilter);
 for (const select of [column, arm]) select.addEventListener("change", applySort);
 direction.addEventListener("click", reverse);
 document.addEventListener("keydown", onKey);
+addEventListener("resize", fold);
+fold();
 applySort();
 applyFilter();

@@ -37,10 +37,11 @@ def write(path: Path, rows: Sequence[dict], title: str, lead: str, arms: Mapping
     names = {row["arm"] for row in rows}
     ordered = dict.fromkeys([*(arm for arm in arms if arm in names), *(row["arm"] for row in rows)])
     data = {"arms": [{"name": arm, "meaning": arms.get(arm, "")} for arm in ordered],
-            "columns": [{"heading": heading, "in_cell": in_cell} for heading, in_cell in fields.values()],
+            "columns": [{"heading": heading, "in_cell": in_cell, "meaning": (legend or {}).get(heading, "")}
+                        for heading, in_cell in fields.values()],
             "sentences": [{"number": number, "text": text, "clips": sentences[number, text]}
                           for number, text in sorted(sentences)]}
-    parts = {"lead": escape(lead), "table": _table(table), "legend": _definitions(legend or {}),
+    parts = {"lead": escape(lead), "table": _table(table, legend or {}), "legend": _definitions(legend or {}),
              "details": "".join(f'<li dir="auto">{escape(detail)}</li>' for detail in details),
              "plots": "".join(f'<img src="{html.data_uri(png, "image/png")}" alt="{escape(text)}">' for png, text in plots),
              "facts": _definitions(facts or {})}
@@ -64,8 +65,8 @@ def _clip(row: dict, folder: Path, fields: Sequence[str]) -> dict:
     clip = {"arm": row["arm"], "seconds": row.get("seconds"), "ended_with_eos": row.get("ended_with_eos"), "values": values,
             # as text, because a browser would round a long seed
             "seed": None if row.get("seed") is None else str(row["seed"])}
-    if row.get("word_errors"):
-        clip["transcript"] = row.get("transcript")
+    if row.get("transcript") is not None:
+        clip |= {"transcript": row["transcript"], "transcript_is_right": row.get("word_errors") == 0}
     try:
         samples = audio.normalize_loudness(read_clip(row, folder, SAMPLE_RATE), SAMPLE_RATE)
     except KitError as error:  # the page names no folder of this machine
@@ -74,13 +75,15 @@ def _clip(row: dict, folder: Path, fields: Sequence[str]) -> dict:
                    "picture": html.data_uri(audio.spectrogram_png(samples, SAMPLE_RATE, *SPECTROGRAM_SIZE), "image/png")}
 
 
-def _table(table: Sequence[Sequence[str]]) -> str:
+def _table(table: Sequence[Sequence[str]], legend: Mapping[str, str]) -> str:
     if not table:
         return ""
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table[0])
+    titles = {heading: f' title="{escape(legend[heading])}"' for heading in table[0] if heading in legend}
+    head = "".join(f'<th scope="col"{titles.get(heading, "")}>{escape(heading)}</th>' for heading in table[0])
     body = "".join(f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
                    for name, *cells in table[1:])
-    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return ('<div class="figures" tabindex="0" role="region" aria-label="Metrics of every arm"><table>'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def _definitions(items: Mapping[str, object]) -> str:

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from tts_kit.comparison.verdict import Verdict
 
-INK, ACCENT = "#7a756c", "#b3402a"  # visible on white and on black
-STYLE = {"figure.constrained_layout.use": True, "figure.facecolor": "none", "axes.facecolor": "none",
+INK, ACCENT = "#3d3a35", "#b3402a"
+STYLE = {"figure.constrained_layout.use": True, "figure.facecolor": "white",
          "axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 9, "xtick.labelsize": 8,
          "ytick.labelsize": 8, **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color",
                                                 "ytick.color"], INK)}
@@ -37,7 +37,7 @@ def plot_arms(verdict: Verdict):
     points = {arm: figures for arm, figures in verdict.figures.items() if {"sim", "wer"} <= set(figures)}
     if not points:
         return None
-    figure = Figure(figsize=(5.2, 4.2))
+    figure = Figure(figsize=(4.6, 3.7))
     axis = figure.subplots()
     for arm, figures in points.items():
         wer, sim = figures["wer"], figures["sim"]
@@ -56,15 +56,16 @@ def plot_differences(verdict: Verdict):
     comparisons = [one for one in verdict.comparisons if {"sim", "wer"} <= set(one.differences)]
     if not comparisons:
         return None
-    figure = Figure(figsize=(8.2, 1.2 + 0.5 * len(comparisons)))  # beside the other plot on a page of 1280 pixels
+    figure = Figure(figsize=(4.6, 1.9 + 0.5 * len(comparisons)))
     lines = -np.arange(len(comparisons))
-    for axis, (name, scale, title) in zip(figure.subplots(1, 2, sharey=True), PANELS):
+    for axis, (name, scale, title) in zip(figure.subplots(2, 1), PANELS):
         for line, one in zip(lines, comparisons):
             value = one.differences[name].value
             axis.errorbar(scale * value, line, xerr=scale * _error_bars(value, *one.intervals[name]), fmt="o", color=ACCENT,
                           markersize=5)
         axis.axvline(0, color=INK, linewidth=0.8, linestyle=":")
-        axis.set(title=title, ylim=(0.6 - len(comparisons), 0.6))
+        axis.set_title(title, pad=10)
+        axis.set(ylim=(0.6 - len(comparisons), 0.6))
         axis.set_yticks(lines, [f"{one.arm} - {one.other}" for one in comparisons])
     return figure
 

@@ -24,7 +24,7 @@ LOWER_WER, NO_HIGHER_WER, UNDECIDED, HIGHER_WER = "lower WER", "no higher WER", 
 OUTCOMES = {  # outcome of one arm against another -> its word among the details, and its part of the headline
     HIGHER_SIM: ("nearer", "beats {}"), TIE: ("a tie", "ties with {}"), LOWER_SIM: ("further away", "loses to {}"),
     LOWER_WER: ("fewer errors", "has fewer errors than {}"), HIGHER_WER: ("more errors", "has more errors than {}"),
-    NO_HIGHER_WER: ("no more errors", "is no worse than {}"), UNDECIDED: ("undecided", "is undecided against {} ({})")}
+    NO_HIGHER_WER: ("no more errors", "is no worse than {}"), UNDECIDED: ("undecided", "cannot be told from {} yet ({})")}
 UNMEASURED = ("Whether fine-tuning helped was not measured: the metric models are not installed. Install them "
               f"({metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
 

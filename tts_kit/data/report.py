@@ -23,7 +23,7 @@ from tts_kit.run import Run
 
 FILE = "report.html"
 MAX_UNUSUAL, MAX_LISTED = 6, 40  # clips in a list of unusual ones, and in the list of rejected ones
-ACCENT, GREY = "#0b8079", "#8a857c"
+ACCENT, INK = "#0b8079", "#3d3a35"
 BANDWIDTH_DB = -70.0  # a frequency band this far below the strongest one was not recorded
 # minutes from which a voice is recognisable, is stable, and gains little from more, as users of other kits report them
 MIN_MINUTES, STEADY_MINUTES, ENOUGH_MINUTES = 5, 25, 40
@@ -154,27 +154,27 @@ def duplicates(utterances: Sequence[Utterance]) -> list[Utterance]:
             is not utterance]
 
 
-def picture(report: Report) -> bytes:
-    """Return six histograms as a PNG for light and dark backgrounds."""
+def picture(report: Report, columns: int = 3) -> bytes:
+    """Return six histograms in so many columns as a PNG."""
     from matplotlib.figure import Figure
 
-    clips, figure = report.clips, Figure(figsize=(11, 5.6), layout="constrained")
+    clips, figure = report.clips, Figure(figsize=(3.7 * columns, 2.8 * 6 / columns), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     histograms = [("duration", "seconds", [stats.clip.seconds for stats in clips]),
                   ("speaking rate", "characters per second", [stats.chars_per_second for stats in clips]),
                   ("loudness", "LUFS", [stats.lufs for stats in clips]), ("SNR", "dB", [stats.snr_db for stats in clips]),
                   ("F0", "hertz", [stats.f0 for stats in clips if stats.f0]),
                   ("distance from the main speaker", "cosine difference", [stats.speaker_distance for stats in clips])]
-    for axes, (title, unit, values) in zip(figure.subplots(2, 3).flat, histograms):
+    for axes, (title, unit, values) in zip(figure.subplots(6 // columns, columns).flat, histograms):
         axes.hist(values, bins=24, color=ACCENT)
-        axes.set_title(title, color=GREY, fontsize=10)
-        axes.set_xlabel(unit, color=GREY, fontsize=8)
-        axes.tick_params(colors=GREY, labelsize=8)
+        axes.set_title(title, color=INK, fontsize=10)
+        axes.set_xlabel(unit, color=INK, fontsize=8)
+        axes.tick_params(colors=INK, labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.axvline(OUTLIER_THRESHOLD, color=GREY, linewidth=1, linestyle=":")
+        axes.spines[["left", "bottom"]].set_color(INK)
+    axes.axvline(OUTLIER_THRESHOLD, color=INK, linewidth=1, linestyle=":")
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=140, transparent=True)
+    figure.savefig(content, format="png", dpi=140)
     return content.getvalue()
 
 
@@ -182,7 +182,9 @@ def write(run: Run, report: Report) -> Path:
     """Write the page into the run's data, self-contained: plots and clips are inside; return its path."""
     page, _ = pages.page(__file__, f"The data of {report.name}", csp=("img-src data:", "media-src data:"),
                          advice=html.escape(advice(report)), totals="\n".join(_totals(report)),
-                         lists="\n".join(_lists(report)), plots=pages.data_uri(picture(report), "image/png"))
+                         lists="\n".join(_lists(report)), **{
+                             name: pages.data_uri(picture(report, columns), "image/png")
+                             for name, columns in (("plots", 3), ("narrow_plots", 1))})
     io.write_text(run.data / FILE, page)
     return run.data / FILE
 
@@ -228,7 +230,7 @@ def _section(title: str, explanation: str, rows: Sequence[tuple[Path, str, str, 
         player = ""
         if np.any(samples := soundfile.read(path, dtype="float32")[0]):  # silence has no player
             source = pages.data_uri(*audio.encode_lossy(samples, SAMPLE_RATE))
-            player = f'<audio controls preload="none" src="{source}"></audio>'
+            player = f'<audio controls preload="metadata" aria-label="{text}" src="{source}"></audio>'
         items.append(f'<li>{player}<p dir="auto">{text}</p><small>{note}<br>{file}</small></li>')
     section = f'<h2>{title}</h2><p class="explanation">{explanation}</p><ul class="clips">{"".join(items)}</ul>'
     return section if items else ""
