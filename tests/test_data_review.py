@@ -171,6 +171,71 @@ def test_typing_is_saved_without_a_key(page, folder):
     assert state(folder)["monday/00002"] == ("The dog ran far away.", NEW)
 
 
+def test_a_split_finds_its_place_in_the_text(page, folder):
+    """Mistake: the text is cut in a word or at a cursor that nobody placed, or only a tooltip says where it will be cut."""
+    chromium, _ = page
+    halves = "[ui.halves.hidden, ui.before.textContent, ui.after.textContent]"
+    assert chromium.run("ui.halves.hidden"), "nothing is split at the beginning"
+    chromium.click("#wave", across=0.5)
+    chromium.wait("!ui.player.seeking && !ui.halves.hidden")
+    assert chromium.run(halves) == [False, "The dog", "ran away."]
+    chromium.click("#text")
+    for _ in range(20):
+        chromium.press("ArrowLeft")
+    for _ in range(4):
+        chromium.press("ArrowRight")
+    assert chromium.run(halves) == [False, "The", "dog ran away."]
+    chromium.press("b", control=True)
+    chromium.wait("document.querySelectorAll('#list li').length === 9")
+    assert [state(folder)[f"monday/00002{letter}"][0] for letter in "ab"] == ["The.", "dog ran away."]
+    chromium.wait("ui.text.value === 'The.' && ui.player.readyState >= 2")
+    chromium.run("split()")
+    chromium.wait("ui.message.textContent.includes('One word cannot be split')")
+
+
+def test_the_arrows_move_by_words_in_the_text(page):
+    """Mistake: Ctrl-Left in the text field moves the audio, as it does nowhere else in a browser."""
+    chromium, _ = page
+    chromium.click("#wave", across=0.5)
+    chromium.wait("!ui.player.seeking && ui.player.currentTime > 1")
+    before = chromium.run("ui.player.currentTime")
+    chromium.click("#text")
+    chromium.press("ArrowLeft", control=True)
+    assert chromium.run("ui.player.currentTime") == before
+    chromium.press(",", control=True)
+    assert chromium.run("ui.player.currentTime") == pytest.approx(before - 1, abs=0.01)
+
+
+def test_the_second_pass_is_taken_over_by_a_button(chromium, folder):
+    """Mistake: what the second model wrote, often right, has to be typed again."""
+    rows = io.read_rows(folder / "monday" / transcribe.transcripts_file("base"))
+    rows[1] |= {"text": "The dog ran far away."}
+    io.write_rows(folder / "monday" / transcribe.transcripts_file("second"), rows)
+    store = ReviewStore(folder, "base", "second")
+    assert [clip.second for clip in store.clips[:4]] == ["", "The dog ran far away.", "", ""]
+    server = review.Review(store, "anna")
+    chromium.open(server.url)
+    chromium.wait("ui.id.textContent === 'monday/00002'")
+    chromium.click("#take_second")
+    chromium.wait("ui.saved.textContent === 'saved'")
+    server.close()
+    assert state(folder)["monday/00002"] == ("The dog ran far away.", NEW)
+
+
+def test_a_page_goes_on_after_a_restart(page, folder):
+    """Mistake: the review is started again, the open page has the wrong address or token, and what was typed is lost."""
+    chromium, server = page
+    server.close()
+    type_text(chromium, "Typed while nobody answered.")
+    chromium.wait("ui.message.textContent.includes('does not answer')")
+    assert (folder / review.SESSION).stat().st_mode & 0o077 == 0, "the token is for this user alone"
+    with running(folder) as again:
+        assert again.url == server.url
+        chromium.wait("ui.saved.textContent === 'saved'")
+    assert state(folder)["monday/00002"][0] == "Typed while nobody answered."
+    chromium.events.clear()
+
+
 def test_split_drop_merge_undo_by_keys(page, folder):
     """Mistake: text and audio are split at different places, the wrong neighbour is merged, or undo is incomplete."""
     chromium, server = page

@@ -82,7 +82,9 @@ def _text_flags(text: str, second_text: str | None, count: int) -> Iterator[Flag
     unusual = sorted({character for character in text if not character.isalpha() and character not in PLAIN_CHARACTERS})
     symbols = [character for character in unusual if not character.isdigit()]
     joined_digits = re.search(r"\d\W+\d", text)  # 20-10: ten past twenty, or twenty to ten
-    yield Flag(f"written, not spoken: {' '.join(unusual)}",
+    numbers = re.findall(r"\d+(?:[.,:]\d+)*", text)
+    written = [f"numbers {', '.join(numbers)}"] * bool(numbers) + [f"symbols {' '.join(symbols)}"] * bool(symbols)
+    yield Flag(f"write as it is spoken: {'; '.join(written)}",
                min(0.4, 0.1 * bool(unusual) + 0.2 * len(symbols) + 0.2 * bool(joined_digits)))
     yield Flag(f"same text in {count} clips", 0.3 * (count > 1))
 

@@ -5,6 +5,10 @@ const token = new URLSearchParams(location.search).get("token");
 const clips = new Map();
 /** Pixels of one bar of the waveform and the gap after it. */
 const BAR = 3;
+/** Milliseconds after which an edit is sent again while the server does not answer. */
+const RETRY = 2000;
+/** Whether the text is split at its cursor, which was put there last, or where the audio is. */
+let atCursor = false;
 let order = [], current = null, typed = null, waveform = { key: null, peaks: [] }, pending = Promise.resolve();
 
 /** Send a request; returns the response, or throws an Error with the server's message. */
@@ -13,7 +17,8 @@ async function request(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers: { "X-Token": token } });
   } catch {
-    throw new Error("The review does not answer. What was saved is safe: start it again, and open its new address.");
+    throw Object.assign(new Error("The review does not answer. What was saved is safe: start it again, and this page goes on. "
+      + "If it prints another address than this one, copy what you typed first."), { offline: true });
   }
   if (response.ok) return response;
   const failure = await response.json();
@@ -31,7 +36,7 @@ function edit(change) {
       return true;
     } catch (error) {
       showMessage(error.message);
-      return false;
+      return error.offline ? null : false;
     }
   });
   return pending;
@@ -85,7 +90,7 @@ function listItem(id) {
 /** Show a clip in the editor and load its audio. */
 async function select(id) {
   await save();
-  [current, typed] = [id, null];
+  [current, typed, atCursor] = [id, null, false];
   drawEditor();
   ui.list.querySelector("[aria-current]")?.removeAttribute("aria-current");
   const row = id && ui.list.querySelector(`[data-id="${CSS.escape(id)}"]`);
@@ -104,9 +109,12 @@ function drawEditor() {
   ui.state.textContent = { new: "not checked", checked: "checked", dropped: "dropped" }[clip.state];
   if (typed === null && ui.text.value !== clip.text) ui.text.value = clip.text;
   ui.transcript.textContent = clip.transcript;
+  ui.second.textContent = clip.second;
+  ui.second_pass.hidden = !clip.second;
+  drawHalves();
   ui.drop.textContent = clip.state === "dropped" ? "Restore" : "Drop";
   ui.merge.disabled = !nextInRecording();
-  ui.flags.replaceChildren(...clip.flags.map(textContent => Object.assign(document.createElement("li"), { textContent })));
+  ui.flags.replaceChildren(...clip.flags.filter(flag => !clip.second || !flag.startsWith("second pass: ")).map(textContent => Object.assign(document.createElement("li"), { textContent })));
   loadAudio(clip.id);
 }
 
@@ -151,6 +159,26 @@ function drawWaveform() {
   });
   context.fillStyle = style.getPropertyValue("--warning");
   context.fillRect(cursor, 0, 2, height);
+  drawHalves();
+}
+
+/** Both texts of a split: at the space nearest to the cursor, if that was placed last, else at the audio's share of the
+    text; null where there are not two words. */
+function halves() {
+  const text = ui.text.value, cursor = ui.text.selectionStart;
+  const share = ui.player.duration ? ui.player.currentTime / ui.player.duration : 0;
+  const target = atCursor && cursor > 0 && cursor < text.length ? cursor : share * text.length;
+  const spaces = [...text.matchAll(/\s+/g)].map(space => space.index)
+    .filter(index => text.slice(0, index).trim() && text.slice(index).trim());
+  if (!spaces.length) return null;
+  const index = spaces.reduce((best, other) => Math.abs(other - target) < Math.abs(best - target) ? other : best);
+  return [text.slice(0, index), text.slice(index)];
+}
+
+function drawHalves() {
+  const texts = halves();
+  ui.halves.hidden = !texts || !ui.player.currentTime || ui.player.ended;
+  if (texts) [ui.before.textContent, ui.after.textContent] = texts.map(text => text.trim());
 }
 
 /** Save the typed text; `checked` also marks the clip as checked. */
@@ -163,6 +191,7 @@ async function save(checked = false) {
   const ok = await edit(unchanged ? { action: "check", id: clip.id } : { action: "text", id: clip.id, text, checked });
   ui.saved.textContent = ok ? "saved" : "not saved";
   if (ok && typed === text) typed = null;
+  if (ok === null && typed !== null) save.timer = setTimeout(save, RETRY);
   return ok;
 }
 
@@ -191,10 +220,17 @@ async function drop() {
 }
 
 async function split() {
-  const texts = [ui.text.value.slice(0, ui.text.selectionStart), ui.text.value.slice(ui.text.selectionStart)];
+  const texts = halves();
+  if (!texts) return showMessage("One word cannot be split: write the words of both halves first.");
   if (!await save()) return;
   typed = null;
   await edit({ action: "split", id: current, at: ui.player.currentTime, texts });
+}
+
+/** Take over what the second pass wrote. */
+function takeSecond() {
+  typed = ui.text.value = clips.get(current).second;
+  return save();
 }
 
 async function merge() {
@@ -215,13 +251,14 @@ function seek(by) {
 }
 
 const KEYS = { " ": play, ArrowUp: () => move(-1), ArrowDown: () => move(1), ArrowLeft: () => seek(-1),
-  ArrowRight: () => seek(1), d: drop, b: split, m: merge, z: undo };
+  ArrowRight: () => seek(1), ",": () => seek(-1), ".": () => seek(1), d: drop, b: split, m: merge, z: undo };
 
 document.addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.shiftKey && event.target !== ui.filter && event.target.tagName !== "BUTTON") {
     event.preventDefault();
     check();
-  } else if ((event.ctrlKey || event.metaKey) && KEYS[event.key]) {
+  } else if ((event.ctrlKey || event.metaKey) && KEYS[event.key]
+    && !(event.target === ui.text && /^Arrow(Left|Right)$/.test(event.key))) {  // there they move by words
     event.preventDefault();
     KEYS[event.key]();
   }
@@ -233,11 +270,16 @@ ui.text.addEventListener("input", () => {
   clearTimeout(save.timer);
   save.timer = setTimeout(save, 800);
 });
+for (const name of ["click", "keyup"]) ui.text.addEventListener(name, event => {
+  if (name === "click" || /^(Arrow|Home|End)/.test(event.key)) atCursor = true;
+  drawHalves();
+});
 ui.wave.addEventListener("click", event => {
+  atCursor = false;
   ui.player.currentTime = event.offsetX / ui.wave.clientWidth * (ui.player.duration || 0);
   drawWaveform();
 });
-for (const [id, onClick] of Object.entries({ play, check, drop, split, merge, undo })) ui[id].addEventListener("click", onClick);
+for (const [id, onClick] of Object.entries({ play, check, drop, split, merge, undo, take_second: takeSecond })) ui[id].addEventListener("click", onClick);
 ui.show_all.addEventListener("click", () => { ui.which.value = "all"; ui.filter.value = ""; draw(); });
 for (const id of ["which", "sort", "filter"]) ui[id].addEventListener("input", draw);
 for (const event of ["play", "pause", "ended"])

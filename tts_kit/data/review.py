@@ -2,13 +2,15 @@
 
 Every edit is appended to a history on disk before it is confirmed, and the state is what the history adds up to: a killed
 process loses nothing, and undo takes back the last edit. The server listens on this machine only and answers only requests
-with the token in its URL."""
+with the token in its URL; started again, it has the same URL, and a page that is still open goes on."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import threading
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from tts_kit.errors import KitError
 from tts_kit.io import explain_os_errors
 
 HISTORY = "review.jsonl"  # the edits, each with the digest of the segments that it is about
+SESSION = "review_session.json"  # token and port of the last server
 NEW, CHECKED, DROPPED = "new", "checked", "dropped"
 MIN_SPLIT_SECONDS = 0.3
 MAX_CHARACTERS = 2000
@@ -47,6 +50,7 @@ class ReviewClip:
     spans: tuple[Span, ...]
     text: str
     transcript: str  # what the ASR model wrote
+    second: str = ""  # what the second one wrote, if that differs
     flags: tuple[Flag, ...] = ()
     state: str = NEW
 
@@ -171,7 +175,8 @@ def _find(clips: dict[str, ReviewClip], id: object) -> ReviewClip:
 def _split(clip: ReviewClip, at: object, texts: object) -> list[ReviewClip]:
     """The two halves of a clip, before and after `at` seconds."""
     if not isinstance(at, int | float) or not MIN_SPLIT_SECONDS <= at <= clip.seconds - MIN_SPLIT_SECONDS:
-        raise KitError(f"{clip.id}: a split leaves at least {MIN_SPLIT_SECONDS:g} s on each side. Move the cursor.")
+        raise KitError(f"{clip.id}: a split leaves at least {MIN_SPLIT_SECONDS:g} s on each side. Click into the waveform, "
+                       "where the second half begins.")
     if not isinstance(texts, list) or len(texts) != 2:
         raise KitError("wanted two texts, one for each half. Reload the page.")
     before, after, passed = [], [], 0.0
@@ -182,7 +187,7 @@ def _split(clip: ReviewClip, at: object, texts: object) -> list[ReviewClip]:
             before.append(dataclasses.replace(span, end=min(span.end, border)))
         if border < span.end:
             after.append(dataclasses.replace(span, start=max(span.start, border)))
-    return [dataclasses.replace(clip, id=f"{clip.id}{letter}", spans=tuple(spans), text=_valid_text(text))
+    return [dataclasses.replace(clip, id=f"{clip.id}{letter}", spans=tuple(spans), text=_valid_text(text), second="")
             for letter, spans, text in zip("ab", (before, after), texts)]
 
 
@@ -191,7 +196,9 @@ def _merge(clips: dict[str, ReviewClip], clip: ReviewClip, other: ReviewClip) ->
     if order.index(other.id) != order.index(clip.id) + 1 or other.recording != clip.recording:
         raise KitError(f"{other.id} does not follow {clip.id} in the recording; only neighbours can be merged.")
     return dataclasses.replace(clip, spans=clip.spans + other.spans, text=f"{clip.text} {other.text}".strip(), state=NEW,
-                               transcript=f"{clip.transcript} {other.transcript}", flags=clip.flags + other.flags)
+                               transcript=f"{clip.transcript} {other.transcript}",
+                               second=f"{clip.second or clip.transcript} {other.second or other.transcript}"
+                               if clip.second or other.second else "", flags=clip.flags + other.flags)
 
 
 def _recording(edit: dict) -> str:
@@ -217,9 +224,10 @@ def _read_clips(folder: Path, asr_model: str, verify_asr_model: str) -> dict[str
                 raise KitError(f"{recording / part.file} has no transcript yet. Run tts-kit prepare again, which goes on.")
             transcript = first[part.file]
             span = Span(f"{recording.name}/{part.file}", 0.0, round(part.seconds, 3))
-            clips.append(ReviewClip(f"{recording.name}/{Path(part.file).stem}", recording.name, (span,), transcript.text,
-                                    transcript.original_text))
             second_text = second[part.file].text if part.file in second else None
+            differs = second_text and quality_flags.words(second_text) != quality_flags.words(transcript.text)
+            clips.append(ReviewClip(f"{recording.name}/{Path(part.file).stem}", recording.name, (span,), transcript.text,
+                                    transcript.original_text, second_text if differs else ""))
             features.append((part, transcript, second_text, embeddings.get(part.file)))
     flags = quality_flags.flag_clips(features)
     return {clip.id: dataclasses.replace(clip, flags=tuple(clip_flags)) for clip, clip_flags in zip(clips, flags)}
@@ -233,10 +241,18 @@ class Review:
             from tts_kit import local_server
         except ImportError as error:
             raise KitError('the review page needs uvicorn and starlette: pip install "tts-kit[audio]"') from error
-        self.token = secrets.token_urlsafe(24)
-        bound_socket = local_server.listen(local_server.LOCALHOST, port)
+        self.token, last_port = _last_session(store.folder)
+        try:
+            bound_socket = local_server.listen(local_server.LOCALHOST, port or last_port)
+        except KitError:
+            if port:
+                raise
+            bound_socket = local_server.listen(local_server.LOCALHOST, 0)  # another program has the port now
         self.server = local_server.LocalServer(app(store, self.token, f"Review: {name}"), bound_socket,
                                                timeout_graceful_shutdown=2)
+        path = store.folder / SESSION
+        with explain_os_errors(path), open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            json.dump({"token": self.token, "port": self.server.port}, file)
         self.server.start()
 
     @property
@@ -249,6 +265,15 @@ class Review:
     def show(self, height: int = 720):
         """The page inside a notebook."""
         return colab.embed_iframe(self.server.port, f"/?token={self.token}", height)
+
+
+def _last_session(folder: Path) -> tuple[str, int]:
+    """Token and port of the last server of these clips, or a new token and any port."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        saved = json.loads((folder / SESSION).read_bytes())
+        if re.fullmatch(r"[\w-]{32}", saved["token"]) and 0 < int(saved["port"]) < 2 ** 16:
+            return saved["token"], int(saved["port"])
+    return secrets.token_urlsafe(24), 0
 
 
 def app(store: ReviewStore, token: str, title: str):
@@ -301,5 +326,5 @@ def page(title: str) -> tuple[str, str]:
 def clip_json(clip: ReviewClip) -> dict:
     """A clip as the page gets it, without any path of this machine."""
     return {"id": clip.id, "recording": clip.recording, "seconds": round(clip.seconds, 2), "text": clip.text,
-            "transcript": clip.transcript, "state": clip.state, "score": round(clip.score, 3),
+            "transcript": clip.transcript, "second": clip.second, "state": clip.state, "score": round(clip.score, 3),
             "flags": [flag.reason for flag in clip.flags]}
