@@ -80,6 +80,25 @@ def output_text(notebook) -> str:
     return "\n".join(output.get("text", "") + str(output.get("data", {}).get("text/html", "")) for output in outputs)
 
 
+def error_boxes(notebook) -> list[str]:
+    """Return what a notebook shows in red boxes."""
+    return [output["text"] for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+            if output.get("name") == "stderr"]
+
+
+def test_progress_bars_are_quiet_in_a_notebook(tmp_path, monkeypatch):
+    """Mistake: 65 lines of tqdm in a red box, a line for each nested bar, or no bar at all after an interrupted one."""
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    broken = "from tts_kit.progress import tqdm\nfor _ in tqdm(range(3), 'broken'):\n    raise KeyboardInterrupt"
+    loops = ("import time\nfor _ in tqdm(range(3), 'outer', mininterval=0):\n"
+             "    for _ in tqdm(range(3), 'inner', mininterval=0):\n        time.sleep(0.01)")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (broken, loops)])
+    NotebookClient(notebook, timeout=60, allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert error_boxes(notebook) == []
+    text = "".join(output.get("text", "") for output in notebook.cells[1].outputs)
+    assert "outer" in text and "inner" not in text and "\n" not in text.strip("\n")
+
+
 def count_images(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for cell in notebook.cells if cell.cell_type == "code"
                for output in cell.outputs)
@@ -98,9 +117,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.skipif(not transcribe.is_installed(), reason="no bundled Whisper is installed (extra `eval`)")
 def test_the_first_notebook_prepares_a_recording(folder):
     """Mistake: the notebook cannot use a recording without transcripts, or its review page is missing."""
-    output = output_text(execute("01_data", folder, RUN="take", SOURCE="example:recording", ASR_MODEL="bundled"))
+    notebook = execute("01_data", folder, RUN="take", SOURCE="example:recording", ASR_MODEL="bundled")
+    output = output_text(notebook)
     assert "<iframe" in output and "/?token=" in output
-    assert output.count("<audio") == 3
+    assert output.count("<audio") == 3 and error_boxes(notebook) == []
     assert (folder / "runs" / "take" / "data" / "report.html").is_file()
 
 
@@ -122,3 +142,4 @@ def test_the_notebooks_run_in_order(toy, folder):
     assert "ground_truth" in output_text(fourth) and output_text(fourth).count("<audio") == 4 + 6
     assert count_images(fourth) == 2 * bool(metrics.load_available())
     assert (run / "comparison" / "index.html").is_file()
+    assert [error_boxes(notebook) for notebook in (first, second, third, fourth)] == [[]] * 4

@@ -17,13 +17,13 @@ from pathlib import Path, PurePosixPath
 
 import modal
 from modal.volume import FileEntryType
-from tqdm.auto import tqdm
 
 from tts_kit import cli
 from tts_kit.comparison import arms
 from tts_kit.config import Config, load_config
 from tts_kit.errors import KitError, reason, report_errors
 from tts_kit.io import atomic_folder, write_bytes
+from tts_kit.progress import tqdm
 from tts_kit.run import Run
 
 PACKAGE = Path(__file__).parent

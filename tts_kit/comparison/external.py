@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from tqdm.auto import trange
 
 from tts_kit import audio, device, text
 from tts_kit.comparison.arms import ARMS, GENERATED_ARMS
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
+from tts_kit.progress import tqdm
 from tts_kit.speech.voice import Reference
 
 FOLDER = "folder:"
@@ -198,7 +198,7 @@ def _run(name: str, reference: Reference, lines: Sequence[tuple[str, int]],
                     process.stdin.write(json.dumps(job).encode() + b"\n")
                 if error := _next_error(process, log, limits[0], "to install and load"):
                     raise KitError(error)
-                for number in trange(len(lines), desc=name, unit="clip"):
+                for number in tqdm(range(len(lines)), desc=name, unit="clip"):
                     yield folder / f"{number}.wav", _next_error(process, log, limits[1], "for a line")
             finally:
                 with contextlib.suppress(ProcessLookupError):

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tts_kit import audio, html, io
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.html import escape
+from tts_kit.progress import tqdm
 
 SAMPLE_RATE = 24_000  # the same for every arm, so that only the voice differs
 COMPRESSION = 0.4  # about 60 kbit/s: twenty sentences of ten seconds in six arms stay below 15 MB

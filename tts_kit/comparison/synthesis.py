@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tts_kit import audio, run
 from tts_kit.comparison import external
@@ -18,6 +17,7 @@ from tts_kit.data.manifest import TRAIN, Utterance
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_rows
 from tts_kit.model import lora
+from tts_kit.progress import tqdm
 from tts_kit.run import Run
 from tts_kit.speech import speak
 from tts_kit.speech.speak import Request

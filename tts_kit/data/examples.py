@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tts_kit import audio, io
 from tts_kit.errors import KitError, reason
+from tts_kit.progress import tqdm
 from tts_kit.run import SAMPLE_HELD_OUT, SAMPLE_VOICE
 
 PREFIX = "example:"

@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from tts_kit import audio, io
 from tts_kit.config import Config
 from tts_kit.data import prepare, segment, sources, speaker_embedding, transcribe
@@ -20,6 +18,7 @@ from tts_kit.data.review import DROPPED, Review, ReviewStore
 from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
+from tts_kit.progress import tqdm
 from tts_kit.run import SAMPLE_RECORDING, Run, read_inputs
 
 TABLE_SUFFIXES = {".csv", ".jsonl", ".json", ".parquet", ".arrow", ".tsv", ".list"}

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from tqdm.auto import tqdm
-
 from tts_kit import audio, text
 from tts_kit.config import Config, save_config
 from tts_kit.data import examples, manifest, sources
@@ -17,6 +15,7 @@ from tts_kit.data.manifest import EXCLUDED, HELD_OUT, SAMPLE_RATE, Utterance
 from tts_kit.data.sources import Row
 from tts_kit.errors import KitError
 from tts_kit.io import atomic_folder, write_rows
+from tts_kit.progress import tqdm
 from tts_kit.run import Run, changed_inputs, read_inputs, write_inputs
 
 REJECTED = "rejected.jsonl"

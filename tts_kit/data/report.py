@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm.auto import tqdm
 
 from tts_kit import audio, io
 from tts_kit import html as pages
@@ -19,6 +18,7 @@ from tts_kit.data.manifest import SAMPLE_RATE, Utterance
 from tts_kit.data.quality_flags import OUTLIER_THRESHOLD
 from tts_kit.data.review import DROPPED
 from tts_kit.data.segment import Segment
+from tts_kit.progress import tqdm
 from tts_kit.run import Run
 
 FILE = "report.html"

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tts_kit import audio, io
 from tts_kit.data.manifest import SAMPLE_RATE
 from tts_kit.errors import KitError
+from tts_kit.progress import tqdm
 from tts_kit.run import changed_inputs, write_inputs
 
 SEGMENTS = "segments.jsonl"

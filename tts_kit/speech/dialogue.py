@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import Generation
+from tts_kit.progress import tqdm
 from tts_kit.speech import speak
 from tts_kit.speech.speak import Request, Speech
 from tts_kit.speech.voice import Voice

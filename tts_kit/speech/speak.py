@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tts_kit import audio, watermark
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import Generation
+from tts_kit.progress import tqdm
 from tts_kit.speech.voice import References, Voice, encode_references
 from tts_kit.text import max_speech_seconds, normalize, split_sentences
 from tts_kit.tokens.prompt import Example, Turn

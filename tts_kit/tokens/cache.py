@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from tqdm.auto import tqdm
 
 from tts_kit.config import Config, save_config
 from tts_kit.data import manifest
@@ -16,6 +15,7 @@ from tts_kit.data.manifest import Utterance
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_bytes, write_rows
+from tts_kit.progress import tqdm
 from tts_kit.run import Run, changed_inputs, read_inputs, write_inputs
 from tts_kit.tokens import codec as codecs
 from tts_kit.tokens.codec import Codec

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from tts_kit import audio, text
@@ -16,6 +15,7 @@ from tts_kit.generation.sampling import Sampling
 from tts_kit.io import write_bytes, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
+from tts_kit.progress import tqdm
 from tts_kit.run import Run
 from tts_kit.tokens.prompt import Turn
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
 from tts_kit import audio
@@ -21,6 +20,7 @@ from tts_kit.evaluation.stats import SentenceSums
 from tts_kit.io import atomic_folder, read_rows, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
+from tts_kit.progress import tqdm
 from tts_kit.run import Run
 from tts_kit.tokens import cache
 from tts_kit.tokens.cache import EncodedClip

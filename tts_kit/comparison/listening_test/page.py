@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tts_kit import audio, html, io
 from tts_kit.comparison.arms import Pairs
 from tts_kit.comparison.page import read_clip
 from tts_kit.errors import KitError
+from tts_kit.progress import tqdm
 
 PAGE, KEY = "listening_test.html", "listening_test.json"
 PAIRS = (("finetuned", "clone"), ("finetuned+clone", "clone"))
