@@ -54,6 +54,8 @@ COLAB = {
     "output.py": """
         def serve_kernel_port_as_iframe(port, path="/", height=400):
             print("shown", port, path, height)
+        def serve_kernel_port_as_window(port, path="/", anchor_text=None):
+            print("linked", port, path)
         """,
 }
 """The part of google.colab that the kit uses, with the errors that it raises."""
@@ -310,7 +312,23 @@ def test_drive_outside_colab_is_refused():
     assert colab.runs_dir() == Path("runs") and colab.runs_dir(False) == Path("runs")
 
 
+def test_files_are_found_where_colab_puts_them(colab_site, tmp_path):
+    """Mistake: my.wav in Colab's file browser or on Drive is not found, or a path that is right is changed."""
+    script = """
+        for path in ("content/my.wav", "content/drive/MyDrive/talk.wav", "here.wav"):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).touch()
+        colab.DRIVE = Path("content/drive")
+        print([colab.find(source) for source in ("my.wav", "talk.wav", "here.wav", "example:emma", "nowhere.wav", "")])
+        """
+    process = run_on_colab(script, tmp_path)
+    assert process.stdout.splitlines()[-1] == str(
+        ["content/my.wav", "content/drive/MyDrive/talk.wav", "here.wav", "example:emma", "nowhere.wav", ""]), process.stderr
+    assert "my.wav was found as content/my.wav." in process.stdout
+    assert colab.find("my.wav") == "my.wav", "outside Colab"
+
+
 def test_a_served_page_is_embedded_once(colab_site, tmp_path):
     """Mistake: on Colab the review page has an address that cannot be opened, or None is printed below it."""
     process = run_on_colab("print(repr(colab.embed_iframe(8000, '/?token=x', 700).data))", tmp_path)
-    assert process.stdout == "shown 8000 /?token=x 700\n''\n", process.stderr
+    assert process.stdout == "shown 8000 /?token=x 700\nlinked 8000 /?token=x\n''\n", process.stderr

@@ -43,13 +43,24 @@ def runs_dir(on_drive: bool = False) -> Path:
     return DRIVE / "MyDrive" / "tts_kit" / "runs"
 
 
+def find(source: str) -> str:
+    """Return a source as it is or, in Colab, where its file browser or Drive has it."""
+    folders = [DRIVE.parent, DRIVE / "MyDrive"] if is_colab() and not Path(source).exists() else []
+    if source and (found := next((folder / source for folder in folders if (folder / source).exists()), None)):
+        print(f"{source} was found as {found}.")
+        return str(found)
+    return source
+
+
 def embed_iframe(port: int, path: str, height: int):
-    """Show a page served by this machine on `port` in a notebook; in Colab through its proxy."""
+    """Show a page served by this machine on `port` in a notebook, with the microphone; in Colab through its proxy."""
     from IPython.display import HTML, IFrame
 
     if is_colab():
         from google.colab import output
 
         output.serve_kernel_port_as_iframe(port, path=path, height=height)
+        # without the microphone, which a tab of its own may use
+        output.serve_kernel_port_as_window(port, path=path, anchor_text="Open in a tab")
         return HTML("")  # Colab has displayed it
-    return IFrame(f"http://127.0.0.1:{port}{path}", "100%", height)
+    return IFrame(f"http://127.0.0.1:{port}{path}", "100%", height, extras=['allow="microphone"'])

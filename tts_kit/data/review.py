@@ -82,6 +82,14 @@ class ReviewStore:
             self._reload()
             return list(self._clips.values())
 
+    def summary(self) -> str:
+        """How many clips were reviewed, and what to do about the others."""
+        states = [clip.state for clip in self.clips]
+        reviewed = len(states) - states.count(NEW)
+        return f"{reviewed} of {len(states)} clips were reviewed." + (
+            " The others keep the text that Whisper wrote: nothing waits for the review. Go on with it, then run this and what "
+            "follows again." * (reviewed < len(states)))
+
     def edit(self, request: dict) -> list[ReviewClip]:
         """Apply one edit and write it to disk; returns the clips that it changed or added."""
         with self._lock:
