@@ -30,7 +30,8 @@ def send(page, name: str, content: bytes = b"sound", token: str | None = None) -
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("talk.wav", "talk.wav"), ("../../etc/cron.wav", "cron.wav"), ("C:\\Users\\me\\My talk.MP3", "My talk.mp3"), ("/tmp/x.flac", "x.flac"),
+    ("talk.wav", "talk.wav"), ("../../etc/cron.wav", "cron.wav"),
+    ("C:\\Users\\me\\My talk.MP3", "My talk.mp3"), ("/tmp/x.flac", "x.flac"),
     ("..wav", "file.wav"), ("a\0b<i>.wav", "a_b_i.wav"), ("metadata.csv", "metadata.csv"), ("Größe.ogg", "Größe.ogg")])
 def test_files_stay_in_their_folder(tmp_path, name, expected):
     """Mistake: a name from a browser leads out of the folder, or to a hidden file."""
@@ -75,7 +76,8 @@ def test_files_are_dropped_recorded_and_waited_for(page, chromium, capsys):
     texts = chromium.run("[...document.querySelectorAll('li')].map(item => item.textContent)")
     assert texts[0] == "talk.wav, 0.0 MB" and "run.sh: not taken. 'run.sh' is no audio" in texts[1]
     chromium.run("""navigator.mediaDevices.getUserMedia = async () => {
-        const context = new AudioContext(), target = context.createMediaStreamDestination(), tone = context.createOscillator();
+        const context = new AudioContext(), target = context.createMediaStreamDestination();
+        const tone = context.createOscillator();
         tone.connect(target); tone.start();
         return target.stream; }""")  # a machine without a microphone
     chromium.click("#record")

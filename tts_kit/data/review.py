@@ -87,8 +87,8 @@ class ReviewStore:
         states = [clip.state for clip in self.clips]
         reviewed = len(states) - states.count(NEW)
         return f"{reviewed} of {len(states)} clips were reviewed." + (
-            " The others keep the text that Whisper wrote: nothing waits for the review. Go on with it, then run this and what "
-            "follows again." * (reviewed < len(states)))
+            " The others keep the text that Whisper wrote: nothing waits for the review. Go on with it, then run this and "
+            "what follows again." * (reviewed < len(states)))
 
     def edit(self, request: dict) -> list[ReviewClip]:
         """Apply one edit and write it to disk; returns the clips that it changed or added."""
