@@ -63,6 +63,7 @@ PARSED = {  # command: the reason why it is only parsed
     "pip install --no-deps -r https://raw.githubusercontent.com/tts-kit/tts_kit/main/requirements-no-deps.txt": INDEX,
     "pip install -e .[build] -c constraints.txt": INDEX,
     "tts-kit demo": "test_comparison_compare runs the pipeline",
+    "tts-kit demo --source my_recording.m4a --run mine": "test_data_ingest prepares a recording, and the rest is the same",
     "tts-kit demo --base unsloth/csm-1b --run real": "it needs the hub and a GPU",
     "tts-kit prepare interview.m4a --run anna": "two Whispers transcribe for a minute; test_notebooks runs them",
     "tts-kit review --run anna": "it serves a page until somebody stops it; test_data_review drives it",

@@ -37,6 +37,12 @@ def test_the_demo_verdict_matches():
     assert "WER {} and SIM {}.".format(*table["codec"]) in block
 
 
+def test_time_and_size_on_the_first_screen_match():
+    """Mistake: the README promises a smaller install or a shorter demo than was measured."""
+    assert f"[{read_result('install_size')['GB']} GB](tests/benchmarks/results/install_size.json)" in README
+    assert f"[{read_result('demo')['seconds'] / 60:.0f} minutes](tests/benchmarks/results/demo.json)" in README
+
+
 def test_the_segmentation_figures_match():
     """Mistake: the segmentation or the flags have changed, and the README has figures of an older benchmark."""
     result = read_result("recordings")
