@@ -120,9 +120,11 @@ def check_name(path: str | Path) -> str:
 @contextlib.contextmanager
 def open_writer(path: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield a function that appends (samples,) to a 16-bit WAV or FLAC, which appears at `path` if the block ends well."""
-    format = check_name(path)
-    with io.atomic_file(path) as raw, soundfile.SoundFile(raw, "w", rate, 1, "PCM_16", format=format) as file:
-        yield lambda samples: file.write(_clipped(samples, path))
+    format, buffer = check_name(path), BytesIO()  # soundfile hides the reason why a file cannot be written
+    with io.atomic_file(path) as raw:
+        with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_16", format=format) as file:
+            yield lambda samples: file.write(_clipped(samples, path))
+        raw.write(buffer.getbuffer())
 
 
 def write(path: str | Path, samples: np.ndarray, rate: int) -> None:

@@ -2,15 +2,18 @@
 
 import argparse
 import dataclasses
+import difflib
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tts_kit.comparison.arms import GENERATED_ARMS
 from tts_kit.config import CHECKPOINT_DEFAULT, Config, load_config
 from tts_kit.errors import KitError, report_errors
-from tts_kit.run import TINY_CSM, Run
+from tts_kit.run import TINY_CSM, Run, share
+from tts_kit.status import describe_runs, missing_run_hint, next_command
 
 # torch and transformers are imported inside the commands, so that --help is fast
 COMMANDS: dict[str, tuple[Callable, str, str, list["Option"]]] = {}
@@ -23,28 +26,58 @@ ALL_GROUPS = ("data", *TRAINING_GROUPS, "sampling")  # groups of Config's fields
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command."""
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.func is None:
         parser.print_help()
         return 2
-    return args.func(args) or 0
+    try:
+        return args.func(args) or 0
+    except KitError as error:
+        name = getattr(args, "run", None)
+        if name and args.func not in (prepare, demo) and (hint := missing_run_hint(name)):
+            raise KitError(f"{error} {hint}") from error
+        raise
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that suggests commands and options of a similar name."""
+
+    def error(self, message: str):
+        """Exit with the message and what may have been meant."""
+        mistyped = re.search(r"unrecognized arguments: .*?(--[\w-]+)|argument COMMAND: invalid choice: '([^']*)'", message)
+        if mistyped:
+            option_name, command_name = mistyped.groups()
+            words = COMMANDS if command_name else [name for action in self._actions for name in action.option_strings]
+            names = {name: name for name in words}
+            # --lr is --learning-rate
+            names |= {f"--{''.join(word[0] for word in name[2:].split('-'))}": name for name in words if "-" in name[3:]}
+            word = option_name or command_name
+            near = [word] if word in names else difflib.get_close_matches(word, names, n=1)
+            near = [*near, *(name for name in COMMANDS if command_name and name.startswith(command_name))]
+            message = f"there is no command {command_name!r}" if command_name else message
+            if near:
+                message += f". Did you mean {' or '.join(dict.fromkeys(names[name] for name in near))}?"
+        super().error(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tts-kit", usage="tts-kit COMMAND [options]",
         description="Fine-tune a token-based TTS model on one voice, and measure whether it helped.",
         epilog="prepare, tokenize, train and compare are the stages of a run. `tts-kit COMMAND --help` lists the options.")
     parser.add_argument("--version", action="version", version=f"tts-kit {_version()}")
-    parser.set_defaults(func=None)
+    parser.set_defaults(func=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, (func, description, epilog, options) in COMMANDS.items():
         positional = "".join(f" {option.settings.get('metavar') or option.names[0].upper()}" for option in options
                              if not option.names[0].startswith("-"))
-        command_parser = commands.add_parser(name, usage=f"tts-kit {name}{positional} [options]", help=description,
+        command_parser = commands.add_parser(name, prog=f"tts-kit {name}",
+                                             usage=f"tts-kit {name}{positional} [options]", help=description,
                                              description=description, epilog=epilog)
-        command_parser.set_defaults(func=func)
+        command_parser.set_defaults(func=func, parser=command_parser)
         add_options(command_parser, options)
     return parser
 
@@ -179,6 +212,7 @@ def prepare(args: argparse.Namespace) -> None:
                                config.speaker)
     # hours of segmenting and transcribing are not refused for one bad clip
     preparation.prepare(source, run, config, args.skip_bad or is_recording, args.eval_source)
+    _print_next(run)
 
 
 @command("correct the transcripts of recordings on a local page",
@@ -203,9 +237,12 @@ def tokenize(args: argparse.Namespace) -> None:
 
     run = Run(args.run)
     cache.tokenize(load_config(run, **config_changes(args)), run, _device_config(args))
+    _print_next(run)
 
 
 @command("codes -> LoRA adapter",
+         option("--from", dest="source", metavar="RUN", help="begin a new run with the data, codes and stored settings of "
+                "this one; the files are shared, not copied"),
          option("--dry-run", action="store_true", help="count what would be trained, without loading weights"),
          option("--json", action="store_true", help="print the dry run as a JSON object"),
          config=(*TRAINING_GROUPS, "sampling"))
@@ -213,9 +250,12 @@ def train(args: argparse.Namespace) -> None:
     from tts_kit.training import finetune
 
     run = Run(args.run)
+    if args.source:
+        share(Run(args.source), run)
     config = load_config(run, **config_changes(args))
     if not args.dry_run:
         finetune.finetune(config, run, _device_config(args))
+        _print_next(run)
         return
     summary = finetune.dry_run(config, run, _device_config(args))
     print(json.dumps(summary) if args.json else "\n".join(f"{name}: {value}" for name, value in summary.items()))
@@ -378,11 +418,17 @@ def serve(args: argparse.Namespace) -> None:
 
 @command("whether audio files carry the watermark",
          option("files", nargs="+", metavar="FILE", help="WAV, FLAC, MP3, OGG, Opus; M4A and others if PyAV is installed. "
-                "Exit status 0: all carry it, 1: one does not, 2: one cannot be read"), run=None)
+                "Exit status 0: all carry it, 1: one does not, 2: one cannot be read"),
+         option("--json", action="store_true", help="print a JSON object for each file"), run=None)
 def detect_watermark(args: argparse.Namespace) -> int:
     from tts_kit import watermark
 
-    return watermark.report_files(args.files)
+    return watermark.report_files(args.files, args.json)
+
+
+@command("the runs of this folder: finished stages, and the next command", run=None)
+def status(args: argparse.Namespace) -> None:
+    print(describe_runs())
 
 
 @command("record whose voice it is and who permitted a model of it",
@@ -467,6 +513,10 @@ def _device_config(args: argparse.Namespace):
     from tts_kit import device
 
     return device.choose(args.device, args.dtype)
+
+
+def _print_next(run: Run) -> None:
+    print(f"Next: {next_command(run)}")
 
 
 def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_base: bool = False):

@@ -1,8 +1,14 @@
 """The error type that users see, and the command line's handling of it."""
 
+import errno
 import functools
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class KitError(Exception):
@@ -14,14 +20,59 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
+def install_command() -> str:
+    """Return the command that installs the kit with all packages for this Python."""
+    checkout = Path(__file__).parents[1]
+    source = ["-e", f"{checkout}[all]"] if (checkout / "requirements.txt").is_file() else ["--upgrade", "tts-kit[all]"]
+    return shlex.join([sys.executable, "-m", "pip", "install", *source])
+
+
+def other_environment() -> str:
+    """Return the Python of the .venv in the working folder, if the kit is installed there and this is another one."""
+    scripts = [path for path in (Path(".venv/bin/tts-kit"), Path(".venv/Scripts/tts-kit.exe")) if path.is_file()]
+    is_other = scripts and Path(".venv").resolve() != Path(sys.prefix).resolve()
+    return str(scripts[0].with_name(scripts[0].name.replace("tts-kit", "python"))) if is_other else ""
+
+
+def import_problem(error: ImportError) -> str:
+    """Return which package is missing or broken, and what to do; empty where the kit itself is at fault."""
+    cause: BaseException | None = error
+    while cause and not (isinstance(cause, ImportError) and cause.name):  # transformers hides the name in the cause
+        cause = cause.__cause__ or cause.__context__
+    package = (getattr(cause, "name", None) or "").partition(".")[0]
+    if package == "tts_kit":
+        return ""
+    if isinstance(cause, ModuleNotFoundError):
+        problem = f"{package} is not installed in {sys.executable}."
+    else:
+        problem = f"{package or 'a package'} cannot be imported in {sys.executable}: {reason(error)}."
+    if python := other_environment():
+        return f"{problem} This folder has an environment: {shlex.join([python, '-m', 'tts_kit', *sys.argv[1:]])}"
+    return f"{problem} Install: {install_command()}"
+
+
 def report_errors(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Wrap a command line: exit status 1 with the message of a KitError, 130 if interrupted, else 0."""
+    """Wrap a command line: exit status 1 with one sentence for what a user can mend, 130 if interrupted, else 0."""
     @functools.wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
         try:
             return main(arguments) or 0
         except KitError as error:
             print(error, file=sys.stderr)
+            return 1
+        except ImportError as error:
+            if not (problem := import_problem(error)):
+                raise
+            print(problem, file=sys.stderr)
+            return 1
+        except BrokenPipeError:  # `tts-kit status | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            print(f"The disk is full{f' ({error.filename})' if error.filename else ''}. Free some space and run the same "
+                  "command again.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("Interrupted. The same command continues from here.", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Reading and writing files: atomic files and folders, JSON and JSON lines, errors that say what to do."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -10,11 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from safetensors import SafetensorError
-
-from tts_kit.errors import KitError
-
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from tts_kit.errors import DISK_FULL, KitError
 
 
 @contextlib.contextmanager
@@ -127,7 +122,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write into a sentence that says what is safe and what to do."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except Exception as error:
         # safetensors and torch report an OSError as a class of their own, with the number or the words only in the text
         full = getattr(error, "errno", None) in DISK_FULL or any(
             f"os error {number})" in str(error) or os.strerror(number) in str(error) for number in DISK_FULL)

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import json
 import math
 import sys
 import zipfile
@@ -79,17 +80,20 @@ def detect_file(path: str | Path) -> tuple[float, bool]:
     return score, score >= min_score(seconds)
 
 
-def report_files(paths: Iterable[str | Path]) -> int:
+def report_files(paths: Iterable[str | Path], as_json: bool = False) -> int:
     """Print whether each file is watermarked; return 0 if all are, 1 if one is not, 2 if one cannot be read."""
     network()
     status = 0
     for path in paths:
         try:
             score, is_marked = detect_file(path)
-            print(f"{path}: " + (f"watermarked as synthetic speech (score {score:.2f} of 1)." if is_marked else
+            print(json.dumps({"file": str(path), "watermarked": is_marked, "score": round(score, 4)}) if as_json else
+                  f"{path}: " + (f"watermarked as synthetic speech (score {score:.2f} of 1)." if is_marked else
                                  f"no watermark found (score {score:.2f} of 1), which does not prove that a person spoke."))
             status = max(status, int(not is_marked))
         except KitError as problem:
+            if as_json:
+                print(json.dumps({"file": str(path), "error": str(problem)}))
             print(problem, file=sys.stderr)
             status = 2
     return status

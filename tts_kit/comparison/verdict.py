@@ -3,6 +3,7 @@
 It speaks of voice (SIM) and words (WER) separately, and decides each by the confidence interval that it prints."""
 
 import collections
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,8 +26,9 @@ OUTCOMES = {  # outcome of one arm against another -> its word among the details
     HIGHER_SIM: ("nearer", "beats {}"), TIE: ("a tie", "ties with {}"), LOWER_SIM: ("further away", "loses to {}"),
     LOWER_WER: ("fewer errors", "has fewer errors than {}"), HIGHER_WER: ("more errors", "has more errors than {}"),
     NO_HIGHER_WER: ("no more errors", "is no worse than {}"), UNDECIDED: ("undecided", "cannot be told from {} yet ({})")}
-UNMEASURED = ("Whether fine-tuning helped was not measured: the metric models are not installed. Install them "
-              f"({metrics.INSTALL}), and run the same command again without TTS_KIT_METRICS=none; the clips are kept.")
+REASON = (f"{metrics.SETTING} is none. Unset it" if os.environ.get(metrics.SETTING) == "none" else
+          f"the metric models are not installed. Install them ({metrics.INSTALL})")
+UNMEASURED = f"Whether fine-tuning helped was not measured: {REASON}, and run the same command again; the clips are kept."
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ the report and not a crash."""
 import importlib
 import importlib.metadata
 import json
+import platform
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tts_kit.errors import KitError, reason
+from tts_kit.errors import KitError, install_command, other_environment, reason
 
-INSTALL = 'Run `pip install --upgrade "tts-kit[all]"`.'
+INSTALL = f"Run `{install_command()}`."
 SMALL_MODEL_BYTES = 1e9  # local checkpoints below this size, such as the bundled one, need no GPU
 GPU_MEMORY = ("CSM-1B with LoRA needs about 10 GB by default: 4.3 for weights, adapter, optimizer and CUDA, 2.2 for the "
               "merged weights that generate samples, the rest for activations")
@@ -28,6 +30,9 @@ VERSION_RULES = (  # package, from this version, below this one, status, effect
 )
 MIN_TORCHAO = "0.16"  # for peft 0.21
 REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
+ALSO_REQUIRED = ("safetensors", "tokenizers", "numpy", "rapidfuzz", "matplotlib", "pillow", "resemble-perth", "tqdm",
+                 "psutil")
+"""Packages of requirements.txt that are reported where they are missing."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:
     """Check everything that training `base` with runs under `folder` depends on."""
     local = Path(base)
     small = local.is_dir() and sum(file.stat().st_size for file in local.glob("*.safetensors")) < SMALL_MODEL_BYTES
-    checks = [check_package(name, _version(name)) for name in REQUIRED]
+    checks = [check_python()]
+    checks += [check_package(name, _version(name)) for name in (*REQUIRED, *ALSO_REQUIRED)
+               if name in REQUIRED or _version(name) is None]
     checks += filter(None, [check_torchao(_version("torchao"))])
     functions = {"libsndfile": check_libsndfile, "torchvision": check_torchvision, "device": lambda: check_hardware(small),
                  "disk for runs": lambda: check_disk("disk for runs", folder, 1e9 if small else 10e9,
@@ -71,6 +78,15 @@ def format_report(checks: list[Check]) -> str:
     counts = {status: sum(check.status == status for check in checks) for status in ("fail", "warn", "ok")}
     lines.append(f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok.")
     return "\n".join(lines)
+
+
+def check_python() -> Check:
+    """Name this Python, and the one of the working folder's environment if that is another."""
+    detail = f"{platform.python_version()} ({sys.executable})"
+    if python := other_environment():
+        return Check("python", "warn", f"{detail}; this folder has an environment with the kit",
+                     f"Run `{python} -m tts_kit doctor`.")
+    return Check("python", "ok", detail)
 
 
 def check_package(name: str, version: str | None) -> Check:

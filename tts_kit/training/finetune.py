@@ -42,11 +42,11 @@ def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: S
 
 
 def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: Sequence[TrainerCallback]) -> Path:
+    trackers.check_installed(config)
+    clips = cache.load_run(run)
     if distributed.is_rank_zero():
         print(license.license_notice(config.base))
         consent.warn_if_missing(run, thorough=True)
-    trackers.check_installed(config)
-    clips = cache.load_run(run)
     inputs = _inputs(config, run)
     check_inputs(run, inputs)
     if (run.adapter / lora.METADATA_FILE).exists():

@@ -1,0 +1,68 @@
+"""What a run has and lacks, and the command that comes next; read from its files, without torch."""
+
+import difflib
+from pathlib import Path
+
+from tts_kit import io
+from tts_kit.config import CONFIG_FILE
+from tts_kit.data import manifest
+from tts_kit.run import Run, changed_inputs
+
+CODES, ADAPTER, PAGE = "index.jsonl", "adapter_meta.json", "index.html"  # files that say that a stage is done
+MAX_LISTED = 12
+
+
+def runs(root: str | Path = "runs") -> list[Run]:
+    """Return the runs under a folder, by name."""
+    folders = sorted(Path(root).iterdir()) if Path(root).is_dir() else []
+    return [Run(folder.name, root) for folder in folders if folder.is_dir() and not folder.name.startswith(".")]
+
+
+def stages(run: Run) -> dict[str, str]:
+    """Return what each finished or begun stage holds."""
+    done = {}
+    if (run.data / manifest.MANIFEST).is_file():
+        rows = io.read_rows(run.data / manifest.MANIFEST)
+        done["data"] = f"{len(rows)} clips, {sum(row['seconds'] for row in rows) / 60:.1f} minutes"
+    if (run.codes / CODES).is_file():
+        is_current = "data" not in done or not changed_inputs(run.codes, manifest=manifest.digest(run.data))
+        done["codes"] = f"{len(io.read_rows(run.codes / CODES))} clips" if is_current else "of other data"
+    steps = [int(path.parent.name.partition("-")[2]) for path in run.training.glob("checkpoint-*/complete")]
+    if steps and (run.training / CONFIG_FILE).is_file():
+        config = io.read_json(run.training / CONFIG_FILE, "Restore it.")
+        done["training"] = f"step {max(steps)} of {config.get('steps')}"
+    if (run.adapter / ADAPTER).is_file():
+        metrics = io.read_json(run.adapter / ADAPTER, "Restore it.").get("metrics", {})
+        done["adapter"] = f"step {metrics.get('selected_step', '?')}"
+    if (run.comparison / PAGE).is_file():
+        done["comparison"] = str(run.comparison / PAGE)
+    return done
+
+
+def next_command(run: Run) -> str:
+    """Return the command that continues a run."""
+    done = stages(run)
+    codes = done.get("codes", "of other data")
+    for is_done, command in (("data" in done or codes != "of other data", "prepare SOURCE"),
+                             (codes != "of other data", "tokenize"), ("adapter" in done, "train"),
+                             ("comparison" in done or "data" not in done, "compare")):
+        if not is_done:
+            return f"tts-kit {command} --run {run.name}"
+    return f'tts-kit speak "Hello there." --run {run.name}'
+
+
+def describe_runs(root: str | Path = "runs") -> str:
+    """Return a line for every run: its stages and the next command."""
+    lines = [f"{run.name}: {'; '.join(f'{name} {content}' for name, content in stages(run).items()) or 'empty'}. "
+             f"Next: {next_command(run)}" for run in runs(root)]
+    return "\n".join(lines) or f"{root} holds no run. Begin with: tts-kit prepare SOURCE --run NAME"
+
+
+def missing_run_hint(name: str, root: str | Path = "runs") -> str:
+    """Return which runs have a similar name, or which there are, if there is none of this name; else nothing."""
+    names = [run.name for run in runs(root)]
+    if name in names or not names:
+        return ""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"There is no run {name}. " + (
+        f"Did you mean {' or '.join(near)}?" if near else f"Runs: {', '.join(names[:MAX_LISTED])}.")
