@@ -1,4 +1,4 @@
-"""The command line as a newcomer meets it: missing packages, another Python, a full disk, mistyped names, what comes next."""
+"""The command line as a newcomer meets it: missing packages, another Python, a full disk, mistyped names, next commands."""
 
 import json
 import os

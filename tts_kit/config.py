@@ -14,6 +14,8 @@ CONFIG_FILE = "config.json"
 LORA_TARGETS = ("both", "backbone", "depth")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 CHECKPOINT_DEFAULT = -1.0  # value of a sampling field that is left to the checkpoint's generation config
+EPOCHS, MIN_STEPS, MAX_STEPS = 7, 100, 2000
+"""Passes over the training clips that the default number of steps makes, and its limits."""
 RESUME_MAY_CHANGE = ("gradient_checkpointing", "offload_text_embeddings", "compile", "report_to")
 """Fields that do not change what a training results in: a resumed training may change them."""
 
@@ -41,11 +43,12 @@ class Config:
                               above=0, below=1)
 
     rank: int = setting("LoRA", 32, "rank of the adapter", above=0)
-    alpha: float = setting("LoRA", 32.0, "the adapter is scaled by alpha / rank", above=0)
+    alpha: float = setting("LoRA", 0.0, "the adapter is scaled by alpha / rank (default: alpha is the rank)", above=0)
     lora_targets: str = setting("LoRA", "both", "decoder whose projections get LoRA layers", choices=LORA_TARGETS)
 
     seed: int = setting("training", 3407, "seed of LoRA initialization, clip order and sampled depth frames")
-    steps: int = setting("training", 200, "optimizer steps", above=0)
+    steps: int = setting("training", 0, f"optimizer steps; more than before continue a finished training (default: {EPOCHS} "
+                         f"passes over the clips, at least {MIN_STEPS} steps, at most {MAX_STEPS})", above=0)
     learning_rate: float = setting("training", 2e-4, "peak learning rate", above=0)
     warmup_steps: int = setting("training", 10, "steps of linear warm-up before the linear decay", minimum=0)
     weight_decay: float = setting("training", 0.001, "AdamW weight decay", minimum=0)

@@ -14,7 +14,7 @@ import soundfile
 from tts_kit import audio, io
 from tts_kit import html as pages
 from tts_kit.data import ingest, manifest, prepare, quality_flags, segment, speaker_embedding
-from tts_kit.data.manifest import SAMPLE_RATE, Utterance
+from tts_kit.data.manifest import ENOUGH_MINUTES, MIN_MINUTES, SAMPLE_RATE, STEADY_MINUTES, Utterance
 from tts_kit.data.quality_flags import OUTLIER_THRESHOLD
 from tts_kit.data.review import DROPPED
 from tts_kit.data.segment import Segment
@@ -25,8 +25,6 @@ FILE = "report.html"
 MAX_UNUSUAL, MAX_LISTED = 6, 40  # clips in a list of unusual ones, and in the list of rejected ones
 ACCENT, INK = "#0b8079", "#3d3a35"
 BANDWIDTH_DB = -70.0  # a frequency band this far below the strongest one was not recorded
-# minutes from which a voice is recognisable, is stable, and gains little from more, as users of other kits report them
-MIN_MINUTES, STEADY_MINUTES, ENOUGH_MINUTES = 5, 25, 40
 QUIET_SNR_DB, NOISY_SNR_DB = 30.0, 20.0  # median SNR from which a room is quiet, and below which it is loud
 NARROW_BAND_HZ = 7_000  # median bandwidth below which a voice sounds like a telephone
 MAX_DUPLICATE_SHARE = 0.05

@@ -122,7 +122,7 @@ def hide_old_torchao() -> None:
 def add_lora(model: CsmForConditionalGeneration, rank: int, alpha: float, targets: str = "both", seed: int = 0) -> PeftModel:
     """Add a fresh adapter to a base model; all else stays frozen."""
     hide_old_torchao()
-    peft_config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_pattern(targets))
+    peft_config = LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=0.0, target_modules=target_pattern(targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return fuse_lora_layers(get_peft_model(model, peft_config))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from tts_kit.config import Config
+from tts_kit.config import EPOCHS, MAX_STEPS, MIN_STEPS, Config
 from tts_kit.model.attention import PackedClips
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import IGNORE_INDEX, Example, PromptBuilder, Turn
@@ -50,6 +50,13 @@ class MicroBatchDataset(torch.utils.data.Dataset):
         """The sequence of a planned item: a clip, after its context, without labels, if it has one."""
         clip, context = item
         return self.examples[clip] if context is None else join(without_labels(self.examples[context]), self.examples[clip])
+
+
+def default_steps(lengths: Sequence[int], config: Config) -> int:
+    """Return the steps that make EPOCHS passes over clips of these lengths in positions, within the limits."""
+    items = [(clip, None) for clip in sorted(range(len(lengths)), key=lambda clip: lengths[clip])]
+    steps = math.ceil(EPOCHS * len(_fill_batches(items, lengths, config)) / config.gradient_accumulation_steps)
+    return min(MAX_STEPS, max(MIN_STEPS, steps))
 
 
 def micro_batches_per_rank(config: Config, num_processes: int) -> int:

@@ -10,21 +10,24 @@ from pathlib import Path
 from transformers import PrinterCallback, TrainerCallback
 
 from tts_kit import device, pretrained
-from tts_kit.config import CONFIG_FILE, RESUME_MAY_CHANGE, Config, save_config
+from tts_kit.config import CONFIG_FILE, EPOCHS, RESUME_MAY_CHANGE, Config, save_config
 from tts_kit.data import consent
+from tts_kit.data.manifest import MIN_MINUTES
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import write_text
 from tts_kit.model import license, load, lora
 from tts_kit.pretrained import ModelSpec
-from tts_kit.run import INPUTS, Run, changed_inputs, read_inputs, write_inputs
+from tts_kit.run import INPUTS, Run, changed_inputs, lock, read_inputs, write_inputs
 from tts_kit.tokens import cache
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks as training_callbacks
 from tts_kit.training import dataset, distributed, generation_eval, trackers
 from tts_kit.training.generation_eval import SelectedCheckpoint
-from tts_kit.training.trainer import CsmTrainer, last_complete_checkpoint, training_arguments
+from tts_kit.training.trainer import CsmTrainer, last_complete_checkpoint, step_of, training_arguments
+
+MAX_EPOCHS, ALPHA_PER_RANK = 20, (0.5, 2)  # passes, and range of alpha / rank, beyond which there is a warning
 
 
 def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -33,40 +36,54 @@ def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: S
     Processes started by a launcher share every step, which stays the same; only rank 0 evaluates and writes."""
     with distributed.explain_peer_errors():
         distributed.init(device_config)
-        with distributed.rank_zero_stdout():
-            adapter = _finetune(config, run, device_config, callbacks)
+        with distributed.rank_zero_stdout(), contextlib.ExitStack() as stack:
+            clips = cache.load_run(run)
+            if distributed.is_rank_zero():
+                stack.enter_context(lock(run.training))
+            adapter = _finetune(config, run, clips, device_config, callbacks)
         if distributed.is_rank_zero():
             consent.attach(run, adapter)
         distributed.broadcast_bool(lambda: True)  # the others wait until rank 0 has written
         return adapter
 
 
-def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: Sequence[TrainerCallback]) -> Path:
+def _finetune(config: Config, run: Run, clips: Sequence[EncodedClip], device_config: DeviceConfig,
+              callbacks: Sequence[TrainerCallback]) -> Path:
     trackers.check_installed(config)
-    clips = cache.load_run(run)
     if distributed.is_rank_zero():
         print(license.license_notice(config.base))
         consent.warn_if_missing(run, thorough=True)
+    config = fill_defaults(config, clips)
     inputs = _inputs(config, run)
     check_inputs(run, inputs)
-    if (run.adapter / lora.METADATA_FILE).exists():
-        print(f"{run.adapter} is already trained with this config. To train again choose another run name, or delete it and "
-              f"{run.training}.")
+    recorded = read_inputs(run.training) if (run.training / INPUTS).exists() else {}
+    checkpoint = last_complete_checkpoint(run.training)
+    extended_at = recorded.get("extended_at", 0) if checkpoint else 0
+    if checkpoint and config.steps > recorded["steps"]:
+        extended_at = step_of(checkpoint)
+    elif (run.adapter / lora.METADATA_FILE).exists() and _trained_steps(run) == config.steps:
+        print(f"{run.adapter} is already trained with this config. Give more --steps to train on, another run name to train "
+              f"again (train --run NEW --from {run.name}), or delete it and {run.training}.")
         return run.adapter
     progress = training_callbacks.ProgressCallback()
-    base, trainer = prepare(config, run, clips, device_config, [*[progress] * distributed.is_rank_zero(), *callbacks])
+    base, trainer = prepare(config, run, clips, device_config, [*[progress] * distributed.is_rank_zero(), *callbacks],
+                            extended_at)
     inputs["base_fingerprint"] = base.fingerprint
     check_inputs(run, inputs)
     evaluation = generation_eval.build(base, config, run, clips)
     if evaluation:
         trainer.add_callback(evaluation)
     if distributed.is_rank_zero():
-        if not (run.training / INPUTS).exists() or changed_inputs(run.training, **inputs):
+        if not recorded or (not checkpoint and changed_inputs(run.training, **inputs)):
             generation_eval.remove_results(run)
             write_inputs(run.training, **inputs, recordings=consent.audio_digest(run))
         write_text(run.training / CONFIG_FILE, config.to_json())
-    checkpoint = last_complete_checkpoint(run.training)
+        if extended_at != recorded.get("extended_at", 0):
+            write_inputs(run.training, **inputs, recordings=recorded["recordings"], extended_at=extended_at)
     print(f"Resuming from {checkpoint.name}." if checkpoint else "Starting from the base model.")
+    if extended_at:
+        print(f"Extended at step {extended_at} to {config.steps} steps: the learning rate warms up again over "
+              f"{config.warmup_steps} steps, to where a training of {config.steps} steps has it, and decays linearly to 0.")
     trainer.args.eval_on_start = checkpoint is None
     if distributed.is_rank_zero() and config.report_to != ("none",):
         tracking = trackers.TrackerCallback(config, run, base.spec.sample_rate, evaluation,
@@ -80,9 +97,39 @@ def _finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: 
     return run.adapter
 
 
+def fill_defaults(config: Config, clips: Sequence[EncodedClip]) -> Config:
+    """The config with the steps and alpha that depend on clips and rank, where they were left to the kit."""
+    config = config.replace(alpha=config.alpha or float(config.rank))
+    if config.steps:
+        return config
+    spec = ModelSpec.of(pretrained.config(config.base, config.revision))
+    builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), spec, config.prefix_space)
+    lengths = [len(dataset.build_example(clip, builder)) for clip in clips if clip.split == "train"]
+    config = config.replace(steps=dataset.default_steps(lengths, config))
+    print(f"{config.steps} steps: {EPOCHS} passes over {len(lengths)} training clips, within the limits (set --steps to "
+          "choose).")
+    return config
+
+
+def warnings(config: Config, epochs: float, minutes: float) -> list[str]:
+    """Sentences about settings and data that make a good voice unlikely."""
+    texts, low_high = [], [round(config.rank * factor, 1) for factor in ALPHA_PER_RANK]
+    if minutes < MIN_MINUTES:
+        texts.append(f"Little data: {minutes:.1f} minutes to train on; {MIN_MINUTES} are the minimum for a recognisable "
+                     "voice, and cloning from one clip may do as well.")
+    if epochs > MAX_EPOCHS:
+        texts.append(f"Many passes: {config.steps} steps are {epochs:.0f} passes over the clips; 5 to 10 are usual, more "
+                     "learn the clips by heart. Use more data or fewer --steps.")
+    if not low_high[0] <= config.alpha <= low_high[1]:
+        texts.append(f"Alpha {config.alpha:g} with rank {config.rank} scales the adapter by {config.alpha / config.rank:g}; "
+                     f"usual is --alpha {low_high[0]:g} to {low_high[1]:g}.")
+    return texts
+
+
 def launch(config: Config, run: Run, gpus: int) -> Path:
     """Run `finetune` in as many processes as there are GPUs; the config is passed on in the run folder."""
     trackers.check_installed(config)
+    config = fill_defaults(config, cache.load_run(run))
     check_inputs(run, _inputs(config, run))
     save_config(run, config)
     command = f"-m accelerate.commands.launch --multi_gpu --num_processes {gpus} -m tts_kit train --run {run.name}"
@@ -93,8 +140,8 @@ def launch(config: Config, run: Run, gpus: int) -> Path:
 
 
 def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_config: DeviceConfig,
-            callbacks: Sequence[TrainerCallback] = ()) -> tuple[load.Base, CsmTrainer]:
-    """The base model with a new adapter, and a trainer over the run's codes."""
+            callbacks: Sequence[TrainerCallback] = (), extended_at: int = 0) -> tuple[load.Base, CsmTrainer]:
+    """The base model with a new adapter, and a trainer over the run's codes; `extended_at` is where steps were added."""
     backend, reason = load.choose_backend(config.backend, device_config)
     print(f"{device_config.reason} Backend: {backend} ({reason}).")
     base = load.load_base(config.base, device_config, config.revision, backend, codec_device="cpu",
@@ -120,11 +167,14 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
     held_out = [dataset.build_example(clip, base.prompt_builder) for clip in clips if clip.split == "held_out"]
     print(f"{len(train_clips)} training clips, {len(held_out)} held out; {config.steps} steps are "
           f"{micro_batches.epochs:.1f} epochs{f', each step shared by {processes} processes' * (processes > 1)}.")
+    seconds = sum(len(clip.codes) for clip in train_clips) / base.spec.frame_rate
+    for warning in warnings(config, micro_batches.epochs, seconds / 60):
+        print(warning)
     if distributed.is_rank_zero():
         callbacks = [training_callbacks.LossPlotCallback(run),
                      training_callbacks.SampleCallback(base, config, run, micro_batches.speaker), *callbacks]
     trainer = CsmTrainer(model, training_arguments(config, run, device_config), micro_batches,
-                         dataset.evaluation_batches(held_out, config), device_config, callbacks=[*callbacks])
+                         dataset.evaluation_batches(held_out, config), device_config, extended_at, callbacks=[*callbacks])
     trainer.remove_callback(PrinterCallback)
     return base, trainer
 
@@ -133,11 +183,14 @@ def check_inputs(run: Run, inputs: dict) -> None:
     """Refuse to resume a training, or to call an adapter trained, with other inputs than it began with."""
     if not (last_complete_checkpoint(run.training) or (run.adapter / lora.METADATA_FILE).exists()):
         return
-    if changed := changed_inputs(run.training, **inputs):
-        recorded = read_inputs(run.training)
+    changed, recorded = changed_inputs(run.training, **inputs), read_inputs(run.training)
+    if changed == ["steps"] and inputs["steps"] > recorded["steps"] and last_complete_checkpoint(run.training):
+        return
+    if changed:
         differences = "; ".join(f"{name} is {inputs[name]!r} and was {recorded.get(name)!r}" for name in changed)
-        raise KitError(f"{run.training} was started with other inputs: {differences}. Use the same ones to resume, choose "
-                       f"another run name, or delete {run.training} and {run.adapter} to start over.")
+        raise KitError(f"{run.training} was started with other inputs: {differences}. Use the same ones to resume, begin "
+                       f"another run with the same data (train --run NEW --from {run.name}), or delete {run.training} and "
+                       f"{run.adapter} to start over.")
 
 
 def dry_run(config: Config, run: Run, device_config: DeviceConfig) -> dict:
@@ -146,6 +199,7 @@ def dry_run(config: Config, run: Run, device_config: DeviceConfig) -> dict:
     model = load.without_weights(config.base, config.revision)
     prompt_builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), ModelSpec.of(model.config),
                                    config.prefix_space)
+    config = fill_defaults(config, clips)
     micro_batches = dataset.MicroBatchDataset(clips, prompt_builder, config)
     counts = lora.count_parameters(lora.add_lora(model, config.rank, config.alpha, config.lora_targets))
     return {"trainable": sum(count["trainable"] for count in counts.values()),
@@ -159,6 +213,11 @@ def _inputs(config: Config, run: Run) -> dict:
     """What decides the adapter: the config, but for fields that only change the cost, and the codes."""
     fields = {name: value for name, value in json.loads(config.to_json()).items() if name not in RESUME_MAY_CHANGE}
     return fields | {"codes": cache.digest(run.codes)}
+
+
+def _trained_steps(run: Run) -> int:
+    """The steps of the training that made the run's adapter."""
+    return lora.read_metadata(run.adapter)["metrics"]["steps"]
 
 
 def _save_adapter(trainer: CsmTrainer, base: load.Base, config: Config, run: Run, selected: SelectedCheckpoint) -> None:
