@@ -20,7 +20,7 @@ from tts_kit.evaluation import backends, metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows
-from tts_kit.run import SAMPLE_DATA, SAMPLE_VOICE, Run
+from tts_kit.run import SAMPLE_DATA, SAMPLE_VOICE, Run, lock
 from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
@@ -300,6 +300,35 @@ def test_responses_are_counted_and_the_test_stays_the_same(finished, monkeypatch
     page = compare.compare(run, voice, 2, (1, 2), responses=[run.folder / "nobody.json"]).page
     assert (run.comparison / listening_test.KEY).read_bytes() == key
     assert page.read_text(encoding="utf-8").count("there is no such file") == 1
+
+
+def test_a_comparison_remembers_its_size_and_responses_are_only_counted(finished, tmp_path, monkeypatch):
+    """Mistake: whoever counts responses of a demo with two seeds gets clips of a third one, and another table."""
+    run, config, _, _ = finished
+    copy = Run("copy", tmp_path)
+    shutil.copytree(run.folder, copy.folder)
+    assert compare.read_settings(copy) == {"sentences": 2, "seeds": [1, 2], "arms": [*arms.GENERATED_ARMS]}
+    before = (copy.comparison / SCORES).read_bytes()
+    with monkeypatch.context() as patches:
+        for module, name in ((synthesis, "synthesize"), (compare, "score"), (compare, "load_available")):
+            patches.setattr(module, name, lambda *_: pytest.fail("clips were made or scored"), raising=False)
+        page = compare.count_responses(copy, [copy.folder / "nobody.json"]).page
+    assert page.read_text(encoding="utf-8").count("there is no such file") == 1
+    assert "<dd dir=\"auto\">1, 2</dd>" in page.read_text(encoding="utf-8")
+    compare.compare(copy, load_voice(CPU, run.adapter, config.base), test_types=())
+    assert [row["file"] for row in read_rows(copy.comparison / SCORES)] == [row["file"] for row in map(json.loads,
+                                                                                                  before.splitlines())]
+    shutil.rmtree(copy.comparison)
+    with pytest.raises(KitError, match="holds no comparison, to which responses could belong"):
+        compare.count_responses(copy, [copy.folder / "nobody.json"])
+
+
+def test_a_second_comparison_of_a_run_is_refused(finished):
+    """Mistake: two comparisons of one run write the same clips and scores at once."""
+    run, config, _, _ = finished
+    voice = load_voice(CPU, run.adapter, config.base)
+    with lock(run.comparison), pytest.raises(KitError, match="comparison is in use by another process"):
+        compare.compare(run, voice, 2, (1, 2))
 
 
 @needs_metrics

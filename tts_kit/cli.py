@@ -130,11 +130,12 @@ def config_changes(args: argparse.Namespace) -> dict:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
 
 
-def comparison_options(sentences: int, seeds: list[int]) -> list[Option]:
-    """The size of a comparison."""
-    return [option("--sentences", type=non_negative_int, default=sentences, help="number of held-out sentences"),
-            option("--seeds", type=non_negative_int, nargs="+", default=seeds, help="each sentence is generated once per "
-                   f"seed (default {' '.join(map(str, seeds))})")]
+def comparison_options(sentences: int, seeds: list[int], stored: bool = False) -> list[Option]:
+    """The size of a comparison; with `stored` None if it is not given."""
+    return [option("--sentences", type=non_negative_int, default=sentences, stored=stored,
+                   help="number of held-out sentences"),
+            option("--seeds", type=non_negative_int, nargs="+", default=seeds, stored=stored,
+                   help=f"each sentence is generated once per seed (default {' '.join(map(str, seeds))})")]
 
 
 def non_negative_int(text: str) -> int:
@@ -356,15 +357,15 @@ def _speak_script(args: argparse.Namespace) -> None:
 
 
 @command("held-out sentences in every arm -> a verdict and a page",
-         *comparison_options(10, [1, 2, 3]),
-         option("--arms", nargs="+", metavar="ARM", default=list(GENERATED_ARMS),
+         *comparison_options(10, [1, 2, 3], stored=True),
+         option("--arms", nargs="+", metavar="ARM", default=list(GENERATED_ARMS), stored=True,
                 help=f"arms of the model: {', '.join(GENERATED_ARMS)}, with settings after a colon (finetuned:strength=0.5, "
                 "finetuned:checkpoint=40, clone:references=3); external systems: kokoro, pocket-tts, xtts-v2, f5-tts, "
                 "orpheus-3b; clips of any other system: folder:NAME=PATH (default: all arms of the model)"),
          option("--listening-test", group="listening test", nargs="*", choices=("ab", "smos", "cmos"),
                 default=["ab", "smos"], help="test types on the listeners' page; no value: no page (default ab smos)"),
          option("--responses", group="listening test", nargs="+", type=Path, default=[], metavar="FILE",
-                help="responses of listeners, which join the verdict"),
+                help="responses of listeners, which join the verdict; nothing is synthesized or scored again"),
          option("--sweep", group="sweep", type=_setting_values, action="append", default=[], metavar="NAME=VALUE,VALUE",
                 help="compare values of a setting (temperature, depth_temperature, strength, checkpoint, references, "
                 "reference_seconds) instead of arms, on sentences that are not held out; may be repeated"),
@@ -374,14 +375,21 @@ def compare(args: argparse.Namespace) -> None:
     from tts_kit.comparison import compare as comparison
 
     run = Run(args.run)
+    if args.responses:
+        if args.sweep or not (args.sentences is args.seeds is args.arms is None):
+            raise KitError("--responses counts answers to the comparison as it is: leave --sentences, --seeds, --arms and "
+                           "--sweep out.")
+        comparison.count_responses(run, args.responses)
+        return
     voice = _load_voice(args, run, run.adapter)
     if not args.sweep:
-        comparison.compare(run, voice, args.sentences, args.seeds, args.arms, args.responses, args.listening_test)
+        comparison.compare(run, voice, args.sentences, args.seeds, args.arms, test_types=args.listening_test)
+        _print_next(run)
         return
     settings: dict[str, list[float]] = {}
     for name, values in args.sweep:
         settings.setdefault(name, []).extend(values)
-    comparison.run_sweep(run, voice, settings, args.sweep_arm, args.sentences, args.seeds)
+    comparison.run_sweep(run, voice, settings, args.sweep_arm, args.sentences or 10, args.seeds or [1, 2, 3])
 
 
 @command("voices behind OpenAI's speech API, and a page to try them",

@@ -17,14 +17,15 @@ from tts_kit.data import manifest
 from tts_kit.data.manifest import HELD_OUT, TRAIN
 from tts_kit.errors import KitError
 from tts_kit.evaluation import memorization, metrics, scoring
-from tts_kit.io import read_json, write_json
+from tts_kit.io import read_json, read_rows, write_json
 from tts_kit.model import lora
-from tts_kit.run import OTHER_SPEAKERS, Run
+from tts_kit.run import OTHER_SPEAKERS, Run, lock, read_inputs
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
 
 PAGE, RESPONSES_FILE, SIM_RANGE_FILE, SWEEP_FOLDER = "index.html", "responses.json", "sim_range.json", "sweep"
+SETTINGS_FILE, DEFAULT_SETTINGS = "settings.json", {"sentences": 10, "seeds": (1, 2, 3), "arms": GENERATED_ARMS}
 CLIP_COLUMNS = {"word_errors": "word errors"} | {name: scoring.COLUMNS[name].heading
                                                  for name in ("sim", "sim_norm", "sim_2", "mos", "mos_2")}
 CLIP_LEGEND = {"word errors": "words of the sentence that the ASR model did not transcribe, or added"}
@@ -38,23 +39,47 @@ class Result:
     verdict: Verdict
 
 
-def compare(run: Run, voice: Voice, sentences: int = 10, seeds: Sequence[int] = (1, 2, 3),
-            arm_names: Sequence[str] = GENERATED_ARMS, responses: Sequence[Path] = (),
+def compare(run: Run, voice: Voice, sentences: int | None = None, seeds: Sequence[int] | None = None,
+            arm_names: Sequence[str] | None = None, responses: Sequence[Path] = (),
             test_types: Sequence[str] = ("ab", "smos")) -> Result:
     """Synthesize held-out sentences in all arms, score them, and write the page; go on where it was interrupted.
 
-    `responses` are the files that listeners sent back, `test_types` the parts of the listening test, nothing for none."""
+    Sentences, seeds and arms that are not given are those of the run's last comparison. `responses` are the files that
+    listeners sent back, which are only counted; `test_types` are the parts of the listening test, nothing for none."""
+    if responses:
+        return count_responses(run, responses)
+    given = {"sentences": sentences, "seeds": seeds, "arms": arm_names}
+    settings = read_settings(run) | {name: value for name, value in given.items() if value is not None}
     utterances = manifest.read(run.data)
     held_out = [Sentence(one.text, one.audio) for one in utterances if one.split == HELD_OUT]
-    plan = _plan(run, run.comparison, held_out, sentences, seeds, [parse_arm(name) for name in arm_names], utterances)
-    rows, inputs, notes = _scored_clips(plan, voice, {sentence.text: sentence.recording for sentence in held_out})
-    if responses:
-        analysis = listening_test.analyze(responses, plan.folder)
-        notes += listening_test.describe(analysis)
-        write_json(plan.folder / RESPONSES_FILE, analysis)
-    # more responses may come for the existing test, so it stays as it is while they are counted
-    invitation = "" if responses else write_listening_test(plan, rows, test_types)
+    plan = _plan(run, run.comparison, held_out, settings["sentences"], settings["seeds"],
+                 [parse_arm(name) for name in settings["arms"]], utterances)
+    rows, inputs, notes = _scored_clips(plan, voice, {sentence.text: sentence.recording for sentence in held_out}, settings)
+    invitation = write_listening_test(plan, rows, test_types)
     return show(plan, rows, verdict.decide(rows), inputs, f"tts_kit: {run.name}", notes, invitation)
+
+
+def read_settings(run: Run) -> dict:
+    """Sentences, seeds and arms of a run's last comparison, or the defaults."""
+    path = run.comparison / SETTINGS_FILE
+    return DEFAULT_SETTINGS | (read_json(path, "Delete it.") if path.is_file() else {})
+
+
+def count_responses(run: Run, responses: Sequence[Path]) -> Result:
+    """Add the responses of listeners to the verdict and page of a run's comparison; nothing is synthesized or scored.
+
+    More responses may come for the listening test, so it stays as it is."""
+    path = run.comparison / synthesis.SCORES
+    rows = [row for row in read_rows(path) if (run.comparison / row["file"]).is_file() or "problem" in row] if (
+        path.is_file()) else []
+    if not rows:
+        raise KitError(f"{run.comparison} holds no comparison, to which responses could belong. Make it first: tts-kit "
+                       f"compare --run {run.name}")
+    analysis = listening_test.analyze(responses, run.comparison)
+    write_json(run.comparison / RESPONSES_FILE, analysis)
+    plan = Plan(run, run.comparison, [], [], [parse_arm(name) for name in read_settings(run)["arms"]], [])
+    inputs = {name: value for name, value in read_inputs(run.comparison).items() if name != "format"}
+    return show(plan, rows, verdict.decide(rows), inputs, f"tts_kit: {run.name}", listening_test.describe(analysis))
 
 
 def run_sweep(run: Run, voice: Voice, values: Mapping[str, Sequence[float]], arm: str = "finetuned", sentences: int = 10,
@@ -93,7 +118,8 @@ def _plan(run: Run, folder: Path, available: Sequence[Sentence], sentences: int,
     return Plan(run, folder, available[:sentences], list(dict.fromkeys(seeds)), list(dict.fromkeys(plan_arms)), utterances)
 
 
-def _scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path]) -> tuple[list[dict], dict, list[str]]:
+def _scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path],
+                  settings: Mapping | None = None) -> tuple[list[dict], dict, list[str]]:
     """Return the scored rows of all clips, what they were made from, and which external systems cannot run."""
     check_held_out(plan.run, voice)
     sampling, [reference] = voice.sampling, synthesis.pick_references(plan.utterances)
@@ -103,9 +129,13 @@ def _scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path]) -> t
               "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
               "depth_temperature": sampling.depth_temperature, "top_k": sampling.top_k,
               "sentences": [sentence.text for sentence in plan.sentences]}
-    synthesis.check_inputs(plan.folder, inputs)
-    rows, notes = synthesis.synthesize(plan, voice)
-    return score(plan, rows, recordings), inputs, notes
+    with lock(plan.folder):
+        synthesis.check_inputs(plan.folder, inputs)
+        if settings:
+            write_json(plan.folder / SETTINGS_FILE, {name: value if isinstance(value, int) else [*value]
+                                                     for name, value in settings.items()})
+        rows, notes = synthesis.synthesize(plan, voice)
+        return score(plan, rows, recordings), inputs, notes
 
 
 def check_held_out(run: Run, voice: Voice) -> None:
