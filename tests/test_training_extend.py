@@ -77,7 +77,6 @@ def test_a_run_from_another_shares_its_files(config, run, tmp_path, monkeypatch,
     write_bytes(source.data / "clips" / "a.flac", b"sound")
     write_inputs(source.data, source="somewhere")
     write_rows(source.data / "rejected.jsonl", [])
-    (source.folder / "consent.json").write_text("{}")
     share(source, fork)
     share(source, fork)  # goes on after an interruption
     for name in ("data/clips/a.flac", next(source.codes.rglob("*.safetensors")).relative_to(source.folder)):

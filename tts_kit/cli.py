@@ -12,7 +12,7 @@ from pathlib import Path
 from tts_kit.comparison.arms import GENERATED_ARMS
 from tts_kit.config import CHECKPOINT_DEFAULT, Config, load_config
 from tts_kit.errors import KitError, report_errors
-from tts_kit.run import TINY_CSM, Run, share
+from tts_kit.run import TINY_CSM, Run, bundled_base, share
 from tts_kit.status import describe_runs, missing_run_hint, next_command
 
 # torch and transformers are imported inside the commands, so that --help is fast
@@ -126,6 +126,8 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
 
 def config_changes(args: argparse.Namespace) -> dict:
     """The fields of Config that were given on the command line."""
+    if getattr(args, "base", None):
+        args.base = bundled_base(args.base)
     given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Config)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
 
@@ -200,7 +202,7 @@ def demo(args: argparse.Namespace) -> None:
          option("--language", group="recordings", default="", help="two letters (default: detected)"),
          config=("data",))
 def prepare(args: argparse.Namespace) -> None:
-    from tts_kit.data import ingest
+    from tts_kit.data import ingest, report
     from tts_kit.data import prepare as preparation
 
     if args.eval_source and args.held_out is not None:
@@ -213,6 +215,7 @@ def prepare(args: argparse.Namespace) -> None:
                                config.speaker)
     # hours of segmenting and transcribing are not refused for one bad clip
     preparation.prepare(source, run, config, args.skip_bad or is_recording, args.eval_source)
+    print(report.brief_advice(run))
     _print_next(run)
 
 
@@ -283,6 +286,7 @@ def train(args: argparse.Namespace) -> None:
          option("--reference-text", group="voice", metavar="TEXT", help="transcript of that clip"),
          config=("base model", "sampling"))
 def speak(args: argparse.Namespace) -> None:
+    from tts_kit import text
     from tts_kit.data import consent
     from tts_kit.speech import speak as speech
     from tts_kit.speech import stream
@@ -305,6 +309,9 @@ def speak(args: argparse.Namespace) -> None:
     speech.check_path(args.out, args.watermark)
     run = Run(args.run)
     voice = _load_voice(args, run, args.adapter or run.adapter, may_be_base=args.no_adapter)
+    if foreign := text.other_scripts(args.text):
+        print(f"{foreign}: {Path(voice.base.name).name} was trained on Latin script, and speaks nothing of the kind unless "
+              "the adapter was trained on it.")
     if args.strength != 1.0:
         voice.set_strength(args.strength)
     if not args.no_adapter:
@@ -531,7 +538,7 @@ def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_
     """Load the adapter's voice, or the base model alone, with the sampling options given."""
     from tts_kit.speech.voice import load_voice
 
-    base, revision, prefix_space = args.base or "", args.revision or "", args.prefix_space
+    base, revision, prefix_space = bundled_base(args.base or ""), args.revision or "", args.prefix_space
     if may_be_base and not Path(adapter).exists():
         config = load_config(run, **config_changes(args))
         adapter, base, revision, prefix_space = None, config.base, config.revision, config.prefix_space

@@ -27,6 +27,11 @@ OTHER_SPEAKERS = SAMPLE_DATA / "strangers"
 CONSENT = "consent.json"  # file in a run folder and its adapter: whose voice it is
 
 
+def bundled_base(base: str) -> str:
+    """Return the folder of the bundled model for its name; any other base as it is."""
+    return str(TINY_CSM) if base == TINY_CSM.name and not Path(base).exists() else base
+
+
 class Run:
     """The folders of one run: each stage reads one and writes the next."""
 

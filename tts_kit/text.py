@@ -34,6 +34,15 @@ def normalize(text: str) -> str:
     return plain + "." if unicodedata.category(plain[-1])[0] in "LMN" else plain
 
 
+def other_scripts(text: str) -> str:
+    """Return which part of a text's letters is of other scripts than Latin, as a phrase; empty where none is."""
+    letters = [character for character in unicodedata.normalize("NFC", text) if character.isalpha()]
+    scripts = [script for character in letters if (script := unicodedata.name(character, "unnamed").split()[0]) not in (
+        "LATIN", "MICRO", "FEMININE", "MASCULINE", "FULLWIDTH", "MODIFIER")]
+    names = ", ".join(script.title() if script != "CJK" else script for script in dict.fromkeys(scripts))
+    return f"{len(scripts)} of {len(letters)} letters are of another script ({names})" if scripts else ""
+
+
 def split_sentences(text: str, max_characters: int = 200) -> list[str]:
     """Split text into chunks of at most `max_characters`, of full sentences if they fit; only whitespace is lost."""
     chunks: list[str] = []

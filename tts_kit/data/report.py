@@ -89,7 +89,30 @@ def display(run: Run) -> None:
 
 def advice(report: Report) -> str:
     """Return one paragraph: how much data there is, how good it is, and what would help most."""
-    clips, minutes, outliers = report.clips, report.minutes, len(report.speaker_outliers)
+    clips, outliers = report.clips, len(report.speaker_outliers)
+    if not report.voices_compared:
+        speaker = "Whether one voice speaks in all of them was not measured: that needs tts-kit[eval]."
+    elif outliers:
+        speaker = f"{outliers} of them sound{'s' * (outliers == 1)} like another speaker: check these first, below."
+    else:
+        speaker = "One voice speaks in all of them."
+    sentences = [_amount(report.minutes, len(clips)), speaker,
+                 *_quality([stats.snr_db for stats in clips], [stats.bandwidth_hz for stats in clips])]
+    if len(report.duplicates) > MAX_DUPLICATE_SHARE * len(clips):
+        sentences.append(f"{len(report.duplicates)} clips say the same as another.")
+    return " ".join(sentences)
+
+
+def brief_advice(run: Run) -> str:
+    """Return how much data a run has and how good some of its clips are, without comparing voices: in seconds."""
+    clips = manifest.read(run.data)
+    waves = [audio.read(clip.audio, SAMPLE_RATE) for clip in clips[::max(1, len(clips) // MAX_LISTED)]]
+    sentences = [_amount(sum(clip.seconds for clip in clips) / 60, len(clips)),
+                 *_quality([snr_db(wave) for wave in waves], [bandwidth_hz(wave) for wave in waves])]
+    return " ".join([*sentences, f"More, with voices compared: tts-kit report --run {run.name}"])
+
+
+def _amount(minutes: float, clips: int) -> str:
     more = f"bout {max(1, round(STEADY_MINUTES - minutes))} minutes more would give stable results."
     if minutes < MIN_MINUTES:
         amount = (f"little. {MIN_MINUTES} minutes is the minimum for a recognisable voice; cloning from one clip may do as "
@@ -98,22 +121,17 @@ def advice(report: Report) -> str:
         amount = f"enough for a recognisable voice; a{more}"
     else:
         amount = "enough." + f" Beyond {ENOUGH_MINUTES} minutes more adds little." * (minutes >= ENOUGH_MINUTES)
-    if not report.voices_compared:
-        speaker = "Whether one voice speaks in all of them was not measured: that needs tts-kit[eval]."
-    elif outliers:
-        speaker = f"{outliers} of them sound{'s' * (outliers == 1)} like another speaker: check these first, below."
-    else:
-        speaker = "One voice speaks in all of them."
-    snr_db = statistics.median(stats.snr_db for stats in clips)
-    background = "is quiet" if snr_db >= QUIET_SNR_DB else "can be heard" if snr_db >= NOISY_SNR_DB else "is loud"
-    learned = ", and the model learns it with the voice" * (snr_db < QUIET_SNR_DB)
-    sentences = [f"{minutes:.1f} minutes in {len(clips)} clips: {amount}", speaker,
-                 f"The room {background} (SNR {snr_db:.0f} dB){learned}."]
-    if (bandwidth_hz := statistics.median(stats.bandwidth_hz for stats in clips)) < NARROW_BAND_HZ:
-        sentences.append(f"There is nothing above {bandwidth_hz / 1000:.1f} kHz: use the original recording if you have it.")
-    if len(report.duplicates) > MAX_DUPLICATE_SHARE * len(clips):
-        sentences.append(f"{len(report.duplicates)} clips say the same as another.")
-    return " ".join(sentences)
+    return f"{minutes:.1f} minutes in {clips} clips: {amount}"
+
+
+def _quality(snrs_db: Sequence[float], bandwidths_hz: Sequence[float]) -> list[str]:
+    snr = statistics.median(snrs_db)
+    background = "is quiet" if snr >= QUIET_SNR_DB else "can be heard" if snr >= NOISY_SNR_DB else "is loud"
+    learned = ", and the model learns it with the voice" * (snr < QUIET_SNR_DB)
+    sentences = [f"The room {background} (SNR {snr:.0f} dB){learned}."]
+    if (bandwidth := statistics.median(bandwidths_hz)) < NARROW_BAND_HZ:
+        sentences.append(f"There is nothing above {bandwidth / 1000:.1f} kHz: use the original recording if you have it.")
+    return sentences
 
 
 def measure(utterances: Sequence[Utterance]) -> list[AudioStats]:

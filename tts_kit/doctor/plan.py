@@ -10,12 +10,12 @@ from tts_kit.config import Config, load_config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.generation import engine
-from tts_kit.model import load, lora, loss
+from tts_kit.model import license, load, lora, loss
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
 from tts_kit.tokens import cache
 from tts_kit.tokens.prompt import PromptBuilder
-from tts_kit.training import generation_eval
+from tts_kit.training import dataset, generation_eval
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ LAUNCH_SECONDS = 8e-6  # host time to launch one operation
 CUDA_BYTES = 0.8e9
 FILL = 0.9  # share of the GPU memory that a plan may use; the rest is lost to fragmentation
 STARTUP_MINUTES = 1.0
+CHARACTERS_PER_TOKEN, MARKER_TOKENS = 4, 5  # of English in Llama 3's tokenizer; begin, end and [speaker]
 EXAMPLE = 600, 6.0, "The ferry to Oslo leaves at half past seven, and the last one back leaves at midnight."
 """Number of clips, seconds and text of each, planned for when no run is given."""
 
@@ -96,7 +97,9 @@ class Plan:
         self.too_small = [name for name, row in rows.items() if row is None]
 
     def _count_model(self) -> None:
-        model = load.without_weights(self.config.base, self.config.revision)
+        # its numbers are known, so that a plan needs no hub
+        model_config = pretrained.csm_1b_config() if self.config.base in license.CSM else None
+        model = load.without_weights(self.config.base, self.config.revision, model_config)
         model.codec_model = None
         load.tie(model, {load.BACKBONE_TABLE}, self.config.base)
         model.requires_grad_(False)
@@ -114,8 +117,9 @@ class Plan:
 
     def _count_clips(self) -> None:
         config, run, rate = self.config, self.run, self.spec.frame_rate
-        builder = self.builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), self.spec,
-                                               config.prefix_space)
+        load_tokenizer = pretrained.cached_tokenizer if config.base in license.CSM else pretrained.tokenizer
+        tokenizer = load_tokenizer(config.base, config.revision)
+        self.builder = PromptBuilder(tokenizer, self.spec, config.prefix_space) if tokenizer else None
         if run is None:
             count, seconds, line = EXAMPLE
             held_out = max(manifest.MIN_HELD_OUT, round(count * config.held_out))
@@ -126,16 +130,23 @@ class Plan:
             clips = [(clip.text, len(clip.codes) / rate, clip.split) for clip in cache.load_run(run)]
         lengths = {manifest.TRAIN: [], manifest.HELD_OUT: [], manifest.EXCLUDED: []}
         for line, seconds, split in clips:  # text, frames, and the frame that ends the clip
-            lengths[split].append(len(builder.text_ids(line, "0")) + ceil(round(seconds * rate, 3)) + 1)
+            lengths[split].append(self.text_positions(line) + ceil(round(seconds * rate, 3)) + 1)
         self.lengths, self.held_out = lengths[manifest.TRAIN], sum(lengths[manifest.HELD_OUT])
         if not self.lengths:
             raise KitError(f"none of {len(clips)} clips is for training. Prepare the run's data again.")
+        self.steps = config.steps or dataset.default_steps(self.lengths, config)
         self.seconds = sum(seconds for _, seconds, split in clips if split == manifest.TRAIN)
         self.clip = sum(self.lengths) / len(self.lengths) * (1 + config.context_probability)
         # with a clip before it as context
         self.longest = min(max(self.lengths) * (1 + ceil(config.context_probability)), self.spec.max_positions)
         self.total = max(self.longest, round(self.clip * len(self.lengths)))
         self.frame_share = self.seconds * rate / sum(self.lengths)
+
+    def text_positions(self, line: str) -> int:
+        """Positions of a turn's text; estimated where the tokenizer is not on this machine."""
+        if self.builder is None:
+            return ceil(len(line) / CHARACTERS_PER_TOKEN) + MARKER_TOKENS
+        return len(self.builder.text_ids(line, "0"))
 
     def fixed_bytes(self, bf16: bool = True) -> float:
         """Memory of any batch: weights, adapter, optimizer, CUDA, and what generates samples."""
@@ -152,7 +163,7 @@ class Plan:
             sentences = max(sentences, generation_eval.read_sentences([]), key=len)
         if not sentences:
             return 0
-        positions = max(len(self.builder.text_ids(line, "0")) + ceil(text.max_speech_seconds(line) * self.spec.frame_rate)
+        positions = max(self.text_positions(line) + ceil(text.max_speech_seconds(line) * self.spec.frame_rate)
                         for line in sentences)
         batch, positions, _ = engine.graph_key(len(sentences), positions, None)
         caches = batch * (self.backbone.cached * positions + self.depth.cached * self.spec.num_codebooks)
@@ -200,8 +211,8 @@ class Plan:
         memory = fixed + self.activation_bytes(min(max(micro_batch, self.longest), self.total), checkpointing)
         whole_clips = min(max(micro_batch // self.clip, 1) * self.clip, self.total)
         seconds = accumulation * self.step_seconds(whole_clips, gpu, checkpointing)
-        evaluation = (config.steps // config.eval_steps + 1) * self.step_seconds(self.held_out, gpu, training=False)
-        minutes = STARTUP_MINUTES + (config.steps * seconds + evaluation) / 60
+        evaluation = (self.steps // config.eval_steps + 1) * self.step_seconds(self.held_out, gpu, training=False)
+        minutes = STARTUP_MINUTES + (self.steps * seconds + evaluation) / 60
         return Row(gpu, checkpointing, max_batch, micro_batch, accumulation, memory / 1e9, seconds, minutes)
 
 
@@ -220,7 +231,7 @@ def format_plan(run: Run | None = None, **changes: object) -> str:
     lines.append(f"""
 {clips}; {len(plan.lengths)} for training,
 {plan.seconds / 60:.1f} minutes, {plan.total:,} positions (text and frames).
-{config.steps} steps of {batch:,} positions are about {config.steps * batch / plan.total:.1f} epochs.
+{plan.steps} steps of {batch:,} positions are about {plan.steps * batch / plan.total:.1f} epochs.
 Base {config.base}, rank {config.rank}, depth frame fraction {config.depth_frame_fraction:.3g}.
 
 Computed and never measured on such a GPU. Constants are counted on CSM-1B's training step; assumed
@@ -230,7 +241,7 @@ GB: weights, adapter, optimizer, CUDA, activations, and the merged weights and c
 samples; they may fill {FILL:.0%} of the GPU.
 minutes: training, evaluations and {STARTUP_MINUTES:g} to start, without downloads.
 dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed.
-""")
+{"" if plan.builder else f"Text: {CHARACTERS_PER_TOKEN} characters a token, as the tokenizer is not on this machine." + chr(10)}""")
     if not plan.rows:
         return "\n".join([*lines, "Split long clips, or lower --rank or --depth-frame-fraction."])
     cheapest = min(plan.rows, key=lambda row: (round(row.dollars, 2), row.minutes))

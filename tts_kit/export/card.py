@@ -22,7 +22,7 @@ from tts_kit.evaluation import scoring
 from tts_kit.html import markdown
 from tts_kit.io import read_json, write_text
 from tts_kit.model import license, lora
-from tts_kit.run import Run, read_inputs
+from tts_kit.run import TINY_CSM, Run, read_inputs
 from tts_kit.tokens import cache
 
 FILE, SAMPLES = "README.md", "samples"
@@ -32,7 +32,7 @@ SAMPLE_ARMS, MAX_SAMPLE_SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not A
 HUB_METRICS = {"wer": ("WER, %", 100, 1), "cer": ("CER, %", 100, 1), "sim": ("SIM", 1, 3), "mos": ("MOS", 1, 2)}
 """Metrics that the hub shows: name, scale and decimals."""
 COMMAND = """```sh
-tts-kit speak "It is raining in Oslo again." --adapter {shell_location}
+tts-kit speak "It is raining in Oslo again." --adapter {shell_location}{base}
 ```"""
 USAGE = """{requires}:
 
@@ -163,7 +163,9 @@ def write(summary: RunSummary, folder: Path, location: str, license_name: str, k
     headline = f"\n\n**{markdown(decision.headline)}**" if decision and decision.headline else ""
     names = {"location": json.dumps(location), "base": json.dumps(summary.base),
              "revision": f", revision={json.dumps(revision)}" if revision else ""}
-    command = COMMAND.format(shell_location=shlex.quote(location))
+    is_found = hub.is_repo_id(summary.base) or summary.base == TINY_CSM.name
+    base_option = "" if is_found or kind != "adapter" else f" --base {shlex.quote(f'/path/to/{summary.base}')}"
+    command = COMMAND.format(shell_location=shlex.quote(location), base=base_option)
     usage = ORIGINAL if kind == "original" else USAGE.format(
         requires=REQUIRES[kind], load=LOAD[kind].format(**names), speaker=json.dumps(str(summary.metadata["speaker"])),
         space=" " * summary.config.prefix_space)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.utils._triton import has_triton
-from transformers import CsmForConditionalGeneration
+from transformers import CsmConfig, CsmForConditionalGeneration
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from tts_kit import pretrained
@@ -94,9 +94,9 @@ def fingerprint(model: CsmForConditionalGeneration) -> str:
     return digest.hexdigest()[:16]
 
 
-def without_weights(name: str, revision: str = "") -> CsmForConditionalGeneration:
+def without_weights(name: str, revision: str = "", config: CsmConfig | None = None) -> CsmForConditionalGeneration:
     """Return the network without weights, for counting parameters and operations."""
-    config = pretrained.config(name, revision)
+    config = config or pretrained.config(name, revision)
     with torch.device("meta"):
         model = CsmForConditionalGeneration(config)
     attention.install(model)

@@ -18,6 +18,7 @@ from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
+from tts_kit.run import bundled_base
 from tts_kit.text import normalize
 from tts_kit.tokens.prompt import PromptBuilder, Turn
 
@@ -95,7 +96,7 @@ def load_voice(device_config: DeviceConfig, source: str | Path | None = None, ba
         return _voice_of_base(loaded, revision)
     metadata = lora.read_metadata(folder)
     if base in ("", metadata["base"]):
-        base, revision = metadata["base"], revision or metadata["revision"]
+        base, revision = bundled_base(metadata["base"]), revision or metadata["revision"]
     try:
         loaded = load.load_base(base, device_config, revision)
     except KitError as error:

@@ -44,6 +44,7 @@ def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str,
     """Encode a run's data into its codes folder; returns how many clips were cached, encoded and corrupt."""
     utterances = manifest.read(run.data)
     codec = codecs.load(config.base, config.revision, device_config.device)
+    save_config(run, config)  # an interrupted run goes on with the same base
     counts, fingerprint = encode_missing(utterances, run.codes, codec), codec.fingerprint()
     write_rows(run.codes / INDEX, (
         {"id": utterance.id, "text": utterance.text, "source": utterance.source, "speaker": utterance.speaker,
@@ -53,7 +54,6 @@ def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str,
     repaired = f", {counts['corrupt']} of them to replace a corrupt entry" * (counts["corrupt"] > 0)
     print(f"{len(utterances)} clips: {counts['encoded']} encoded{repaired}, {counts['cached']} already there. "
           f"In {run.codes}.")
-    save_config(run, config)
     return counts
 
 

@@ -59,9 +59,12 @@ class CsmTrainer(transformers.Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and self.extended_at:  # the checkpoint's own rate is that of the shorter schedule
-            scheduler = self.lr_scheduler
-            for group, rate, factor in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
-                group["lr"] = rate * factor(scheduler.last_epoch)
+            state = self.lr_scheduler.state_dict()
+            rates = [rate * factor(state["last_epoch"]) for rate, factor in zip(
+                self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas)]
+            self.lr_scheduler.load_state_dict(state | {"_last_lr": rates})
+            for group, rate in zip(self.optimizer.param_groups, rates):
+                group["lr"] = rate
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss; the shares of a step sum to the loss of one big batch."""
