@@ -18,7 +18,8 @@ from tts_kit.run import Run, changed_inputs, write_inputs
     ({"depth_frame_fraction": 1.5}, "depth_frame_fraction is 1.5; it must be at most 1"),
     ({"lora_targets": "codec"}, "lora_targets is 'codec'; it must be one of both, backbone, depth"),
     ({"held_out": 1.0}, "held_out is 1.0; it must be below 1"), ({"temperature": -0.5}, "temperature is -0.5"),
-    ({"backend": "fast"}, "backend is 'fast'"), ({"steps": -1}, "steps is -1; it must be above 0"), ({"steps": 1.5}, "it must be of type int"),
+    ({"backend": "fast"}, "backend is 'fast'"), ({"steps": -1}, "steps is -1; it must be above 0"),
+    ({"steps": 1.5}, "it must be of type int"),
     ({"sample_texts": "One."}, "of type tuple"), ({"sample_texts": ()}, "a tuple of sentences"),
 ])
 def test_invalid_values_are_named(change, message):

@@ -241,7 +241,9 @@ GB: weights, adapter, optimizer, CUDA, activations, and the merged weights and c
 samples; they may fill {FILL:.0%} of the GPU.
 minutes: training, evaluations and {STARTUP_MINUTES:g} to start, without downloads.
 dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed.
-{"" if plan.builder else f"Text: {CHARACTERS_PER_TOKEN} characters a token, as the tokenizer is not on this machine." + chr(10)}""")
+""")
+    if plan.builder is None:
+        lines.append(f"Text: {CHARACTERS_PER_TOKEN} characters a token, as the tokenizer is not on this machine.\n")
     if not plan.rows:
         return "\n".join([*lines, "Split long clips, or lower --rank or --depth-frame-fraction."])
     cheapest = min(plan.rows, key=lambda row: (round(row.dollars, 2), row.minutes))
