@@ -12,7 +12,7 @@ UV := $(BIN)/uv pip install -q --python $(BIN)/python
 UV_LATEST := .venv-latest/bin/uv pip install -q --python .venv-latest/bin/python
 TRACKERS := trackio wandb tensorboard  # a test logs to the real ones where they are installed
 
-.PHONY: demo gallery lint test test-slow test-full test-latest test-load
+.PHONY: demo gallery lint check test test-slow test-full test-latest test-load
 
 demo: .venv/installed
 	$(BIN)/tts-kit demo --run $(RUN) $(if $(MODEL),--base $(MODEL))
@@ -20,6 +20,11 @@ demo: .venv/installed
 gallery: .venv/installed-dev
 	$(BIN)/python -m nbconvert --execute --to notebook --output-dir runs/gallery notebooks/0*.ipynb
 	$(BIN)/python -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True runs/gallery/0*.ipynb
+
+# two minutes of CPU time: style, the repository's rules, and the heart of model, loss, generation and statistics
+check: lint
+	$(BIN)/python -m pytest $(addprefix tests/test_,house.py config_and_run.py text.py model_loss.py model_lora.py \
+		training_dataset.py tokens_prompt.py generation_engine.py comparison_verdict.py evaluation_scoring.py) -m "not slow"
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest tests -m "not slow" -n 3 --dist loadfile

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+TIMEOUT = 1500  # seconds; only what hangs takes them, even on a machine with much other work
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["torch", "transformers.models.csm.modeling_csm", "transformers.models.mimi.modeling_mimi",
                                    "tts_kit.cli", "tts_kit.comparison.compare", "tts_kit.training.finetune"])
@@ -62,7 +63,7 @@ class Process:
 def run(command: Sequence[str | Path], cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
     """Run a Python command to its end."""
-    return Process(command, cwd, env).wait(280)
+    return Process(command, cwd, env).wait(TIMEOUT)
 
 
 def _execute(command: list[str], cwd: str, env: dict[str, str], outputs: list) -> None:

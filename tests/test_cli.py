@@ -60,7 +60,7 @@ for command in commands:
 def run_kit(*arguments: str, cwd: Path, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess:
     """Run the command line in a process of its own."""
     return subprocess.run([python, "-m", "tts_kit", *arguments], cwd=cwd, capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, timeout=280)
+                          env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, timeout=1500)
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +213,28 @@ def test_the_version_and_the_watermark_for_programs(tmp_path, capsys):
     assert cli.main(["detect-watermark", "--json", *files]) == 2
     made, person, missing = map(json.loads, capsys.readouterr().out.splitlines())
     assert made["watermarked"] and made["score"] > 0.5 and not person["watermarked"] and "error" in missing
+
+
+IMPORTS = """
+import contextlib, io, json, sys
+from tts_kit import cli
+toy, out = sys.argv[1:]
+heavy = {"torch", "transformers", "numpy", "peft", "datasets", "safetensors"}
+with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.suppress(SystemExit):
+        cli.main(["--help"])
+    cli.main(["status"])
+    light = sorted(heavy & set(sys.modules))
+    status = cli.main(["speak", "Hi.", "--no-adapter", "--base", toy, "--out", out])
+unused = {"sklearn", "scipy", "pandas", "librosa", "datasets", "pyarrow", "matplotlib", "torchvision", "fastapi", "IPython"}
+print(json.dumps([light, status, sorted(unused & set(sys.modules))]))
+import scipy, sklearn  # later imports are the real ones
+"""
+
+
+def test_commands_import_what_they_use(toy, tmp_path):
+    """Mistake: --help imports torch, or speak the libraries of metrics, data sets and plots, and starts twice as slowly."""
+    result = subprocess.run([sys.executable, "-c", IMPORTS, toy, str(tmp_path / "hi.wav")], cwd=tmp_path, text=True,
+                            env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == [[], 0, []]

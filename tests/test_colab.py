@@ -166,7 +166,7 @@ def test_an_image_of_colab_keeps_what_its_kernel_uses(image, tmp_path, capsys):
     process = subprocess.run([uv, "pip", "compile", "requirements.in", "-o", resolved.name, "--python-version", python,
                               "--python-platform", "x86_64-manylinux_2_35", "--only-binary", ":all:", "--find-links", ".",
                               "--no-header", "--no-annotate", "--quiet", "--no-progress"],
-                             cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+                             cwd=tmp_path, capture_output=True, text=True, timeout=1500, check=False,
                              env=os.environ | {"UV_HTTP_RETRIES": "1"})
     if process.returncode and re.search("(?i)failed to fetch|dns error|connect|timed out|offline", process.stderr):
         pytest.skip(f"no package index can be reached: {process.stderr.strip().splitlines()[-1][:200]}")
@@ -263,7 +263,7 @@ def test_the_first_cell_does_nothing_outside_colab(colab_site, tmp_path, monkeyp
 def execute_cells(code: list[str], folder: Path) -> str:
     """Return what cells print in a kernel that is started in a folder with this process's environment."""
     notebook = new_notebook(cells=[new_code_cell(text) for text in code])
-    executed = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    executed = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     return "".join(output.get("text", "") for cell in executed.cells for output in cell.outputs)
 
 

@@ -50,7 +50,7 @@ def build_package(cache: Path, name: str, members: dict) -> None:
         else:
             (tree / path).write_bytes(content)
     subprocess.run(["dpkg-deb", "-Zxz", "--build", "--root-owner-group", tree, cache / f"{name}_1.6_all.deb"], check=True,
-                   capture_output=True, timeout=60)
+                   capture_output=True, timeout=600)
 
 
 @pytest.fixture

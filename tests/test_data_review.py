@@ -44,7 +44,7 @@ def request(server: review.Review, path: str, token: str | None = None, body: ob
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     prepared = urllib.request.Request(url, data, {"X-Token": server.token if token is None else token})
     try:
-        with urllib.request.urlopen(prepared, timeout=20) as response:
+        with urllib.request.urlopen(prepared, timeout=300) as response:
             return response.status, response.read(), dict(response.headers)
     except urllib.error.HTTPError as error:
         return error.code, error.read(), dict(error.headers)

@@ -55,7 +55,7 @@ def evaluate(expression: str, home: Path, **environment: str):
     program = ("import json; from tts_kit.doctor import checks; "
                f"print(json.dumps({expression}, default=vars))")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=KIT, timeout=60,
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=KIT, timeout=600,
                              env=clean | {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1"} | environment, check=False)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)

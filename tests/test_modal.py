@@ -437,6 +437,6 @@ def test_the_server_has_all_voices_of_the_volume(trained_run, tmp_path, monkeypa
     try:
         request = urllib.request.Request(f"http://127.0.0.1:{modal_app.PORT}/v1/voices",
                                        headers={"Authorization": "Bearer a long enough secret of ours"})
-        assert "anna" in urllib.request.urlopen(request, timeout=60).read().decode()
+        assert "anna" in urllib.request.urlopen(request, timeout=600).read().decode()
     finally:
         server.close()

@@ -72,7 +72,7 @@ def execute(name: str, folder: Path, **values) -> nbformat.NotebookNode:
         parameters.source, count = re.subn(rf"(?m)^{variable} = .*$", f"{variable} = {value!r}".replace("\\", "/"),
                                            parameters.source)
         assert count == 1, variable
-    return NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return NotebookClient(notebook, timeout=1500, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 def output_text(notebook) -> str:
@@ -93,7 +93,7 @@ def test_progress_bars_are_quiet_in_a_notebook(tmp_path, monkeypatch):
     loops = ("import time\nfor _ in tqdm(range(3), 'outer', mininterval=0):\n"
              "    for _ in tqdm(range(3), 'inner', mininterval=0):\n        time.sleep(0.01)")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (broken, loops)])
-    NotebookClient(notebook, timeout=60, allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert error_boxes(notebook) == []
     text = "".join(output.get("text", "") for output in notebook.cells[1].outputs)
     assert "outer" in text and "inner" not in text and "\n" not in text.strip("\n")
@@ -113,7 +113,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(not transcribe.is_installed(), reason="no bundled Whisper is installed (extra `eval`)")
 def test_the_first_notebook_prepares_a_recording(folder):
     """Mistake: the notebook cannot use a recording without transcripts, or its review page is missing."""
@@ -125,7 +125,7 @@ def test_the_first_notebook_prepares_a_recording(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_notebooks_run_in_order(toy, folder):
     """Mistake: a notebook needs the variables of another one; a cell fails, shows nothing or repeats an earlier output; or
     an adapter has no consent record."""

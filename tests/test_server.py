@@ -92,7 +92,7 @@ def toys(voices) -> Iterator[Server]:
 
 def client(server: Server, key: str = "none"):
     openai = pytest.importorskip("openai", reason="openai is not installed (the extra `dev`)")
-    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0, timeout=600)
 
 
 def post(server: Server, body: dict | bytes | None = None, path: str = "/v1/audio/speech", headers: dict | None = None,
@@ -100,7 +100,7 @@ def post(server: Server, body: dict | bytes | None = None, path: str = "/v1/audi
     """Return status, content and headers of a response, without a client library."""
     default = {"model": "tts-1", "input": SHORT, "voice": [*server.worker.voices][-1], "response_format": "wav"}
     body = body if isinstance(body, bytes) else json.dumps(default | (body or {})).encode()
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=600)
     with contextlib.closing(connection):
         connection.request(method, path, body if method == "POST" else None, headers or {})
         answer = connection.getresponse()
@@ -228,11 +228,11 @@ def test_curl_is_served(tiny, tmp_path):
     curl = shutil.which("curl") or pytest.skip("curl is not installed")
     body = json.dumps({"model": "tts-1", "input": SHORT, "voice": "tiny", "response_format": "flac"})
     out = subprocess.run([curl, "-sS", "--fail-with-body", f"{tiny.address}/v1/audio/speech", "-d", body, "-H",
-                          "Content-Type: application/json", "-o", tmp_path / "hello.flac"], capture_output=True, timeout=60,
+                          "Content-Type: application/json", "-o", tmp_path / "hello.flac"], capture_output=True, timeout=600,
                          check=False)
     assert out.returncode == 0 and soundfile.info(tmp_path / "hello.flac").duration > 1
     out = subprocess.run([curl, "-sS", f"{tiny.address}/v1/audio/speech", "-d", body.replace("tiny", "other")],
-                         capture_output=True, timeout=60, check=False)
+                         capture_output=True, timeout=600, check=False)
     assert json.loads(out.stdout)["error"]["param"] == "voice"
 
 
@@ -594,7 +594,7 @@ def test_a_failed_stream_is_incomplete_for_the_client(toys, monkeypatch, caplog)
 def open_request(server: Server, fields: dict) -> Iterator[socket.socket]:
     """Send a request; the client disconnects at the end of the block."""
     body = json.dumps({"model": "tts-1", "input": LONG, "voice": "anna", "response_format": "wav"} | fields).encode()
-    with socket.create_connection((server.host, server.port), timeout=20) as connection:
+    with socket.create_connection((server.host, server.port), timeout=300) as connection:
         connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\n"
                            b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         yield connection
@@ -770,7 +770,7 @@ def test_the_command_serves_until_it_is_stopped(toy, tmp_path, stop_signal):
     try:
         first_line = process.stdout.readline()
         port = int(re.search(r"Voices: toy\. Model: toy\. Open http://127\.0\.0\.1:(\d+) .* with a key", first_line)[1])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         for headers, status in (({}, 401), ({"Authorization": f"Bearer {KEY}"}, 200)):
             connection.request("GET", "/v1/voices", headers=headers)
             response = connection.getresponse()
@@ -781,7 +781,7 @@ def test_the_command_serves_until_it_is_stopped(toy, tmp_path, stop_signal):
         process.send_signal(stop_signal)
         response = connection.getresponse()
         assert response.status == 503 and "being stopped" in response.read().decode() and response.headers["Retry-After"]
-        out, errors = process.communicate(timeout=40)
+        out, errors = process.communicate(timeout=600)
         assert process.returncode == 0 and out.endswith("Stopped.\n") and not errors
     finally:
         process.kill()

@@ -279,7 +279,7 @@ def test_adapters_are_downloaded_or_refused_with_a_reason(adapters, tmp_path):
         process.stdin.write("me/voice\nme/pickled\nme/gated\nme/nobody\n")
         process.stdin.flush()
         fetched, pickled, gated, nobody = (process.stdout.readline().rstrip("\n") for _ in range(4))
-    without_hub, errors = process.communicate("me/other\n", timeout=120)
+    without_hub, errors = process.communicate("me/other\n", timeout=900)
     assert process.returncode == 0, errors
     assert fetched == str(sorted([lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json"]))
     assert "me/pickled has its weights as a pickle (adapter_model.bin)" in pickled

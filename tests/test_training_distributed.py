@@ -134,7 +134,7 @@ def pair(toy, tmp_path_factory) -> Pair:
         with_codes(Run(name, root), uneven_clips(*[make_clip("poisoned", 8, "A tilde ~ in it.")] * (name == "poisoned")))
     write_text(root / "train.py", SCRIPT)
     processes = [process.Process([root / "train.py", root, *configs], env=environment) for environment in environments(2)]
-    results = [running.wait(280) for running in processes]
+    results = [running.wait(process.TIMEOUT) for running in processes]
     return Pair(root, configs, *([getattr(result, name) for result in results]
                                  for name in ("returncode", "stdout", "stderr")))
 
@@ -220,7 +220,7 @@ def test_an_interrupted_training_resumes(pair, clips, launched, tmp_path, capsys
     if launched:
         launch = f"-m accelerate.commands.launch --multi_gpu --num_processes=2 --main_process_port={free_port()}"
         out = subprocess.run([sys.executable, *f"{launch} -m tts_kit train --run=dying --device=cpu".split()], cwd=tmp_path,
-                             timeout=280, capture_output=True, text=True, check=False,
+                             timeout=1500, capture_output=True, text=True, check=False,
                              env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"})
         assert out.returncode == 0, out.stderr
         assert out.stdout.count("Held-out loss: backbone") == 1 and out.stdout.count("shared by 2 processes") == 1

@@ -6,6 +6,7 @@ import difflib
 import importlib.metadata
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -286,6 +287,7 @@ def train(args: argparse.Namespace) -> None:
          option("--reference-text", group="voice", metavar="TEXT", help="transcript of that clip"),
          config=("base model", "sampling"))
 def speak(args: argparse.Namespace) -> None:
+    _import_csm()
     from tts_kit import text
     from tts_kit.data import consent
     from tts_kit.speech import speak as speech
@@ -413,6 +415,7 @@ def compare(args: argparse.Namespace) -> None:
                 "stays private"),
          config=("base model", "sampling"))
 def serve(args: argparse.Namespace) -> None:
+    _import_csm()
     try:
         from tts_kit.server import app as server
     except ModuleNotFoundError as error:
@@ -522,6 +525,18 @@ def doctor(args: argparse.Namespace) -> int:
     results = checks.run_checks(args.base or Config.base)
     print(checks.format_report(results))
     return int(any(check.status == "fail" for check in results))
+
+
+def _import_csm() -> None:
+    """Import CSM's network as if scikit-learn and SciPy were absent: for metrics that CSM never uses transformers would load
+    them, which takes longer than torch."""
+    absent = [name for name in ("sklearn", "scipy") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))
+    try:
+        importlib.import_module("transformers.models.csm.modeling_csm")
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def _device_config(args: argparse.Namespace):
