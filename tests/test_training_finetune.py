@@ -174,7 +174,7 @@ def test_killed_training_resumes_to_the_same_weights(config, run, tmp_path):
               "from tts_kit import config, device; from tts_kit.run import Run; from tts_kit.training import finetune\n"
               "finetune.finetune(config.read_config(sys.argv[1]), Run('one', sys.argv[2]), device.choose('cpu'))\n")
     killed = process.Process(["-c", script, tmp_path / "config.json", tmp_path])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while trainer.last_complete_checkpoint(run.training) is None and killed.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
