@@ -8,7 +8,7 @@ from test_training_finetune import CPU, adapter, run, same, with_codes  # noqa: 
 from transformers import TrainerCallback
 
 from tts_kit import cli
-from tts_kit.config import Config, load_config
+from tts_kit.config import RESUME_MAY_CHANGE, Config, load_config
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_bytes, write_rows
 from tts_kit.model import lora
@@ -33,7 +33,7 @@ def learning_rates(run: Run) -> list[float]:  # noqa: F811
 
 
 def test_a_finished_training_goes_on(config, run, tmp_path, capsys):  # noqa: F811
-    """Mistake: more steps are refused, begin at the base model, train at the rate 0 at which the first ones ended, or follow
+    """Mistake: more steps are refused, begin at the base model, stay at the rate 0 at which the first ones ended, or follow
     another schedule after an interruption."""
     config = config.replace(warmup_steps=1)
     copy = Run("copy", tmp_path)
@@ -43,17 +43,17 @@ def test_a_finished_training_goes_on(config, run, tmp_path, capsys):  # noqa: F8
     capsys.readouterr()
     finetune.finetune(config.replace(steps=9), run, CPU)
     output = capsys.readouterr().out
-    assert "Resuming from checkpoint-4." in output and "Extended at step 4 to 9 steps: the learning rate warms up" in output
+    assert "Resuming from checkpoint-4." in output and "Extended from 4 to 9 steps: after one step the learning" in output
     metadata = lora.read_metadata(run.adapter)["metrics"]
     assert metadata["steps"] == metadata["selected_step"] == 9 and load_config(run).steps == 9
     assert all((first[name] != weight).any() for name, weight in adapter(run.adapter).items() if "lora_B" in name)
     peak, line = config.learning_rate, [(9 - step) / 8 for step in range(10)]
-    assert learning_rates(run)[4:] == pytest.approx([peak * line[4] / 2, *(peak * share for share in line[5:9])])
+    assert learning_rates(run)[4:] == pytest.approx([0.0, *(peak * share for share in line[5:9])])
     with pytest.raises(KeyboardInterrupt):
         finetune.finetune(config.replace(steps=9), copy, CPU, [Stop(7)])
     assert lora.read_metadata(copy.adapter)["metrics"]["steps"] == 4, "the old adapter stays until then"
     finetune.finetune(load_config(copy), copy, CPU)
-    assert "Extended at step 4 to 9 steps" in capsys.readouterr().out
+    assert "Resuming from checkpoint-6." in capsys.readouterr().out
     same(adapter(copy.adapter), adapter(run.adapter))
     finetune.finetune(config.replace(steps=9), copy, CPU)
     assert "already trained" in capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_a_run_from_another_shares_its_files(config, run, tmp_path, monkeypatch,
 
 def test_a_second_training_of_a_run_is_refused(config, run):  # noqa: F811
     """Mistake: two processes train the same run to its end, and overwrite each other's checkpoints."""
-    with lock(run.training), pytest.raises(KitError, match=r"training is in use by another process \(process \d+\)"):
+    with lock(run.training), pytest.raises(KitError, match="training is in use by another process"):
         finetune.finetune(config, run, CPU)
     finetune.finetune(config.replace(steps=1), run, CPU)
 
@@ -142,4 +142,5 @@ def test_the_training_stores_its_inputs_as_before(config, run):  # noqa: F811
     """Mistake: a training that was never extended records something new, and older runs cannot resume."""
     finetune.finetune(config.replace(steps=1), run, CPU)
     recorded = json.loads((run.training / "inputs.json").read_text())
-    assert "extended_at" not in recorded and recorded["steps"] == 1 and recorded["alpha"] == 8
+    assert recorded.keys() == {"format", "codes", "recordings", "base_fingerprint"} | {
+        field for field in json.loads(config.to_json()) if field not in RESUME_MAY_CHANGE}

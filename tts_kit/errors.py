@@ -36,16 +36,14 @@ def other_environment() -> str:
 
 def import_problem(error: ImportError) -> str:
     """Return which package is missing or broken, and what to do; empty where the kit itself is at fault."""
-    cause: BaseException | None = error
-    while cause and not (isinstance(cause, ImportError) and cause.name):  # transformers hides the name in the cause
+    cause = error
+    while cause and not getattr(cause, "name", None):  # transformers hides the name in the cause
         cause = cause.__cause__ or cause.__context__
-    package = (getattr(cause, "name", None) or "").partition(".")[0]
+    package = cause.name.partition(".")[0] if cause else "a package"
     if package == "tts_kit":
         return ""
-    if isinstance(cause, ModuleNotFoundError):
-        problem = f"{package} is not installed in {sys.executable}."
-    else:
-        problem = f"{package or 'a package'} cannot be imported in {sys.executable}: {reason(error)}."
+    fault = "is not installed" if isinstance(cause, ModuleNotFoundError) else f"cannot be imported ({reason(error)})"
+    problem = f"{package} {fault} in {sys.executable}."
     if python := other_environment():
         return f"{problem} This folder has an environment: {shlex.join([python, '-m', 'tts_kit', *sys.argv[1:]])}"
     return f"{problem} Install: {install_command()}"
@@ -71,8 +69,7 @@ def report_errors(main: Callable[[Sequence[str] | None], int | None]) -> Callabl
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            print(f"The disk is full{f' ({error.filename})' if error.filename else ''}. Free some space and run the same "
-                  "command again.", file=sys.stderr)
+            print("The disk is full. Free some space and run the same command again.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("Interrupted. The same command continues from here.", file=sys.stderr)

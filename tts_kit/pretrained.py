@@ -67,19 +67,10 @@ def config(base: str, revision: str = "") -> CsmConfig:
     return model_config
 
 
-def csm_1b_config() -> CsmConfig:
-    """Return the config of CSM-1B without the hub: transformers' defaults are its numbers."""
-    with quiet():
-        return CsmConfig()
-
-
 def cached_tokenizer(base: str, revision: str = "") -> PreTrainedTokenizerBase | None:
     """Return a tokenizer from the hub's cache alone."""
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(base, revision=revision or None, local_files_only=True)
-    except (OSError, ValueError):
-        return None
+    with quiet(), contextlib.suppress(OSError, ValueError):
+        return AutoTokenizer.from_pretrained(base, revision=revision or None, local_files_only=True)
 
 
 def tokenizer(base: str, revision: str = "") -> PreTrainedTokenizerBase:

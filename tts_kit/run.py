@@ -1,7 +1,6 @@
 """The folders of one run on disk, their locks, and those of the bundled sample data."""
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -56,31 +55,27 @@ def lock(folder: Path) -> Iterator[None]:
     path = folder.with_name(f".{folder.name}.lock")
     with io.explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("w", encoding="utf-8")
     with file:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                file.seek(0)
-                raise KitError(f"{folder} is in use by another process ({file.read().strip()}). Wait until it has ended, or "
-                               "choose another run name.") from error
-            # a file system without locks, such as some network drives
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        except OSError as error:  # some network drives know no locks
+            if isinstance(error, BlockingIOError):
+                raise KitError(f"{folder} is in use by another process. Wait until it has ended, or choose another run "
+                               "name.") from error
         yield
+
+
+def _link(path: str, copy: str) -> None:
+    try:
+        os.link(path, copy)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copy2(path, copy)
 
 
 def share(source: Run, run: Run) -> None:
     """Give a new run the data and codes of another, as hard links: no second copy, and neither run needs the other."""
-    def link(path: str, copy: str) -> None:
-        try:
-            os.link(path, copy)
-        except OSError:  # another disk, or a file system without hard links
-            shutil.copy2(path, copy)
-
     if not (source.codes / INPUTS).is_file():
         raise KitError(f"{source.folder} has no codes to share. Make them first: tts-kit tokenize --run {source.name}")
     for own, other in ((run.data, source.data), (run.codes, source.codes)):
@@ -88,7 +83,7 @@ def share(source: Run, run: Run) -> None:
             raise KitError(f"{own} already holds something else than {other}. Choose a new run name.")
         if other.exists() and not own.exists():
             with io.atomic_folder(own) as staging:
-                shutil.copytree(other, staging, copy_function=link, dirs_exist_ok=True)
+                shutil.copytree(other, staging, copy_function=_link, dirs_exist_ok=True)
     for name in (CONSENT, "config.json"):
         if (source.folder / name).is_file() and not (run.folder / name).exists():
             io.write_bytes(run.folder / name, (source.folder / name).read_bytes())

@@ -37,10 +37,10 @@ def normalize(text: str) -> str:
 def other_scripts(text: str) -> str:
     """Return which part of a text's letters is of other scripts than Latin, as a phrase; empty where none is."""
     letters = [character for character in unicodedata.normalize("NFC", text) if character.isalpha()]
-    scripts = [script for character in letters if (script := unicodedata.name(character, "unnamed").split()[0]) not in (
-        "LATIN", "MICRO", "FEMININE", "MASCULINE", "FULLWIDTH", "MODIFIER")]
-    names = ", ".join(script.title() if script != "CJK" else script for script in dict.fromkeys(scripts))
-    return f"{len(scripts)} of {len(letters)} letters are of another script ({names})" if scripts else ""
+    scripts = [unicodedata.name(character, "unnamed").split()[0] for character in letters]
+    others = [script for script in scripts if script not in ("LATIN", "MICRO", "FEMININE", "MASCULINE", "MODIFIER")]
+    return (f"{len(others)} of {len(letters)} letters are of another script ({', '.join(dict.fromkeys(others))})" if others
+            else "")
 
 
 def split_sentences(text: str, max_characters: int = 200) -> list[str]:

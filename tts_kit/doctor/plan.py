@@ -5,6 +5,8 @@ import shlex
 from dataclasses import dataclass
 from math import ceil
 
+from transformers import CsmConfig
+
 from tts_kit import pretrained, text
 from tts_kit.config import Config, load_config
 from tts_kit.data import manifest
@@ -97,8 +99,8 @@ class Plan:
         self.too_small = [name for name, row in rows.items() if row is None]
 
     def _count_model(self) -> None:
-        # its numbers are known, so that a plan needs no hub
-        model_config = pretrained.csm_1b_config() if self.config.base in license.CSM else None
+        with pretrained.quiet():  # transformers' defaults are CSM-1B's numbers, so that its plan needs no hub
+            model_config = CsmConfig() if self.config.base in license.CSM else None
         model = load.without_weights(self.config.base, self.config.revision, model_config)
         model.codec_model = None
         load.tie(model, {load.BACKBONE_TABLE}, self.config.base)

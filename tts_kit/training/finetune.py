@@ -25,7 +25,7 @@ from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import callbacks as training_callbacks
 from tts_kit.training import dataset, distributed, generation_eval, trackers
 from tts_kit.training.generation_eval import SelectedCheckpoint
-from tts_kit.training.trainer import CsmTrainer, last_complete_checkpoint, step_of, training_arguments
+from tts_kit.training.trainer import CsmTrainer, last_complete_checkpoint, training_arguments
 
 MAX_EPOCHS, ALPHA_PER_RANK = 20, (0.5, 2)  # passes, and range of alpha / rank, beyond which there is a warning
 
@@ -58,16 +58,13 @@ def _finetune(config: Config, run: Run, clips: Sequence[EncodedClip], device_con
     check_inputs(run, inputs)
     recorded = read_inputs(run.training) if (run.training / INPUTS).exists() else {}
     checkpoint = last_complete_checkpoint(run.training)
-    extended_at = recorded.get("extended_at", 0) if checkpoint else 0
-    if checkpoint and config.steps > recorded["steps"]:
-        extended_at = step_of(checkpoint)
-    elif (run.adapter / lora.METADATA_FILE).exists() and _trained_steps(run) == config.steps:
+    is_extended = checkpoint is not None and config.steps > recorded["steps"]
+    if (run.adapter / lora.METADATA_FILE).exists() and lora.read_metadata(run.adapter)["metrics"]["steps"] == config.steps:
         print(f"{run.adapter} is already trained with this config. Give more --steps to train on, another run name to train "
               f"again (train --run NEW --from {run.name}), or delete it and {run.training}.")
         return run.adapter
     progress = training_callbacks.ProgressCallback()
-    base, trainer = prepare(config, run, clips, device_config, [*[progress] * distributed.is_rank_zero(), *callbacks],
-                            extended_at)
+    base, trainer = prepare(config, run, clips, device_config, [*[progress] * distributed.is_rank_zero(), *callbacks])
     inputs["base_fingerprint"] = base.fingerprint
     check_inputs(run, inputs)
     evaluation = generation_eval.build(base, config, run, clips)
@@ -78,12 +75,12 @@ def _finetune(config: Config, run: Run, clips: Sequence[EncodedClip], device_con
             generation_eval.remove_results(run)
             write_inputs(run.training, **inputs, recordings=consent.audio_digest(run))
         write_text(run.training / CONFIG_FILE, config.to_json())
-        if extended_at != recorded.get("extended_at", 0):
-            write_inputs(run.training, **inputs, recordings=recorded["recordings"], extended_at=extended_at)
+        if is_extended:
+            write_inputs(run.training, **inputs, recordings=recorded["recordings"])
     print(f"Resuming from {checkpoint.name}." if checkpoint else "Starting from the base model.")
-    if extended_at:
-        print(f"Extended at step {extended_at} to {config.steps} steps: the learning rate warms up again over "
-              f"{config.warmup_steps} steps, to where a training of {config.steps} steps has it, and decays linearly to 0.")
+    if is_extended:
+        print(f"Extended from {recorded['steps']} to {config.steps} steps: after one step the learning rate is that of a "
+              f"training of {config.steps} steps from the start, and decays linearly to 0.")
     trainer.args.eval_on_start = checkpoint is None
     if distributed.is_rank_zero() and config.report_to != ("none",):
         tracking = trackers.TrackerCallback(config, run, base.spec.sample_rate, evaluation,
@@ -140,8 +137,8 @@ def launch(config: Config, run: Run, gpus: int) -> Path:
 
 
 def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_config: DeviceConfig,
-            callbacks: Sequence[TrainerCallback] = (), extended_at: int = 0) -> tuple[load.Base, CsmTrainer]:
-    """The base model with a new adapter, and a trainer over the run's codes; `extended_at` is where steps were added."""
+            callbacks: Sequence[TrainerCallback] = ()) -> tuple[load.Base, CsmTrainer]:
+    """The base model with a new adapter, and a trainer over the run's codes."""
     backend, reason = load.choose_backend(config.backend, device_config)
     print(f"{device_config.reason} Backend: {backend} ({reason}).")
     base = load.load_base(config.base, device_config, config.revision, backend, codec_device="cpu",
@@ -174,7 +171,7 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
         callbacks = [training_callbacks.LossPlotCallback(run),
                      training_callbacks.SampleCallback(base, config, run, micro_batches.speaker), *callbacks]
     trainer = CsmTrainer(model, training_arguments(config, run, device_config), micro_batches,
-                         dataset.evaluation_batches(held_out, config), device_config, extended_at, callbacks=[*callbacks])
+                         dataset.evaluation_batches(held_out, config), device_config, callbacks=[*callbacks])
     trainer.remove_callback(PrinterCallback)
     return base, trainer
 
@@ -213,11 +210,6 @@ def _inputs(config: Config, run: Run) -> dict:
     """What decides the adapter: the config, but for fields that only change the cost, and the codes."""
     fields = {name: value for name, value in json.loads(config.to_json()).items() if name not in RESUME_MAY_CHANGE}
     return fields | {"codes": cache.digest(run.codes)}
-
-
-def _trained_steps(run: Run) -> int:
-    """The steps of the training that made the run's adapter."""
-    return lora.read_metadata(run.adapter)["metrics"]["steps"]
 
 
 def _save_adapter(trainer: CsmTrainer, base: load.Base, config: Config, run: Run, selected: SelectedCheckpoint) -> None:

@@ -30,11 +30,10 @@ class CsmTrainer(transformers.Trainer):
     """Trains on a `MicroBatchDataset`; loss = backbone + depth_loss_weight * depth, both means over the frames of a step."""
 
     def __init__(self, model, args: TrainingArguments, micro_batches: dataset.MicroBatchDataset, held_out: list[dict],
-                 device_config: DeviceConfig, extended_at: int = 0, **kwargs):
+                 device_config: DeviceConfig, **kwargs):
         super().__init__(model=model, args=args, train_dataset=micro_batches, eval_dataset=held_out,
                          data_collator=functools.partial(_single_item, lora.unwrap(model)), **kwargs)
         self.device_config, self.depth_loss_weight = device_config, micro_batches.config.depth_loss_weight
-        self.extended_at = extended_at
         self.model_accepts_loss_kwargs = False
         self._lora_layers = [module for module in model.modules() if isinstance(module, lora.FusedLoraLinear)]
         # No DDP: it reduces in its own forward, which our loss bypasses, and it divides by the number of processes.
@@ -42,29 +41,6 @@ class CsmTrainer(transformers.Trainer):
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.add_callback(FlushLossesCallback())
         self._buffered_losses: list[torch.Tensor] = []  # (2,) backbone and depth loss of each micro-batch
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Trainer's linear schedule; in an extended training it warms up once more from where steps were added."""
-        if not self.extended_at:
-            return super().create_scheduler(num_training_steps, optimizer)
-        warmup = self.args.warmup_steps
-
-        def factor(step: int) -> float:
-            return max(0.0, (num_training_steps - step) / max(1, num_training_steps - warmup)) * min(
-                1.0, (step - self.extended_at + 1) / (warmup + 1))
-
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
-        return self.lr_scheduler
-
-    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint and self.extended_at:  # the checkpoint's own rate is that of the shorter schedule
-            state = self.lr_scheduler.state_dict()
-            rates = [rate * factor(state["last_epoch"]) for rate, factor in zip(
-                self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas)]
-            self.lr_scheduler.load_state_dict(state | {"_last_lr": rates})
-            for group, rate in zip(self.optimizer.param_groups, rates):
-                group["lr"] = rate
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss; the shares of a step sum to the loss of one big batch."""
@@ -213,12 +189,7 @@ def training_arguments(config: Config, run: Run, device_config: DeviceConfig) ->
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were completely written, in the order of their steps."""
     checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
-    return sorted(checkpoints, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    return int(checkpoint.name.split("-")[1])
+    return sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]))
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
