@@ -1,21 +1,27 @@
 """The command line as a newcomer meets it: missing packages, another Python, a full disk, mistyped names, next commands."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import process
 import pytest
+from conftest import make_segments
 from test_house import ROOT
 
-from tts_kit import audio, cli, errors, watermark
+from tts_kit import audio, cli, errors, io, watermark
+from tts_kit.data import ingest
 from tts_kit.doctor import checks
-from tts_kit.run import TINY_CSM
+from tts_kit.run import TINY_CSM, Run
 
 REQUIREMENTS = re.findall(r"^([\w-]+)[>=<]", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
 MODULES = {"pillow": "PIL", "resemble-perth": "perth"}  # imported names of packages that have another
@@ -163,13 +169,15 @@ def test_a_mistyped_name_gets_a_suggestion(arguments, words, capsys):
 def test_a_mistyped_run_lists_similar_ones(tmp_path, monkeypatch, capsys):
     """Mistake: a mistyped run name looks like a run that has to be made."""
     monkeypatch.chdir(tmp_path)
-    for name in ("sue", "anna", ".hidden"):
+    for name in ("sue", "anna", ".hidden", "no name of a run"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     assert cli.main(["tokenize", "--run", "sua"]) == 1
     assert capsys.readouterr().err.strip().endswith("There is no run sua. Did you mean sue?")
     assert cli.main(["report", "--run", "elsewhere"]) == 1
     assert capsys.readouterr().err.strip().endswith("Runs: anna, sue.")
     assert cli.main(["tokenize", "--run", "sue"]) == 1 and "There is no run" not in capsys.readouterr().err
+    assert cli.main(["speak", "Hi.", "--reference", "a.wav", "--run", "sua"]) == 1, "an error about something else"
+    assert "There is no run" not in capsys.readouterr().err
 
 
 def test_status_names_the_next_command(tmp_path, toy, monkeypatch, capsys):
@@ -238,3 +246,26 @@ def test_commands_import_what_they_use(toy, tmp_path):
                             env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == [[], 0, []]
+
+
+def test_ctrl_c_ends_the_review_and_makes_the_data(tmp_path):
+    """Mistake: the documented end of an hour of review is a traceback of the web server."""
+    run = Run("take", tmp_path / "runs")
+    make_segments(run.segments)
+    io.write_json(run.segments / ingest.ASR_MODELS, {"asr_model": "base", "verify_asr_model": ""})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    reviewing = process.Process(["-m", "tts_kit", "review", "--run", "take", "--port", port], cwd=tmp_path)
+    connection = None
+    while connection is None:
+        assert reviewing.poll() is None, reviewing.wait(0)
+        time.sleep(0.1)
+        with contextlib.suppress(ConnectionError):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=300)
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert connection.recv(100).startswith(b"HTTP/1.1")
+    os.kill(reviewing.process.pid, signal.SIGINT)
+    result = reviewing.wait(process.TIMEOUT)
+    connection.close()
+    assert result.returncode == 0 and "Traceback" not in result.stderr and "Error" not in result.stderr, result.stderr
+    assert (run.data / "manifest.jsonl").is_file() and "clips" in result.stdout

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return args.func(args) or 0
     except KitError as error:
         name = getattr(args, "run", None)
-        if name and args.func not in (prepare, demo) and (hint := missing_run_hint(name)):
+        if name and str(Path("runs", name)) in str(error) and (hint := missing_run_hint(name)):
             raise KitError(f"{error} {hint}") from error
         raise
 

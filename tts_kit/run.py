@@ -31,11 +31,14 @@ def bundled_base(base: str) -> str:
     return str(TINY_CSM) if base == TINY_CSM.name and not Path(base).exists() else base
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
 class Run:
     """The folders of one run: each stage reads one and writes the next."""
 
     def __init__(self, name: str, root: str | Path = "runs"):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        if not re.fullmatch(NAME, name):
             raise KitError(f"run name {name!r}: wanted 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter "
                           "or digit. Choose another name.")
         self.name = name

@@ -1,12 +1,13 @@
 """What a run has and lacks, and the command that comes next; read from its files, without torch."""
 
 import difflib
+import re
 from pathlib import Path
 
 from tts_kit import io
 from tts_kit.config import CONFIG_FILE
 from tts_kit.data import manifest
-from tts_kit.run import Run, changed_inputs
+from tts_kit.run import NAME, Run, changed_inputs
 
 CODES, ADAPTER, PAGE = "index.jsonl", "adapter_meta.json", "index.html"  # files that say that a stage is done
 MAX_LISTED = 12
@@ -15,7 +16,7 @@ MAX_LISTED = 12
 def runs(root: str | Path = "runs") -> list[Run]:
     """Return the runs under a folder, by name."""
     folders = sorted(Path(root).iterdir()) if Path(root).is_dir() else []
-    return [Run(folder.name, root) for folder in folders if folder.is_dir() and not folder.name.startswith(".")]
+    return [Run(folder.name, root) for folder in folders if folder.is_dir() and re.fullmatch(NAME, folder.name)]
 
 
 def stages(run: Run) -> dict[str, str]:
