@@ -308,16 +308,15 @@ def test_a_comparison_remembers_its_size_and_responses_are_only_counted(finished
     copy = Run("copy", tmp_path)
     shutil.copytree(run.folder, copy.folder)
     assert compare.read_settings(copy) == {"sentences": 2, "seeds": [1, 2], "arms": [*arms.GENERATED_ARMS]}
-    before = (copy.comparison / SCORES).read_bytes()
+    before = {row["file"] for row in read_rows(run.comparison / SCORES)}
     with monkeypatch.context() as patches:
         for module, name in ((synthesis, "synthesize"), (compare, "score"), (compare, "load_available")):
             patches.setattr(module, name, lambda *_: pytest.fail("clips were made or scored"), raising=False)
         page = compare.count_responses(copy, [copy.folder / "nobody.json"]).page
     assert page.read_text(encoding="utf-8").count("there is no such file") == 1
     assert "<dd dir=\"auto\">1, 2</dd>" in page.read_text(encoding="utf-8")
-    compare.compare(copy, load_voice(CPU, run.adapter, config.base), test_types=())
-    assert [row["file"] for row in read_rows(copy.comparison / SCORES)] == [row["file"] for row in map(json.loads,
-                                                                                                  before.splitlines())]
+    compare.compare(run, load_voice(CPU, run.adapter, config.base), test_types=())
+    assert {row["file"] for row in read_rows(run.comparison / SCORES)} == before
     shutil.rmtree(copy.comparison)
     with pytest.raises(KitError, match="holds no comparison, to which responses could belong"):
         compare.count_responses(copy, [copy.folder / "nobody.json"])
@@ -377,7 +376,8 @@ def test_commands_from_data_to_comparison(finished, toy, tmp_path, monkeypatch, 
     assert "hello.wav" in run_command("speak", "Hello you.", "--run", "one", "--out", "hello.wav")
     assert soundfile.info("hello.wav").samplerate == 24_000
     compared = run_command("compare", "--run", "one", "--sentences", "1", "--seeds", "1")
-    *_, location, last = compared.splitlines()
+    *_, location, last, following = compared.splitlines()
+    assert following == 'Next: tts-kit speak "Hello there." --run one'
     assert location.startswith("Open file:") and location.endswith("runs/one/comparison/index.html")
     assert last.startswith("Voice: ") or "not measured" in last, "a sentence ends it"
 

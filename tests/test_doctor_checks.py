@@ -234,7 +234,7 @@ def test_a_missing_package_is_a_line_and_not_a_crash(tmp_path):
     failed = {check["name"]: check["detail"] + check["fix"] for check in results if check["status"] == "fail"}
     assert {"libsndfile", "device", "base model"} <= set(failed)
     assert "soundfile" in failed["libsndfile"] and "psutil" in failed["device"]
-    assert all("pip install --upgrade" in failed[name] for name in ("libsndfile", "device", "base model"))
+    assert all("-m pip install" in failed[name] for name in ("libsndfile", "device", "base model"))
 
 
 def test_a_tiny_model_needs_no_gpu(tmp_path):
