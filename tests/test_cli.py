@@ -21,7 +21,8 @@ from test_house import ROOT
 from tts_kit import audio, cli, errors, io, watermark
 from tts_kit.data import ingest
 from tts_kit.doctor import checks
-from tts_kit.run import TINY_CSM, Run
+from tts_kit.run import TINY_CSM, Run, bundled_base
+from tts_kit.tokens import cache
 
 REQUIREMENTS = re.findall(r"^([\w-]+)[>=<]", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
 MODULES = {"pillow": "PIL", "resemble-perth": "perth"}  # imported names of packages that have another
@@ -189,8 +190,14 @@ def test_status_names_the_next_command(tmp_path, toy, monkeypatch, capsys):
     rows = [f"{number}.wav|It is {number} o'clock." for number in range(8)]
     (tmp_path / "clips" / "metadata.csv").write_text("\n".join(["file_name|text", *rows]) + "\n")
     assert cli.main(["prepare", "clips", "--run", "emma"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "Next: tts-kit tokenize --run emma"
-    assert cli.main(["tokenize", "--run", "emma", "--base", toy]) == 0
+    *_, advice, following = capsys.readouterr().out.splitlines()
+    assert following == "Next: tts-kit tokenize --run emma"
+    assert advice.startswith("0.1 minutes in 8 clips: little.") and "The room " in advice and "report --run emma" in advice
+    with monkeypatch.context() as patches:
+        patches.setattr(cache, "encode_missing", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert cli.main(["tokenize", "--run", "emma", "--base", toy]) == 130
+    assert capsys.readouterr().err == "Interrupted. The same command continues from here.\n"
+    assert cli.main(["tokenize", "--run", "emma"]) == 0, "with the base that was given before"
     assert capsys.readouterr().out.splitlines()[-1] == "Next: tts-kit train --run emma"
     (tmp_path / "runs" / "begun").mkdir()
     assert cli.main(["status"]) == 0
@@ -201,6 +208,20 @@ def test_status_names_the_next_command(tmp_path, toy, monkeypatch, capsys):
         "\n".join((tmp_path / "runs" / "emma" / "data" / "manifest.jsonl").read_text().split("\n")[1:]))
     assert cli.main(["status"]) == 0
     assert "codes of other data. Next: tts-kit tokenize --run emma" in capsys.readouterr().out
+
+
+def test_text_that_the_base_cannot_speak_is_said(toy, tmp_path, capsys):
+    """Mistake: Chinese for a model of English ends in gibberish, exit status 0 and no word."""
+    assert cli.main(["speak", "你好。", "--no-adapter", "--base", toy, "--out", str(tmp_path / "hi.wav")]) == 0
+    assert "2 of 2 letters are of another script (CJK): toy was trained on Latin script" in capsys.readouterr().out
+
+
+def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
+    """Mistake: a card names its base tiny-csm, and nobody else has a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert bundled_base("tiny-csm") == str(TINY_CSM) and bundled_base("unsloth/csm-1b") == "unsloth/csm-1b"
+    (tmp_path / "tiny-csm").mkdir()
+    assert bundled_base("tiny-csm") == "tiny-csm"
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path):
@@ -234,7 +255,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     cli.main(["status"])
     light = sorted(heavy & set(sys.modules))
     status = cli.main(["speak", "Hi.", "--no-adapter", "--base", toy, "--out", out])
-unused = {"sklearn", "scipy", "pandas", "librosa", "datasets", "pyarrow", "matplotlib", "torchvision", "fastapi", "IPython"}
+unused = {"sklearn", "scipy", "pandas", "datasets", "pyarrow", "matplotlib", "torchvision", "fastapi", "IPython"}
 print(json.dumps([light, status, sorted(unused & set(sys.modules))]))
 import scipy, sklearn  # later imports are the real ones
 """

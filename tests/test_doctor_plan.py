@@ -176,6 +176,19 @@ def test_a_run_without_clips_is_refused(toy, tmp_path, monkeypatch):
         plan.format_plan(Run("empty"), base=toy)
 
 
+@pytest.mark.parametrize("base", ["sesame/csm-1b", "unsloth/csm-1b"])
+def test_csm_1b_is_planned_for_without_the_hub(base, csm_1b, example_plan, monkeypatch):
+    """Mistake: whoever decides about a GPU needs access to a gated model for a file of 2 KB."""
+    monkeypatch.setattr(pretrained, "config", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(pretrained, "tokenizer", lambda *_: pytest.fail("the hub was asked"))
+    planned = Plan(Config(base=base))
+    assert planned.trainable == 26_935_296 and planned.frozen == example_plan.frozen
+    assert planned.spec.num_codebooks == 32 and len(planned.rows) == len(plan.GPUS)
+    # the tokenizer of the example has a token for every byte
+    assert planned.total < example_plan.total and planned.steps == 294
+    assert "Text: 4 characters a token" in plan.format_plan(base=base)
+
+
 def test_the_stored_config_is_planned_for(config, run):
     """Mistake: the plan ignores the run's stored config."""
     save_config(run, config.replace(rank=2))

@@ -344,7 +344,9 @@ def test_the_command_exports(run_copy, monkeypatch, capsys):
     monkeypatch.chdir(run_copy.folder.parent.parent)
     assert cli.main(["export", "--run", "emma", "--no-watermark"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "runs/emma/release/adapter"
-    assert "--adapter runs/emma/release/adapter" in Path("runs/emma/release/adapter/README.md").read_text()
+    # the base is a folder of this machine
+    assert "--adapter runs/emma/release/adapter --base /path/to/spread\n" in Path(
+        "runs/emma/release/adapter/README.md").read_text()
     assert cli.main(["export", "--run", "nobody"]) == 1
     assert "nothing was trained there yet" in capsys.readouterr().err
 

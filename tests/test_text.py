@@ -110,3 +110,12 @@ def test_the_duration_limit_grows_with_the_text():
     """Mistake: a slow voice is stopped early, or a voice without EOS speaks for minutes."""
     assert text.max_speech_seconds("Hi.") == pytest.approx(2.4, abs=0.1)
     assert 20 < text.max_speech_seconds("x" * 150) < 30
+
+
+@pytest.mark.parametrize(("raw_text", "phrase"), [
+    ("Où est la Straße, Łukasz? 3 µm!", ""), ("123", ""), ("你好, Anna.", "2 of 6 letters are of another script (CJK)"),
+    ("Привет", "6 of 6 letters are of another script (CYRILLIC)"),
+    ("かな カナ", "4 of 4 letters are of another script (HIRAGANA, KATAKANA)")])
+def test_letters_of_other_scripts(raw_text, phrase):
+    """Mistake: Chinese for a model of English is spoken as gibberish without a word, or an accent counts as foreign."""
+    assert text.other_scripts(raw_text) == phrase
