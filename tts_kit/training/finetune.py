@@ -59,7 +59,8 @@ def _finetune(config: Config, run: Run, clips: Sequence[EncodedClip], device_con
     recorded = read_inputs(run.training) if (run.training / INPUTS).exists() else {}
     checkpoint = last_complete_checkpoint(run.training)
     is_extended = checkpoint is not None and config.steps > recorded["steps"]
-    if (run.adapter / lora.METADATA_FILE).exists() and lora.read_metadata(run.adapter)["metrics"]["steps"] == config.steps:
+    is_trained = (run.adapter / lora.METADATA_FILE).exists()
+    if is_trained and lora.read_metadata(run.adapter).get("metrics", {}).get("steps", config.steps) == config.steps:
         print(f"{run.adapter} is already trained with this config. Give more --steps to train on, another run name to train "
               f"again (train --run NEW --from {run.name}), or delete it and {run.training}.")
         return run.adapter
@@ -185,8 +186,8 @@ def check_inputs(run: Run, inputs: dict) -> None:
         return
     if changed:
         differences = "; ".join(f"{name} is {inputs[name]!r} and was {recorded.get(name)!r}" for name in changed)
-        raise KitError(f"{run.training} was started with other inputs: {differences}. Use the same ones to resume, begin "
-                       f"another run with the same data (train --run NEW --from {run.name}), or delete {run.training} and "
+        raise KitError(f"{run.training} was started with other inputs: {differences}. Use the same ones to resume, choose "
+                       f"another run name (train --run NEW --from {run.name} shares the data), or delete {run.training} and "
                        f"{run.adapter} to start over.")
 
 
