@@ -200,8 +200,10 @@ def test_status_names_the_next_command(tmp_path, toy, monkeypatch, capsys):
     assert cli.main(["tokenize", "--run", "emma"]) == 0, "with the base that was given before"
     assert capsys.readouterr().out.splitlines()[-1] == "Next: tts-kit train --run emma"
     (tmp_path / "runs" / "begun").mkdir()
+    io.write_rows(tmp_path / "runs" / "damaged" / "data" / "manifest.jsonl", ["no utterance"])
     assert cli.main(["status"]) == 0
-    begun, emma = capsys.readouterr().out.splitlines()
+    begun, damaged, emma = capsys.readouterr().out.splitlines()
+    assert damaged.startswith("damaged: cannot be read (")
     assert begun == "begun: empty. Next: tts-kit prepare SOURCE --run begun"
     assert re.fullmatch(r"emma: data \d+ clips, [\d.]+ minutes; codes \d+ clips\. Next: tts-kit train --run emma", emma)
     (tmp_path / "runs" / "emma" / "data" / "manifest.jsonl").write_text(

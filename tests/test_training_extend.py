@@ -7,7 +7,7 @@ import pytest
 from test_training_finetune import CPU, adapter, run, same, with_codes  # noqa: F401 - `run` is a fixture
 from transformers import TrainerCallback
 
-from tts_kit import cli
+from tts_kit import cli, status
 from tts_kit.config import RESUME_MAY_CHANGE, Config, load_config
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_bytes, write_rows
@@ -52,9 +52,11 @@ def test_a_finished_training_goes_on(config, run, tmp_path, capsys):  # noqa: F8
     with pytest.raises(KeyboardInterrupt):
         finetune.finetune(config.replace(steps=9), copy, CPU, [Stop(7)])
     assert lora.read_metadata(copy.adapter)["metrics"]["steps"] == 4, "the old adapter stays until then"
+    assert status.next_command(copy) == "tts-kit train --run copy"
     finetune.finetune(load_config(copy), copy, CPU)
     assert "Resuming from checkpoint-6." in capsys.readouterr().out
     same(adapter(copy.adapter), adapter(run.adapter))
+    assert status.stages(copy)["adapter"] == "step 9" and status.next_command(copy).startswith("tts-kit speak")
     finetune.finetune(config.replace(steps=9), copy, CPU)
     assert "already trained" in capsys.readouterr().out
     with pytest.raises(KitError, match="steps is 5 and was 9"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from tts_kit import io
 from tts_kit.config import CONFIG_FILE
 from tts_kit.data import manifest
+from tts_kit.errors import KitError, reason
 from tts_kit.run import NAME, Run, changed_inputs
 
 CODES, ADAPTER, PAGE = "index.jsonl", "adapter_meta.json", "index.html"  # files that say that a stage is done
@@ -28,13 +29,14 @@ def stages(run: Run) -> dict[str, str]:
     if (run.codes / CODES).is_file():
         is_current = "data" not in done or not changed_inputs(run.codes, manifest=manifest.digest(run.data))
         done["codes"] = f"{len(io.read_rows(run.codes / CODES))} clips" if is_current else "of other data"
-    steps = [int(path.parent.name.partition("-")[2]) for path in run.training.glob("checkpoint-*/complete")]
+    steps, planned = [int(path.parent.name.partition("-")[2]) for path in run.training.glob("checkpoint-*/complete")], None
     if steps and (run.training / CONFIG_FILE).is_file():
-        config = io.read_json(run.training / CONFIG_FILE, "Restore it.")
-        done["training"] = f"step {max(steps)} of {config.get('steps')}"
+        planned = io.read_json(run.training / CONFIG_FILE, "Restore it.").get("steps")
+        done["training"] = f"step {max(steps)} of {planned}"
     if (run.adapter / ADAPTER).is_file():
         metrics = io.read_json(run.adapter / ADAPTER, "Restore it.").get("metrics", {})
-        done["adapter"] = f"step {metrics.get('selected_step', '?')}"
+        if planned in (None, metrics.get("steps", planned)):  # else it is that of a training that goes on
+            done["adapter"] = f"step {metrics.get('selected_step', '?')}"
     if (run.comparison / PAGE).is_file():
         done["comparison"] = str(run.comparison / PAGE)
     return done
@@ -54,8 +56,13 @@ def next_command(run: Run) -> str:
 
 def describe_runs(root: str | Path = "runs") -> str:
     """Return a line for every run: its stages and the next command."""
-    lines = [f"{run.name}: {'; '.join(f'{name} {content}' for name, content in stages(run).items()) or 'empty'}. "
-             f"Next: {next_command(run)}" for run in runs(root)]
+    lines = []
+    for run in runs(root):
+        try:
+            done = "; ".join(f"{name} {content}" for name, content in stages(run).items()) or "empty"
+            lines.append(f"{run.name}: {done}. Next: {next_command(run)}")
+        except (KitError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            lines.append(f"{run.name}: cannot be read ({reason(error)}).")
     return "\n".join(lines) or f"{root} holds no run. Begin with: tts-kit prepare SOURCE --run NAME"
 
 
