@@ -7,7 +7,9 @@ import re
 import shutil
 
 import pytest
+from conftest import make_clip
 from test_tokens_cache import tone
+from test_training_finetune import with_codes
 
 from tts_kit import audio
 from tts_kit.cli import main
@@ -195,7 +197,9 @@ def test_consent_needs_data(run, monkeypatch, capsys):
 
 def test_the_license_of_the_base_is_printed_before_training(run, capsys):
     """Mistake: the terms of CSM are only in the card, which is read after the training."""
-    assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "there are no codes to learn from"
+    with_codes(run, [make_clip("clip", 5)])
+    write_inputs(run.codes, codec="of CSM", manifest=manifest.digest(run.data))
+    assert main(["train", "--run", "anna", "--base", "unsloth/csm-1b"]) == 1, "the hub is not asked"
     output = capsys.readouterr().out
     assert "unsloth/csm-1b is licensed under apache-2.0" in output and "forbid impersonation" in output
     assert "apache-2.0: a voice made from it" in license.license_notice(str(TINY_CSM))
