@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PrinterCallback, TrainerCallback
 
 from tts_kit import device, pretrained
-from tts_kit.config import CONFIG_FILE, EPOCHS, RESUME_MAY_CHANGE, Config, save_config
+from tts_kit.config import CONFIG_FILE, EPOCHS, MAX_STEPS, MIN_STEPS, RESUME_MAY_CHANGE, Config, save_config
 from tts_kit.data import consent
 from tts_kit.data.manifest import MIN_MINUTES
 from tts_kit.device import DeviceConfig
@@ -104,8 +104,8 @@ def fill_defaults(config: Config, clips: Sequence[EncodedClip]) -> Config:
     builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), spec, config.prefix_space)
     lengths = [len(dataset.build_example(clip, builder)) for clip in clips if clip.split == "train"]
     config = config.replace(steps=dataset.default_steps(lengths, config))
-    print(f"{config.steps} steps: {EPOCHS} passes over {len(lengths)} training clips, within the limits (set --steps to "
-          "choose).")
+    print(f"{config.steps} steps: {EPOCHS} passes over {len(lengths)} training clips, but at least {MIN_STEPS} and at most "
+          f"{MAX_STEPS} steps (--steps sets others).")
     return config
 
 
