@@ -21,7 +21,7 @@ gallery: .venv/installed-dev
 	$(BIN)/python -m nbconvert --execute --to notebook --output-dir runs/gallery notebooks/0*.ipynb
 	$(BIN)/python -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True runs/gallery/0*.ipynb
 
-# two minutes of CPU time: style, the repository's rules, and the heart of model, loss, generation and statistics
+# about a minute of CPU time: style, the repository's rules, and the heart of model, loss, generation and statistics
 check: lint
 	$(BIN)/python -m pytest $(addprefix tests/test_,house.py config_and_run.py text.py model_loss.py model_lora.py \
 		training_dataset.py tokens_prompt.py generation_engine.py comparison_verdict.py evaluation_scoring.py) -m "not slow"
