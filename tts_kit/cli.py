@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser.commands.get(args.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.func is None:
         parser.print_help()
         return 2
@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that suggests commands and options of a similar name."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.commands: dict[str, Parser] = {}
 
     def error(self, message: str):
         """Exit with the message and what may have been meant."""
@@ -63,14 +67,14 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All commands with their options."""
     parser = Parser(
         prog="tts-kit", usage="tts-kit COMMAND [options]",
         description="Fine-tune a token-based TTS model on one voice, and measure whether it helped.",
         epilog="prepare, tokenize, train and compare are the stages of a run. `tts-kit COMMAND --help` lists the options.")
     parser.add_argument("--version", action="version", version=f"tts-kit {_version()}")
-    parser.set_defaults(func=None, parser=parser)
+    parser.set_defaults(func=None, command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, (func, description, epilog, options) in COMMANDS.items():
         positional = "".join(f" {option.settings.get('metavar') or option.names[0].upper()}" for option in options
@@ -78,8 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
         command_parser = commands.add_parser(name, prog=f"tts-kit {name}",
                                              usage=f"tts-kit {name}{positional} [options]", help=description,
                                              description=description, epilog=epilog)
-        command_parser.set_defaults(func=func, parser=command_parser)
+        command_parser.set_defaults(func=func, command=name)
         add_options(command_parser, options)
+        parser.commands[name] = command_parser
     return parser
 
 

@@ -67,7 +67,11 @@ def lock(folder: Path) -> Iterator[None]:
             if isinstance(error, BlockingIOError):
                 raise KitError(f"{folder} is in use by another process. Wait until it has ended, or choose another run "
                                "name.") from error
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows deletes no open file
+                path.unlink()
 
 
 def _link(path: str, copy: str) -> None:
