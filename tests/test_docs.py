@@ -75,7 +75,7 @@ PARSED = {  # command: the reason why it is only parsed
     "tts-kit train --run anna --report-to trackio": "test_training_trackers runs it with stand-ins",
     "tts-kit train --run anna --steps 400": "test_training_extend extends a training",
     "tts-kit train --run anna2 --from anna --rank 8": "test_training_extend shares a run's data and codes",
-    "make check": "it is part of what is running", "python -m tests.benchmarks.startup": "it starts 36 processes",
+    "make check": "it is part of what is running",
     "pip install trackio": INDEX,
     "modal run -m tts_kit.modal_app --run anna": "it needs an account; test_modal calls what it calls",
     "python -m sample_data.build": "it takes a day",
