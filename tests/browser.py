@@ -35,6 +35,7 @@ class Browser:
         self.process = subprocess.Popen(
             ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", binary, "--headless", "--no-sandbox",
              "--disable-gpu", "--mute-audio", "--no-first-run", "--remote-debugging-pipe",
+             "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",  # a microphone that hears beeps
              f"--user-data-dir={profile}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
         self.buffer, self.calls, self.events, self.session = b"", 0, [], {}

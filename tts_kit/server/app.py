@@ -252,7 +252,9 @@ def create_app(server: Server, api_keys: Sequence[str]) -> FastAPI:
         formats = [name for name in MIME_TYPES if name not in (PCM, "aac")]  # which not every browser plays
         content, policy = html.page(
             __file__, "Text to speech", ["app.js"], csp=("connect-src 'self'", "media-src blob:"),
-            max_characters=str(schemas.MAX_CHARACTERS), formats="".join(f"<option>{name}</option>" for name in formats))
+            max_characters=str(schemas.MAX_CHARACTERS), max_seconds=str(schemas.MAX_REFERENCE_SECONDS),
+            min_speed=str(schemas.MIN_SPEED), max_speed=str(schemas.MAX_SPEED),
+            formats="".join(f"<option>{name}</option>" for name in formats))
         return local_server.page_response(content, f"{policy}; frame-ancestors 'none'")
     return app
 
