@@ -44,6 +44,7 @@ RUN = {  # command: options added to make it fast
     'tts-kit speak "Hello." --run anna --retries 2': "",
     'tts-kit speak "Hello." --run anna --dtype float32': "",
     'tts-kit speak "Hello." --run anna --strength 1.5': "",
+    "tts-kit speak --script dialogue.txt --voice anna=runs/anna --voice ben=ben.wav --out dialogue.wav": "",
     "tts-kit compare --run anna": "--sentences 1 --seeds 1",
     "tts-kit compare --run anna --arms base finetuned finetuned:strength=1.5": "--sentences 1 --seeds 1",
     "tts-kit compare --run anna --arms base clone finetuned finetuned:strength=0.5 finetuned:checkpoint=40 "
@@ -131,6 +132,9 @@ def documents_folder(spread_toy, tmp_path_factory):
         for row in folder_rows:
             shutil.copy(SAMPLE_VOICE / row.split(",")[0], root / folder)
         (root / folder / "metadata.csv").write_text("\n".join([rows[0], *folder_rows]) + "\n", encoding="utf-8")
+    audio.write(root / "ben.wav", audio.read(root / "other_clips" / rows[22].split(",")[0], 24_000), 24_000)
+    (root / "ben.txt").write_text("These are its words.", encoding="utf-8")
+    (root / "dialogue.txt").write_text("[anna] Hello, Ben.\n[ben] Hi.\n", encoding="utf-8")
     run, cpu = Run("anna", root / "runs"), device.choose("cpu")
     settings = Config(base=spread_toy, rank=4, alpha=8, steps=40, warmup_steps=0, learning_rate=0.01, tokens_per_batch=300,
                       eval_steps=40, save_steps=40, sample_steps=0)
@@ -163,7 +167,7 @@ def test_a_command_runs(command, working_folder, spread_toy, capsys):
 def test_the_server_answers_the_documented_requests(working_folder):
     """Mistake: the server refuses a documented request: an unknown model, a removed field."""
     curl = shutil.which("curl") or pytest.skip("curl is not installed")
-    voices = load_voices(device.choose("cpu"), {"anna": working_folder / "runs/anna/adapter"})
+    voices = load_voices(device.choose("cpu"), {"anna": working_folder / "runs/anna/adapter", "base": "base"})
     server = app.Server(voices, port=0)
     server.start()
     try:

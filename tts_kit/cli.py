@@ -342,25 +342,24 @@ def _speak_script(args: argparse.Namespace) -> None:
     from tts_kit.data import consent
     from tts_kit.speech import dialogue
     from tts_kit.speech import speak as speech
-    from tts_kit.speech.voice import find_adapter, find_reference, parse_voices
+    from tts_kit.speech.voice import BASE, find_adapter, find_reference, parse_voices
 
     given = [name for name in ("stream", "adapter", "no_adapter", "reference", "reference_text") if getattr(args, name)]
     if given or args.strength != 1.0:
         raise KitError(f"--{(given or ['strength'])[0].replace('_', '-')} is not for a dialogue, whose voices are given by "
                        "--voice NAME=PATH.")
     speech.check_path(args.out, args.watermark)
-    if args.turns and Path(args.turns).exists() and not (Path(args.turns).is_dir() and not any(Path(args.turns).iterdir())):
+    if args.turns and (Path(args.turns).is_file() or any(Path(args.turns).glob("*"))):
         raise KitError(f"{args.turns} exists and is not an empty folder. Give --turns another one.")
     lines, run, sources = dialogue.read_script(args.script), Run(args.run), parse_voices(args.voice)
     if run.adapter.exists():
         sources = {run.name: run.adapter} | sources
     dialogue.check_speakers(lines, sources)
-    sources = {name: source for name, source in sources.items() if name in {line.speaker for line in lines}}
-    voices = _load_voices(args, sources)
+    sources = {line.speaker: sources[line.speaker] for line in lines}
     for source in sources.values():
-        if not find_reference(source) and (folder := find_adapter(source)):
+        if str(source) != BASE and not find_reference(source) and (folder := find_adapter(source)):
             consent.warn_if_missing(run, adapter=folder)
-    spoken = dialogue.dialogue(lines, voices, args.seed, args.retries, args.pause)
+    spoken = dialogue.dialogue(lines, _load_voices(args, sources), args.seed, args.retries, args.pause)
     spoken.save(args.out, args.watermark)
     if args.turns:
         spoken.save_turns(args.turns, args.watermark)

@@ -133,11 +133,12 @@ def train(args: argparse.Namespace) -> None:
 def serve():
     """Serve every voice on the volume, as `tts-kit serve` does; TTS_KIT_KEY is the API key."""
     from tts_kit.server import app as speech_server
-    from tts_kit.speech.voice import load_voices
+    from tts_kit.speech.voice import BASE, load_voices
 
     voices = {path.parent.name: path for path in sorted(Path("runs").glob("*/adapter"))}
     if not voices:
         raise KitError("the volume holds no trained voice. Make one: modal run -m tts_kit.modal_app --run NAME --source ...")
+    voices.setdefault(BASE, BASE)
     server = speech_server.Server(load_voices(_choose_device(), voices), "0.0.0.0", PORT,
                                   speech_server.read_api_keys([]))
     server.start()

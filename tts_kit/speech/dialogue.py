@@ -19,7 +19,6 @@ from tts_kit.text import normalize
 from tts_kit.tokens.prompt import Turn
 
 PAUSE_SECONDS = 0.4  # between two turns
-MAX_SCRIPT_BYTES = 1_000_000
 LINE = re.compile(r"\[\s*([^\[\]]*?)\s*\]\s*(.*)")
 
 
@@ -138,15 +137,11 @@ def check_speakers(lines: Sequence[Line], names: Collection[str]) -> None:
 def read_script(path: str | Path) -> list[Line]:
     """Read a script, UTF-8 text with a line `[speaker] text` for every turn; empty lines are skipped."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_SCRIPT_BYTES + 1)
-        text = content.decode("utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise KitError(f"the script {path} cannot be read: {error.strerror}. Give a text file.") from error
     except UnicodeDecodeError as error:
         raise KitError(f"the script {path} is not UTF-8 text (byte {error.start + 1}). Save it as UTF-8.") from error
-    if len(content) > MAX_SCRIPT_BYTES:
-        raise KitError(f"the script {path} is larger than {MAX_SCRIPT_BYTES} bytes. Split it.")
     return parse_script(text, str(path))
 
 
