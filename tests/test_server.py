@@ -117,6 +117,13 @@ def clip(seconds: float, loudness: float = 0.3) -> str:
     return base64.b64encode(audio.encode(samples, 24_000, "flac")).decode()
 
 
+def many_channels() -> str:
+    """Return a WAV of 200 channels in base64."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full((2400, 200), 0.3, np.float32), 24_000, format="WAV")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def same_audio(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and bool(np.abs(one.clip(-1, 1) - other.clip(-1, 1)).max(initial=0) < 2e-3)
 
@@ -517,6 +524,7 @@ def test_idle_connections_do_not_block_others(toys):
     ({"reference_audio": "AAAA", "reference_text": "x"}, 400, "reference_audio", "cannot be read as audio"),
     ({"reference_audio": "data:,", "reference_text": "x"}, 400, "reference_audio", "not base64"),
     ({"reference_audio": clip(25), "reference_text": "x"}, 400, "reference_audio", "lasts 25.0 s; the limit is 20 s"),
+    ({"reference_audio": many_channels(), "reference_text": "x"}, 400, "reference_audio", "200 channels of 24000 Hz"),
     ({"reference_audio": clip(1, 0), "reference_text": "x"}, 400, "reference_audio", "silent"),
     ({"reference_audio": clip(1), "reference_text": "..."}, 400, "input", "no letter"),
     (b"{", 400, None, "JSON"), (b"[]", 400, None, "object"), (b"", 400, None, "JSON"), (b"[" * 60_000, 400, None, "JSON"),

@@ -83,6 +83,9 @@ class Clip(pydantic.BaseModel):
         try:
             encoded = self.reference_audio or ""
             content = base64.b64decode(encoded.partition("base64,")[2] or encoded, validate=True)
+            rate, channels, _ = audio.probe(content, "reference_audio")
+            if rate > 192_000 or channels > 2:  # blocks of such a file could fill the memory
+                raise KitError(f"reference_audio has {channels} channels of {rate} Hz; send at most 2 of 192000 Hz.")
             audio.read(content, audio.MIN_SAMPLE_RATE, MAX_REFERENCE_SECONDS, "reference_audio")
         except ValueError as error:
             raise APIError(400, "reference_audio is not base64.", "invalid_reference", "reference_audio") from error
