@@ -145,7 +145,7 @@ function waveFile(decoded) {
   const waves = Array.from({ length: channels }, (_, channel) => decoded.getChannelData(channel));
   for (let index = 0; index < decoded.length; index++) {
     const sample = waves.reduce((sum, wave) => sum + wave[index], 0) / channels;
-    view.setInt16(44 + 2 * index, Math.max(-1, Math.min(1, sample)) * 32767, true);
+    view.setInt16(44 + 2 * index, Math.max(-32768, Math.min(32767, Math.round(sample * 32768))), true);
   }
   return new Blob([view], { type: "audio/wav" });
 }
