@@ -212,6 +212,20 @@ def test_known_preferences_are_detected(tmp_path, test_type, better, first, seco
 
 
 @pytest.mark.parametrize("test_type", list(TEST_TYPES))
+def test_no_tie_has_an_interval_that_excludes_it(tmp_path, test_type):
+    """Mistake: "no significant difference" above an interval that excludes it, because only the p-value is corrected."""
+    key = make_key(tmp_path, (test_type,))
+    null, close = 0.5 if test_type == "ab" else 0.0, 0
+    for seed in range(12):
+        listeners = attentive(6, 0.72, seed)
+        for result in listening_test.analyze(write_responses(tmp_path, key, listeners), tmp_path)["comparisons"]:
+            excludes = result["low"] > null or result["high"] < null
+            assert not excludes or result["outcome"] != "no difference", result
+            close += not excludes and result["p_value"] < 0.05
+    assert close, "no case in which the correction matters"
+
+
+@pytest.mark.parametrize("test_type", list(TEST_TYPES))
 def test_random_answers_show_no_difference(tmp_path, test_type):
     """Mistake: a difference that is only chance."""
     key = make_key(tmp_path, (test_type,))

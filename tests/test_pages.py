@@ -58,7 +58,8 @@ def pages(tmp_path_factory):
     server.close()
 
 
-READY = {"review": "document.querySelectorAll('#list li').length", "listening test": "document.getElementById('begin')"}
+READY = {"review": "document.querySelectorAll('#list li').length > 0",
+         "listening test": "!document.getElementById('welcome').hidden"}
 
 
 @pytest.mark.parametrize("name", ["comparison", "listening test", "report", "review"])
@@ -92,7 +93,7 @@ def test_every_column_is_explained(chromium, pages):
     titles = chromium.run("[...document.querySelectorAll('.figures th[scope=col]')].slice(1).map(e => e.title)")
     assert len(titles) == 11 and all(titles)
     assert chromium.run("[...document.querySelectorAll('.values dt:not(.warning)')].every(e => e.title)")
-    assert chromium.run("[...document.querySelectorAll('tbody td')].every(e => e.querySelector('q')?.textContent)")
+    assert chromium.run("[...document.querySelectorAll('#grid tbody td')].every(e => e.querySelector('q')?.textContent)")
 
 
 def test_plots_follow_the_dark_scheme(chromium, pages):

@@ -158,8 +158,17 @@ def analyze(paths: Sequence[Path], folder: Path) -> dict:
             smos_of_arms = {arm: estimate(smos(counted, key, arm), 0.0, ROUNDING_VARIANCE)
                             for arm in (*dict.fromkeys(arm for pair in key["pairs"] for arm in pair), *ANCHORS)}
     for comparison, p_holm in zip(comparisons, stats.holm([comparison["p_value"] for comparison in comparisons])):
-        above = comparison["value"] > (0.5 if comparison["type"] == "ab" else 0.0)
+        null = 0.5 if comparison["type"] == "ab" else 0.0
+        above = comparison["value"] > null
         comparison |= {"p_holm": p_holm, "outcome": TIE if p_holm >= ALPHA else WINS if above else LOSES}
+        if comparison["low"] is not None and p_holm:  # the interval is as strict as the corrected p-value
+            error, degrees = comparison["standard_error"], comparison["degrees"]
+            level = ALPHA * float(2 * stdtr(degrees, -abs(comparison["value"] - null) / error)) / p_holm
+            half_width = float(stdtrit(degrees, 1 - level / 2) * error)
+            low, high = comparison["value"] - half_width, comparison["value"] + half_width
+            if comparison["type"] == "ab":  # a share
+                low, high = max(low, 0.0), min(high, 1.0)
+            comparison |= {"low": min(comparison["low"], low), "high": max(comparison["high"], high)}
     return {"test": key["test"], "listeners": len(counted), "answers": sum(len(response.answers) for response in counted),
             "headphones": sum(response.listener.get("headphones") == "yes" for response in counted),
             "comparisons": comparisons, "smos": smos_of_arms,
@@ -185,7 +194,8 @@ def estimate(values: np.ndarray, null: float, min_variance: float = 0.0) -> dict
                         1e-12))
     degrees = min(values.shape) - 1
     half_width = float(stdtrit(degrees, (1 + stats.CONFIDENCE) / 2) * error)
-    return {"value": mean, "low": mean - half_width, "high": mean + half_width,
+    return {"value": mean, "low": mean - half_width, "high": mean + half_width, "standard_error": float(error),
+            "degrees": degrees,
             "p_value": float(2 * stdtr(degrees, -abs(mean - null) / error))}
 
 
@@ -213,7 +223,7 @@ def describe(results: dict) -> list[str]:
     for test_type in dict.fromkeys(comparison["type"] for comparison in results["comparisons"]):
         lines.append(f"{test_type.upper()}: {TEST_TYPES[test_type].question} {TEST_TYPES[test_type].note}")
         if test_type == "smos":
-            means = [f"{ANCHORS.get(arm, arm)} {score['value']:.1f}{_interval(score, '{:.1f}')}"
+            means = [f"{ANCHORS.get(arm, arm)} {score['value']:.1f}{_interval(score, '{:.1f}', '95 % CI')}"
                      for arm, score in results["smos"].items()]
             lines.append(f"SMOS (1 to 5): {'; '.join(means)}.")
         lines += [_sentence(comparison) for comparison in results["comparisons"] if comparison["type"] == test_type]
@@ -240,5 +250,5 @@ def _sentence(comparison: dict) -> str:
     return f"{sentence[0].upper()}{sentence[1:]} ({'; '.join(parts)})."
 
 
-def _interval(result: dict, form: str) -> str:
-    return "" if result["low"] is None else f", 95 % CI [{form.format(result['low'])}, {form.format(result['high'])}]"
+def _interval(result: dict, form: str, name: str = "CI") -> str:
+    return "" if result["low"] is None else f", {name} [{form.format(result['low'])}, {form.format(result['high'])}]"
