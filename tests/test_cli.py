@@ -1,6 +1,7 @@
 """The command line as a newcomer meets it: missing packages, another Python, a full disk, mistyped names, next commands."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,6 +36,8 @@ COMMANDS = [["--help"], ["doctor", "--base", str(TINY_CSM)], ["doctor", "--plan"
 """With arguments that end a command before it does work that takes time."""
 USED_LATE = {"pyloudnorm": ["prepare", "example:emma", "--run", "new"], "soxr": ["prepare", "example:emma", "--run", "new"]}
 """Packages that are imported where they are used: package -> a command that uses it."""
+CENTRAL = {"torch", "transformers", "peft", "safetensors", "soundfile", "psutil", "resemble-perth", *USED_LATE}
+"""Packages that the fast tests hide; the others are imported by these, or in the same way."""
 HIDE = """
 import contextlib, importlib.metadata, io, json, os, sys
 package, module, commands = json.loads(sys.argv[1])
@@ -70,24 +74,24 @@ def run_kit(*arguments: str, cwd: Path, python: str = sys.executable, **environm
                           env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, timeout=1500)
 
 
-@pytest.fixture(scope="module")
-def hidden(tmp_path_factory) -> dict[str, list]:
-    """What every command says where one package of requirements.txt is missing: package -> [command, status, out, err]."""
-    answers = {}
-    for package in REQUIREMENTS:
-        commands = [*COMMANDS, *filter(None, [USED_LATE.get(package)])]
-        arguments = json.dumps([package, MODULES.get(package, package.replace("-", "_")), commands])
-        result = process.run(["-c", HIDE, arguments], cwd=tmp_path_factory.mktemp("work"))
-        answers[package] = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[[")]
-        assert len(answers[package]) == len(commands), result.stderr
+@functools.cache
+def answers_without(package: str) -> list:
+    """Return what every command says where a package of requirements.txt is missing: [command, status, out, err]."""
+    commands = [*COMMANDS, *filter(None, [USED_LATE.get(package)])]
+    arguments = json.dumps([package, MODULES.get(package, package.replace("-", "_")), commands])
+    with tempfile.TemporaryDirectory() as folder:
+        result = process.run(["-c", HIDE, arguments], cwd=folder)
+    answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[[")]
+    assert len(answers) == len(commands), result.stderr
     return answers
 
 
-@pytest.mark.parametrize("package", REQUIREMENTS)
-def test_a_missing_package_is_named_in_one_sentence(hidden, package):
+@pytest.mark.parametrize("package", [
+    pytest.param(package, marks=[] if package in CENTRAL else pytest.mark.slow) for package in REQUIREMENTS])
+def test_a_missing_package_is_named_in_one_sentence(package):
     """Mistake: a package of requirements.txt that is not installed ends a command, --help or doctor in a traceback."""
     module = MODULES.get(package, package.replace("-", "_"))
-    for command, status, output, problem in hidden[package]:
+    for command, status, output, problem in answers_without(package):
         assert "Traceback" not in problem, (command, problem)
         if "is not installed in" in problem:
             assert status == 1 and f"{module} is not installed in {sys.executable}" in problem, (command, problem)
@@ -104,10 +108,10 @@ def test_every_command_is_driven_without_packages():
     assert {command[0] for command in COMMANDS} == {"--help", *cli.COMMANDS} - {"demo"}  # demo is the stages
 
 
-def test_core_packages_are_named_by_the_commands_that_need_them(hidden):
+def test_core_packages_are_named_by_the_commands_that_need_them():
     """Mistake: packages are hidden in name only, and every command finds them."""
-    named = {package: {command[0] for command, _, _, problem in answers if "is not installed in" in problem}
-             for package, answers in hidden.items()}
+    named = {package: {command[0] for command, _, _, problem in answers_without(package) if "is not installed in" in problem}
+             for package in CENTRAL}
     assert {"speak", "train", "compare", "serve"} <= named["peft"] and {"train", "tokenize", "speak"} <= named["torch"]
     assert all("prepare" in named[package] for package in ("soundfile", *USED_LATE)) and "report" in named["soundfile"]
 
