@@ -29,7 +29,7 @@ from tts_kit import audio, device, watermark
 from tts_kit.config import Config
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
-from tts_kit.generation.engine import InferenceEngine
+from tts_kit.generation.engine import Generation, InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
 from tts_kit.server import app
@@ -342,8 +342,10 @@ def test_a_voice_can_be_a_clip(spread_toy, tmp_path):
         assert same_audio(decode(post(server, request)[1]), other)
 
 
-def test_a_dialogue_equals_the_kits_own(toys, voices):
+def test_a_dialogue_equals_the_kits_own(toys, voices, monkeypatch):
     """Mistake: turns in another voice or order, or without the ones before; other requests wait for its end."""
+    # untrained weights never end by themselves, and what failed is no context
+    monkeypatch.setattr(Generation, "is_complete", property(lambda self: True))
     lines = [("anna", "Hello, Ben."), ("ben", "Hi."), ("plain", "And me?")]
     turns = [{"voice": "alloy" if name == "plain" else name, "input": text} for name, text in lines]
     expected = dialogue.dialogue(lines, voices, seed=2).samples
