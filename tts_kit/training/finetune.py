@@ -201,10 +201,9 @@ def dry_run(config: Config, run: Run, device_config: DeviceConfig) -> dict:
     micro_batches = dataset.MicroBatchDataset(clips, prompt_builder, config)
     counts = lora.count_parameters(lora.add_lora(model, config.rank, config.alpha, config.lora_targets))
     return {"trainable": sum(count["trainable"] for count in counts.values()),
-            "modules": {part: count["modules"] for part, count in counts.items()},
             "clips": len(clips), "steps": config.steps, "epochs": round(micro_batches.epochs, 1),
             "device": device_config.device, "dtype": str(device_config.dtype).removeprefix("torch."),
-            "backend": load.choose_backend(config.backend, device_config)[0]}
+            "backend": load.choose_backend(config.backend, device_config)[0], "parts": counts}
 
 
 def _inputs(config: Config, run: Run) -> dict:
