@@ -1,4 +1,4 @@
-"""Lessons of the notebooks: figures, players and tables of codec, sequence, LoRA, losses and verdict, measured on the run."""
+"""Lessons of the notebooks: codebooks, sequence, LoRA, losses and verdict of a run, as figures, players and tables."""
 
 import io
 import tempfile
@@ -87,10 +87,11 @@ def slider(waves: Sequence[np.ndarray], rate: int, labels: Sequence[str], title:
     sources = [pages.data_uri(*audio.encode_lossy(wave, rate)) for wave in waves]
     labels = [pages.escape(label) for label in labels]
     options = "".join(f'<option label="{label}" data-src="{source}"></option>' for label, source in zip(labels, sources))
-    return HTML(f'<figure style="margin:0.5em 0"><label>{pages.escape(title)} <input type="range" min="1" max="{len(waves)}" '
-                f'value="{len(waves)}" step="1" aria-valuetext="{labels[-1]}" oninput="{pages.escape(SWITCH)}"></label> '
-                f'<output>{labels[-1]}</output><br><audio controls src="{sources[-1]}"></audio>'
-                f"<datalist>{options}</datalist></figure>")
+    return HTML(
+        f'<figure style="margin:0.5em 0"><label>{pages.escape(title)} <input type="range" min="1" max="{len(waves)}" step="1" '
+        f'value="{len(waves)}" aria-valuetext="{labels[-1]}" oninput="{pages.escape(SWITCH)}"></label> '
+        f'<output>{labels[-1]}</output><br><audio controls src="{sources[-1]}"></audio>'
+        f"<datalist>{options}</datalist></figure>")
 
 
 def swap(first: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -140,6 +141,7 @@ def plot_sequence(example: Example, tokenizer: PreTrainedTokenizerBase):
     figure, (inputs, targets) = _figure(11, 4.6, 2)
     for axis, grid, top in ((inputs, codes, -2.5), (targets, labels, -0.5)):
         axis.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0, vmax=codes.max())
+        axis.set_yticks(range(0, len(grid), max(1, len(grid) // 8)))
         axis.set(ylim=(len(grid) - 0.5, top), xlim=(-0.5, len(example) - 0.5), ylabel="codebook")
     inputs.bar(text, 2, 0.9, -2.5, color=ACCENT)
     inputs.set_title("input: text tokens (red), then frames of codes, the last one the EOS frame of zeros")
@@ -172,7 +174,7 @@ def plot_perplexity(log: Path, codebook_size: int):
                                ("eval_depth_loss", "the others (depth decoder)", ACCENT)):
         course.plot([row["step"] for row in rows], np.exp([row[name] for row in rows]), marker="o", color=color, label=label)
     course.axhline(codebook_size, color="0.6", linestyle=":", label=f"guessing among {codebook_size} codes")
-    course.set(xlabel="step", ylabel="perplexity", yscale="log")
+    course.set(xlabel="step", ylabel="perplexity", yscale="log", ylim=(1, 3 * codebook_size))
     course.xaxis.get_major_locator().set_params(integer=True)
     for row, label, color in ((rows[0], f"step {rows[0]['step']}", "0.6"), (rows[-1], f"step {rows[-1]['step']}", ACCENT)):
         codebooks.plot(row["eval_loss_by_codebook"], marker="o", color=color, label=label)
