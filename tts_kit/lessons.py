@@ -88,8 +88,8 @@ def slider(waves: Sequence[np.ndarray], rate: int, labels: Sequence[str], title:
     labels = [pages.escape(label) for label in labels]
     options = "".join(f'<option label="{label}" data-src="{source}"></option>' for label, source in zip(labels, sources))
     return HTML(
-        f'<figure style="margin:0.5em 0"><label>{pages.escape(title)} <input type="range" min="1" max="{len(waves)}" step="1" '
-        f'value="{len(waves)}" aria-valuetext="{labels[-1]}" oninput="{pages.escape(SWITCH)}"></label> '
+        f'<figure style="margin:0.5em 0"><label>{pages.escape(title)} <input type="range" min="1" step="1" '
+        f'max="{len(waves)}" value="{len(waves)}" aria-valuetext="{labels[-1]}" oninput="{pages.escape(SWITCH)}"></label> '
         f'<output>{labels[-1]}</output><br><audio controls src="{sources[-1]}"></audio>'
         f"<datalist>{options}</datalist></figure>")
 
