@@ -161,7 +161,7 @@ def lora_table(parts: Mapping[str, Mapping[str, int]]) -> str:
     total = {name: sum(part[name] for part in parts.values()) for name in ("modules", "parameters", "trainable")}
     return scoring.print_table([["part", "matrices", "parameters", "LoRA adds", "share"]] + [
         [name, str(part["modules"]), f"{part['parameters']:,}", f"{part['trainable']:,}",
-         f"{part['trainable'] / part['parameters']:.2%}"] for name, part in [*parts.items(), ("together", total)]])
+         f"{part['trainable'] / max(1, part['parameters']):.2%}"] for name, part in [*parts.items(), ("together", total)]])
 
 
 def plot_perplexity(log: Path, codebook_size: int):
