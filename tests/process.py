@@ -73,6 +73,7 @@ def _execute(command: list[str], cwd: str, env: dict[str, str], outputs: list) -
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would this
     torch.set_num_threads(1)
     sys.path.insert(0, "")
     option, *rest = command
