@@ -270,7 +270,8 @@ def test_the_evaluation_of_another_config_is_removed(spread_config, tmp_path, ge
 @installed
 def test_patience_stops_the_training_early(spread_config, tmp_path, generated, capsys, monkeypatch):
     """Mistake: the training goes on to its end, or the step at which it stopped is kept."""
-    similarities = iter([0.3] * len(SHORT) + [8.0] * len(SHORT) + [0.6] * 99)
+    calls = 2 * len(SHORT)  # one for each speaker model
+    similarities = iter([0.3] * calls + [8.0] * calls + [0.6] * 99)
     monkeypatch.setattr(scoring, "similarity", lambda *args: next(similarities))
     run = twelve_clips("one", tmp_path)
     finetune.finetune(spread_config.replace(steps=20, early_stopping_patience=2), run, CPU)
