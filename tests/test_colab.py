@@ -301,7 +301,7 @@ def test_runs_on_drive_are_resumed(colab_site, tmp_path):
                 print(error)""", tmp_path)
     lines = process.stdout.splitlines()
     run_folder = "drive/MyDrive/tts_kit/runs/emma"
-    assert lines[:3] == ["runs False", f"{run_folder} 200", f"{run_folder} 7"], process.stderr
+    assert lines[:3] == ["runs False", f"{run_folder} 0", f"{run_folder} 7"], process.stderr
     assert len(lines) == 5 and all("(credential propagation)" in line and "DRIVE to False" in line for line in lines[3:])
 
 
