@@ -13,7 +13,7 @@ import numpy as np
 
 from tts_kit import device
 from tts_kit.io import write_json
-from tts_kit.run import Run
+from tts_kit.run import SAMPLE_DATA, Run
 
 RUN = "benchmark-demo"
 RESULTS = Path(__file__).parent / "results" / "demo.json"
@@ -29,8 +29,9 @@ def main() -> None:
     ended = time.time()
     timestamps = [start, *(path.stat().st_mtime for path in (run.data, run.codes / "index.jsonl", run.adapter)), ended]
     stages = dict(zip(("data", "tokenize", "train", "compare"), np.diff(timestamps).round().astype(int).tolist()))
+    printed = output.replace(f"{SAMPLE_DATA.parent}/", "").splitlines()
     result = {"what": "make demo, after installing", "seconds": round(ended - start),
-             "stages": stages, "printed": [line for line in output.splitlines() if "file://" not in line],
+             "stages": stages, "printed": [line for line in printed if "file://" not in line],
              "machine": device.machine(), "versions": device.versions(), "command": "python -m tests.benchmarks.demo"}
     write_json(RESULTS, result)
     print(json.dumps(result))
