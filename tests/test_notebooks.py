@@ -34,7 +34,7 @@ def python_source(cell) -> str:
 
 def test_there_are_exactly_these_notebooks():
     """Mistake: another file next to the four notebooks."""
-    assert sorted(path.stem for path in FOLDER.iterdir() if not path.name.startswith(".")) == NAMES
+    assert sorted(path.stem for path in FOLDER.iterdir() if path.is_file() and not path.name.startswith(".")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
