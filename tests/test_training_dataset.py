@@ -90,6 +90,22 @@ def test_context_is_of_the_same_speaker(base, config):
     assert {clips[clip].id for clip, context in items if context is None} == {"lonely"}
 
 
+def test_dropped_texts_change_nothing_else(base, config):
+    """Mistake: the share without text is another, resuming draws it anew, or clips and frames of the steps change with it."""
+    on, off = (steps(base, config, steps=40, tokens_per_batch=300, condition_dropout=share) for share in (0.25, 0.0))
+    assert on.plan == off.plan and off.examples_without_text == []
+    dropped, total = 0, 0
+    for index in range(len(on)):
+        one, again, other = on[index], on[index], off[index]
+        assert torch.equal(one["input_ids"], again["input_ids"])
+        assert one["clip_ids"] == other["clip_ids"] and torch.equal(one["targets"], other["targets"])
+        assert torch.equal(one["depth_frame_index"], other["depth_frame_index"])
+        dropped += other["input_ids"].shape[1] - one["input_ids"].shape[1]
+        text_ids = {clip.id: len(base.prompt_builder.text_ids(clip.text, clip.source)) for clip in CLIPS}
+        total += sum(text_ids[name] - len(base.prompt_builder.text_ids("", CLIPS[0].source)) for name in one["clip_ids"])
+    assert 0.15 < dropped / total < 0.35
+
+
 def test_a_clip_longer_than_the_budget_is_a_batch_of_its_own(base, config):
     """Mistake: an endless loop or an empty batch when one clip is larger than the budget."""
     plan = MicroBatchDataset([*CLIPS[:3], make_clip("long", 200)], base.prompt_builder, config.replace(steps=8))

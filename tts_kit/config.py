@@ -13,6 +13,7 @@ from tts_kit.run import Run
 CONFIG_FILE = "config.json"
 LORA_TARGETS = ("both", "backbone", "depth")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
+MAX_GUIDANCE = 5.0
 CHECKPOINT_DEFAULT = -1.0  # value of a sampling field that is left to the checkpoint's generation config
 EPOCHS, MIN_STEPS, MAX_STEPS = 7, 100, 2000
 """Passes over the training clips that the default number of steps makes, and its limits."""
@@ -57,6 +58,9 @@ class Config:
                                           "each step (compute amortization)", above=0, maximum=1)
     context_probability: float = setting("training", 0.0, "probability that another clip of the speaker precedes a training "
                                          "clip, as context without loss", minimum=0, maximum=1)
+    condition_dropout: float = setting("training", 0.0, "probability that a clip is trained without its text, which "
+                                       "guidance needs; without context are all but context_probability", minimum=0,
+                                       below=1)
 
     tokens_per_batch: int = setting("memory and speed", 1400, "positions (text and frames) in a micro-batch; 1400 is about "
                                     "eight clips of 10 s", above=0)
@@ -90,6 +94,12 @@ class Config:
     temperature: float = setting("sampling", CHECKPOINT_DEFAULT, "of codebook 0; 0: greedy, -1: the checkpoint's", minimum=0)
     depth_temperature: float = setting("sampling", CHECKPOINT_DEFAULT, "of the other codebooks; 0: greedy, -1: the "
                                        "checkpoint's", minimum=0)
+    guidance: float = setting("sampling", CHECKPOINT_DEFAULT, "scale of classifier-free guidance by the text, up to "
+                              f"{MAX_GUIDANCE:g}; 1: none, -1: the voice's", minimum=0, maximum=MAX_GUIDANCE)
+    reference_guidance: float = setting("sampling", CHECKPOINT_DEFAULT, "the same by the reference clip", minimum=0,
+                                        maximum=MAX_GUIDANCE)
+    depth_guidance: float = setting("sampling", CHECKPOINT_DEFAULT, "share of the guidance that codebooks other than 0 get, "
+                                    "0 to 1", minimum=0, maximum=1)
     top_k: int = setting("sampling", int(CHECKPOINT_DEFAULT), "candidates kept in sampling; -1: the checkpoint's", minimum=1)
 
     def __post_init__(self):

@@ -129,6 +129,8 @@ def _scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path],
               "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
               "depth_temperature": sampling.depth_temperature, "top_k": sampling.top_k,
               "sentences": [sentence.text for sentence in plan.sentences]}
+    if sampling.guidance_scales:
+        inputs |= {"guidance": [*sampling.guidance_scales, sampling.depth_guidance]}
     with lock(plan.folder):
         synthesis.check_inputs(plan.folder, inputs)
         if settings:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,7 @@ def references(arm: Arm, utterances: Sequence[Utterance]) -> tuple[Reference, ..
 def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
     """Give the voice with the settings of an arm, and undo them at the end of the block."""
     settings = dict(arm.settings)
-    changes = {name: settings[name] for name in ("temperature", "depth_temperature") if name in settings}
+    changes = {field.name: settings[field.name] for field in fields(voice.sampling) if field.name in settings}
     try:
         if "checkpoint" in settings:
             voice.load_weights(_checkpoint(run, int(settings["checkpoint"])))

@@ -1,10 +1,12 @@
 """The inference engine: prompts in, codes out; equal to transformers' `generate` when greedy.
 
 A frame is one backbone step that gives codebook 0, and a loop of the depth decoder for the others. No frame makes the host
-wait for the device; on a GPU a frame is one CUDA graph, unless that fails or TTS_KIT_GRAPHS is 0."""
+wait for the device; on a GPU a frame is one CUDA graph, unless that fails or TTS_KIT_GRAPHS is 0. With guidance the rows of
+unconditional prompts are part of the same batch, and get the same codes."""
 
 import contextlib
 import gc
+import itertools
 import os
 import threading
 import warnings
@@ -19,6 +21,7 @@ from transformers import CsmForConditionalGeneration
 
 from tts_kit.errors import KitError, reason
 from tts_kit.generation.fused_decoder import FusedDecoder
+from tts_kit.generation.guidance import guide
 from tts_kit.generation.sampling import Sampling, draw_gumbel_noise, sample_token
 from tts_kit.model.embed import embed_inputs
 from tts_kit.pretrained import ModelSpec
@@ -53,13 +56,15 @@ class Generation:
 
 @dataclass
 class DecodeState:
-    """All tensors that change from frame to frame, at fixed addresses, so that a captured graph can be replayed on them."""
+    """All tensors that change from frame to frame, at fixed addresses, so that a captured graph can be replayed on them.
+
+    Its rows are those of B prompts, and with guidance as many again of each kind of unconditional prompts."""
     sampling: Sampling
     kv_cache: list[torch.Tensor]
     depth_kv_cache: list[torch.Tensor]
     rope_freqs: torch.Tensor  # of every position of the cache
-    attention_mask: torch.Tensor  # (B, 1, 1, length), added to the attention scores
-    position_ids: torch.Tensor  # (B, 1) position of the newest frame, not counting padding
+    attention_mask: torch.Tensor  # (rows, 1, 1, length), added to the attention scores
+    position_ids: torch.Tensor  # (rows, 1) position of the newest frame, not counting padding
     cache_position: torch.Tensor  # (1,) where in the cache the newest frame stands
     codes: torch.Tensor  # (B, codebooks) the newest frame
     noise: torch.Tensor  # (B, codebooks, top_k) for sampling that frame
@@ -148,13 +153,16 @@ class InferenceEngine:
                max_frames: int | None = None) -> Iterator[torch.Tensor]:
         """Yield frames (B, codebooks) on the CPU, EOS frames included, until closed or `max_frames` are generated."""
         self._copy_weights()
-        inputs, is_real = left_pad_prompts(self.model, prompts)
+        batch, kinds = len(prompts), len(sampling.guidance_scales)
+        rows = [prompts, *zip(*(prompt.unconditional for prompt in prompts))]
+        if len(rows) != 1 + kinds:
+            raise ValueError(f"prompts have {len(rows) - 1} unconditional ones, and the sampling {kinds} guidance scales")
+        inputs, is_real = left_pad_prompts(self.model, [*itertools.chain(*rows)])
         max_frames = max_frames or self.spec.max_positions - inputs.shape[1]
-        with self._acquire_state(len(prompts), inputs.shape[1] + max_frames, sampling) as state:
-            batch = len(prompts)
+        with self._acquire_state(batch, inputs.shape[1] + max_frames, sampling) as state:
             if len(state.codes) > batch:
-                rows = torch.arange(len(state.codes)) % batch
-                inputs, is_real = inputs[rows], is_real[rows]
+                filled = (torch.arange(1 + kinds)[:, None] * batch + torch.arange(len(state.codes)) % batch).flatten()
+                inputs, is_real = inputs[filled], is_real[filled]
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
             pending, pipeline_depth = deque(), PIPELINE_DEPTH if self.device.type == "cuda" else 0
             # (1) prefill
@@ -178,7 +186,7 @@ class InferenceEngine:
                 yield frame.wait()
 
     def prefill(self, state: DecodeState, inputs: torch.Tensor, is_real: torch.Tensor) -> torch.Tensor:
-        """Fill the cache with prompts (B, T, H), padded where `is_real` (B, T) is false; returns the last state (B, H)."""
+        """Fill the cache with rows (rows, T, H), padded where `is_real` is false; returns their last states (rows, H)."""
         length, device = inputs.shape[1], inputs.device
         position_ids = (is_real.cumsum(1) - 1).clamp(min=0)
         is_padded = not bool(is_real.all())  # on the CPU
@@ -202,22 +210,26 @@ class InferenceEngine:
         state.position_ids += 1
         state.attention_mask.index_fill_(3, state.cache_position, 0)
         mask = state.attention_mask[..., :state.kv_len] if state.is_padded else None
-        hidden = self.backbone(self.embed_frame(state.codes[:, None]), state.rope_freqs[state.position_ids], state.kv_cache,
-                               state.cache_position, state.kv_len, mask)
+        frame = self.embed_frame(state.codes[:, None]).repeat(1 + len(state.sampling.guidance_scales), 1, 1)
+        hidden = self.backbone(frame, state.rope_freqs[state.position_ids], state.kv_cache, state.cache_position,
+                               state.kv_len, mask)
         self.sample_into_codes(state, hidden[:, -1])
 
     def sample_into_codes(self, state: DecodeState, hidden: torch.Tensor) -> None:
-        """Sample a frame from the backbone's state (B, H): codebook 0, and the others by the depth decoder."""
+        """Sample a frame from the backbone's states (rows, H): codebook 0, and the others by the depth decoder."""
         sampling, codebook_size = state.sampling, self.spec.codebook_size  # ids beyond are no codes, and never sampled
+        depth_scales = sampling.depth_guidance_scales
         logits = self.model.lm_head(hidden.to(self.backbone.dtype))[:, :codebook_size]
-        codes = [sample_token(logits, sampling.temperature, state.noise[:, 0])]
-        inputs, cache_position = torch.stack([hidden, self.embed_code(codes[0])], dim=1), slice(0, 2)
+        codes = [sample_token(guide(logits, sampling.guidance_scales), sampling.temperature, state.noise[:, 0])]
+        depth_rows = 1 + len(depth_scales)
+        hidden = hidden[:len(state.codes) * depth_rows]
+        inputs, cache_position = torch.stack([hidden, self.embed_code(codes[0]).repeat(depth_rows, 1)], dim=1), slice(0, 2)
         for codebook, rope_freqs in enumerate(self.depth_rope_freqs, 1):
             out = self.depth(self.project_inputs(inputs), rope_freqs, state.depth_kv_cache, cache_position,
                              kv_len=codebook + 1)[:, -1]
             logits = (out.to(self.depth.dtype) @ self.depth_heads[codebook - 1])[:, :codebook_size]
-            codes.append(sample_token(logits, sampling.depth_temperature, state.noise[:, codebook]))
-            inputs = self.embed_code(codes[-1] + codebook * self.depth_vocab_size)[:, None]
+            codes.append(sample_token(guide(logits, depth_scales), sampling.depth_temperature, state.noise[:, codebook]))
+            inputs = self.embed_code(codes[-1] + codebook * self.depth_vocab_size).repeat(depth_rows, 1)[:, None]
             cache_position = slice(codebook + 1, codebook + 2)
         state.codes.copy_(torch.stack(codes, dim=1))
 
@@ -278,11 +290,12 @@ class InferenceEngine:
 
     def _new_state(self, batch: int, length: int, sampling: Sampling) -> DecodeState:
         device, codebooks = self.device, self.spec.num_codebooks
+        rows, depth_rows = (batch * (1 + len(scales)) for scales in (sampling.guidance_scales, sampling.depth_guidance_scales))
         return DecodeState(
-            sampling, self.backbone.new_kv_cache(batch, length), self.depth.new_kv_cache(batch, codebooks),
+            sampling, self.backbone.new_kv_cache(rows, length), self.depth.new_kv_cache(depth_rows, codebooks),
             self.backbone.rope_freqs(length),
-            attention_mask=torch.zeros(batch, 1, 1, length, dtype=self.backbone.dtype, device=device),
-            position_ids=torch.zeros(batch, 1, dtype=torch.long, device=device),
+            attention_mask=torch.zeros(rows, 1, 1, length, dtype=self.backbone.dtype, device=device),
+            position_ids=torch.zeros(rows, 1, dtype=torch.long, device=device),
             cache_position=torch.zeros(1, dtype=torch.long, device=device),
             codes=torch.zeros(batch, codebooks, dtype=torch.long, device=device),
             noise=torch.ones(batch, codebooks, sampling.top_k, device=device), kv_len=length)

@@ -1,7 +1,7 @@
 """Sampling settings, and sampling a token from logits without any host-device synchronization."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -16,6 +16,19 @@ class Sampling:
     temperature: float = 0.9  # of codebook 0; 0 is greedy
     depth_temperature: float = 0.9  # of the other codebooks; 0 is greedy
     top_k: int = 50
+    guidance: float = 1.0  # scale of classifier-free guidance by the text; 1: none
+    reference_guidance: float = 1.0  # the same by the context, which is the reference clip
+    depth_guidance: float = 0.0  # share of the guidance that codebooks other than 0 get too
+
+    @property
+    def guidance_scales(self) -> tuple[float, ...]:
+        """The scales of the kinds of guidance in use."""
+        return tuple(scale for scale in (self.guidance, self.reference_guidance) if scale != 1)
+
+    @property
+    def depth_guidance_scales(self) -> tuple[float, ...]:
+        """The scales for the depth decoder; empty if it is not guided."""
+        return tuple(1 + (scale - 1) * self.depth_guidance for scale in self.guidance_scales if self.depth_guidance)
 
     @property
     def do_sample(self) -> bool:
@@ -30,8 +43,8 @@ class Sampling:
 
     def override(self, config: Config) -> "Sampling":
         """Return these settings with those that the config sets itself."""
-        values = {field: getattr(config, field) for field in FIELDS.values()}
-        return replace(self, **{field: value for field, value in values.items() if value != CHECKPOINT_DEFAULT})
+        values = {field.name: getattr(config, field.name) for field in fields(self)}
+        return replace(self, **{name: value for name, value in values.items() if value != CHECKPOINT_DEFAULT})
 
 
 def draw_gumbel_noise(noise: torch.Tensor, generators: Sequence[torch.Generator]) -> None:

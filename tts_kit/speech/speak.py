@@ -9,6 +9,7 @@ import numpy as np
 
 from tts_kit import audio, watermark
 from tts_kit.errors import KitError
+from tts_kit.generation import guidance
 from tts_kit.generation.engine import Generation
 from tts_kit.progress import tqdm
 from tts_kit.speech.voice import References, Voice, encode_references
@@ -146,7 +147,8 @@ def max_positions(voice: Voice, requests: Sequence[Request]) -> float:
 def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[Example, int]:
     """Return the prompt of a request, and its frame limit: a slow reading of the text, or what the model has left."""
     spec = voice.base.spec
-    prompt = voice.base.prompt_builder.build(request.text[:40], [*context, Turn(request.text, voice.speaker)])
+    prompt = guidance.build_prompt(voice.base.prompt_builder, request.text[:40], context, Turn(request.text, voice.speaker),
+                                   voice.sampling)
     positions_left = spec.max_positions - len(prompt)
     if positions_left < spec.frame_rate:
         raise KitError(f"{request.text[:60]!r} and its reference take {len(prompt)} of the model's {spec.max_positions} "

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -218,7 +218,7 @@ def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | Non
     """Return the voice of a complete model; merged weights have a file that says as whom they speak, and how."""
     saved = pretrained.optional_json(base.name, SPEECH_FILE, revision)
     sampling = replace(Sampling.from_generation_config(base.generation_config), **{
-        name: saved[name] for name in ("temperature", "depth_temperature", "top_k") if name in saved})
+        each.name: saved[each.name] for each in fields(Sampling) if each.name in saved})
     voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine, is_trained="speaker" in saved)
     voice.set_prefix_space(saved.get("prefix_space", False))
     return voice

@@ -32,6 +32,7 @@ class Example:
     codes: torch.Tensor  # (positions, codebooks) codes; zeros at text and at the EOS frame
     audio_mask: torch.Tensor  # (positions,) true at frames
     labels: torch.Tensor  # (positions, codebooks) the codes to predict, IGNORE_INDEX elsewhere
+    unconditional: tuple["Example", ...] = ()  # of a guided prompt: the same without its text, without its context
 
     def __len__(self) -> int:
         return len(self.input_ids)

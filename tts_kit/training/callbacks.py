@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from tts_kit import audio, text
 from tts_kit.config import Config
 from tts_kit.evaluation.stats import Estimate
+from tts_kit.generation import guidance
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import write_bytes, write_rows
@@ -91,12 +92,12 @@ def sample_folder(run: Run, step: int) -> Path:
 def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequence[str]) -> list[tuple[np.ndarray, bool]]:
     """(samples,) of each sentence, and whether it ended with EOS; one batch, and a fixed seed for each sentence."""
     texts = [text.normalize(sentence) for sentence in sentences]
-    prompts = [base.prompt_builder.build(f"sentence {number}", [Turn(line, speaker)])
+    sampling = Sampling.from_generation_config(base.generation_config).override(config)
+    prompts = [guidance.build_prompt(base.prompt_builder, f"sentence {number}", [], Turn(line, speaker), sampling)
                for number, line in enumerate(texts, 1)]
     max_frames = [round(text.max_speech_seconds(line) * base.spec.frame_rate) for line in texts]
     # an engine for these samples alone: its copies of the weights are outdated after the next step, and take memory
     engine = InferenceEngine(base.model, base.spec, lora.DEFAULT_ADAPTER)
-    sampling = Sampling.from_generation_config(base.generation_config).override(config)
     generations = engine.generate(prompts, sampling, [config.seed + number for number in range(len(texts))], max_frames)
     return [(base.codec.decode([generation.codes])[0], generation.ended_with_eos) for generation in generations]
 

@@ -26,6 +26,8 @@ class MicroBatchDataset(torch.utils.data.Dataset):
         self.config, self.speaker = config, clips[0].source
         self.micro_batches_per_step = micro_batches_per_rank(config, num_processes) * num_processes
         self.examples = [build_example(clip, prompt_builder) for clip in clips]
+        self.examples_without_text = [build_example(dataclasses.replace(clip, text=""), prompt_builder) for clip in clips
+                                      if config.condition_dropout]
         lengths, speakers = [len(example) for example in self.examples], [clip.speaker for clip in clips]
         self.plan, self.epochs = plan_micro_batches(lengths, speakers, prompt_builder.spec.max_positions, config)
 
@@ -35,7 +37,9 @@ class MicroBatchDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         step, part = divmod(index, self.micro_batches_per_step)
         count = self.config.gradient_accumulation_steps
-        planned = [[self.example(item) for item in items] for items in self.plan[step * count:(step + 1) * count]]
+        generator = torch.Generator().manual_seed(self.config.seed + step)
+        planned = [[self.example(item, torch.rand(1, generator=generator).item() >= self.config.condition_dropout)
+                    for item in items] for items in self.plan[step * count:(step + 1) * count]]
         micro_batches = reshard(planned, self.micro_batches_per_step)
         masks = sample_depth_frames([*itertools.chain(*micro_batches)], self.config.depth_frame_fraction,
                                     self.config.seed + step)
@@ -46,10 +50,11 @@ class MicroBatchDataset(torch.utils.data.Dataset):
         return batch | {"frames_in_step": sum(map(len, masks)), "loss_weight": int(bool(examples)),
                         "depth_frames_in_step": sum(int(mask.sum()) for mask in masks)}
 
-    def example(self, item: Item) -> Example:
-        """The sequence of a planned item: a clip, after its context, without labels, if it has one."""
+    def example(self, item: Item, with_text: bool = True) -> Example:
+        """The sequence of a planned item: a clip, with its text or without, after its context, if it has one."""
         clip, context = item
-        return self.examples[clip] if context is None else join(without_labels(self.examples[context]), self.examples[clip])
+        target = (self.examples if with_text else self.examples_without_text)[clip]
+        return target if context is None else join(without_labels(self.examples[context]), target)
 
 
 def default_steps(lengths: Sequence[int], config: Config) -> int:
