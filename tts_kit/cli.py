@@ -276,6 +276,8 @@ def train(args: argparse.Namespace) -> None:
          option("--out", default="speech.wav", metavar="FILE", help="output file, .wav or .flac"),
          option("--seed", type=non_negative_int, default=0, help="sampling seed"),
          option("--retries", type=non_negative_int, default=0, help="new attempts for a sentence without EOS"),
+         option("--best-of", type=int, default=1, metavar="N", help="generate each sentence N times and keep the best, by "
+                "words, then similarity, as a small Whisper and a speaker embedding judge them"),
          option("--stream", action="store_true", help="write while generating"),
          option("--no-watermark", dest="watermark", action="store_false", help="leave out the watermark"),
          option("--script", group="dialogue", metavar="FILE", help="speak a dialogue: a text file with a line `[NAME] "
@@ -309,8 +311,9 @@ def speak(args: argparse.Namespace) -> None:
     if bool(args.reference) != bool(args.reference_text):
         raise KitError("a reference is a clip and its transcript: give --reference FILE and --reference-text TEXT, or "
                        "neither.")
-    if args.stream and args.retries:
-        raise KitError("--stream hands out audio at once, so nothing can be generated again: leave --retries out.")
+    if args.stream and (args.retries or args.best_of != 1):
+        raise KitError("--stream hands out audio at once, so nothing can be generated again: leave --retries and --best-of "
+                       "out.")
     if args.no_adapter and args.strength != 1.0:
         raise KitError("--strength scales the adapter, and --no-adapter leaves it out: give one of the two.")
     speech.check_path(args.out, args.watermark)
@@ -327,7 +330,10 @@ def speak(args: argparse.Namespace) -> None:
     if args.stream:
         spoken = stream.SpeechStream(args.text, voice, reference, not args.no_adapter, args.seed)
     else:
-        spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries)
+        chooser = _take_chooser(args, run)
+        spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries, chooser)
+        for generation in spoken.generations if chooser else ():
+            print(generation.choice)
     spoken.save(args.out, args.watermark)
     detail = f"first audio after {spoken.first_audio_seconds or 0:.2f} s" if args.stream else (
         f"{spoken.attempts} attempt{'s' * (spoken.attempts != 1)}")
@@ -336,6 +342,17 @@ def speak(args: argparse.Namespace) -> None:
     print(f"{args.out}: {spoken.seconds:.1f} s in {spoken.wall_seconds:.1f} s, {detail}, {ending}.")
     if not args.watermark:
         print("No watermark, as requested: nothing in this file tells that it is synthetic.")
+
+
+def _take_chooser(args: argparse.Namespace, run: Run) -> object | None:
+    if args.best_of == 1:
+        return None
+    from tts_kit.data import manifest
+    from tts_kit.speech.best_of import TakeChooser
+
+    recorded = manifest.read(run.data) if run.data.exists() and not args.adapter else []
+    clips = [clip.audio for clip in recorded if clip.split == manifest.TRAIN][:10]
+    return TakeChooser(args.best_of, [args.reference] if args.reference else clips)
 
 
 def _speak_script(args: argparse.Namespace) -> None:

@@ -20,12 +20,14 @@ from tts_kit.model import lora
 from tts_kit.progress import tqdm
 from tts_kit.run import Run
 from tts_kit.speech import speak
+from tts_kit.speech.best_of import TakeChooser
 from tts_kit.speech.speak import Request
 from tts_kit.speech.voice import Reference, Voice
 from tts_kit.training import generation_eval
 
 SCORES = "scores.jsonl"
 REFERENCE_SECONDS = 6.0
+CHOOSING_CLIPS = 10  # training clips whose mean embedding takes are compared with
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,19 @@ def _generated(plan: Plan, voice: Voice, arm: Arm, done: set[str]) -> Iterator[d
             if f"{folder}/{number:03d}-{seed}.flac" not in done]
     if not todo:
         return
+    takes, chooser = int(dict(arm.settings).get("best_of", 1)), None
+    if takes > 1:
+        known = sum(utterance.split == TRAIN for utterance in plan.utterances)
+        nearest = pick_references(plan.utterances, count=min(known, CHOOSING_CLIPS))
+        chooser = TakeChooser(takes, [clip.path for clip in nearest])
     with apply_settings(arm, voice, plan.run) as adjusted:
-        for index, speech in speak.speak_requests([request for _, request in todo], adjusted, label=arm.name):
+        requests = [request for _, request in todo]
+        for index, speech in speak.speak_requests(requests, adjusted, label=arm.name, chooser=chooser):
             number, request = todo[index]
+            fields = {"choice": speech.generations[0].choice} if chooser else {}
             yield _write(plan.folder, f"{folder}/{number:03d}-{request.seed}.flac", arm.name, number, request.text,
                          request.seed, speech.samples, speech.sample_rate, ended_with_eos=speech.ended_with_eos,
-                         attempts=speech.attempts, wall_seconds=round(speech.wall_seconds, 3))
+                         attempts=speech.attempts, wall_seconds=round(speech.wall_seconds, 3), **fields)
 
 
 def _write(folder: Path, file: str, arm: str, number: int, text: str, seed: int | None, samples: np.ndarray, rate: int,

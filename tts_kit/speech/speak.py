@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +17,13 @@ from tts_kit.speech.voice import References, Voice, encode_references
 from tts_kit.text import max_speech_seconds, normalize, split_sentences
 from tts_kit.tokens.prompt import Example, Turn
 
+if TYPE_CHECKING:  # its models are imported when somebody wants them
+    from tts_kit.speech.best_of import TakeChooser
+
 PAUSE_SECONDS = 0.15
 BATCH_SIZE = 8
 RETRY_SEED_STEP = 7919  # added to the seed for another attempt
+TAKE_SEED_STEP = 104_729  # added to the seed for the next of several takes
 
 
 @dataclass(frozen=True)
@@ -75,27 +80,28 @@ def write_chunks(chunks: Iterable[np.ndarray], sample_rate: int, path: str | Pat
 
 
 def speak(text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0,
-          retries: int = 0) -> Speech:
-    """Speak a text of any length, sentence by sentence.
+          retries: int = 0, chooser: "TakeChooser | None" = None) -> Speech:
+    """Speak a text of any length, sentence by sentence; with a chooser, each is the best of several takes.
 
     Without a reference, the first sentence becomes the context of the others, so that the voice stays the same."""
     requests = split_requests(text, references, finetuned, seed)
-    return to_speech(voice, generate_turn(voice, requests, context_turns(voice, references), retries))
+    return to_speech(voice, generate_turn(voice, requests, context_turns(voice, references), retries, chooser))
 
 
-def generate_turn(voice: Voice, requests: Sequence[Request], context: list[Turn], retries: int = 0) -> list[Generation]:
+def generate_turn(voice: Voice, requests: Sequence[Request], context: list[Turn], retries: int = 0,
+                  chooser: "TakeChooser | None" = None) -> list[Generation]:
     """Generate the sentences of one text: the first, then the others in batches."""
-    generations = generate_batch(voice, requests[:1], [context], retries)
+    generations = generate_batch(voice, requests[:1], [context], retries, chooser)
     context = context_after_first(voice, requests, context, generations[0])
     rest = requests[1:]
     for start in tqdm(range(0, len(rest), BATCH_SIZE), desc="speaking", unit="batch", disable=len(rest) < 2):
         batch = rest[start:start + BATCH_SIZE]
-        generations += generate_batch(voice, batch, [context] * len(batch), retries)
+        generations += generate_batch(voice, batch, [context] * len(batch), retries, chooser)
     return generations
 
 
-def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0,
-                   label: str = "speaking") -> Iterator[tuple[int, Speech]]:
+def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0, label: str = "speaking",
+                   chooser: "TakeChooser | None" = None) -> Iterator[tuple[int, Speech]]:
     """Speak many independent sentences in batches; yields (index of the request, speech) as they are done."""
     requests = [replace(request, text=normalize(request.text)) for request in requests]
     contexts = {references: context_turns(voice, references) for references in {request.references for request in requests}}
@@ -107,7 +113,8 @@ def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0,
             for start in range(0, len(order), BATCH_SIZE):
                 indices = order[start:start + BATCH_SIZE]
                 batch = [requests[index] for index in indices]
-                generations = generate_batch(voice, batch, [contexts[request.references] for request in batch], retries)
+                batch_contexts = [contexts[request.references] for request in batch]
+                generations = generate_batch(voice, batch, batch_contexts, retries, chooser)
                 yield from ((index, to_speech(voice, [generation])) for index, generation in zip(indices, generations))
                 bar.update(len(batch))
 
@@ -157,8 +164,16 @@ def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[E
 
 
 def generate_batch(voice: Voice, requests: Sequence[Request], contexts: Sequence[list[Turn]],
-                   retries: int) -> list[Generation]:
-    """Generate requests of one arm in one batch; those that fail are tried again with other seeds."""
+                   retries: int, chooser: "TakeChooser | None" = None) -> list[Generation]:
+    """Generate requests of one arm in one batch; those that fail are tried again with other seeds.
+
+    With a chooser each request is generated several times, and the best take is kept."""
+    if chooser:
+        takes = [replace(request, seed=request.seed + TAKE_SEED_STEP * take) for request in requests
+                 for take in range(chooser.takes)]
+        generations = generate_batch(voice, takes, [context for context in contexts for _ in range(chooser.takes)], retries)
+        return [_choose(voice, request, generations[number * chooser.takes:(number + 1) * chooser.takes], chooser)
+                for number, request in enumerate(requests)]
     start = time.monotonic()
     prompts, max_frames = zip(*(build_prompt(voice, request, context) for request, context in zip(requests, contexts)))
     with voice.acquire_engine(requests[0].finetuned) as engine:
@@ -173,6 +188,13 @@ def generate_batch(voice: Voice, requests: Sequence[Request], contexts: Sequence
             generations[index] = replace(generation, attempts=generation.attempts + generations[index].attempts,
                                          wall_seconds=generation.wall_seconds + generations[index].wall_seconds)
     return generations
+
+
+def _choose(voice: Voice, request: Request, takes: list[Generation], chooser: "TakeChooser") -> Generation:
+    start, spec = time.monotonic(), voice.base.spec
+    samples = [voice.base.codec.decode([take.codes])[0] for take in takes]
+    chosen = chooser.choose(takes, samples, spec.sample_rate, request.text)
+    return replace(chosen, wall_seconds=sum(take.wall_seconds for take in takes) + time.monotonic() - start)
 
 
 def to_speech(voice: Voice, generations: list[Generation]) -> Speech:
