@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -29,13 +31,14 @@ from tts_kit import audio, device, watermark
 from tts_kit.config import Config
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
+from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.generation.engine import Generation, InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
 from tts_kit.server import app
 from tts_kit.server.app import Server
 from tts_kit.server.queue import Job, JobQueue
-from tts_kit.speech import dialogue, speak
+from tts_kit.speech import best_of, dialogue, speak
 from tts_kit.speech.speak import Request
 from tts_kit.speech.voice import Reference, load_voices, parse_voices
 
@@ -504,6 +507,29 @@ def test_idle_connections_do_not_block_others(toys):
     assert post(toys)[0] == 200
 
 
+def test_guidance_is_of_one_request(toys, voices):
+    """Mistake: a request's guidance is ignored, stays with the voice, or is given to others in its batch."""
+    guided = dataclasses.replace(voices["plain"], sampling=dataclasses.replace(voices["plain"].sampling, guidance=3.0))
+    expected, plain = speak.speak(LONG, guided, seed=2).samples, speak.speak(LONG, voices["plain"], seed=2).samples
+    assert len(expected) != len(plain) or not np.array_equal(expected, plain)
+    with ThreadPoolExecutor() as threads:
+        answers = [threads.submit(post, toys, {"voice": "plain", "input": LONG, "seed": 2} | fields)
+                   for fields in ({"guidance": 3.0}, {}, {"guidance": 3.04}, {"guidance": 1.0})]
+        for answer, samples in zip(answers, (expected, plain, expected, plain)):
+            assert same_audio(decode(answer.result()[1]), samples)
+
+
+def test_the_best_take_is_sent_whole(toys, voices, monkeypatch):
+    """Mistake: the first take is sent, or one that another request chose."""
+    words = itertools.cycle(["nothing", SHORT])
+    models = MetricModels({"wer": "a test"}, lambda samples: next(words), lambda samples: np.ones(2), None)
+    monkeypatch.setattr(best_of, "load_models", lambda: models)
+    status, content, headers = post(toys, {"voice": "plain", "best_of": 2, "seed": 5})
+    assert status == 200 and "content-length" in headers
+    expected = speak.speak(SHORT, voices["plain"], seed=5 + speak.TAKE_SEED_STEP).samples
+    assert same_audio(decode(content), expected)
+
+
 # bad input
 
 @pytest.mark.parametrize(("body", "status", "param", "message"), [
@@ -519,6 +545,8 @@ def test_idle_connections_do_not_block_others(toys):
     ({"speed": 2.5}, 400, "speed", "equal to 2"), ({"speed": 0.25}, 400, "speed", "equal to 0.5"),
     ({"speed": "fast"}, 400, "speed", "number"), ({"speed": float("nan")}, 400, "speed", "than or equal"),
     ({"seed": -1}, 400, "seed", "0"), ({"seed": 2**70}, 400, "seed", "less"),
+    ({"guidance": -0.1}, 400, "guidance", "equal to 0"), ({"guidance": 5.1}, 400, "guidance", "equal to 5"),
+    ({"best_of": 0}, 400, "best_of", "equal to 1"), ({"best_of": 5}, 400, "best_of", "equal to 4"),
     ({"stream_format": "x"}, 400, "stream_format", "sse"), ({"stream": "loud"}, 400, "stream", "boolean"),
     ({"reference_audio": "AAAA"}, 400, None, "belong together"),
     ({"reference_text": "Hello."}, 400, None, "belong together"),

@@ -91,7 +91,7 @@ def test_context_is_of_the_same_speaker(base, config):
 
 
 def test_dropped_texts_change_nothing_else(base, config):
-    """Mistake: the share without text is another, resuming draws it anew, or clips and frames of the steps change with it."""
+    """Mistake: the share without text is another, resuming draws it anew, or the clips of the steps change."""
     on, off = (steps(base, config, steps=40, tokens_per_batch=300, condition_dropout=share) for share in (0.25, 0.0))
     assert on.plan == off.plan and off.examples_without_text == []
     dropped, total = 0, 0

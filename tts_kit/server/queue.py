@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import threading
@@ -34,6 +35,8 @@ class Job:
     """Whether audio is sent while it is generated, which is done for one job at a time; None: the first sentence is, if no
     other job could share its batch."""
     speed: float = 1.0
+    guidance: float | None = None  # None: the voice's
+    best_of: int = 1
     conversation: Conversation | None = None  # of a dialogue
     turn: int = 0
     sentences_done: int = 0  # of this turn
@@ -110,8 +113,10 @@ class JobQueue:
             if self.closed:
                 return []
             first = self.jobs[0]
-            same_voice = (job for job in self.jobs if job.voice == first.voice and job.streaming is not True)
-            self._running = [first] if first.streaming else [*itertools.islice(same_voice, BATCH_SIZE)]
+            alike = (job for job in self.jobs if (job.voice, job.guidance, job.best_of) == (first.voice, first.guidance, 1)
+                     and job.streaming is not True)
+            alone = first.streaming or first.best_of > 1
+            self._running = [first] if alone else [*itertools.islice(alike, BATCH_SIZE)]
             for job in self._running:
                 job.started = True
             return self._running
@@ -155,7 +160,9 @@ class Worker(threading.Thread):
             try:
                 for job in batch:
                     self._begin_turn(job)
-                if first.streaming or (first.streaming is None and len(batch) == 1 and not first.sentences_done):
+                if first.best_of > 1:
+                    self._generate_best(self.voices[name], first)
+                elif first.streaming or (first.streaming is None and len(batch) == 1 and not first.sentences_done):
                     self._stream(self.voices[name], first)
                 else:
                     self._generate(self.voices[name], batch)
@@ -178,6 +185,10 @@ class Worker(threading.Thread):
             else:
                 job.prompt_voice = self.voices[job.voice]
                 job.context = speak.context_turns(job.prompt_voice, job.sentences[0].references)
+            if job.guidance is not None:
+                # one decimal: on a GPU each value has CUDA graphs of its own
+                sampling = dataclasses.replace(job.prompt_voice.sampling, guidance=round(job.guidance, 1))
+                job.prompt_voice = dataclasses.replace(job.prompt_voice, sampling=sampling)
         except KitError as error:
             self.queue.end(job, error)
 
@@ -196,15 +207,27 @@ class Worker(threading.Thread):
             return
         jobs, sentences, prompts, limits = zip(*rows)
         with voice.acquire_engine() as engine:
-            generations = engine.generate(prompts, voice.sampling, [sentence.seed for sentence in sentences],
+            generations = engine.generate(prompts, jobs[0].prompt_voice.sampling, [sentence.seed for sentence in sentences],
                                           _FrameLimits(jobs, limits))
         for job, generation in zip(jobs, generations):
-            if not job.ended:
-                samples = voice.base.codec.decode([generation.codes])[0]
-                self._send_pause(voice, job)
-                for chunk in self._finish([samples], voice, job):
-                    job.send(chunk)
-                self._advance(job, generation)
+            self._send_sentence(voice, job, generation)
+
+    def _generate_best(self, voice: Voice, job: Job) -> None:
+        """Generate the job's next sentence several times, and send the best take."""
+        from tts_kit.speech.best_of import TakeChooser
+
+        if not job.ended:
+            chooser = TakeChooser(job.best_of)
+            generation, = speak.generate_batch(job.prompt_voice, job.ready[:1], [job.context], 0, chooser)
+            self._send_sentence(voice, job, generation)
+
+    def _send_sentence(self, voice: Voice, job: Job, generation: Generation) -> None:
+        if not job.ended:
+            samples = voice.base.codec.decode([generation.codes])[0]
+            self._send_pause(voice, job)
+            for chunk in self._finish([samples], voice, job):
+                job.send(chunk)
+            self._advance(job, generation)
 
     def _stream(self, voice: Voice, job: Job) -> None:
         """Generate the job's next sentence chunk by chunk; the others when it is its turn again."""

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from tts_kit import audio, local_server
+from tts_kit.config import MAX_GUIDANCE
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import ModelBusyError
 
@@ -17,6 +18,7 @@ MAX_BYTES = 65_536  # of a request
 MAX_REFERENCE_BYTES, MAX_REFERENCE_SECONDS = 4_000_000, 20  # of a request with a reference clip, in base64; of the clip
 MAX_TURNS = 100
 MIN_SPEED, MAX_SPEED = 0.5, 2.0
+MAX_BEST_OF = 4
 BODY_TIMEOUT = 20.0  # seconds for a request to arrive completely
 RETRY_AFTER = "5"  # seconds after which a client that was refused with 503 should try again
 
@@ -59,7 +61,7 @@ class NamedVoice(pydantic.BaseModel, extra="forbid"):
 
 
 class Options(pydantic.BaseModel, extra="allow"):
-    """The fields of OpenAI's speech request beside text and voice; `seed` and `stream` are extensions.
+    """The fields of OpenAI's speech request beside text and voice; `stream` and those below it are extensions.
 
     Fields that are not known are ignored, and named in the answer's header."""
     model: str
@@ -68,9 +70,13 @@ class Options(pydantic.BaseModel, extra="allow"):
     stream_format: Literal["audio", "sse"] | None = None
     stream: bool = True  # false: a complete file, with its length in the header
     seed: int = pydantic.Field(0, ge=0, lt=2**62)
+    guidance: float | None = pydantic.Field(None, ge=0, le=MAX_GUIDANCE)  # classifier-free; None: the voice's
+    best_of: int = pydantic.Field(1, ge=1, le=MAX_BEST_OF)  # takes of a sentence, the best of which is sent, not streamed
 
     @property
     def streaming(self) -> bool | None:
+        if self.best_of > 1:
+            return False
         return True if self.stream_format else None if self.stream else False
 
 
