@@ -14,13 +14,14 @@ from tts_kit.comparison.arms import GENERATED_ARMS
 from tts_kit.config import CHECKPOINT_DEFAULT, Config, load_config
 from tts_kit.errors import KitError, report_errors
 from tts_kit.run import TINY_CSM, Run, bundled_base, share
+from tts_kit.spoken_text import read_lexicon
 from tts_kit.status import describe_runs, missing_run_hint, next_command
 
 # torch and transformers are imported inside the commands, so that --help is fast
 COMMANDS: dict[str, tuple[Callable, str, str, list["Option"]]] = {}
 """Name -> function, description, epilog and options of every command, in the order of --help."""
 TRAINING_GROUPS = ("base model", "LoRA", "training", "memory and speed", "evaluation")
-ALL_GROUPS = ("data", *TRAINING_GROUPS, "sampling")  # groups of Config's fields
+ALL_GROUPS = ("data", "text", *TRAINING_GROUPS, "sampling")  # groups of Config's fields
 
 
 @report_errors
@@ -114,6 +115,8 @@ def config_options(groups: Iterable[str]) -> list[Option]:
         if field.metadata["group"] in groups:
             kind = {bool: {"action": argparse.BooleanOptionalAction}, tuple: {"nargs": "+", "metavar": "TEXT"}}.get(
                 type(field.default), {"type": type(field.default)})
+            if field.name == "lexicon":
+                kind = {"type": read_lexicon, "metavar": "FILE"}
             if choices := field.metadata["choices"]:
                 kind |= {"choices": choices, "metavar": None}
             options.append(option(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], dest=field.name,
@@ -206,7 +209,7 @@ def demo(args: argparse.Namespace) -> None:
          option("--verify-asr-model", group="recordings", default="", help="second Whisper model, whose disagreements are "
                 "flagged (default: a smaller one; none: no second pass)"),
          option("--language", group="recordings", default="", help="two letters (default: detected)"),
-         config=("data",))
+         config=("data", "text"))
 def prepare(args: argparse.Namespace) -> None:
     from tts_kit.data import ingest, report
     from tts_kit.data import prepare as preparation
@@ -255,7 +258,7 @@ def tokenize(args: argparse.Namespace) -> None:
                 "this one; the files are shared, not copied"),
          option("--dry-run", action="store_true", help="count what would be trained, without loading weights"),
          option("--json", action="store_true", help="print the dry run as a JSON object"),
-         config=(*TRAINING_GROUPS, "sampling"))
+         config=("text", *TRAINING_GROUPS, "sampling"))
 def train(args: argparse.Namespace) -> None:
     from tts_kit.training import finetune
 
@@ -292,7 +295,7 @@ def train(args: argparse.Namespace) -> None:
          option("--strength", group="voice", type=float, default=1.0, help="scale of the adapter; 0: the base model"),
          option("--reference", group="voice", metavar="FILE", help="clip to clone"),
          option("--reference-text", group="voice", metavar="TEXT", help="transcript of that clip"),
-         config=("base model", "sampling"))
+         config=("text", "base model", "sampling"))
 def speak(args: argparse.Namespace) -> None:
     _import_csm()
     from tts_kit import text
@@ -400,7 +403,7 @@ def _speak_script(args: argparse.Namespace) -> None:
                 help="compare values of a setting (temperature, depth_temperature, strength, checkpoint, references, "
                 "reference_seconds) instead of arms, on sentences that are not held out; may be repeated"),
          option("--sweep-arm", group="sweep", choices=GENERATED_ARMS, default="finetuned", help="arm that is swept"),
-         config=("base model", "sampling"))
+         config=("text", "base model", "sampling"))
 def compare(args: argparse.Namespace) -> None:
     from tts_kit.comparison import compare as comparison
 
@@ -434,7 +437,7 @@ def compare(args: argparse.Namespace) -> None:
          option("--api-key", group="network", action="append", default=[], metavar="KEY", help="key that clients must send; "
                 "may be repeated; required for other hosts than this machine. The variable TTS_KIT_KEY is one too, and "
                 "stays private"),
-         config=("base model", "sampling"))
+         config=("text", "base model", "sampling"))
 def serve(args: argparse.Namespace) -> None:
     _import_csm()
     try:
@@ -570,18 +573,27 @@ def _print_next(run: Run) -> None:
     print(f"Next: {next_command(run)}")
 
 
+def _adjust(voice, args: argparse.Namespace) -> None:
+    """Give a voice the options for prompts and sampling; a lexicon is added to the voice's own."""
+    changes, own = config_changes(args), voice.base.prompt_builder.options
+    given = {name: changes[name] for name in own if name in changes}
+    if "lexicon" in given:
+        given["lexicon"] = tuple((dict(own["lexicon"]) | dict(given["lexicon"])).items())
+    voice.set_prompt_options(**given)
+    voice.sampling = voice.sampling.override(Config(**changes))
+
+
 def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_base: bool = False):
     """Load the adapter's voice, or the base model alone, with the sampling options given."""
     from tts_kit.speech.voice import load_voice
-
-    base, revision, prefix_space = bundled_base(args.base or ""), args.revision or "", args.prefix_space
+    base, revision = bundled_base(args.base or ""), args.revision or ""
     if may_be_base and not Path(adapter).exists():
         config = load_config(run, **config_changes(args))
-        adapter, base, revision, prefix_space = None, config.base, config.revision, config.prefix_space
+        adapter, base, revision = None, config.base, config.revision
     voice = load_voice(_device_config(args), adapter, base, revision)
-    if prefix_space is not None:
-        voice.set_prefix_space(prefix_space)
-    voice.sampling = voice.sampling.override(Config(**config_changes(args)))
+    if adapter is None:
+        voice.set_prompt_options(**{name: getattr(config, name) for name in voice.base.prompt_builder.options})
+    _adjust(voice, args)
     return voice
 
 
@@ -591,9 +603,7 @@ def _load_voices(args: argparse.Namespace, sources: dict[str, str | Path]) -> di
 
     voices = load_voices(_device_config(args), sources, args.base or "", args.revision or "")
     for voice in voices.values():
-        if args.prefix_space is not None:
-            voice.set_prefix_space(args.prefix_space)
-        voice.sampling = voice.sampling.override(Config(**config_changes(args)))
+        _adjust(voice, args)
     return voices
 
 

@@ -36,6 +36,12 @@ class Config:
     prefix_space: bool = setting("base model", False, "a space between [speaker] and text, as MisoTTS was trained with; "
                                  "kept with the run and the adapter")
 
+    spoken_text: bool = setting("text", True, "give the model 5 km as `five kilometers`, in training and speaking; texts "
+                                "stay as they are written. For English: --no-spoken-text for other languages; kept with "
+                                "the run and the adapter")
+    lexicon: tuple[tuple[str, str], ...] = setting(
+        "text", (), "CSV file of words and how they are spoken, for names; kept with the run and the adapter")
+
     speaker: str = setting("data", "", "speaker to train on; may be empty if there is only one")
     split_seed: int = setting("data", 3407, "seed of the choice of held-out sessions")
     max_seconds: float = setting("data", 30.0, "longest clip accepted, in seconds", above=0)
@@ -116,6 +122,8 @@ class Config:
                 self._require(value == field.default or is_within(value, limit), field.name, f"{words} {limit}")
         self._require(self.sample_texts and all(isinstance(text, str) for text in self.sample_texts), "sample_texts",
                       "a tuple of sentences")
+        self._require(all(len(row) == 2 and all(isinstance(cell, str) for cell in row) for row in self.lexicon), "lexicon",
+                      "a tuple of (word, spoken as)")
         self._require(self.report_to and ("none" not in self.report_to or len(self.report_to) == 1), "report_to",
                       "none, or names of trackers")
 
@@ -142,7 +150,8 @@ def read_config(path: Path) -> Config:
     if unknown := sorted(set(saved) - {field.name for field in dataclasses.fields(Config)}):
         raise KitError(f"{path} has fields that this version does not know: {', '.join(unknown)}. "
                        "It was written by another version of tts_kit; use that one, or remove the fields.")
-    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+    return Config(**{name: tuple(tuple(item) if isinstance(item, list) else item for item in value)
+                     if isinstance(value, list) else value for name, value in saved.items()})
 
 
 def load_config(run: Run, **changes) -> Config:

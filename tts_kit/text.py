@@ -15,6 +15,8 @@ ABBREVIATIONS = frozenset({
     "vs", "etc", "cf", "ca", "approx", "fig", "vol", "dept", "inc", "ltd", "co", "corp", "jan", "feb", "apr", "aug",
     "sept", "oct", "nov", "dec"})
 SENTENCE_END = re.compile(r"""[.!?]+["')\]]*\s+|[。！？]+["'」』）)]*\s*""")
+MAX_DIGITS = 100
+LONG_NUMBER = re.compile(rf"\d(?:[.,]?\d){{{MAX_DIGITS}}}")
 CLAUSE_ENDS = (re.compile(r"[;:]\s+"), re.compile(r",\s+"))
 
 
@@ -31,6 +33,9 @@ def normalize(text: str) -> str:
         raise KitError("the text is empty; wanted at least one word. Write what is said, or leave it out.")
     if not _has_word(plain):
         raise KitError(f"the text {plain[:40]!r} holds no letter and no digit. Write what is said, or leave it out.")
+    if number := LONG_NUMBER.search(plain):
+        raise KitError(f"the text holds a number of more than {MAX_DIGITS} digits, {number[0][:12]}... Shorten it, or write "
+                       "it in words.")
     return plain + "." if unicodedata.category(plain[-1])[0] in "LMN" else plain
 
 

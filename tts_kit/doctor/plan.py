@@ -16,7 +16,7 @@ from tts_kit.model import license, load, lora, loss
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
 from tts_kit.tokens import cache
-from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.tokens.prompt import PromptBuilder, prompt_options
 from tts_kit.training import dataset, generation_eval
 
 
@@ -121,7 +121,7 @@ class Plan:
         config, run, rate = self.config, self.run, self.spec.frame_rate
         load_tokenizer = pretrained.cached_tokenizer if config.base in license.CSM else pretrained.tokenizer
         tokenizer = load_tokenizer(config.base, config.revision)
-        self.builder = PromptBuilder(tokenizer, self.spec, config.prefix_space) if tokenizer else None
+        self.builder = PromptBuilder(tokenizer, self.spec, **prompt_options(config)) if tokenizer else None
         if run is None:
             count, seconds, line = EXAMPLE
             held_out = max(manifest.MIN_HELD_OUT, round(count * config.held_out))

@@ -17,6 +17,7 @@ from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load, lora
 from tts_kit.speech.voice import SPEECH_FILE
+from tts_kit.tokens.prompt import prompt_options
 
 PROCESSOR_FILES = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
                    "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
@@ -52,7 +53,7 @@ def write(adapter: Path, folder: Path, base: str, revision: str = "", strength: 
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes files that only their owner may read
     write_json(folder / SPEECH_FILE, {"speaker": metadata["speaker"], "strength": strength,
-                                      "prefix_space": config.prefix_space, **asdict(sampling)})
+                                      **prompt_options(config), **asdict(sampling)})
 
 
 def write_original(model: CsmForConditionalGeneration, folder: Path) -> None:

@@ -42,8 +42,8 @@ class Base:
 
 
 def load_base(name: str, device_config: DeviceConfig, revision: str = "", backend: str = "peft",
-              codec_device: str = "", prefix_space: bool = False) -> Base:
-    """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`."""
+              codec_device: str = "", **prompt_options: object) -> Base:
+    """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`; more options are PromptBuilder's."""
     config = pretrained.config(name, revision)
     model = (_load_with_unsloth if backend == "unsloth" else _load_with_transformers)(name, revision, device_config)
     spec = ModelSpec.of(config)
@@ -53,13 +53,13 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     if device_config.dtype == torch.float16:
         keep_residual_in_float32(model)
     base = Base(model, codec.load(name, revision, codec_device or device_config.device),
-                PromptBuilder(pretrained.tokenizer(name, revision), spec, prefix_space), spec, device_config, name,
+                PromptBuilder(pretrained.tokenizer(name, revision), spec, **prompt_options), spec, device_config, name,
                 pretrained.commit_hash(name, revision) or revision,
                 pretrained.optional_json(name, GENERATION_CONFIG_NAME, revision), fingerprint(model))
     if device_config.dtype == torch.float16 and not has_finite_logits(base):
         print(f"{name} overflows in float16 on a test sentence; it is loaded in float32, which takes twice the memory.")
         return load_base(name, dataclasses.replace(device_config, dtype=torch.float32), revision, backend, codec_device,
-                         prefix_space)
+                         **prompt_options)
     return base
 
 

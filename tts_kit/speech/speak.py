@@ -148,7 +148,12 @@ def positions(voice: Voice, turn: Turn) -> int:
 def max_positions(voice: Voice, requests: Sequence[Request]) -> float:
     """Return how many positions the longest sentence may take, text and speech."""
     return max((len(voice.base.prompt_builder.text_ids(request.text, voice.speaker))
-                + max_speech_seconds(request.text) * voice.base.spec.frame_rate for request in requests), default=0)
+                + max_seconds(voice, request) * voice.base.spec.frame_rate for request in requests), default=0)
+
+
+def max_seconds(voice: Voice, request: Request) -> float:
+    """Return the longest plausible duration of a sentence as it is spoken."""
+    return max_speech_seconds(voice.base.prompt_builder.spoken(request.text))
 
 
 def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[Example, int]:
@@ -160,7 +165,7 @@ def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[E
     if positions_left < spec.frame_rate:
         raise KitError(f"{request.text[:60]!r} and its reference take {len(prompt)} of the model's {spec.max_positions} "
                        "positions; less than a second is left for speech. Use a shorter reference.")
-    return prompt, min(round(max_speech_seconds(request.text) * spec.frame_rate), positions_left)
+    return prompt, min(round(max_seconds(voice, request) * spec.frame_rate), positions_left)
 
 
 def generate_batch(voice: Voice, requests: Sequence[Request], contexts: Sequence[list[Turn]],

@@ -20,7 +20,7 @@ from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
 from tts_kit.run import bundled_base
 from tts_kit.text import normalize
-from tts_kit.tokens.prompt import PromptBuilder, Turn
+from tts_kit.tokens.prompt import PROMPT_OPTIONS, PromptBuilder, Turn, prompt_options
 
 BASE = "base"
 """In place of the path of a voice: the model of the other voices, without an adapter."""
@@ -62,11 +62,11 @@ class Voice:
         lora.set_strength(self.model, strength, self.adapter)
         self.engine.invalidate()
 
-    def set_prefix_space(self, prefix_space: bool) -> None:
-        """Set whether a space follows the speaker in prompts; other voices on the same base stay as they are."""
+    def set_prompt_options(self, **options: object) -> None:
+        """Set how texts are put into prompts, by PromptBuilder's arguments; other voices on the same base stay as they are."""
         builder = self.base.prompt_builder
-        if builder.prefix_space != prefix_space:
-            self.base = replace(self.base, prompt_builder=PromptBuilder(builder.tokenizer, builder.spec, prefix_space))
+        if builder.options != (options := builder.options | options):
+            self.base = replace(self.base, prompt_builder=PromptBuilder(builder.tokenizer, builder.spec, **options))
 
     def load_weights(self, path: Path) -> None:
         """Replace the adapter's weights by those of a file, such as those of a training's checkpoint."""
@@ -210,7 +210,7 @@ def _voice_of_adapter(base: load.Base, model: PeftModel, folder: Path, adapter: 
     config = kit_config.read_config(folder / kit_config.CONFIG_FILE)
     sampling = Sampling.from_generation_config(base.generation_config).override(config)
     voice = Voice(base, model, lora.read_metadata(folder)["speaker"], sampling, adapter, engine, is_trained=True)
-    voice.set_prefix_space(config.prefix_space)
+    voice.set_prompt_options(**prompt_options(config))
     return voice
 
 
@@ -220,5 +220,6 @@ def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | Non
     sampling = replace(Sampling.from_generation_config(base.generation_config), **{
         each.name: saved[each.name] for each in fields(Sampling) if each.name in saved})
     voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine, is_trained="speaker" in saved)
-    voice.set_prefix_space(saved.get("prefix_space", False))
+    voice.set_prompt_options(**prompt_options(kit_config.Config()) | {name: saved[name] for name in PROMPT_OPTIONS
+                                                                      if name in saved})
     return voice

@@ -8,10 +8,14 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
+from tts_kit.spoken_text import to_spoken
 
 IGNORE_INDEX = -100
+PROMPT_OPTIONS = ("prefix_space", "spoken_text", "lexicon")
+"""Fields of Config that say how a text is put into a prompt."""
 LLAMA_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
 
 
@@ -43,19 +47,25 @@ class Example:
 
 
 class PromptBuilder:
-    """Builds examples for one tokenizer and one model; `prefix_space` puts a space between speaker and text."""
+    """Builds examples for one tokenizer and one model; `prefix_space` puts a space between speaker and text, `spoken_text`
+    writes out numbers and the like, `lexicon` has rows (word, spoken as)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec, prefix_space: bool = False):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec, prefix_space: bool = False,
+                 spoken_text: bool = True, lexicon: Sequence[Sequence[str]] = ()):
         self.tokenizer = tokenizer
         self.spec = spec
-        self.prefix_space = prefix_space
+        self.options = {"prefix_space": prefix_space, "spoken_text": spoken_text, "lexicon": tuple(map(tuple, lexicon))}
         begin, separator, end = turn_format(tokenizer)
         self.separator = separator or " " * prefix_space
         self.begin, self.end = (tokenizer(text, add_special_tokens=False).input_ids for text in (begin, end))
 
+    def spoken(self, text: str) -> str:
+        """Return the words that the model reads for a text."""
+        return to_spoken(text, self.options["lexicon"], self.options["spoken_text"])
+
     def text_ids(self, text: str, speaker: str) -> list[int]:
         """Return the ids of one turn's text; special tokens spelled out in it stay plain text."""
-        ids = self.tokenizer(f"[{speaker}]{self.separator}{text}", add_special_tokens=False,
+        ids = self.tokenizer(f"[{speaker}]{self.separator}{self.spoken(text)}", add_special_tokens=False,
                              split_special_tokens=True).input_ids
         return [*self.begin, *ids, *self.end]
 
@@ -81,6 +91,11 @@ class PromptBuilder:
         return (torch.cat([text, audio_ids]), torch.cat([no_codes, frames]),
                 torch.arange(len(text) + len(frames)) >= len(text),
                 torch.cat([torch.full_like(no_codes, IGNORE_INDEX), labels]))
+
+
+def prompt_options(config: Config) -> dict:
+    """Return the arguments of PromptBuilder that a config sets."""
+    return {name: getattr(config, name) for name in PROMPT_OPTIONS}
 
 
 def turn_format(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:

@@ -95,7 +95,7 @@ def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequen
     sampling = Sampling.from_generation_config(base.generation_config).override(config)
     prompts = [guidance.build_prompt(base.prompt_builder, f"sentence {number}", [], Turn(line, speaker), sampling)
                for number, line in enumerate(texts, 1)]
-    max_frames = [round(text.max_speech_seconds(line) * base.spec.frame_rate) for line in texts]
+    max_frames = [round(text.max_speech_seconds(base.prompt_builder.spoken(line)) * base.spec.frame_rate) for line in texts]
     # an engine for these samples alone: its copies of the weights are outdated after the next step, and take memory
     engine = InferenceEngine(base.model, base.spec, lora.DEFAULT_ADAPTER)
     generations = engine.generate(prompts, sampling, [config.seed + number for number in range(len(texts))], max_frames)

@@ -21,7 +21,7 @@ from tts_kit.pretrained import ModelSpec
 from tts_kit.run import INPUTS, Run, changed_inputs, lock, read_inputs, write_inputs
 from tts_kit.tokens import cache
 from tts_kit.tokens.cache import EncodedClip
-from tts_kit.tokens.prompt import PromptBuilder
+from tts_kit.tokens.prompt import PromptBuilder, prompt_options
 from tts_kit.training import callbacks as training_callbacks
 from tts_kit.training import dataset, distributed, generation_eval, trackers
 from tts_kit.training.generation_eval import SelectedCheckpoint
@@ -101,7 +101,7 @@ def fill_defaults(config: Config, clips: Sequence[EncodedClip]) -> Config:
     if config.steps:
         return config
     spec = ModelSpec.of(pretrained.config(config.base, config.revision))
-    builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), spec, config.prefix_space)
+    builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), spec, **prompt_options(config))
     lengths = [len(dataset.build_example(clip, builder)) for clip in clips if clip.split == "train"]
     config = config.replace(steps=dataset.default_steps(lengths, config))
     print(f"{config.steps} steps: {EPOCHS} passes over {len(lengths)} training clips, but at least {MIN_STEPS} and at most "
@@ -143,7 +143,7 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
     backend, reason = load.choose_backend(config.backend, device_config)
     print(f"{device_config.reason} Backend: {backend} ({reason}).")
     base = load.load_base(config.base, device_config, config.revision, backend, codec_device="cpu",
-                          prefix_space=config.prefix_space)
+                          **prompt_options(config))
     device_config = base.device_config  # float32 where float16 overflows
     if read_inputs(run.codes).get("codec") != base.codec.fingerprint():
         raise KitError(f"{run.codes} was made by another codec than that of {config.base}. Run `tts-kit tokenize` with the "
@@ -196,7 +196,7 @@ def dry_run(config: Config, run: Run, device_config: DeviceConfig) -> dict:
     clips = [clip for clip in cache.load_run(run) if clip.split == "train"]
     model = load.without_weights(config.base, config.revision)
     prompt_builder = PromptBuilder(pretrained.tokenizer(config.base, config.revision), ModelSpec.of(model.config),
-                                   config.prefix_space)
+                                   **prompt_options(config))
     config = fill_defaults(config, clips)
     micro_batches = dataset.MicroBatchDataset(clips, prompt_builder, config)
     counts = lora.count_parameters(lora.add_lora(model, config.rank, config.alpha, config.lora_targets))
