@@ -25,7 +25,7 @@ def voice(spread_base):
     """The toy with spread logits and an adapter of random weights."""
     model = lora.add_lora(spread_base.model, 4, 8.0)
     randomize_adapter(model)
-    return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8))
+    return Voice(spread_base, model, "0", Sampling(0.9, 0.9, 8), normalize_loudness=False)
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from tts_kit.errors import KitError
 MIN_SAMPLE_RATE = 16_000
 BLOCK_SECONDS = 30  # length of the blocks in which long files are read
 SILENCE_PEAK = 10 ** (-60 / 20)
-TARGET_LUFS = -20.0
+TARGET_LUFS = -20.0  # of training clips, and of what is measured
+SPEECH_LUFS = -18.0  # of what is spoken
+MAX_LEVELING = 24.0  # most dB by which speech is made louder or quieter
 MAX_TRUE_PEAK = 10 ** (-1 / 20)
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
@@ -181,6 +183,56 @@ def amplify(samples: np.ndarray, factor: float) -> np.ndarray:
 def normalize_loudness(samples: np.ndarray, rate: int, target: float = TARGET_LUFS) -> np.ndarray:
     """Bring (samples,) to `target` LUFS, with the true peak below -1 dBFS."""
     return amplify(samples, gain(loudness(samples, rate), target))
+
+
+def limit(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Turn (samples,) down around peaks, over 5 ms on both sides, so that the true peak stays below -1 dBFS."""
+    if true_peak(samples) <= MAX_TRUE_PEAK:
+        return samples
+    oversampled = np.abs(resample(samples, 1, 4))
+    peaks = np.maximum(np.abs(samples), np.resize(oversampled, 4 * len(samples)).reshape(-1, 4).max(axis=1))
+    factors = np.minimum(1.0, MAX_TRUE_PEAK / np.maximum(peaks, 1e-9))
+    size = 2 * round(0.005 * rate) + 1
+    for reduce in (np.min, np.mean):  # the mean of minima that all hold a peak is low enough for it
+        padded = np.pad(factors, size // 2, mode="edge")
+        factors = reduce(np.lib.stride_tricks.sliding_window_view(padded, size), axis=1)
+    return amplify((samples * factors).astype(np.float32), 1.0)
+
+
+def level_speech(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Bring one sentence (samples,) to SPEECH_LUFS with limited peaks; silence stays as it is."""
+    factor = gain(loudness(samples, rate), SPEECH_LUFS)
+    return limit(samples * np.float32(min(factor, 10 ** (MAX_LEVELING / 20))), rate)
+
+
+class Leveler:
+    """Levels speech chunk by chunk, each by nothing later than itself.
+
+    A sentence begins with the gain of the one before; the first with that for clips at TARGET_LUFS, as training clips are.
+    Once it has lasted 0.4 s, its gain moves within each chunk to what its loudness so far asks for, by at most 6 dB."""
+
+    def __init__(self, rate: int):
+        self.rate, self.gain, self.sentence = rate, gain(TARGET_LUFS, SPEECH_LUFS), np.zeros(0, np.float32)
+
+    def level(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the chunks (samples,) of one sentence with their level evened."""
+        self.sentence = np.zeros(0, np.float32)
+        for chunk in chunks:
+            self.sentence = np.concatenate([self.sentence, chunk])[-10 * self.rate:]
+            target = self.gain
+            if len(self.sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(self.sentence, self.rate)):
+                most = min(gain(lufs, SPEECH_LUFS), 10 ** (MAX_LEVELING / 20))
+                target = float(np.clip(most, self.gain / 2, self.gain * 2))
+            yield limit((chunk * np.linspace(self.gain, target, len(chunk))).astype(np.float32), self.rate)
+            self.gain = target
+
+
+def close_ending(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Return (samples,) with 0.3 s of silence behind a clip that ends within a word: less than 30 dB below its speech."""
+    power = (frame(samples, round(0.05 * rate)) ** 2).mean(axis=1)
+    end = float((samples[-round(0.05 * rate):].astype(np.float64) ** 2).mean())
+    is_open = end > 1e-3 * np.percentile(power[power > 1e-4 * power.max()], 90)
+    return np.pad(samples, (0, round(0.3 * rate))) if is_open else samples
 
 
 def trim(samples: np.ndarray, rate: int, tail: float = 0.25, lead: float = 0.1) -> np.ndarray:

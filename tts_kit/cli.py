@@ -283,6 +283,8 @@ def train(args: argparse.Namespace) -> None:
                 "words, then similarity, as a small Whisper and a speaker embedding judge them"),
          option("--stream", action="store_true", help="write while generating"),
          option("--no-watermark", dest="watermark", action="store_false", help="leave out the watermark"),
+         option("--no-loudness-normalization", dest="normalize_loudness", action="store_false", help="leave the level as "
+                "the model has it, instead of -18 LUFS for every sentence and true peaks below -1 dBFS"),
          option("--script", group="dialogue", metavar="FILE", help="speak a dialogue: a text file with a line `[NAME] "
                 "words` for every turn, each spoken with those before it as context"),
          option("--voice", group="dialogue", action="append", default=[], metavar="NAME=PATH", help="voice of a speaker: a "
@@ -431,6 +433,8 @@ def compare(args: argparse.Namespace) -> None:
                 "`base`; may be repeated (default: the run's, and `base`)"),
          option("--queue-timeout", type=float, default=120.0, help="seconds that a request may wait in the queue"),
          option("--no-watermark", dest="watermark", action="store_false", help="leave out the watermark"),
+         option("--no-loudness-normalization", dest="normalize_loudness", action="store_false", help="leave the level as "
+                "the model has it, instead of -18 LUFS for every sentence and true peaks below -1 dBFS"),
          option("--host", group="network", metavar="ADDRESS", default="127.0.0.1",
                 help="address to bind (default 127.0.0.1, this machine only)"),
          option("--port", group="network", type=non_negative_int, default=8000, help="port; 0: any free one"),
@@ -580,12 +584,14 @@ def _adjust(voice, args: argparse.Namespace) -> None:
     if "lexicon" in given:
         given["lexicon"] = tuple((dict(own["lexicon"]) | dict(given["lexicon"])).items())
     voice.set_prompt_options(**given)
+    voice.normalize_loudness = getattr(args, "normalize_loudness", True)
     voice.sampling = voice.sampling.override(Config(**changes))
 
 
 def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_base: bool = False):
     """Load the adapter's voice, or the base model alone, with the sampling options given."""
     from tts_kit.speech.voice import load_voice
+
     base, revision = bundled_base(args.base or ""), args.revision or ""
     if may_be_base and not Path(adapter).exists():
         config = load_config(run, **config_changes(args))

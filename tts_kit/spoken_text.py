@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -14,35 +15,12 @@ MAX_LEXICON_BYTES, MAX_LEXICON_ROWS, MAX_LEXICON_CHARACTERS = 1_000_000, 5_000, 
 MAX_CARDINAL_DIGITS = 9  # longer numbers without separators are read digit by digit, as telephone numbers are
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")
-ABBREVIATIONS = {
-    "Dr.": "Doctor", "Mr.": "Mister", "Mrs.": "Missus", "Ms.": "Miz", "Prof.": "Professor", "Mt.": "Mount", "Rev.":
-    "Reverend", "Gen.": "General", "Capt.": "Captain", "Lt.": "Lieutenant", "Sgt.": "Sergeant", "Sen.": "Senator", "Gov.":
-    "Governor", "e.g.": "for example", "i.e.": "that is", "vs.": "versus", "approx.": "approximately", "cf.": "compare"}
-FINAL_ABBREVIATIONS = {"etc.": "et cetera", "Jr.": "Junior", "Sr.": "Senior", "St.": "Street", "Ave.": "Avenue", "Rd.":
-                       "Road", "Blvd.": "Boulevard", "Inc.": "Incorporated", "Ltd.": "Limited", "Dept.": "Department"}
-"""Those that may end a sentence, and then keep its full stop."""
-BEFORE_NUMBER = {"No.": "number", "no.": "number", "Nos.": "numbers", "p.": "page", "pp.": "pages", "Fig.": "figure",
-                 "fig.": "figure", "Vol.": "volume", "vol.": "volume", "Ch.": "chapter", "§": "section", "#": "number",
-                 "~": "about", "ca.": "about"}
-UNITS = {
-    "km/h": "kilometer/kilometers per hour", "kph": "kilometer/kilometers per hour", "mph": "mile/miles per hour", "m/s":
-    "meter/meters per second", "km": "kilometer", "cm": "centimeter", "mm": "millimeter", "m": "meter", "mi": "mile", "yd":
-    "yard", "ft": "foot/feet", "kg": "kilogram", "mg": "milligram", "g": "gram", "lbs": "pound", "lb": "pound", "oz":
-    "ounce", "ml": "milliliter", "mL": "milliliter", "l": "liter", "L": "liter", "hrs": "hour", "hr": "hour", "h": "hour",
-    "mins": "minute", "min": "minute", "secs": "second", "sec": "second", "ms": "millisecond", "s": "second", "kWh":
-    "kilowatt hour", "kW": "kilowatt", "W": "watt", "V": "volt", "kHz": "kilohertz/kilohertz", "MHz":
-    "megahertz/megahertz", "GHz": "gigahertz/gigahertz", "Hz": "hertz/hertz", "kB": "kilobyte", "KB": "kilobyte", "MB":
-    "megabyte", "GB": "gigabyte", "TB": "terabyte", "dB": "decibel", "m²": "square meter", "km²": "square kilometer",
-    "°C": "degree/degrees Celsius", "°F": "degree/degrees Fahrenheit", "°": "degree", "%": "percent/percent"}
-CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny/pence"), "€": ("euro", "cent"), "¥": ("yen/yen", ""),
-              "₹": ("rupee/rupees", "paisa/paise"), "USD": ("dollar", "cent"), "EUR": ("euro", "cent"), "GBP":
-              ("pound", "penny/pence")}
-SCALES = {"k": "thousand", "K": "thousand", "m": "million", "M": "million", "mn": "million", "bn": "billion", "b": "billion",
-          "B": "billion", "tn": "trillion"}
-SYMBOLS = {"&": "and", "@": "at", "+": "plus", "=": "equals", "#": "hash", "%": "percent", "×": "times", "÷": "divided by",
-           "±": "plus or minus", "°": "degrees", "€": "euros", "£": "pounds", "$": "dollars", "¥": "yen", "/": "slash",
-           "\\": "backslash", "_": "underscore", "~": "tilde", "<": "less than", ">": "greater than", "^": "caret",
-           "|": "bar"}
+TABLES: dict[str, dict[str, str]] = {}
+"""Written -> spoken, by kind; a noun with another plural than with s is singular/plural."""
+for _kind, _written, _spoken in csv.reader(Path(__file__).with_suffix(".txt").read_text("utf-8").splitlines(),
+                                           delimiter="\t", quoting=csv.QUOTE_NONE):
+    TABLES.setdefault(_kind, {})[_written] = _spoken
+ABBREVIATIONS, FINAL_ABBREVIATIONS, BEFORE_NUMBER, UNITS, CURRENCIES, SCALES, SYMBOLS = TABLES.values()
 IN_ADDRESSES = SYMBOLS | {".": "dot", "-": "dash", ":": "colon", "?": "question mark"}
 NAMED = r"Chapter|Part|Volume|Book|Act|Scene|Section|Phase|Appendix|World War|Super Bowl|Type|Class|Title"
 RULERS = (r"Henry|Louis|Charles|George|Edward|Elizabeth|James|William|Richard|Philip|Peter|Catherine|Frederick|Napoleon|"
@@ -108,7 +86,7 @@ def read_lexicon(path: str | Path) -> tuple[tuple[str, str], ...]:
 
 @functools.lru_cache(8)
 def _lexicon_pattern(lexicon: tuple[tuple[str, str], ...]) -> tuple[re.Pattern, dict[str, str]]:
-    spoken = {word: as_spoken for word, as_spoken in lexicon}
+    spoken = dict(lexicon)
     words = sorted(spoken, key=len, reverse=True)  # the longest wins
     parts = [f"(?i:{re.escape(word)})" if word == word.lower() else re.escape(word) for word in words]
     return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)"), spoken
@@ -149,7 +127,7 @@ def _counted(number: str, noun: str) -> str:
 
 
 def _money(currency: str, number: str, scale: str | None) -> str:
-    unit, cent = CURRENCIES[currency]
+    unit, _, cent = CURRENCIES[currency].partition(", ")
     whole, _, fraction = number.replace(",", "").partition(".")
     if scale:
         return f"{_cardinal(number)} {SCALES.get(scale, scale)} {_counted('2', unit).partition(' ')[2]}"
@@ -202,7 +180,7 @@ def _fraction(match: re.Match) -> str:
 
 def _roman(letters: str) -> str:
     values = [ROMAN[letter] for letter in letters] + [0]
-    return str(sum(-one if one < following else one for one, following in zip(values, values[1:])))
+    return str(sum(-one if one < following else one for one, following in itertools.pairwise(values)))
 
 
 def _address(match: re.Match) -> str:
@@ -269,7 +247,7 @@ RULES = (
     _rule(r"(?<![\w.,-])(\d{1,4}(?:\.\d+)?)-(?=\d{1,4}(?![\d-]))", lambda match: f"{_number(match[1])} to "),
     _rule(rf"(?<![\w.,])({NUMBER})(?:st|nd|rd|th)\b", lambda match: _words(match[1].replace(",", ""), "ordinal")
           if match[1].replace(",", "").isdigit() and len(match[1]) <= 15 else match[0]),
-    _rule(r"(?<![\w.,])'?(\d{2}|1\d{3}|20\d{2})'?s(?!\w)", lambda match: _decade(match) if match[1][-1] == "0" else match[0]),
+    _rule(r"(?<![\w.,])'?(\d0|1\d{2}0|20\d0)'?s(?!\w)", _decade),
     _rule(rf"(?<![\w.,])({NUMBER}) ?({_choice(UNITS)})(?![\w/°²])", lambda match: _counted(match[1], UNITS[match[2]])),
     _rule(rf"\b({NAMED}) ([IVXL]{{1,7}})\b(?!')", lambda match: f"{match[1]} {_cardinal(_roman(match[2]))}"),
     _rule(rf"\b({RULERS}) ([IVXL]{{2,7}}|[VX])\b(?!')",

@@ -43,7 +43,7 @@ class Base:
 
 def load_base(name: str, device_config: DeviceConfig, revision: str = "", backend: str = "peft",
               codec_device: str = "", **prompt_options: object) -> Base:
-    """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`; more options are PromptBuilder's."""
+    """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`; options are PromptBuilder's."""
     config = pretrained.config(name, revision)
     model = (_load_with_unsloth if backend == "unsloth" else _load_with_transformers)(name, revision, device_config)
     spec = ModelSpec.of(config)

@@ -46,6 +46,7 @@ class Job:
     ended_with_eos: bool = True  # whether every sentence so far ended by itself
     prompt_voice: Voice | None = None  # the voice as the speaker that it is in the prompt
     context: list[Turn] = field(default_factory=list)  # what precedes the next sentence in the prompt
+    leveler: audio.Leveler | None = None  # of the sentences that are sent while they are generated
     started: bool = False
     ended: bool = False  # whether it is finished, failed or cancelled
 
@@ -224,6 +225,8 @@ class Worker(threading.Thread):
     def _send_sentence(self, voice: Voice, job: Job, generation: Generation) -> None:
         if not job.ended:
             samples = voice.base.codec.decode([generation.codes])[0]
+            if voice.normalize_loudness:
+                samples = audio.level_speech(samples, voice.base.spec.sample_rate)
             self._send_pause(voice, job)
             for chunk in self._finish([samples], voice, job):
                 job.send(chunk)
@@ -239,8 +242,10 @@ class Worker(threading.Thread):
         def chunks() -> Iterator[np.ndarray]:
             generations.append((yield from sentence))
 
+        job.leveler = job.leveler or audio.Leveler(voice.base.spec.sample_rate)
         with contextlib.closing(chunks()) as samples:
-            for chunk in self._finish(samples, voice, job):
+            leveled = job.leveler.level(samples) if voice.normalize_loudness else samples
+            for chunk in self._finish(leveled, voice, job):
                 if job.ended:
                     return
                 job.send(chunk)

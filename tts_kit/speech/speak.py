@@ -115,7 +115,8 @@ def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0, 
                 batch = [requests[index] for index in indices]
                 batch_contexts = [contexts[request.references] for request in batch]
                 generations = generate_batch(voice, batch, batch_contexts, retries, chooser)
-                yield from ((index, to_speech(voice, [generation])) for index, generation in zip(indices, generations))
+                yield from ((index, to_speech(voice, [generation], normalize_loudness=False))
+                            for index, generation in zip(indices, generations))
                 bar.update(len(batch))
 
 
@@ -202,11 +203,14 @@ def _choose(voice: Voice, request: Request, takes: list[Generation], chooser: "T
     return replace(chosen, wall_seconds=sum(take.wall_seconds for take in takes) + time.monotonic() - start)
 
 
-def to_speech(voice: Voice, generations: list[Generation]) -> Speech:
-    """Decode sentences and join them with a short pause."""
+def to_speech(voice: Voice, generations: list[Generation], normalize_loudness: bool = True) -> Speech:
+    """Decode sentences, bring them to one loudness if the voice does that, and join them with a short pause."""
     sample_rate = voice.base.spec.sample_rate
     pause = np.zeros(round(PAUSE_SECONDS * sample_rate), dtype=np.float32)
     pieces = []
     for generation in generations:
-        pieces += [voice.base.codec.decode([generation.codes])[0], pause]
+        samples = voice.base.codec.decode([generation.codes])[0]
+        if normalize_loudness and voice.normalize_loudness:
+            samples = audio.level_speech(samples, sample_rate)
+        pieces += [samples, pause]
     return Speech(np.concatenate(pieces[:-1]), sample_rate, generations)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tts_kit import audio
 from tts_kit.generation import engine
 from tts_kit.generation.engine import Generation
 from tts_kit.speech import speak
@@ -53,10 +54,18 @@ class SpeechStream(Iterator[np.ndarray]):
             return speak.write_chunks(self, self.sample_rate, path, watermarked)
 
     def _stream_sentences(self, voice: Voice, requests: Sequence[Request], context: list[Turn]) -> Iterator[np.ndarray]:
+        leveler = audio.Leveler(self.sample_rate)
         for number, request in enumerate(requests):
             if number:
                 yield np.zeros(round(PAUSE_SECONDS * self.sample_rate), dtype=np.float32)
-            generation = yield from stream_sentence(voice, request, context)
+            sentence, generations = stream_sentence(voice, request, context), []
+
+            def chunks(sentence=sentence, generations=generations) -> Iterator[np.ndarray]:
+                generations.append((yield from sentence))
+
+            with contextlib.closing(chunks()) as samples:
+                yield from leveler.level(samples) if voice.normalize_loudness else samples
+            generation = generations[0]
             self.ended_with_eos = self.ended_with_eos and generation.is_complete
             if not number:
                 context = speak.context_after_first(voice, requests, context, generation)

@@ -40,6 +40,7 @@ class Voice:
     engine: InferenceEngine | None = None  # made for this voice, unless it is that of a voice on the same base
     context: list[Turn] = field(default_factory=list)  # reference clips that precede every prompt, unless others are given
     is_trained: bool = False  # whether it was trained as that speaker
+    normalize_loudness: bool = True  # of texts and dialogues, spoken or streamed; arms of a comparison stay as they are
 
     def __post_init__(self):
         self.engine = self.engine or InferenceEngine(lora.unwrap(self.model), self.base.spec)
@@ -63,7 +64,7 @@ class Voice:
         self.engine.invalidate()
 
     def set_prompt_options(self, **options: object) -> None:
-        """Set how texts are put into prompts, by PromptBuilder's arguments; other voices on the same base stay as they are."""
+        """Set arguments of this voice's PromptBuilder; other voices on the same base stay as they are."""
         builder = self.base.prompt_builder
         if builder.options != (options := builder.options | options):
             self.base = replace(self.base, prompt_builder=PromptBuilder(builder.tokenizer, builder.spec, **options))
@@ -173,7 +174,8 @@ def encode_references(voice: Voice, references: References) -> list[Turn]:
         if not isinstance(reference.path, bytes) and not Path(reference.path).is_file():
             raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and "
                            "its exact words.")
-        wave = audio.read(reference.path, voice.base.spec.sample_rate)
+        rate = voice.base.spec.sample_rate
+        wave = audio.close_ending(audio.read(reference.path, rate), rate)
         context.append(Turn(normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], in_loss=False))
     return context
 
