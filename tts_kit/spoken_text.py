@@ -32,7 +32,7 @@ NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,]\d)|\d+(?:\.\d+)?"
 def to_spoken(text: str, lexicon: Sequence[tuple[str, str]] = (), english: bool = True) -> str:
     """Return the words that are said for an English text in one line; applied again, nothing changes.
 
-    Words of the lexicon go first, those of other languages than English too. 3/5/2024 is read as in the USA, 1100 to 2099
+    Words of the lexicon go first, those of other languages than English too. 3/5/2024 is read as in the USA, 1010 to 2099
     without a comma as a year."""
     if lexicon:
         pattern, spoken = _lexicon_pattern(tuple(lexicon))
@@ -113,7 +113,7 @@ def _cardinal(number: str) -> str:
 
 def _number(text: str) -> str:
     """Return the words of a number that stands alone: a year, if it looks like one."""
-    return _words(text, "year") if re.fullmatch(r"1[1-9][0-9]{2}|20[0-9]{2}", text) else _cardinal(text)
+    return _words(text, "year") if re.fullmatch(r"1[1-9]\d\d|10[1-9]\d|20\d\d", text) else _cardinal(text)
 
 
 def _counted(number: str, noun: str) -> str:

@@ -4,6 +4,8 @@ import functools
 import re
 from collections.abc import Callable
 
+from tts_kit.spoken_text import to_spoken
+
 # the Whisper normalizer deletes bracketed text, and a curly apostrophe would cut a word in two
 OPEN_BRACKETS = str.maketrans({**dict.fromkeys("()[]<>", " "), "\N{RIGHT SINGLE QUOTATION MARK}": "'"})
 CLOCK = re.compile(r"\s*\bo'clock\b|:00\b")
@@ -17,7 +19,8 @@ SPELLINGS = (
 
 def normalize(text: str) -> str:
     """Return the words in one spelling: lower case, no punctuation, numbers as single digits."""
-    text = _whisper_normalizer()(CLOCK.sub("", text.translate(OPEN_BRACKETS)))
+    # written out first: the normalizer takes numbers back to digits, but knows few units, symbols and dates
+    text = _whisper_normalizer()(CLOCK.sub("", to_spoken(text).translate(OPEN_BRACKETS)))
     for pattern, replacement in SPELLINGS:
         text = pattern.sub(replacement, text)
     return " ".join(text.split())
