@@ -83,7 +83,7 @@ def voices(spread_toy, tmp_path_factory) -> dict:
         lora.save(model, paths[name], base, Config(base=spread_toy).to_json(), {"speaker": "0"})
     voices = load_voices(device.choose("cpu"), paths)
     for voice in voices.values():
-        voice.sampling = Sampling(0, 0)
+        voice.sampling, voice.normalize_loudness = Sampling(0, 0), False
     return voices
 
 
@@ -336,7 +336,7 @@ def test_a_voice_can_be_a_clip(spread_toy, tmp_path):
     (tmp_path / "carl.txt").write_text("My words.", encoding="utf-8")
     voices = load_voices(device.choose("cpu"), {"carl": tmp_path / "carl.flac", "plain": spread_toy})
     for voice in voices.values():
-        voice.sampling = Sampling(0, 0)
+        voice.sampling, voice.normalize_loudness = Sampling(0, 0), False
     with running(voices, watermarked=False) as server:
         own, other = (speak.speak(SHORT, voices["plain"], Reference(tmp_path / f"{name}.flac", text)).samples
                       for name, text in (("carl", "My words."), ("eve", "Others.")))

@@ -222,6 +222,9 @@ def prepare(args: argparse.Namespace) -> None:
     if is_recording:
         source = ingest.ingest(source, run, _device_config(args), args.asr_model, args.verify_asr_model, args.language,
                                config.speaker)
+        if args.spoken_text is None and (foreign := sorted({*ingest.languages(run)} - {"en"})):
+            print(f"Numbers are not written out for the model: the language is {', '.join(foreign)} (--spoken-text does).")
+            config = config.replace(spoken_text=False)
     # hours of segmenting and transcribing are not refused for one bad clip
     preparation.prepare(source, run, config, args.skip_bad or is_recording, args.eval_source)
     print(report.brief_advice(run))
