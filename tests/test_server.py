@@ -62,8 +62,10 @@ def running(voices, **settings) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Server]:
-    """The bundled model with watermark, as users start it."""
-    with running(load_voices(device.choose("cpu"), {"tiny": TINY})) as server:
+    """The bundled model with watermark."""
+    voices = load_voices(device.choose("cpu"), {"tiny": TINY})
+    voices["tiny"].normalize_loudness = False  # which whole and streamed speech differ in
+    with running(voices) as server:
         yield server
 
 
@@ -173,6 +175,20 @@ def delay(one: np.ndarray, other: np.ndarray) -> int:
     size = 2 * max(len(one), len(other))
     correlation = np.fft.irfft(np.fft.rfft(one, size) * np.fft.rfft(other, size).conj())
     return (int(correlation.argmax()) + size // 2) % size - size // 2
+
+
+@pytest.mark.parametrize("stream_whole", [False, True])
+def test_the_server_normalizes_loudness(tiny, stream_whole):
+    """Mistake: the server's speech is not leveled, whole or streamed, or not by the voice's setting."""
+    voice = tiny.worker.voices["tiny"]
+    raw = audio.loudness(speak.speak(LONG, voice).samples, 16_000)
+    voice.normalize_loudness = True
+    try:
+        content = client(tiny).audio.speech.create(model="tiny-csm", voice="tiny", input=LONG, response_format="wav",
+                                                   extra_body={} if stream_whole else {"stream": False}).content
+    finally:
+        voice.normalize_loudness = False
+    assert audio.loudness(decode_any(content, "wav"), 24_000) == pytest.approx(-18, abs=1.0) and abs(raw + 18) > 1.0
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "wav", "flac", "opus", "aac", "pcm"])

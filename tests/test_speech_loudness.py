@@ -1,4 +1,4 @@
-"""Loudness of speech: every sentence at -18 LUFS with limited true peaks, whole or streamed; references that end in a word."""
+"""Loudness of speech: sentences at -18 LUFS with limited true peaks, whole or streamed; references that end in a word."""
 
 import dataclasses
 

@@ -65,8 +65,8 @@ def test_a_number_of_400_digits_is_refused(number):
 def test_a_lexicon_replaces_whole_words(tmp_path):
     """Mistake: Ann changes Annual, `us` changes US where only US is meant, the shorter of two words wins."""
     path = tmp_path / "words.csv"
-    path.write_text('\ufeffword,spoken\nSiobhan,shivawn\nnginx,engine x\nUS,you ess\n"San Jose",san hosay\nSan,sahn\n5G,five jee\n',
-                    encoding="utf-8")
+    path.write_text('\ufeffword,spoken\nSiobhan,shivawn\nnginx,engine x\nUS,you ess\n"San Jose",san hosay\nSan,sahn\n'
+                    "5G,five jee\n", encoding="utf-8")
     lexicon = read_lexicon(path)
     assert lexicon[0] == ("Siobhan", "shivawn") and len(lexicon) == 6
     assert to_spoken("Siobhan's NGINX, siobhan and Siobhans.", lexicon) == "shivawn's engine x, siobhan and Siobhans."
@@ -78,8 +78,10 @@ def test_a_lexicon_replaces_whole_words(tmp_path):
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"word,spoken\na,b\na,c\n", "row 3: 'a' stands there twice"), (b"a,b\n\nc,d\n", "row 2 is ''"),
-    (b"a,\n", "row 1 is 'a,'"), (b"a,b,c\n", "row 1 is 'a,b,c'"), (b"", "holds 0 words"), (b"word,spoken\n", "holds 0 words"),
-    ("Zoë,zo ee\n".encode("latin-1"), "not UTF-8"), ("a,b\n".encode("utf-16"), "not UTF-8"), (b"...,dots\n", "begin and end"),
+    (b"a,\n", "row 1 is 'a,'"), (b"a,b,c\n", "row 1 is 'a,b,c'"), (b"", "holds 0 words"),
+    (b"word,spoken\n", "holds 0 words"),
+    ("Zoë,zo ee\n".encode("latin-1"), "not UTF-8"), ("a,b\n".encode("utf-16"), "not UTF-8"),
+    (b"...,dots\n", "begin and end"),
     (b"a,123\n", "in letters"), (b"a," + b"b" * 201, "200 characters"), (b"a,b\x00c\n", "lexicon"), (b'"a,b\n', "not CSV"),
     (b"x" * 1_000_001, "larger than 1 MB"), ("".join(f"w{n},v\n" for n in range(5001)).encode(), "holds 5001 words")],
     ids=lambda value: str(value)[:20])
@@ -130,7 +132,8 @@ def test_the_lexicon_is_kept_with_the_run(tmp_path, monkeypatch, capsys):
     config = read_config(Path("runs/named/config.json"))
     assert config.lexicon == (("Laura", "lowra"),) and config.spoken_text
     assert Config.differences(config, Config()).keys() == {"lexicon"}
-    assert any("Laura" in json.loads(line)["text"] for line in Path("runs/named/data/manifest.jsonl").open())
+    rows = Path("runs/named/data/manifest.jsonl").read_text().splitlines()
+    assert any("Laura" in json.loads(row)["text"] for row in rows)
     assert main(["speak", "Hello.", "--run", "none", "--base", str(TINY_CSM), "--lexicon", "missing.csv"]) == 1
     assert "missing.csv cannot be read" in capsys.readouterr().err
 
