@@ -20,7 +20,7 @@ SPELLINGS = (
 def normalize(text: str) -> str:
     """Return the words in one spelling: lower case, no punctuation, numbers as single digits."""
     # written out first: the normalizer takes numbers back to digits, but knows few units, symbols and dates
-    text = _whisper_normalizer()(CLOCK.sub("", to_spoken(text).translate(OPEN_BRACKETS)))
+    text = _whisper_normalizer()(CLOCK.sub("", to_spoken(" ".join(text.translate(OPEN_BRACKETS).split()))))
     for pattern, replacement in SPELLINGS:
         text = pattern.sub(replacement, text)
     return " ".join(text.split())
