@@ -227,7 +227,9 @@ def kit_transcript_flags(clips: list[tuple]) -> list[dict]:
 
 @functools.cache
 def kit_voice(finetuned: bool = False):
-    return load_voice(kit_cpu(), kit_adapter()) if finetuned else load_voice(kit_cpu(), base=TINY)
+    voice = load_voice(kit_cpu(), kit_adapter()) if finetuned else load_voice(kit_cpu(), base=TINY)
+    voice.normalize_loudness = False
+    return voice
 
 
 def kit_reference():

@@ -40,7 +40,7 @@ def flags_of(clips: list[dict]) -> list[list[quality_flags.Flag]]:
     ({"text": "Yes.", "second_text": None}, "few characters"), ({"end": 0.9}, "many characters"),
     ({"edge_db": 6.0}, "a word may be cut"),
     ({"text": "These are ordinary words & 12 % of clip.", "second_text": None},
-     "write as it is spoken: numbers 12; symbols % &"),
+     "symbols % &; in English it is read as: These are ordinary words and twelve percent of clip."),
     ({"text": "", "second_text": ""}, "no speech recognised"), ({"embedding": np.eye(4)[[0, 0, 1]]}, "another speaker"),
     ({"text": "These are ordinary words of clip a.", "second_text": None}, "same text in 2 clips")])
 def test_every_flag_sorts_its_clip_to_the_top(changes, reason):

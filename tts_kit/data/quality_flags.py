@@ -12,6 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from tts_kit.data import speaker_embedding
 from tts_kit.data.segment import Segment
 from tts_kit.data.transcribe import Transcript
+from tts_kit.spoken_text import to_spoken
 
 PLAIN_CHARACTERS = set(" ,.?!;:'\"-")
 MIN_CLIPS = 6  # with fewer clips their medians say nothing about what is usual
@@ -84,7 +85,7 @@ def _text_flags(text: str, second_text: str | None, count: int) -> Iterator[Flag
     joined_digits = re.search(r"\d\W+\d", text)  # 20-10: ten past twenty, or twenty to ten
     numbers = re.findall(r"\d+(?:[.,:]\d+)*", text)
     written = [f"numbers {', '.join(numbers)}"] * bool(numbers) + [f"symbols {' '.join(symbols)}"] * bool(symbols)
-    yield Flag(f"write as it is spoken: {'; '.join(written)}",
+    yield Flag(f"write as it is spoken: {'; '.join(written)}; in English it is read as: {to_spoken(text)}",
                min(0.4, 0.1 * bool(unusual) + 0.2 * len(symbols) + 0.2 * bool(joined_digits)))
     yield Flag(f"same text in {count} clips", 0.3 * (count > 1))
 
