@@ -138,7 +138,9 @@ def config_changes(args: argparse.Namespace) -> dict:
     if getattr(args, "base", None):
         args.base = bundled_base(args.base)
     given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Config)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+    Config(**changes)  # refuses what is out of range before anything is loaded
+    return changes
 
 
 def comparison_options(sentences: int, seeds: list[int], stored: bool = False) -> list[Option]:
@@ -297,7 +299,8 @@ def train(args: argparse.Namespace) -> None:
          option("--turns", group="dialogue", metavar="FOLDER", help="also write each turn to a file there"),
          option("--adapter", group="voice", metavar="PATH", help="adapter folder or hub id (default: the run's)"),
          option("--no-adapter", group="voice", action="store_true", help="use the base model alone"),
-         option("--strength", group="voice", type=float, default=1.0, help="scale of the adapter; 0: the base model"),
+         option("--strength", group="voice", type=float, help="scale of the adapter; 0: the base model, 1: as trained "
+                "(default: 1, or what compare --recommend has kept)"),
          option("--reference", group="voice", metavar="FILE", help="clip to clone"),
          option("--reference-text", group="voice", metavar="TEXT", help="transcript of that clip"),
          config=("text", "base model", "sampling"))
@@ -322,15 +325,15 @@ def speak(args: argparse.Namespace) -> None:
     if args.stream and (args.retries or args.best_of != 1):
         raise KitError("--stream hands out audio at once, so nothing can be generated again: leave --retries and --best-of "
                        "out.")
-    if args.no_adapter and args.strength != 1.0:
+    if args.no_adapter and args.strength is not None:
         raise KitError("--strength scales the adapter, and --no-adapter leaves it out: give one of the two.")
     speech.check_path(args.out, args.watermark)
-    run = Run(args.run)
+    run, chooser = Run(args.run), _take_chooser(args)
     voice = _load_voice(args, run, args.adapter or run.adapter, may_be_base=args.no_adapter)
     if foreign := text.other_scripts(args.text):
         print(f"{foreign}: {Path(voice.base.name).name} was trained on Latin script, and speaks nothing of the kind unless "
               "the adapter was trained on it.")
-    if args.strength != 1.0:
+    if args.strength is not None:
         voice.set_strength(args.strength)
     if not args.no_adapter:
         consent.warn_if_missing(run, adapter=(args.adapter and (find_adapter(args.adapter) or args.adapter)) or "")
@@ -338,7 +341,6 @@ def speak(args: argparse.Namespace) -> None:
     if args.stream:
         spoken = stream.SpeechStream(args.text, voice, reference, not args.no_adapter, args.seed)
     else:
-        chooser = _take_chooser(args, run)
         spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries, chooser)
         for generation in spoken.generations if chooser else ():
             print(generation.choice)
@@ -352,12 +354,13 @@ def speak(args: argparse.Namespace) -> None:
         print("No watermark, as requested: nothing in this file tells that it is synthetic.")
 
 
-def _take_chooser(args: argparse.Namespace, run: Run) -> object | None:
+def _take_chooser(args: argparse.Namespace) -> object | None:
     if args.best_of == 1:
         return None
     from tts_kit.data import manifest
     from tts_kit.speech.best_of import TakeChooser
 
+    run = Run(args.run)
     recorded = manifest.read(run.data) if run.data.exists() and not args.adapter else []
     clips = [clip.audio for clip in recorded if clip.split == manifest.TRAIN][:10]
     return TakeChooser(args.best_of, [args.reference] if args.reference else clips)
@@ -370,8 +373,9 @@ def _speak_script(args: argparse.Namespace) -> None:
     from tts_kit.speech.voice import BASE, find_adapter, find_reference, parse_voices
 
     given = [name for name in ("stream", "adapter", "no_adapter", "reference", "reference_text") if getattr(args, name)]
-    if given or args.strength != 1.0:
-        raise KitError(f"--{(given or ['strength'])[0].replace('_', '-')} is not for a dialogue, whose voices are given by "
+    given += ["strength"] * (args.strength is not None)
+    if given:
+        raise KitError(f"--{given[0].replace('_', '-')} is not for a dialogue, whose voices are given by "
                        "--voice NAME=PATH.")
     speech.check_path(args.out, args.watermark)
     if args.turns and (Path(args.turns).is_file() or any(Path(args.turns).glob("*"))):
@@ -405,21 +409,36 @@ def _speak_script(args: argparse.Namespace) -> None:
          option("--responses", group="listening test", nargs="+", type=Path, default=[], metavar="FILE",
                 help="responses of listeners, which join the verdict; nothing is synthesized or scored again"),
          option("--sweep", group="sweep", type=_setting_values, action="append", default=[], metavar="NAME=VALUE,VALUE",
-                help="compare values of a setting (temperature, depth_temperature, strength, checkpoint, references, "
-                "reference_seconds) instead of arms, on sentences that are not held out; may be repeated"),
+                help="compare values of a setting (temperature, depth_temperature, guidance, strength, best_of, "
+                "checkpoint, references, reference_seconds ...) instead of arms, on sentences that are not held out; may be "
+                "repeated"),
          option("--sweep-arm", group="sweep", choices=GENERATED_ARMS, default="finetuned", help="arm that is swept"),
+         option("--recommend", group="sweep", action="store_true", help="find the guidance, strength and temperature with "
+                "the best SIM and WER, on sentences that are not held out, and keep them with the adapter as its defaults; "
+                "options such as --guidance win over them"),
          config=("text", "base model", "sampling"))
 def compare(args: argparse.Namespace) -> None:
     from tts_kit.comparison import compare as comparison
 
     run = Run(args.run)
     if args.responses:
-        if args.sweep or not (args.sentences is args.seeds is args.arms is None):
-            raise KitError("--responses counts answers to the comparison as it is: leave --sentences, --seeds, --arms and "
-                           "--sweep out.")
+        if args.sweep or args.recommend or not (args.sentences is args.seeds is args.arms is None):
+            raise KitError("--responses counts answers to the comparison as it is: leave --sentences, --seeds, --arms, "
+                           "--sweep and --recommend out.")
         comparison.count_responses(run, args.responses)
         return
+    given = [field.name for field in dataclasses.fields(Config) if field.metadata["group"] == "sampling"
+             and getattr(args, field.name) is not None]
+    if args.recommend and (given or args.sweep or args.arms):
+        name = given[0].replace("_", "-") if given else "sweep" if args.sweep else "arms"
+        raise KitError(f"--recommend measures the fine-tuned voice against its own settings: leave --{name} out.")
     voice = _load_voice(args, run, run.adapter)
+    if args.recommend:
+        from tts_kit.comparison import recommend
+
+        recommend.recommend(run, voice, **{name: value for name in ("sentences", "seeds")
+                                           if (value := getattr(args, name)) is not None})
+        return
     if not args.sweep:
         comparison.compare(run, voice, args.sentences, args.seeds, args.arms, test_types=args.listening_test)
         _print_next(run)
@@ -500,7 +519,8 @@ def consent(args: argparse.Namespace) -> None:
          option("--layout", group="merged weights", default="transformers", choices=("transformers", "original"),
                 help="names and order of the weights; original: as in Sesame's repository, without codec, for candle or "
                 "mlx-audio"),
-         option("--strength", group="merged weights", type=float, default=1.0, help="scale of the merged adapter"),
+         option("--strength", group="merged weights", type=float, help="scale of the merged adapter (default: 1, or what "
+                "compare --recommend has kept)"),
          option("--dtype", group="merged weights", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                 help="dtype of the weights; auto: float32, which is exact"),
          option("--push-to-hub", group="hub", metavar="OWNER/NAME", default="", help="push to the hub as this model"),

@@ -4,7 +4,7 @@ A sweep does the same with the values of one setting at a time, on sentences of 
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tts_kit.data import manifest
 from tts_kit.data.manifest import HELD_OUT, TRAIN
 from tts_kit.errors import KitError
 from tts_kit.evaluation import memorization, metrics, scoring
+from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.io import read_json, read_rows, write_json
 from tts_kit.model import lora
 from tts_kit.run import OTHER_SPEAKERS, Run, lock, read_inputs
@@ -54,7 +55,7 @@ def compare(run: Run, voice: Voice, sentences: int | None = None, seeds: Sequenc
     held_out = [Sentence(one.text, one.audio) for one in utterances if one.split == HELD_OUT]
     plan = _plan(run, run.comparison, held_out, settings["sentences"], settings["seeds"],
                  [parse_arm(name) for name in settings["arms"]], utterances)
-    rows, inputs, notes = _scored_clips(plan, voice, {sentence.text: sentence.recording for sentence in held_out}, settings)
+    rows, inputs, notes = scored_clips(plan, voice, {sentence.text: sentence.recording for sentence in held_out}, settings)
     invitation = write_listening_test(plan, rows, test_types)
     return show(plan, rows, verdict.decide(rows), inputs, f"tts_kit: {run.name}", notes, invitation)
 
@@ -93,14 +94,23 @@ def run_sweep(run: Run, voice: Voice, values: Mapping[str, Sequence[float]], arm
                                   for value in numbers))
     if not variants:
         raise KitError("there is nothing to sweep: give at least one setting with values.")
-    texts = generation_eval.read_sentences(utterances)
-    plan = _plan(run, run.folder / SWEEP_FOLDER, [Sentence(text) for text in texts], sentences, seeds, [default, *variants],
-                 utterances)
-    references = {reference.path for one in plan.arms for reference in synthesis.references(one, utterances)}
-    recordings = {one.text: one.audio for one in utterances if one.split == TRAIN and one.audio not in references}
-    rows, inputs, notes = _scored_clips(plan, voice, recordings)
+    plan = development_plan(run, run.folder / SWEEP_FOLDER, [default, *variants], sentences, seeds, utterances)
+    rows, inputs, notes = scored_clips(plan, voice, training_recordings(plan))
     decision = verdict.decide(rows, [(variant.name, default.name) for variant in variants])
     return show(plan, rows, decision, inputs, f"tts_kit: sweep of {run.name}", notes)
+
+
+def development_plan(run: Run, folder: Path, plan_arms: Sequence[arms.Arm], sentences: int, seeds: Sequence[int],
+                     utterances: Sequence[manifest.Utterance]) -> Plan:
+    """Plan arms on the kit's own sentences, which no comparison uses."""
+    texts = generation_eval.read_sentences(utterances)
+    return _plan(run, folder, [Sentence(text) for text in texts], sentences, seeds, plan_arms, utterances)
+
+
+def training_recordings(plan: Plan) -> dict[str, Path]:
+    """Return the training clips, by text, that are no reference of the plan's arms."""
+    references = {reference.path for arm in plan.arms for reference in synthesis.references(arm, plan.utterances)}
+    return {one.text: one.audio for one in plan.utterances if one.split == TRAIN and one.audio not in references}
 
 
 def parse_arm(text: str) -> arms.Arm | external.ExternalArm:
@@ -118,26 +128,30 @@ def _plan(run: Run, folder: Path, available: Sequence[Sentence], sentences: int,
     return Plan(run, folder, available[:sentences], list(dict.fromkeys(seeds)), list(dict.fromkeys(plan_arms)), utterances)
 
 
-def _scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path],
-                  settings: Mapping | None = None) -> tuple[list[dict], dict, list[str]]:
+def scored_clips(plan: Plan, voice: Voice, recordings: Mapping[str, Path], settings: Mapping | None = None,
+                 load_models: Callable[[], MetricModels] | None = None) -> tuple[list[dict], dict, list[str]]:
     """Return the scored rows of all clips, what they were made from, and which external systems cannot run."""
     check_held_out(plan.run, voice)
-    sampling, [reference] = voice.sampling, synthesis.pick_references(plan.utterances)
+    [reference] = synthesis.pick_references(plan.utterances)
     inputs = {"base": voice.base.name, "base_weights": voice.base.fingerprint,
               "adapter": str(plan.run.adapter) if voice.is_finetuned else "none",
               "adapter_weights": lora.fingerprint(voice.model) if voice.is_finetuned else "none",
-              "reference": f"{reference.path.name}: {reference.text}", "temperature": sampling.temperature,
-              "depth_temperature": sampling.depth_temperature, "top_k": sampling.top_k,
+              "reference": f"{reference.path.name}: {reference.text}", **sampling_inputs(voice),
               "sentences": [sentence.text for sentence in plan.sentences]}
-    if sampling.guidance_scales:
-        inputs |= {"guidance": [*sampling.guidance_scales, sampling.depth_guidance]}
     with lock(plan.folder):
         synthesis.check_inputs(plan.folder, inputs)
         if settings:
             write_json(plan.folder / SETTINGS_FILE, {name: value if isinstance(value, int) else [*value]
                                                      for name, value in settings.items()})
         rows, notes = synthesis.synthesize(plan, voice)
-        return score(plan, rows, recordings), inputs, notes
+        return score(plan, rows, recordings, load_models), inputs, notes
+
+
+def sampling_inputs(voice: Voice) -> dict:
+    """Return the settings of a voice by name; those of guidance and strength are None where they have no effect."""
+    neutral = {"guidance": 1.0, "reference_guidance": 1.0, "depth_guidance": 0.0, "strength": 1.0}
+    settings = vars(voice.sampling) | {"strength": voice.strength}
+    return {name: None if value == neutral.get(name) else value for name, value in settings.items()}
 
 
 def check_held_out(run: Run, voice: Voice) -> None:
@@ -149,13 +163,14 @@ def check_held_out(run: Run, voice: Voice) -> None:
                        "train again in a new run.")
 
 
-def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path]) -> list[dict]:
+def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path],
+          load_models: Callable[[], MetricModels] | None = None) -> list[dict]:
     """Return all rows, scored if metric models are installed; `recordings` (text -> clip) say what the voice sounds like."""
     name = metrics.load_available()
     if not name:
         return rows
     if any(row.get(scoring.METRICS) != name for row in rows):
-        models = metrics.load()
+        models = (load_models or metrics.load)()
         references = scoring.measure_references(recordings, models)
         if len(references) < scoring.MIN_REFERENCES:
             print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or "
@@ -187,7 +202,7 @@ def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[
 def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: str, notes: Sequence[str] = (),
          invitation: str = "") -> Result:
     """Write the page, and print the table and the verdict with its headline last."""
-    facts = {name.replace("_", " "): value for name, value in inputs.items() if name != "sentences"}
+    facts = {name.replace("_", " "): value for name, value in inputs.items() if name != "sentences" and value is not None}
     # the page may be published, without the names of this machine's folders
     facts |= {name: Path(facts[name]).name for name in ("base", "adapter") if Path(facts[name]).exists()}
     models = rows[0].get(scoring.METRICS, "none")

@@ -84,7 +84,7 @@ def save_rows(folder: Path, rows: Iterable[dict]) -> list[dict]:
 def check_inputs(folder: Path, inputs: dict) -> None:
     """Record what the clips of a folder are made from; refuse a folder whose clips were made from something else.
 
-    Sentences may be added at the end."""
+    Sentences may be added at the end. An input that is None is not recorded."""
     recorded = run.read_inputs(folder)
     sentences = recorded.get("sentences", [])
     begin_alike = all(one == other for one, other in zip(sentences, inputs["sentences"]))
@@ -94,7 +94,7 @@ def check_inputs(folder: Path, inputs: dict) -> None:
         names = ", another ".join(changed).replace("_", " ")
         raise KitError(f"{folder} already holds a comparison with another {names}. Move that folder away, or compare in "
                        "another run.")
-    run.write_inputs(folder, **inputs)
+    run.write_inputs(folder, **{name: value for name, value in inputs.items() if value is not None})
 
 
 def pick_references(utterances: Sequence[Utterance], seconds: float = REFERENCE_SECONDS, count: int = 1) -> list[Reference]:
@@ -116,7 +116,7 @@ def references(arm: Arm, utterances: Sequence[Utterance]) -> tuple[Reference, ..
 @contextlib.contextmanager
 def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
     """Give the voice with the settings of an arm, and undo them at the end of the block."""
-    settings = dict(arm.settings)
+    settings, strength = dict(arm.settings), voice.strength
     changes = {field.name: settings[field.name] for field in fields(voice.sampling) if field.name in settings}
     try:
         if "checkpoint" in settings:
@@ -126,7 +126,7 @@ def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
         yield replace(voice, sampling=replace(voice.sampling, **changes))
     finally:
         if "strength" in settings:
-            voice.set_strength(1.0)
+            voice.set_strength(strength)
         if "checkpoint" in settings:
             voice.load_weights(run.adapter / lora.WEIGHTS_FILE)
 

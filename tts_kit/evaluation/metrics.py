@@ -129,6 +129,11 @@ def load(threads: int = 2, device: str = "auto", model_set: str = "") -> MetricM
     return models
 
 
+def load_for_selection() -> MetricModels:
+    """Load the models for WER and SIM alone, which checkpoints and settings are selected by."""
+    return replace(load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None, embed_speaker_2=None)
+
+
 def load_available(device: str = "auto", model_set: str = "") -> str:
     """Return the name of the set that `load` would give without a download, empty where none is installed; imports
     nothing heavy."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from tts_kit.spoken_text import to_spoken
 
-# the Whisper normalizer deletes bracketed text, and a curly apostrophe would cut a word in two
-OPEN_BRACKETS = str.maketrans({**dict.fromkeys("()[]<>", " "), "\N{RIGHT SINGLE QUOTATION MARK}": "'"})
+# the Whisper normalizer deletes bracketed text, a curly apostrophe would cut a word in two, and an ellipsis hides the end
+# of a number
+PLAIN = str.maketrans({**dict.fromkeys("()[]<>", " "), "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+                       "\N{HORIZONTAL ELLIPSIS}": "..."})
 CLOCK = re.compile(r"\s*\bo'clock\b|:00\b")
 SPELLINGS = (
     (re.compile(r"\bcan not\b"), "cannot"), (re.compile(r"\bokay\b"), "ok"),
@@ -20,7 +22,7 @@ SPELLINGS = (
 def normalize(text: str) -> str:
     """Return the words in one spelling: lower case, no punctuation, numbers as single digits."""
     # written out first: the normalizer takes numbers back to digits, but knows few units, symbols and dates
-    text = _whisper_normalizer()(CLOCK.sub("", to_spoken(" ".join(text.translate(OPEN_BRACKETS).split()))))
+    text = _whisper_normalizer()(CLOCK.sub("", to_spoken(" ".join(text.translate(PLAIN).split()))))
     for pattern, replacement in SPELLINGS:
         text = pattern.sub(replacement, text)
     return " ".join(text.split())

@@ -11,23 +11,25 @@ from tts_kit.export import card, merged
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_json, write_text
 from tts_kit.model import license, lora
 from tts_kit.run import Run
+from tts_kit.speech.voice import recommended_settings
 
 DATA_FILE = "data.json"  # how much data the adapter was trained on, and its source
 LAYOUTS = ("transformers", "original")
 
 
-def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", revision: str = "", strength: float = 1.0,
-           dtype: str = "auto", location: str = "", watermarked: bool = True, language: str = "",
-           layout: str = LAYOUTS[0]) -> Path:
+def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", revision: str = "",
+           strength: float | None = None, dtype: str = "auto", location: str = "", watermarked: bool = True,
+           language: str = "", layout: str = LAYOUTS[0]) -> Path:
     """Write a run's voice with its card to a folder, by default in the run's own; replaces an older export of it.
 
-    `base` is the base model as others find it, or its folder here; `location` is where others will find the export."""
+    `base` is the base model as others find it, or its folder here; `location` is where others will find the export. Merged
+    weights have the adapter at `strength`: by default the recommended one, or 1."""
     kind = "adapter" if not merge else "merged" if layout == LAYOUTS[0] else layout
     out = Path(out) if out else run.folder / "release" / kind
     if layout != LAYOUTS[0] and not merge:
         raise KitError("an adapter has the layout of transformers; only merged weights can have the original one. Give "
                        "--merged too.")
-    if strength != 1.0 and not merge:
+    if strength is not None and not merge:
         raise KitError(f"strength {strength:g} can be merged in; the strength of an adapter is set when it speaks (speak "
                        "--strength). Give --merged too.")
     check_replaceable(out, hub.RELEASE_FILE)
@@ -35,7 +37,9 @@ def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", 
     if release and (release.get("voice"), release.get("kind")) != (run.name, kind):
         raise KitError(f"{out} holds the voice {release.get('voice')} as {release.get('kind')}, which would be replaced by "
                        f"{run.name} as {kind}. Choose another --out, or remove it.")
-    base = base or lora.read_metadata(run.adapter)["base"]
+    metadata = lora.read_metadata(run.adapter)
+    base = base or metadata["base"]
+    strength = recommended_settings(metadata).get("strength", 1.0) if strength is None else strength
     summary = card.summarize(run, base, language, strength)
     license_name = license.license_of(summary.base, base)
     with atomic_folder(out) as staging:

@@ -19,6 +19,7 @@ from tts_kit.data import consent, ingest, manifest
 from tts_kit.data.manifest import EXCLUDED, HELD_OUT, TRAIN
 from tts_kit.errors import KitError
 from tts_kit.evaluation import scoring
+from tts_kit.generation.sampling import Sampling
 from tts_kit.html import markdown
 from tts_kit.io import read_json, write_text
 from tts_kit.model import license, lora
@@ -72,6 +73,7 @@ class RunSummary:
     rows: list[dict]  # its clips
     arm: str  # of the comparison: the one that speaks as the export does
     comparison: Path  # folder of the files that the rows name
+    sampling: dict  # settings of the comparison
 
 
 def summarize(run: Run, base: str, language: str = "", strength: float = 1.0) -> RunSummary:
@@ -82,11 +84,13 @@ def summarize(run: Run, base: str, language: str = "", strength: float = 1.0) ->
     if reason := consent_problem(run, metadata):
         print(reason)
     decision, rows = _comparison(run)
+    compared = read_inputs(run.comparison) if rows else {}
     data = summarize_data(run, metadata)
     languages = [language] if language else data.get("language", "").split(", ")
     return RunSummary(run.name, metadata, display_name(base), read_config(run.adapter / CONFIG_FILE), data,
                       [*filter(None, languages)], None if reason else consent.for_run(run), decision, rows,
-                      f"finetuned:strength={strength:g}" if strength != 1 else "finetuned", run.comparison)
+                      "finetuned" if strength == compared.get("strength", 1.0) else f"finetuned:strength={strength:g}",
+                      run.comparison, {name: compared[name] for name in (*vars(Sampling()), "strength") if name in compared})
 
 
 def display_name(base: str) -> str:
@@ -170,7 +174,7 @@ def write(summary: RunSummary, folder: Path, location: str, license_name: str, k
         requires=REQUIRES[kind], load=LOAD[kind].format(**names), speaker=json.dumps(str(summary.metadata["speaker"])),
         space=" " * summary.config.prefix_space)
     sections = {"": f"Text-to-speech: {subject}. Made with tts_kit.{headline}", "Samples": _samples_table(samples),
-                "Evaluation": _evaluation(decision, summary.rows) if decision else "", "Usage": f"{command}\n\n{usage}",
+                "Evaluation": _evaluation(summary) if decision else "", "Usage": f"{command}\n\n{usage}",
                 "Training": _training(summary), "Data": _key_value_table(summary.data),
                 "Consent": markdown(str(summary.consent)) if summary.consent else "",
                 "License": "\n\n".join(license.prohibited_uses(summary.base, license_name))}
@@ -235,11 +239,12 @@ def _samples_table(samples: Sequence[tuple[str, dict[str, str]]]) -> str:
     return markdown_table([["", *(ARMS[arm].short_name for arm in arms)], *rows]) if rows else ""
 
 
-def _evaluation(decision: Verdict, rows: list[dict]) -> str:
-    texts = ["\n".join(f"- {markdown(detail)}" for detail in decision.details)]
-    if metric_models := rows[0].get(scoring.METRICS):
-        texts += [markdown_table([[markdown(cell) for cell in row] for row in scoring.table(decision.figures)]),
-                  f"Metric models: {markdown(metric_models)}."]
+def _evaluation(summary: RunSummary) -> str:
+    texts = ["\n".join(f"- {markdown(detail)}" for detail in summary.verdict.details)]
+    if metric_models := summary.rows[0].get(scoring.METRICS):
+        settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in summary.sampling.items())
+        texts += [markdown_table([[markdown(cell) for cell in row] for row in scoring.table(summary.verdict.figures)]),
+                  f"Metric models: {markdown(metric_models)}. Generated with {settings}."]
     return "\n\n".join(filter(None, texts))
 
 
@@ -251,7 +256,8 @@ def _training(summary: RunSummary) -> str:
     return _key_value_table({
         "LoRA rank, alpha": f"{config.rank}, {config.alpha:g}", "LoRA targets": config.lora_targets,
         "steps": metrics.get("selected_step", config.steps), "epochs": metrics.get("epochs"),
-        "learning rate": f"{config.learning_rate:g}", **losses, "machine": metrics.get("machine"),
+        "learning rate": f"{config.learning_rate:g}", **losses,
+        "recommended settings": (summary.metadata.get("recommended") or {}).get("reason"), "machine": metrics.get("machine"),
         "versions": ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items()),
         "base weights": summary.metadata["base_fingerprint"], "base revision": summary.metadata["revision"]})
 

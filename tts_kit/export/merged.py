@@ -1,7 +1,7 @@
 """Merged weights: base model plus adapter as one checkpoint, in the layout of transformers or in CSM's original one."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from tts_kit.errors import KitError
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load, lora
-from tts_kit.speech.voice import SPEECH_FILE
+from tts_kit.speech.voice import SPEECH_FILE, default_sampling, recommended_settings
 from tts_kit.tokens.prompt import prompt_options
 
 PROCESSOR_FILES = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
@@ -34,7 +34,9 @@ def write(adapter: Path, folder: Path, base: str, revision: str = "", strength: 
     finetuned = lora.load(loaded, adapter)
     lora.set_strength(finetuned, strength)
     config = read_config(adapter / CONFIG_FILE)
-    sampling = Sampling.from_generation_config(loaded.generation_config).override(config)
+    recommended = recommended_settings(metadata)
+    sampling = replace(default_sampling(loaded, config), **{name: recommended[name] for name in recommended
+                                                            if name != "strength"})
     model = finetuned.merge_and_unload()
     for part in (model.backbone_model, model.depth_decoder, model.lm_head, model.embed_text_tokens):
         part.to(DTYPES[dtype])

@@ -24,7 +24,7 @@ from transformers import CsmForConditionalGeneration
 from tts_kit import config as kit_config
 from tts_kit import pretrained
 from tts_kit.errors import KitError
-from tts_kit.io import atomic_folder, read_json, write_bytes
+from tts_kit.io import atomic_folder, read_json, write_bytes, write_json
 from tts_kit.model.load import Base
 
 WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = "adapter_model.safetensors", "adapter_config.json", "adapter_meta.json"
@@ -242,6 +242,11 @@ def read_metadata(folder: Path) -> dict:
             raise KitError(f"{folder / CONFIG_FILE} has {name} {value!r}; wanted {' or '.join(map(repr, values))}: the kit "
                            "supports plain LoRA only. Train with `tts-kit train`, or restore the file.")
     return metadata
+
+
+def add_metadata(folder: Path, **fields: object) -> None:
+    """Add fields to the metadata of an adapter's folder."""
+    write_json(folder / METADATA_FILE, read_metadata(folder) | fields)
 
 
 def check_compatible(base: Base, folder: Path, metadata: dict) -> None:

@@ -27,6 +27,8 @@ BASE = "base"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 CLIP = re.compile(r"(.+?\.(?:wav|flac|mp3|ogg|opus))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 SPEECH_FILE = "speech.json"  # stored with merged weights: the speaker, and how the voice is prompted and sampled
+RECOMMENDED = {"strength": 10.0, "guidance": kit_config.MAX_GUIDANCE, "temperature": 10.0}
+"""Settings that an adapter's metadata may recommend, with their largest value; the smallest is 0."""
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Voice:
     context: list[Turn] = field(default_factory=list)  # reference clips that precede every prompt, unless others are given
     is_trained: bool = False  # whether it was trained as that speaker
     normalize_loudness: bool = True  # of texts and dialogues, spoken or streamed; arms of a comparison stay as they are
+    strength: float = 1.0  # scale of its adapter; changed by `set_strength`
 
     def __post_init__(self):
         self.engine = self.engine or InferenceEngine(lora.unwrap(self.model), self.base.spec)
@@ -61,7 +64,14 @@ class Voice:
         if not self.is_finetuned:
             raise KitError(f"strength is {strength:g}, but {self.base.name} is loaded without an adapter. Load one.")
         lora.set_strength(self.model, strength, self.adapter)
+        self.strength = strength
         self.engine.invalidate()
+
+    def apply(self, settings: Mapping[str, float]) -> None:
+        """Set the strength and sampling settings that are given."""
+        if settings.get("strength", self.strength) != self.strength:
+            self.set_strength(settings["strength"])
+        self.sampling = replace(self.sampling, **{name: settings[name] for name in settings if name != "strength"})
 
     def set_prompt_options(self, **options: object) -> None:
         """Set arguments of this voice's PromptBuilder; other voices on the same base stay as they are."""
@@ -208,12 +218,30 @@ def find_adapter(source: str | Path) -> Path | None:
 
 def _voice_of_adapter(base: load.Base, model: PeftModel, folder: Path, adapter: str = lora.DEFAULT_ADAPTER,
                       engine: InferenceEngine | None = None) -> Voice:
-    """Return the voice of an adapter: sampled as the base recommends and the training's config sets, prompted as trained."""
-    config = kit_config.read_config(folder / kit_config.CONFIG_FILE)
-    sampling = Sampling.from_generation_config(base.generation_config).override(config)
-    voice = Voice(base, model, lora.read_metadata(folder)["speaker"], sampling, adapter, engine, is_trained=True)
+    """Return the voice of an adapter: sampled as the base recommends, as the training's config sets, and as was measured
+    to be best; prompted as trained."""
+    config, metadata = kit_config.read_config(folder / kit_config.CONFIG_FILE), lora.read_metadata(folder)
+    voice = Voice(base, model, metadata["speaker"], default_sampling(base, config), adapter, engine, is_trained=True)
     voice.set_prompt_options(**prompt_options(config))
+    voice.apply(recommended_settings(metadata))
     return voice
+
+
+def default_sampling(base: load.Base, config: kit_config.Config) -> Sampling:
+    """Return the sampling of an adapter trained with a config, without what is recommended for it."""
+    return Sampling.from_generation_config(base.generation_config).override(config)
+
+
+def recommended_settings(metadata: dict) -> dict[str, float]:
+    """Return the settings that an adapter's metadata recommends; checked, as it may come from anywhere."""
+    recommended = metadata.get("recommended", {})
+    settings = recommended.get("settings") if isinstance(recommended, dict) and recommended else recommended
+    if not isinstance(settings, dict) or not all(
+            type(value) in (int, float) and 0 <= value <= RECOMMENDED.get(name, -1) for name, value in settings.items()):
+        limits = ", ".join(f"{name} from 0 to {limit:g}" for name, limit in RECOMMENDED.items())
+        raise KitError(f"{lora.METADATA_FILE} recommends {str(settings)[:80]}; wanted {limits}. Measure again with tts-kit "
+                       "compare --recommend, or remove `recommended` from the file.")
+    return settings
 
 
 def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | None = None) -> Voice:

@@ -1,6 +1,5 @@
 """Generation evaluation: SIM and WER of synthesized sentences during training, early stopping, checkpoint selection."""
 
-import dataclasses
 import functools
 import re
 import shutil
@@ -157,9 +156,7 @@ def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) ->
                   if metrics.load_available() else f"metric models are not installed. Install them: {metrics.INSTALL}")
         print(f"No generation evaluation: {reason}. The last step will be kept.")
         return None
-    # selection reads WER and SIM only
-    metric_models = dataclasses.replace(metrics.load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None,
-                                        embed_speaker_2=None) if distributed.is_rank_zero() else None
+    metric_models = metrics.load_for_selection() if distributed.is_rank_zero() else None
     return GenerationEvalCallback(base, config, run, clips, metric_models)
 
 
@@ -189,15 +186,16 @@ def read_sentences(clips: Sequence[EncodedClip]) -> list[str]:
     return [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if _words(line) not in in_data]
 
 
-def step_scores(rows: Sequence[dict]) -> dict[int, StepScores]:
-    """Step -> its scores, in order; a clip on which a metric failed counts like one without sound."""
-    by_step = {}
-    for row in sorted(rows, key=lambda row: row["step"]):
+def step_scores(rows: Sequence[dict], field: str = "step") -> dict[object, StepScores]:
+    """Step, or another field of the rows -> its scores, in order; a clip on which a metric failed counts like one without
+    sound."""
+    groups = {}
+    for row in sorted(rows, key=lambda row: row[field]):
         word_errors = row["ref_words"] if row["word_errors"] is None else row["word_errors"]
-        by_step.setdefault(row["step"], []).append(row | {"sim": row["sim"] or 0.0, "word_errors": word_errors})
+        groups.setdefault(row[field], []).append(row | {"sim": row["sim"] or 0.0, "word_errors": word_errors})
     return {step: StepScores(sim=stats.sums_by_sentence(counted, "sim"),
                              wer=stats.sums_by_sentence(counted, "word_errors", "ref_words"))
-            for step, counted in by_step.items()}
+            for step, counted in groups.items()}
 
 
 def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:

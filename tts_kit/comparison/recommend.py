@@ -1,0 +1,124 @@
+"""Find the guidance, strength and temperature that suit a voice, and keep them with its adapter as its defaults.
+
+One setting after the other is tried on the kit's own sentences, against recordings of training clips; what is chosen is
+measured against the defaults once more, with takes that did not choose it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tts_kit import config as kit_config
+from tts_kit.comparison import arms, compare, verdict
+from tts_kit.comparison.verdict import plural
+from tts_kit.data import manifest
+from tts_kit.errors import KitError
+from tts_kit.evaluation import metrics, stats
+from tts_kit.evaluation.stats import Estimate
+from tts_kit.model import lora
+from tts_kit.run import Run
+from tts_kit.speech.voice import Voice, default_sampling
+from tts_kit.training import generation_eval
+from tts_kit.training.generation_eval import StepScores
+
+FOLDER = "recommend"  # of a run
+GRID = {"guidance": (1.5, 2.0, 3.0), "strength": (0.75, 1.25), "temperature": (0.5, 0.7)}
+"""Values tried beside the voice's own, in this order, each with the best of the settings before it."""
+NEW_TAKES = 1000  # added to the seeds for the takes that measure the choice
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    settings: dict[str, float]  # those that differ from the voice's own
+    reason: str
+    page: Path
+
+
+def recommend(run: Run, voice: Voice, sentences: int = 12, seeds: Sequence[int] = (1, 2)) -> Recommendation:
+    """Find the best settings for a run's adapter and keep them as its defaults; go on where it was interrupted.
+
+    The best have the highest SIM - WER_WEIGHT * WER, by which checkpoints are selected too. The settings are kept only if
+    new takes of the same sentences confirm them. The voice has them from then on, in place of earlier ones."""
+    if not voice.is_finetuned:
+        raise KitError(f"{voice.base.name} is loaded without an adapter, with which settings could be kept. Load one.")
+    if not metrics.load_available():
+        raise KitError(f"settings are chosen by WER and SIM, and the metric models are not installed: {metrics.INSTALL}")
+    if sentences < stats.MIN_SENTENCES or not seeds:
+        raise KitError(f"{plural(sentences, 'sentence')} with {plural(len(seeds), 'seed')} cannot choose settings; ask for "
+                       f"at least {stats.MIN_SENTENCES} sentences and a seed.")
+    config = kit_config.read_config(run.adapter / kit_config.CONFIG_FILE)
+    own = {"strength": 1.0} | vars(default_sampling(voice.base, config))
+    before = {"strength": voice.strength} | vars(voice.sampling)
+    search = _Search(run, voice, sentences)
+    try:
+        voice.apply(own)
+        chosen: dict[str, float] = {}
+        for name, values in GRID.items():
+            candidates = [chosen, *({**chosen, name: value} for value in values if value != own[name])]
+            scores = search.scores(candidates, seeds)
+            chosen = max(candidates, key=lambda settings: scores[_arm(settings)].worth)  # the first if equal
+            print("\n".join([f"{name}:", *(f"  {settings.get(name, own[name]):g}: {scores[_arm(settings)]}"
+                                           for settings in candidates)]))
+        reason = "No other settings were better than the voice's own."
+        if chosen:
+            new_seeds = [seed + NEW_TAKES for seed in seeds]
+            scores = search.scores([{}, chosen], new_seeds)
+            best, default = scores[_arm(chosen)], scores[_arm({})]
+            is_confirmed = best.worth > default.worth
+            reason = _describe(chosen, best, default, is_confirmed)
+            chosen = chosen if is_confirmed else {}
+        lora.add_metadata(run.adapter, recommended={"settings": chosen, "reason": reason} if chosen else {})
+        before = own | chosen
+    finally:
+        voice.apply(before)
+    page = search.show()
+    print(reason, f"Kept in {run.adapter} as the voice's defaults; options of a command win over them." if chosen else "")
+    if chosen and run.comparison.exists():
+        print(f"{run.comparison} was made with other settings: move it away to compare again with these.")
+    return Recommendation(chosen, reason, page)
+
+
+class _Search:
+    """Clips of many settings in one folder, and their scores."""
+
+    def __init__(self, run: Run, voice: Voice, sentences: int):
+        self.run, self.voice, self.sentences = run, voice, sentences
+        self.utterances = manifest.read(run.data)
+
+    def scores(self, candidates: Sequence[Mapping[str, float]], seeds: Sequence[int]) -> dict[str, StepScores]:
+        """Return the scores of each arm on the takes of these seeds."""
+        names = [_arm(settings) for settings in candidates]
+        self.plan = compare.development_plan(self.run, self.run.folder / FOLDER, [arms.parse(name) for name in names],
+                                             self.sentences, seeds, self.utterances)
+        rows, self.inputs, _ = compare.scored_clips(
+            self.plan, self.voice, compare.training_recordings(self.plan), load_models=metrics.load_for_selection)
+        self.judged = [row for row in rows if row["arm"] in names and row["seed"] in self.plan.seeds
+                       and row["sentence"] <= len(self.plan.sentences)]
+        return generation_eval.step_scores(self.judged, "arm")
+
+    def show(self) -> Path:
+        """Write the page of what was measured last."""
+        names = [arm.name for arm in self.plan.arms]
+        decision = verdict.decide(self.judged, [(name, _arm({})) for name in names[1:]])
+        return compare.show(self.plan, self.judged, decision, self.inputs, f"tts_kit: settings for {self.run.name}").page
+
+
+def _arm(settings: Mapping[str, float]) -> str:
+    """Return the name of the arm with these settings."""
+    return arms.parse("finetuned:" + ",".join(f"{name}={value:g}" for name, value in settings.items())).name
+
+
+def _describe(settings: Mapping[str, float], best: StepScores, default: StepScores, is_confirmed: bool) -> str:
+    """Say what was measured of the chosen settings against the defaults."""
+    sim, wer = (stats.paired_bootstrap_diff(getattr(best, name), getattr(default, name)) for name in ("sim", "wer"))
+    names = ", ".join(f"{name} {value:g}" for name, value in settings.items())
+    return (f"{names}: {best}; the voice's own settings: {default}. Difference of SIM {_interval(sim, 1, 3)}, of WER "
+            f"{_interval(wer, 100, 0)} points, on new takes of {plural(len(best.sim), 'sentence')}."
+            + " They did not confirm the choice, and the voice keeps its own settings." * (not is_confirmed))
+
+
+def _interval(difference: Estimate, scale: float, digits: int) -> str:
+    value, low, high = (f"{round(scale * bound, digits) + 0.0:+.{digits}f}" if np.isfinite(bound) else "?"
+                        for bound in (difference.value, difference.low, difference.high))
+    return f"{value} (95 % CI {low} to {high})"
