@@ -34,7 +34,7 @@ COMMANDS = [["--help"], ["doctor", "--base", str(TINY_CSM)], ["doctor", "--plan"
             ["speak", "Hi.", "--no-adapter", "--base", "nowhere", "--stream"], ["compare"], ["serve"],
             ["detect-watermark", "nowhere.wav"], ["consent"], ["export"], ["export-dataset"]]
 """With arguments that end a command before it does work that takes time."""
-USED_LATE = {"pyloudnorm": ["prepare", "example:emma", "--run", "new"], "soxr": ["prepare", "example:emma", "--run", "new"]}
+USED_LATE = {"soxr": ["prepare", "example:emma", "--run", "new"]}
 """Packages that are imported where they are used: package -> a command that uses it."""
 CENTRAL = {"torch", "transformers", "peft", "safetensors", "soundfile", "psutil", "resemble-perth", *USED_LATE}
 """Packages that the fast tests hide; the others are imported by these, or in the same way."""

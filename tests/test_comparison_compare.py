@@ -9,17 +9,20 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from test_speech_voice import change
 
 from tts_kit import cli, device, pipeline
-from tts_kit.comparison import arms, compare, listening_test, synthesis, verdict
+from tts_kit.comparison import arms, compare, listening_test, recommend, synthesis, verdict
 from tts_kit.comparison.synthesis import SCORES
 from tts_kit.config import Config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
+from tts_kit.export import adapter, card
 from tts_kit.generation.sampling import Sampling
-from tts_kit.io import read_rows
+from tts_kit.io import read_rows, write_rows
+from tts_kit.model import lora
 from tts_kit.run import SAMPLE_DATA, SAMPLE_VOICE, Run, lock
 from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
@@ -213,6 +216,73 @@ def test_a_sweep_uses_other_sentences_than_the_comparison(finished, monkeypatch,
     monkeypatch.setattr(generation_eval, "read_sentences", lambda utterances: texts)
     compare.run_sweep(run, voice, {"strength": [0.5, 0.5]}, "finetuned", 50, (1,))
     assert "50 sentences were asked for; there are 2" in capsys.readouterr().out
+
+
+def set_errors(folder, arm, is_new, word_errors):
+    """Change the word errors of an arm's takes that chose the settings, or of its new ones."""
+    rows = read_rows(folder / SCORES)
+    changed = {"word_errors": word_errors, "sim": 0.5}
+    write_rows(folder / SCORES, [row | changed if (row["arm"], row["seed"] > recommend.NEW_TAKES) == (arm, is_new) else row
+                                 for row in rows])
+
+
+@needs_metrics
+def test_the_best_settings_are_kept_with_the_adapter(finished, tmp_path, monkeypatch, capsys):
+    """Mistake: settings are chosen on what the comparison uses, by other takes than their own, or kept although new takes
+    say otherwise; an interrupted search begins again; the adapter's voice, its card or an option does not know them."""
+    use_toy_metrics(monkeypatch)
+    run, _, _, _ = finished
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter", "comparison"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    change(copy.comparison, "inputs.json", adapter=str(copy.adapter))
+    voice, folder, arm = load_voice(CPU, copy.adapter), copy.folder / "recommend", "finetuned:guidance=3"
+    monkeypatch.setattr(recommend, "GRID", {"guidance": (3.0,)})
+    with monkeypatch.context() as without_pages:
+        without_pages.setattr(recommend._Search, "show", lambda search: None)
+        recommend.recommend(copy, voice, 3, (1,))
+        for name in ("finetuned", arm):
+            set_errors(folder, name, False, 0 if name == arm else 5)
+        recommend.recommend(copy, voice, 3, (1,))  # which makes the new takes
+        made = {path: path.stat().st_mtime_ns for path in folder.rglob("*.flac")}
+        texts = {row["text"] for row in read_rows(folder / SCORES)}
+        assert len(made) == 12 and len(texts) == 3 and not texts & {one.text for one in manifest.read(run.data)}
+        for name in ("finetuned", arm):
+            set_errors(folder, name, True, 5 if name == arm else 0)
+        result = recommend.recommend(copy, voice, 3, (1,))
+    assert result.settings == {} and "did not confirm" in result.reason and voice.sampling.guidance == 1
+    assert lora.read_metadata(copy.adapter)["recommended"] == {}
+    for name in ("finetuned", arm):
+        set_errors(folder, name, True, 0 if name == arm else 5)
+    voice.sampling = dataclasses.replace(voice.sampling, guidance=2.0)  # as if recommended earlier; not measured against
+    result = recommend.recommend(copy, voice, 3, (1,))
+    assert result.settings == {"guidance": 3.0} == lora.read_metadata(copy.adapter)["recommended"]["settings"]
+    assert result.reason.startswith("guidance 3: SIM 0.50, WER 0%; the voice's own settings: SIM 0.50, WER")
+    assert "on new takes of 3 sentences." in result.reason and "95 % CI -" in result.reason
+    assert voice.sampling.guidance == 3 == load_voice(CPU, copy.adapter).sampling.guidance and result.page.is_file()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.flac")} == made
+    released = adapter.export(copy, tmp_path / "out", watermarked=False)
+    assert f"{result.reason.split(';')[0]};" in (released / card.FILE).read_text(encoding="utf-8")
+    assert f"{copy.comparison} was made with other settings" in capsys.readouterr().out
+    with pytest.raises(KitError, match="a comparison with another guidance. Move"):
+        compare.compare(copy, voice)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--recommend", "--guidance", "2"), "leave --guidance out"), (("--recommend", "--arms", "base"), "leave --arms out"),
+    (("--recommend", "--sweep", "strength=1,2"), "leave --sweep out"),
+    (("--responses", "x.json", "--recommend"), "and --recommend out"), (("--recommend",), "metric models are not installed"),
+    (("--recommend", "--sentences", "2"), "at least 3 sentences")])
+def test_a_recommendation_that_cannot_be_made_is_refused(finished, monkeypatch, capsys, arguments, message):
+    """Mistake: an option is ignored, settings are chosen by two sentences, or without metrics by chance."""
+    run, _, _, _ = finished
+    monkeypatch.chdir(run.folder.parent.parent)
+    (run.folder.parent.parent / "runs").exists() or (run.folder.parent.parent / "runs").symlink_to(run.folder.parent)
+    if "--sentences" in arguments:
+        use_toy_metrics(monkeypatch)
+    before = (run.adapter / lora.METADATA_FILE).read_bytes()
+    assert cli.main(["compare", "--run", run.name, *arguments]) == 1
+    assert message in capsys.readouterr().err and (run.adapter / lora.METADATA_FILE).read_bytes() == before
 
 
 def test_clips_of_another_system_are_compared_and_a_missing_one_counts(finished, tmp_path):

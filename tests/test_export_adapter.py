@@ -123,9 +123,11 @@ def test_the_program_for_an_adapter_speaks_the_same(tmp_path, monkeypatch):
 
 
 def test_merged_is_loaded_like_any_voice(exported_run, run_copy, tmp_path):
-    """Mistake: a merged voice is sampled with the base's settings, or with another speaker id."""
-    change(run_copy.adapter, "config.json", temperature=0.3, depth_temperature=0.0, top_k=7)
-    change(run_copy.adapter, lora.METADATA_FILE, speaker=SPEAKER)
+    """Mistake: a merged voice is sampled with the base's settings, not with those that are recommended for the adapter, or
+    with another speaker id."""
+    change(run_copy.adapter, "config.json", temperature=0.9, depth_temperature=0.0, top_k=7)
+    change(run_copy.adapter, lora.METADATA_FILE, speaker=SPEAKER, recommended={
+        "settings": {"temperature": 0.3, "strength": 0.5, "guidance": 2}, "reason": ""})
     out = adapter.export(run_copy, merge=True, watermarked=False)
     voice = load_voice(CPU, out)
     assert voice.speaker == SPEAKER and not voice.is_finetuned
@@ -133,7 +135,8 @@ def test_merged_is_loaded_like_any_voice(exported_run, run_copy, tmp_path):
     assert read_json(out / "generation_config.json", "")["depth_decoder_do_sample"] is False
     with pytest.raises(KitError, match="is a complete model.*Leave --base out"):
         load_voice(CPU, out, base="sesame/csm-1b")
-    assert voice.sampling == load_voice(CPU, run_copy.adapter).sampling
+    assert voice.sampling == load_voice(CPU, run_copy.adapter).sampling and voice.sampling.guidance == 2
+    assert read_json(out / RELEASE_FILE, "")["strength"] == 0.5 and codes(voice) == codes(load_voice(CPU, run_copy.adapter))
 
 
 def test_strength_and_dtype_are_merged_in(exported_run, spread_toy, tmp_path):
@@ -367,6 +370,13 @@ def test_the_command_applies_the_strength(run_copy, monkeypatch, capsys):
         assert cli.main([*arguments, "--out", "speech.wav", *options]) == 0
         audio_of[name] = Path("speech.wav").read_bytes()
     assert audio_of["off"] == audio_of["base"] and len({*audio_of.values()}) == 3
+    change(run_copy.adapter, lora.METADATA_FILE, recommended={"settings": {"strength": 3, "guidance": 2.0}})
+    for name, options in (("strong", ["--guidance", "1"]), ("as trained", ["--guidance", "1", "--strength", "1"])):
+        assert cli.main([*arguments, "--out", "speech.wav", *options]) == 0
+        assert Path("speech.wav").read_bytes() == audio_of[name], "an option wins over what is recommended"
+    assert cli.main([*arguments, "--out", "speech.wav", "--strength", "3"]) == 0
+    assert Path("speech.wav").read_bytes() not in audio_of.values()
+    assert cli.main([*arguments, "--out", "speech.wav", "--guidance", "1"]) == 0
     assert cli.main([*arguments, "--out", "speech.wav", "--no-adapter", "--strength", "2"]) == 1
     assert "--no-adapter leaves it out" in capsys.readouterr().err and Path("speech.wav").read_bytes() == audio_of["strong"]
 

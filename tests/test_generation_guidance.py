@@ -6,10 +6,16 @@ import pytest
 import torch
 from conftest import make_clip, spread_logits
 
+from tts_kit import cli
+from tts_kit.comparison import arms
+from tts_kit.config import Config
+from tts_kit.errors import KitError
 from tts_kit.generation import guidance
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
+from tts_kit.model import lora
 from tts_kit.tokens.prompt import Turn
+from tts_kit.training import callbacks
 
 GREEDY = Sampling(temperature=0, depth_temperature=0)
 GUIDED = replace(GREEDY, guidance=2.5, reference_guidance=1.5, depth_guidance=0.5)
@@ -97,3 +103,32 @@ def test_prompts_without_unconditional_ones_are_refused(spread_base):
     """Mistake: a scale is set, the prompts were built without it, and guidance silently does nothing."""
     with pytest.raises(ValueError, match="0 unconditional ones, and the sampling 1 guidance scales"):
         generate(spread_base, prompts(spread_base, GREEDY, "Hi."), replace(GREEDY, guidance=2.0))
+
+
+def test_checkpoints_are_evaluated_with_the_configs_guidance(spread_base):
+    """Mistake: a training keeps the checkpoint that is best without guidance, and the voice speaks with it."""
+    def samples(**settings):
+        config = Config(temperature=0.0, depth_temperature=0.0, **settings)
+        return [wave.tobytes() for wave, _ in callbacks.generate_samples(spread_base, config, "0", ["Hello."])]
+
+    lora.add_lora(spread_base.model, 4, 8)
+    assert samples(guidance=3.0) != samples() == samples(guidance=1.0)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--guidance", "-0.1"), "guidance is -0.1; it must be at least 0"),
+    (("--guidance", "5.1"), "guidance is 5.1; it must be at most 5"), (("--guidance", "nan"), "guidance is nan"),
+    (("--reference-guidance", "9"), "reference_guidance is 9.0; it must be at most 5"),
+    (("--depth-guidance", "1.5"), "depth_guidance is 1.5; it must be at most 1")])
+def test_guidance_out_of_range_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys, arguments, message):
+    """Mistake: a scale that only makes noise is taken, or refused after a minute of loading."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["speak", "Hi.", "--run", "none", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["guidance=-0.1", "guidance=5.1", "depth_guidance=2", "reference_guidance=2"])
+def test_an_arms_guidance_out_of_range_is_refused(setting):
+    """Mistake: an arm with a scale that is ignored, or one by a reference that the arm does not have."""
+    with pytest.raises(KitError, match=setting.partition("=")[0]):
+        arms.parse(f"finetuned:{setting}")

@@ -546,6 +546,15 @@ def test_the_best_take_is_sent_whole(toys, voices, monkeypatch):
     assert same_audio(decode(content), expected)
 
 
+def test_missing_judges_are_an_error_of_one_request(toys, monkeypatch):
+    """Mistake: a request for the best of several takes ends the worker, or answers with the first take."""
+    monkeypatch.setattr(best_of.backends, "missing_packages", lambda: ["faster-whisper"])
+    best_of.load_models.cache_clear()
+    status, content, _ = post(toys, {"voice": "plain", "best_of": 2})
+    assert status == 400 and "faster-whisper are not installed" in json.loads(content)["error"]["message"]
+    assert post(toys)[0] == 200
+
+
 # bad input
 
 @pytest.mark.parametrize(("body", "status", "param", "message"), [

@@ -8,11 +8,12 @@ import torch
 
 from tts_kit import audio, cli
 from tts_kit.errors import KitError
+from tts_kit.evaluation import backends
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.generation.engine import Generation
 from tts_kit.generation.sampling import Sampling
 from tts_kit.speech import speak
-from tts_kit.speech.best_of import TakeChooser
+from tts_kit.speech.best_of import TakeChooser, load_models
 from tts_kit.speech.voice import Voice
 
 RATE = 16_000
@@ -73,3 +74,12 @@ def test_a_stream_has_one_take(capsys):
     """Mistake: --stream with --best-of streams the first take and says nothing."""
     assert cli.main(["speak", "Hi.", "--stream", "--best-of", "3"]) == 1
     assert "leave --retries and --best-of out" in capsys.readouterr().err
+
+
+def test_missing_judges_are_named_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    """Mistake: all takes are generated and then lost, or the first one is kept and nothing is said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backends, "missing_packages", lambda: ["faster-whisper"])
+    load_models.cache_clear()
+    assert cli.main(["speak", "Hi.", "--run", "none", "--best-of", "2"]) == 1
+    assert "faster-whisper are not installed. Install them: pip install" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_generation_engine import GREEDY, prompts
 
 from tts_kit import device
+from tts_kit.comparison import arms, synthesis
 from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.io import read_json, write_json
@@ -181,6 +182,33 @@ def test_a_refused_adapter_does_not_wrap_the_base(spread_toy, adapters, tmp_path
     with pytest.raises(KitError, match="the weights of another adapter"):
         add_adapter(voice, folder)
     assert not any(isinstance(module, lora.LoraLayer) for module in voice.base.model.modules())
+
+
+def test_recommended_settings_are_the_voices_defaults(adapters, tmp_path):
+    """Mistake: what was measured to be best is kept and not used, or reaches a voice on the same base; or a comparison arm
+    leaves the adapter at another strength."""
+    root, expected = adapters
+    folder = shutil.copytree(root / "a", tmp_path / "a")
+    change(folder, lora.METADATA_FILE, recommended={"settings": {"strength": 0.0, "guidance": 2, "temperature": 0.4}})
+    for voice in (load_voice(CPU, folder), load_voices(CPU, {"c": root / "c", "a": folder})["a"]):
+        assert (voice.sampling.guidance, voice.sampling.temperature, voice.strength) == (2, 0.4, 0)
+        assert voice.sampling.depth_temperature == load_voice(CPU, root / "a").sampling.depth_temperature
+        assert codes(voice) == codes(voice, finetuned=False) != expected["a"]
+        with synthesis.apply_settings(arms.parse("finetuned:strength=1"), voice, None) as adjusted:
+            assert codes(adjusted) == expected["a"]
+        assert codes(voice) == codes(voice, finetuned=False) and voice.strength == 0
+
+
+@pytest.mark.parametrize("recommended", [
+    [], 5, {"settings": []}, {"settings": {"guidance": 5.1}}, {"settings": {"guidance": float("nan")}},
+    {"settings": {"strength": -0.1}}, {"settings": {"top_k": 5}}, {"settings": {"temperature": "0.4"}}, {"reason": "x"},
+    {"settings": {"strength": True}}], ids=str)
+def test_recommended_settings_from_elsewhere_are_checked(adapters, tmp_path, recommended):
+    """Mistake: an adapter from the hub sets what nobody could, or ends in a traceback."""
+    folder = shutil.copytree(adapters[0] / "a", tmp_path / "a")
+    change(folder, lora.METADATA_FILE, recommended=recommended)
+    with pytest.raises(KitError, match="recommends .*; wanted strength from 0 to 10, guidance from 0 to 5, temperature"):
+        load_voice(CPU, folder)
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        Config(**config_changes(args))  # refuses what is out of range before anything is loaded
         return args.func(args) or 0
     except KitError as error:
         name = getattr(args, "run", None)
@@ -138,9 +139,7 @@ def config_changes(args: argparse.Namespace) -> dict:
     if getattr(args, "base", None):
         args.base = bundled_base(args.base)
     given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Config)}
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
-    Config(**changes)  # refuses what is out of range before anything is loaded
-    return changes
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
 
 
 def comparison_options(sentences: int, seeds: list[int], stored: bool = False) -> list[Option]:
