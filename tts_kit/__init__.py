@@ -10,7 +10,7 @@ import warnings
 _API = {"Config": "config", "Run": "run", "choose_device": "device:choose", "prepare": "data.prepare",
         "tokenize": "tokens.cache", "finetune": "training.finetune", "load_voice": "speech.voice",
         "load_voices": "speech.voice", "Reference": "speech.voice", "dialogue": "speech.dialogue",
-        "compare": "comparison.compare", "TINY_CSM": "run"}
+        "compare": "comparison.compare", "recommend": "comparison.recommend", "TINY_CSM": "run"}
 """Public name -> module[:name in it]; imported at first use, so that `import tts_kit` stays light."""
 __all__ = list(_API)
 
