@@ -24,6 +24,7 @@ from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows, write_rows
 from tts_kit.model import lora
 from tts_kit.run import SAMPLE_DATA, SAMPLE_VOICE, Run, lock
+from tts_kit.speech import best_of
 from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
@@ -283,6 +284,18 @@ def test_a_recommendation_that_cannot_be_made_is_refused(finished, monkeypatch, 
     before = (run.adapter / lora.METADATA_FILE).read_bytes()
     assert cli.main(["compare", "--run", run.name, *arguments]) == 1
     assert message in capsys.readouterr().err and (run.adapter / lora.METADATA_FILE).read_bytes() == before
+
+
+def test_an_arm_says_which_models_chose_its_takes(finished, tmp_path, monkeypatch):
+    """Mistake: the network that measures WER also chose the takes, or nobody can see which one did."""
+    run, _, _, _ = finished
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    monkeypatch.setattr(best_of, "load_models", lambda: TOY_METRICS)
+    result = compare.compare(copy, load_voice(CPU, copy.adapter), 1, (1,), ["finetuned:best_of=2"], test_types=())
+    assert [(row["attempts"], row["choice"].split(":")[0][-4:]) for row in result.rows if "choice" in row] == [(2, "of 2")]
+    assert "takes are chosen by Whisper tiny.en int8 and Resemblyzer" in result.page.read_text(encoding="utf-8")
 
 
 def test_clips_of_another_system_are_compared_and_a_missing_one_counts(finished, tmp_path):

@@ -21,6 +21,7 @@ from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.io import read_json, read_rows, write_json
 from tts_kit.model import lora
 from tts_kit.run import OTHER_SPEAKERS, Run, lock, read_inputs
+from tts_kit.speech import best_of
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
@@ -213,6 +214,9 @@ def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: s
     table = scoring.table(decision.figures)
     legend = explain(table[0], models)
     details = [*decision.details, *notes]
+    if any("best_of" in dict(arm.settings) for arm in plan.arms if isinstance(arm, arms.Arm)):
+        details.append(f"best_of: takes are chosen by {' and '.join(best_of.NAMES.values())}, and then measured as all "
+                       "other clips are.")
     descriptions = {name: info.description for name, info in ARMS.items()} | {arm.name: arm.description for arm in plan.arms}
     path = page.write(
         plan.folder / PAGE, rows, title, decision.headline, descriptions, CLIP_COLUMNS, SORT_COLUMNS, details, table,

@@ -47,9 +47,7 @@ def recommend(run: Run, voice: Voice, sentences: int = 12, seeds: Sequence[int] 
     if sentences < stats.MIN_SENTENCES or not seeds:
         raise KitError(f"{plural(sentences, 'sentence')} with {plural(len(seeds), 'seed')} cannot choose settings; ask for "
                        f"at least {stats.MIN_SENTENCES} sentences and a seed.")
-    config = kit_config.read_config(run.adapter / kit_config.CONFIG_FILE)
-    own = {"strength": 1.0} | vars(default_sampling(voice.base, config))
-    before = {"strength": voice.strength} | vars(voice.sampling)
+    own, before = own_settings(run, voice), {"strength": voice.strength} | vars(voice.sampling)
     search = _Search(run, voice, sentences)
     try:
         voice.apply(own)
@@ -57,14 +55,14 @@ def recommend(run: Run, voice: Voice, sentences: int = 12, seeds: Sequence[int] 
         for name, values in GRID.items():
             candidates = [chosen, *({**chosen, name: value} for value in values if value != own[name])]
             scores = search.scores(candidates, seeds)
-            chosen = max(candidates, key=lambda settings: scores[_arm(settings)].worth)  # the first if equal
-            print("\n".join([f"{name}:", *(f"  {settings.get(name, own[name]):g}: {scores[_arm(settings)]}"
+            chosen = max(candidates, key=lambda settings: scores[arm_name(settings)].worth)  # the first if equal
+            print("\n".join([f"{name}:", *(f"  {settings.get(name, own[name]):g}: {scores[arm_name(settings)]}"
                                            for settings in candidates)]))
         reason = "No other settings were better than the voice's own."
         if chosen:
             new_seeds = [seed + NEW_TAKES for seed in seeds]
             scores = search.scores([{}, chosen], new_seeds)
-            best, default = scores[_arm(chosen)], scores[_arm({})]
+            best, default = scores[arm_name(chosen)], scores[arm_name({})]
             is_confirmed = best.worth > default.worth
             reason = _describe(chosen, best, default, is_confirmed)
             chosen = chosen if is_confirmed else {}
@@ -88,7 +86,7 @@ class _Search:
 
     def scores(self, candidates: Sequence[Mapping[str, float]], seeds: Sequence[int]) -> dict[str, StepScores]:
         """Return the scores of each arm on the takes of these seeds."""
-        names = [_arm(settings) for settings in candidates]
+        names = [arm_name(settings) for settings in candidates]
         self.plan = compare.development_plan(self.run, self.run.folder / FOLDER, [arms.parse(name) for name in names],
                                              self.sentences, seeds, self.utterances)
         rows, self.inputs, _ = compare.scored_clips(
@@ -100,11 +98,17 @@ class _Search:
     def show(self) -> Path:
         """Write the page of what was measured last."""
         names = [arm.name for arm in self.plan.arms]
-        decision = verdict.decide(self.judged, [(name, _arm({})) for name in names[1:]])
+        decision = verdict.decide(self.judged, [(name, arm_name({})) for name in names[1:]])
         return compare.show(self.plan, self.judged, decision, self.inputs, f"tts_kit: settings for {self.run.name}").page
 
 
-def _arm(settings: Mapping[str, float]) -> str:
+def own_settings(run: Run, voice: Voice) -> dict[str, float]:
+    """Return the settings of a voice without what is recommended for it."""
+    config = kit_config.read_config(run.adapter / kit_config.CONFIG_FILE)
+    return {"strength": 1.0} | vars(default_sampling(voice.base, config))
+
+
+def arm_name(settings: Mapping[str, float]) -> str:
     """Return the name of the arm with these settings."""
     return arms.parse("finetuned:" + ",".join(f"{name}={value:g}" for name, value in settings.items())).name
 

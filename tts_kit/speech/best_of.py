@@ -16,6 +16,8 @@ from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 from tts_kit.generation.engine import Generation
 
 MAX_TAKES = 8
+NAMES = {"wer": "Whisper tiny.en int8", "sim": "Resemblyzer"}
+"""Metric -> model that chooses."""
 
 
 class TakeChooser:
@@ -52,5 +54,4 @@ def load_models(threads: int = 2) -> MetricModels:
         raise KitError(f"choosing among takes needs the metric models, and {', '.join(missing)} are not installed. Install "
                        f"them: {metrics.INSTALL}; or leave best-of out.")
     whisper = transcribe.load_whisper(transcribe.BUNDLED_TINY, cpu_threads=threads)
-    names = {"wer": "Whisper tiny.en int8", "sim": backends.bundled_names()["sim"]}
-    return MetricModels(names, backends.transcriber(whisper), backends.load_resemblyzer(), predict_mos=None)
+    return MetricModels(NAMES, backends.transcriber(whisper), backends.load_resemblyzer(), predict_mos=None)
