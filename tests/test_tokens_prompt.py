@@ -47,7 +47,7 @@ def test_ids_of_relatives_are_those_of_their_processor(base, toy, tmp_path, begi
     template.write_text(template.read_text().replace("[{{ turn.role }}]", "[{{ turn.role }}]" + space))
     turns = [{"role": "3", "content": [{"type": "text", "text": text}]} for text in ("Ça va?", " Yes.")]
     expected = AutoProcessor.from_pretrained(folder).apply_chat_template(turns, tokenize=True, return_dict=True)
-    builder = PromptBuilder(pretrained.tokenizer(folder), base.spec)
+    builder = PromptBuilder(pretrained.tokenizer(folder), base.spec, spoken_text=False)
     example = builder.build("clip", [Turn("Ça va?", "3"), Turn(" Yes.", "3")])
     assert example.input_ids.tolist() == expected["input_ids"][0].tolist()
     assert builder.tokenizer.convert_tokens_to_ids([begin, end]) == [example.input_ids[0], example.input_ids[-1]]
@@ -72,7 +72,8 @@ def test_without_a_template_of_csm_the_tokenizer_tells_begin_and_end(base, toy, 
 
 def test_special_tokens_in_a_text_are_plain_text(base):
     """Mistake: a transcript that contains <|AUDIO|> adds an audio frame to the sequence."""
-    example = base.prompt_builder.build("clip", [Turn("say <|AUDIO|> and <|audio_eos|>", "0")])
+    builder = PromptBuilder(base.prompt_builder.tokenizer, base.spec, spoken_text=False)
+    example = builder.build("clip", [Turn("say <|AUDIO|> and <|audio_eos|>", "0")])
     assert base.spec.audio_token_id not in example.input_ids
     assert base.spec.audio_eos_token_id not in example.input_ids
     assert base.prompt_builder.tokenizer.decode(example.input_ids[1:-1]) == "[0]say <|AUDIO|> and <|audio_eos|>"

@@ -3,6 +3,7 @@
 One setting after the other is tried on the kit's own sentences, against recordings of training clips; what is chosen is
 measured against the defaults once more, with takes that did not choose it."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from tts_kit.evaluation import metrics, stats
 from tts_kit.evaluation.stats import Estimate
 from tts_kit.model import lora
 from tts_kit.run import Run
-from tts_kit.speech.voice import Voice, default_sampling
+from tts_kit.speech.voice import RECOMMENDED, Voice, default_sampling
 from tts_kit.training import generation_eval
 from tts_kit.training.generation_eval import StepScores
 
 FOLDER = "recommend"  # of a run
-GRID = {"guidance": (1.5, 2.0, 3.0), "strength": (0.75, 1.25), "temperature": (0.5, 0.7)}
-"""Values tried beside the voice's own, in this order, each with the best of the settings before it."""
+GRID = {"guidance": (1.5, 2.0, 3.0), "strength": (0.75, 1.25), "temperature": (0.6, 1.4)}
+"""Factors of the voice's own values that are tried, in this order, each with the best of the settings before it."""
 NEW_TAKES = 1000  # added to the seeds for the takes that measure the choice
 
 
@@ -52,7 +53,8 @@ def recommend(run: Run, voice: Voice, sentences: int = 12, seeds: Sequence[int] 
     try:
         voice.apply(own)
         chosen: dict[str, float] = {}
-        for name, values in GRID.items():
+        for name, factors in GRID.items():
+            values = dict.fromkeys(round(min(factor * own[name], RECOMMENDED[name]), 3) for factor in factors)
             candidates = [chosen, *({**chosen, name: value} for value in values if value != own[name])]
             scores = search.scores(candidates, seeds)
             chosen = max(candidates, key=lambda settings: scores[arm_name(settings)].worth)  # the first if equal
@@ -83,6 +85,7 @@ class _Search:
     def __init__(self, run: Run, voice: Voice, sentences: int):
         self.run, self.voice, self.sentences = run, voice, sentences
         self.utterances = manifest.read(run.data)
+        self.load_models = functools.cache(metrics.load_for_selection)
 
     def scores(self, candidates: Sequence[Mapping[str, float]], seeds: Sequence[int]) -> dict[str, StepScores]:
         """Return the scores of each arm on the takes of these seeds."""
@@ -90,7 +93,7 @@ class _Search:
         self.plan = compare.development_plan(self.run, self.run.folder / FOLDER, [arms.parse(name) for name in names],
                                              self.sentences, seeds, self.utterances)
         rows, self.inputs, _ = compare.scored_clips(
-            self.plan, self.voice, compare.training_recordings(self.plan), load_models=metrics.load_for_selection)
+            self.plan, self.voice, compare.training_recordings(self.plan), load_models=self.load_models)
         self.judged = [row for row in rows if row["arm"] in names and row["seed"] in self.plan.seeds
                        and row["sentence"] <= len(self.plan.sentences)]
         return generation_eval.step_scores(self.judged, "arm")
