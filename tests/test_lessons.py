@@ -18,6 +18,7 @@ from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.model import lora
 from tts_kit.run import SAMPLE_DATA
 from tts_kit.tokens import codec as codecs
+from tts_kit.tokens.prompt import PromptBuilder
 from tts_kit.training import dataset
 
 TOY_METRICS = MetricModels({"wer": "a toy", "sim": "a toy"}, lambda wave: f"hello {np.abs(wave).max() > 0.5}",
@@ -136,8 +137,9 @@ def test_the_sequence_shows_text_frames_and_labels(base, monkeypatch):
     """Mistake: a dollar sign is read as a formula, or labels appear at the text."""
     figures = []
     monkeypatch.setattr(lessons, "_image", lambda figure, description: figures.append(figure))
-    example = dataset.build_example(make_clip("a", 6, "It costs $5 or $6."), base.prompt_builder)
-    lessons.plot_sequence(example, base.prompt_builder.tokenizer)
+    builder = PromptBuilder(base.prompt_builder.tokenizer, base.spec, spoken_text=False)
+    example = dataset.build_example(make_clip("a", 6, "It costs $5 or $6."), builder)
+    lessons.plot_sequence(example, builder.tokenizer)
     figure, = figures
     figure.canvas.draw()
     inputs, labels = (axis.images[0].get_array() for axis in figure.axes)
