@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from test_speech_voice import change
 
+from tests.benchmarks import recommend as recommend_benchmark
 from tts_kit import cli, device, pipeline
 from tts_kit.comparison import arms, compare, listening_test, recommend, synthesis, verdict
 from tts_kit.comparison.synthesis import SCORES
@@ -267,6 +268,25 @@ def test_the_best_settings_are_kept_with_the_adapter(finished, tmp_path, monkeyp
     assert f"{copy.comparison} was made with other settings" in capsys.readouterr().out
     with pytest.raises(KitError, match="a comparison with another guidance. Move"):
         compare.compare(copy, voice)
+
+
+@needs_metrics
+def test_recommended_settings_are_measured_on_held_out_sentences(finished, tmp_path, monkeypatch):
+    """Mistake: the report is of sentences that chose the settings, or compares the recommended ones with themselves."""
+    use_toy_metrics(monkeypatch)
+    run, _, _, _ = finished
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    voice = load_voice(CPU, copy.adapter)
+    voice.apply({"guidance": 3.0})
+    monkeypatch.setattr(recommend, "recommend", lambda *_: recommend.Recommendation({"guidance": 3.0}, "", tmp_path))
+    row = recommend_benchmark.measure(copy, voice, 2, [1])
+    rows = read_rows(copy.folder / recommend_benchmark.FOLDER / SCORES)
+    assert {row["text"] for row in rows} <= {one.text for one in manifest.read(run.data) if one.split == "held_out"}
+    assert row["outcome"] in ("better", "worse") and row["difference"]["wer"][0] == 0
+    assert {row["arm"] for row in rows} >= {"finetuned", "finetuned:guidance=3"}
+    assert len({(copy.folder / recommend_benchmark.FOLDER / row["file"]).read_bytes() for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

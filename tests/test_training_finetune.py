@@ -198,7 +198,7 @@ def test_a_clip_without_a_finite_loss_stops_the_run_and_is_named(config, run, lo
     clips = cache.read(run.codes)
     poisoned = make_clip("poisoned", 8, "Here is a tilde ~ in it.")
     with_codes(run, [*clips, poisoned])
-    base, model_trainer = prepare_trainer(config.replace(steps=20), run)
+    base, model_trainer = prepare_trainer(config.replace(steps=20, spoken_text=False), run)
     tilde = base.prompt_builder.tokenizer("~", add_special_tokens=False).input_ids[0]
     base.model.embed_text_tokens.weight.data[tilde] = float("nan")
     model_trainer.args.logging_steps = logging_steps
