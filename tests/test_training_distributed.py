@@ -127,7 +127,7 @@ def pair(toy, tmp_path_factory) -> Pair:
                "turns": base_config.replace(gradient_accumulation_steps=2, lora_targets="backbone"),
                "dealt": base_config.replace(gradient_accumulation_steps=3, packing=False, lora_targets="depth"),
                "evaluated": base_config.replace(generation_eval_steps=2, early_stopping_patience=1),
-               "poisoned": base_config.replace(steps=12),
+               "poisoned": base_config.replace(steps=12, spoken_text=False),  # the tilde stays a token of its own
                "dying": base_config.replace(gradient_accumulation_steps=2, save_steps=2)}
     for name, config in configs.items():
         write_text(root / f"{name}.json", config.to_json())
