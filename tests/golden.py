@@ -751,7 +751,7 @@ def differences(golden, current, path: str = "") -> list[tuple[str, str]]:
 
 def machine() -> dict[str, str]:
     """Return the processor and the versions that can change the last bits of a result."""
-    names = ("torch", "transformers", "peft", "numpy", "scipy", "soxr", "faster-whisper", "onnxruntime")
+    names = ("torch", "transformers", "peft", "numpy", "scipy", "soxr", "pyloudnorm", "faster-whisper", "onnxruntime")
     processor = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                       if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
     return {"processor": processor, "python": platform.python_version()} | {

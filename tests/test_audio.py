@@ -9,7 +9,6 @@ import soundfile
 
 from tts_kit import audio
 from tts_kit.errors import KitError
-from tts_kit.run import SAMPLE_VOICE
 
 RATE = 24_000
 
@@ -141,22 +140,11 @@ def test_compressed_audio_keeps_its_duration(rate, stored_rate):
 
 
 def test_loudness_of_short_and_silent_clips():
-    """Mistake: a clip under 0.4 s has no loudness, or minus infinity becomes a huge gain."""
+    """Mistake: pyloudnorm refuses a clip under 0.4 s, or minus infinity becomes a huge gain."""
     assert audio.loudness(tone(0.1), RATE) == pytest.approx(audio.loudness(tone(2.0), RATE), abs=0.5)
     for silence in (np.zeros(RATE, dtype=np.float32), np.zeros(0, dtype=np.float32)):
         assert audio.loudness(silence, RATE) == -np.inf
         assert np.array_equal(audio.normalize_loudness(silence, RATE), silence)
-
-
-def test_loudness_is_that_of_bs_1770():
-    """Mistake: a filter or a gate is another one, and every clip has another level than in other programs."""
-    clip = audio.read(SAMPLE_VOICE / "session01_01.flac", 24_000)
-    clips = clip, clip[:8000], (clip * np.linspace(0, 1, len(clip))).astype(np.float32), np.pad(clip, (0, 72_000))
-    assert [audio.loudness(samples, 24_000) for samples in clips] == pytest.approx(
-        [-19.99999673, -21.81085393, -26.48975165, -19.99999673], abs=1e-5)  # by pyloudnorm 0.2.0
-    for rate in (16_000, 44_100, 48_000):
-        sine = np.sin(2 * np.pi * 997 * np.arange(3 * rate) / rate).astype(np.float32)
-        assert audio.loudness(sine, rate) == pytest.approx(-3.01, abs=0.1)
 
 
 def test_loudness_reaches_its_target_and_peaks_are_limited():

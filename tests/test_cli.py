@@ -34,7 +34,7 @@ COMMANDS = [["--help"], ["doctor", "--base", str(TINY_CSM)], ["doctor", "--plan"
             ["speak", "Hi.", "--no-adapter", "--base", "nowhere", "--stream"], ["compare"], ["serve"],
             ["detect-watermark", "nowhere.wav"], ["consent"], ["export"], ["export-dataset"]]
 """With arguments that end a command before it does work that takes time."""
-USED_LATE = {"soxr": ["prepare", "example:emma", "--run", "new"]}
+USED_LATE = {"pyloudnorm": ["prepare", "example:emma", "--run", "new"], "soxr": ["prepare", "example:emma", "--run", "new"]}
 """Packages that are imported where they are used: package -> a command that uses it."""
 CENTRAL = {"torch", "transformers", "peft", "safetensors", "soundfile", "psutil", "resemble-perth", *USED_LATE}
 """Packages that the fast tests hide; the others are imported by these, or in the same way."""
@@ -261,14 +261,14 @@ with contextlib.redirect_stdout(io.StringIO()):
     cli.main(["status"])
     light = sorted(heavy & set(sys.modules))
     status = cli.main(["speak", "Hi.", "--no-adapter", "--base", toy, "--out", out])
-unused = {"sklearn", "scipy", "pandas", "datasets", "pyarrow", "matplotlib", "torchvision", "fastapi", "IPython"}
+unused = {"sklearn", "pandas", "datasets", "pyarrow", "matplotlib", "torchvision", "fastapi", "IPython"}
 print(json.dumps([light, status, sorted(unused & set(sys.modules))]))
 import scipy, sklearn  # later imports are the real ones
 """
 
 
 def test_commands_import_what_they_use(toy, tmp_path):
-    """Mistake: --help imports torch, or speak the libraries of metrics, data sets and plots, and starts twice as slowly."""
+    """Mistake: --help imports torch, or speak the libraries of metrics, data sets and plots, and starts more slowly."""
     result = subprocess.run([sys.executable, "-c", IMPORTS, toy, str(tmp_path / "hi.wav")], cwd=tmp_path, text=True,
                             env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr

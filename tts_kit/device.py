@@ -20,7 +20,7 @@ NVIDIA_DRIVER, NVIDIA_DEVICES = Path("/proc/driver/nvidia/version"), Path("/dev"
 MIN_DRIVER = {"12": "525", "13": "580"}  # CUDA's major version: oldest NVIDIA driver on Linux
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "tokenizers", "safetensors",
-            "huggingface_hub", "numpy", "soundfile", "soxr", "unsloth")
+            "huggingface_hub", "numpy", "soundfile", "soxr", "pyloudnorm", "unsloth")
 """Packages whose versions can change a result."""
 
 

@@ -29,8 +29,8 @@ VERSION_RULES = (  # package, from this version, below this one, status, effect
     ("accelerate", "0", "1.10", "fail", "tts_kit requires 1.10 or newer"),
 )
 MIN_TORCHAO = "0.16"  # for peft 0.21
-REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr")
-ALSO_REQUIRED = ("safetensors", "tokenizers", "numpy", "scipy", "rapidfuzz", "matplotlib", "pillow", "num2words",
+REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
+ALSO_REQUIRED = ("safetensors", "tokenizers", "numpy", "rapidfuzz", "matplotlib", "pillow", "num2words",
                  "resemble-perth", "tqdm", "psutil")
 """Packages of requirements.txt that are reported where they are missing."""
 
