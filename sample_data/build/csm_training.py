@@ -60,9 +60,10 @@ class NoisyDataset(dataset.MicroBatchDataset):
         super().__init__(clips, prompt_builder, config)
         self.noise, self.codebook_size = noise, prompt_builder.spec.codebook_size
 
-    def example(self, item: dataset.Item) -> Example:
+    def example(self, item: dataset.Item, with_text: bool = True) -> Example:
         clip, context = item
-        return self.examples[clip] if context is None else dataset.join(self.examples[context], self.examples[clip])
+        target = (self.examples if with_text else self.examples_without_text)[clip]
+        return target if context is None else dataset.join(self.examples[context], target)
 
     def __getitem__(self, index: int) -> dict:
         batch = super().__getitem__(index)
