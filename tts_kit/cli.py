@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.func is None:
         parser.print_help()
         return 2
+    if getattr(args, "base", None):
+        args.base = bundled_base(args.base)
     try:
         Config(**config_changes(args))  # refuses what is out of range before anything is loaded
         return args.func(args) or 0
@@ -136,8 +138,6 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
 
 def config_changes(args: argparse.Namespace) -> dict:
     """The fields of Config that were given on the command line."""
-    if getattr(args, "base", None):
-        args.base = bundled_base(args.base)
     given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Config)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
 
@@ -613,14 +613,15 @@ def _adjust(voice, args: argparse.Namespace) -> None:
 def _load_voice(args: argparse.Namespace, run: Run, adapter: str | Path, may_be_base: bool = False):
     """Load the adapter's voice, or the base model alone, with the sampling options given."""
     from tts_kit.speech.voice import load_voice
+    from tts_kit.tokens.prompt import prompt_options
 
-    base, revision = bundled_base(args.base or ""), args.revision or ""
+    base, revision = args.base or "", args.revision or ""
     if may_be_base and not Path(adapter).exists():
         config = load_config(run, **config_changes(args))
         adapter, base, revision = None, config.base, config.revision
     voice = load_voice(_device_config(args), adapter, base, revision)
     if adapter is None:
-        voice.set_prompt_options(**{name: getattr(config, name) for name in voice.base.prompt_builder.options})
+        voice.set_prompt_options(**prompt_options(config))
     _adjust(voice, args)
     return voice
 

@@ -13,7 +13,7 @@ from tts_kit.run import Run
 CONFIG_FILE = "config.json"
 LORA_TARGETS = ("both", "backbone", "depth")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
-MAX_GUIDANCE = 5.0
+MAX_GUIDANCE, MAX_TAKES = 5.0, 8  # takes of a sentence, the best of which is kept
 CHECKPOINT_DEFAULT = -1.0  # value of a sampling field that is left to the checkpoint's generation config
 EPOCHS, MIN_STEPS, MAX_STEPS = 7, 100, 2000
 """Passes over the training clips that the default number of steps makes, and its limits."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts_kit.config import MAX_GUIDANCE
+from tts_kit.config import MAX_GUIDANCE, MAX_TAKES
 from tts_kit.errors import KitError
 
 Pairs = Sequence[tuple[str, str]]  # names of arms that are compared, the first one with the second
@@ -49,7 +49,7 @@ class Setting:
 SETTINGS = {"temperature": Setting(0, 10), "depth_temperature": Setting(0, 10),
             "guidance": Setting(0, MAX_GUIDANCE), "depth_guidance": Setting(0, 1),
             "reference_guidance": Setting(0, MAX_GUIDANCE, needs="reference"),
-            "best_of": Setting(1, 8, integer=True),  # takes of a sentence, among which models choose
+            "best_of": Setting(1, MAX_TAKES, integer=True),  # takes of a sentence, among which models choose
             "strength": Setting(0, 10, needs="adapter"),  # scale of the adapter: 0 is the base, 1 the adapter as trained
             "checkpoint": Setting(0, 10 ** 9, integer=True, needs="adapter"),  # step of the training whose adapter speaks
             "references": Setting(1, 8, integer=True, needs="reference"),  # number of reference clips

@@ -23,12 +23,13 @@ from tts_kit import audio, device, html, local_server, watermark
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.local_server import LOCALHOST, LocalServer
+from tts_kit.run import NAME
 from tts_kit.server import audio_format, schemas
 from tts_kit.server.audio_format import MIME_TYPES, PCM
 from tts_kit.server.queue import MAX_JOBS, QUEUE_TIMEOUT, Job, JobQueue, Worker
 from tts_kit.server.schemas import APIError, Clip, DialogueRequest, NamedVoice, Options, SpeechRequest
 from tts_kit.speech import dialogue, speak
-from tts_kit.speech.voice import NAME, Reference, Voice
+from tts_kit.speech.voice import Reference, Voice
 
 PORT = 8000
 KEY_VARIABLE = "TTS_KIT_KEY"

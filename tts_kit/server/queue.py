@@ -237,15 +237,11 @@ class Worker(threading.Thread):
         if job.ended:
             return
         self._send_pause(voice, job)
-        sentence, generations = stream.stream_sentence(job.prompt_voice, job.ready[0], job.context), []
-
-        def chunks() -> Iterator[np.ndarray]:
-            generations.append((yield from sentence))
-
+        generations: list[Generation] = []
         job.leveler = job.leveler or audio.Leveler(voice.base.spec.sample_rate)
-        with contextlib.closing(chunks()) as samples:
-            leveled = job.leveler.level(samples) if voice.normalize_loudness else samples
-            for chunk in self._finish(leveled, voice, job):
+        sentence = stream.leveled_sentence(job.prompt_voice, job.ready[0], job.context, job.leveler, generations)
+        with contextlib.closing(sentence):
+            for chunk in self._finish(sentence, voice, job):
                 if job.ended:
                     return
                 job.send(chunk)

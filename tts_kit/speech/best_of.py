@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tts_kit.config import MAX_TAKES
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 from tts_kit.generation.engine import Generation
 
-MAX_TAKES = 8
 NAMES = {"wer": "Whisper tiny.en int8", "sim": "Resemblyzer"}
 """Metric -> model that chooses."""
 

@@ -58,17 +58,22 @@ class SpeechStream(Iterator[np.ndarray]):
         for number, request in enumerate(requests):
             if number:
                 yield np.zeros(round(PAUSE_SECONDS * self.sample_rate), dtype=np.float32)
-            sentence, generations = stream_sentence(voice, request, context), []
-
-            def chunks(sentence=sentence, generations=generations) -> Iterator[np.ndarray]:
-                generations.append((yield from sentence))
-
-            with contextlib.closing(chunks()) as samples:
-                yield from leveler.level(samples) if voice.normalize_loudness else samples
-            generation = generations[0]
+            generations: list[Generation] = []
+            yield from leveled_sentence(voice, request, context, leveler, generations)
+            generation, = generations
             self.ended_with_eos = self.ended_with_eos and generation.is_complete
             if not number:
                 context = speak.context_after_first(voice, requests, context, generation)
+
+
+def leveled_sentence(voice: Voice, request: Request, context: list[Turn], leveler: audio.Leveler,
+                     generations: list[Generation]) -> Iterator[np.ndarray]:
+    """Yield one sentence in chunks at the voice's loudness, and append its generation to `generations` at the end."""
+    def chunks() -> Iterator[np.ndarray]:
+        generations.append((yield from stream_sentence(voice, request, context)))
+
+    with contextlib.closing(chunks()) as samples:
+        yield from leveler.level(samples) if voice.normalize_loudness else samples
 
 
 def stream_sentence(voice: Voice, request: Request, context: list[Turn]) -> Generator[np.ndarray, None, Generation]:

@@ -18,13 +18,12 @@ from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
-from tts_kit.run import bundled_base
+from tts_kit.run import NAME, bundled_base
 from tts_kit.text import normalize
 from tts_kit.tokens.prompt import PROMPT_OPTIONS, PromptBuilder, Turn, prompt_options
 
 BASE = "base"
 """In place of the path of a voice: the model of the other voices, without an adapter."""
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 CLIP = re.compile(r"(.+?\.(?:wav|flac|mp3|ogg|opus))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 SPEECH_FILE = "speech.json"  # stored with merged weights: the speaker, and how the voice is prompted and sampled
 RECOMMENDED = {"strength": 10.0, "guidance": kit_config.MAX_GUIDANCE, "temperature": 10.0}
