@@ -344,6 +344,11 @@ def test_a_request_may_carry_a_reference_clip(toys, voices, tmp_path):
             assert status == 200 and same_audio(decode(content), expected.samples)
         without = speak.speak(SHORT, voices[voice]).samples
         assert same_audio(decode(post(toys, {"voice": voice})[1]), without) and not same_audio(without, expected.samples)
+    sampling = dataclasses.replace(voices["plain"].sampling, reference_guidance=3.0)
+    guided = speak.speak(SHORT, dataclasses.replace(voices["plain"], sampling=sampling), Reference(path, "These are the words."))
+    _, content, _ = post(toys, {"voice": "plain", "reference_guidance": 3.0} | fields)
+    assert same_audio(decode(content), guided.samples)
+    assert not same_audio(guided.samples, speak.speak(SHORT, voices["plain"], Reference(path, "These are the words.")).samples)
 
 
 def test_a_voice_can_be_a_clip(spread_toy, tmp_path):
@@ -572,7 +577,8 @@ def test_missing_judges_are_an_error_of_one_request(toys, monkeypatch):
     ({"speed": "fast"}, 400, "speed", "number"), ({"speed": float("nan")}, 400, "speed", "than or equal"),
     ({"seed": -1}, 400, "seed", "0"), ({"seed": 2**70}, 400, "seed", "less"),
     ({"guidance": -0.1}, 400, "guidance", "equal to 0"), ({"guidance": 5.1}, 400, "guidance", "equal to 5"),
-    ({"best_of": 0}, 400, "best_of", "equal to 1"), ({"best_of": 5}, 400, "best_of", "equal to 4"),
+    ({"reference_guidance": 5.1}, 400, "reference_guidance", "equal to 5"),
+    ({"best_of": 0}, 400, "best_of", "equal to 1"), ({"best_of": 9}, 400, "best_of", "equal to 8"),
     ({"stream_format": "x"}, 400, "stream_format", "sse"), ({"stream": "loud"}, 400, "stream", "boolean"),
     ({"reference_audio": "AAAA"}, 400, None, "belong together"),
     ({"reference_text": "Hello."}, 400, None, "belong together"),

@@ -139,7 +139,7 @@ class Server(LocalServer):
     async def answer(self, options: Options, job: Job, request: Request) -> Response:
         """Queue a job and return its speech, as a whole file or as a stream; raises APIError."""
         job.streaming, job.speed, file_format = options.streaming, options.speed, options.response_format
-        job.guidance, job.best_of = options.guidance, options.best_of
+        job.guidance, job.best_of = options.guidance_scales, options.best_of
         self.queue.put(job)
         asyncio.get_running_loop().call_later(self.queue.timeout, self.queue.expire, job)
         rate, mime_type = self.voices[job.voice].base.spec.sample_rate, MIME_TYPES[file_format]

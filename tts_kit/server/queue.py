@@ -35,7 +35,7 @@ class Job:
     """Whether audio is sent while it is generated, which is done for one job at a time; None: the first sentence is, if no
     other job could share its batch."""
     speed: float = 1.0
-    guidance: float | None = None  # None: the voice's
+    guidance: dict[str, float] = field(default_factory=dict)  # settings of the voice's sampling that the request replaces
     best_of: int = 1
     conversation: Conversation | None = None  # of a dialogue
     turn: int = 0
@@ -186,9 +186,8 @@ class Worker(threading.Thread):
             else:
                 job.prompt_voice = self.voices[job.voice]
                 job.context = speak.context_turns(job.prompt_voice, job.sentences[0].references)
-            if job.guidance is not None:
-                # one decimal: on a GPU each value has CUDA graphs of its own
-                sampling = dataclasses.replace(job.prompt_voice.sampling, guidance=round(job.guidance, 1))
+            if job.guidance:
+                sampling = dataclasses.replace(job.prompt_voice.sampling, **job.guidance)
                 job.prompt_voice = dataclasses.replace(job.prompt_voice, sampling=sampling)
         except KitError as error:
             self.queue.end(job, error)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from tts_kit import audio, local_server
-from tts_kit.config import MAX_GUIDANCE
+from tts_kit.config import MAX_GUIDANCE, MAX_TAKES
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import ModelBusyError
 
@@ -18,7 +18,6 @@ MAX_BYTES = 65_536  # of a request
 MAX_REFERENCE_BYTES, MAX_REFERENCE_SECONDS = 4_000_000, 20  # of a request with a reference clip, in base64; of the clip
 MAX_TURNS = 100
 MIN_SPEED, MAX_SPEED = 0.5, 2.0
-MAX_BEST_OF = 4
 BODY_TIMEOUT = 20.0  # seconds for a request to arrive completely
 RETRY_AFTER = "5"  # seconds after which a client that was refused with 503 should try again
 
@@ -70,8 +69,15 @@ class Options(pydantic.BaseModel, extra="allow"):
     stream_format: Literal["audio", "sse"] | None = None
     stream: bool = True  # false: a complete file, with its length in the header
     seed: int = pydantic.Field(0, ge=0, lt=2**62)
-    guidance: float | None = pydantic.Field(None, ge=0, le=MAX_GUIDANCE)  # classifier-free; None: the voice's
-    best_of: int = pydantic.Field(1, ge=1, le=MAX_BEST_OF)  # takes of a sentence, the best of which is sent, not streamed
+    guidance: float | None = pydantic.Field(None, ge=0, le=MAX_GUIDANCE)  # classifier-free by the text; None: the voice's
+    reference_guidance: float | None = pydantic.Field(None, ge=0, le=MAX_GUIDANCE)  # the same by the reference clip
+    best_of: int = pydantic.Field(1, ge=1, le=MAX_TAKES)  # takes of a sentence, the best of which is sent, not streamed
+
+    @property
+    def guidance_scales(self) -> dict[str, float]:
+        """The settings of guidance that were given, to one decimal: on a GPU each value has CUDA graphs of its own."""
+        given = {"guidance": self.guidance, "reference_guidance": self.reference_guidance}
+        return {name: round(scale, 1) for name, scale in given.items() if scale is not None}
 
     @property
     def streaming(self) -> bool | None:
