@@ -312,7 +312,8 @@ def test_an_arm_says_which_models_chose_its_takes(finished, tmp_path, monkeypatc
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
-    monkeypatch.setattr(best_of, "load_models", lambda: TOY_METRICS)
+    models = best_of.ChoiceModels(lambda takes, text: [0.5] * len(takes), TOY_METRICS.embed)
+    monkeypatch.setattr(best_of, "load_models", lambda: models)
     result = compare.compare(copy, load_voice(CPU, copy.adapter), 1, (1,), ["finetuned:best_of=2"], test_types=())
     assert [(row["attempts"], row["choice"].split(":")[0][-4:]) for row in result.rows if "choice" in row] == [(2, "of 2")]
     assert "takes are chosen by Whisper tiny.en int8 and Resemblyzer" in result.page.read_text(encoding="utf-8")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import http.client
 import io
-import itertools
 import json
 import os
 import re
@@ -31,7 +30,6 @@ from tts_kit import audio, device, watermark
 from tts_kit.config import Config
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
-from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.generation.engine import Generation, InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
@@ -543,8 +541,7 @@ def test_guidance_is_of_one_request(toys, voices):
 
 def test_the_best_take_is_sent_whole(toys, voices, monkeypatch):
     """Mistake: the first take is sent, or one that another request chose."""
-    words = itertools.cycle(["nothing", SHORT])
-    models = MetricModels({"wer": "a test"}, lambda samples: next(words), lambda samples: np.ones(2), None)
+    models = best_of.ChoiceModels(lambda takes, text: [0.1, 0.9], lambda samples, rate: np.ones(2))
     monkeypatch.setattr(best_of, "load_models", lambda: models)
     status, content, headers = post(toys, {"voice": "plain", "best_of": 2, "seed": 5})
     assert status == 200 and "content-length" in headers

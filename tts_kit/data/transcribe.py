@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "smal
                  BUNDLED: BUNDLED_TINY}
 """The model of the second pass."""
 SAVE_EVERY = 10
+MIN_FRAMES, MAX_FRAMES = 1000, 3000  # 10 s, below which Whisper's probabilities suffer, and 30 s, which it can take
+MAX_TOKENS = 440  # of a transcript; with those that begin it Whisper can take 448
 LANGUAGE_CLIPS = 8  # clips from which the language is detected
 
 
@@ -119,6 +121,22 @@ def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int |
         return "", 0.0
     logprob = np.average([part.avg_logprob for part in segments], weights=[max(1, len(part.tokens)) for part in segments])
     return " ".join(part.text.strip() for part in segments), float(np.exp(logprob))
+
+
+@explain_inference_errors
+def text_probabilities(model, clips: Sequence[np.ndarray], text: str) -> list[float]:
+    """Return for each clip (samples,) at 16 kHz the mean probability that a WhisperModel gives the tokens of an English
+    `text`, each after those before it."""
+    from faster_whisper.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language="en")
+    tokens = tokenizer.encode(f" {text.strip()}")[:MAX_TOKENS]
+    features = [model.feature_extractor(clip)[:, :MAX_FRAMES] for clip in clips]
+    frames = max(MIN_FRAMES, *(each.shape[1] for each in features))  # transcribe() always encodes MAX_FRAMES
+    batch = np.stack([np.pad(each, ((0, 0), (0, frames - each.shape[1]))) for each in features])
+    aligned = model.model.align(model.encode(batch), list(tokenizer.sot_sequence), [tokens] * len(clips),
+                                [frames] * len(clips))
+    return [float(np.mean(result.text_token_probs)) for result in aligned]
 
 
 def second_pass_model(first: Transcriber, device_config: DeviceConfig) -> Transcriber | None:

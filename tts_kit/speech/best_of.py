@@ -1,10 +1,11 @@
 """Best of several takes: each sentence is generated with several seeds, and models choose the take that is kept.
 
-The Whisper that chooses is a smaller one than that of the metrics, so that no model grades its own choice."""
+The Whisper that chooses is a smaller one than that of the metrics, so that no model grades its own choice. It writes nothing:
+it says how probable the sentence is as the transcript of a take, which takes a fifth of the time."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,26 @@ from tts_kit.config import MAX_TAKES
 from tts_kit.data import transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics
-from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
+from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.generation.engine import Generation
 
 NAMES = {"wer": "Whisper tiny.en int8", "sim": "Resemblyzer"}
 """Metric -> model that chooses."""
 
 
-class TakeChooser:
-    """Ranks the takes of a sentence: fewest word errors, then speaker similarity, then whether it ended with EOS."""
+@dataclasses.dataclass(frozen=True)
+class ChoiceModels:
+    """The models that choose."""
+    text_probabilities: Callable[[Sequence[np.ndarray], str], Sequence[float]]
+    """(takes (samples,) at 16 kHz, text) -> for each take the mean probability of the text's tokens."""
+    embed: Callable[[np.ndarray, int], np.ndarray | None]
+    """((samples,), rate) -> speaker embedding of length 1; None without sound."""
 
-    def __init__(self, takes: int, clips: Iterable[str | Path] = (), models: MetricModels | None = None):
+
+class TakeChooser:
+    """Ranks the takes of a sentence: the most probable words, then speaker similarity, then whether it ended with EOS."""
+
+    def __init__(self, takes: int, clips: Iterable[str | Path] = (), models: ChoiceModels | None = None):
         """`clips` are recordings of the voice; without any, similarity does not count."""
         if not 1 < takes <= MAX_TAKES:
             raise KitError(f"best of {takes} was asked for; wanted 2 to {MAX_TAKES}.")
@@ -34,24 +44,31 @@ class TakeChooser:
 
     def choose(self, generations: Sequence[Generation], samples: Sequence[np.ndarray], rate: int, text: str) -> Generation:
         """Return the best of the takes with audio (samples,) at `rate`, and why it is."""
-        measured = [self.models.measure(take, rate, text) for take in samples]
-        ranks = [(clip.word_errors or 0, -self.similarity(clip), not generation.is_complete, number)
-                 for number, (generation, clip) in enumerate(zip(generations, measured))]
-        errors, similarity, _, best = min(ranks)
-        reason = f"take {best + 1} of {self.takes}: {errors} of {measured[best].ref_words} words wrong"
-        reason += f", SIM {-similarity:.2f}" if self.target is not None else ""
-        return dataclasses.replace(generations[best], attempts=self.takes, choice=reason)
+        usable = [number for number, take in enumerate(samples) if not metrics.unusable_reason(take, rate)]
+        probabilities = np.zeros(len(samples))
+        if usable:
+            takes = [metrics.normalized(samples[number], rate) for number in usable]
+            probabilities[usable] = self.models.text_probabilities(takes, text)
+        # percents: what differs by less is equal in words
+        ranks = [(round(100 * probability), self.similarity(take, rate), generation.is_complete, -number)
+                 for number, (generation, take, probability) in enumerate(zip(generations, samples, probabilities))]
+        percent, similarity, _, best = max(ranks)
+        reason = f"take {1 - best} of {self.takes}: words {percent} % probable"
+        reason += f", SIM {similarity:.2f}" if self.target is not None else ""
+        return dataclasses.replace(generations[-best], attempts=self.takes, choice=reason)
 
-    def similarity(self, clip: ClipMetrics) -> float:
+    def similarity(self, samples: np.ndarray, rate: int) -> float:
         """Return the cosine to the mean embedding of the voice; 0 where either is missing."""
-        return 0.0 if self.target is None or clip.embedding is None else float(clip.embedding @ self.target)
+        embedding = None if self.target is None else self.models.embed(samples, rate)
+        return 0.0 if embedding is None else float(embedding @ self.target)
 
 
 @functools.cache
-def load_models(threads: int = 2) -> MetricModels:
+def load_models(threads: int = 2) -> ChoiceModels:
     """Load the models that choose: Whisper tiny.en and Resemblyzer, from wheels, on the CPU."""
     if missing := backends.missing_packages():
         raise KitError(f"choosing among takes needs the metric models, and {', '.join(missing)} are not installed. Install "
                        f"them: {metrics.INSTALL}; or leave best-of out.")
     whisper = transcribe.load_whisper(transcribe.BUNDLED_TINY, cpu_threads=threads)
-    return MetricModels(NAMES, backends.transcriber(whisper), backends.load_resemblyzer(), predict_mos=None)
+    speaker = MetricModels(NAMES, None, backends.load_resemblyzer(), predict_mos=None)
+    return ChoiceModels(functools.partial(transcribe.text_probabilities, whisper), speaker.embed)
