@@ -126,10 +126,7 @@ def measure_codebooks(codec: Codec, clips: Sequence[EncodedClip], recordings: Ma
 
 def codebook_table(arms: Mapping[str, Mapping[str, Estimate]]) -> str:
     """Return WER and SIM of `measure_codebooks` as text."""
-    columns = [scoring.COLUMNS[name] for name in ("wer", "sim")]
-    return scoring.print_table([["decoded from", *(column.heading for column in columns)]] + [
-        [arm, *(column.form.format(metrics[name].value) if name in metrics else "-"
-                for name, column in zip(("wer", "sim"), columns))] for arm, metrics in arms.items()])
+    return scoring.print_table(scoring.table(arms, ("wer", "sim"), "decoded from"))
 
 
 def plot_sequence(example: Example, tokenizer: PreTrainedTokenizerBase):

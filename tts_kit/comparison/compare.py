@@ -16,7 +16,7 @@ from tts_kit.comparison.verdict import Verdict
 from tts_kit.data import manifest
 from tts_kit.data.manifest import HELD_OUT, TRAIN
 from tts_kit.errors import KitError
-from tts_kit.evaluation import memorization, metrics, scoring
+from tts_kit.evaluation import metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.io import read_json, read_rows, write_json
 from tts_kit.model import lora
@@ -183,7 +183,7 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path],
         rows = scoring.score_rows(rows, plan.folder, models, references,
                                   lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
     training_texts = [one.text for one in plan.utterances if one.split == TRAIN]
-    return synthesis.save_rows(plan.folder, memorization.check(rows, training_texts))
+    return synthesis.save_rows(plan.folder, scoring.check_memorization(rows, training_texts))
 
 
 def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[str]) -> str:
