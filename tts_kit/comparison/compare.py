@@ -1,6 +1,6 @@
 """Compare the arms: synthesize the same sentences in each, score them, and write one page with the verdict.
 
-A sweep does the same with the values of one setting at a time, on sentences of its own, so that nobody has to guess them."""
+A sweep does the same with the values of one setting at a time, on sentences of its own."""
 
 import datetime
 import re
@@ -42,14 +42,11 @@ class Result:
 
 
 def compare(run: Run, voice: Voice, sentences: int | None = None, seeds: Sequence[int] | None = None,
-            arm_names: Sequence[str] | None = None, responses: Sequence[Path] = (),
-            test_types: Sequence[str] = ("ab", "smos")) -> Result:
+            arm_names: Sequence[str] | None = None, test_types: Sequence[str] = ("ab", "smos")) -> Result:
     """Synthesize held-out sentences in all arms, score them, and write the page; go on where it was interrupted.
 
-    Sentences, seeds and arms that are not given are those of the run's last comparison. `responses` are the files that
-    listeners sent back, which are only counted; `test_types` are the parts of the listening test, nothing for none."""
-    if responses:
-        return count_responses(run, responses)
+    Sentences, seeds and arms that are not given are those of the run's last comparison; `test_types` are the parts of the
+    listening test, nothing for none."""
     given = {"sentences": sentences, "seeds": seeds, "arms": arm_names}
     settings = read_settings(run) | {name: value for name, value in given.items() if value is not None}
     utterances = manifest.read(run.data)
