@@ -26,7 +26,7 @@ from tts_kit.speech.voice import Voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
 
-PAGE, RESPONSES_FILE, SIM_RANGE_FILE, SWEEP_FOLDER = "index.html", "responses.json", "sim_range.json", "sweep"
+PAGE, RESPONSES_FILE, SWEEP_FOLDER = "index.html", "responses.json", "sweep"
 SETTINGS_FILE, DEFAULT_SETTINGS = "settings.json", {"sentences": 10, "seeds": (1, 2, 3), "arms": GENERATED_ARMS}
 CLIP_COLUMNS = {"word_errors": "word errors"} | {name: scoring.COLUMNS[name].heading
                                                  for name in ("sim", "sim_norm", "sim_2", "mos", "mos_2")}
@@ -174,11 +174,9 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path],
             print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or "
                   "more, SIM is more reliable.")
         other_speakers = scoring.other_speakers(sorted(OTHER_SPEAKERS.glob("*.flac")), models)
-        if sim_range := scoring.similarity_range(references, other_speakers):
-            low, high = sim_range
-            write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(low, 3), "the voice": round(high, 3)})
         rows = scoring.score_rows(rows, plan.folder, models, references,
-                                  lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
+                                  lambda scored: synthesis.save_rows(plan.folder, scored),
+                                  scoring.similarity_range(references, other_speakers))
     training_texts = [one.text for one in plan.utterances if one.split == TRAIN]
     return synthesis.save_rows(plan.folder, scoring.check_memorization(rows, training_texts))
 
@@ -206,8 +204,6 @@ def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: s
     models = rows[0].get(scoring.METRICS, "none")
     facts |= {"seeds": sorted({row["seed"] for row in rows} - {None}), "date": datetime.date.today().isoformat(),
               "machine": device.machine(), "metrics": models, "versions": device.versions()}
-    if (plan.folder / SIM_RANGE_FILE).exists():
-        facts["SIM of"] = read_json(plan.folder / SIM_RANGE_FILE, "Delete it.")
     table = scoring.table(decision.figures)
     legend = explain(table[0], models)
     details = [*decision.details, *notes]
