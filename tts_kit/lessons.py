@@ -1,6 +1,5 @@
 """Lessons of the notebooks: codebooks, sequence, LoRA, losses and verdict of a run, as figures, players and tables."""
 
-import io
 import string
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tts_kit import audio
 from tts_kit import html as pages
-from tts_kit.comparison.plots import ACCENT, INK
+from tts_kit.comparison.plots import ACCENT, INK, png
 from tts_kit.comparison.verdict import FORMS, Verdict
 from tts_kit.errors import KitError
 from tts_kit.evaluation import scoring
@@ -208,6 +207,4 @@ def _image(figure, description: str):
     """Return a figure as a notebook image, with a description for who cannot see it."""
     from IPython.display import Image
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    return Image(buffer.getvalue(), alt=description)
+    return Image(png(figure, 110), alt=description)

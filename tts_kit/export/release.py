@@ -63,8 +63,9 @@ def export(run: Run, out: str | Path = "", merge: bool = False, base: str = "", 
             write_json(staging / DATA_FILE, summary.data)
         if summary.consent:
             consent.write(summary.consent, staging)
-        hub.write_release_file(staging, kind, voice=run.name, base=summary.base, strength=strength,
-                               watermarked_samples=watermarked, versions=device.versions())
+        write_json(staging / hub.RELEASE_FILE, {
+            "kind": kind, "voice": run.name, "base": summary.base, "strength": strength, "watermarked_samples": watermarked,
+            "versions": device.versions()})
         # folders of this machine are not named
         location = location or (out.name if out.is_absolute() else str(out))
         card.write(summary, staging, location, license_name, kind, watermarked)
