@@ -53,7 +53,7 @@ from sample_data.build import model_shapes
 from tts_kit import audio, config, device, errors, io, run, text, watermark
 from tts_kit.comparison import verdict
 from tts_kit.data import manifest, prepare, quality_flags, report, segment, transcribe
-from tts_kit.evaluation import memorization, metrics, scoring, stats, wer
+from tts_kit.evaluation import backends, scoring, stats, wer
 from tts_kit.generation import sampling
 from tts_kit.model import load, lora, loss
 from tts_kit.speech import speak, stream
@@ -95,15 +95,15 @@ ROW = {"arm": "arm", "sentence": "sentence", "text": "text", "seed": "seed", "fi
        "DNSMOS_BAK": "noise_mos", "noisy": "noisy", "transcript": "transcript", "failure": "failure",
        "seconds_spoken": "speech_seconds", "duration_ratio": "duration_ratio", "pitch_hz": "f0",
        "pitch_semitones": "f0_difference", "speaking_rate": "speech_rate",
-       "speaking_rate_ratio": "rate_ratio", "memorised": "memorized", "metric_models": scoring.METRICS}
+       "speaking_rate_ratio": "rate_ratio", "memorized": "memorized", "metric_models": scoring.METRICS}
 """Name in golden.json -> the package's name in a scored row, and below in its figures."""
 FIGURES = {"WER": "wer", "CER": "cer", "SIM": "sim", "SIM_normalised": "sim_norm", "MOS": "mos", "noisy": "noisy",
            "duration_ratio": "duration_ratio", "pitch_semitones": "f0_difference", "speaking_rate_ratio": "rate_ratio",
-           "memorised": "memorized", "ended_with_eos": "ended_with_eos"}
+           "memorized": "memorized", "ended_with_eos": "ended_with_eos"}
 OUTCOMES = {verdict.HIGHER_SIM: "higher_SIM", verdict.LOWER_SIM: "lower_SIM", verdict.HIGHER_WER: "higher_WER",
             verdict.LOWER_WER: "lower_WER"}
 DEMO = ("WER", "CER", "SIM", "SIM_normalised", "MOS", "noisy", "duration_ratio", "pitch_semitones", "speaking_rate_ratio",
-        "ended_with_eos", "memorised")
+        "ended_with_eos", "memorized")
 """Columns of the demo's table, in order."""
 
 
@@ -318,7 +318,7 @@ def kit_word_errors(reference: str, hypothesis: str) -> dict:
 
 def kit_matched_training_text(transcript: str, sentence: str, training_texts: list[str]) -> str:
     words = {training_text: wer.normalize(training_text).split() for training_text in training_texts}
-    return memorization.matched_training_text(transcript, sentence, words)
+    return scoring.matched_training_text(transcript, sentence, words)
 
 
 def kit_package_rows(rows: list[dict]) -> list[dict]:
@@ -373,7 +373,7 @@ def kit_holm(p_values: list[float]) -> list[float]:
 def kit_score_rows(rows: list[dict], folder: Path, recordings: dict[str, Path],
                    other_speaker_files: list[Path]) -> tuple[list, list]:
     """Return rows scored by the bundled metric models, and the SIM of other speakers and of the voice itself."""
-    metric_models = metrics.load(1, "cpu", "bundled")
+    metric_models = backends.load_bundled(1)
     references = scoring.measure_references(recordings, metric_models)
     scale = scoring.similarity_range(references, scoring.other_speakers(other_speaker_files, metric_models))
     scored_rows = scoring.score_rows(kit_package_rows(rows), folder, metric_models, references, lambda rows: None, scale)
@@ -626,7 +626,7 @@ def section_scoring() -> dict:
     training_texts = ["The dog ran away from the house.", "Who is that girl?"]
     return {"clips": [row | {"file": Path(row["file"]).name} for row in rows], "SIM_of_strangers_and_of_itself": scale,
             "word_errors": [kit_word_errors(*pair) for pair in pairs],
-            "memorised": [kit_matched_training_text(hypothesis, "Count from one to ten.", training_texts)
+            "memorized": [kit_matched_training_text(hypothesis, "Count from one to ten.", training_texts)
                           for hypothesis in ("The dog ran away from a house.", "Count from one to ten.", "Who is that?")]}
 
 
@@ -658,7 +658,7 @@ def synthetic_rows(count: int) -> list[dict]:
                              "reference_words": 9 + sentence % 3, "character_errors": 3 * errors, "reference_characters": 40,
                              "MOS": round(float(rng.normal(3, 0.2)), 3), "noisy": bool(rng.integers(2)),
                              "duration_ratio": 1.1, "pitch_semitones": 0.3, "speaking_rate_ratio": 0.9, "failure": "",
-                             "memorised": arm == "finetuned" and sentence == 1, "ended_with_eos": sentence != 3,
+                             "memorized": arm == "finetuned" and sentence == 1, "ended_with_eos": sentence != 3,
                              "metric_models": "simulated"})
     return rows
 

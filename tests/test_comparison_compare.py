@@ -20,7 +20,7 @@ from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.evaluation import backends, metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
-from tts_kit.export import adapter, card
+from tts_kit.export import card, release
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows, write_rows
 from tts_kit.model import lora
@@ -263,7 +263,7 @@ def test_the_best_settings_are_kept_with_the_adapter(finished, tmp_path, monkeyp
     assert "on new takes of 3 sentences." in result.reason and "95 % CI -" in result.reason
     assert voice.sampling.guidance == 3 == load_voice(CPU, copy.adapter).sampling.guidance and result.page.is_file()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.flac")} == made
-    released = adapter.export(copy, tmp_path / "out", watermarked=False)
+    released = release.export(copy, tmp_path / "out", watermarked=False)
     assert f"{result.reason.split(';')[0]};" in (released / card.FILE).read_text(encoding="utf-8")
     assert f"{copy.comparison} was made with other settings" in capsys.readouterr().out
     with pytest.raises(KitError, match="a comparison with another guidance. Move"):
@@ -401,7 +401,7 @@ def test_responses_are_counted_and_the_test_stays_the_same(finished, monkeypatch
     voice = load_voice(CPU, run.adapter, config.base)
     compare.compare(run, voice, 2, (1, 2), test_types=("ab",))
     key = (run.comparison / listening_test.KEY).read_bytes()
-    page = compare.compare(run, voice, 2, (1, 2), responses=[run.folder / "nobody.json"]).page
+    page = compare.count_responses(run, [run.folder / "nobody.json"]).page
     assert (run.comparison / listening_test.KEY).read_bytes() == key
     assert page.read_text(encoding="utf-8").count("there is no such file") == 1
 

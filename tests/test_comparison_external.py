@@ -54,13 +54,13 @@ def own(tmp_path, monkeypatch):
     return register
 
 
-def synthesize(arm, reference, texts=TEXTS[:2], seeds=(1, 2), existing=(), **limits) -> list[ExternalClip]:
-    return sorted(external.synthesize(arm.name, texts, seeds, reference, existing, **limits),
+def synthesize(arm, reference, texts=TEXTS[:2], seeds=(1, 2), existing=()) -> list[ExternalClip]:
+    return sorted(external.synthesize(arm.name, texts, seeds, reference, existing),
                   key=lambda clip: (clip.sentence, clip.seed))
 
 
-def problems(arm, reference, **arguments) -> list[str]:
-    clips = synthesize(arm, reference, **arguments)
+def problems(arm, reference) -> list[str]:
+    clips = synthesize(arm, reference)
     assert [(clip.sentence, clip.seed) for clip in clips] == [(1, 1), (1, 2), (2, 1), (2, 2)], "a line was dropped"
     return [clip.problem for clip in clips if clip.samples is None]
 
@@ -146,10 +146,11 @@ def test_library_output_is_no_result(reference, own):
 @pytest.mark.parametrize(("source", "limits", "problem"), [
     ("import time\ntime.sleep(60)", (5.0, 60.0), "5 seconds to install and load"),
     ("import time\ndef own(*_):\n    return lambda text, seed: time.sleep(60)", (60.0, 1.5), "1.5 seconds for a line")])
-def test_a_timeout_ends_the_process(tmp_path, reference, own, source, limits, problem):
+def test_a_timeout_ends_the_process(tmp_path, reference, own, monkeypatch, source, limits, problem):
     """Mistake: a hanging download blocks the comparison, or goes on using the machine after the timeout."""
     pid = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
-    messages = problems(own(pid + source), reference, limits=limits)
+    monkeypatch.setattr(external, "TIME_LIMITS", limits)
+    messages = problems(own(pid + source), reference)
     assert len(messages) == 4 and problem in messages[0]
     assert is_gone(int((tmp_path / "pid").read_text()))
 

@@ -259,7 +259,7 @@ def sample(rng: np.random.Generator, share: float, spread: float, listeners: int
 
 def count_significant(share: float, spread: float, seed: int, **size: int) -> int:
     rng = np.random.default_rng(seed)
-    return sum(analysis.preference(sample(rng, share, spread, **size))["p_value"] < analysis.ALPHA for _ in range(RUNS))
+    return sum(analysis.preference(sample(rng, share, spread, **size))[1]["p_value"] < analysis.ALPHA for _ in range(RUNS))
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
@@ -274,8 +274,8 @@ def test_the_exact_test_alone_is_too_optimistic():
     """Mistake: the exact test alone, which treats the responses of one listener as those of many."""
     rng, naive, corrected = np.random.default_rng(5), 0, 0
     for _ in range(RUNS):
-        result = analysis.preference(sample(rng, 0.5, 1.0))
-        naive, corrected = naive + (result["p_exact"] < analysis.ALPHA), corrected + (result["p_value"] < analysis.ALPHA)
+        _, facts = analysis.preference(sample(rng, 0.5, 1.0))
+        naive, corrected = naive + (facts["p_exact"] < analysis.ALPHA), corrected + (facts["p_value"] < analysis.ALPHA)
     assert naive > 12 and corrected <= 5
 
 
@@ -284,14 +284,14 @@ def test_score_intervals_cover_the_true_mean():
     rng, covered = np.random.default_rng(6), 0
     for _ in range(RUNS):
         values = 0.3 + rng.normal(0, 0.5, (8, 1)) + rng.normal(0, 0.3, (1, 6)) + rng.normal(0, 0.8, (8, 6))
-        result = analysis.estimate(values, 0.0)
-        covered += result["low"] < 0.3 < result["high"]
+        result = analysis.estimate(values)
+        covered += result.low < 0.3 < result.high
     assert covered >= 93
 
 
 def test_unanimous_responses_are_not_certain():
     """Mistake: nine equal responses give an interval of 100 % to 100 %, and equal scores give one without width."""
-    result = analysis.preference(np.ones((3, 3)))
-    assert result["low"] < 0.8 and result["high"] == 1
-    scores = analysis.estimate(np.ones((3, 3)), 0.0, analysis.ROUNDING_VARIANCE)
-    assert scores["low"] < 0.7 and scores["p_value"] > 0.001
+    result, _ = analysis.preference(np.ones((3, 3)))
+    assert result.low < 0.8 and result.high >= 1
+    scores = analysis.estimate(np.ones((3, 3)), analysis.ROUNDING_VARIANCE)
+    assert scores.low < 0.7 and scores.p_value() > 0.001

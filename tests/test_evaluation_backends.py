@@ -100,10 +100,10 @@ def hub(tmp_path, monkeypatch):
     backends.load_hub.cache_clear()
 
 
-def test_cached_weights_are_used_and_named(hub, capsys):
+def test_cached_weights_are_used_and_named(hub, capsys, monkeypatch):
     """Mistake: cached weights are requested from the hub, or results do not name the weights."""
-    models = metrics.load(1, "cpu")
-    assert models.name == metrics.load_available("cpu") and "The set from the hub" in capsys.readouterr().out
+    models = metrics.load(1)
+    assert models.name == metrics.load_available() and "The set from the hub" in capsys.readouterr().out
     assert "WavLM base plus SV 839012c" in models.name and "UTMOS22 strong 5555555" in models.name
     assert "large-v3-turbo int8" in models.name and "DNSMOS" in models.name and "SIM: Resemblyzer" in models.name
     text = next(line.split(",", 1)[1].rsplit(",", 2)[0] for line in (
@@ -112,7 +112,8 @@ def test_cached_weights_are_used_and_named(hub, capsys):
     assert clip.failed == {} and clip.ref_words > 3 and clip.word_errors <= 1
     assert clip.embedding.shape == (256,) and clip.embedding_2.shape == (24,)
     assert clip.mos > 3.3 and 3.0 < clip.mos_2 < 3.3 and clip.noise_mos > 2
-    assert "sim_2" not in metrics.load(1, "cpu", "bundled").names
+    monkeypatch.setenv(metrics.SETTING, "bundled")
+    assert "sim_2" not in metrics.load(1).names
 
 
 def test_without_a_hub_the_bundled_set_is_used_and_reported(tmp_path, monkeypatch, capsys):
@@ -122,12 +123,14 @@ def test_without_a_hub_the_bundled_set_is_used_and_reported(tmp_path, monkeypatc
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 does: no request is sent
-    models = metrics.load(1, "cpu")
+    models = metrics.load(1)
     printed = capsys.readouterr().out
     assert "WavLM" not in models.name and "bundled set" in printed and "the hub cannot be reached" in printed
-    assert metrics.load_available("cpu") == models.name and metrics.load_available("cpu", "hub") == ""
+    assert metrics.load_available() == models.name
+    monkeypatch.setenv(metrics.SETTING, "hub")
+    assert metrics.load_available() == ""
     with pytest.raises(KitError, match="models from the hub were asked for.*ask for auto"):
-        metrics.load(1, "cpu", "hub")
+        metrics.load(1)
 
 
 def test_a_wrong_setting_is_named(monkeypatch, capsys):

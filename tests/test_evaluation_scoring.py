@@ -10,6 +10,8 @@ from tts_kit import audio
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 
+TRAINING = ("The train to Oslo is late again.", "Nobody has seen the black cat today.")
+
 
 def test_wer_is_computed_over_all_words():
     """Mistake: the mean of each clip's WER, in which a short sentence counts as much as a long one."""
@@ -22,10 +24,10 @@ def test_no_clip_is_compared_with_itself():
     """Mistake: a mean that contains the clip itself, or the recording of the same text, which gives every real clip a high
     SIM."""
     east, north = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    assert scoring.similarity(east, {"a": east, "b": north}, "a") == 0.0
-    assert scoring.similarity(east, {"a": east, "b": north}, "c") == pytest.approx(2 ** -0.5)
-    assert scoring.similarity(east, {"a": east}, "a") is None
-    assert scoring.similarity(None, {"a": east, "b": north}, "a") == 0.0
+    assert scoring.similarity(east, [east, None, north]) == pytest.approx(2 ** -0.5)
+    assert scoring.similarity(east, [None]) is None and scoring.similarity(None, [east]) == 0.0
+    clips = {name: ClipMetrics(1, None, 1, None, name, "", embedding=voice) for name, voice in (("a", east), ("b", north))}
+    assert scoring.similarity_range(clips, [east]) == (pytest.approx(2 ** -0.5), 0.0)
 
 
 def test_the_bootstrap_is_paired():
@@ -171,7 +173,7 @@ def test_the_table_has_columns_for_measured_metrics_only():
                 "memorized": False, "sim_norm": 0.4}
     full = scoring.table({arm: scoring.aggregate(arm_rows) for arm, arm_rows in scoring.group_by_arm(rows).items()})
     assert full[0] == ["arm", "WER", "CER", "SIM", "SIM norm.", "MOS", "noisy", "dur. ratio", "dF0 (st)", "rate ratio",
-                       "EOS", "memorised"]
+                       "EOS", "memorized"]
     assert full[1] == ["ground_truth", "0.0%", "-", "0.900", "-", "4.00", "-", "-", "-", "-", "100%", "-"]
     assert full[2][2:] == ["10.0%", "0.500", "0.40", "4.00", "100%", "1.10", "-1.2", "0.90", "100%", "0%"]
     lines = scoring.print_table(full).splitlines()
@@ -186,3 +188,33 @@ def test_scores_of_other_metric_models_are_removed(tmp_path):
     rows[0] |= {"metrics": "others", "sim_2": 0.9, "mos_2": 5.0, "metric_failed": {"wer": "?"}}
     [row] = scoring.score_rows(rows, tmp_path, toy_metric_models("one")[0], {}, lambda rows: None)
     assert not {"sim_2", "mos_2", "metric_failed"} & set(row) and row["metrics"] == "WER: one"
+
+
+def transcribed(arm, text, transcript, seed=1):
+    return {"arm": arm, "file": "clip.flac", "text": text, "transcript": transcript, "seed": seed, "sentence": 1}
+
+
+@pytest.mark.skipif(not metrics.load_available(), reason=f"metric models are not installed: {metrics.INSTALL}")
+def test_a_training_sentence_instead_of_the_text_is_memorized():
+    """Mistake: a model that repeats its training sentences is scored as the best voice of all; a recording, or a clip
+    without words, counts as memorized."""
+    rows = [transcribed("ground_truth", "A blue hat.", "The train to Oslo is late again.", seed=None),
+            transcribed("finetuned", "Where is the small house?", "the train to oslo is very late again"),
+            transcribed("finetuned", "Where is the small house?", "Where is the small mouse?"),
+            transcribed("finetuned", "Where is the small house?", "a wind from elsewhere"),
+            transcribed("finetuned", "Where is the small house?", "")]
+    checked = scoring.check_memorization(rows, TRAINING)
+    assert [checked_row.get("memorized") for checked_row in checked] == [None, True, False, False, None]
+    assert checked[1]["training_text"] == TRAINING[0] and checked[0] == rows[0]
+    assert not any(checked_row.get("memorized") for checked_row in scoring.check_memorization(rows, []))
+
+
+@pytest.mark.skipif(not metrics.load_available(), reason=f"metric models are not installed: {metrics.INSTALL}")
+def test_one_misrecognized_word_is_no_memorization():
+    """Mistake: sentences of one pattern, where one wrong word gives another training sentence, count as memorized."""
+    words = {text: text.lower().rstrip(".").split() for text in TRAINING}
+    assert scoring.matched_training_text("The train to Oslo is late again.", "The train to Rome is late again.",
+                                         words) == ""
+    assert scoring.matched_training_text("The train to Oslo is late again.", "Please bring two green chairs.",
+                                         words) == TRAINING[0]
+    assert scoring.matched_training_text("Yes.", "No.", {"Yes.": ["yes"]}) == ""

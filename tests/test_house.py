@@ -111,11 +111,13 @@ def test_every_requirement_has_a_reason():
 
 
 def test_every_package_is_in_the_wheel():
-    """Mistake: a new sub-package is missing from the wheel, and `pip install` gives a broken kit."""
+    """Mistake: a new sub-package, or a template beside a module, is missing from the wheel: a broken kit."""
     packages = {"tts_kit" + "".join(f".{part}" for part in path.parent.relative_to(PACKAGE).parts)
                 for path in MODULES if path.name == "__init__.py"}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages | {"tts_kit.sample_data"}
     assert all((path.parent / "__init__.py").is_file() for path in MODULES)
+    suffixes = {Path(path).suffix for path in tracked() if path.startswith("tts_kit/")} - {".py", ".md"}
+    assert {f"*{suffix}" for suffix in suffixes} == set(PROJECT["tool"]["setuptools"]["package-data"]["*"])
 
 
 def test_the_repository_address_is_the_same_everywhere():

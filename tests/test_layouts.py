@@ -20,7 +20,7 @@ from tts_kit import cli, device, layouts, pretrained
 from tts_kit.config import Config
 from tts_kit.doctor import checks
 from tts_kit.errors import KitError
-from tts_kit.export import adapter, card, merged
+from tts_kit.export import card, release
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load
 from tts_kit.run import Run
@@ -167,7 +167,7 @@ def test_two_formats_in_one_folder_are_one_model(spread_toy, two_formats, tmp_pa
     expected = codes(make_adapter(spread_toy, tmp_path / "adapter", 1))
     assert codes(load_voice(CPU, tmp_path / "adapter", base=str(two_formats))) == expected
     for name, base in (("one", spread_toy), ("two", str(two_formats))):
-        merged.write(tmp_path / "adapter", tmp_path / name, base)
+        release.write_merged(tmp_path / "adapter", tmp_path / name, base)
     assert "transformers_weights" not in (tmp_path / "two" / "config.json").read_text()
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -330,7 +330,7 @@ def test_an_original_export_is_the_merged_voice(spread_toy, original, tmp_path, 
     write_json(run.adapter / "config.json", read_json(run.adapter / "config.json", "") | {"prefix_space": True})
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", "--run", "tiny", "--merged", "--no-watermark", "--layout", "original"]) == 0
-    out, plain = run.folder / "release" / "original", adapter.export(run, merge=True, watermarked=False)
+    out, plain = run.folder / "release" / "original", release.export(run, merge=True, watermarked=False)
     expected = original_weights(load.load_base(str(plain), CPU).model)
     weights = load_file(out / "model.safetensors")
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -341,13 +341,13 @@ def test_an_original_export_is_the_merged_voice(spread_toy, original, tmp_path, 
     assert '"text": " It is raining' in (plain / card.FILE).read_text(encoding="utf-8"), "the prompt of the training"
     shutil.copytree(Path(original) / "codec", out / "codec")
     assert codes(load_voice(CPU, out)) == codes(load_voice(CPU, plain)) == codes(load_voice(CPU, run.adapter))
-    assert adapter.export(run, merge=True, base=original, watermarked=False, out=tmp_path / "again")
+    assert release.export(run, merge=True, base=original, watermarked=False, out=tmp_path / "again")
     again, first = (load.load_base(str(folder), CPU) for folder in (tmp_path / "again", plain))
     for one, other in ((again.model, first.model), (again.codec.model, first.codec.model)):
         weights, expected = one.state_dict(), other.state_dict()
         assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
     with pytest.raises(KitError, match="only merged weights can have the original one. Give --merged too"):
-        adapter.export(run, layout="original")
+        release.export(run, layout="original")
 
 
 def test_flavors_are_named_as_sesame_does():
@@ -362,7 +362,7 @@ def test_tables_of_their_own_have_no_original_layout(base, tmp_path):
     model = load.untie(base.model)
     model.depth_decoder.model.embed_tokens.weight.data += 1
     with pytest.raises(KitError, match="an audio embedding each"):
-        merged.write_original(model, tmp_path / "out")
+        release.write_original(model, tmp_path / "out")
 
 
 def test_the_prefix_space_stays_with_the_voice(spread_toy, tmp_path):
@@ -371,7 +371,7 @@ def test_the_prefix_space_stays_with_the_voice(spread_toy, tmp_path):
     write_json(tmp_path / "spaced" / "config.json", json.loads(Config(base=spread_toy, prefix_space=True).to_json()))
     make_adapter(spread_toy, tmp_path / "plain", 2)
     voices = load_voices(CPU, {"spaced": tmp_path / "spaced", "plain": tmp_path / "plain", "base": spread_toy})
-    merged.write(tmp_path / "spaced", tmp_path / "merged", spread_toy)
+    release.write_merged(tmp_path / "spaced", tmp_path / "merged", spread_toy)
     voices["merged"] = load_voice(CPU, tmp_path / "merged")
     prompts = {name: voice.base.prompt_builder.build("p", [Turn("Hi.", "0")]).input_ids for name, voice in voices.items()}
     texts = {name: voices[name].base.prompt_builder.tokenizer.decode(ids[1:-1]) for name, ids in prompts.items()}

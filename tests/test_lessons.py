@@ -73,10 +73,10 @@ def test_swapped_codebooks():
 def test_the_slider_holds_every_waveform_and_escapes():
     """Mistake: a label ends the attribute, audio comes from another address, or a level is missing."""
     waves = [np.full(4_000, level / 10, np.float32) for level in range(1, 5)]
-    page = lessons.slider(waves, 16_000, [f'{number} "><script>alert(1)</script>' for number in range(4)], "<b>").data
+    page = lessons.slider(waves, 16_000, [f'{number} "><script>alert(1)</script>' for number in range(4)]).data
     sources = re.findall(r'data-src="(data:audio/mpeg;base64,[^"]+)"', page)
     assert len(set(sources)) == 4 and f'<audio controls src="{sources[-1]}"' in page
-    assert "<script" not in page and "<b>" not in page and "http" not in page
+    assert "<script" not in page and "http" not in page
     assert 'max="4"' in page and 'value="4"' in page
 
 

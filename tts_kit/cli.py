@@ -527,15 +527,15 @@ def consent(args: argparse.Namespace) -> None:
                 "(default: private)"),
          config=("base model",), computes=False)
 def export(args: argparse.Namespace) -> None:
-    from tts_kit.export import adapter
+    from tts_kit.export import release
 
     run = Run(args.run)
     if args.push_to_hub:
-        adapter.check_push(run, args.push_to_hub, args.public)
-    folder = adapter.export(run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
+        release.check_push(run, args.push_to_hub, args.public)
+    folder = release.export(run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
                             args.push_to_hub, args.watermark, args.language,
                             args.layout)
-    print(adapter.push(run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
+    print(release.push(run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
 
 
 @command("the data for `datasets`, as a folder or on the hub",

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from tts_kit.errors import KitError, reason
-from tts_kit.io import write_json
 
 REPO_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 RELEASE_FILE = "release.json"  # in every exported folder: what it holds; only folders and repositories with it are replaced
@@ -14,11 +13,6 @@ EMPTY = {".gitattributes", "README.md"}  # files that a repository without conte
 def is_repo_id(name: str) -> bool:
     """Whether `name` has the form OWNER/NAME."""
     return bool(re.fullmatch(REPO_ID, name))
-
-
-def write_release_file(folder: Path, kind: str, **fields) -> None:
-    """Record in an exported folder what it holds."""
-    write_json(folder / RELEASE_FILE, {"kind": kind, **fields})
 
 
 def push(folder: Path, name: str, kind: str, message: str, public: bool = False) -> str:

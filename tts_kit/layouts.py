@@ -1,7 +1,7 @@
 """The original layout of CSM checkpoints, with torchtune's names and RoPE: config from shapes, weights converted."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from transformers import CsmConfig
@@ -26,11 +26,6 @@ FLAVORS = {  # hidden and intermediate size -> flavor, head_dim, which no shape 
     (1536, 8192): ("llama-250M", 128), (1024, 4096): ("llama-60M", 128)}  # Marvis-AI/marvis-tts-250m
 ORIGINAL_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
 """RoPE of every original checkpoint: torchtune's for Llama 3.2, whose low, high and original length are 1, 4 and 8192."""
-
-
-def is_original(names: Iterable[str]) -> bool:
-    """Whether weights of these names are in the original layout."""
-    return ORIGINAL_ONLY in names
 
 
 def config_from_shapes(shapes: Mapping[str, list[int]], codec_config: dict, source: str) -> CsmConfig:

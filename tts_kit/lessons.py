@@ -1,6 +1,6 @@
 """Lessons of the notebooks: codebooks, sequence, LoRA, losses and verdict of a run, as figures, players and tables."""
 
-import io
+import string
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from tts_kit import audio
 from tts_kit import html as pages
+from tts_kit.comparison.plots import ACCENT, INK, png
 from tts_kit.comparison.verdict import FORMS, Verdict
 from tts_kit.errors import KitError
 from tts_kit.evaluation import scoring
@@ -24,13 +26,8 @@ from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import IGNORE_INDEX, Example
 
 MAX_RECORDINGS = 10  # of the voice, that SIM compares with
-ACCENT, INK = "#b3402a", "#3d3a35"
 RECORDING, SWAPPED_FIRST, SWAPPED_OTHERS = ("the recording", "codebook 0 of another speaker, the others own",
                                             "own codebook 0, the others of another speaker")
-SWITCH = ("const f=this.closest('figure'),a=f.querySelector('audio'),o=f.querySelectorAll('option')[this.value-1],"
-          "t=a.ended?0:a.currentTime,p=!a.paused;f.querySelector('output').textContent=o.label;"
-          "this.setAttribute('aria-valuetext',o.label);a.src=o.dataset.src;a.currentTime=t;if(p)a.play().catch(()=>0)")
-"""Handler of the slider: the same position in another waveform."""
 
 
 @torch.inference_mode()
@@ -80,18 +77,15 @@ def codebook_slider(codec: Codec, codes: torch.Tensor):
     return slider(waves, codec.spec.sample_rate, [f"{number} of {count} codebooks" for number in range(1, count + 1)])
 
 
-def slider(waves: Sequence[np.ndarray], rate: int, labels: Sequence[str], title: str = "codebooks that are decoded"):
+def slider(waves: Sequence[np.ndarray], rate: int, labels: Sequence[str]):
     """Return a notebook player with a slider that switches between waveforms at the same position; begins with the last."""
     from IPython.display import HTML
 
     sources = [pages.data_uri(*audio.encode_lossy(wave, rate)) for wave in waves]
     labels = [pages.escape(label) for label in labels]
-    options = "".join(f'<option label="{label}" data-src="{source}"></option>' for label, source in zip(labels, sources))
-    return HTML(
-        f'<figure style="margin:0.5em 0"><label>{pages.escape(title)} <input type="range" min="1" step="1" '
-        f'max="{len(waves)}" value="{len(waves)}" aria-valuetext="{labels[-1]}" oninput="{pages.escape(SWITCH)}"></label> '
-        f'<output>{labels[-1]}</output><br><audio controls src="{sources[-1]}"></audio>'
-        f"<datalist>{options}</datalist></figure>")
+    template = string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    return HTML(template.substitute(count=len(waves), label=labels[-1], source=sources[-1], options="".join(
+        f'<option label="{label}" data-src="{source}"></option>' for label, source in zip(labels, sources))))
 
 
 def swap(first: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -126,10 +120,7 @@ def measure_codebooks(codec: Codec, clips: Sequence[EncodedClip], recordings: Ma
 
 def codebook_table(arms: Mapping[str, Mapping[str, Estimate]]) -> str:
     """Return WER and SIM of `measure_codebooks` as text."""
-    columns = [scoring.COLUMNS[name] for name in ("wer", "sim")]
-    return scoring.print_table([["decoded from", *(column.heading for column in columns)]] + [
-        [arm, *(column.form.format(metrics[name].value) if name in metrics else "-"
-                for name, column in zip(("wer", "sim"), columns))] for arm, metrics in arms.items()])
+    return scoring.print_table(scoring.table(arms, ("wer", "sim"), "decoded from"))
 
 
 def plot_sequence(example: Example, tokenizer: PreTrainedTokenizerBase):
@@ -205,8 +196,6 @@ def difference_table(verdict: Verdict) -> str:
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
     """Return a figure and its axes."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns)
     for axis in np.ravel(axes):
@@ -218,6 +207,4 @@ def _image(figure, description: str):
     """Return a figure as a notebook image, with a description for who cannot see it."""
     from IPython.display import Image
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    return Image(buffer.getvalue(), alt=description)
+    return Image(png(figure, 110), alt=description)

@@ -102,10 +102,11 @@ def original_weights(base: str, revision: str = "") -> list[Path]:
     path = next((path for name in names if name and (path := file(base, name, revision))), None)
     if path is None:
         return []
-    if path.suffix != ".json":
-        return [path] if layouts.is_original(weight_shapes(path)) else []
-    shards = read_json(path, "Download the checkpoint again.").get("weight_map", {})
-    return [file(base, name, revision) for name in sorted({*shards.values()})] if layouts.is_original(shards) else []
+    is_sharded = path.suffix == ".json"
+    shards = read_json(path, "Download the checkpoint again.").get("weight_map", {}) if is_sharded else weight_shapes(path)
+    if layouts.ORIGINAL_ONLY not in shards:
+        return []
+    return [file(base, name, revision) for name in sorted({*shards.values()})] if is_sharded else [path]
 
 
 def weight_shapes(path: Path) -> dict[str, list[int]]:

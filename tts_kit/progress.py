@@ -11,7 +11,10 @@ class tqdm(terminal_tqdm):
     """A progress bar for a terminal, a log or a notebook."""
 
     def __init__(self, *args, **options):
-        self.cell = _notebook_cell()
+        ipython = sys.modules.get("IPython")
+        shell = ipython and ipython.get_ipython()
+        # the number of the cell that runs; None outside notebooks
+        self.cell = shell.execution_count if shell and hasattr(shell, "kernel") else None
         if self.cell is not None:
             # bars of earlier cells that were interrupted may live on
             others = [bar for bar in list(self._instances) if bar is not self]
@@ -19,10 +22,3 @@ class tqdm(terminal_tqdm):
             options = {"file": sys.stdout, "leave": False, "mininterval": 0.5} | options
             options["disable"] = is_nested or options.get("disable", False)
         super().__init__(*args, **options)
-
-
-def _notebook_cell() -> int | None:
-    """Return the number of the notebook cell that runs; None outside notebooks."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
-    return shell.execution_count if shell and hasattr(shell, "kernel") else None

@@ -14,10 +14,10 @@ CODES, ADAPTER, PAGE = "index.jsonl", "adapter_meta.json", "index.html"  # files
 MAX_LISTED = 12
 
 
-def runs(root: str | Path = "runs") -> list[Run]:
-    """Return the runs under a folder, by name."""
-    folders = sorted(Path(root).iterdir()) if Path(root).is_dir() else []
-    return [Run(folder.name, root) for folder in folders if folder.is_dir() and re.fullmatch(NAME, folder.name)]
+def runs() -> list[Run]:
+    """Return the runs of the working folder, by name."""
+    folders = sorted(Path("runs").iterdir()) if Path("runs").is_dir() else []
+    return [Run(folder.name) for folder in folders if folder.is_dir() and re.fullmatch(NAME, folder.name)]
 
 
 def stages(run: Run) -> dict[str, str]:
@@ -54,21 +54,21 @@ def next_command(run: Run) -> str:
     return f'tts-kit speak "Hello there." --run {run.name}'
 
 
-def describe_runs(root: str | Path = "runs") -> str:
+def describe_runs() -> str:
     """Return a line for every run: its stages and the next command."""
     lines = []
-    for run in runs(root):
+    for run in runs():
         try:
             done = "; ".join(f"{name} {content}" for name, content in stages(run).items()) or "empty"
             lines.append(f"{run.name}: {done}. Next: {next_command(run)}")
         except (KitError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             lines.append(f"{run.name}: cannot be read ({reason(error)}).")
-    return "\n".join(lines) or f"{root} holds no run. Begin with: tts-kit prepare SOURCE --run NAME"
+    return "\n".join(lines) or "runs holds no run. Begin with: tts-kit prepare SOURCE --run NAME"
 
 
-def missing_run_hint(name: str, root: str | Path = "runs") -> str:
+def missing_run_hint(name: str) -> str:
     """Return which runs have a similar name, or which there are, if there is none of this name; else nothing."""
-    names = [run.name for run in runs(root)]
+    names = [run.name for run in runs()]
     if name in names or not names:
         return ""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

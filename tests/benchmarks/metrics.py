@@ -41,7 +41,7 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # the license is in the README and next to the clips
         voices = {"allison": read_clips(examples.allison()), "emma": read_clips(SAMPLE_HELD_OUT)}
     torch.set_num_threads(options.threads)
-    metric_models = metrics.load(options.threads, model_set="bundled")
+    metric_models = backends.load_bundled(options.threads)
     scores = {name: measure_clips(clips, metric_models) for name, clips in voices.items()}
     clips = voices["allison"]
     scores |= {name: measure_clips(synthesize(clips[:PAIRS], command), metric_models) for name, command in MACHINES.items()}
@@ -127,8 +127,9 @@ def mean_mos(clips: Sequence[ClipMetrics]) -> float:
 
 def mean_similarity(clips: Sequence[ClipMetrics], recordings: Sequence[ClipMetrics]) -> float:
     """Return the mean similarity of clips to the mean of the recordings of other sentences."""
-    embeddings = {str(index): clip.embedding for index, clip in enumerate(recordings)}
-    return float(np.mean([scoring.similarity(clip.embedding, embeddings, str(index)) for index, clip in enumerate(clips)]))
+    embeddings = [clip.embedding for clip in recordings]
+    return float(np.mean([scoring.similarity(clip.embedding, embeddings[:index] + embeddings[index + 1:])
+                          for index, clip in enumerate(clips)]))
 
 
 def check_bounds(scores: dict[str, list[ClipMetrics]]) -> list[dict]:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from tts_kit import audio, device, watermark
 from tts_kit.data import examples, sources
-from tts_kit.evaluation import metrics
+from tts_kit.evaluation import backends, metrics
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load
@@ -68,7 +68,7 @@ def main() -> None:
         evaluation = {name: last_result[name] for name in ("metrics", "evaluated")}
     else:
         with contextlib.redirect_stdout(io.StringIO()):
-            metric_models = metrics.load(options.threads, model_set="bundled")
+            metric_models = backends.load_bundled(options.threads)
         evaluation = {"metrics": metric_models.name, "evaluated": measure_quality(unmarked, marked, metric_models)}
     command = f"python -m tests.benchmarks.watermark{' --judged-before' * options.judged_before}"
     result = {"what": "the mark of machine-made speech", "command": command,

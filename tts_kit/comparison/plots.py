@@ -20,15 +20,16 @@ Plot = tuple[bytes, str]  # a PNG and its description for who cannot see it
 
 def plot(verdict: Verdict) -> list[Plot]:
     """Return both plots, as far as something was measured."""
-    plots = []
-    for figure, description in (
-            (plot_arms(verdict), "SIM against WER of every arm, with 95 % confidence intervals."),
-            (plot_differences(verdict), "Differences between arms, with the confidence intervals that decide them.")):
-        if figure is not None:
-            png = io.BytesIO()
-            figure.savefig(png, dpi=144)
-            plots.append((png.getvalue(), description))
-    return plots
+    plots = ((plot_arms(verdict), "SIM against WER of every arm, with 95 % confidence intervals."),
+             (plot_differences(verdict), "Differences between arms, with the confidence intervals that decide them."))
+    return [(png(figure, 144), description) for figure, description in plots if figure]
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """Return a figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi)
+    return buffer.getvalue()
 
 
 @matplotlib.rc_context(STYLE)

@@ -51,7 +51,7 @@ def export(run: Run, out: str | Path) -> Path:
                 rows.append({"file_name": utterance.audio.name, "text": utterance.text,
                              "source": utterance.speaker or utterance.source, "session": utterance.session})
             io.write_rows(staging / name / TABLE, rows)
-        hub.write_release_file(staging, "dataset", voice=run.name)
+        io.write_json(staging / hub.RELEASE_FILE, {"kind": "dataset", "voice": run.name})
         record = consent.attach(run, staging)
         io.write_text(staging / CARD, CARD_TEMPLATE.substitute(
             name=run.name, clips=len(utterances), minutes=f"{sum(utterance.seconds for utterance in utterances) / 60:.1f}",

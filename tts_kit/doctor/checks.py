@@ -7,11 +7,14 @@ import importlib
 import importlib.metadata
 import json
 import platform
-import re
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from tts_kit.errors import KitError, install_command, other_environment, reason
 
@@ -19,20 +22,11 @@ INSTALL = f"Run `{install_command()}`."
 SMALL_MODEL_BYTES = 1e9  # local checkpoints below this size, such as the bundled one, need no GPU
 GPU_MEMORY = ("CSM-1B with LoRA needs about 10 GB by default: 4.3 for weights, adapter, optimizer and CUDA, 2.2 for the "
               "merged weights that generate samples, the rest for activations")
-VERSION_RULES = (  # package, from this version, below this one, status, effect
-    # failures end where requirements.txt begins
-    ("torch", "0", "2.9", "fail", "tts_kit requires 2.9 or newer"),
-    ("transformers", "0", "4.53", "fail", "no CSM, or labels without end of speech: a voice never learns to stop"),
-    ("transformers", "4.53", "5.17", "fail", "tts_kit requires 5.17 or newer"),
-    ("transformers", "5.17", "5.21", "ok", "it loads CSM with a random audio embedding; repaired at load"),
-    ("peft", "0", "0.19.1", "fail", "transformers 5.17 requires 0.19.1"),
-    ("accelerate", "0", "1.10", "fail", "tts_kit requires 1.10 or newer"),
-)
-MIN_TORCHAO = "0.16"  # for peft 0.21
-REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
-ALSO_REQUIRED = ("safetensors", "tokenizers", "numpy", "rapidfuzz", "matplotlib", "pillow", "num2words",
-                 "resemble-perth", "tqdm", "psutil")
-"""Packages of requirements.txt that are reported where they are missing."""
+REPORTED = ("torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "soxr", "pyloudnorm")
+"""Packages that the report always names; the other requirements only where they are missing or too old."""
+RANDOM_EMBEDDING = SpecifierSet(">=5.17,<5.21")
+"""Versions of transformers that load CSM with a random audio embedding."""
+MIN_TORCHAO = Version("0.16")  # for peft 0.21
 
 
 @dataclass(frozen=True)
@@ -47,10 +41,9 @@ def run_checks(base: str, folder: Path = Path("runs")) -> list[Check]:
     """Check everything that training `base` with runs under `folder` depends on."""
     local = Path(base)
     small = local.is_dir() and sum(file.stat().st_size for file in local.glob("*.safetensors")) < SMALL_MODEL_BYTES
-    checks = [check_python()]
-    checks += [check_package(name, _version(name)) for name in (*REQUIRED, *ALSO_REQUIRED)
-               if name in REQUIRED or _version(name) is None]
-    checks += filter(None, [check_torchao(_version("torchao"))])
+    packages = [check_package(requirement, _version(requirement.name)) for requirement in requirements()]
+    checks = [check_python(), *(check for check in packages if check.name in REPORTED or check.status == "fail"),
+              *filter(None, [check_torchao(_version("torchao"))])]
     functions = {"libsndfile": check_libsndfile, "torchvision": check_torchvision, "device": lambda: check_hardware(small),
                  "disk for runs": lambda: check_disk("disk for runs", folder, 1e9 if small else 10e9,
                                                      "clips, codes and checkpoints")}
@@ -89,14 +82,23 @@ def check_python() -> Check:
     return Check("python", "ok", detail)
 
 
-def check_package(name: str, version: str | None) -> Check:
-    """Check a required package against the versions known to be bad."""
+def requirements() -> list[Requirement]:
+    """Return what everybody needs: requirements.txt, or what the installed package has recorded of it."""
+    path = Path(__file__).parents[2] / "requirements.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else importlib.metadata.requires("tts-kit")
+    lines = [line.partition("#")[0] for line in lines if "extra ==" not in line]
+    return [Requirement(line) for line in lines if line]
+
+
+def check_package(requirement: Requirement, version: str | None) -> Check:
+    """Check the version of a required package."""
     if version is None:
-        return Check(name, "fail", "not installed", INSTALL)
-    for package, start, end, status, effect in VERSION_RULES:
-        if package == name and _parse(start) <= _parse(version) < _parse(end):
-            return Check(name, status, f"{version}; {effect}", "" if status == "ok" else INSTALL)
-    return Check(name, "ok", version)
+        return Check(requirement.name, "fail", "not installed", INSTALL)
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Check(requirement.name, "fail", f"{version}; tts_kit requires {requirement.specifier}", INSTALL)
+    note = "; it loads CSM with a random audio embedding; repaired at load" * (
+        requirement.name == "transformers" and version in RANDOM_EMBEDDING)
+    return Check(requirement.name, "ok", f"{version}{note}")
 
 
 def check_torchvision() -> Check:
@@ -114,15 +116,14 @@ def check_torchvision() -> Check:
 
 def check_torchao(version: str | None) -> Check | None:
     """Warn of a torchao that PEFT refuses, such as that of Colab's images."""
-    if version is None or _parse(version) >= _parse(MIN_TORCHAO):
+    if version is None or Version(version) >= MIN_TORCHAO:
         return None
     return Check("torchao", "warn", f"{version}; PEFT adapts no model beside a torchao older than {MIN_TORCHAO}. tts_kit "
                  "hides it, other programs fail", "Run `pip uninstall torchao`; tts_kit does not need it.")
 
 
 def check_libsndfile() -> Check:
-    """Check that soundfile finds its library."""
-    import soundfile
+    import soundfile  # fails where its library is missing
 
     return Check("libsndfile", "ok", soundfile.__libsndfile_version__)
 
@@ -260,8 +261,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _parse(version: str) -> tuple[int, ...]:
-    """5.17.0rc1+cpu -> (5, 17, 0)."""
-    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)

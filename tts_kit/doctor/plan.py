@@ -4,6 +4,7 @@ import bisect
 import shlex
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 
 from transformers import CsmConfig
 
@@ -230,20 +231,10 @@ def format_plan(run: Run | None = None, **changes: object) -> str:
                      f"{row.minutes:>7.1f}  {row.dollars:.2f}{saving}")
     lines += [f"{name:<11} does not hold the longest clip, {plan.longest:,} positions" for name in plan.too_small]
     clips = plan.run.folder if plan.run else f"Example, as no --run was given: {EXAMPLE[0]} clips of {EXAMPLE[1]:g} s"
-    lines.append(f"""
-{clips}; {len(plan.lengths)} for training,
-{plan.seconds / 60:.1f} minutes, {plan.total:,} positions (text and frames).
-{plan.steps} steps of {batch:,} positions are about {plan.steps * batch / plan.total:.1f} epochs.
-Base {config.base}, rank {config.rank}, depth frame fraction {config.depth_frame_fraction:.3g}.
-
-Computed and never measured on such a GPU. Constants are counted on CSM-1B's training step; assumed
-are {PEAK_SHARE:.0%} of the dense 16-bit peak, {BANDWIDTH_SHARE:.0%} of the bandwidth and
-{LAUNCH_SECONDS * 1e6:.0f} microseconds to launch an operation.
-GB: weights, adapter, optimizer, CUDA, activations, and the merged weights and caches that generate
-samples; they may fill {FILL:.0%} of the GPU.
-minutes: training, evaluations and {STARTUP_MINUTES:g} to start, without downloads.
-dollars: the GPU alone, at Modal's list prices of late 2025, which may have changed.
-""")
+    lines.append(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").format(
+        plan=plan, config=config, clips=clips, train_clips=len(plan.lengths), minutes=plan.seconds / 60, batch=batch,
+        epochs=plan.steps * batch / plan.total, peak_share=PEAK_SHARE, bandwidth_share=BANDWIDTH_SHARE,
+        launch_microseconds=LAUNCH_SECONDS * 1e6, fill=FILL, startup=STARTUP_MINUTES))
     if plan.builder is None:
         lines.append(f"Text: {CHARACTERS_PER_TOKEN} characters a token, as the tokenizer is not on this machine.\n")
     if not plan.rows:

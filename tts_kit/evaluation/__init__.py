@@ -1,1 +1,1 @@
-"""Evaluation: metrics of clips, WER, statistics, scoring of rows, memorization check."""
+"""Evaluation: metrics of clips, WER, statistics, scoring of rows."""

@@ -169,21 +169,21 @@ def _cached(model: tuple) -> Path | None:
     return folder if all((folder / file).is_file() for file in files) else None
 
 
-def hub_names(device: str) -> dict[str, str]:
+def hub_names() -> dict[str, str]:
     """Return metric -> model and version, of the weights that are cached."""
     bundled = bundled_names()
-    return bundled | {"wer": bundled["wer"].replace("base int8", f"large-v3-turbo {transcribe.whisper_device(device)[1]}"),
+    return bundled | {"wer": bundled["wer"].replace("base int8", f"large-v3-turbo {transcribe.whisper_device('auto')[1]}"),
                       "sim_2": f"WavLM base plus SV {_cached(HUB_WAVLM).name[:7]}",
                       "mos_2": f"UTMOS22 strong {_cached(HUB_UTMOS).name[:7]}"}
 
 
 @functools.cache
-def load_hub(threads: int, device: str) -> MetricModels:
+def load_hub(threads: int) -> MetricModels:
     """Load the hub's set from the cache; Whisper runs on CUDA where there is one, all others on the CPU."""
     whisper_folder, wavlm_folder, utmos_folder = map(_cached, HUB_MODELS)
-    whisper = transcribe.load_whisper(str(whisper_folder), *transcribe.whisper_device(device), threads)
+    whisper = transcribe.load_whisper(str(whisper_folder), *transcribe.whisper_device("auto"), threads)
     return dataclasses.replace(
-        load_bundled(threads), names=hub_names(device), transcribe=transcriber(whisper),
+        load_bundled(threads), names=hub_names(), transcribe=transcriber(whisper),
         embed_speaker_2=load_wavlm(*(wavlm_folder / file for file in HUB_WAVLM[2]), threads),
         predict_mos_2=load_utmos(utmos_folder / HUB_UTMOS[2][0], threads))
 

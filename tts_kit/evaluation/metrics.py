@@ -110,21 +110,20 @@ class MetricModels:
         return output
 
 
-def load(threads: int = 2, device: str = "auto", model_set: str = "") -> MetricModels:
-    """Load the set of metric models `model_set` (auto, hub, bundled; else what TTS_KIT_METRICS says).
-
-    auto takes the hub's set where its packages are installed and its weights are cached or can be downloaded."""
+def load(threads: int = 2) -> MetricModels:
+    """Load the set of metric models that TTS_KIT_METRICS names; by default the hub's, if its weights are cached or can be
+    downloaded."""
     from tts_kit.evaluation import backends
 
-    model_set = _chosen_set(model_set)
+    model_set = _chosen_set()
     if model_set == "none":
-        raise KitError(f"{SETTING} is none, and now metric models are needed. Change {SETTING}, or the argument.")
+        raise KitError(f"{SETTING} is none, and now metric models are needed. Change it.")
     if missing := backends.missing_packages():
         raise KitError(f"The metrics need packages that are not installed ({', '.join(missing)}). Install them: {INSTALL}")
     reason = "as asked" if model_set == "bundled" else backends.download_hub()
     if reason and model_set == "hub":
         raise KitError(f"The metric models from the hub were asked for, and {reason}. Try again later, or ask for auto.")
-    models = backends.load_bundled(threads) if reason else backends.load_hub(threads, device)
+    models = backends.load_bundled(threads) if reason else backends.load_hub(threads)
     print(f"Metrics: {models.name}. " + (f"The bundled set: {reason}." if reason else "The set from the hub."))
     return models
 
@@ -134,24 +133,23 @@ def load_for_selection() -> MetricModels:
     return replace(load(), predict_mos=None, predict_mos_2=None, predict_noise_mos=None, embed_speaker_2=None)
 
 
-def load_available(device: str = "auto", model_set: str = "") -> str:
+def load_available() -> str:
     """Return the name of the set that `load` would give without a download, empty where none is installed; imports
     nothing heavy."""
     from tts_kit.evaluation import backends
 
-    model_set = _chosen_set(model_set)
+    model_set = _chosen_set()
     if model_set == "none" or backends.missing_packages():
         return ""
     if model_set != "bundled" and backends.hub_is_cached():
-        return set_name(backends.hub_names(device))
+        return set_name(backends.hub_names())
     return "" if model_set == "hub" else set_name(backends.bundled_names())
 
 
-def _chosen_set(model_set: str) -> str:
-    model_set = model_set or os.environ.get(SETTING, "auto")
+def _chosen_set() -> str:
+    model_set = os.environ.get(SETTING, "auto")
     if model_set not in SETS:
-        raise KitError(f"{model_set!r} is no set of metric models; wanted one of {', '.join(SETS)}. Change {SETTING}, or "
-                       "the argument.")
+        raise KitError(f"{model_set!r} is no set of metric models; wanted one of {', '.join(SETS)}. Change {SETTING}.")
     return model_set
 
 

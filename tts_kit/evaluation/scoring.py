@@ -1,13 +1,17 @@
-"""Score clips: rows of scores.jsonl get their metrics, and rows become the table of metrics of each arm."""
+"""Score clips: rows of scores.jsonl get their metrics, and rows become the table of metrics of each arm.
+
+An overfitted model repeats its training sentences. Such a clip sounds exactly like the voice and scores well in SIM and MOS;
+it is marked as memorized."""
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
-from tts_kit.evaluation import backends, metrics, stats
+from tts_kit.evaluation import backends, metrics, stats, wer
 from tts_kit.evaluation.metrics import ClipMetrics, MetricModels
 from tts_kit.evaluation.stats import Estimate
 from tts_kit.progress import tqdm
@@ -17,6 +21,9 @@ MIN_REFERENCES = 5
 MAX_REFERENCES = 50
 MARGINS = {"sim": 0.02, "wer": 0.03}  # differences that matter, and as much as each other
 SAVE_EVERY = 10
+MAX_EDIT_RATE, MIN_EDIT_RATE = 0.35, 0.5
+"""Of the words of a memorized clip: at most to the training sentence that it repeats, at least to the text it should say."""
+MIN_WORDS = 3  # of a training sentence; shorter ones occur by chance
 References = Mapping[str, ClipMetrics]  # sentence -> metrics of its recording
 SimilarityRange = tuple[float, float]  # SIM of other speakers to the voice, and of the voice to itself
 
@@ -47,7 +54,7 @@ COLUMNS = {
     "f0_difference": Column("dF0 (st)", "{:+.1f}", "median pitch, in semitones above the recordings"),
     "rate_ratio": Column("rate ratio", "{:.2f}", "words per second, relative to the recordings"),
     "ended_with_eos": Column("EOS", "{:.0%}", "clips that the model ended itself, with an end-of-speech frame", always=True),
-    "memorized": Column("memorised", "{:.0%}", "clips that repeat a training sentence instead of their text")}
+    "memorized": Column("memorized", "{:.0%}", "clips that repeat a training sentence instead of their text")}
 SCORE_FIELDS = {"transcript", "failure", "noise_mos", "speech_seconds", "f0", "speech_rate", "metric_failed", METRICS,
                 "training_text", *(field for name, column in COLUMNS.items() if name != "ended_with_eos"
                                    for field in (column.numerator or name, column.denominator))}
@@ -71,10 +78,10 @@ def other_speakers(paths: Iterable[Path], models: MetricModels) -> list[np.ndarr
     return [embedding for embedding in embeddings if embedding is not None]
 
 
-def similarity(embedding: np.ndarray | None, references: Mapping[str, np.ndarray | None], text: str) -> float | None:
-    """Return SIM: the cosine to the mean embedding of the recordings of other sentences than `text`, so that no clip is
-    compared with itself or its own words. 0 for a clip without sound; None without other sentences."""
-    targets = [target for sentence, target in references.items() if sentence != text and target is not None]
+def similarity(embedding: np.ndarray | None, others: Iterable[np.ndarray | None]) -> float | None:
+    """Return SIM: the cosine to the mean embedding of recordings of other sentences, so that no clip is compared with itself
+    or its own words. 0 for a clip without sound; None without other sentences."""
+    targets = [target for target in others if target is not None]
     if not targets:
         return None
     if embedding is None:
@@ -105,19 +112,16 @@ def score_rows(rows: Sequence[dict], folder: Path, models: MetricModels, referen
 def _score(row: dict, folder: Path, models: MetricModels, references: References) -> dict:
     clip = models.measure(metrics.read(folder / row["file"]), metrics.SAMPLE_RATE, row["text"])
     recording = references.get(row["text"])
-    of_other_texts = [reference for text, reference in references.items() if text != row["text"]]
-    embeddings = {text: reference.embedding for text, reference in references.items()}
-    embeddings_2 = {text: reference.embedding_2 for text, reference in references.items()}
-    f0 = _median([reference.f0 for reference in of_other_texts])
-    rate = _median([reference.speech_rate for reference in of_other_texts])
+    others = [reference for text, reference in references.items() if text != row["text"]]
+    f0, rate = _median([other.f0 for other in others]), _median([other.speech_rate for other in others])
     values = {
-        "sim": None if "sim" in clip.failed else similarity(clip.embedding, embeddings, row["text"]),
-        "sim_2": None if "sim_2" in clip.failed else similarity(clip.embedding_2, embeddings_2, row["text"]),
+        "sim": None if "sim" in clip.failed else similarity(clip.embedding, [other.embedding for other in others]),
+        "sim_2": None if "sim_2" in clip.failed else similarity(clip.embedding_2, [other.embedding_2 for other in others]),
         "mos": clip.mos, "mos_2": clip.mos_2, "noise_mos": clip.noise_mos, "speech_seconds": clip.speech_seconds or None,
         "duration_ratio": _ratio(clip.speech_seconds, recording and recording.speech_seconds),
         "f0": clip.f0, "f0_difference": 12 * float(np.log2(clip.f0 / f0)) if clip.f0 and f0 else None,
         "speech_rate": clip.speech_rate, "rate_ratio": _ratio(clip.speech_rate, rate)}
-    noisy = backends.is_noisy(clip.noise_mos, [reference.noise_mos for reference in of_other_texts])
+    noisy = backends.is_noisy(clip.noise_mos, [other.noise_mos for other in others])
     return {"transcript": clip.transcript, "ref_words": clip.ref_words, "word_errors": clip.word_errors,
             "ref_chars": clip.ref_chars, "char_errors": clip.char_errors, "failure": clip.failure, "sim": None, "mos": None,
             **{name: round(value, 4) for name, value in values.items() if value is not None},
@@ -179,11 +183,11 @@ def missing_scores(rows: Sequence[dict]) -> list[str]:
 def similarity_range(references: References, impostors: Sequence[np.ndarray]) -> SimilarityRange | None:
     """Return the mean SIM of other speakers' clips to the voice, and of each of its recordings to the others; None where
     there are fewer than two recordings."""
-    voice = {text: clip.embedding for text, clip in references.items() if clip.embedding is not None}
+    voice = [clip.embedding for clip in references.values() if clip.embedding is not None]
     if len(voice) < 2:
         return None
-    return (float(np.mean([similarity(embedding, voice, "") for embedding in impostors])),
-            float(np.mean([similarity(embedding, voice, text) for text, embedding in voice.items()])))
+    return (float(np.mean([similarity(embedding, voice) for embedding in impostors])),
+            float(np.mean([similarity(one, voice[:index] + voice[index + 1:]) for index, one in enumerate(voice)])))
 
 
 def normalized_similarity(value: float, floor: float, ceiling: float) -> float:
@@ -191,11 +195,39 @@ def normalized_similarity(value: float, floor: float, ceiling: float) -> float:
     return (value - floor) / (ceiling - floor)
 
 
-def table(arms: Mapping[str, Mapping[str, Estimate]]) -> list[list[str]]:
-    """Return the metrics of every arm (`aggregate`) as text, headings first; "-" where something was not measured."""
-    columns = {name: column for name, column in COLUMNS.items()
-               if column.always or any(name in estimates for estimates in arms.values())}
-    return [["arm", *(column.heading for column in columns.values())]] + [
+def check_memorization(rows: Sequence[dict], training_texts: Iterable[str]) -> list[dict]:
+    """Return the scored rows; generated ones with words in them say whether they repeat a training sentence, and which."""
+    words = {text: wer.normalize(text).split() for text in training_texts}
+    checked = []
+    for row in rows:
+        if row["seed"] is not None and row.get("transcript"):
+            repeated = matched_training_text(row["transcript"], row["text"], words)
+            row = row | {"memorized": bool(repeated), "training_text": repeated}
+        checked.append(row)
+    return checked
+
+
+def matched_training_text(transcript: str, text: str, training: Mapping[str, Sequence[str]]) -> str:
+    """Return the training sentence (of sentence -> its words) that a clip says instead of `text`, empty for none."""
+    words = wer.normalize(transcript).split()
+    # a misrecognized word can turn one sentence into another much like it; that is no repetition
+    if Levenshtein.normalized_distance(wer.normalize(text).split(), words) < MIN_EDIT_RATE:
+        return ""
+    rates = {sentence: Levenshtein.normalized_distance(other, words) for sentence, other in training.items()
+             if len(other) >= MIN_WORDS}
+    best = min(rates, key=rates.get, default="")
+    return best if best and rates[best] <= MAX_EDIT_RATE else ""
+
+
+def table(arms: Mapping[str, Mapping[str, Estimate]], metric_names: Collection[str] = (), heading: str = "arm"
+          ) -> list[list[str]]:
+    """Return metrics of every arm (`aggregate`) as text, headings first; "-" where something was not measured.
+
+    By default all metrics that any arm has, and those that always have a column."""
+    metric_names = metric_names or [name for name, column in COLUMNS.items()
+                                    if column.always or any(name in estimates for estimates in arms.values())]
+    columns = {name: COLUMNS[name] for name in metric_names}
+    return [[heading, *(column.heading for column in columns.values())]] + [
         [arm, *(column.form.format(estimates[name].value) if name in estimates else "-" for name, column in columns.items())]
         for arm, estimates in arms.items()]
 

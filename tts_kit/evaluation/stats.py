@@ -4,7 +4,7 @@ All takes of a sentence are resampled together, because they resemble each other
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
@@ -25,42 +25,31 @@ class Estimate:
     low: float  # bounds of the interval; minus and plus infinity where there were too few sentences
     high: float
     sentences: int
-    bootstrap_samples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
-    """The value in every resample, (RESAMPLES,); empty where there were too few sentences."""
-
-    @property
-    def standard_error(self) -> float:
-        """Bootstrap standard error, corrected for few sentences."""
-        if not len(self.bootstrap_samples):
-            return np.inf
-        return float(self.bootstrap_samples.std() * np.sqrt(self.sentences / (self.sentences - 1)))
+    standard_error: float = np.inf  # corrected for few sentences; infinite where there were too few
 
     def p_value(self, null: float = 0.0) -> float:
         """Two-sided p-value of the hypothesis that the true value is `null`, by Student's t."""
-        if not len(self.bootstrap_samples) or self.value == null:
-            return 1.0
-        return float(2 * stdtr(self.sentences - 1, -abs(self.value - null) / max(self.standard_error, 1e-12)))
+        return float(2 * stdtr(self._degrees, -abs(self.value - null) / max(self.standard_error, 1e-12)))
 
     def interval(self, level: float) -> tuple[float, float]:
         """The values whose `p_value` is at least `level`."""
-        if not len(self.bootstrap_samples):
-            return -np.inf, np.inf
-        half = float(stdtrit(self.sentences - 1, 1 - level / 2)) * max(self.standard_error, 1e-12)
+        half = float(stdtrit(self._degrees, 1 - level / 2)) * max(self.standard_error, 1e-12)
         return self.value - half, self.value + half
 
     def minimum_detectable_difference(self, tests: int = 1) -> float:
         """The difference that so many sentences detect with 80 % power, where `tests` share the significance level."""
-        if not len(self.bootstrap_samples):
-            return np.inf
-        degrees = self.sentences - 1
-        quantiles = stdtrit(degrees, 1 - (1 - CONFIDENCE) / 2 / tests) + stdtrit(degrees, POWER)
+        quantiles = stdtrit(self._degrees, 1 - (1 - CONFIDENCE) / 2 / tests) + stdtrit(self._degrees, POWER)
         return float(quantiles) * self.standard_error
 
     def required_sentences(self, difference: float, tests: int = 1) -> int | None:
         """About how many sentences detect this difference with 80 % power; None where there were too few to tell."""
-        if not len(self.bootstrap_samples):
+        if np.isinf(self.standard_error):
             return None
         return int(np.ceil(self.sentences * (self.minimum_detectable_difference(tests) / difference) ** 2))
+
+    @property
+    def _degrees(self) -> int:
+        return max(1, self.sentences - 1)
 
 
 def sums_by_sentence(rows: Sequence[dict], numerator: str, denominator: str = "") -> SentenceSums:
@@ -100,9 +89,10 @@ def _bootstrap(table: np.ndarray) -> Estimate:
     samples = _ratio(_resampling_counts(sentences) @ table)
     low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     # a percentile bootstrap of few sentences is too narrow: widened as Student's t is against the normal distribution
-    quantile = (1 + CONFIDENCE) / 2
-    widening = float(stdtrit(sentences - 1, quantile) / ndtri(quantile) * np.sqrt(sentences / (sentences - 1)))
-    return Estimate(value, value + widening * float(low - value), value + widening * float(high - value), sentences, samples)
+    quantile, correction = (1 + CONFIDENCE) / 2, np.sqrt(sentences / (sentences - 1))
+    widening = float(stdtrit(sentences - 1, quantile) / ndtri(quantile) * correction)
+    return Estimate(value, value + widening * float(low - value), value + widening * float(high - value), sentences,
+                    float(samples.std() * correction))
 
 
 @functools.lru_cache(maxsize=4)

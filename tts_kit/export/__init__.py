@@ -1,1 +1,1 @@
-"""What leaves the house: the adapter with its card, merged weights, and whose consent goes with them."""
+"""Export: the adapter or merged weights with their model card, to a folder or the hub."""

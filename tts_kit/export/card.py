@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,34 +30,8 @@ from tts_kit.tokens import cache
 FILE, SAMPLES = "README.md", "samples"
 SAMPLE_ARMS, MAX_SAMPLE_SENTENCES = sorted(GENERATED_ARMS, key=lambda arm: not ARMS[arm].adapter), 4
 """Arms and sentences whose clips are on the card; recordings of the speaker are not."""
-# strings in the programs are quoted by json, whose strings are Python's
 HUB_METRICS = {"wer": ("WER, %", 100, 1), "cer": ("CER, %", 100, 1), "sim": ("SIM", 1, 3), "mos": ("MOS", 1, 2)}
 """Metrics that the hub shows: name, scale and decimals."""
-COMMAND = """```sh
-tts-kit speak "It is raining in Oslo again." --adapter {shell_location}{base}
-```"""
-USAGE = """{requires}:
-
-```python
-from transformers import AutoProcessor, CsmForConditionalGeneration
-{load}
-conversation = [{{"role": {speaker}, "content": [{{"type": "text", "text": "{space}It is raining in Oslo again."}}]}}]
-inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
-speech = model.generate(**inputs, output_audio=True)
-processor.save_audio(speech, "speech.wav", sampling_rate=model.config.codec_config.sampling_rate)
-```"""
-REQUIRES = {"adapter": "With transformers and PEFT alone (transformers below 5, or 5.21 and later: those between load the "
-                       "base with a random embedding table)", "merged": "With transformers alone (5 or later)"}
-LOAD = {"adapter": """from peft import PeftModel
-
-base = CsmForConditionalGeneration.from_pretrained({base}{revision})
-model = PeftModel.from_pretrained(base, {location}).merge_and_unload()
-processor = AutoProcessor.from_pretrained({base}{revision})""", "merged": """
-model = CsmForConditionalGeneration.from_pretrained({location})
-processor = AutoProcessor.from_pretrained({location})"""}
-"""What an adapter and merged weights require, and how they are loaded."""
-ORIGINAL = """Names and order of the weights are those of Sesame's own repository, for programs that read it (candle,
-mlx-audio; none was tried). The codec is not among them: it is `kyutai/mimi`."""
 
 
 @dataclass(frozen=True)
@@ -165,16 +140,15 @@ def write(summary: RunSummary, folder: Path, location: str, license_name: str, k
     base, decision, revision = markdown(summary.base), summary.verdict, summary.metadata["revision"]
     subject = f"a voice, as an adapter (LoRA) for {base}" if kind == "adapter" else f"{base} with a voice merged in"
     headline = f"\n\n**{markdown(decision.headline)}**" if decision and decision.headline else ""
-    names = {"location": json.dumps(location), "base": json.dumps(summary.base),
-             "revision": f", revision={json.dumps(revision)}" if revision else ""}
     is_found = hub.is_repo_id(summary.base) or summary.base == TINY_CSM.name
-    base_option = "" if is_found or kind != "adapter" else f" --base {shlex.quote(f'/path/to/{summary.base}')}"
-    command = COMMAND.format(shell_location=shlex.quote(location), base=base_option)
-    usage = ORIGINAL if kind == "original" else USAGE.format(
-        requires=REQUIRES[kind], load=LOAD[kind].format(**names), speaker=json.dumps(str(summary.metadata["speaker"])),
-        space=" " * summary.config.prefix_space)
+    usage = string.Template(Path(__file__).with_name(f"usage_{kind}.txt").read_text(encoding="utf-8")).substitute(
+        shell_location=shlex.quote(location),
+        base_option="" if is_found else f" --base {shlex.quote(f'/path/to/{summary.base}')}",
+        # strings in the programs are quoted by json, whose strings are Python's
+        location=json.dumps(location), base=json.dumps(summary.base), speaker=json.dumps(str(summary.metadata["speaker"])),
+        revision=f", revision={json.dumps(revision)}" if revision else "", space=" " * summary.config.prefix_space)
     sections = {"": f"Text-to-speech: {subject}. Made with tts_kit.{headline}", "Samples": _samples_table(samples),
-                "Evaluation": _evaluation(summary) if decision else "", "Usage": f"{command}\n\n{usage}",
+                "Evaluation": _evaluation(summary) if decision else "", "Usage": usage.strip(),
                 "Training": _training(summary), "Data": _key_value_table(summary.data),
                 "Consent": markdown(str(summary.consent)) if summary.consent else "",
                 "License": "\n\n".join(license.prohibited_uses(summary.base, license_name))}

@@ -7,17 +7,17 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from tts_kit import io
 from tts_kit.comparison.listening_test.page import GROUND_TRUTH, KEY, OTHER_SPEAKER, TEST_TYPES
 from tts_kit.comparison.verdict import ALPHA, arm_name, format_p, plural
 from tts_kit.errors import KitError
 from tts_kit.evaluation import stats
+from tts_kit.evaluation.stats import Estimate
 
 MAX_BYTES = 1_000_000  # a file of responses has some ten thousand
 MAX_MISSED = 0.5  # listeners who fail this share of the catch trials are excluded
@@ -147,28 +147,27 @@ def analyze(paths: Sequence[Path], folder: Path) -> dict:
     """Return the results of the response files for the test in `folder`, ready for JSON."""
     key, responses, rejected = read(paths, folder)
     counted = [response for response in responses if response.missed < MAX_MISSED]
-    comparisons, smos_of_arms = [], {}
+    comparisons, estimates, smos_of_arms = [], [], {}
     for test_type in key["types"] if counted else []:
         for pair in key["pairs"]:
             values = pair_scores(counted, key, test_type, pair)
-            result = preference(values) if test_type == "ab" else estimate(
-                values, 0.0, ROUNDING_VARIANCE * (2 if test_type == "smos" else 1))
-            comparisons.append({"type": test_type, "arms": list(pair), "answers": values.size, **result})
+            if test_type == "ab":
+                result, facts = preference(values)
+            else:
+                result = estimate(values, ROUNDING_VARIANCE * (2 if test_type == "smos" else 1))
+                facts = {"p_value": result.p_value()}
+            estimates.append(result)
+            comparisons.append({"type": test_type, "arms": list(pair), "answers": values.size, **facts})
         if test_type == "smos":
-            smos_of_arms = {arm: estimate(smos(counted, key, arm), 0.0, ROUNDING_VARIANCE)
+            smos_of_arms = {arm: _as_json(estimate(smos(counted, key, arm), ROUNDING_VARIANCE))
                             for arm in (*dict.fromkeys(arm for pair in key["pairs"] for arm in pair), *ANCHORS)}
-    for comparison, p_holm in zip(comparisons, stats.holm([comparison["p_value"] for comparison in comparisons])):
-        null = 0.5 if comparison["type"] == "ab" else 0.0
-        above = comparison["value"] > null
-        comparison |= {"p_holm": p_holm, "outcome": TIE if p_holm >= ALPHA else WINS if above else LOSES}
-        if comparison["low"] is not None and p_holm:  # the interval is as strict as the corrected p-value
-            error, degrees = comparison["standard_error"], comparison["degrees"]
-            level = ALPHA * float(2 * stdtr(degrees, -abs(comparison["value"] - null) / error)) / p_holm
-            half_width = float(stdtrit(degrees, 1 - level / 2) * error)
-            low, high = comparison["value"] - half_width, comparison["value"] + half_width
-            if comparison["type"] == "ab":  # a share
-                low, high = max(low, 0.0), min(high, 1.0)
-            comparison |= {"low": min(comparison["low"], low), "high": max(comparison["high"], high)}
+    for comparison, result, p_holm in zip(comparisons, estimates, stats.holm([one["p_value"] for one in comparisons])):
+        null, limits = (0.5, (0, 1)) if comparison["type"] == "ab" else (0.0, (None, None))
+        if p_holm:  # the interval is as strict as the corrected p-value
+            low, high = result.interval(ALPHA * result.p_value(null) / p_holm)
+            result = replace(result, low=min(result.low, low), high=max(result.high, high))
+        outcome = TIE if p_holm >= ALPHA else WINS if result.value > null else LOSES
+        comparison |= _as_json(result, limits) | {"p_holm": p_holm, "outcome": outcome}
     return {"test": key["test"], "listeners": len(counted), "answers": sum(len(response.answers) for response in counted),
             "headphones": sum(response.listener.get("headphones") == "yes" for response in counted),
             "comparisons": comparisons, "smos": smos_of_arms,
@@ -177,42 +176,45 @@ def analyze(paths: Sequence[Path], folder: Path) -> dict:
             "rejected": rejected}
 
 
-def estimate(values: np.ndarray, null: float, min_variance: float = 0.0) -> dict:
-    """Return the mean of (listeners, sentences), its 95 % confidence interval, and the p-value against `null`.
+def _as_json(result: Estimate, limits: tuple[float | None, float | None] = (None, None)) -> dict:
+    bounds = np.clip((result.low, result.high), *limits).tolist() if np.isfinite(result.low) else (None, None)
+    return {"value": result.value, "low": bounds[0], "high": bounds[1]}
+
+
+def estimate(values: np.ndarray, min_variance: float = 0.0) -> Estimate:
+    """Return the mean of (listeners, sentences) with its 95 % confidence interval.
 
     Two-way clustered variance (Cameron, Gelbach and Miller 2011): between listeners plus between sentences, minus half of
     the interaction (all of it would be too much for ten listeners), at least the larger of the two; Student's t."""
     listeners, sentences = values.shape
-    mean = float(values.mean())
-    if min(values.shape) < stats.MIN_SENTENCES:
-        return {"value": mean, "low": None, "high": None, "p_value": 1.0}
+    mean, fewest = float(values.mean()), min(values.shape)
+    if fewest < stats.MIN_SENTENCES:
+        return Estimate(mean, -np.inf, np.inf, fewest)
     listener_means, sentence_means = values.mean(axis=1), values.mean(axis=0)
     residuals = values - listener_means[:, None] - sentence_means + mean
     by_listener, by_sentence = listener_means.var(ddof=1) / listeners, sentence_means.var(ddof=1) / sentences
     interaction = (residuals ** 2).sum() / ((listeners - 1) * (sentences - 1)) / values.size
-    error = np.sqrt(max(by_listener, by_sentence, by_listener + by_sentence - interaction / 2, min_variance / values.size,
-                        1e-12))
-    degrees = min(values.shape) - 1
-    half_width = float(stdtrit(degrees, (1 + stats.CONFIDENCE) / 2) * error)
-    return {"value": mean, "low": mean - half_width, "high": mean + half_width, "standard_error": float(error),
-            "degrees": degrees,
-            "p_value": float(2 * stdtr(degrees, -abs(mean - null) / error))}
+    variance = max(by_listener, by_sentence, by_listener + by_sentence - interaction / 2, min_variance / values.size, 1e-12)
+    result = Estimate(mean, -np.inf, np.inf, fewest, float(np.sqrt(variance)))
+    low, high = result.interval(1 - stats.CONFIDENCE)
+    return replace(result, low=low, high=high)
 
 
-def preference(values: np.ndarray) -> dict:
-    """Return the share of (listeners, sentences) of 1, 0 or 1/2 that prefers the first arm; undecided answers count half.
+def preference(values: np.ndarray) -> tuple[Estimate, dict]:
+    """Return the share of (listeners, sentences) of 1, 0 or 1/2 that prefers the first arm, and its tests and counts;
+    undecided answers count half.
 
     The p-value is the larger of the clustered one and that of the exact binomial test without undecided answers."""
     from scipy.stats import binomtest
 
-    answers, first, second = values.size, int((values == 1).sum()), int((values == 0).sum())
+    first, second = int((values == 1).sum()), int((values == 0).sum())
     exact = float(binomtest(first, first + second).pvalue) if first + second else 1.0
-    result = estimate(values, 0.5)
-    if result["low"] is not None:  # unanimous answers have no variance; the Wilson interval still has a width
-        wilson = binomtest(round(2 * values.sum()) // 2, answers).proportion_ci(method="wilson")
-        result |= {"low": max(0.0, min(result["low"], wilson.low)), "high": min(1.0, max(result["high"], wilson.high))}
-    return result | {"p_value": max(exact, result["p_value"]), "p_exact": exact, "first": first, "second": second,
-                     "undecided": answers - first - second}
+    result = estimate(values)
+    if np.isfinite(result.low):  # unanimous answers have no variance; the Wilson interval still has a width
+        wilson = binomtest(round(2 * values.sum()) // 2, values.size).proportion_ci(method="wilson")
+        result = replace(result, low=min(result.low, wilson.low), high=max(result.high, wilson.high))
+    return result, {"p_value": max(exact, result.p_value(0.5)), "p_exact": exact, "first": first, "second": second,
+                    "undecided": values.size - first - second}
 
 
 def describe(results: dict) -> list[str]:

@@ -25,7 +25,7 @@ from tts_kit.config import Config
 from tts_kit.data import consent, ingest, segment, transcribe
 from tts_kit.errors import KitError
 from tts_kit.evaluation import scoring
-from tts_kit.export import adapter, card
+from tts_kit.export import card, release
 from tts_kit.hub import RELEASE_FILE
 from tts_kit.io import read_json, read_rows, write_json, write_rows
 from tts_kit.model import license, load, lora
@@ -72,7 +72,7 @@ def test_merged_speaks_the_same_in_plain_transformers(tmp_path):
     run = Run("tiny", tmp_path / "runs")
     # the bundled base: an untrained one generates ids that are no codes, which transformers does not suppress
     make_adapter(str(TINY_CSM), run.adapter, 1, scale=0.005)
-    out = adapter.export(run, merge=True, location=str(run.folder / "release" / "merged"))
+    out = release.export(run, merge=True, location=str(run.folder / "release" / "merged"))
     with safe_open(out / "model.safetensors", "pt") as file:
         tables = [file.get_tensor(name) for name in (load.BACKBONE_TABLE, load.DEPTH_TABLE)]
     assert torch.equal(*tables)
@@ -105,7 +105,7 @@ def test_the_program_for_an_adapter_speaks_the_same(tmp_path, monkeypatch):
     """Mistake: the card's program does not run with PEFT alone, or speaks as the base."""
     run = Run("tiny", tmp_path / "runs")
     make_adapter(str(TINY_CSM), run.adapter, 1, scale=0.005)
-    out = adapter.export(run, location=str(run.folder / "release" / "adapter"))
+    out = release.export(run, location=str(run.folder / "release" / "adapter"))
     program = re.search(r"```python\n(.*?)```", (out / card.FILE).read_text(encoding="utf-8"), re.DOTALL).group(1)
     monkeypatch.chdir(tmp_path)
     # in float32 as here; transformers would use the file's 16 bits
@@ -128,7 +128,7 @@ def test_merged_is_loaded_like_any_voice(exported_run, run_copy, tmp_path):
     change(run_copy.adapter, "config.json", temperature=0.9, depth_temperature=0.0, top_k=7)
     change(run_copy.adapter, lora.METADATA_FILE, speaker=SPEAKER, recommended={
         "settings": {"temperature": 0.3, "strength": 0.5, "guidance": 2}, "reason": ""})
-    out = adapter.export(run_copy, merge=True, watermarked=False)
+    out = release.export(run_copy, merge=True, watermarked=False)
     voice = load_voice(CPU, out)
     assert voice.speaker == SPEAKER and not voice.is_finetuned
     assert (voice.sampling.temperature, voice.sampling.top_k) == (0.3, 7)
@@ -141,7 +141,7 @@ def test_merged_is_loaded_like_any_voice(exported_run, run_copy, tmp_path):
 
 def test_strength_and_dtype_are_merged_in(exported_run, spread_toy, tmp_path):
     """Mistake: the strength is lost in the export, or 16 bits reach the codec and change its codes."""
-    out = adapter.export(exported_run, tmp_path / "merged", merge=True, strength=0.0, dtype="bfloat16", watermarked=False)
+    out = release.export(exported_run, tmp_path / "merged", merge=True, strength=0.0, dtype="bfloat16", watermarked=False)
     with (safe_open(out / "model.safetensors", "pt") as file,
           safe_open(Path(spread_toy) / "model.safetensors", "pt") as plain):
         for name in file.keys():  # noqa: SIM118
@@ -151,12 +151,12 @@ def test_strength_and_dtype_are_merged_in(exported_run, spread_toy, tmp_path):
                 assert torch.equal(weight, plain.get_tensor(name).to(weight.dtype)), name
     assert load.load_base(str(out), CPU).codec.fingerprint() == load.load_base(spread_toy, CPU).codec.fingerprint()
     with pytest.raises(KitError, match="Give --merged too"):
-        adapter.export(exported_run, tmp_path / "other", strength=0.5)
+        release.export(exported_run, tmp_path / "other", strength=0.5)
 
 
 def test_an_exported_adapter_is_complete(exported_run, spread_toy, tmp_path):
     """Mistake: a file is missing that others need, or paths of this machine are in it."""
-    out = adapter.export(exported_run, tmp_path / "out", watermarked=False)
+    out = release.export(exported_run, tmp_path / "out", watermarked=False)
     assert {path.name for path in out.iterdir()} == {
         lora.WEIGHTS_FILE, lora.CONFIG_FILE, lora.METADATA_FILE, "config.json", "data.json", "release.json", consent.FILE,
         card.FILE, card.SAMPLES}
@@ -174,7 +174,7 @@ def test_an_exported_adapter_is_complete(exported_run, spread_toy, tmp_path):
 
 def test_the_card_is_valid_and_plays_its_samples(exported_run, tmp_path):
     """Mistake: front matter that the hub refuses, players without audio, or the person's own recordings in public."""
-    out = adapter.export(exported_run, tmp_path / "out", watermarked=False)
+    out = release.export(exported_run, tmp_path / "out", watermarked=False)
     read = ModelCard.load(out / card.FILE)
     assert read.data.library_name == "peft" and read.data.pipeline_tag == "text-to-speech" and "lora" in read.data.tags
     played = re.findall(r'src="(.*?)"', read.text)
@@ -196,7 +196,7 @@ def test_scores_are_on_the_card(run_copy):
     scores = {scoring.METRICS: "Whisper and others", "ref_words": 8, "word_errors": 2, "sim": 0.5, "mos": 3.0}
     write_rows(run_copy.comparison / synthesis.SCORES, [row | scores for row in rows])
     change(run_copy.data, "inputs.json", source="me/clips:train")
-    read = ModelCard.load(adapter.export(run_copy, watermarked=False) / card.FILE)
+    read = ModelCard.load(release.export(run_copy, watermarked=False) / card.FILE)
     for text in ("## Evaluation", "| finetuned | 25.0% |", "Metric models: Whisper and others."):
         assert text in read.text
     assert read.data.datasets == ["me/clips"] and "| source | me/clips:train |" in read.text
@@ -209,7 +209,7 @@ def test_the_hub_shows_the_metrics_of_the_exported_voice(run_copy):
     write_rows(run_copy.comparison / synthesis.SCORES, [
         row | measured | {"word_errors": 2 if row["arm"] == "finetuned" else 8} for row in rows])
     change(run_copy.data, "inputs.json", source="me/clips:train")
-    front = ModelCard.load(adapter.export(run_copy, watermarked=False) / card.FILE).data
+    front = ModelCard.load(release.export(run_copy, watermarked=False) / card.FILE).data
     assert {result.metric_name: result.metric_value for result in front.eval_results} == {
         "WER, %": 25.0, "SIM": 0.5, "MOS": 3.0}
     for result in front.eval_results:
@@ -229,19 +229,19 @@ def test_the_language_is_that_of_the_transcripts_or_as_given(run_copy, monkeypat
         transcript = transcribe.Transcript("1.flac", "Hei.", "Hei.", 0.9, language)
         write_rows(folder / transcribe.transcripts_file("base"), [dataclasses.asdict(transcript)])
     write_json(run_copy.segments / ingest.ASR_MODELS, {"asr_model": "base", "verify_asr_model": ""})
-    text = adapter.export(run_copy, watermarked=False) / card.FILE
+    text = release.export(run_copy, watermarked=False) / card.FILE
     assert ModelCard.load(text).data.language == ["en", "nb"] and "| language | en, nb |" in text.read_text()
     monkeypatch.chdir(run_copy.folder.parent.parent)
     cli.main(["export", "--run", "emma", "--no-watermark", "--language", "de"])
     assert ModelCard.load(text).data.language == ["de"]
     with pytest.raises(KitError, match="language is 'German'; give its two letters"):
-        adapter.export(run_copy, watermarked=False, language="German")
+        release.export(run_copy, watermarked=False, language="German")
 
 
 def test_a_comparison_without_clips_is_left_out(run_copy, capsys):
     """Mistake: a traceback where the clips were deleted to save space."""
     shutil.rmtree(run_copy.comparison / "clips")
-    out = adapter.export(run_copy, watermarked=False)
+    out = release.export(run_copy, watermarked=False)
     assert "holds no comparison" in capsys.readouterr().out and "## Samples" not in (out / card.FILE).read_text()
 
 
@@ -249,7 +249,7 @@ def test_programs_on_the_card_escape_names(run_copy, tmp_path):
     """Mistake: the name of a speaker or a folder ends a string literal, and runs with the program."""
     hostile = 'a"]); print("```") #'
     change(run_copy.adapter, lora.METADATA_FILE, speaker=hostile, revision=hostile)
-    out = adapter.export(run_copy, tmp_path / "my \"voice's", watermarked=False)
+    out = release.export(run_copy, tmp_path / "my \"voice's", watermarked=False)
     text = (out / card.FILE).read_text(encoding="utf-8")
     shell, program = (re.search(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE).group(1)
                       for language in ("sh", "python"))
@@ -265,7 +265,7 @@ def test_the_card_has_no_empty_sections(run_copy, capsys):
     (run_copy.adapter / consent.FILE).unlink(missing_ok=True)
     settings = run_copy.comparison / "inputs.json"
     write_json(settings, read_json(settings, "") | {"adapter_weights": "another"})
-    out = adapter.export(run_copy, watermarked=False)
+    out = release.export(run_copy, watermarked=False)
     output = capsys.readouterr().out
     text = (out / card.FILE).read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Usage", "Training", "License"]
@@ -280,7 +280,7 @@ def test_texts_are_escaped_on_the_card(run_copy):
     hostile = "<script>x</script> | a [b](c)\n# d `e` --- é"
     write_rows(run_copy.comparison / synthesis.SCORES, [row | {"text": hostile} for row in rows])
     consent.record(run_copy, "A <b>", "own", hostile)
-    out = adapter.export(run_copy, watermarked=False)
+    out = release.export(run_copy, watermarked=False)
     read = ModelCard.load(out / card.FILE)
     assert "<script" not in read.text and "\n# d" not in read.text and "[b](" not in read.text.replace(r"\[b\]", "")
     assert read.data.widget[0]["text"] == hostile and "é" in read.text
@@ -305,8 +305,8 @@ def test_samples_of_the_card_are_watermarked(exported_run, tmp_path):
     except KitError as error:
         pytest.skip(f"the watermark cannot be applied here: {error}")
     marked = tmp_path / "out"
-    adapter.export(exported_run, marked)
-    plain = adapter.export(exported_run, tmp_path / "plain", watermarked=False)
+    release.export(exported_run, marked)
+    plain = release.export(exported_run, tmp_path / "plain", watermarked=False)
     for path in sorted((marked / card.SAMPLES).iterdir()):
         assert path.read_bytes() != (plain / card.SAMPLES / path.name).read_bytes()
 
@@ -317,27 +317,27 @@ def test_an_export_replaces_only_exports(exported_run, tmp_path):
         folder.mkdir(exist_ok=True)
         (folder / "README.md").write_text("years of work")
         with pytest.raises(KitError, match="holds something else"):
-            adapter.export(exported_run, folder)
+            release.export(exported_run, folder)
         assert (folder / "README.md").read_text() == "years of work"
     (exported_run.adapter / "README.md").unlink()
-    adapter.export(exported_run, tmp_path / "out", watermarked=False)
+    release.export(exported_run, tmp_path / "out", watermarked=False)
     change(tmp_path / "out", RELEASE_FILE, voice="anna")
     with pytest.raises(KitError, match="holds the voice anna as adapter"):
-        adapter.export(exported_run, tmp_path / "out", watermarked=False)
+        release.export(exported_run, tmp_path / "out", watermarked=False)
     change(tmp_path / "out", RELEASE_FILE, voice="emma")
     with pytest.raises(KitError, match="by emma as merged"):
-        adapter.export(exported_run, tmp_path / "out", merge=True, watermarked=False)
-    adapter.export(exported_run, tmp_path / "out", watermarked=False)
+        release.export(exported_run, tmp_path / "out", merge=True, watermarked=False)
+    release.export(exported_run, tmp_path / "out", watermarked=False)
 
 
 def test_a_failed_export_changes_nothing(exported_run, tmp_path, monkeypatch):
     """Mistake: a folder that is half old and half new, or half written where there was none."""
-    out = adapter.export(exported_run, tmp_path / "out", watermarked=False)
+    out = release.export(exported_run, tmp_path / "out", watermarked=False)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    monkeypatch.setattr(adapter.card, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(card, "write", lambda *_: 1 / 0)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(ZeroDivisionError):
-            adapter.export(exported_run, folder, watermarked=False)
+            release.export(exported_run, folder, watermarked=False)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -383,9 +383,9 @@ def test_the_command_applies_the_strength(run_copy, monkeypatch, capsys):
 
 def test_a_push_is_private_and_public_only_with_consent(run_copy, tmp_path):
     """Mistake: a voice is public by default; or files of the last push, such as a withdrawn consent, stay on the hub."""
-    folder = adapter.export(run_copy, watermarked=False)
+    folder = release.export(run_copy, watermarked=False)
     with hub.push_hub(tmp_path / "hub") as server:
-        assert adapter.push(run_copy, folder, "me/voice") == f"{server.url}/me/voice"
+        assert release.push(run_copy, folder, "me/voice") == f"{server.url}/me/voice"
         assert '"visibility":"private"' in server.post_bodies[0].replace(" ", "")
         pushed = {path.relative_to(tmp_path / "hub" / "voice").as_posix(): path for path in server.files("voice")}
         exported = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -393,7 +393,7 @@ def test_a_push_is_private_and_public_only_with_consent(run_copy, tmp_path):
             name: path.read_bytes() for name, path in exported.items()} and consent.FILE in pushed
         (run_copy.folder / consent.FILE).unlink()
         (run_copy.adapter / consent.FILE).unlink(missing_ok=True)
-        adapter.push(run_copy, adapter.export(run_copy, merge=True, watermarked=False), "me/voice")
+        release.push(run_copy, release.export(run_copy, merge=True, watermarked=False), "me/voice")
         names = {path.name for path in server.files("voice")}
         assert "model.safetensors" in names and not names & {consent.FILE, lora.CONFIG_FILE, lora.WEIGHTS_FILE}
         consent.record(run_copy, "Anna", "own", "I agree.")
@@ -401,14 +401,14 @@ def test_a_push_is_private_and_public_only_with_consent(run_copy, tmp_path):
         (run_copy.codes / "index.jsonl").write_text(rows.replace('"text": "', '"text": "Not '), encoding="utf-8")
         count = len(server.post_bodies)
         with pytest.raises(KitError, match="public only with consent. Consent cannot be checked: .* was trained on"):
-            adapter.push(run_copy, folder, "me/voice", public=True)
+            release.push(run_copy, folder, "me/voice", public=True)
         (run_copy.codes / "index.jsonl").write_text(rows, encoding="utf-8")
         (run_copy.folder / consent.FILE).unlink()
         (run_copy.adapter / consent.FILE).unlink()
         with pytest.raises(KitError, match="public only with consent"):
-            adapter.push(run_copy, folder, "me/voice", public=True)
+            release.push(run_copy, folder, "me/voice", public=True)
         with pytest.raises(KitError, match="is not a hub repository id"):
-            adapter.push(run_copy, folder, "no name at all/..")
+            release.push(run_copy, folder, "no name at all/..")
         assert len(server.post_bodies) == count
 
 
@@ -430,42 +430,42 @@ def replace_all_clips(run: Run) -> None:
 def test_consent_of_another_speaker_is_refused(run_copy, tmp_path, replace, message):
     """Mistake: somebody consents, and the voice of another person becomes public."""
     replace(run_copy)
-    folder = adapter.export(run_copy, watermarked=False)
+    folder = release.export(run_copy, watermarked=False)
     assert not (folder / consent.FILE).exists() and "Ben" not in (folder / card.FILE).read_text(encoding="utf-8")
     with hub.push_hub(tmp_path / "hub") as server, pytest.raises(KitError, match=f"public only with consent.*{message}"):
-        adapter.push(run_copy, folder, "me/voice", public=True)
+        release.push(run_copy, folder, "me/voice", public=True)
     assert not server.post_bodies
 
 
 def test_an_export_from_before_the_consent_stays_private(run_copy, tmp_path):
     """Mistake: a folder without consent becomes public because the run has one by now."""
-    folder = adapter.export(run_copy, watermarked=False)
+    folder = release.export(run_copy, watermarked=False)
     (folder / consent.FILE).unlink()
     with hub.push_hub(tmp_path / "hub") as server:
         with pytest.raises(KitError, match="exported without this run's. Export again"):
-            adapter.push(run_copy, folder, "me/voice", public=True)
+            release.push(run_copy, folder, "me/voice", public=True)
     assert not server.post_bodies
 
 
 def test_a_push_replaces_only_voices_and_keeps_visibility(run_copy, tmp_path, capsys):
     """Mistake: another model on the hub is deleted, or a private voice is pushed to a public repository."""
-    folder = adapter.export(run_copy, watermarked=False)
+    folder = release.export(run_copy, watermarked=False)
     with hub.push_hub(tmp_path / "hub") as server:
         (tmp_path / "hub" / "thesis").mkdir(parents=True)
         (tmp_path / "hub" / "thesis" / "model.safetensors").write_text("years of work")
         with pytest.raises(KitError, match=r"holds something else \(model.safetensors, and no release.json\)"):
-            adapter.push(run_copy, folder, "me/thesis")
+            release.push(run_copy, folder, "me/thesis")
         assert [path.read_text() for path in server.files("thesis")] == ["years of work"]
         (tmp_path / "hub" / "shop").mkdir()
         (tmp_path / "hub" / "shop" / "README.md").write_text("made by hand, for everybody")
         server.public.add("shop")
         with pytest.raises(KitError, match="exists and is public"):
-            adapter.push(run_copy, folder, "me/shop")
+            release.push(run_copy, folder, "me/shop")
         assert len(server.files("shop")) == 1
-        adapter.push(run_copy, folder, "me/shop", public=True)
+        release.push(run_copy, folder, "me/shop", public=True)
         assert len(server.files("shop")) > 5 and "settings on the hub" not in capsys.readouterr().out
-        adapter.push(run_copy, folder, "me/new")
-        adapter.push(run_copy, folder, "me/new", public=True)
+        release.push(run_copy, folder, "me/new")
+        release.push(run_copy, folder, "me/new", public=True)
         assert "change its visibility in its settings on the hub" in capsys.readouterr().out
 
 
@@ -473,12 +473,12 @@ def test_a_push_replaces_only_voices_and_keeps_visibility(run_copy, tmp_path, ca
                                                          ("hf_tru\u2026", False, "codec")])
 def test_a_push_that_fails_says_what_to_do(exported_run, tmp_path, token, is_refusing, message):
     """Mistake: a traceback of the hub's library, for a user without a token, with half of one, or without write access."""
-    folder = adapter.export(exported_run, tmp_path / "out", watermarked=False)
+    folder = release.export(exported_run, tmp_path / "out", watermarked=False)
     with hub.push_hub(tmp_path / "hub", token) as server:
         server.is_refusing = is_refusing
         with pytest.raises(KitError, match=rf"not be pushed to 'me/voice' \(.*{message}.*stays where it is.*hf auth login"):
-            adapter.push(exported_run, folder, "me/voice")
+            release.push(exported_run, folder, "me/voice")
     with hub.push_hub(tmp_path / "hub") as server:
         server.server_close()
         with pytest.raises(KitError, match="could not be pushed.*the network"):
-            adapter.push(exported_run, folder, "me/voice")
+            release.push(exported_run, folder, "me/voice")
