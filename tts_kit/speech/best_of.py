@@ -1,7 +1,7 @@
 """Best of several takes: each sentence is generated with several seeds, and models choose the take that is kept.
 
-The Whisper that chooses is a smaller one than that of the metrics, so that no model grades its own choice. It writes nothing:
-it says how probable the sentence is as the transcript of a take, which takes a fifth of the time."""
+The Whisper that chooses is a smaller one than that of the metrics, so that no model grades its own choice. It transcribes
+nothing: it says how probable the sentence is as the transcript of a take, which costs a fifth."""
 
 import dataclasses
 import functools
