@@ -78,6 +78,15 @@ class Voice:
         if builder.options != (options := builder.options | options):
             self.base = replace(self.base, prompt_builder=PromptBuilder(builder.tokenizer, builder.spec, **options))
 
+    def override(self, **changes: object) -> None:
+        """Set the fields of Config that are about prompts and sampling; a lexicon is added to the voice's own."""
+        own = self.base.prompt_builder.options
+        options = {name: changes[name] for name in own if name in changes}
+        if "lexicon" in options:
+            options["lexicon"] = tuple((dict(own["lexicon"]) | dict(options["lexicon"])).items())
+        self.set_prompt_options(**options)
+        self.sampling = self.sampling.override(kit_config.Config(**changes))
+
     def load_weights(self, path: Path) -> None:
         """Replace the adapter's weights by those of a file, such as those of a training's checkpoint."""
         lora.load_weights(self.model, path, self.adapter)
