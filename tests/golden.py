@@ -258,7 +258,7 @@ def kit_speak(sentences: str, reference=None) -> tuple[np.ndarray, bool]:
 
 
 def kit_stream(sentences: str) -> list[np.ndarray]:
-    return list(stream.SpeechStream(sentences, kit_voice(), finetuned=False, seed=7))
+    return list(stream.stream_speech(sentences, kit_voice(), finetuned=False, seed=7))
 
 
 def kit_decode(codes: torch.Tensor, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -93,7 +93,7 @@ def test_speak_and_stream_level_and_arms_do_not(spread_base, normalize_loudness)
     voice = Voice(spread_base, spread_base.model, normalize_loudness=normalize_loudness)
     raw = dict(speak.speak_requests([Request("Hello.", 3)], voice))[0].samples
     spoken = speak.speak("Hello.", voice, seed=3).samples
-    streamed = np.concatenate([*stream.SpeechStream("Hello.", voice, seed=3)])
+    streamed = np.concatenate([*stream.stream_speech("Hello.", voice, seed=3)])
     generations = speak.speak("Hello.", dataclasses.replace(voice, normalize_loudness=False), seed=3).generations
     assert np.allclose(raw, voice.base.codec.decode([generations[0].codes])[0], atol=1e-4)
     assert np.allclose(spoken, raw, atol=1e-3) == np.allclose(streamed, raw, atol=1e-3) == (not normalize_loudness)

@@ -117,7 +117,7 @@ def test_voices_that_share_a_base_are_never_mixed(adapters, other):
     """Mistake: a voice that starts while another one is generating changes its weights, without an error."""
     root, expected = adapters
     voices = load_voices(CPU, {"a": root / "a", "c": root / "c"})
-    speech_stream = stream.SpeechStream("One.", voices["a"])
+    speech_stream = stream.stream_speech("One.", voices["a"])
     next(speech_stream)
     with pytest.raises(KitError, match="still generating something else"):
         codes(voices[other])

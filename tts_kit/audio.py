@@ -4,7 +4,7 @@ import contextlib
 import html
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -25,11 +25,8 @@ SPEECH_LUFS = -18.0  # of what is spoken
 MAX_LEVELING = 24.0  # most dB by which speech is made louder or quieter
 MAX_TRUE_PEAK = 10 ** (-1 / 20)
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-CONTENT_TYPES = {"mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg", MP3_RATES), "wav": ("WAV", "PCM_16", "audio/wav", ()),
-                 "flac": ("FLAC", "PCM_16", "audio/flac", ()),
-                 "opus": ("OGG", "OPUS", "audio/ogg", (8_000, 12_000, 16_000, 24_000, 48_000))}
-"""Name -> libsndfile's container and subtype, MIME type, and the sample rates it supports if not all."""
+SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III"}
+"""Format that `encode` writes -> libsndfile's name of its encoding."""
 MIN_F0, MAX_F0 = 60.0, 450.0
 VOICED_AUTOCORRELATION = 0.5  # normalized autocorrelation at the period from which a frame is voiced
 # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be given
@@ -82,11 +79,6 @@ def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     return samples if rate == target_rate else soxr.resample(samples, rate, target_rate, quality="HQ")
 
 
-def resampler(rate: int, target_rate: int) -> Callable[[np.ndarray, bool], np.ndarray]:
-    """Return a function that resamples chunk by chunk, given (samples,) and whether they are the last."""
-    return soxr.ResampleStream(rate, target_rate, 1, dtype="float32").resample_chunk
-
-
 def change_speed(chunks: Iterable[np.ndarray], rate: int, speed: float) -> Iterator[np.ndarray]:
     """Yield chunks (samples,) `speed` times as fast at the same pitch, cut elsewhere; by FFmpeg's filter `atempo`."""
     import av
@@ -112,42 +104,34 @@ def change_speed(chunks: Iterable[np.ndarray], rate: int, speed: float) -> Itera
 
 
 def check_name(path: str | Path) -> str:
-    """Return libsndfile's format for the suffix of `path`."""
+    """Return the format that the suffix of `path` means."""
     suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise KitError(f"{path} ends in {suffix!r}; audio is written as {' or '.join(FORMATS)}. Choose one of these.")
-    return FORMATS[suffix]
-
-
-@contextlib.contextmanager
-def open_writer(path: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that appends (samples,) to a 16-bit WAV or FLAC, which appears at `path` if the block ends well."""
-    format, buffer = check_name(path), BytesIO()  # soundfile hides the reason why a file cannot be written
-    with io.atomic_file(path) as raw:
-        with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_16", format=format) as file:
-            yield lambda samples: file.write(_clipped(samples, path))
-        raw.write(buffer.getbuffer())
+    if suffix not in (".wav", ".flac"):
+        raise KitError(f"{path} ends in {suffix!r}; audio is written as .wav or .flac. Choose one of these.")
+    return suffix[1:]
 
 
 def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
     """Write (samples,) as a 16-bit WAV or FLAC, by the suffix of `path`, atomically."""
-    with open_writer(path, rate) as append:
-        append(samples)
+    # from memory, as soundfile hides the reason why a file cannot be written
+    io.write_bytes(path, encode(samples, rate, check_name(path), name=str(path)))
 
 
-def encode(samples: np.ndarray, rate: int, format: str, compression_level: float | None = None) -> bytes:
-    """Encode (samples,) as the bytes of a file of one of the CONTENT_TYPES."""
-    container, subtype, _, rates = CONTENT_TYPES[format]
-    file_rate = next((allowed for allowed in rates if allowed >= rate), rates[-1] if rates else rate)
+def encode(samples: np.ndarray, rate: int, format: str, compression_level: float | None = None,
+           name: str = "audio") -> bytes:
+    """Encode (samples,) as the bytes of a file of one of the SUBTYPES; `name` is used in error messages."""
+    if not np.isfinite(samples).all():
+        raise KitError(f"{name}: the samples hold NaN or infinity and would be noise; nothing was written.")
+    file_rate = next((allowed for allowed in MP3_RATES if allowed >= rate), MP3_RATES[-1]) if format == "mp3" else rate
     buffer = BytesIO()
-    soundfile.write(buffer, _clipped(resample(samples, rate, file_rate), "audio"), file_rate, format=container,
-                    subtype=subtype, compression_level=compression_level)
+    soundfile.write(buffer, np.clip(resample(samples, rate, file_rate), -1, 1), file_rate, format=format,
+                    subtype=SUBTYPES[format], compression_level=compression_level)
     return buffer.getvalue()
 
 
 def encode_lossy(samples: np.ndarray, rate: int, compression_level: float = 0.0) -> tuple[bytes, str]:
     """Return (samples,) as MP3, which every browser plays, and its MIME type; level 0.4 is two thirds of the size of 0."""
-    return encode(samples, rate, "mp3", compression_level), CONTENT_TYPES["mp3"][2]
+    return encode(samples, rate, "mp3", compression_level), "audio/mpeg"
 
 
 def loudness(samples: np.ndarray, rate: int) -> float:
@@ -354,7 +338,8 @@ def _resampled(blocks: Iterator[np.ndarray], own_rate: int, rate: int, name: str
         raise KitError(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. "
                        f"{own_rate / 1000:g} kHz telephone audio has nothing above {own_rate / 2000:g} kHz, and the voice "
                        "would learn that. Use the original recording, or leave this one out.")
-    resample_chunk, gathered, seconds = resampler(own_rate, rate), [], 0.0
+    resample_chunk = soxr.ResampleStream(own_rate, rate, 1, dtype="float32").resample_chunk
+    gathered, seconds = [], 0.0
     for block in blocks:
         if not np.isfinite(block).all():
             raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
@@ -372,9 +357,3 @@ def _resampled(blocks: Iterator[np.ndarray], own_rate: int, rate: int, name: str
 def _unreadable(name: str, error: Exception) -> KitError:
     return KitError(f"{name} cannot be read as audio ({str(error).rstrip('.')}). Wanted WAV, FLAC, MP3 or OGG: export "
                     "it again, or leave it out.")
-
-
-def _clipped(samples: np.ndarray, name) -> np.ndarray:
-    if not np.isfinite(samples).all():
-        raise KitError(f"{name}: the samples hold NaN or infinity and would be noise; nothing was written.")
-    return np.clip(samples, -1.0, 1.0).astype(np.float32)

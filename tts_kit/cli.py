@@ -229,7 +229,6 @@ command(commands.speak, "text -> speech",
         option("--retries", type=non_negative_int, default=0, help="new attempts for a sentence without EOS"),
         option("--best-of", type=int, default=1, metavar="N", help="generate each sentence N times and keep the best, by "
                "words, then similarity, as a small Whisper and a speaker embedding judge them"),
-        option("--stream", action="store_true", help="write while generating"),
         *SPEECH_OPTIONS,
         option("--script", group="dialogue", metavar="FILE", help="speak a dialogue: a text file with a line `[NAME] "
                "words` for every turn, each spoken with those before it as context"),

@@ -89,7 +89,6 @@ def speak(args: argparse.Namespace) -> None:
     from tts_kit import text
     from tts_kit.data import consent
     from tts_kit.speech import speak as speech
-    from tts_kit.speech import stream
     from tts_kit.speech.voice import Reference, find_adapter
 
     if bool(args.text) == bool(args.script):
@@ -102,9 +101,6 @@ def speak(args: argparse.Namespace) -> None:
     if bool(args.reference) != bool(args.reference_text):
         raise KitError("a reference is a clip and its transcript: give --reference FILE and --reference-text TEXT, or "
                        "neither.")
-    if args.stream and (args.retries or args.best_of != 1):
-        raise KitError("--stream hands out audio at once, so nothing can be generated again: leave --retries and --best-of "
-                       "out.")
     if args.no_adapter and args.strength is not None:
         raise KitError("--strength scales the adapter, and --no-adapter leaves it out: give one of the two.")
     speech.check_path(args.out, args.watermark)
@@ -118,18 +114,13 @@ def speak(args: argparse.Namespace) -> None:
     if not args.no_adapter:
         consent.warn_if_missing(args.run, adapter=(args.adapter and (find_adapter(args.adapter) or args.adapter)) or "")
     reference = Reference(args.reference, args.reference_text) if args.reference else None
-    if args.stream:
-        spoken = stream.SpeechStream(args.text, voice, reference, not args.no_adapter, args.seed)
-    else:
-        spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries, chooser)
-        for generation in spoken.generations if chooser else ():
-            print(generation.choice)
+    spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries, chooser)
+    for generation in spoken.generations if chooser else ():
+        print(generation.choice)
     spoken.save(args.out, args.watermark)
-    detail = f"first audio after {spoken.first_audio_seconds or 0:.2f} s" if args.stream else (
-        f"{spoken.attempts} attempt{'s' * (spoken.attempts != 1)}")
-    remedy = "another --seed" if args.stream else "--retries 2 or another --seed"
-    ending = "ended with EOS" if spoken.ended_with_eos else f"reached the length limit; try {remedy}"
-    print(f"{args.out}: {spoken.seconds:.1f} s in {spoken.wall_seconds:.1f} s, {detail}, {ending}.")
+    attempts = f"{spoken.attempts} attempt{'s' * (spoken.attempts != 1)}"
+    ending = "ended with EOS" if spoken.ended_with_eos else "reached the length limit; try --retries 2 or another --seed"
+    print(f"{args.out}: {spoken.seconds:.1f} s in {spoken.wall_seconds:.1f} s, {attempts}, {ending}.")
     if not args.watermark:
         print("No watermark, as requested: nothing in this file tells that it is synthetic.")
 
@@ -151,7 +142,7 @@ def _speak_script(args: argparse.Namespace) -> None:
     from tts_kit.speech import speak as speech
     from tts_kit.speech.voice import BASE, find_adapter, find_reference, parse_voices
 
-    given = [name for name in ("stream", "adapter", "no_adapter", "reference", "reference_text") if getattr(args, name)]
+    given = [name for name in ("adapter", "no_adapter", "reference", "reference_text") if getattr(args, name)]
     given += ["strength"] * (args.strength is not None)
     if given:
         raise KitError(f"--{given[0].replace('_', '-')} is not for a dialogue, whose voices are given by "

@@ -1,7 +1,7 @@
 """Speaking a text: base, clone, fine-tuned and both are one function with different arguments."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,9 @@ class Speech:
 
     def save(self, path: str | Path, watermarked: bool = True) -> Path:
         """Write a 16-bit WAV or FLAC file, watermarked unless told otherwise."""
-        return write_chunks([self.samples], self.sample_rate, path, watermarked)
+        samples = watermark.apply(self.samples, self.sample_rate) if watermarked else self.samples
+        audio.write(path, samples, self.sample_rate)
+        return Path(path)
 
 
 def check_path(path: str | Path, watermarked: bool = True) -> None:
@@ -69,14 +71,6 @@ def check_path(path: str | Path, watermarked: bool = True) -> None:
     audio.check_name(path)
     if watermarked:
         watermark.network()
-
-
-def write_chunks(chunks: Iterable[np.ndarray], sample_rate: int, path: str | Path, watermarked: bool) -> Path:
-    """Write chunks (samples,) to a file as they come; it appears when it is complete."""
-    with audio.open_writer(path, sample_rate) as write:
-        for chunk in watermark.apply_stream(chunks, sample_rate) if watermarked else chunks:
-            write(chunk)
-    return Path(path)
 
 
 def speak(text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0,

@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import time
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,49 +19,25 @@ from tts_kit.tokens.prompt import Turn
 MIN_CHUNK_FRAMES, MAX_CHUNK_FRAMES = 2, 12
 
 
-class SpeechStream(Iterator[np.ndarray]):
-    """What `speak.speak` speaks, without retries: iterate for chunks (samples,) float32, `close` to stop early.
+def stream_speech(text: str, voice: Voice, references: References = None, finetuned: bool = True,
+                  seed: int = 0) -> Generator[np.ndarray, None, None]:
+    """Return what `speak.speak` speaks, without retries, as chunks (samples,) float32; `close` it to stop early.
 
     Text and references are checked at once, audio is generated as it is asked for. A voice generates one thing at a time:
     exhaust or close the stream before asking the voice for something else."""
+    requests, context = speak.split_requests(text, references, finetuned, seed), speak.context_turns(voice, references)
+    return _stream_sentences(voice, requests, context)
 
-    def __init__(self, text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0):
-        self._start = time.monotonic()
-        requests, context = speak.split_requests(text, references, finetuned, seed), speak.context_turns(voice, references)
-        self._chunks = self._stream_sentences(voice, requests, context)
-        self.sample_rate = voice.base.spec.sample_rate
-        self.ended_with_eos = True  # whether every sentence so far says something and ended with EOS
-        self.seconds = 0.0  # of audio so far
-        self.first_audio_seconds: float | None = None  # from the request to the first chunk
-        self.wall_seconds = 0.0  # from the request to the newest chunk
 
-    def __next__(self) -> np.ndarray:
-        chunk = next(self._chunks)
-        self.wall_seconds = time.monotonic() - self._start
-        self.first_audio_seconds = self.wall_seconds if self.first_audio_seconds is None else self.first_audio_seconds
-        self.seconds += len(chunk) / self.sample_rate
-        return chunk
-
-    def close(self) -> None:
-        """Stop generating, and release the voice."""
-        self._chunks.close()
-
-    def save(self, path: str | Path, watermarked: bool = True) -> Path:
-        """Write all that is still to come to a 16-bit WAV or FLAC file, watermarked unless told otherwise."""
-        with contextlib.closing(self):
-            return speak.write_chunks(self, self.sample_rate, path, watermarked)
-
-    def _stream_sentences(self, voice: Voice, requests: Sequence[Request], context: list[Turn]) -> Iterator[np.ndarray]:
-        leveler = audio.Leveler(self.sample_rate)
-        for number, request in enumerate(requests):
-            if number:
-                yield np.zeros(round(PAUSE_SECONDS * self.sample_rate), dtype=np.float32)
-            generations: list[Generation] = []
-            yield from leveled_sentence(voice, request, context, leveler, generations)
-            generation, = generations
-            self.ended_with_eos = self.ended_with_eos and generation.is_complete
-            if not number:
-                context = speak.context_after_first(voice, requests, context, generation)
+def _stream_sentences(voice: Voice, requests: Sequence[Request], context: list[Turn]) -> Generator[np.ndarray, None, None]:
+    rate = voice.base.spec.sample_rate
+    leveler, generations = audio.Leveler(rate), []
+    for number, request in enumerate(requests):
+        if number:
+            yield np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
+        yield from leveled_sentence(voice, request, context, leveler, generations)
+        if not number:
+            context = speak.context_after_first(voice, requests, context, generations[0])
 
 
 def leveled_sentence(voice: Voice, request: Request, context: list[Turn], leveler: audio.Leveler,
