@@ -7,12 +7,15 @@ import json
 import sys
 from pathlib import Path
 
+import tts_kit  # whose functions are imported at first use
+from tts_kit import text
 from tts_kit.config import Config, load_config
+from tts_kit.data import manifest
 from tts_kit.errors import KitError
 from tts_kit.run import Run, share
 from tts_kit.status import describe_runs, next_command
 
-# torch and transformers are imported inside the commands, so that --help is fast
+# what imports torch or transformers is imported inside the commands, so that --help is fast
 
 
 def config_changes(args: argparse.Namespace) -> dict:
@@ -33,7 +36,6 @@ def demo(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     from tts_kit.data import ingest, report
-    from tts_kit.data import prepare as preparation
 
     if args.eval_source and args.held_out is not None:
         raise KitError("--held-out is a share of the clips, --eval-source names the clips: give one of the two.")
@@ -46,7 +48,7 @@ def prepare(args: argparse.Namespace) -> None:
             print(f"Numbers are not written out for the model: the language is {', '.join(foreign)} (--spoken-text does).")
             config = config.replace(spoken_text=False)
     # hours of segmenting and transcribing are not refused for one bad clip
-    preparation.prepare(source, args.run, config, args.skip_bad or is_recording, args.eval_source)
+    tts_kit.prepare(source, args.run, config, args.skip_bad or is_recording, args.eval_source)
     print(report.brief_advice(args.run))
     _print_next(args.run)
 
@@ -64,9 +66,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def tokenize(args: argparse.Namespace) -> None:
-    from tts_kit.tokens import cache
-
-    cache.tokenize(_config(args), args.run, _device_config(args))
+    tts_kit.tokenize(_config(args), args.run, _device_config(args))
     _print_next(args.run)
 
 
@@ -86,10 +86,9 @@ def train(args: argparse.Namespace) -> None:
 
 def speak(args: argparse.Namespace) -> None:
     _import_csm()
-    from tts_kit import text
     from tts_kit.data import consent
     from tts_kit.speech import speak as speech
-    from tts_kit.speech.voice import Reference, find_adapter
+    from tts_kit.speech.voice import find_adapter
 
     if bool(args.text) == bool(args.script):
         raise KitError('give a text, as in tts-kit speak "Hello.", or --script FILE with a dialogue.')
@@ -113,7 +112,7 @@ def speak(args: argparse.Namespace) -> None:
         voice.set_strength(args.strength)
     if not args.no_adapter:
         consent.warn_if_missing(args.run, adapter=(args.adapter and (find_adapter(args.adapter) or args.adapter)) or "")
-    reference = Reference(args.reference, args.reference_text) if args.reference else None
+    reference = tts_kit.Reference(args.reference, args.reference_text) if args.reference else None
     spoken = speech.speak(args.text, voice, reference, not args.no_adapter, args.seed, args.retries, chooser)
     for generation in spoken.generations if chooser else ():
         print(generation.choice)
@@ -128,7 +127,6 @@ def speak(args: argparse.Namespace) -> None:
 def _take_chooser(args: argparse.Namespace) -> object | None:
     if args.best_of == 1:
         return None
-    from tts_kit.data import manifest
     from tts_kit.speech.best_of import TakeChooser
 
     recorded = manifest.read(args.run.data) if args.run.data.exists() and not args.adapter else []
@@ -184,10 +182,8 @@ def compare(args: argparse.Namespace) -> None:
         raise KitError(f"--recommend measures the fine-tuned voice against its own settings: leave --{name} out.")
     voice = _load_voice(args, args.run.adapter)
     if args.recommend:
-        from tts_kit.comparison import recommend
-
-        recommend.recommend(args.run, voice, **{name: value for name in ("sentences", "seeds")
-                                                if (value := getattr(args, name)) is not None})
+        size = {name: getattr(args, name) for name in ("sentences", "seeds") if getattr(args, name) is not None}
+        tts_kit.recommend(args.run, voice, **size)
     elif args.sweep:
         settings: dict[str, list[float]] = {}
         for name, values in args.sweep:
@@ -287,9 +283,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _device_config(args: argparse.Namespace):
-    from tts_kit import device
-
-    return device.choose(args.device, args.dtype)
+    return tts_kit.choose_device(args.device, args.dtype)
 
 
 def _print_next(run: Run) -> None:
@@ -298,24 +292,19 @@ def _print_next(run: Run) -> None:
 
 def _load_voice(args: argparse.Namespace, adapter: str | Path, may_be_base: bool = False):
     """Load the adapter's voice, or the base model alone, with the sampling options given."""
-    from tts_kit.speech.voice import load_voice
-    from tts_kit.tokens.prompt import prompt_options
-
     if may_be_base and not Path(adapter).exists():
         config = _config(args)
-        voice = load_voice(_device_config(args), None, config.base, config.revision)
-        voice.set_prompt_options(**prompt_options(config))
+        voice = tts_kit.load_voice(_device_config(args), None, config.base, config.revision)
+        voice.override(**dataclasses.asdict(config))
     else:
-        voice = load_voice(_device_config(args), adapter, args.base or "", args.revision or "")
+        voice = tts_kit.load_voice(_device_config(args), adapter, args.base or "", args.revision or "")
     _adjust(voice, args)
     return voice
 
 
 def _load_voices(args: argparse.Namespace, sources: dict[str, str | Path]) -> dict:
     """Load voices by name, with the sampling options given."""
-    from tts_kit.speech.voice import load_voices
-
-    voices = load_voices(_device_config(args), sources, args.base or "", args.revision or "")
+    voices = tts_kit.load_voices(_device_config(args), sources, args.base or "", args.revision or "")
     for voice in voices.values():
         _adjust(voice, args)
     return voices
