@@ -2,16 +2,17 @@
 
 import csv
 import functools
-import io
 import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 
+from tts_kit import io
 from tts_kit.errors import KitError
 
-MAX_LEXICON_BYTES, MAX_LEXICON_ROWS, MAX_LEXICON_CHARACTERS = 1_000_000, 5_000, 200
+MAX_LEXICON_ROWS, MAX_LEXICON_CHARACTERS = 5_000, 200
 MAX_CARDINAL_DIGITS = 9  # longer numbers without separators are read digit by digit, as telephone numbers are
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")
@@ -49,19 +50,9 @@ def read_lexicon(path: str | Path) -> tuple[tuple[str, str], ...]:
     """Return the rows (word, spoken as) of a CSV file in UTF-8, whose header `word,spoken` may be left out.
 
     A word in small letters also stands for itself in capitals; one with capitals only for itself as it is written."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_LEXICON_BYTES + 1)
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise KitError(f"the lexicon {path} cannot be read: {error.strerror}. Give a CSV file.") from error
-    except UnicodeDecodeError as error:
-        raise KitError(f"the lexicon {path} is not UTF-8 text (byte {error.start + 1}). Save it as UTF-8.") from error
-    if len(content) > MAX_LEXICON_BYTES:
-        raise KitError(f"the lexicon {path} is larger than {MAX_LEXICON_BYTES / 1e6:g} MB. Keep the words that are needed.")
     entries: dict[str, str] = {}
     try:
-        rows = [*csv.reader(io.StringIO(text), strict=True)]
+        rows = [*csv.reader(StringIO(io.read_text(path, f"the lexicon {path}")), strict=True)]
     except csv.Error as error:
         raise KitError(f"the lexicon {path} is not CSV ({error}). Write rows such as: Siobhan,shivawn") from error
     for number, row in enumerate(rows, 1):

@@ -10,8 +10,8 @@ import numpy as np
 
 from tts_kit import audio, watermark
 from tts_kit.errors import KitError
-from tts_kit.generation import guidance
 from tts_kit.generation.engine import Generation
+from tts_kit.generation.sampling import guided_prompt
 from tts_kit.progress import tqdm
 from tts_kit.speech.voice import References, Voice, encode_references
 from tts_kit.text import max_speech_seconds, normalize, split_sentences
@@ -154,8 +154,8 @@ def max_seconds(voice: Voice, request: Request) -> float:
 def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[Example, int]:
     """Return the prompt of a request, and its frame limit: a slow reading of the text, or what the model has left."""
     spec = voice.base.spec
-    prompt = guidance.build_prompt(voice.base.prompt_builder, request.text[:40], context, Turn(request.text, voice.speaker),
-                                   voice.sampling)
+    prompt = guided_prompt(voice.base.prompt_builder, request.text[:40], context, Turn(request.text, voice.speaker),
+                           voice.sampling)
     positions_left = spec.max_positions - len(prompt)
     if positions_left < spec.frame_rate:
         raise KitError(f"{request.text[:60]!r} and its reference take {len(prompt)} of the model's {spec.max_positions} "

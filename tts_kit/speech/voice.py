@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import CsmForConditionalGeneration
 from transformers.utils import CONFIG_NAME
 
-from tts_kit import audio, hub, pretrained
+from tts_kit import audio, hub, io, pretrained
 from tts_kit import config as kit_config
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
@@ -175,10 +175,7 @@ def find_reference(source: str | Path) -> Reference | None:
     clip, text = Path(match[1]), match[2]
     transcript = clip.with_suffix(".txt")
     if not text and transcript.is_file():
-        try:
-            text = transcript.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise KitError(f"{transcript} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+        text = io.read_text(transcript, str(transcript))
     if not text:
         raise KitError(f"the clip {clip} has no transcript. Write its exact words into {transcript}, or behind the clip: "
                        f'"{clip}:These are its words."')
