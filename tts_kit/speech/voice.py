@@ -111,8 +111,7 @@ def load_voice(device_config: DeviceConfig, source: str | Path | None = None, ba
     if folder is None:
         if source and base not in ("", str(source)):
             raise KitError(f"{source} is a complete model, not an adapter for {base}. Leave --base out.")
-        loaded = load.load_base(str(source or base), device_config, revision)
-        return _voice_of_base(loaded, revision)
+        return _voice_of_base(load.load_base(str(source or base), device_config, revision))
     metadata = lora.read_metadata(folder)
     if base in ("", metadata["base"]):
         base, revision = bundled_base(metadata["base"]), revision or metadata["revision"]
@@ -141,7 +140,7 @@ def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], 
         folder = find_adapter(source)
         if folder is None:
             shared = next((voice for voice in loaded if voice.base.name == str(source)), None)
-            new = shared and _voice_of_base(shared.base, shared.base.revision, shared.engine)
+            new = shared and _voice_of_base(shared.base, shared.engine)
         else:
             fingerprint = lora.read_metadata(folder)["base_fingerprint"]
             shared = next((voice for voice in loaded if voice.base.fingerprint == fingerprint), None)
@@ -149,8 +148,8 @@ def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], 
         voices[name] = new or load_voice(device_config, source, base, revision)
     for name in on_first:
         first = next(iter(voices.values()), None)
-        voice = (_voice_of_base(first.base, first.base.revision, first.engine) if first else
-                 load_voice(device_config, base=base or kit_config.Config.base, revision=revision))
+        voice = _voice_of_base(first.base, first.engine) if first else load_voice(
+            device_config, base=base or kit_config.Config.base, revision=revision)
         voices[name] = replace(voice, context=encode_references(voice, references[name]))
     return {name: voices[name] for name in sources}
 
@@ -249,9 +248,9 @@ def recommended_settings(metadata: dict) -> dict[str, float]:
     return settings
 
 
-def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | None = None) -> Voice:
+def _voice_of_base(base: load.Base, engine: InferenceEngine | None = None) -> Voice:
     """Return the voice of a complete model; merged weights have a file that says as whom they speak, and how."""
-    saved = pretrained.optional_json(base.name, SPEECH_FILE, revision)
+    saved = pretrained.optional_json(base.name, SPEECH_FILE, base.revision)
     sampling = replace(Sampling.from_generation_config(base.generation_config), **{
         each.name: saved[each.name] for each in fields(Sampling) if each.name in saved})
     voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine, is_trained="speaker" in saved)
