@@ -1,7 +1,6 @@
 """Waveforms, mono float32 arrays (samples,): reading, writing, resampling, loudness, trimming, F0, notebook players."""
 
 import contextlib
-import html
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -13,8 +12,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from tts_kit import html as pages
-from tts_kit import io
+from tts_kit import html, io
 from tts_kit.errors import KitError
 
 MIN_SAMPLE_RATE = 16_000
@@ -22,7 +20,7 @@ BLOCK_SECONDS = 30  # length of the blocks in which long files are read
 SILENCE_PEAK = 10 ** (-60 / 20)
 TARGET_LUFS = -20.0  # of training clips, and of what is measured
 SPEECH_LUFS = -18.0  # of what is spoken
-MAX_LEVELING = 24.0  # most dB by which speech is made louder or quieter
+MAX_LEVELING = 24.0  # most dB by which speech is made louder
 MAX_TRUE_PEAK = 10 ** (-1 / 20)
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III"}
@@ -148,9 +146,9 @@ def loudness(samples: np.ndarray, rate: int) -> float:
         return float(meter.integrated_loudness(samples.astype(np.float64)))
 
 
-def gain(lufs: float, target: float = TARGET_LUFS) -> float:
-    """Return the factor that brings a loudness to `target` LUFS; 1 for silence."""
-    return float(10 ** ((target - lufs) / 20)) if np.isfinite(lufs) else 1.0
+def gain(lufs: float, target: float = TARGET_LUFS, most: float = np.inf) -> float:
+    """Return the factor that brings a loudness to `target` LUFS, or louder by `most` dB; 1 for silence."""
+    return float(10 ** (min(target - lufs, most) / 20)) if np.isfinite(lufs) else 1.0
 
 
 def true_peak(samples: np.ndarray) -> float:
@@ -185,8 +183,7 @@ def limit(samples: np.ndarray, rate: int) -> np.ndarray:
 
 def level_speech(samples: np.ndarray, rate: int) -> np.ndarray:
     """Bring one sentence (samples,) to SPEECH_LUFS with limited peaks; silence stays as it is."""
-    factor = gain(loudness(samples, rate), SPEECH_LUFS)
-    return limit(samples * np.float32(min(factor, 10 ** (MAX_LEVELING / 20))), rate)
+    return limit(samples * np.float32(gain(loudness(samples, rate), SPEECH_LUFS, MAX_LEVELING)), rate)
 
 
 class Leveler:
@@ -196,17 +193,16 @@ class Leveler:
     Once it has lasted 0.4 s, its gain moves within each chunk to what its loudness so far asks for, by at most 6 dB."""
 
     def __init__(self, rate: int):
-        self.rate, self.gain, self.sentence = rate, gain(TARGET_LUFS, SPEECH_LUFS), np.zeros(0, np.float32)
+        self.rate, self.gain = rate, gain(TARGET_LUFS, SPEECH_LUFS)
 
     def level(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the chunks (samples,) of one sentence with their level evened."""
-        self.sentence = np.zeros(0, np.float32)
+        sentence = np.zeros(0, np.float32)
         for chunk in chunks:
-            self.sentence = np.concatenate([self.sentence, chunk])[-10 * self.rate:]
+            sentence = np.concatenate([sentence, chunk])[-10 * self.rate:]
             target = self.gain
-            if len(self.sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(self.sentence, self.rate)):
-                most = min(gain(lufs, SPEECH_LUFS), 10 ** (MAX_LEVELING / 20))
-                target = float(np.clip(most, self.gain / 2, self.gain * 2))
+            if len(sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(sentence, self.rate)):
+                target = float(np.clip(gain(lufs, SPEECH_LUFS, MAX_LEVELING), self.gain / 2, self.gain * 2))
             yield limit((chunk * np.linspace(self.gain, target, len(chunk))).astype(np.float32), self.rate)
             self.gain = target
 
@@ -265,7 +261,7 @@ def player(samples: np.ndarray, rate: int, label: str = ""):
 
     content, mime = encode_lossy(samples, rate)
     caption = f"<figcaption>{html.escape(label)}</figcaption>" if label else ""
-    source = pages.data_uri(content, mime)
+    source = html.data_uri(content, mime)
     return HTML(f'<figure style="margin:0.5em 0">{caption}<audio controls src="{source}"></audio></figure>')
 
 
