@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that suggests commands and options of a similar name."""
-
-    def __init__(self, *args, **settings):
-        super().__init__(*args, **settings)
-        self.commands: dict[str, Parser] = {}
+    commands: Mapping[str, "Parser"] = {}
 
     def error(self, message: str):
         """Exit with the message and what may have been meant."""
@@ -78,14 +75,15 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tts-kit {_version()}")
     parser.set_defaults(func=None, command=None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.commands = subparsers.choices
     for name, (func, description, epilog, options) in COMMANDS.items():
         positional = "".join(f" {option.settings.get('metavar') or option.names[0].upper()}" for option in options
                              if not option.names[0].startswith("-"))
-        parser.commands[name] = subparsers.add_parser(
+        command_parser = subparsers.add_parser(
             name, prog=f"tts-kit {name}", usage=f"tts-kit {name}{positional} [options]", help=description,
             description=description, epilog=epilog)
-        parser.commands[name].set_defaults(func=func, command=name)
-        add_options(parser.commands[name], options)
+        command_parser.set_defaults(func=func, command=name)
+        add_options(command_parser, options)
     return parser
 
 

@@ -96,7 +96,9 @@ def generate_turn(voice: Voice, requests: Sequence[Request], context: list[Turn]
 
 def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0, label: str = "speaking",
                    chooser: "TakeChooser | None" = None) -> Iterator[tuple[int, Speech]]:
-    """Speak many independent sentences in batches; yields (index of the request, speech) as they are done."""
+    """Speak many independent sentences in batches; yields (index of the request, speech) as they are done, at the level that
+    the model gave them."""
+    voice = replace(voice, normalize_loudness=False)
     requests = [replace(request, text=normalize(request.text)) for request in requests]
     contexts = {references: context_turns(voice, references) for references in {request.references for request in requests}}
     with tqdm(total=len(requests), desc=label, unit="clip", disable=len(requests) < 4) as bar:
@@ -109,8 +111,7 @@ def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0, 
                 batch = [requests[index] for index in indices]
                 batch_contexts = [contexts[request.references] for request in batch]
                 generations = generate_batch(voice, batch, batch_contexts, retries, chooser)
-                yield from ((index, to_speech(voice, [generation], normalize_loudness=False))
-                            for index, generation in zip(indices, generations))
+                yield from ((index, to_speech(voice, [generation])) for index, generation in zip(indices, generations))
                 bar.update(len(batch))
 
 
@@ -197,14 +198,15 @@ def _choose(voice: Voice, request: Request, takes: list[Generation], chooser: "T
     return replace(chosen, wall_seconds=sum(take.wall_seconds for take in takes) + time.monotonic() - start)
 
 
-def to_speech(voice: Voice, generations: list[Generation], normalize_loudness: bool = True) -> Speech:
-    """Decode sentences, bring them to one loudness if the voice does that, and join them with a short pause."""
-    sample_rate = voice.base.spec.sample_rate
-    pause = np.zeros(round(PAUSE_SECONDS * sample_rate), dtype=np.float32)
-    pieces = []
-    for generation in generations:
-        samples = voice.base.codec.decode([generation.codes])[0]
-        if normalize_loudness and voice.normalize_loudness:
-            samples = audio.level_speech(samples, sample_rate)
-        pieces += [samples, pause]
-    return Speech(np.concatenate(pieces[:-1]), sample_rate, generations)
+def decode(voice: Voice, generation: Generation) -> np.ndarray:
+    """Return a sentence as (samples,), at one loudness if the voice does that."""
+    samples = voice.base.codec.decode([generation.codes])[0]
+    return audio.level_speech(samples, voice.base.spec.sample_rate) if voice.normalize_loudness else samples
+
+
+def to_speech(voice: Voice, generations: list[Generation]) -> Speech:
+    """Decode sentences, and join them with a short pause."""
+    rate = voice.base.spec.sample_rate
+    pause = np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
+    pieces = [piece for generation in generations for piece in (decode(voice, generation), pause)]
+    return Speech(np.concatenate(pieces[:-1]), rate, generations)
