@@ -19,7 +19,7 @@ from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import lora
 from tts_kit.pretrained import ModelSpec
-from tts_kit.speech import speak, stream
+from tts_kit.speech import speak
 from tts_kit.speech.voice import Reference, Voice, load_voice
 from tts_kit.tokens import codec as codecs
 from tts_kit.tokens.codec import Codec
@@ -200,7 +200,7 @@ def test_a_stream_equals_speak(voice, reference, finetuned, text):
     """Mistake: other seeds, limits, contexts or pauses than in `speak`, or one arm for the other."""
     references = reference if finetuned else None
     whole = speak.speak(text, voice, references, finetuned, seed=4)
-    streamed = np.concatenate(list(stream.stream_speech(text, voice, references, finetuned, seed=4)))
+    streamed = np.concatenate(list(speak.stream_speech(text, voice, references, finetuned, seed=4)))
     assert whole.attempts == len(speak.split_requests(text)) == (1 if text == "Hello." else 3)
     assert streamed.dtype == np.float32 and streamed.shape == whole.samples.shape
     np.testing.assert_allclose(streamed, whole.samples, rtol=0, atol=1e-4)
@@ -211,7 +211,7 @@ def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
     tiny = dataclasses.replace(load_voice(device.choose("cpu"), base=str(TINY)), normalize_loudness=False)
     text = ("Who is that girl over there by the river, and why does she wait? " * 3 + "We met in the garden. "
             "The river is deep.")
-    whole, streamed = speak.speak(text, tiny, seed=1), np.concatenate(list(stream.stream_speech(text, tiny, seed=1)))
+    whole, streamed = speak.speak(text, tiny, seed=1), np.concatenate(list(speak.stream_speech(text, tiny, seed=1)))
     assert whole.attempts > 1 and whole.ended_with_eos
     assert streamed.shape == whole.samples.shape
     np.testing.assert_allclose(streamed, whole.samples, rtol=0, atol=1e-4)
@@ -241,7 +241,7 @@ def frame_counts(monkeypatch):
 
 def test_the_first_chunk_comes_after_two_frames(voice, frame_counts):
     """Mistake: the stream generates the whole sentence, or a long chunk, before its first chunk."""
-    speech_stream = stream.stream_speech("This is a sentence of rather more words than the other one has.", voice)
+    speech_stream = speak.stream_speech("This is a sentence of rather more words than the other one has.", voice)
     assert frame_counts["frames"] == 0
     chunk = next(speech_stream)
     assert frame_counts["frames"] == 2 and len(chunk) == 2 * voice.base.spec.samples_per_frame
@@ -253,7 +253,7 @@ def test_chunks_arrive_before_the_last_one_ends():
     """Mistake: chunks grow faster than the audio that was already delivered lasts."""
     start, clock, played = None, 0.0, 0
     while played < 500:
-        size = stream.next_chunk_frames(played)
+        size = speak.next_chunk_frames(played)
         clock += 0.7 * size
         start = clock if start is None else start
         assert clock <= start + played + 1e-9
@@ -263,7 +263,7 @@ def test_chunks_arrive_before_the_last_one_ends():
 def test_closing_a_stream_frees_the_voice(voice, frame_counts):
     """Mistake: the adapter stays off, and the caches stay allocated, after a client has disconnected."""
     before = speak.speak("Hello.", voice, seed=3).samples
-    speech_stream, open_before = stream.stream_speech(LONG, voice, finetuned=False), frame_counts["open"]
+    speech_stream, open_before = speak.stream_speech(LONG, voice, finetuned=False), frame_counts["open"]
     next(speech_stream)
     assert frame_counts["open"] == open_before + 1
     speech_stream.close()
@@ -276,14 +276,14 @@ def test_the_eos_frame_is_never_decoded(voice, monkeypatch):
     codes = make_codes(voice.base.codec, 8)
     codes[5, :-1] = 0
     monkeypatch.setattr(InferenceEngine, "stream", lambda *arguments: (frame[None] for frame in codes))
-    streamed = np.concatenate(list(stream.stream_speech("Hello.", voice)))
+    streamed = np.concatenate(list(speak.stream_speech("Hello.", voice)))
     np.testing.assert_allclose(streamed, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
     codes[0] = 0
-    assert list(stream.stream_speech("Hello.", voice)) == []
+    assert list(speak.stream_speech("Hello.", voice)) == []
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "empty"), ("...", "no letter")])
 def test_unspeakable_text_is_refused_before_the_stream(voice, text, message):
     """Mistake: a server has already answered 200 when the text turns out to be empty."""
     with pytest.raises(KitError, match=message):
-        stream.stream_speech(text, voice)
+        speak.stream_speech(text, voice)

@@ -193,18 +193,18 @@ class Leveler:
     Once it has lasted 0.4 s, its gain moves within each chunk to what its loudness so far asks for, by at most 6 dB."""
 
     def __init__(self, rate: int):
-        self.rate, self.gain = rate, gain(TARGET_LUFS, SPEECH_LUFS)
+        self.rate, self.gain, self.sentence = rate, gain(TARGET_LUFS, SPEECH_LUFS), np.zeros(0, np.float32)
 
-    def level(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the chunks (samples,) of one sentence with their level evened."""
-        sentence = np.zeros(0, np.float32)
-        for chunk in chunks:
-            sentence = np.concatenate([sentence, chunk])[-10 * self.rate:]
-            target = self.gain
-            if len(sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(sentence, self.rate)):
-                target = float(np.clip(gain(lufs, SPEECH_LUFS, MAX_LEVELING), self.gain / 2, self.gain * 2))
-            yield limit((chunk * np.linspace(self.gain, target, len(chunk))).astype(np.float32), self.rate)
-            self.gain = target
+    def begin_sentence(self) -> None:
+        """Forget the sentence before, all but its gain."""
+        self.sentence = np.zeros(0, np.float32)
+
+    def level(self, chunk: np.ndarray) -> np.ndarray:
+        """Return the next chunk (samples,) of the sentence with its level evened."""
+        self.sentence, begin = np.concatenate([self.sentence, chunk])[-10 * self.rate:], self.gain
+        if len(self.sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(self.sentence, self.rate)):
+            self.gain = float(np.clip(gain(lufs, SPEECH_LUFS, MAX_LEVELING), begin / 2, begin * 2))
+        return limit((chunk * np.linspace(begin, self.gain, len(chunk))).astype(np.float32), self.rate)
 
 
 def close_ending(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from tts_kit import audio, watermark
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import Generation, ModelBusyError
 from tts_kit.server import schemas
-from tts_kit.speech import dialogue, speak, stream
+from tts_kit.speech import dialogue, speak
 from tts_kit.speech.dialogue import Conversation
 from tts_kit.speech.speak import BATCH_SIZE, Request
 from tts_kit.speech.voice import Voice
@@ -229,7 +229,7 @@ class Worker(threading.Thread):
             return
         generations: list[Generation] = []
         job.leveler = job.leveler or audio.Leveler(job.prompt_voice.base.spec.sample_rate)
-        sentence = stream.leveled_sentence(job.prompt_voice, job.ready[0], job.context, job.leveler, generations)
+        sentence = speak.stream_sentence(job.prompt_voice, job.ready[0], job.context, job.leveler, generations)
         with contextlib.closing(sentence):
             self._send(job, sentence, generations)
 
