@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface
 
 from sample_data.build import model_shapes
-from tts_kit import audio, device, text
+from tts_kit import device, text
 from tts_kit.generation import engine as engine_module
 from tts_kit.generation.engine import InferenceEngine, graph_key
 from tts_kit.generation.sampling import Sampling
@@ -35,7 +35,6 @@ from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
 from tts_kit.server.queue import JobQueue, Worker
 from tts_kit.speech import speak
-from tts_kit.speech.speak import Request
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder, Turn
@@ -390,12 +389,12 @@ def test_a_streamed_chunk_does_not_wait_for_later_frames(monkeypatch, spread_bas
         return decode(decoder, codes)
 
     voice = Voice(spread_base, spread_base.model, sampling=GREEDY)
-    chunks = list(speak.stream_sentence(voice, Request("Hello."), [], audio.Leveler(24_000), []))
+    chunks = list(speak.stream_speech("Hello.", voice))
     speak._cuda_stream.cache_clear()
     monkeypatch.setattr(StreamingDecoder, "decode", record)
     context = speak.decoding_stream
     monkeypatch.setattr(speak, "decoding_stream", lambda _: context(torch.device("cuda")))
-    np.testing.assert_array_equal(next(speak.stream_sentence(voice, Request("Hello."), [], audio.Leveler(24_000), [])), chunks[0])
+    np.testing.assert_array_equal(next(speak.stream_speech("Hello.", voice)), chunks[0])
     assert set(seen) == {"side"} and FakeStream.current == "main"
     speak._cuda_stream.cache_clear()
 
