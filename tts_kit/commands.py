@@ -175,20 +175,20 @@ def compare(args: argparse.Namespace) -> None:
                            "--sweep and --recommend out.")
         comparison.count_responses(args.run, args.responses)
         return
-    given = [field.name for field in dataclasses.fields(Config) if field.metadata["group"] == "sampling"
-             and getattr(args, field.name) is not None]
-    if args.recommend and (given or args.sweep or args.arms):
-        name = given[0].replace("_", "-") if given else "sweep" if args.sweep else "arms"
-        raise KitError(f"--recommend measures the fine-tuned voice against its own settings: leave --{name} out.")
+    settings = [field.name for field in dataclasses.fields(Config) if field.metadata["group"] == "sampling"]
+    given = [name for name in (*settings, "sweep", "arms") if getattr(args, name) not in (None, [])]
+    if args.recommend and given:
+        raise KitError("--recommend measures the fine-tuned voice against its own settings: leave "
+                       f"--{given[0].replace('_', '-')} out.")
     voice = _load_voice(args, args.run.adapter)
     if args.recommend:
         size = {name: getattr(args, name) for name in ("sentences", "seeds") if getattr(args, name) is not None}
         tts_kit.recommend(args.run, voice, **size)
     elif args.sweep:
-        settings: dict[str, list[float]] = {}
+        swept: dict[str, list[float]] = {}
         for name, values in args.sweep:
-            settings.setdefault(name, []).extend(values)
-        comparison.run_sweep(args.run, voice, settings, args.sweep_arm, args.sentences or 10, args.seeds or [1, 2, 3])
+            swept.setdefault(name, []).extend(values)
+        comparison.run_sweep(args.run, voice, swept, args.sweep_arm, args.sentences or 10, args.seeds or [1, 2, 3])
     else:
         comparison.compare(args.run, voice, args.sentences, args.seeds, args.arms, test_types=args.listening_test)
         _print_next(args.run)
@@ -196,13 +196,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     _import_csm()
-    try:
-        from tts_kit.server import app as server
-    except ModuleNotFoundError as error:
-        if error.name not in ("av", "fastapi", "uvicorn", "starlette", "pydantic"):
-            raise
-        raise KitError(f'the server needs {error.name}: pip install "tts-kit[serve]"') from error
-
+    from tts_kit.server import app as server
     from tts_kit.speech.voice import BASE, parse_voices
 
     voices = parse_voices(args.voice)
