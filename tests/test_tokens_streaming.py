@@ -280,10 +280,3 @@ def test_the_eos_frame_is_never_decoded(voice, monkeypatch):
     np.testing.assert_allclose(streamed, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
     codes[0] = 0
     assert list(speak.stream_speech("Hello.", voice)) == []
-
-
-@pytest.mark.parametrize(("text", "message"), [("", "empty"), ("...", "no letter")])
-def test_unspeakable_text_is_refused_before_the_stream(voice, text, message):
-    """Mistake: a server has already answered 200 when the text turns out to be empty."""
-    with pytest.raises(KitError, match=message):
-        speak.stream_speech(text, voice)

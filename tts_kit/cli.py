@@ -50,19 +50,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Exit with the message and what may have been meant."""
-        mistyped = re.search(r"unrecognized arguments: .*?(--[\w-]+)|argument COMMAND: invalid choice: '([^']*)'", message)
-        if mistyped:
-            option_name, command_name = mistyped.groups()
-            words = COMMANDS if command_name else [name for action in self._actions for name in action.option_strings]
-            names = {name: name for name in words}
+        near = []
+        if match := re.search(r"argument COMMAND: invalid choice: '([^']*)'", message):
+            message = f"there is no command {match[1]!r}"
+            near = difflib.get_close_matches(match[1], COMMANDS, n=1)
+            near += [name for name in COMMANDS if name.startswith(match[1])]
+        elif match := re.search(r"unrecognized arguments: .*?(--[\w-]+)", message):
+            names = {name: name for action in self._actions for name in action.option_strings}
             # --lr is --learning-rate
-            names |= {f"--{''.join(word[0] for word in name[2:].split('-'))}": name for name in words if "-" in name[3:]}
-            word = option_name or command_name
-            near = [word] if word in names else difflib.get_close_matches(word, names, n=1)
-            near = [*near, *(name for name in COMMANDS if command_name and name.startswith(command_name))]
-            message = f"there is no command {command_name!r}" if command_name else message
-            if near:
-                message += f". Did you mean {' or '.join(dict.fromkeys(names[name] for name in near))}?"
+            names |= {f"--{''.join(word[0] for word in name[2:].split('-'))}": name for name in names if "-" in name[3:]}
+            near = [names[name] for name in difflib.get_close_matches(match[1], names, n=1)]
+        if near:
+            message += f". Did you mean {' or '.join(dict.fromkeys(near))}?"
         super().error(message)
 
 

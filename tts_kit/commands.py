@@ -12,7 +12,7 @@ from tts_kit import text
 from tts_kit.config import Config, load_config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
-from tts_kit.run import Run, share
+from tts_kit.run import share
 from tts_kit.status import describe_runs, next_command
 
 # what imports torch or transformers is imported inside the commands, so that --help is fast
@@ -50,7 +50,7 @@ def prepare(args: argparse.Namespace) -> None:
     # hours of segmenting and transcribing are not refused for one bad clip
     tts_kit.prepare(source, args.run, config, args.skip_bad or is_recording, args.eval_source)
     print(report.brief_advice(args.run))
-    _print_next(args.run)
+    print(f"Next: {next_command(args.run)}")
 
 
 def review(args: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def report(args: argparse.Namespace) -> None:
 
 def tokenize(args: argparse.Namespace) -> None:
     tts_kit.tokenize(_config(args), args.run, _device_config(args))
-    _print_next(args.run)
+    print(f"Next: {next_command(args.run)}")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -78,7 +78,7 @@ def train(args: argparse.Namespace) -> None:
     config = _config(args)
     if not args.dry_run:
         finetune.finetune(config, args.run, _device_config(args))
-        _print_next(args.run)
+        print(f"Next: {next_command(args.run)}")
         return
     summary = finetune.dry_run(config, args.run, _device_config(args))
     print(json.dumps(summary) if args.json else "\n".join(f"{name}: {value}" for name, value in summary.items()))
@@ -191,7 +191,7 @@ def compare(args: argparse.Namespace) -> None:
         comparison.run_sweep(args.run, voice, swept, args.sweep_arm, args.sentences or 10, args.seeds or [1, 2, 3])
     else:
         comparison.compare(args.run, voice, args.sentences, args.seeds, args.arms, test_types=args.listening_test)
-        _print_next(args.run)
+        print(f"Next: {next_command(args.run)}")
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -278,10 +278,6 @@ def _config(args: argparse.Namespace) -> Config:
 
 def _device_config(args: argparse.Namespace):
     return tts_kit.choose_device(args.device, args.dtype)
-
-
-def _print_next(run: Run) -> None:
-    print(f"Next: {next_command(run)}")
 
 
 def _load_voice(args: argparse.Namespace, adapter: str | Path, may_be_base: bool = False):

@@ -220,15 +220,10 @@ def to_speech(voice: Voice, generations: list[Generation]) -> Speech:
 
 def stream_speech(text: str, voice: Voice, references: References = None, finetuned: bool = True,
                   seed: int = 0) -> Generator[np.ndarray, None, None]:
-    """Return what `speak` speaks, without retries, as chunks (samples,) float32; `close` it to stop early.
+    """Yield what `speak` speaks, without retries, in chunks (samples,) float32; `close` it to stop early.
 
-    Text and references are checked at once, audio is generated as it is asked for. A voice generates one thing at a time:
-    exhaust or close the stream before asking the voice for something else."""
+    A voice generates one thing at a time: exhaust or close the stream before asking the voice for something else."""
     requests, context = split_requests(text, references, finetuned, seed), context_turns(voice, references)
-    return _stream_sentences(voice, requests, context)
-
-
-def _stream_sentences(voice: Voice, requests: Sequence[Request], context: list[Turn]) -> Generator[np.ndarray, None, None]:
     rate = voice.base.spec.sample_rate
     leveler, generations = audio.Leveler(rate), []
     for number, request in enumerate(requests):
