@@ -195,13 +195,10 @@ class Leveler:
     def __init__(self, rate: int):
         self.rate, self.gain, self.sentence = rate, gain(TARGET_LUFS, SPEECH_LUFS), np.zeros(0, np.float32)
 
-    def begin_sentence(self) -> None:
-        """Forget the sentence before, all but its gain."""
-        self.sentence = np.zeros(0, np.float32)
-
-    def level(self, chunk: np.ndarray) -> np.ndarray:
-        """Return the next chunk (samples,) of the sentence with its level evened."""
-        self.sentence, begin = np.concatenate([self.sentence, chunk])[-10 * self.rate:], self.gain
+    def level(self, chunk: np.ndarray, is_first: bool) -> np.ndarray:
+        """Return the next chunk (samples,) of a sentence, or the first one, with its level evened."""
+        sentence = chunk if is_first else np.concatenate([self.sentence, chunk])
+        self.sentence, begin = sentence[-10 * self.rate:], self.gain
         if len(self.sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(self.sentence, self.rate)):
             self.gain = float(np.clip(gain(lufs, SPEECH_LUFS, MAX_LEVELING), begin / 2, begin * 2))
         return limit((chunk * np.linspace(begin, self.gain, len(chunk))).astype(np.float32), self.rate)

@@ -239,12 +239,11 @@ def stream_sentence(voice: Voice, request: Request, context: list[Turn], leveler
     """Yield one sentence in chunks, at the voice's loudness; at the end append its generation to `generations`."""
     prompt, max_frames = build_prompt(voice, request, context)
     decoder, frames, decoded, ended_with_eos = streaming.StreamingDecoder(voice.base.codec), [], 0, False
-    leveler.begin_sentence()
 
     def decode_chunk(frames: list[torch.Tensor]) -> np.ndarray:
         with decoding_stream(voice.base.codec.device):
             samples = decoder.decode(torch.cat(frames))
-        return leveler.level(samples) if voice.normalize_loudness else samples
+        return leveler.level(samples, not decoded) if voice.normalize_loudness else samples
 
     with voice.acquire_engine(request.finetuned) as model, contextlib.closing(
             model.stream([prompt], voice.sampling, [request.seed], max_frames)) as stream:
