@@ -156,8 +156,9 @@ class Server(LocalServer):
             disconnect.cancel()
         if job.streaming is False:
             content = await audio_format.encode(chunks, rate, file_format)
+            ended_with_eos = all(generation.is_complete for generation in job.generations)
             return Response(content, headers=headers | {"Content-Type": mime_type,
-                                                        "X-Ended-With-EOS": str(job.ended_with_eos).lower()})
+                                                        "X-Ended-With-EOS": str(ended_with_eos).lower()})
         is_sse = options.stream_format == "sse"
         headers |= {"Content-Type": "text/event-stream" if is_sse else mime_type, "Cache-Control": "no-store"}
         # ended a second time in the background: a generator that was never begun runs no `finally`
@@ -176,9 +177,9 @@ class Server(LocalServer):
                 encoded = {"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()}
                 yield audio_format.event(encoded) if is_sse else part
             if is_sse:
+                frames = sum(len(generation.codes) for generation in job.generations)
                 yield audio_format.event({"type": "speech.audio.done", "usage": {
-                    "input_tokens": job.input_tokens, "output_tokens": job.output_frames,
-                    "total_tokens": job.input_tokens + job.output_frames}})
+                    "input_tokens": job.input_tokens, "output_tokens": frames, "total_tokens": job.input_tokens + frames}})
         finally:  # an error closes the connection, by which the client notices that the audio is incomplete
             self.queue.end(job)
 

@@ -40,10 +40,8 @@ class Job:
     conversation: Conversation | None = None  # of a dialogue
     turn: int = 0
     sentences_done: int = 0  # of this turn
-    generations: list[Generation] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)  # of all sentences so far
     input_tokens: int = 0
-    output_frames: int = 0
-    ended_with_eos: bool = True  # whether every sentence so far ended by itself
     prompt_voice: Voice | None = None  # the voice as the speaker that it is in the prompt
     context: list[Turn] = field(default_factory=list)  # what precedes the next sentence in the prompt
     leveler: audio.Leveler | None = None  # of the sentences that are sent while they are generated
@@ -255,12 +253,10 @@ class Worker(threading.Thread):
         job.input_tokens += len(voice.base.prompt_builder.text_ids(sentences[job.sentences_done].text, voice.speaker))
         job.generations.append(generation)
         job.sentences_done += 1
-        job.output_frames += len(generation.codes)
-        job.ended_with_eos = job.ended_with_eos and generation.is_complete
         if job.sentences_done == len(sentences):
             if job.conversation:
-                job.conversation.add(job.voice, sentences, job.generations)
-            job.turn, job.sentences_done, job.generations = job.turn + 1, 0, []
+                job.conversation.add(job.voice, sentences, job.generations[-len(sentences):])
+            job.turn, job.sentences_done = job.turn + 1, 0
 
 
 class _FrameLimits(list):
