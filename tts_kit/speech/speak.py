@@ -183,8 +183,8 @@ def generate_batch(voice: Voice, requests: Sequence[Request], contexts: Sequence
                 for number, request in enumerate(requests)]
     start = time.monotonic()
     prompts, max_frames = zip(*(build_prompt(voice, request, context) for request, context in zip(requests, contexts)))
-    with voice.acquire_engine(requests[0].finetuned) as engine:
-        generations = engine.generate(prompts, voice.sampling, [request.seed for request in requests], max_frames)
+    with voice.acquire_engine(requests[0].finetuned) as inference:
+        generations = inference.generate(prompts, voice.sampling, [request.seed for request in requests], max_frames)
     seconds = (time.monotonic() - start) / len(requests)
     generations = [replace(generation, wall_seconds=seconds) for generation in generations]
     failed = [index for index, generation in enumerate(generations) if not generation.is_complete]
@@ -245,8 +245,8 @@ def stream_sentence(voice: Voice, request: Request, context: list[Turn], leveler
             samples = decoder.decode(torch.cat(frames))
         return leveler.level(samples, not decoded) if voice.normalize_loudness else samples
 
-    with voice.acquire_engine(request.finetuned) as model, contextlib.closing(
-            model.stream([prompt], voice.sampling, [request.seed], max_frames)) as stream:
+    with voice.acquire_engine(request.finetuned) as inference, contextlib.closing(
+            inference.stream([prompt], voice.sampling, [request.seed], max_frames)) as stream:
         for frame in stream:
             if ended_with_eos := bool(engine.is_eos_frame(frame)):
                 break
