@@ -56,7 +56,7 @@ from tts_kit.data import manifest, prepare, quality_flags, report, segment, tran
 from tts_kit.evaluation import backends, scoring, stats, wer
 from tts_kit.generation import sampling
 from tts_kit.model import load, lora, loss
-from tts_kit.speech import speak, stream
+from tts_kit.speech import speak
 from tts_kit.speech.voice import Reference, load_voice
 from tts_kit.tokens import cache, codec, prompt, streaming
 from tts_kit.training import callbacks, dataset, finetune
@@ -258,7 +258,7 @@ def kit_speak(sentences: str, reference=None) -> tuple[np.ndarray, bool]:
 
 
 def kit_stream(sentences: str) -> list[np.ndarray]:
-    return list(stream.SpeechStream(sentences, kit_voice(), finetuned=False, seed=7))
+    return list(speak.stream_speech(sentences, kit_voice(), finetuned=False, seed=7))
 
 
 def kit_decode(codes: torch.Tensor, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:

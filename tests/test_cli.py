@@ -31,8 +31,7 @@ MODULES = {"pillow": "PIL", "resemble-perth": "perth"}  # imported names of pack
 COMMANDS = [["--help"], ["doctor", "--base", str(TINY_CSM)], ["doctor", "--plan", "--base", "nowhere"], ["status"],
             ["prepare", "nowhere"], ["review"], ["report"], ["tokenize"], ["train"], ["train", "--dry-run"],
             ["speak", "Hi.", "--no-adapter", "--base", "nowhere"],
-            ["speak", "Hi.", "--no-adapter", "--base", "nowhere", "--stream"], ["compare"], ["serve"],
-            ["detect-watermark", "nowhere.wav"], ["consent"], ["export"], ["export-dataset"]]
+            ["compare"], ["serve"], ["detect-watermark", "nowhere.wav"], ["consent"], ["export"], ["export-dataset"]]
 """With arguments that end a command before it does work that takes time."""
 USED_LATE = {"pyloudnorm": ["prepare", "example:emma", "--run", "new"], "soxr": ["prepare", "example:emma", "--run", "new"]}
 """Packages that are imported where they are used: package -> a command that uses it."""

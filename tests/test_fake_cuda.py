@@ -34,8 +34,7 @@ from tts_kit.model import attention, load, lora, loss
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import Run
 from tts_kit.server.queue import JobQueue, Worker
-from tts_kit.speech import stream
-from tts_kit.speech.speak import Request
+from tts_kit.speech import speak
 from tts_kit.speech.voice import Voice
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import PromptBuilder, Turn
@@ -390,14 +389,14 @@ def test_a_streamed_chunk_does_not_wait_for_later_frames(monkeypatch, spread_bas
         return decode(decoder, codes)
 
     voice = Voice(spread_base, spread_base.model, sampling=GREEDY)
-    chunks = list(stream.stream_sentence(voice, Request("Hello."), []))
-    stream._cuda_stream.cache_clear()
+    chunks = list(speak.stream_speech("Hello.", voice))
+    speak._cuda_stream.cache_clear()
     monkeypatch.setattr(StreamingDecoder, "decode", record)
-    context = stream.decoding_stream
-    monkeypatch.setattr(stream, "decoding_stream", lambda _: context(torch.device("cuda")))
-    np.testing.assert_array_equal(next(stream.stream_sentence(voice, Request("Hello."), [])), chunks[0])
+    context = speak.decoding_stream
+    monkeypatch.setattr(speak, "decoding_stream", lambda _: context(torch.device("cuda")))
+    np.testing.assert_array_equal(next(speak.stream_speech("Hello.", voice)), chunks[0])
     assert set(seen) == {"side"} and FakeStream.current == "main"
-    stream._cuda_stream.cache_clear()
+    speak._cuda_stream.cache_clear()
 
 
 def test_heads_for_generation_hold_only_codes(fake_cuda):

@@ -10,9 +10,8 @@ from tts_kit import cli
 from tts_kit.comparison import arms
 from tts_kit.config import Config
 from tts_kit.errors import KitError
-from tts_kit.generation import guidance
 from tts_kit.generation.engine import InferenceEngine
-from tts_kit.generation.sampling import Sampling
+from tts_kit.generation.sampling import Sampling, guided_prompt
 from tts_kit.model import lora
 from tts_kit.tokens.prompt import Turn
 from tts_kit.training import callbacks
@@ -23,7 +22,7 @@ GUIDED = replace(GREEDY, guidance=2.5, reference_guidance=1.5, depth_guidance=0.
 
 def prompts(base, sampling, *texts):
     context = Turn("A reference.", "0", make_clip("ref", 6).codes, in_loss=False)
-    return [guidance.build_prompt(base.prompt_builder, text, [context], Turn(text, "0"), sampling) for text in texts]
+    return [guided_prompt(base.prompt_builder, text, [context], Turn(text, "0"), sampling) for text in texts]
 
 
 def generate(base, batch, sampling, seeds=None, max_frames=8):
@@ -101,7 +100,7 @@ def test_a_seed_gives_the_same_alone_and_in_a_guided_batch(spread_base):
 
 def test_prompts_without_unconditional_ones_are_refused(spread_base):
     """Mistake: a scale is set, the prompts were built without it, and guidance silently does nothing."""
-    with pytest.raises(ValueError, match="0 unconditional ones, and the sampling 1 guidance scales"):
+    with pytest.raises(AssertionError, match="0 unconditional prompts for 1 guidance scales"):
         generate(spread_base, prompts(spread_base, GREEDY, "Hi."), replace(GREEDY, guidance=2.0))
 
 

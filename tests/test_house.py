@@ -14,8 +14,8 @@ PACKAGE = ROOT / "tts_kit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ["errors", "progress", "io", "run", "config", "device", "colab", "hub", "local_server", "layouts", "pretrained",
           "html", "audio", "spoken_text", "text", "watermark", "data", "status", "tokens", "model", "generation",
-          "evaluation", "training", "speech", "comparison", "lessons", "export", "server", "pipeline", "doctor", "cli",
-          "modal_app", "__main__"]
+          "evaluation", "training", "speech", "comparison", "lessons", "export", "server", "pipeline", "doctor",
+          "commands", "cli", "modal_app", "__main__"]
 """Modules and packages from the bottom up: each imports only from those before it."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

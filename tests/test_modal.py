@@ -97,7 +97,9 @@ def trained_run(toy, tmp_path_factory) -> Run:
 
 
 def command(*words: str) -> argparse.Namespace:
-    return cli.build_parser().parse_args(words)
+    args = cli.build_parser().parse_args(words)
+    args.run = args.run.name  # as `run_stages` sends it
+    return args
 
 
 def copy_ten_clips(folder: Path) -> Path:

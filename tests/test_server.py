@@ -35,6 +35,7 @@ from tts_kit.generation.sampling import Sampling
 from tts_kit.model import load, lora
 from tts_kit.server import app
 from tts_kit.server.app import Server
+from tts_kit.server.audio_format import encode
 from tts_kit.server.queue import Job, JobQueue
 from tts_kit.speech import best_of, dialogue, speak
 from tts_kit.speech.speak import Request
@@ -1002,6 +1003,6 @@ def test_the_page_counts_the_seconds_and_can_be_stopped(chromium, voices, paused
 def test_every_content_type_can_be_encoded():
     """Mistake: a format is offered that this libsndfile lacks, or samples are lost at a sample rate it does not support."""
     wave = (0.3 * np.sin(np.arange(22_050) * 0.1)).astype(np.float32)
-    for audio_format in audio.CONTENT_TYPES:
-        samples, rate = soundfile.read(io.BytesIO(audio.encode(wave, 22_050, audio_format)))
-        assert len(samples) / rate == pytest.approx(1, abs=0.06), audio_format
+    for name in ("mp3", "wav", "flac", "opus"):  # soundfile reads no AAC
+        samples, rate = soundfile.read(io.BytesIO(asyncio.run(encode([wave], 22_050, name))))
+        assert len(samples) / rate == pytest.approx(1, abs=0.06), name

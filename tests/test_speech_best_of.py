@@ -95,12 +95,6 @@ def test_numbers_of_takes_out_of_range_are_refused(takes):
         chooser(takes, [], [])
 
 
-def test_a_stream_has_one_take(capsys):
-    """Mistake: --stream with --best-of streams the first take and says nothing."""
-    assert cli.main(["speak", "Hi.", "--stream", "--best-of", "3"]) == 1
-    assert "leave --retries and --best-of out" in capsys.readouterr().err
-
-
 def test_missing_judges_are_named_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
     """Mistake: all takes are generated and then lost, or the first one is kept and nothing is said."""
     monkeypatch.chdir(tmp_path)

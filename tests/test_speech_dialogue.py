@@ -231,7 +231,7 @@ def test_a_script_is_spoken_from_the_command_line(sources, tmp_path, monkeypatch
     seconds = [soundfile.info(turns / name).duration for name in ("01-anna.wav", "02-carl.wav")]
     assert soundfile.info(out).duration == pytest.approx(sum(seconds) + 0.5)
     for extra, message in ((["--turns", str(turns)], "not an empty folder"), (["Hello."], "give a text"),
-                           (["--stream"], "--stream is not for a dialogue"), (["--strength", "0.5"], "--strength is not"),
+                           (["--no-adapter"], "--no-adapter is not for"), (["--strength", "0.5"], "--strength is not"),
                            (["--voice", "x"], "wanted NAME=PATH"), (["--pause", "99"], "wanted 0 to 10")):
         assert main([*command, *extra]) == 1 and message in capsys.readouterr().err
     assert main(["speak", "--voice", "a=b", "Hello."]) == main(["speak"]) == 1

@@ -18,7 +18,7 @@ from tts_kit.config import Config
 from tts_kit.errors import KitError
 from tts_kit.io import read_json, write_json
 from tts_kit.model import load, lora
-from tts_kit.speech import stream
+from tts_kit.speech import speak
 from tts_kit.speech.voice import Voice, add_adapter, load_voice, load_voices
 
 CPU = device.choose("cpu", "float32")
@@ -117,7 +117,7 @@ def test_voices_that_share_a_base_are_never_mixed(adapters, other):
     """Mistake: a voice that starts while another one is generating changes its weights, without an error."""
     root, expected = adapters
     voices = load_voices(CPU, {"a": root / "a", "c": root / "c"})
-    speech_stream = stream.SpeechStream("One.", voices["a"])
+    speech_stream = speak.stream_speech("One.", voices["a"])
     next(speech_stream)
     with pytest.raises(KitError, match="still generating something else"):
         codes(voices[other])

@@ -1,12 +1,10 @@
 """Streaming: chunks without discontinuities, bounded memory, and the same speech as `speak` generates."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from test_model_lora import randomize_adapter
 from test_tokens_cache import tone
@@ -16,13 +14,12 @@ from transformers.models.mimi.modeling_mimi import MimiLayerScale
 
 from sample_data.build import model_shapes
 from tts_kit import audio, device
-from tts_kit.cli import main
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import InferenceEngine
 from tts_kit.generation.sampling import Sampling
 from tts_kit.model import lora
 from tts_kit.pretrained import ModelSpec
-from tts_kit.speech import speak, stream
+from tts_kit.speech import speak
 from tts_kit.speech.voice import Reference, Voice, load_voice
 from tts_kit.tokens import codec as codecs
 from tts_kit.tokens.codec import Codec
@@ -203,14 +200,10 @@ def test_a_stream_equals_speak(voice, reference, finetuned, text):
     """Mistake: other seeds, limits, contexts or pauses than in `speak`, or one arm for the other."""
     references = reference if finetuned else None
     whole = speak.speak(text, voice, references, finetuned, seed=4)
-    speech_stream = stream.SpeechStream(text, voice, references, finetuned, seed=4)
-    streamed = np.concatenate(list(speech_stream))
+    streamed = np.concatenate(list(speak.stream_speech(text, voice, references, finetuned, seed=4)))
     assert whole.attempts == len(speak.split_requests(text)) == (1 if text == "Hello." else 3)
     assert streamed.dtype == np.float32 and streamed.shape == whole.samples.shape
-    assert speech_stream.ended_with_eos == whole.ended_with_eos
     np.testing.assert_allclose(streamed, whole.samples, rtol=0, atol=1e-4)
-    assert speech_stream.seconds == pytest.approx(whole.seconds) and speech_stream.sample_rate == whole.sample_rate
-    assert 0 < speech_stream.first_audio_seconds <= speech_stream.wall_seconds
 
 
 def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
@@ -218,9 +211,8 @@ def test_the_first_sentence_is_the_context_of_the_rest_in_a_stream_too():
     tiny = dataclasses.replace(load_voice(device.choose("cpu"), base=str(TINY)), normalize_loudness=False)
     text = ("Who is that girl over there by the river, and why does she wait? " * 3 + "We met in the garden. "
             "The river is deep.")
-    whole, speech_stream = speak.speak(text, tiny, seed=1), stream.SpeechStream(text, tiny, seed=1)
-    streamed = np.concatenate(list(speech_stream))
-    assert whole.attempts > 1 and whole.ended_with_eos and speech_stream.ended_with_eos
+    whole, streamed = speak.speak(text, tiny, seed=1), np.concatenate(list(speak.stream_speech(text, tiny, seed=1)))
+    assert whole.attempts > 1 and whole.ended_with_eos
     assert streamed.shape == whole.samples.shape
     np.testing.assert_allclose(streamed, whole.samples, rtol=0, atol=1e-4)
 
@@ -249,7 +241,7 @@ def frame_counts(monkeypatch):
 
 def test_the_first_chunk_comes_after_two_frames(voice, frame_counts):
     """Mistake: the stream generates the whole sentence, or a long chunk, before its first chunk."""
-    speech_stream = stream.SpeechStream("This is a sentence of rather more words than the other one has.", voice)
+    speech_stream = speak.stream_speech("This is a sentence of rather more words than the other one has.", voice)
     assert frame_counts["frames"] == 0
     chunk = next(speech_stream)
     assert frame_counts["frames"] == 2 and len(chunk) == 2 * voice.base.spec.samples_per_frame
@@ -261,7 +253,7 @@ def test_chunks_arrive_before_the_last_one_ends():
     """Mistake: chunks grow faster than the audio that was already delivered lasts."""
     start, clock, played = None, 0.0, 0
     while played < 500:
-        size = stream.next_chunk_frames(played)
+        size = speak.next_chunk_frames(played)
         clock += 0.7 * size
         start = clock if start is None else start
         assert clock <= start + played + 1e-9
@@ -271,7 +263,7 @@ def test_chunks_arrive_before_the_last_one_ends():
 def test_closing_a_stream_frees_the_voice(voice, frame_counts):
     """Mistake: the adapter stays off, and the caches stay allocated, after a client has disconnected."""
     before = speak.speak("Hello.", voice, seed=3).samples
-    speech_stream, open_before = stream.SpeechStream(LONG, voice, finetuned=False), frame_counts["open"]
+    speech_stream, open_before = speak.stream_speech(LONG, voice, finetuned=False), frame_counts["open"]
     next(speech_stream)
     assert frame_counts["open"] == open_before + 1
     speech_stream.close()
@@ -284,64 +276,7 @@ def test_the_eos_frame_is_never_decoded(voice, monkeypatch):
     codes = make_codes(voice.base.codec, 8)
     codes[5, :-1] = 0
     monkeypatch.setattr(InferenceEngine, "stream", lambda *arguments: (frame[None] for frame in codes))
-    speech_stream = stream.SpeechStream("Hello.", voice)
-    streamed = np.concatenate(list(speech_stream))
+    streamed = np.concatenate(list(speak.stream_speech("Hello.", voice)))
     np.testing.assert_allclose(streamed, voice.base.codec.decode([codes[:5]])[0], atol=1e-5)
-    assert speech_stream.ended_with_eos
     codes[0] = 0
-    empty_stream = stream.SpeechStream("Hello.", voice)
-    assert list(empty_stream) == [] and not empty_stream.ended_with_eos and empty_stream.first_audio_seconds is None
-
-
-@pytest.mark.parametrize(("text", "message"), [("", "empty"), ("...", "no letter")])
-def test_unspeakable_text_is_refused_before_the_stream(voice, text, message):
-    """Mistake: a server has already answered 200 when the text turns out to be empty."""
-    with pytest.raises(KitError, match=message):
-        stream.SpeechStream(text, voice)
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_a_saved_stream_equals_speak(voice, tmp_path, suffix):
-    """Mistake: another format, sample rate, duration or loudness than `speak --out` writes."""
-    path = stream.SpeechStream("Hello.", voice, seed=2).save(tmp_path / "new" / f"hello.{suffix}", watermarked=False)
-    whole = speak.speak("Hello.", voice, seed=2)
-    whole.save(tmp_path / f"whole.{suffix}", watermarked=False)
-    for file in (path, tmp_path / f"whole.{suffix}"):
-        samples, rate = soundfile.read(file, dtype="float32")
-        assert rate == whole.sample_rate and soundfile.info(file).subtype == "PCM_16"
-        np.testing.assert_allclose(samples, whole.samples.clip(-1, 1), atol=1e-4)
-    assert [file.name for file in path.parent.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o644
-
-
-def test_a_failed_stream_keeps_the_old_file(voice, tmp_path, monkeypatch, frame_counts):
-    """Mistake: half a file under the name of a complete one, with temporary files next to it."""
-    path = tmp_path / "hello.wav"
-    path.write_bytes(b"an older take")
-    decoded = []
-    decode = StreamingDecoder.decode
-
-    def decode_with_nan(self, codes):
-        decoded.append(codes)
-        return decode(self, codes) * np.float32(np.nan if len(decoded) == 3 else 1.0)
-
-    monkeypatch.setattr(StreamingDecoder, "decode", decode_with_nan)
-    with pytest.raises(KitError, match="NaN or infinity"):
-        stream.SpeechStream("This is a sentence of some words.", voice).save(path, watermarked=False)
-    assert len(decoded) == 3 and frame_counts["open"] == 0
-    assert path.read_bytes() == b"an older take" and [file.name for file in tmp_path.iterdir()] == ["hello.wav"]
-    with pytest.raises(KitError, match="ends in '.xyz'"):
-        stream.SpeechStream("Hello.", voice).save(tmp_path / "hello.xyz")
-    assert len(decoded) == 3
-
-
-def test_the_command_streams(toy, tmp_path, monkeypatch, capsys):
-    """Mistake: `speak --stream` writes nothing, does not report the time to the first audio, or silently ignores
-    --retries."""
-    monkeypatch.chdir(tmp_path)
-    arguments = ["speak", "Hello.", "--no-adapter", "--base", toy, "--device", "cpu", "--stream"]
-    assert main([*arguments, "--out", "hello.flac"]) == 0
-    assert re.search(r"hello\.flac: \d+\.\d s in \d+\.\d s, first audio after \d\.\d\d s, (ended|reached)",
-                     capsys.readouterr().out)
-    assert soundfile.info("hello.flac").frames > 0
-    assert main([*arguments, "--retries", "2"]) == 1
-    assert "--retries" in capsys.readouterr().err
+    assert list(speak.stream_speech("Hello.", voice)) == []

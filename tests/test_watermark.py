@@ -307,11 +307,10 @@ def test_the_exit_status_is_the_result(speech, marked, tmp_path, capsys):
     assert "nan.wav holds samples that are not numbers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stream", [[], ["--stream"]])
-def test_the_command_marks_speech_by_default(stream, tmp_path, monkeypatch, capsys):
+def test_the_command_marks_speech_by_default(tmp_path, monkeypatch, capsys):
     """Mistake: speech is written without a watermark, or the watermark changes what is spoken."""
     monkeypatch.chdir(tmp_path)
-    arguments = ["speak", "The dog ran away.", "--no-adapter", "--base", str(TINY_CSM), "--device", "cpu", *stream]
+    arguments = ["speak", "The dog ran away.", "--no-adapter", "--base", str(TINY_CSM), "--device", "cpu"]
     assert main([*arguments, "--out", "marked.wav"]) == 0
     assert "No watermark" not in capsys.readouterr().out
     assert main([*arguments, "--no-watermark", "--out", "plain.wav"]) == 0

@@ -1,10 +1,9 @@
 """Waveforms, mono float32 arrays (samples,): reading, writing, resampling, loudness, trimming, F0, notebook players."""
 
 import contextlib
-import html
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from tts_kit import html as pages
-from tts_kit import io
+from tts_kit import html, io
 from tts_kit.errors import KitError
 
 MIN_SAMPLE_RATE = 16_000
@@ -22,14 +20,11 @@ BLOCK_SECONDS = 30  # length of the blocks in which long files are read
 SILENCE_PEAK = 10 ** (-60 / 20)
 TARGET_LUFS = -20.0  # of training clips, and of what is measured
 SPEECH_LUFS = -18.0  # of what is spoken
-MAX_LEVELING = 24.0  # most dB by which speech is made louder or quieter
+MAX_LEVELING = 24.0  # most dB by which speech is made louder
 MAX_TRUE_PEAK = 10 ** (-1 / 20)
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-CONTENT_TYPES = {"mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg", MP3_RATES), "wav": ("WAV", "PCM_16", "audio/wav", ()),
-                 "flac": ("FLAC", "PCM_16", "audio/flac", ()),
-                 "opus": ("OGG", "OPUS", "audio/ogg", (8_000, 12_000, 16_000, 24_000, 48_000))}
-"""Name -> libsndfile's container and subtype, MIME type, and the sample rates it supports if not all."""
+SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III"}
+"""Format that `encode` writes -> libsndfile's name of its encoding."""
 MIN_F0, MAX_F0 = 60.0, 450.0
 VOICED_AUTOCORRELATION = 0.5  # normalized autocorrelation at the period from which a frame is voiced
 # soundfile raises TypeError for a headerless .raw file, whose rate it would have to be given
@@ -82,11 +77,6 @@ def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     return samples if rate == target_rate else soxr.resample(samples, rate, target_rate, quality="HQ")
 
 
-def resampler(rate: int, target_rate: int) -> Callable[[np.ndarray, bool], np.ndarray]:
-    """Return a function that resamples chunk by chunk, given (samples,) and whether they are the last."""
-    return soxr.ResampleStream(rate, target_rate, 1, dtype="float32").resample_chunk
-
-
 def change_speed(chunks: Iterable[np.ndarray], rate: int, speed: float) -> Iterator[np.ndarray]:
     """Yield chunks (samples,) `speed` times as fast at the same pitch, cut elsewhere; by FFmpeg's filter `atempo`."""
     import av
@@ -112,42 +102,34 @@ def change_speed(chunks: Iterable[np.ndarray], rate: int, speed: float) -> Itera
 
 
 def check_name(path: str | Path) -> str:
-    """Return libsndfile's format for the suffix of `path`."""
+    """Return the format that the suffix of `path` means."""
     suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise KitError(f"{path} ends in {suffix!r}; audio is written as {' or '.join(FORMATS)}. Choose one of these.")
-    return FORMATS[suffix]
-
-
-@contextlib.contextmanager
-def open_writer(path: str | Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that appends (samples,) to a 16-bit WAV or FLAC, which appears at `path` if the block ends well."""
-    format, buffer = check_name(path), BytesIO()  # soundfile hides the reason why a file cannot be written
-    with io.atomic_file(path) as raw:
-        with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_16", format=format) as file:
-            yield lambda samples: file.write(_clipped(samples, path))
-        raw.write(buffer.getbuffer())
+    if suffix not in (".wav", ".flac"):
+        raise KitError(f"{path} ends in {suffix!r}; audio is written as .wav or .flac. Choose one of these.")
+    return suffix[1:]
 
 
 def write(path: str | Path, samples: np.ndarray, rate: int) -> None:
     """Write (samples,) as a 16-bit WAV or FLAC, by the suffix of `path`, atomically."""
-    with open_writer(path, rate) as append:
-        append(samples)
+    # from memory, as soundfile hides the reason why a file cannot be written
+    io.write_bytes(path, encode(samples, rate, check_name(path), name=str(path)))
 
 
-def encode(samples: np.ndarray, rate: int, format: str, compression_level: float | None = None) -> bytes:
-    """Encode (samples,) as the bytes of a file of one of the CONTENT_TYPES."""
-    container, subtype, _, rates = CONTENT_TYPES[format]
-    file_rate = next((allowed for allowed in rates if allowed >= rate), rates[-1] if rates else rate)
+def encode(samples: np.ndarray, rate: int, format: str, compression_level: float | None = None,
+           name: str = "audio") -> bytes:
+    """Encode (samples,) as the bytes of a file of one of the SUBTYPES; `name` is used in error messages."""
+    if not np.isfinite(samples).all():
+        raise KitError(f"{name}: the samples hold NaN or infinity and would be noise; nothing was written.")
+    file_rate = next((allowed for allowed in MP3_RATES if allowed >= rate), MP3_RATES[-1]) if format == "mp3" else rate
     buffer = BytesIO()
-    soundfile.write(buffer, _clipped(resample(samples, rate, file_rate), "audio"), file_rate, format=container,
-                    subtype=subtype, compression_level=compression_level)
+    soundfile.write(buffer, np.clip(resample(samples, rate, file_rate), -1, 1), file_rate, format=format,
+                    subtype=SUBTYPES[format], compression_level=compression_level)
     return buffer.getvalue()
 
 
 def encode_lossy(samples: np.ndarray, rate: int, compression_level: float = 0.0) -> tuple[bytes, str]:
     """Return (samples,) as MP3, which every browser plays, and its MIME type; level 0.4 is two thirds of the size of 0."""
-    return encode(samples, rate, "mp3", compression_level), CONTENT_TYPES["mp3"][2]
+    return encode(samples, rate, "mp3", compression_level), "audio/mpeg"
 
 
 def loudness(samples: np.ndarray, rate: int) -> float:
@@ -164,9 +146,9 @@ def loudness(samples: np.ndarray, rate: int) -> float:
         return float(meter.integrated_loudness(samples.astype(np.float64)))
 
 
-def gain(lufs: float, target: float = TARGET_LUFS) -> float:
-    """Return the factor that brings a loudness to `target` LUFS; 1 for silence."""
-    return float(10 ** ((target - lufs) / 20)) if np.isfinite(lufs) else 1.0
+def gain(lufs: float, target: float = TARGET_LUFS, most: float = np.inf) -> float:
+    """Return the factor that brings a loudness to `target` LUFS, or louder by `most` dB; 1 for silence."""
+    return float(10 ** (min(target - lufs, most) / 20)) if np.isfinite(lufs) else 1.0
 
 
 def true_peak(samples: np.ndarray) -> float:
@@ -201,8 +183,7 @@ def limit(samples: np.ndarray, rate: int) -> np.ndarray:
 
 def level_speech(samples: np.ndarray, rate: int) -> np.ndarray:
     """Bring one sentence (samples,) to SPEECH_LUFS with limited peaks; silence stays as it is."""
-    factor = gain(loudness(samples, rate), SPEECH_LUFS)
-    return limit(samples * np.float32(min(factor, 10 ** (MAX_LEVELING / 20))), rate)
+    return limit(samples * np.float32(gain(loudness(samples, rate), SPEECH_LUFS, MAX_LEVELING)), rate)
 
 
 class Leveler:
@@ -214,17 +195,13 @@ class Leveler:
     def __init__(self, rate: int):
         self.rate, self.gain, self.sentence = rate, gain(TARGET_LUFS, SPEECH_LUFS), np.zeros(0, np.float32)
 
-    def level(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the chunks (samples,) of one sentence with their level evened."""
-        self.sentence = np.zeros(0, np.float32)
-        for chunk in chunks:
-            self.sentence = np.concatenate([self.sentence, chunk])[-10 * self.rate:]
-            target = self.gain
-            if len(self.sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(self.sentence, self.rate)):
-                most = min(gain(lufs, SPEECH_LUFS), 10 ** (MAX_LEVELING / 20))
-                target = float(np.clip(most, self.gain / 2, self.gain * 2))
-            yield limit((chunk * np.linspace(self.gain, target, len(chunk))).astype(np.float32), self.rate)
-            self.gain = target
+    def level(self, chunk: np.ndarray, is_first: bool) -> np.ndarray:
+        """Return the next chunk (samples,) of a sentence, or the first one, with its level evened."""
+        sentence = chunk if is_first else np.concatenate([self.sentence, chunk])
+        self.sentence, begin = sentence[-10 * self.rate:], self.gain
+        if len(self.sentence) >= 0.4 * self.rate and np.isfinite(lufs := loudness(self.sentence, self.rate)):
+            self.gain = float(np.clip(gain(lufs, SPEECH_LUFS, MAX_LEVELING), begin / 2, begin * 2))
+        return limit((chunk * np.linspace(begin, self.gain, len(chunk))).astype(np.float32), self.rate)
 
 
 def close_ending(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -281,7 +258,7 @@ def player(samples: np.ndarray, rate: int, label: str = ""):
 
     content, mime = encode_lossy(samples, rate)
     caption = f"<figcaption>{html.escape(label)}</figcaption>" if label else ""
-    source = pages.data_uri(content, mime)
+    source = html.data_uri(content, mime)
     return HTML(f'<figure style="margin:0.5em 0">{caption}<audio controls src="{source}"></audio></figure>')
 
 
@@ -354,7 +331,8 @@ def _resampled(blocks: Iterator[np.ndarray], own_rate: int, rate: int, name: str
         raise KitError(f"{name} is sampled at {own_rate / 1000:g} kHz; wanted {min_rate // 1000} kHz or more. "
                        f"{own_rate / 1000:g} kHz telephone audio has nothing above {own_rate / 2000:g} kHz, and the voice "
                        "would learn that. Use the original recording, or leave this one out.")
-    resample_chunk, gathered, seconds = resampler(own_rate, rate), [], 0.0
+    resample_chunk = soxr.ResampleStream(own_rate, rate, 1, dtype="float32").resample_chunk
+    gathered, seconds = [], 0.0
     for block in blocks:
         if not np.isfinite(block).all():
             raise KitError(f"{name} holds samples that are not numbers (NaN or infinity); wanted finite samples only. "
@@ -372,9 +350,3 @@ def _resampled(blocks: Iterator[np.ndarray], own_rate: int, rate: int, name: str
 def _unreadable(name: str, error: Exception) -> KitError:
     return KitError(f"{name} cannot be read as audio ({str(error).rstrip('.')}). Wanted WAV, FLAC, MP3 or OGG: export "
                     "it again, or leave it out.")
-
-
-def _clipped(samples: np.ndarray, name) -> np.ndarray:
-    if not np.isfinite(samples).all():
-        raise KitError(f"{name}: the samples hold NaN or infinity and would be noise; nothing was written.")
-    return np.clip(samples, -1.0, 1.0).astype(np.float32)

@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from tts_kit.errors import DISK_FULL, KitError
 
+MAX_TEXT_BYTES = 1_000_000  # of a text file that a user writes
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -74,6 +76,21 @@ def read_json(path: Path, remedy: str) -> dict:
     if not isinstance(value, dict):
         raise KitError(f"{path} holds no JSON object. {remedy}")
     return value
+
+
+def read_text(path: Path, name: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark; `name` is used in error messages."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise KitError(f"{name} cannot be read: {error.strerror}. Give a text file.") from error
+    except UnicodeDecodeError as error:
+        raise KitError(f"{name} is not UTF-8 text (byte {error.start + 1}). Save it as UTF-8.") from error
+    if len(content) > MAX_TEXT_BYTES:
+        raise KitError(f"{name} is larger than {MAX_TEXT_BYTES / 1e6:g} MB. Keep what is needed.")
+    return text
 
 
 @contextlib.contextmanager

@@ -108,6 +108,7 @@ def _choose_device():
 @_stage([gpu.partition(":")[0] for gpu in GPUS])  # only training has a use for a second GPU
 def run_command(args: argparse.Namespace) -> None:
     """Run a command of `tts-kit`."""
+    args.run = Run(args.run)  # not on the client, whose paths may be those of Windows
     args.func(args)
 
 

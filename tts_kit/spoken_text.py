@@ -2,16 +2,17 @@
 
 import csv
 import functools
-import io
 import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 
+from tts_kit import io
 from tts_kit.errors import KitError
 
-MAX_LEXICON_BYTES, MAX_LEXICON_ROWS, MAX_LEXICON_CHARACTERS = 1_000_000, 5_000, 200
+MAX_LEXICON_ROWS, MAX_LEXICON_CHARACTERS = 5_000, 200
 MAX_CARDINAL_DIGITS = 9  # longer numbers without separators are read digit by digit, as telephone numbers are
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")
@@ -41,7 +42,7 @@ def to_spoken(text: str, lexicon: Sequence[tuple[str, str]] = (), english: bool 
         return text
     text = re.sub(r"[^\D0-9]", lambda match: str(unicodedata.digit(match[0])), text)  # digits of other scripts
     for pattern, rule in RULES:
-        text = pattern.sub(rule, text)
+        text = re.sub(pattern, rule, text)
     return re.sub(r" +(?=[,.;:!?](?:\s|$))", "", " ".join(text.split()))
 
 
@@ -49,19 +50,9 @@ def read_lexicon(path: str | Path) -> tuple[tuple[str, str], ...]:
     """Return the rows (word, spoken as) of a CSV file in UTF-8, whose header `word,spoken` may be left out.
 
     A word in small letters also stands for itself in capitals; one with capitals only for itself as it is written."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_LEXICON_BYTES + 1)
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise KitError(f"the lexicon {path} cannot be read: {error.strerror}. Give a CSV file.") from error
-    except UnicodeDecodeError as error:
-        raise KitError(f"the lexicon {path} is not UTF-8 text (byte {error.start + 1}). Save it as UTF-8.") from error
-    if len(content) > MAX_LEXICON_BYTES:
-        raise KitError(f"the lexicon {path} is larger than {MAX_LEXICON_BYTES / 1e6:g} MB. Keep the words that are needed.")
     entries: dict[str, str] = {}
     try:
-        rows = [*csv.reader(io.StringIO(text), strict=True)]
+        rows = [*csv.reader(StringIO(io.read_text(path, f"the lexicon {path}")), strict=True)]
     except csv.Error as error:
         raise KitError(f"the lexicon {path} is not CSV ({error}). Write rows such as: Siobhan,shivawn") from error
     for number, row in enumerate(rows, 1):
@@ -121,8 +112,6 @@ def _counted(number: str, noun: str) -> str:
     singular, _, plural = noun.partition("/")
     rest = plural.partition(" ")[2] if plural else ""
     word = f"{singular} {rest}".strip() if number == "1" else plural or f"{singular}s"
-    if not plural and " " in singular and number != "1":
-        word = f"{singular}s"
     return f"{_cardinal(number)} {word}"
 
 
@@ -201,61 +190,55 @@ def _choice(words: dict[str, str]) -> str:
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
-def _rule(pattern: str, rule: Callable[[re.Match], str] | str) -> tuple[re.Pattern, Callable[[re.Match], str] | str]:
-    return re.compile(pattern), rule
-
-
 MONTH = "(" + "|".join(f"{month}|{month[:3]}t?\\." for month in MONTHS) + ")"
 HALF = r"([ap]\.m\.|[AP]\.M\.|[ap]m\b|[AP]M\b)"
-RULES = (
-    _rule(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}", _address),
-    _rule(r"(?:https?://|\bwww\.)[^\s<>\"]{1,500}", _address),
-    _rule(r"(?<![\w.-])(?:[\w-]{1,63}\.){1,5}(?:com|org|net|io|ai|dev|edu|gov|uk|de|fr|eu|us|app)\b(?:/[^\s<>\"]{0,300})?",
-          _address),
-    _rule(r"(?<!\w)\.NET\b", "dot net"),
-    _rule(r"\b([CF])#", r"\1 sharp"),
-    _rule(r"\b([A-Za-z])\+\+", r"\1 plus plus"),
-    _rule(r"(?<=\w)\.(?=(?:js|py|txt|csv|pdf|md|wav|mp\d|json|exe|zip)\b)", " dot "),
-    _rule(r"\bSt\. (?=[A-Z])(?!(?:and|is|in)\b)", "Saint "),
-    _rule(rf"(?<![\w.])({_choice(ABBREVIATIONS)})", lambda match: ABBREVIATIONS[match[1]]),
-    _rule(rf"(?<![\w.])({_choice(FINAL_ABBREVIATIONS)})",
-          lambda match: FINAL_ABBREVIATIONS[match[1]] + _full_stop(match, match[1])),
-    _rule(rf"(?<![\w.])({_choice(BEFORE_NUMBER)}) ?(?=\d)", lambda match: f"{BEFORE_NUMBER[match[1]]} "),
-    _rule(r"[½¼¾]", lambda match: {"½": " 1/2", "¼": " 1/4", "¾": " 3/4"}[match[0]]),
-    _rule(r"(?<![\w/-])(\d{4})-(\d{2})-(\d{2})(?![\w/-])", lambda match: _date(match, *match.groups())),
-    _rule(r"(?<![\w/])(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})(?![\w/])", lambda match: _date(match, match[3], match[1], match[2])),
-    _rule(rf"\b{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?(?![\w:.]*\d)(?:,? (\d{{4}})\b)?",
-          lambda match: _date(match, match[3], match[1], match[2])),
-    _rule(rf"(?<![\w.,])(?:[Tt]he )?(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH}(?:,? (\d{{4}})\b)?",
-          lambda match: _date(match, match[3], match[2], match[1], "the {1} of {0}")),
-    _rule(rf"(?<![\w:.,])([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?(?![\d:])(?: ?{HALF})?", _time),
-    _rule(rf"(?<![\w:.,])(\d{{1,2}})()() ?{HALF}", _time),
-    _rule(r"(?<![\w-])(?:\+?\d{1,3}[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])",
-          lambda match: ", ".join(filter(None, map(_digits, re.split(r"[^0-9]+", match[0]))))),
-    _rule(r"(?<![\w-])(\d{3})-(\d{4})(?![\w-])", lambda match: f"{_digits(match[1])}, {_digits(match[2])}"),
-    _rule(r"\+(?=\d{7,})", "plus "),
-    _rule(r"(?<![\w.,)])-(?=[$£€¥₹]?\d)", "minus "),
-    _rule(rf"([$£€¥₹]|\b(?:USD|EUR|GBP) ?)({NUMBER})(?: ?(thousand|million|billion|trillion|{_choice(SCALES)})\b)?",
-          lambda match: _money(match[1].strip(), match[2], match[3])),
-    _rule(rf"(?<![\w.,])({NUMBER}) ?([€£]|(?:USD|EUR|GBP)\b)", lambda match: _money(match[2], match[1], None)),
-    _rule(r"(?<![\w.,])(\d+)¢", lambda match: _counted(match[1], "cent")),
-    _rule(r"\b(?:[vV]ersion |[vV])(\d{1,4}(?:\.\d{1,4}){0,5})\b",
-          lambda match: "version " + " point ".join(map(_cardinal, match[1].split(".")))),
-    _rule(r"(?<![\w.])\d{1,4}(?:\.\d{1,4}){2,6}(?![\w]|\.\d)",
-          lambda match: " point ".join(map(_cardinal, match[0].split(".")))),
-    _rule(r"(?<![\d.,/])(?:(\d{1,4}) )?(\d{1,4})/(\d{1,4})(?![\w/])", _fraction),
-    _rule(r"(?<![\w.,-])(\d{1,4}(?:\.\d+)?)-(?=\d{1,4}(?![\d-]))", lambda match: f"{_number(match[1])} to "),
-    _rule(rf"(?<![\w.,])({NUMBER})(?:st|nd|rd|th)\b", lambda match: _words(match[1].replace(",", ""), "ordinal")
-          if match[1].replace(",", "").isdigit() and len(match[1]) <= 15 else match[0]),
-    _rule(r"(?<![\w.,])'?(\d0|1\d{2}0|20\d0)'?s(?!\w)", _decade),
-    _rule(rf"(?<![\w.,])({NUMBER}) ?({_choice(UNITS)})(?![\w/°²])", lambda match: _counted(match[1], UNITS[match[2]])),
-    _rule(rf"\b({NAMED}) ([IVXL]{{1,7}})\b(?!')", lambda match: f"{match[1]} {_cardinal(_roman(match[2]))}"),
-    _rule(rf"\b({RULERS}) ([IVXL]{{2,7}}|[VX])\b(?!')",
-          lambda match: f"{match[1]} the {_words(_roman(match[2]), 'ordinal')}"),
-    _rule(r"(?<=[A-Za-z])-(?=\d)", " "),
-    _rule(NUMBER, lambda match: f" {_number(match[0])} " if match.string[match.start() - 1:match.start()].isalpha() or
-          match.string[match.end():match.end() + 1].isalpha() else _number(match[0])),
-    _rule(r"#(?=[A-Za-z])", "hashtag "),
-    _rule(rf"[{re.escape(''.join(SYMBOLS))}]", lambda match: f" {SYMBOLS[match[0]]} "),
+RULES: tuple[tuple[str, Callable[[re.Match], str] | str], ...] = (
+    (r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}", _address),
+    (r"(?:https?://|\bwww\.)[^\s<>\"]{1,500}", _address),
+    (r"(?<![\w.-])(?:[\w-]{1,63}\.){1,5}(?:com|org|net|io|ai|dev|edu|gov|uk|de|fr|eu|us|app)\b(?:/[^\s<>\"]{0,300})?",
+     _address),
+    (r"(?<!\w)\.NET\b", "dot net"),
+    (r"\b([CF])#", r"\1 sharp"),
+    (r"\b([A-Za-z])\+\+", r"\1 plus plus"),
+    (r"(?<=\w)\.(?=(?:js|py|txt|csv|pdf|md|wav|mp\d|json|exe|zip)\b)", " dot "),
+    (r"\bSt\. (?=[A-Z])(?!(?:and|is|in)\b)", "Saint "),
+    (rf"(?<![\w.])({_choice(ABBREVIATIONS)})", lambda match: ABBREVIATIONS[match[1]]),
+    (rf"(?<![\w.])({_choice(FINAL_ABBREVIATIONS)})",
+     lambda match: FINAL_ABBREVIATIONS[match[1]] + _full_stop(match, match[1])),
+    (rf"(?<![\w.])({_choice(BEFORE_NUMBER)}) ?(?=\d)", lambda match: f"{BEFORE_NUMBER[match[1]]} "),
+    (r"[½¼¾]", lambda match: {"½": " 1/2", "¼": " 1/4", "¾": " 3/4"}[match[0]]),
+    (r"(?<![\w/-])(\d{4})-(\d{2})-(\d{2})(?![\w/-])", lambda match: _date(match, *match.groups())),
+    (r"(?<![\w/])(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})(?![\w/])", lambda match: _date(match, match[3], match[1], match[2])),
+    (rf"\b{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?(?![\w:.]*\d)(?:,? (\d{{4}})\b)?",
+     lambda match: _date(match, match[3], match[1], match[2])),
+    (rf"(?<![\w.,])(?:[Tt]he )?(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH}(?:,? (\d{{4}})\b)?",
+     lambda match: _date(match, match[3], match[2], match[1], "the {1} of {0}")),
+    (rf"(?<![\w:.,])([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?(?![\d:])(?: ?{HALF})?", _time),
+    (rf"(?<![\w:.,])(\d{{1,2}})()() ?{HALF}", _time),
+    (r"(?<![\w-])(?:\+?\d{1,3}[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])",
+     lambda match: ", ".join(filter(None, map(_digits, re.split(r"[^0-9]+", match[0]))))),
+    (r"(?<![\w-])(\d{3})-(\d{4})(?![\w-])", lambda match: f"{_digits(match[1])}, {_digits(match[2])}"),
+    (r"\+(?=\d{7,})", "plus "),
+    (r"(?<![\w.,)])-(?=[$£€¥₹]?\d)", "minus "),
+    (rf"([$£€¥₹]|\b(?:USD|EUR|GBP) ?)({NUMBER})(?: ?(thousand|million|billion|trillion|{_choice(SCALES)})\b)?",
+     lambda match: _money(match[1].strip(), match[2], match[3])),
+    (rf"(?<![\w.,])({NUMBER}) ?([€£]|(?:USD|EUR|GBP)\b)", lambda match: _money(match[2], match[1], None)),
+    (r"(?<![\w.,])(\d+)¢", lambda match: _counted(match[1], "cent")),
+    (r"\b(?:[vV]ersion |[vV])(\d{1,4}(?:\.\d{1,4}){0,5})\b",
+     lambda match: "version " + " point ".join(map(_cardinal, match[1].split(".")))),
+    (r"(?<![\w.])\d{1,4}(?:\.\d{1,4}){2,6}(?![\w]|\.\d)", lambda match: " point ".join(map(_cardinal, match[0].split(".")))),
+    (r"(?<![\d.,/])(?:(\d{1,4}) )?(\d{1,4})/(\d{1,4})(?![\w/])", _fraction),
+    (r"(?<![\w.,-])(\d{1,4}(?:\.\d+)?)-(?=\d{1,4}(?![\d-]))", lambda match: f"{_number(match[1])} to "),
+    (rf"(?<![\w.,])({NUMBER})(?:st|nd|rd|th)\b", lambda match: _words(match[1].replace(",", ""), "ordinal")
+     if match[1].replace(",", "").isdigit() and len(match[1]) <= 15 else match[0]),
+    (r"(?<![\w.,])'?(\d0|1\d{2}0|20\d0)'?s(?!\w)", _decade),
+    (rf"(?<![\w.,])({NUMBER}) ?({_choice(UNITS)})(?![\w/°²])", lambda match: _counted(match[1], UNITS[match[2]])),
+    (rf"\b({NAMED}) ([IVXL]{{1,7}})\b(?!')", lambda match: f"{match[1]} {_cardinal(_roman(match[2]))}"),
+    (rf"\b({RULERS}) ([IVXL]{{2,7}}|[VX])\b(?!')", lambda match: f"{match[1]} the {_words(_roman(match[2]), 'ordinal')}"),
+    (r"(?<=[A-Za-z])-(?=\d)", " "),
+    (NUMBER, lambda match: f" {_number(match[0])} " if match.string[match.start() - 1:match.start()].isalpha() or
+     match.string[match.end():match.end() + 1].isalpha() else _number(match[0])),
+    (r"#(?=[A-Za-z])", "hashtag "),
+    (rf"[{re.escape(''.join(SYMBOLS))}]", lambda match: f" {SYMBOLS[match[0]]} "),
 )
 """Applied in turn; what a rule returns is words, which no later rule changes."""

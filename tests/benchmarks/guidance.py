@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.benchmarks import generate, measure
 from tts_kit import audio
 from tts_kit import device as devices
-from tts_kit.generation import guidance
+from tts_kit.generation.sampling import guided_prompt
 from tts_kit.io import write_json
 from tts_kit.run import OTHER_SPEAKERS, TINY_CSM
 from tts_kit.speech import speak
@@ -38,7 +38,7 @@ def main() -> None:
 
     def frames(**settings: float):
         sampling = replace(speaker.sampling, **settings)
-        prompt = guidance.build_prompt(speaker.prompt_builder, "sentence", context, target, sampling)
+        prompt = guided_prompt(speaker.prompt_builder, "sentence", context, target, sampling)
         task = generate.Task(speaker, [prompt], generate.FRAMES, "cpu")
         return measure.timer(lambda: task.kit(sampling), "cpu")
 

@@ -21,8 +21,7 @@ from transformers import CsmForConditionalGeneration
 
 from tts_kit.errors import KitError, reason
 from tts_kit.generation.fused_decoder import FusedDecoder
-from tts_kit.generation.guidance import guide
-from tts_kit.generation.sampling import Sampling, draw_gumbel_noise, sample_token
+from tts_kit.generation.sampling import Sampling, draw_gumbel_noise, guide, sample_token
 from tts_kit.model.embed import embed_inputs
 from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens.prompt import Example
@@ -156,8 +155,7 @@ class InferenceEngine:
         self._copy_weights()
         batch, kinds = len(prompts), len(sampling.guidance_scales)
         rows = [prompts, *zip(*(prompt.unconditional for prompt in prompts))]
-        if len(rows) != 1 + kinds:
-            raise ValueError(f"prompts have {len(rows) - 1} unconditional ones, and the sampling {kinds} guidance scales")
+        assert len(rows) == 1 + kinds, f"{len(rows) - 1} unconditional prompts for {kinds} guidance scales"
         inputs, is_real = left_pad_prompts(self.model, [*itertools.chain(*rows)])
         max_frames = max_frames or self.spec.max_positions - inputs.shape[1]
         with self._acquire_state(batch, inputs.shape[1] + max_frames, sampling) as state:
@@ -311,8 +309,7 @@ class InferenceEngine:
         if not self._is_stale:
             return
         adapters = {name for module in self.model.modules() if isinstance(module, LoraLayer) for name in module.lora_A}
-        if self.adapter is not None and self.adapter not in adapters:
-            raise ValueError(f"the model has no adapter {self.adapter!r}; it has {sorted(adapters) or 'none'}")
+        assert self.adapter is None or self.adapter in adapters, f"no adapter {self.adapter!r} among {sorted(adapters)}"
         self.backbone.load_weights(self.adapter)
         self.depth.load_weights(self.adapter)
         self._is_stale = False

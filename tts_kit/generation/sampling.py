@@ -1,4 +1,6 @@
-"""Sampling settings, and sampling a token from logits without any host-device synchronization."""
+"""Sampling settings, classifier-free guidance, and sampling a token from logits without any host-device synchronization.
+
+Guidance pushes logits away from those of the same prompt without its text, or without its context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -6,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from tts_kit.config import CHECKPOINT_DEFAULT, Config
+from tts_kit.tokens.prompt import Example, PromptBuilder, Turn
 
 FIELDS = {"temperature": "temperature", "depth_decoder_temperature": "depth_temperature", "top_k": "top_k"}
 """Name in a checkpoint's generation_config.json -> field of `Sampling` and of `Config`."""
@@ -45,6 +48,21 @@ class Sampling:
         """Return these settings with those that the config sets itself."""
         values = {field.name: getattr(config, field.name) for field in fields(self)}
         return replace(self, **{name: value for name, value in values.items() if value != CHECKPOINT_DEFAULT})
+
+
+def guided_prompt(builder: PromptBuilder, name: str, context: Sequence[Turn], target: Turn, sampling: Sampling) -> Example:
+    """Return the prompt of a turn after its context, with the unconditional prompts that the sampling's guidance needs."""
+    unconditional = {"guidance": [*context, replace(target, text="")], "reference_guidance": [target]}
+    return replace(builder.build(name, [*context, target]), unconditional=tuple(
+        builder.build(name, turns) for scale, turns in unconditional.items() if getattr(sampling, scale) != 1))
+
+
+def guide(logits: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+    """Return guided logits (B, vocab) from those of all rows: B conditional ones, then B of each kind that has a scale."""
+    if not scales:
+        return logits
+    conditional, *unconditional = logits.float().chunk(1 + len(scales))
+    return sum(((scale - 1) * (conditional - other) for scale, other in zip(scales, unconditional)), start=conditional)
 
 
 def draw_gumbel_noise(noise: torch.Tensor, generators: Sequence[torch.Generator]) -> None:

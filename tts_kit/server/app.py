@@ -27,7 +27,7 @@ from tts_kit.run import NAME
 from tts_kit.server import audio_format, schemas
 from tts_kit.server.audio_format import MIME_TYPES, PCM
 from tts_kit.server.queue import MAX_JOBS, QUEUE_TIMEOUT, Job, JobQueue, Worker
-from tts_kit.server.schemas import APIError, Clip, DialogueRequest, NamedVoice, Options, SpeechRequest
+from tts_kit.server.schemas import APIError, Clip, DialogueRequest, Options, SpeechRequest
 from tts_kit.speech import dialogue, speak
 from tts_kit.speech.voice import Reference, Voice
 
@@ -101,9 +101,8 @@ class Server(LocalServer):
         self.queue.close()  # waiting clients get an answer before their connections are closed
         await super().shutdown(sockets)
 
-    def resolve_voice(self, requested: str | NamedVoice, model: str) -> str:
+    def resolve_voice(self, requested: str, model: str) -> str:
         """Return the name of the voice that a request means, or raise APIError."""
-        requested = schemas.voice_id(requested)
         name = self.aliases.get(requested, requested)
         if name not in self.voices:
             raise APIError(400, f"there is no voice {name[:60]!r}; there are {', '.join(self.voices)}.", "voice_not_found",
@@ -157,24 +156,30 @@ class Server(LocalServer):
             disconnect.cancel()
         if job.streaming is False:
             content = await audio_format.encode(chunks, rate, file_format)
+            ended_with_eos = all(generation.is_complete for generation in job.generations)
             return Response(content, headers=headers | {"Content-Type": mime_type,
-                                                        "X-Ended-With-EOS": str(job.ended_with_eos).lower()})
+                                                        "X-Ended-With-EOS": str(ended_with_eos).lower()})
         is_sse = options.stream_format == "sse"
         headers |= {"Content-Type": "text/event-stream" if is_sse else mime_type, "Cache-Control": "no-store"}
         # ended a second time in the background: a generator that was never begun runs no `finally`
-        return StreamingResponse(self._stream(job, _chain(chunks, chunks_of_job), rate, file_format, is_sse),
+        return StreamingResponse(self._stream(job, chunks[0], chunks_of_job, rate, file_format, is_sse),
                                  headers=headers, background=BackgroundTask(self.queue.end, job))
 
-    async def _stream(self, job: Job, chunks: AsyncIterator[np.ndarray], rate: int, file_format: str,
+    async def _stream(self, job: Job, first: np.ndarray, rest: AsyncIterator[np.ndarray], rate: int, file_format: str,
                       is_sse: bool) -> AsyncIterator[bytes]:
+        async def chunks() -> AsyncIterator[np.ndarray]:
+            yield first
+            async for chunk in rest:
+                yield chunk
+
         try:
-            async for part in audio_format.stream(chunks, rate, file_format):
+            async for part in audio_format.stream(chunks(), rate, file_format):
                 encoded = {"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()}
                 yield audio_format.event(encoded) if is_sse else part
             if is_sse:
+                frames = sum(len(generation.codes) for generation in job.generations)
                 yield audio_format.event({"type": "speech.audio.done", "usage": {
-                    "input_tokens": job.input_tokens, "output_tokens": job.output_frames,
-                    "total_tokens": job.input_tokens + job.output_frames}})
+                    "input_tokens": job.input_tokens, "output_tokens": frames, "total_tokens": job.input_tokens + frames}})
         finally:  # an error closes the connection, by which the client notices that the audio is incomplete
             self.queue.end(job)
 
@@ -192,13 +197,6 @@ def recognize(content: bytes) -> str:
         return whisper.transcribe(samples, whisper.language or whisper.detect_language(samples))[0]
     except KitError as error:
         raise APIError(501, f"the words were not recognized: {error} Or type them.", "no_transcriber") from error
-
-
-async def _chain(chunks: list[np.ndarray], rest: AsyncIterator[np.ndarray]) -> AsyncIterator[np.ndarray]:
-    for chunk in chunks:
-        yield chunk
-    async for chunk in rest:
-        yield chunk
 
 
 def create_app(server: Server, api_keys: Sequence[str]) -> FastAPI:

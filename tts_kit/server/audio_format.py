@@ -10,7 +10,7 @@ import numpy as np
 from tts_kit import audio
 
 PCM, PCM_RATE = "pcm", 24_000  # raw 16-bit samples; OpenAI's API fixes their rate
-MIME_TYPES = {**{name: mime for name, (_, _, mime, _) in audio.CONTENT_TYPES.items()}, "aac": "audio/aac",
+MIME_TYPES = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg", "aac": "audio/aac",
               PCM: f"audio/pcm;rate={PCM_RATE}"}
 ENCODERS = {  # FFmpeg's container, codec and options: nothing at the beginning of a file that is only known at its end
     "wav": ("wav", "pcm_s16le", {"fflags": "+bitexact"}), PCM: ("s16le", "pcm_s16le", {}), "aac": ("adts", "aac", {}),
@@ -21,7 +21,7 @@ ENCODERS = {  # FFmpeg's container, codec and options: nothing at the beginning 
 async def encode(chunks: list[np.ndarray], rate: int, file_format: str) -> bytes:
     """Return chunks (samples,) as a complete file; runs in a thread, so that the server goes on."""
     samples = np.concatenate([np.zeros(0, np.float32), *chunks])
-    if file_format in audio.CONTENT_TYPES:
+    if file_format in audio.SUBTYPES:
         return await asyncio.to_thread(audio.encode, samples, rate, file_format)
     encoder = Encoder(rate, file_format)
     return await asyncio.to_thread(lambda: encoder.encode(samples) + encoder.close())

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from tts_kit import audio, watermark
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import Generation, ModelBusyError
 from tts_kit.server import schemas
-from tts_kit.speech import dialogue, speak, stream
+from tts_kit.speech import dialogue, speak
 from tts_kit.speech.dialogue import Conversation
 from tts_kit.speech.speak import BATCH_SIZE, Request
 from tts_kit.speech.voice import Voice
@@ -40,10 +40,8 @@ class Job:
     conversation: Conversation | None = None  # of a dialogue
     turn: int = 0
     sentences_done: int = 0  # of this turn
-    generations: list[Generation] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)  # of all sentences so far
     input_tokens: int = 0
-    output_frames: int = 0
-    ended_with_eos: bool = True  # whether every sentence so far ended by itself
     prompt_voice: Voice | None = None  # the voice as the speaker that it is in the prompt
     context: list[Turn] = field(default_factory=list)  # what precedes the next sentence in the prompt
     leveler: audio.Leveler | None = None  # of the sentences that are sent while they are generated
@@ -162,11 +160,11 @@ class Worker(threading.Thread):
                 for job in batch:
                     self._begin_turn(job)
                 if first.best_of > 1:
-                    self._generate_best(self.voices[name], first)
+                    self._generate_best(first)
                 elif first.streaming or (first.streaming is None and len(batch) == 1 and not first.sentences_done):
-                    self._stream(self.voices[name], first)
+                    self._stream(first)
                 else:
-                    self._generate(self.voices[name], batch)
+                    self._generate(batch)
             except Exception as error:  # whatever failed, the next job must be served
                 if not isinstance(error, KitError):
                     log.exception("generation of %d requests in the voice %s failed", len(batch), name)
@@ -192,7 +190,7 @@ class Worker(threading.Thread):
         except KitError as error:
             self.queue.end(job, error)
 
-    def _generate(self, voice: Voice, batch: list[Job]) -> None:
+    def _generate(self, batch: list[Job]) -> None:
         """Generate sentences of several jobs at once: one of every job first, then further ones up to the batch size."""
         rows = []
         by_rank = [(job, sentence) for rank in range(BATCH_SIZE) for job in batch for sentence in job.ready[rank:rank + 1]]
@@ -206,57 +204,44 @@ class Worker(threading.Thread):
         if not rows:
             return
         jobs, sentences, prompts, limits = zip(*rows)
-        with voice.acquire_engine() as engine:
+        with jobs[0].prompt_voice.acquire_engine() as engine:
             generations = engine.generate(prompts, jobs[0].prompt_voice.sampling, [sentence.seed for sentence in sentences],
                                           _FrameLimits(jobs, limits))
         for job, generation in zip(jobs, generations):
-            self._send_sentence(voice, job, generation)
+            if not job.ended:
+                self._send(job, [speak.decode(job.prompt_voice, generation)], [generation])
 
-    def _generate_best(self, voice: Voice, job: Job) -> None:
+    def _generate_best(self, job: Job) -> None:
         """Generate the job's next sentence several times, and send the best take."""
         from tts_kit.speech.best_of import TakeChooser
 
         if not job.ended:
             chooser = TakeChooser(job.best_of)
             generation, = speak.generate_batch(job.prompt_voice, job.ready[:1], [job.context], 0, chooser)
-            self._send_sentence(voice, job, generation)
+            self._send(job, [speak.decode(job.prompt_voice, generation)], [generation])
 
-    def _send_sentence(self, voice: Voice, job: Job, generation: Generation) -> None:
-        if not job.ended:
-            samples = voice.base.codec.decode([generation.codes])[0]
-            if voice.normalize_loudness:
-                samples = audio.level_speech(samples, voice.base.spec.sample_rate)
-            self._send_pause(voice, job)
-            for chunk in self._finish([samples], voice, job):
-                job.send(chunk)
-            self._advance(job, generation)
-
-    def _stream(self, voice: Voice, job: Job) -> None:
-        """Generate the job's next sentence chunk by chunk; the others when it is its turn again."""
+    def _stream(self, job: Job) -> None:
+        """Generate and send the job's next sentence chunk by chunk; the others when it is its turn again."""
         if job.ended:
             return
-        self._send_pause(voice, job)
         generations: list[Generation] = []
-        job.leveler = job.leveler or audio.Leveler(voice.base.spec.sample_rate)
-        sentence = stream.leveled_sentence(job.prompt_voice, job.ready[0], job.context, job.leveler, generations)
+        job.leveler = job.leveler or audio.Leveler(job.prompt_voice.base.spec.sample_rate)
+        sentence = speak.stream_sentence(job.prompt_voice, job.ready[0], job.context, job.leveler, generations)
         with contextlib.closing(sentence):
-            for chunk in self._finish(sentence, voice, job):
-                if job.ended:
-                    return
-                job.send(chunk)
-        self._advance(job, generations[0])
+            self._send(job, sentence, generations)
 
-    def _finish(self, chunks: Iterable[np.ndarray], voice: Voice, job: Job) -> Iterator[np.ndarray]:
-        """Yield a sentence at the speed that was asked for, with the watermark."""
-        rate = voice.base.spec.sample_rate
+    def _send(self, job: Job, chunks: Iterable[np.ndarray], generations: list[Generation]) -> None:
+        """Send a sentence at the speed that was asked for, with the watermark; its generation is there when it is sent."""
+        rate = job.prompt_voice.base.spec.sample_rate
+        pause = speak.PAUSE_SECONDS if job.sentences_done else dialogue.PAUSE_SECONDS if job.turn else 0
+        if pause:
+            job.send(np.zeros(round(pause / job.speed * rate), np.float32))
         chunks = audio.change_speed(chunks, rate, job.speed)
-        return watermark.apply_stream(chunks, rate) if self.watermarked else chunks
-
-    @staticmethod
-    def _send_pause(voice: Voice, job: Job) -> None:
-        seconds = speak.PAUSE_SECONDS if job.sentences_done else dialogue.PAUSE_SECONDS if job.turn else 0
-        if seconds:
-            job.send(np.zeros(round(seconds / job.speed * voice.base.spec.sample_rate), np.float32))
+        for chunk in watermark.apply_stream(chunks, rate) if self.watermarked else chunks:
+            if job.ended:
+                return
+            job.send(chunk)
+        self._advance(job, generations[0])
 
     @staticmethod
     def _advance(job: Job, generation: Generation) -> None:
@@ -267,12 +252,10 @@ class Worker(threading.Thread):
         job.input_tokens += len(voice.base.prompt_builder.text_ids(sentences[job.sentences_done].text, voice.speaker))
         job.generations.append(generation)
         job.sentences_done += 1
-        job.output_frames += len(generation.codes)
-        job.ended_with_eos = job.ended_with_eos and generation.is_complete
         if job.sentences_done == len(sentences):
             if job.conversation:
-                job.conversation.add(job.voice, sentences, job.generations)
-            job.turn, job.sentences_done, job.generations = job.turn + 1, 0, []
+                job.conversation.add(job.voice, sentences, job.generations[-len(sentences):])
+            job.turn, job.sentences_done = job.turn + 1, 0
 
 
 class _FrameLimits(list):

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 from starlette.requests import Request
@@ -54,9 +54,8 @@ def api_error(error: Exception) -> APIError:
                     "internal_error")
 
 
-class NamedVoice(pydantic.BaseModel, extra="forbid"):
-    """A voice as an object, which OpenAI's API accepts too."""
-    id: str
+VoiceName = Annotated[str, pydantic.BeforeValidator(lambda voice: voice.get("id") if isinstance(voice, dict) else voice)]
+"""The name of a voice, or an object with it as `id`, which OpenAI's API accepts too."""
 
 
 class Options(pydantic.BaseModel, extra="allow"):
@@ -109,7 +108,7 @@ class Clip(pydantic.BaseModel):
 class SpeechRequest(Options, Clip):
     """OpenAI's speech request; as an extension with a reference clip and its exact words, which the voice then imitates."""
     input: str = pydantic.Field(max_length=MAX_CHARACTERS)
-    voice: str | NamedVoice
+    voice: VoiceName
     reference_text: str = pydantic.Field("", max_length=MAX_CHARACTERS)
 
     @pydantic.model_validator(mode="after")
@@ -121,7 +120,7 @@ class SpeechRequest(Options, Clip):
 
 class DialogueTurn(pydantic.BaseModel, extra="forbid"):
     """What one voice says in a dialogue."""
-    voice: str | NamedVoice
+    voice: VoiceName
     input: str = pydantic.Field(max_length=MAX_CHARACTERS)
 
 
@@ -135,11 +134,6 @@ class DialogueRequest(Options):
         if sum(len(turn.input) for turn in turns) > MAX_CHARACTERS:
             raise ValueError(f"they have more than {MAX_CHARACTERS} characters together")
         return turns
-
-
-def voice_id(voice: str | NamedVoice) -> str:
-    """Return the name of a voice."""
-    return voice.id if isinstance(voice, NamedVoice) else voice
 
 
 async def read_request(request: Request, kind: type[pydantic.BaseModel], max_bytes: int = MAX_BYTES):

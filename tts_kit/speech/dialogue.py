@@ -3,12 +3,13 @@
 import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tts_kit import io
 from tts_kit.errors import KitError
 from tts_kit.generation.engine import Generation
 from tts_kit.progress import tqdm
@@ -33,8 +34,8 @@ class Line:
 @dataclass
 class Dialogue(Speech):
     """The audio of a dialogue, and of each of its lines."""
-    lines: list[Line] = field(default_factory=list)
-    turns: list[Speech] = field(default_factory=list)
+    lines: list[Line]
+    turns: list[Speech]
 
     def save_turns(self, folder: str | Path, watermarked: bool = True) -> list[Path]:
         """Write each turn to a file of its own, such as 01-anna.wav."""
@@ -136,20 +137,9 @@ def check_speakers(lines: Sequence[Line], names: Collection[str]) -> None:
 
 def read_script(path: str | Path) -> list[Line]:
     """Read a script, UTF-8 text with a line `[speaker] text` for every turn; empty lines are skipped."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise KitError(f"the script {path} cannot be read: {error.strerror}. Give a text file.") from error
-    except UnicodeDecodeError as error:
-        raise KitError(f"the script {path} is not UTF-8 text (byte {error.start + 1}). Save it as UTF-8.") from error
-    return parse_script(text, str(path))
-
-
-def parse_script(text: str, name: str = "script") -> list[Line]:
-    """Return the turns of a script; `name` is used in error messages."""
     lines = []
-    for number, row in enumerate(text.splitlines(), 1):
-        match, label = LINE.fullmatch(row.strip()), f"{name} line {number}"
+    for number, row in enumerate(io.read_text(path, f"the script {path}").splitlines(), 1):
+        match, label = LINE.fullmatch(row.strip()), f"{path} line {number}"
         if not row.strip():
             continue
         if not match or not match[1]:
@@ -158,7 +148,7 @@ def parse_script(text: str, name: str = "script") -> list[Line]:
         with _explain(lines[-1]):
             normalize(match[2])
     if not lines:
-        raise KitError(f"{name} holds no line; wanted [NAME] text, as in: [anna] Hello.")
+        raise KitError(f"{path} holds no line; wanted [NAME] text, as in: [anna] Hello.")
     return lines
 
 

@@ -1,20 +1,25 @@
-"""Speaking a text: base, clone, fine-tuned and both are one function with different arguments."""
+"""Speaking a text, whole or as a stream: base, clone, fine-tuned and both are one function with different arguments."""
 
+import contextlib
+import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from tts_kit import audio, watermark
 from tts_kit.errors import KitError
-from tts_kit.generation import guidance
+from tts_kit.generation import engine
 from tts_kit.generation.engine import Generation
+from tts_kit.generation.sampling import guided_prompt
 from tts_kit.progress import tqdm
 from tts_kit.speech.voice import References, Voice, encode_references
 from tts_kit.text import max_speech_seconds, normalize, split_sentences
+from tts_kit.tokens import streaming
 from tts_kit.tokens.prompt import Example, Turn
 
 if TYPE_CHECKING:  # its models are imported when somebody wants them
@@ -22,6 +27,7 @@ if TYPE_CHECKING:  # its models are imported when somebody wants them
 
 PAUSE_SECONDS = 0.15
 BATCH_SIZE = 8
+MIN_CHUNK_FRAMES, MAX_CHUNK_FRAMES = 2, 12  # of a stream
 RETRY_SEED_STEP = 7919  # added to the seed for another attempt
 TAKE_SEED_STEP = 104_729  # added to the seed for the next of several takes
 
@@ -61,7 +67,9 @@ class Speech:
 
     def save(self, path: str | Path, watermarked: bool = True) -> Path:
         """Write a 16-bit WAV or FLAC file, watermarked unless told otherwise."""
-        return write_chunks([self.samples], self.sample_rate, path, watermarked)
+        samples = watermark.apply(self.samples, self.sample_rate) if watermarked else self.samples
+        audio.write(path, samples, self.sample_rate)
+        return Path(path)
 
 
 def check_path(path: str | Path, watermarked: bool = True) -> None:
@@ -69,14 +77,6 @@ def check_path(path: str | Path, watermarked: bool = True) -> None:
     audio.check_name(path)
     if watermarked:
         watermark.network()
-
-
-def write_chunks(chunks: Iterable[np.ndarray], sample_rate: int, path: str | Path, watermarked: bool) -> Path:
-    """Write chunks (samples,) to a file as they come; it appears when it is complete."""
-    with audio.open_writer(path, sample_rate) as write:
-        for chunk in watermark.apply_stream(chunks, sample_rate) if watermarked else chunks:
-            write(chunk)
-    return Path(path)
 
 
 def speak(text: str, voice: Voice, references: References = None, finetuned: bool = True, seed: int = 0,
@@ -100,9 +100,11 @@ def generate_turn(voice: Voice, requests: Sequence[Request], context: list[Turn]
     return generations
 
 
-def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0, label: str = "speaking",
+def speak_requests(requests: Sequence[Request], voice: Voice, label: str = "speaking",
                    chooser: "TakeChooser | None" = None) -> Iterator[tuple[int, Speech]]:
-    """Speak many independent sentences in batches; yields (index of the request, speech) as they are done."""
+    """Speak many independent sentences in batches; yields (index of the request, speech) as they are done, at the level that
+    the model gave them."""
+    voice = replace(voice, normalize_loudness=False)
     requests = [replace(request, text=normalize(request.text)) for request in requests]
     contexts = {references: context_turns(voice, references) for references in {request.references for request in requests}}
     with tqdm(total=len(requests), desc=label, unit="clip", disable=len(requests) < 4) as bar:
@@ -114,9 +116,8 @@ def speak_requests(requests: Sequence[Request], voice: Voice, retries: int = 0, 
                 indices = order[start:start + BATCH_SIZE]
                 batch = [requests[index] for index in indices]
                 batch_contexts = [contexts[request.references] for request in batch]
-                generations = generate_batch(voice, batch, batch_contexts, retries, chooser)
-                yield from ((index, to_speech(voice, [generation], normalize_loudness=False))
-                            for index, generation in zip(indices, generations))
+                generations = generate_batch(voice, batch, batch_contexts, 0, chooser)
+                yield from ((index, to_speech(voice, [generation])) for index, generation in zip(indices, generations))
                 bar.update(len(batch))
 
 
@@ -160,8 +161,8 @@ def max_seconds(voice: Voice, request: Request) -> float:
 def build_prompt(voice: Voice, request: Request, context: list[Turn]) -> tuple[Example, int]:
     """Return the prompt of a request, and its frame limit: a slow reading of the text, or what the model has left."""
     spec = voice.base.spec
-    prompt = guidance.build_prompt(voice.base.prompt_builder, request.text[:40], context, Turn(request.text, voice.speaker),
-                                   voice.sampling)
+    prompt = guided_prompt(voice.base.prompt_builder, request.text[:40], context, Turn(request.text, voice.speaker),
+                           voice.sampling)
     positions_left = spec.max_positions - len(prompt)
     if positions_left < spec.frame_rate:
         raise KitError(f"{request.text[:60]!r} and its reference take {len(prompt)} of the model's {spec.max_positions} "
@@ -182,8 +183,8 @@ def generate_batch(voice: Voice, requests: Sequence[Request], contexts: Sequence
                 for number, request in enumerate(requests)]
     start = time.monotonic()
     prompts, max_frames = zip(*(build_prompt(voice, request, context) for request, context in zip(requests, contexts)))
-    with voice.acquire_engine(requests[0].finetuned) as engine:
-        generations = engine.generate(prompts, voice.sampling, [request.seed for request in requests], max_frames)
+    with voice.acquire_engine(requests[0].finetuned) as inference:
+        generations = inference.generate(prompts, voice.sampling, [request.seed for request in requests], max_frames)
     seconds = (time.monotonic() - start) / len(requests)
     generations = [replace(generation, wall_seconds=seconds) for generation in generations]
     failed = [index for index, generation in enumerate(generations) if not generation.is_complete]
@@ -203,14 +204,72 @@ def _choose(voice: Voice, request: Request, takes: list[Generation], chooser: "T
     return replace(chosen, wall_seconds=sum(take.wall_seconds for take in takes) + time.monotonic() - start)
 
 
-def to_speech(voice: Voice, generations: list[Generation], normalize_loudness: bool = True) -> Speech:
-    """Decode sentences, bring them to one loudness if the voice does that, and join them with a short pause."""
-    sample_rate = voice.base.spec.sample_rate
-    pause = np.zeros(round(PAUSE_SECONDS * sample_rate), dtype=np.float32)
-    pieces = []
-    for generation in generations:
-        samples = voice.base.codec.decode([generation.codes])[0]
-        if normalize_loudness and voice.normalize_loudness:
-            samples = audio.level_speech(samples, sample_rate)
-        pieces += [samples, pause]
-    return Speech(np.concatenate(pieces[:-1]), sample_rate, generations)
+def decode(voice: Voice, generation: Generation) -> np.ndarray:
+    """Return a sentence as (samples,), at one loudness if the voice does that."""
+    samples = voice.base.codec.decode([generation.codes])[0]
+    return audio.level_speech(samples, voice.base.spec.sample_rate) if voice.normalize_loudness else samples
+
+
+def to_speech(voice: Voice, generations: list[Generation]) -> Speech:
+    """Decode sentences, and join them with a short pause."""
+    rate = voice.base.spec.sample_rate
+    pause = np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
+    pieces = [piece for generation in generations for piece in (decode(voice, generation), pause)]
+    return Speech(np.concatenate(pieces[:-1]), rate, generations)
+
+
+def stream_speech(text: str, voice: Voice, references: References = None, finetuned: bool = True,
+                  seed: int = 0) -> Generator[np.ndarray, None, None]:
+    """Yield what `speak` speaks, without retries, in chunks (samples,) float32; `close` it to stop early.
+
+    A voice generates one thing at a time: exhaust or close the stream before asking the voice for something else."""
+    requests, context = split_requests(text, references, finetuned, seed), context_turns(voice, references)
+    rate = voice.base.spec.sample_rate
+    leveler, generations = audio.Leveler(rate), []
+    for number, request in enumerate(requests):
+        if number:
+            yield np.zeros(round(PAUSE_SECONDS * rate), dtype=np.float32)
+        yield from stream_sentence(voice, request, context, leveler, generations)
+        if not number:
+            context = context_after_first(voice, requests, context, generations[0])
+
+
+def stream_sentence(voice: Voice, request: Request, context: list[Turn], leveler: audio.Leveler,
+                    generations: list[Generation]) -> Generator[np.ndarray, None, None]:
+    """Yield one sentence in chunks, at the voice's loudness; at the end append its generation to `generations`."""
+    prompt, max_frames = build_prompt(voice, request, context)
+    decoder, frames, decoded, ended_with_eos = streaming.StreamingDecoder(voice.base.codec), [], 0, False
+
+    def decode_chunk(frames: list[torch.Tensor]) -> np.ndarray:
+        with decoding_stream(voice.base.codec.device):
+            samples = decoder.decode(torch.cat(frames))
+        return leveler.level(samples, not decoded) if voice.normalize_loudness else samples
+
+    with voice.acquire_engine(request.finetuned) as inference, contextlib.closing(
+            inference.stream([prompt], voice.sampling, [request.seed], max_frames)) as stream:
+        for frame in stream:
+            if ended_with_eos := bool(engine.is_eos_frame(frame)):
+                break
+            frames.append(frame.to(torch.int16))
+            if len(frames) - decoded >= next_chunk_frames(decoded):
+                yield decode_chunk(frames[decoded:])
+                decoded = len(frames)
+    if decoded < len(frames):
+        yield decode_chunk(frames[decoded:])
+    codes = torch.cat(frames) if frames else torch.zeros(0, voice.base.spec.num_codebooks, dtype=torch.int16)
+    generations.append(Generation(codes, ended_with_eos))
+
+
+def decoding_stream(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context for decoding a chunk: on a GPU a CUDA stream of its own, which does not wait for later frames."""
+    return torch.cuda.stream(_cuda_stream(device)) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def _cuda_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)  # one for all, as each stream keeps memory of its own
+
+
+def next_chunk_frames(decoded: int) -> int:
+    """Return the size of the next chunk: half of the frames handed out, so that at 0.7 of real time playback never waits."""
+    return min(MAX_CHUNK_FRAMES, max(MIN_CHUNK_FRAMES, decoded // 2))

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import CsmForConditionalGeneration
 from transformers.utils import CONFIG_NAME
 
-from tts_kit import audio, hub, pretrained
+from tts_kit import audio, hub, io, pretrained
 from tts_kit import config as kit_config
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
@@ -78,6 +78,15 @@ class Voice:
         if builder.options != (options := builder.options | options):
             self.base = replace(self.base, prompt_builder=PromptBuilder(builder.tokenizer, builder.spec, **options))
 
+    def override(self, **changes: object) -> None:
+        """Set the fields of Config that are about prompts and sampling; a lexicon is added to the voice's own."""
+        own = self.base.prompt_builder.options
+        options = {name: changes[name] for name in own if name in changes}
+        if "lexicon" in options:
+            options["lexicon"] = tuple((dict(own["lexicon"]) | dict(options["lexicon"])).items())
+        self.set_prompt_options(**options)
+        self.sampling = self.sampling.override(kit_config.Config(**changes))
+
     def load_weights(self, path: Path) -> None:
         """Replace the adapter's weights by those of a file, such as those of a training's checkpoint."""
         lora.load_weights(self.model, path, self.adapter)
@@ -102,8 +111,7 @@ def load_voice(device_config: DeviceConfig, source: str | Path | None = None, ba
     if folder is None:
         if source and base not in ("", str(source)):
             raise KitError(f"{source} is a complete model, not an adapter for {base}. Leave --base out.")
-        loaded = load.load_base(str(source or base), device_config, revision)
-        return _voice_of_base(loaded, revision)
+        return _voice_of_base(load.load_base(str(source or base), device_config, revision))
     metadata = lora.read_metadata(folder)
     if base in ("", metadata["base"]):
         base, revision = bundled_base(metadata["base"]), revision or metadata["revision"]
@@ -132,7 +140,7 @@ def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], 
         folder = find_adapter(source)
         if folder is None:
             shared = next((voice for voice in loaded if voice.base.name == str(source)), None)
-            new = shared and _voice_of_base(shared.base, shared.base.revision, shared.engine)
+            new = shared and _voice_of_base(shared.base, shared.engine)
         else:
             fingerprint = lora.read_metadata(folder)["base_fingerprint"]
             shared = next((voice for voice in loaded if voice.base.fingerprint == fingerprint), None)
@@ -140,8 +148,8 @@ def load_voices(device_config: DeviceConfig, sources: Mapping[str, str | Path], 
         voices[name] = new or load_voice(device_config, source, base, revision)
     for name in on_first:
         first = next(iter(voices.values()), None)
-        voice = (_voice_of_base(first.base, first.base.revision, first.engine) if first else
-                 load_voice(device_config, base=base or kit_config.Config.base, revision=revision))
+        voice = _voice_of_base(first.base, first.engine) if first else load_voice(
+            device_config, base=base or kit_config.Config.base, revision=revision)
         voices[name] = replace(voice, context=encode_references(voice, references[name]))
     return {name: voices[name] for name in sources}
 
@@ -166,10 +174,7 @@ def find_reference(source: str | Path) -> Reference | None:
     clip, text = Path(match[1]), match[2]
     transcript = clip.with_suffix(".txt")
     if not text and transcript.is_file():
-        try:
-            text = transcript.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise KitError(f"{transcript} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+        text = io.read_text(transcript, str(transcript))
     if not text:
         raise KitError(f"the clip {clip} has no transcript. Write its exact words into {transcript}, or behind the clip: "
                        f'"{clip}:These are its words."')
@@ -243,9 +248,9 @@ def recommended_settings(metadata: dict) -> dict[str, float]:
     return settings
 
 
-def _voice_of_base(base: load.Base, revision: str, engine: InferenceEngine | None = None) -> Voice:
+def _voice_of_base(base: load.Base, engine: InferenceEngine | None = None) -> Voice:
     """Return the voice of a complete model; merged weights have a file that says as whom they speak, and how."""
-    saved = pretrained.optional_json(base.name, SPEECH_FILE, revision)
+    saved = pretrained.optional_json(base.name, SPEECH_FILE, base.revision)
     sampling = replace(Sampling.from_generation_config(base.generation_config), **{
         each.name: saved[each.name] for each in fields(Sampling) if each.name in saved})
     voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine, is_trained="speaker" in saved)

@@ -135,4 +135,4 @@ def _streaming(layer: nn.Module):
 
 def _unsupported(feature: str, supported: str) -> KitError:
     return KitError(f"this codec cannot be decoded in chunks without seams: it has {feature}; wanted {supported}. Decode "
-                    "whole utterances instead (`Codec.decode`, or speak without --stream).")
+                    "whole utterances instead (`Codec.decode`, or `speak`).")

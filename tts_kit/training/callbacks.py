@@ -10,9 +10,8 @@ from transformers import TrainerCallback
 from tts_kit import audio, text
 from tts_kit.config import Config
 from tts_kit.evaluation.stats import Estimate
-from tts_kit.generation import guidance
 from tts_kit.generation.engine import InferenceEngine
-from tts_kit.generation.sampling import Sampling
+from tts_kit.generation.sampling import Sampling, guided_prompt
 from tts_kit.io import write_bytes, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
@@ -93,7 +92,7 @@ def generate_samples(base: Base, config: Config, speaker: str, sentences: Sequen
     """(samples,) of each sentence, and whether it ended with EOS; one batch, and a fixed seed for each sentence."""
     texts = [text.normalize(sentence) for sentence in sentences]
     sampling = Sampling.from_generation_config(base.generation_config).override(config)
-    prompts = [guidance.build_prompt(base.prompt_builder, f"sentence {number}", [], Turn(line, speaker), sampling)
+    prompts = [guided_prompt(base.prompt_builder, f"sentence {number}", [], Turn(line, speaker), sampling)
                for number, line in enumerate(texts, 1)]
     max_frames = [round(text.max_speech_seconds(base.prompt_builder.spoken(line)) * base.spec.frame_rate) for line in texts]
     # an engine for these samples alone: its copies of the weights are outdated after the next step, and take memory
