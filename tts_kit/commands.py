@@ -224,13 +224,13 @@ def consent(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    from tts_kit.export import adapter
+    from tts_kit.export import release
 
     if args.push_to_hub:
-        adapter.check_push(args.run, args.push_to_hub, args.public)
-    folder = adapter.export(args.run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
+        release.check_push(args.run, args.push_to_hub, args.public)
+    folder = release.export(args.run, args.out, args.merged, args.base or "", args.revision or "", args.strength, args.dtype,
                             args.push_to_hub, args.watermark, args.language, args.layout)
-    print(adapter.push(args.run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
+    print(release.push(args.run, folder, args.push_to_hub, args.public) if args.push_to_hub else folder)
 
 
 def export_dataset(args: argparse.Namespace) -> None:
