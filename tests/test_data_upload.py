@@ -22,7 +22,7 @@ def page(tmp_path):
 
 def send(page, name: str, content: bytes = b"sound", token: str | None = None) -> str:
     url = f"http://127.0.0.1:{page.server.port}/file?name={urllib.parse.quote(name)}"
-    request = urllib.request.Request(url, content, {"X-Token": page.token if token is None else token})
+    request = urllib.request.Request(url, content, {"X-Token": page.server.token if token is None else token})
     try:
         return urllib.request.urlopen(request, timeout=20).read().decode()
     except urllib.error.HTTPError as error:
@@ -56,7 +56,7 @@ def test_nothing_is_replaced_and_no_limit_passed(page):
 
 def test_only_the_notebook_may_send(page):
     """Mistake: any page in the browser can put files on this machine, or end the wait."""
-    assert "400" in send(page, "talk.wav", token="other") and "wrong token" in send(page, "talk.wav", token="")
+    assert "403" in send(page, "talk.wav", token="other") and "wrong token" in send(page, "talk.wav", token="")
     assert not page.folder.exists() and not page.is_done
 
 
@@ -67,7 +67,7 @@ def test_files_are_dropped_recorded_and_waited_for(page, chromium, capsys):
     thread = threading.Thread(target=lambda: results.append(page.wait()), daemon=True)
     thread.start()
     chromium.set_viewport(800, 260)
-    chromium.open(f"http://127.0.0.1:{page.server.port}/?token={page.token}")
+    chromium.open(f"http://127.0.0.1:{page.server.port}/?token={page.server.token}")
     assert chromium.run("ui.done.disabled")
     chromium.run("""(() => { const transfer = new DataTransfer();
         for (const name of ["talk.wav", "run.sh"]) transfer.items.add(new File(["sound"], name));

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tts_kit import audio, io
 from tts_kit.config import Config
-from tts_kit.data import prepare, segment, sources, speaker_embedding, transcribe
+from tts_kit.data import prepare, review, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review import DROPPED, Review, ReviewStore
+from tts_kit.data.review import DROPPED, ReviewStore
 from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
@@ -165,11 +165,11 @@ def load_review(run: Run) -> ReviewStore:
 def serve_review(run: Run, config: Config, port: int = 0) -> None:
     """Serve the review page until Ctrl-C, then prepare the data again from the reviewed clips."""
     store = load_review(run)
-    server = Review(store, run.name, port)
+    server = review.serve(store, run.name, port)
     print(f"Open {server.url}\nEvery edit is saved. Ctrl-C ends the review.")
     try:
-        while server.server.thread.is_alive():
-            server.server.thread.join(1)
+        while server.thread.is_alive():
+            server.thread.join(1)
     except KeyboardInterrupt:
         server.close()
     prepare.prepare(export_reviewed(store, run, config.speaker), run, config, skip_bad=True,
