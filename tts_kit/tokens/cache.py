@@ -36,10 +36,6 @@ class EncodedClip:
     codes: torch.Tensor  # (frames, codebooks) int16
 
 
-class CorruptEntry(Exception):
-    """A cache entry that is not what its name says."""
-
-
 def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str, int]:
     """Encode a run's data into its codes folder; returns how many clips were cached, encoded and corrupt."""
     utterances = manifest.read(run.data)
@@ -68,7 +64,7 @@ def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) 
         try:
             open_entry(entry_path(folder, key))
             counts["cached"] += 1
-        except CorruptEntry:
+        except KitError:
             counts["encoded"] += 1
             counts["corrupt"] += entry_path(folder, key).exists()
             missing.append((utterance, key))
@@ -98,7 +94,7 @@ def read(folder: Path) -> list[EncodedClip]:
         path = entry_path(folder, row.pop("key"))
         try:
             clips.append(EncodedClip(**row, codes=open_entry(path)))
-        except CorruptEntry as error:
+        except KitError as error:
             raise KitError(f"{path} (clip {row['id']}) {error}. Run `tts-kit tokenize --run {folder.parent.name}` again: it "
                            "encodes only what is missing or corrupt.") from error
     return clips
@@ -137,15 +133,15 @@ def entry_path(folder: Path, key: str) -> Path:
 
 
 def open_entry(path: Path) -> torch.Tensor:
-    """Return the codes (frames, codebooks) of an entry; raises CorruptEntry if they are not what its name stands for."""
+    """Return the codes (frames, codebooks) of an entry; a KitError says what is wrong, if anything is."""
     try:
         with safe_open(path, "pt") as file:
             # a copy, because safetensors returns a view of the mapped file, which does not outlive it
             key, codes = (file.metadata() or {}).get("key"), file.get_tensor("codes").clone()
     except FileNotFoundError as error:
-        raise CorruptEntry("is missing") from error
+        raise KitError("is missing") from error
     except (SafetensorError, OSError) as error:
-        raise CorruptEntry(f"cannot be read ({error})") from error
+        raise KitError(f"cannot be read ({error})") from error
     if key != path.stem or codes.dtype != torch.int16 or codes.dim() != 2:
-        raise CorruptEntry("holds something else than its name says")
+        raise KitError("holds something else than its name says")
     return codes

@@ -1,7 +1,6 @@
 """Generation evaluation: SIM and WER of synthesized sentences during training, early stopping, checkpoint selection."""
 
 import functools
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 from tts_kit import audio
 from tts_kit.config import Config
-from tts_kit.data import manifest
+from tts_kit.data import manifest, quality_flags
 from tts_kit.evaluation import metrics, scoring, stats
 from tts_kit.evaluation.metrics import MetricModels
 from tts_kit.evaluation.stats import SentenceSums
@@ -182,8 +181,8 @@ def remove_results(run: Run) -> None:
 
 def read_sentences(clips: Sequence[EncodedClip]) -> list[str]:
     """The kit's sentences except those in the data: a memorized one says nothing, a held-out one is for the comparison."""
-    in_data = {_words(clip.text) for clip in clips}
-    return [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if _words(line) not in in_data]
+    in_data = {quality_flags.words(clip.text) for clip in clips}
+    return [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if quality_flags.words(line) not in in_data]
 
 
 def step_scores(rows: Sequence[dict], field: str = "step") -> dict[object, StepScores]:
@@ -217,9 +216,10 @@ def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
               f"{scoring.MARGINS['sim']} SIM weigh as much as {100 * scoring.MARGINS['wer']:.0f} points of WER)")
     if BASE_MODEL in scores:
         base = scores[BASE_MODEL]
-        sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).low > 0
-        reason += (f"; base model: {base}{', SIM not significantly lower' * (not sim_is_higher)}"
-                   f"{', WER significantly lower' * _wer_is_worse(scores[selected], base)}")
+        sim = stats.paired_bootstrap_diff(scores[selected].sim, base.sim)
+        wer = stats.paired_bootstrap_diff(scores[selected].wer, base.wer)
+        reason += (f"; base model: {base}{', SIM not significantly lower' * (not sim.low > 0)}"
+                   f"{', WER significantly lower' * (wer.low > 0 and wer.value > scoring.MARGINS['wer'])}")
     return SelectedCheckpoint(selected, f"{reason}.")
 
 
@@ -241,12 +241,3 @@ def _best(scores: dict[int, StepScores]) -> int:
 def _is_as_good(step: StepScores, best: StepScores) -> bool:
     sim, wer = stats.paired_bootstrap_diff(step.sim, best.sim), stats.paired_bootstrap_diff(step.wer, best.wer)
     return sim.value >= -sim.standard_error and wer.value <= wer.standard_error
-
-
-def _wer_is_worse(step: StepScores, other: StepScores) -> bool:
-    difference = stats.paired_bootstrap_diff(step.wer, other.wer)
-    return difference.low > 0 and difference.value > scoring.MARGINS["wer"]
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
