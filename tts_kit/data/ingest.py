@@ -14,8 +14,6 @@ from tts_kit import audio, io
 from tts_kit.config import Config
 from tts_kit.data import prepare, review, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review import DROPPED, ReviewStore
-from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
 from tts_kit.progress import tqdm
@@ -113,8 +111,8 @@ def download(url: str, folder: Path) -> Path:
     return next(own_folder.iterdir())
 
 
-def segment_and_transcribe(files: Sequence[Path], run: Run, first: Transcriber, second: Transcriber | None = None,
-                           language: str = "") -> ReviewStore:
+def segment_and_transcribe(files: Sequence[Path], run: Run, first: transcribe.Transcriber,
+                           second: transcribe.Transcriber | None = None, language: str = "") -> review.ReviewStore:
     """Segment new recordings, naming those that cannot be used, and transcribe them with all earlier ones of the run."""
     failures = []
     for file in files:
@@ -151,11 +149,11 @@ def languages(run: Run) -> list[str]:
     return sorted({transcript.language for transcript in transcripts} - {""})
 
 
-def load_review(run: Run) -> ReviewStore:
+def load_review(run: Run) -> review.ReviewStore:
     """The clips and transcripts of a run's recordings, with all edits so far."""
     if not (models := asr_models(run)):
         raise KitError(f"{run.segments} holds no transcribed recordings. Run tts-kit prepare RECORDING --run {run.name}")
-    return ReviewStore(run.segments, **models)
+    return review.ReviewStore(run.segments, **models)
 
 
 def serve_review(run: Run, config: Config, port: int = 0) -> None:
@@ -172,9 +170,9 @@ def serve_review(run: Run, config: Config, port: int = 0) -> None:
                     eval_source=read_inputs(run.data).get("eval_source", ""))
 
 
-def export_reviewed(store: ReviewStore, run: Run, speaker: str = "") -> Path:
+def export_reviewed(store: review.ReviewStore, run: Run, speaker: str = "") -> Path:
     """Write all clips that have a text and were not dropped to `run.reviewed`, with a table; replaces an older export."""
-    clips = [clip for clip in store.clips if clip.state != DROPPED and clip.text]
+    clips = [clip for clip in store.clips if clip.state != review.DROPPED and clip.text]
     if not clips:
         raise KitError(f"no clip of {run.segments} has a text. Write some: tts-kit review --run {run.name}")
     rows = []

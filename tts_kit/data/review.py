@@ -22,7 +22,6 @@ import numpy as np
 from tts_kit import audio, html, text
 from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.quality_flags import Flag
 from tts_kit.errors import KitError
 from tts_kit.io import explain_os_errors
 
@@ -51,7 +50,7 @@ class ReviewClip:
     text: str
     transcript: str  # what the ASR model wrote
     second: str = ""  # what the second one wrote, if that differs
-    flags: tuple[Flag, ...] = ()
+    flags: tuple[quality_flags.Flag, ...] = ()
     state: str = NEW
 
     @property

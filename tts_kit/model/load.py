@@ -16,7 +16,6 @@ from tts_kit.config import Config
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.model import attention, embed, loss
-from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens import codec
 from tts_kit.tokens.prompt import PromptBuilder, Turn
 
@@ -33,7 +32,7 @@ class Base:
     model: CsmForConditionalGeneration
     codec: codec.Codec
     prompt_builder: PromptBuilder
-    spec: ModelSpec
+    spec: pretrained.ModelSpec
     device_config: DeviceConfig
     name: str
     revision: str
@@ -46,7 +45,7 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`; options are PromptBuilder's."""
     config = pretrained.config(name, revision)
     model = (_load_with_unsloth if backend == "unsloth" else _load_with_transformers)(name, revision, device_config)
-    spec = ModelSpec.of(config)
+    spec = pretrained.ModelSpec.of(config)
     # the codec is loaded on its own, so that no training mode, cast or adapter of the model reaches it
     model.codec_model = None
     model.requires_grad_(False).eval()

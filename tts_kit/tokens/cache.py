@@ -11,14 +11,12 @@ from safetensors.torch import save
 
 from tts_kit.config import Config, save_config
 from tts_kit.data import manifest
-from tts_kit.data.manifest import Utterance
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_bytes, write_rows
 from tts_kit.progress import tqdm
 from tts_kit.run import Run, changed_inputs, read_inputs, write_inputs
 from tts_kit.tokens import codec as codecs
-from tts_kit.tokens.codec import Codec
 
 INDEX = "index.jsonl"
 SECONDS_PER_BATCH = 120.0
@@ -53,7 +51,7 @@ def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str,
     return counts
 
 
-def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
+def encode_missing(utterances: Sequence[manifest.Utterance], folder: Path, codec: codecs.Codec) -> dict[str, int]:
     """Write the entries that are missing or corrupt and touch nothing else; returns the counts of `tokenize`."""
     from tts_kit import audio  # training reads codes on machines without an audio library
 
@@ -123,7 +121,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()[:16]
 
 
-def cache_key(utterance: Utterance, codec_fingerprint: str) -> str:
+def cache_key(utterance: manifest.Utterance, codec_fingerprint: str) -> str:
     """Return the name of the codes of this clip by this codec."""
     return hashlib.sha256(f"{codec_fingerprint} {utterance.sha256}".encode()).hexdigest()[:32]
 
