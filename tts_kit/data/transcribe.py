@@ -33,8 +33,7 @@ CACHE = Path.home() / ".cache" / "tts_kit"
 CUBLAS = "cublas64_12.dll" if os.name == "nt" else "libcublas.so.12"  # what CTranslate2 loads at its first matrix product
 DEFAULT_MODEL = {"cuda": "large-v3-turbo", "cpu": "small"}
 SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
-                 BUNDLED: BUNDLED_TINY}
-"""The model of the second pass."""
+                 BUNDLED: BUNDLED_TINY}  # the model of the second pass
 SAVE_EVERY = 10
 LANGUAGE_CLIPS = 8  # clips from which the language is detected
 

@@ -1,4 +1,4 @@
-"""Loading a base model: embedding tie repaired, codec in float32; offloading its text embeddings, compiling its layers."""
+"""Loading a base model: embedding tie repaired, codec in float32, its layers compiled where that pays."""
 
 import dataclasses
 import hashlib
@@ -167,28 +167,6 @@ def _load_with_unsloth(name: str, revision: str, device_config: DeviceConfig) ->
         weight.data = weight.data.to(device_config.dtype)
     attention.install(model)  # packed clips without a mask of the row's length squared
     return model
-
-
-class OffloadedEmbedding(torch.nn.Module):
-    """An embedding whose table stays in main memory; only the rows that are looked up go to the device."""
-
-    def __init__(self, embedding: torch.nn.Embedding):
-        super().__init__()
-        self._embedding = (embedding.cpu(),)  # in a tuple, so that `.to(device)` does not find it
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self._embedding[0](ids.cpu()).to(ids.device)
-
-
-def offload_text_embeddings(model: CsmForConditionalGeneration) -> None:
-    """Keep the text embeddings, half a gigabyte of CSM-1B, in main memory."""
-    model.embed_text_tokens = OffloadedEmbedding(model.embed_text_tokens)
-
-
-def prefetch_text(model: CsmForConditionalGeneration, batch: dict) -> dict:
-    """Return a batch on the CPU with the embeddings of its text, if those are offloaded, so that no step waits for them."""
-    embedding = model.embed_text_tokens
-    return batch | {"text": embedding(batch["input_ids"])} if isinstance(embedding, OffloadedEmbedding) else batch
 
 
 def should_compile(config: Config, device_config: DeviceConfig) -> tuple[bool, str]:

@@ -15,7 +15,7 @@ from tts_kit.data import consent, manifest
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import write_text
-from tts_kit.model import license, load, lora
+from tts_kit.model import embed, license, load, lora
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import INPUTS, Run, changed_inputs, lock, read_inputs, write_inputs
 from tts_kit.tokens import cache
@@ -152,7 +152,7 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
         print(f"{part}: {count['modules']} adapted modules, {count['trainable']:,} trainable parameters, "
               f"{count['parameters']:,} of the base.")
     if config.offload_text_embeddings or device_config.low_memory:
-        load.offload_text_embeddings(base.model)
+        embed.offload_text_embeddings(base.model)
         print(f"Text embeddings stay in main memory ({'as set' if config.offload_text_embeddings else 'small GPU'}).")
     compiled, reason = load.should_compile(config, device_config)
     print(f"Layers are {'compiled' if compiled else 'not compiled'} ({reason}).")
