@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_kit import audio, cli
+from tts_kit import cli
 from tts_kit.config import Config
 from tts_kit.data import examples, prepare
 from tts_kit.errors import KitError
@@ -26,11 +26,6 @@ NEEDS_DPKG = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb i
 def prompt(number: int, seconds: float = 0.6) -> bytes:
     """A coded clip that differs from that of any other number."""
     return np.random.default_rng(number).integers(0, 256, round(seconds * 8000), dtype=np.uint8).tobytes()
-
-
-def decode(path: Path) -> np.ndarray:
-    """Decode a G.722 file to (samples,)."""
-    return np.concatenate([*audio.read_blocks(path, examples.G722_RATE)])
 
 
 PROMPTS = {f"{family}-{number}": prompt(10 * index + number) for index, family in enumerate("abcd", 1) for number in (1, 2)}
@@ -86,7 +81,7 @@ def test_the_decoder_equals_ffmpeg(tmp_path):
     decoded = []
     for clip in clips:
         (tmp_path / "clip.g722").write_bytes(clip)
-        decoded.append((decode(tmp_path / "clip.g722") * 2 ** 15).astype("<i2"))
+        decoded.append((examples.decode(tmp_path / "clip.g722") * 2 ** 15).astype("<i2"))
     assert [len(clip) for clip in decoded] == [1400, 2000, 2600, 3200]
     assert hashlib.sha256(b"".join(clip.tobytes() for clip in decoded)).hexdigest()[:16] == "e7f0147d34e52b2b"
 
@@ -108,7 +103,7 @@ def test_prompts_become_a_source(fetched, tmp_path, monkeypatch, capsys):
     assert "CC BY-SA 3.0" in (fetched / "voice" / "LICENSE.txt").read_text(encoding="utf-8")
     clip, rate = soundfile.read(fetched / "voice" / "a-1.flac", dtype="int16")
     (tmp_path / "a-1.g722").write_bytes(PROMPTS["a-1"])
-    assert rate == 16_000 and np.array_equal(clip, decode(tmp_path / "a-1.g722") * 2 ** 15)
+    assert rate == 16_000 and np.array_equal(clip, examples.decode(tmp_path / "a-1.g722") * 2 ** 15)
 
 
 @NEEDS_DPKG

@@ -20,7 +20,7 @@ AUDIO_PACKAGE, TEXT_PACKAGE = "asterisk-core-sounds-en-g722", "asterisk-core-sou
 POOL = "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/"
 TABLE = "metadata.jsonl"
 MIN_SECONDS, MAX_SECONDS = 1.2, 30.0  # a shorter prompt is a word or a tone
-G722_RATE = 16_000  # two samples a byte
+G722_RATE, G722_BYTES_PER_SECOND = 16_000, 8_000
 LICENSE = """The prompts of example:allison were spoken by Allison Smith (theivrvoice.com) for Asterisk, with financial
 contributions by Digium, Inc. They come from Debian's package asterisk-core-sounds-en-g722 and are licensed under
 CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/): who passes them or what is made of them on names her,
@@ -55,7 +55,7 @@ def allison() -> Path:
             for name, path in tqdm(list(prompts(Path(unpacked))), desc="decoding", unit="clip"):
                 # the texts of sounds and of silence have signs
                 if (text := texts.get(name)) and not set(text) & set("[]<>()*#@"):
-                    audio.write(staging / f"{name}.flac", np.concatenate([*audio.read_blocks(path, G722_RATE)]), G722_RATE)
+                    audio.write(staging / f"{name}.flac", decode(path), G722_RATE)
                     # prompts of one family share half sentences, so families are held out as a whole
                     rows.append({"file_name": f"{name}.flac", "text": text, "source": "allison",
                                  "session": re.split("[-/]", name)[0]})
@@ -85,8 +85,13 @@ def unpack(package: str, folder: Path) -> None:
 def prompts(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield name and file of every prompt of a useful duration in an unpacked package."""
     for path in sorted(folder.glob("usr/share/asterisk/sounds/*/**/*.g722")):
-        if not path.is_symlink() and MIN_SECONDS <= 2 * path.stat().st_size / G722_RATE <= MAX_SECONDS:
+        if not path.is_symlink() and MIN_SECONDS <= path.stat().st_size / G722_BYTES_PER_SECOND <= MAX_SECONDS:
             yield "/".join(path.relative_to(folder).with_suffix("").parts[5:]), path
+
+
+def decode(path: Path) -> np.ndarray:
+    """Decode a G.722 file to (samples,) at G722_RATE."""
+    return np.concatenate(list(audio.read_blocks(path, G722_RATE)))
 
 
 def _read_texts(folder: Path) -> dict[str, str]:
