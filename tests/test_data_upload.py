@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `dev`
 
 @pytest.fixture
 def page(tmp_path):
-    page = upload.Upload(tmp_path / "uploads", max_bytes=1000)
+    page = upload.Upload(tmp_path / "uploads")
     yield page
     page.server.close()
 
@@ -45,10 +45,11 @@ def test_other_files_are_refused(tmp_path, name):
         upload.free_path(tmp_path, name)
 
 
-def test_nothing_is_replaced_and_no_limit_passed(page):
+def test_nothing_is_replaced_and_no_limit_passed(page, monkeypatch):
     """Mistake: a second recording replaces the first, a huge file fills the disk, or half a file stays."""
     assert [send(page, "recording.webm", content) for content in (b"one", b"two")] == [
         '{"name":"recording.webm"}', '{"name":"recording-2.webm"}']
+    monkeypatch.setattr(upload, "MAX_BYTES", 1000)
     assert "larger than" in send(page, "long.wav", bytes(5000))
     assert {path.name: path.read_bytes() for path in page.folder.iterdir()} == {
         "recording.webm": b"one", "recording-2.webm": b"two"}
@@ -62,7 +63,6 @@ def test_only_the_notebook_may_send(page):
 
 def test_files_are_dropped_recorded_and_waited_for(page, chromium, capsys):
     """Mistake: a dropped file is opened instead of sent, a recording is lost, or the next cell does not wait for Done."""
-    page.max_bytes = 10 ** 6
     results = []
     thread = threading.Thread(target=lambda: results.append(page.wait()), daemon=True)
     thread.start()

