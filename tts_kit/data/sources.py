@@ -48,21 +48,19 @@ class Row:
 
 
 def rows(source: str) -> Iterator[Row]:
-    """Yield the rows of a table, of a folder that holds one or a text beside each audio file, or of a dataset: its folder
+    """Return the rows of a table, of a folder that holds one or a text beside each audio file, or of a dataset: its folder
     or OWNER/NAME[:SPLIT]."""
     path, split = _split_source(source)
     if found := table(path):
-        yield from _table_rows(found)
-        return
+        return _table_rows(found)
     if path.is_dir() and not any(next(path.rglob(pattern), None) for pattern in DATASET_FILES):
-        yield from _folder_rows(path)
-        return
+        return _folder_rows(path)
     if path.is_file():
         raise KitError(f"{path} is no table ({', '.join(TABLE_SUFFIXES)}). Give the table, or the folder that holds "
                        "metadata.csv.")
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise KitError(f"{source}: no such file or folder, and no hub dataset (OWNER/NAME:SPLIT). Check the spelling.")
-    yield from _dataset_rows(str(path), split)
+    return _dataset_rows(str(path), split)
 
 
 def held_out_rows(eval_source: str, source: str) -> Iterator[Row]:
