@@ -57,6 +57,11 @@ class ReviewClip:
     def seconds(self) -> float:
         return sum(span.end - span.start for span in self.spans)
 
+    @property
+    def score(self) -> float:
+        """How doubtful its flags make it, 0 to 1."""
+        return quality_flags.combined_score(self.flags)
+
 
 class ReviewStore:
     """All clips of a run, in the order of the recordings; safe for several threads and browser tabs."""
@@ -286,6 +291,5 @@ def _last_session(folder: Path) -> tuple[str, int]:
 def clip_json(clip: ReviewClip) -> dict:
     """A clip as the page gets it, without any path of this machine."""
     return {"id": clip.id, "recording": clip.recording, "seconds": round(clip.seconds, 2), "text": clip.text,
-            "transcript": clip.transcript, "second": clip.second, "state": clip.state,
-            "flags": [flag.reason for flag in clip.flags],
-            "score": round(quality_flags.combined_score(clip.flags), 3)}
+            "transcript": clip.transcript, "second": clip.second, "state": clip.state, "score": round(clip.score, 3),
+            "flags": [flag.reason for flag in clip.flags]}
