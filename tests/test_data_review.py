@@ -31,16 +31,16 @@ def folder(tmp_path) -> Path:
 def running(folder: Path, port: int = 0):
     """A review server for the folder."""
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `dev`)")
-    server = review.Review(ReviewStore(folder, "base"), HOSTILE, port)
+    server = review.serve(ReviewStore(folder, "base"), HOSTILE, port)
     try:
         yield server
     finally:
         server.close()
 
 
-def request(server: review.Review, path: str, token: str | None = None, body: object = None) -> tuple[int, bytes, dict]:
+def request(server, path: str, token: str | None = None, body: object = None) -> tuple[int, bytes, dict]:
     """Status, content and headers of a response."""
-    url = f"http://127.0.0.1:{server.server.port}/{path}"
+    url = f"http://127.0.0.1:{server.port}/{path}"
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     prepared = urllib.request.Request(url, data, {"X-Token": server.token if token is None else token})
     try:
@@ -65,7 +65,7 @@ def test_requests_without_the_token_are_refused(folder):
                 assert status == 403 and b"monday" not in content
             assert request(server, f"?token={token}", token)[0] == 403
         assert request(server, "clips")[0] == 200
-        assert server.server.socket.getsockname()[0] == "127.0.0.1"
+        assert server.socket.getsockname()[0] == "127.0.0.1"
     assert state(folder)["monday/00001"][1] == NEW
 
 
@@ -107,7 +107,7 @@ def test_the_page_loads_and_runs_nothing_foreign(folder):
 def test_a_port_in_use_is_named(folder):
     """Mistake: a traceback of the socket."""
     with running(folder) as server, pytest.raises(KitError, match="cannot be used: .*in use"):
-        review.Review(ReviewStore(folder, "base"), "", server.server.port)
+        review.serve(ReviewStore(folder, "base"), "", server.port)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def page(chromium, folder):
         assert chromium.console_errors() == []
         urls = {event["params"]["request"]["url"] for event in chromium.events
                 if event["method"] == "Network.requestWillBeSent"}
-        assert all(url.startswith((f"http://127.0.0.1:{server.server.port}/", "blob:", "data:")) for url in urls)
+        assert all(url.startswith((f"http://127.0.0.1:{server.port}/", "blob:", "data:")) for url in urls)
 
 
 def type_text(chromium, text: str) -> None:
@@ -213,7 +213,7 @@ def test_the_second_pass_is_taken_over_by_a_button(chromium, folder):
     io.write_rows(folder / "monday" / transcribe.transcripts_file("second"), rows)
     store = ReviewStore(folder, "base", "second")
     assert [clip.second for clip in store.clips[:4]] == ["", "The dog ran far away.", "", ""]
-    server = review.Review(store, "anna")
+    server = review.serve(store, "anna")
     chromium.open(server.url)
     chromium.wait("ui.id.textContent === 'monday/00002'")
     chromium.click("#take_second")
@@ -286,9 +286,3 @@ def test_hostile_texts_are_displayed_as_text(page):
     type_text(chromium, HOSTILE)
     chromium.wait("document.getElementById('saved').textContent === 'saved'")
     assert chromium.run("window.hurt === undefined && !document.querySelector('#list img, #editor img')")
-
-
-def test_the_page_is_part_of_the_package():
-    """Mistake: the page's files are missing in an installed package."""
-    content, _ = review.page("x")
-    assert "</html>" in content

@@ -15,14 +15,14 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `dev`
 
 @pytest.fixture
 def page(tmp_path):
-    page = upload.Upload(tmp_path / "uploads", max_bytes=1000)
+    page = upload.Upload(tmp_path / "uploads")
     yield page
     page.server.close()
 
 
 def send(page, name: str, content: bytes = b"sound", token: str | None = None) -> str:
     url = f"http://127.0.0.1:{page.server.port}/file?name={urllib.parse.quote(name)}"
-    request = urllib.request.Request(url, content, {"X-Token": page.token if token is None else token})
+    request = urllib.request.Request(url, content, {"X-Token": page.server.token if token is None else token})
     try:
         return urllib.request.urlopen(request, timeout=20).read().decode()
     except urllib.error.HTTPError as error:
@@ -45,10 +45,11 @@ def test_other_files_are_refused(tmp_path, name):
         upload.free_path(tmp_path, name)
 
 
-def test_nothing_is_replaced_and_no_limit_passed(page):
+def test_nothing_is_replaced_and_no_limit_passed(page, monkeypatch):
     """Mistake: a second recording replaces the first, a huge file fills the disk, or half a file stays."""
     assert [send(page, "recording.webm", content) for content in (b"one", b"two")] == [
         '{"name":"recording.webm"}', '{"name":"recording-2.webm"}']
+    monkeypatch.setattr(upload, "MAX_BYTES", 1000)
     assert "larger than" in send(page, "long.wav", bytes(5000))
     assert {path.name: path.read_bytes() for path in page.folder.iterdir()} == {
         "recording.webm": b"one", "recording-2.webm": b"two"}
@@ -56,18 +57,17 @@ def test_nothing_is_replaced_and_no_limit_passed(page):
 
 def test_only_the_notebook_may_send(page):
     """Mistake: any page in the browser can put files on this machine, or end the wait."""
-    assert "400" in send(page, "talk.wav", token="other") and "wrong token" in send(page, "talk.wav", token="")
+    assert "403" in send(page, "talk.wav", token="other") and "wrong token" in send(page, "talk.wav", token="")
     assert not page.folder.exists() and not page.is_done
 
 
 def test_files_are_dropped_recorded_and_waited_for(page, chromium, capsys):
     """Mistake: a dropped file is opened instead of sent, a recording is lost, or the next cell does not wait for Done."""
-    page.max_bytes = 10 ** 6
     results = []
     thread = threading.Thread(target=lambda: results.append(page.wait()), daemon=True)
     thread.start()
     chromium.set_viewport(800, 260)
-    chromium.open(f"http://127.0.0.1:{page.server.port}/?token={page.token}")
+    chromium.open(f"http://127.0.0.1:{page.server.port}/?token={page.server.token}")
     assert chromium.run("ui.done.disabled")
     chromium.run("""(() => { const transfer = new DataTransfer();
         for (const name of ["talk.wav", "run.sh"]) transfer.items.add(new File(["sound"], name));

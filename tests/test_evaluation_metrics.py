@@ -229,9 +229,11 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
 @installed
 def test_weights_that_are_not_the_tested_ones_are_refused(tmp_path, monkeypatch):
     """Mistake: another upload under the same name is used for scoring, or a half-written file is kept."""
-    whole = transcribe.bundled_whisper(cache=tmp_path / "whole")
+    monkeypatch.setattr(transcribe, "CACHE", tmp_path / "whole")
+    whole = transcribe.bundled_whisper()
     assert {path.name for path in whole.iterdir()} >= {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
     monkeypatch.setitem(transcribe.SHA256, transcribe.BUNDLED, "0" * 64)
+    monkeypatch.setattr(transcribe, "CACHE", tmp_path / "other")
     with pytest.raises(KitError, match="are not the tested ones"):
-        transcribe.bundled_whisper(cache=tmp_path / "other")
+        transcribe.bundled_whisper()
     assert not (tmp_path / "other").exists()

@@ -183,9 +183,9 @@ def test_frames_are_generated_without_waiting_for_the_device(fake_cuda, monkeypa
 def test_losses_are_computed_without_waiting_for_the_device(fake_cuda, monkeypatch, dtype, packing):
     """Mistake: an index of the CPU in the loss, a question to the device in every step, or a head whose rows forbid wide
     loads."""
-    heads, apply = [], loss.CodebookCrossEntropy.apply
-    monkeypatch.setattr(loss.CodebookCrossEntropy, "apply", lambda hidden, head, *rest: (
-        heads.append(head.shape[2]), apply(hidden, head, *rest))[1])
+    heads, cross_entropy = [], loss.codebook_cross_entropy
+    monkeypatch.setattr(loss, "codebook_cross_entropy", lambda hidden, head, *rest: (
+        heads.append(head.shape[2]), cross_entropy(hidden, head, *rest))[1])
     model, prompt_builder, _ = make_toy(dtype)
     examples = [dataset.build_example(make_clip(f"clip{frames}", frames), prompt_builder) for frames in (20, 30, 12)]
     batch = dataset.collate(examples, dataset.sample_depth_frames(examples, 0.5, 0), packing)
@@ -413,7 +413,7 @@ def test_padding_of_the_heads_changes_no_loss():
     codes, results = torch.randint(0, 35, (3, 5), generator=generator), []
     for columns in (35, 40):
         inputs = hidden.clone().requires_grad_()
-        sums = loss.CodebookCrossEntropy.apply(inputs, torch.nn.functional.pad(head, (0, columns - 35)), codes, 35)
+        sums = loss.codebook_cross_entropy(inputs, torch.nn.functional.pad(head, (0, columns - 35)), codes, 35)
         sums.sum().backward()
         results.append((sums, inputs.grad))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)

@@ -53,7 +53,7 @@ def pages(tmp_path_factory):
                  "report": report.write(run, report.analyse(run)).as_uri()}
     segments = make_segments(tmp_path_factory.mktemp("segments"))
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `dev`)")
-    server = review.Review(ReviewStore(segments, "base"), "emma")
+    server = review.serve(ReviewStore(segments, "base"), "emma")
     yield addresses | {"review": server.url}
     server.close()
 

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from sample_data.build import sentences
 from tts_kit import audio
 from tts_kit.config import Config
+from tts_kit.data import quality_flags
 from tts_kit.errors import KitError
 from tts_kit.evaluation import metrics, scoring
 from tts_kit.evaluation.metrics import MetricModels
@@ -135,9 +136,9 @@ def test_the_sentences_are_in_no_comparison_and_in_no_data():
     assert not any(character.isdigit() for line in lines for character in line)
     bundled = [row["text"] for folder in (SAMPLE_VOICE, SAMPLE_HELD_OUT)
                for row in csv.DictReader((folder / "metadata.csv").open(encoding="utf-8"))]
-    used = {generation_eval._words(text)
+    used = {quality_flags.words(text)
             for text in (*sentences.evaluation_set().sentences, *sentences.evaluation_set().bundled, *bundled)}
-    assert not used & {generation_eval._words(line) for line in lines}
+    assert not used & {quality_flags.words(line) for line in lines}
     clips = [make_clip("one", 5, lines[0].upper().rstrip(".") + "!", "held_out"), make_clip("two", 5, f'"{lines[3]}"')]
     assert generation_eval.read_sentences(clips) == [line for line in lines if line not in (lines[0], lines[3])]
 

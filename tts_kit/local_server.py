@@ -1,12 +1,19 @@
-"""What the review page's server and the speech server share: the socket, the server thread, request limits, page headers."""
+"""Servers on this machine: socket, thread, request limits, page headers; pages for whoever has the token in their URL."""
 
+import secrets
 import socket
 import threading
+from collections.abc import Sequence
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.routing import Route
 
+from tts_kit import colab
 from tts_kit.errors import KitError
 
 LOCALHOST = "127.0.0.1"
@@ -36,6 +43,34 @@ class LocalServer(uvicorn.Server):
         """Stop the thread that `start` began."""
         self.should_exit = True
         self.thread.join(40)
+
+
+class PageServer(LocalServer):
+    """A page and its API in a thread, on this machine only, for requests with its token: in the URL of the page, else in
+    X-Token."""
+
+    def __init__(self, page: tuple[str, str], routes: Sequence[Route], token: str, port: int = 0):
+        async def check_token(request: Request, call_next):
+            given = request.query_params.get("token") if request.url.path == "/" else request.headers.get("x-token")
+            if not secrets.compare_digest((given or "").encode(), token.encode()):
+                return JSONResponse({"error": "wrong token: use the page in the notebook, or the address that was printed."},
+                                    403)
+            return await call_next(request)
+
+        app = Starlette(routes=[Route("/", lambda request: page_response(*page)), *routes],
+                        middleware=[Middleware(BaseHTTPMiddleware, dispatch=check_token)],
+                        exception_handlers={KitError: lambda _, error: JSONResponse({"error": str(error)}, 400)})
+        super().__init__(app, listen(LOCALHOST, port), timeout_graceful_shutdown=2)
+        self.token = token
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOCALHOST}:{self.port}/?token={self.token}"
+
+    def show(self, height: int = 720):
+        """The page inside a notebook."""
+        return colab.embed_iframe(self.port, f"/?token={self.token}", height)
 
 
 def listen(host: str, port: int) -> socket.socket:

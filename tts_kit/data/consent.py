@@ -10,9 +10,9 @@ from pathlib import Path
 from tts_kit.data import examples, manifest
 from tts_kit.errors import KitError
 from tts_kit.io import read_json, write_json
-from tts_kit.run import CONSENT, SAMPLE_HELD_OUT, SAMPLE_VOICE, Run, read_inputs
+from tts_kit.run import CONSENT as FILE
+from tts_kit.run import SAMPLE_HELD_OUT, SAMPLE_VOICE, Run, read_inputs
 
-FILE = CONSENT
 KINDS = {"own": "my own voice", "written": "written permission of the speaker",
          "licensed": "recordings in the public domain or under a licence that allows it",
          "synthetic": "a synthetic voice: nobody's"}

@@ -12,19 +12,16 @@ from pathlib import Path
 
 from tts_kit import audio, io
 from tts_kit.config import Config
-from tts_kit.data import prepare, segment, sources, speaker_embedding, transcribe
+from tts_kit.data import prepare, review, segment, sources, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.review import DROPPED, Review, ReviewStore
-from tts_kit.data.transcribe import Transcriber
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, reason
 from tts_kit.progress import tqdm
 from tts_kit.run import SAMPLE_RECORDING, Run, read_inputs
 
-TABLE_SUFFIXES = {".csv", ".jsonl", ".json", ".parquet", ".arrow", ".tsv", ".list"}
+DATA_SUFFIXES = {*sources.TABLE_SUFFIXES, ".json", ".parquet", ".arrow"}  # of files that may hold transcripts
 ASR_MODELS = "asr_models.json"  # in the folder of segmented recordings: the models whose transcripts are reviewed
-DOWNLOADS, MAX_BYTES = "downloads", 4 * 2 ** 30
-NO_SECOND_PASS = "none"  # as name of the second model: there is no second pass
+MAX_BYTES = 4 * 2 ** 30  # of a download
 TABLE = "metadata.jsonl"
 
 
@@ -42,15 +39,15 @@ def ingest(source: str | Path, run: Run, device_config: DeviceConfig, asr_model:
            language: str = "", speaker: str = "") -> Path:
     """Segment and transcribe recordings; returns the folder of clips with texts, to be given to `prepare`.
 
-    Without a `verify_asr_model` a smaller model than the first transcribes everything a second time."""
-    if not (files := list_recordings(download(str(source), run.folder / DOWNLOADS) if is_url(source) else source)):
+    Without a `verify_asr_model` a smaller model than the first transcribes everything a second time; "none": none does."""
+    if not (files := list_recordings(download(str(source), run.folder / "downloads") if is_url(source) else source)):
         raise KitError(f"{source} holds no recordings without transcripts. Give it to prepare as it is.")
     if Path(source).is_dir():
         print(f"{source} has no metadata.csv, .jsonl, .list or dataset, and no .txt or .lab beside the audio: its "
               f"{len(files)} files are taken for recordings without transcripts.")
     first, second = transcribe.load(asr_model, device_config), None
     transcribe.check_language(language)
-    if verify_asr_model != NO_SECOND_PASS:
+    if verify_asr_model != "none":
         second = (transcribe.load(verify_asr_model, device_config) if verify_asr_model else
                   transcribe.second_pass_model(first, device_config))
     folder = export_reviewed(segment_and_transcribe(files, run, first, second, language), run, speaker)
@@ -62,22 +59,19 @@ def list_recordings(source: str | Path) -> list[Path]:
     """The audio files of a local source without transcripts, one file or a folder of them; empty if it has transcripts."""
     path = SAMPLE_RECORDING if source == "example:recording" else Path(source).expanduser()
     if path.is_file():
-        return [] if path.suffix.lower() in (*TABLE_SUFFIXES, ".txt") else [path]
+        return [] if path.suffix.lower() in DATA_SUFFIXES else [path]
     if not path.is_dir():
         return []
     try:
         os.scandir(path).close()  # rglob passes over a folder that cannot be read
-        if sources.table(path):
-            return []
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = [] if sources.table(path) else sorted(file for file in path.rglob("*") if file.is_file())
     except OSError as error:
         raise KitError(f"{path} cannot be read ({error.strerror}). Change its permissions, or copy it elsewhere.") from error
-    if any(file.match(pattern) for file in files for pattern in sources.DATASET_FILES):
-        return []
     recordings = [file for file in files if file.suffix.lower() in sources.AUDIO_SUFFIXES]
-    if any(map(sources.transcript_file, recordings)):
+    if any(map(sources.transcript_file, recordings)) or any(
+            file.match(pattern) for file in files for pattern in sources.DATASET_FILES):
         return []
-    tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+    tables = [file for file in files if file.suffix.lower() in DATA_SUFFIXES - {".txt"}]
     if recordings and tables:
         raise KitError(f"{path} holds audio files and {tables[0].relative_to(path)}. If that has their transcripts, give "
                        "it, or name it metadata.csv and give its folder; if not, move it away: the audio is transcribed.")
@@ -117,8 +111,8 @@ def download(url: str, folder: Path) -> Path:
     return next(own_folder.iterdir())
 
 
-def segment_and_transcribe(files: Sequence[Path], run: Run, first: Transcriber, second: Transcriber | None = None,
-                           language: str = "") -> ReviewStore:
+def segment_and_transcribe(files: Sequence[Path], run: Run, first: transcribe.Transcriber,
+                           second: transcribe.Transcriber | None = None, language: str = "") -> review.ReviewStore:
     """Segment new recordings, naming those that cannot be used, and transcribe them with all earlier ones of the run."""
     failures = []
     for file in files:
@@ -155,30 +149,30 @@ def languages(run: Run) -> list[str]:
     return sorted({transcript.language for transcript in transcripts} - {""})
 
 
-def load_review(run: Run) -> ReviewStore:
+def load_review(run: Run) -> review.ReviewStore:
     """The clips and transcripts of a run's recordings, with all edits so far."""
     if not (models := asr_models(run)):
         raise KitError(f"{run.segments} holds no transcribed recordings. Run tts-kit prepare RECORDING --run {run.name}")
-    return ReviewStore(run.segments, **models)
+    return review.ReviewStore(run.segments, **models)
 
 
 def serve_review(run: Run, config: Config, port: int = 0) -> None:
     """Serve the review page until Ctrl-C, then prepare the data again from the reviewed clips."""
     store = load_review(run)
-    server = Review(store, run.name, port)
+    server = review.serve(store, run.name, port)
     print(f"Open {server.url}\nEvery edit is saved. Ctrl-C ends the review.")
     try:
-        while server.server.thread.is_alive():
-            server.server.thread.join(1)
+        while server.thread.is_alive():
+            server.thread.join(1)
     except KeyboardInterrupt:
         server.close()
     prepare.prepare(export_reviewed(store, run, config.speaker), run, config, skip_bad=True,
                     eval_source=read_inputs(run.data).get("eval_source", ""))
 
 
-def export_reviewed(store: ReviewStore, run: Run, speaker: str = "") -> Path:
+def export_reviewed(store: review.ReviewStore, run: Run, speaker: str = "") -> Path:
     """Write all clips that have a text and were not dropped to `run.reviewed`, with a table; replaces an older export."""
-    clips = [clip for clip in store.clips if clip.state != DROPPED and clip.text]
+    clips = [clip for clip in store.clips if clip.state != review.DROPPED and clip.text]
     if not clips:
         raise KitError(f"no clip of {run.segments} has a text. Write some: tts-kit review --run {run.name}")
     rows = []

@@ -44,14 +44,14 @@ def flag_clips(clips: Sequence[tuple[Segment, Transcript, str | None, np.ndarray
     for (segment, transcript, second_text, _), rate, outlier_score in zip(clips, rates, outlier_scores):
         if transcript.text:
             clip_flags = [Flag(f"ASR confidence {transcript.confidence:.0%}",
-                               _clip((usual_confidence - transcript.confidence) / 0.4)),
+                               float(np.clip((usual_confidence - transcript.confidence) / 0.4, 0, 0.9))),
                           *_text_flags(transcript.text, second_text, repeats[words(transcript.text)])]
         else:
             clip_flags = [Flag("no speech recognised", 0.95)]
         if transcript.text and usual_rate:
             amount = "many" if rate > usual_rate else "few"
             clip_flags.append(Flag(f"{amount} characters for {segment.seconds:.1f} s",
-                                   _clip(abs(np.log(rate / usual_rate)) - 0.35)))
+                                   float(np.clip(abs(np.log(rate / usual_rate)) - 0.35, 0, 0.9))))
         if segment.may_cut_a_word:
             clip_flags.append(Flag(f"edge only {segment.edge_db:.0f} dB under the speech: a word may be cut", 0.6))
         if outlier_score > OUTLIER_THRESHOLD:
@@ -88,7 +88,3 @@ def _text_flags(text: str, second_text: str | None, count: int) -> Iterator[Flag
     yield Flag(f"write as it is spoken: {'; '.join(written)}; in English it is read as: {to_spoken(text)}",
                min(0.4, 0.1 * bool(unusual) + 0.2 * len(symbols) + 0.2 * bool(joined_digits)))
     yield Flag(f"same text in {count} clips", 0.3 * (count > 1))
-
-
-def _clip(weight: float) -> float:
-    return float(np.clip(weight, 0, 0.9))

@@ -13,11 +13,8 @@ import soundfile
 
 from tts_kit import audio, io
 from tts_kit import html as pages
-from tts_kit.data import ingest, manifest, prepare, quality_flags, segment, speaker_embedding
+from tts_kit.data import ingest, manifest, prepare, quality_flags, review, segment, speaker_embedding
 from tts_kit.data.manifest import ENOUGH_MINUTES, MIN_MINUTES, SAMPLE_RATE, STEADY_MINUTES, Utterance
-from tts_kit.data.quality_flags import OUTLIER_THRESHOLD
-from tts_kit.data.review import DROPPED
-from tts_kit.data.segment import Segment
 from tts_kit.progress import tqdm
 from tts_kit.run import Run
 
@@ -44,11 +41,10 @@ class AudioStats:
 
 @dataclass(frozen=True)
 class Report:
-    name: str
     clips: Sequence[AudioStats]
     rejected: dict[str, tuple[int, float | None]]  # reason -> clips that are not in the data, and minutes if known
     duplicates: Sequence[Utterance]  # clips whose words an earlier one has as well
-    rejected_segments: Sequence[tuple[Path, Segment]]  # of the recordings, with their audio
+    rejected_segments: Sequence[tuple[Path, segment.Segment]]  # of the recordings, with their audio
     voices_compared: bool
 
     @property
@@ -58,27 +54,26 @@ class Report:
     @property
     def speaker_outliers(self) -> list[AudioStats]:
         """Clips that sound like another speaker, the most distant first."""
-        outliers = [stats for stats in self.clips if stats.speaker_distance > OUTLIER_THRESHOLD]
+        outliers = [stats for stats in self.clips if stats.speaker_distance > quality_flags.OUTLIER_THRESHOLD]
         return sorted(outliers, key=lambda stats: -stats.speaker_distance)
 
 
 def analyse(run: Run) -> Report:
     """Measure a run's data, and count by reason what every stage left out."""
-    clips, counts, minutes = manifest.read(run.data), Counter(), Counter()
+    clips = manifest.read(run.data)
     segments = [(folder / part.file, part) for folder in segment.segment_folders(run.segments)
                 for part in segment.read_segments(folder) if part.reason]
     left_out = [(part.reason.partition(":")[0], part.seconds) for _, part in segments]
     if ingest.asr_models(run):
-        left_out += [("dropped in the review" if clip.state == DROPPED else "without a text", clip.seconds)
-                     for clip in ingest.load_review(run).clips if clip.state == DROPPED or not clip.text]
-    for reason, seconds in left_out:
-        counts[reason] += 1
-        minutes[reason] += seconds / 60
-    rejected = {reason: (count, minutes[reason]) for reason, count in counts.most_common()}
+        left_out += [("dropped in the review" if clip.state == review.DROPPED else "without a text", clip.seconds)
+                     for clip in ingest.load_review(run).clips if clip.state == review.DROPPED or not clip.text]
+    counts = Counter(reason for reason, _ in left_out)
+    rejected = {reason: (count, sum(seconds for other, seconds in left_out if other == reason) / 60)
+                for reason, count in counts.most_common()}
     path = run.data / prepare.REJECTED
     if path.is_file():
         rejected["could not be used"] = (len(io.read_rows(path)), None)
-    return Report(run.name, measure(clips), rejected, duplicates(clips), segments, speaker_embedding.is_installed())
+    return Report(measure(clips), rejected, duplicates(clips), segments, speaker_embedding.is_installed())
 
 
 def display(run: Run) -> None:
@@ -188,7 +183,7 @@ def picture(report: Report, columns: int = 3) -> bytes:
         axes.tick_params(colors=INK, labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
-    axes.axvline(OUTLIER_THRESHOLD, color=INK, linewidth=1, linestyle=":")
+    axes.axvline(quality_flags.OUTLIER_THRESHOLD, color=INK, linewidth=1, linestyle=":")
     content = BytesIO()
     figure.savefig(content, format="png", dpi=140)
     return content.getvalue()
@@ -196,7 +191,7 @@ def picture(report: Report, columns: int = 3) -> bytes:
 
 def write(run: Run, report: Report) -> Path:
     """Write the page into the run's data, self-contained: plots and clips are inside; return its path."""
-    page, _ = pages.page(__file__, f"The data of {report.name}", csp=("img-src data:", "media-src data:"),
+    page, _ = pages.page(__file__, f"The data of {run.name}", csp=("img-src data:", "media-src data:"),
                          advice=html.escape(advice(report)), totals="\n".join(_totals(report)),
                          lists="\n".join(_lists(report)), **{
                              name: pages.data_uri(picture(report, columns), "image/png")

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tts_kit import audio, colab, html, text
+from tts_kit import audio, html, text
 from tts_kit.data import quality_flags, segment, speaker_embedding, transcribe
 from tts_kit.data.manifest import SAMPLE_RATE
-from tts_kit.data.quality_flags import Flag
 from tts_kit.errors import KitError
 from tts_kit.io import explain_os_errors
 
@@ -51,7 +50,7 @@ class ReviewClip:
     text: str
     transcript: str  # what the ASR model wrote
     second: str = ""  # what the second one wrote, if that differs
-    flags: tuple[Flag, ...] = ()
+    flags: tuple[quality_flags.Flag, ...] = ()
     state: str = NEW
 
     @property
@@ -241,38 +240,43 @@ def _read_clips(folder: Path, asr_model: str, verify_asr_model: str) -> dict[str
     return {clip.id: dataclasses.replace(clip, flags=tuple(clip_flags)) for clip, clip_flags in zip(clips, flags)}
 
 
-class Review:
-    """A running review server: open `url`, end it with `close`."""
+def serve(store: ReviewStore, name: str, port: int = 0):
+    """Start a server of the review page, until its `close`."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
 
-    def __init__(self, store: ReviewStore, name: str, port: int = 0):
+    from tts_kit import local_server
+
+    def clips(request) -> Response:
+        return JSONResponse([clip_json(clip) for clip in store.clips])
+
+    def clip_audio(request) -> Response:
+        content = audio.encode(store.read_audio(request.query_params.get("id", "")), SAMPLE_RATE, "wav")
+        return Response(content, media_type="audio/wav", headers={"Cache-Control": "no-store"})
+
+    async def edit(request) -> Response:
+        body = await local_server.read_body(request, MAX_BODY_BYTES)
         try:
-            from tts_kit import local_server
-        except ImportError as error:
-            raise KitError('the review page needs uvicorn and starlette: pip install "tts-kit[audio]"') from error
-        self.token, last_port = _last_session(store.folder)
-        try:
-            bound_socket = local_server.listen(local_server.LOCALHOST, port or last_port)
-        except KitError:
-            if port:
-                raise
-            bound_socket = local_server.listen(local_server.LOCALHOST, 0)  # another program has the port now
-        self.server = local_server.LocalServer(app(store, self.token, f"Review: {name}"), bound_socket,
-                                               timeout_graceful_shutdown=2)
-        path = store.folder / SESSION
-        with explain_os_errors(path), open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            json.dump({"token": self.token, "port": self.server.port}, file)
-        self.server.start()
+            changed = await run_in_threadpool(store.edit, json.loads(body))
+        except ValueError as error:
+            raise KitError("the request is no JSON. Reload the page.") from error
+        return JSONResponse({"changed": [clip_json(clip) for clip in changed], "order": [clip.id for clip in store.clips]})
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.port}/?token={self.token}"
-
-    def close(self) -> None:
-        self.server.close()
-
-    def show(self, height: int = 720):
-        """The page inside a notebook."""
-        return colab.embed_iframe(self.server.port, f"/?token={self.token}", height)
+    page = html.page(__file__, f"Review: {name}", ["review.js"],
+                     csp=("connect-src 'self'", "media-src blob:", "img-src data:"))
+    routes = [Route("/clips", clips), Route("/audio", clip_audio), Route("/edit", edit, methods=["POST"])]
+    token, last_port = _last_session(store.folder)
+    try:
+        server = local_server.PageServer(page, routes, token, port or last_port)
+    except KitError:
+        if port:
+            raise
+        server = local_server.PageServer(page, routes, token)  # another program has the port now
+    path = store.folder / SESSION
+    with explain_os_errors(path), open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump({"token": token, "port": server.port}, file)
+    return server
 
 
 def _last_session(folder: Path) -> tuple[str, int]:
@@ -282,53 +286,6 @@ def _last_session(folder: Path) -> tuple[str, int]:
         if re.fullmatch(r"[\w-]{32}", saved["token"]) and 0 < int(saved["port"]) < 2 ** 16:
             return saved["token"], int(saved["port"])
     return secrets.token_urlsafe(24), 0
-
-
-def app(store: ReviewStore, token: str, title: str):
-    """The page and its API as an ASGI application."""
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.exceptions import HTTPException
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-
-    from tts_kit import local_server
-
-    def check_token(given: str | None) -> None:
-        if not secrets.compare_digest((given or "").encode(), token.encode()):
-            raise HTTPException(403, "Wrong token: open the address that the review printed.")
-
-    def index(request) -> Response:
-        check_token(request.query_params.get("token"))
-        return local_server.page_response(*page(title))
-
-    def clips(request) -> Response:
-        check_token(request.headers.get("x-token"))
-        return JSONResponse([clip_json(clip) for clip in store.clips])
-
-    def clip_audio(request) -> Response:
-        check_token(request.headers.get("x-token"))
-        content = audio.encode(store.read_audio(request.query_params.get("id", "")), SAMPLE_RATE, "wav")
-        return Response(content, media_type="audio/wav", headers={"Cache-Control": "no-store"})
-
-    async def edit(request) -> Response:
-        check_token(request.headers.get("x-token"))
-        body = await local_server.read_body(request, MAX_BODY_BYTES)
-        try:
-            changed = await run_in_threadpool(store.edit, json.loads(body))
-        except ValueError as error:
-            raise KitError("the request is no JSON. Reload the page.") from error
-        return JSONResponse({"changed": [clip_json(clip) for clip in changed], "order": [clip.id for clip in store.clips]})
-
-    handlers = {KitError: lambda _, error: JSONResponse({"error": str(error)}, 400),
-                HTTPException: lambda _, error: JSONResponse({"error": error.detail}, error.status_code)}
-    return Starlette(routes=[Route("/", index), Route("/clips", clips), Route("/audio", clip_audio),
-                             Route("/edit", edit, methods=["POST"])], exception_handlers=handlers)
-
-
-def page(title: str) -> tuple[str, str]:
-    """The page and its Content-Security-Policy, which allows its own script and nothing else."""
-    return html.page(__file__, title, ["review.js"], csp=("connect-src 'self'", "media-src blob:", "img-src data:"))
 
 
 def clip_json(clip: ReviewClip) -> dict:

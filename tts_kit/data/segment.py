@@ -240,8 +240,10 @@ def _fade(samples: np.ndarray) -> np.ndarray:
 
 
 def detect_speech(blocks: Iterable[np.ndarray]) -> VadTrack:
-    """Run the VAD over blocks of (samples,) at 16 kHz, with one block in memory at a time."""
-    model, hop = _load_vad(), round(FRAME * MODEL_SAMPLE_RATE)
+    """Run Silero VAD, which comes with faster-whisper, over blocks of (samples,) at 16 kHz, one in memory at a time."""
+    from faster_whisper.vad import get_vad_model
+
+    model, hop = get_vad_model(), round(FRAME * MODEL_SAMPLE_RATE)
     level_db, clipped, window_probs = [], [], []
     context = np.zeros(0, np.float32)
     for block in _equal_blocks(blocks, hop * WINDOW):
@@ -337,13 +339,3 @@ def _equal_blocks(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarra
             rest = rest[size:]
     if len(rest):
         yield rest
-
-
-@functools.cache
-def _load_vad():
-    """Silero VAD, whose weights come with faster-whisper: (samples,) -> a probability per WINDOW samples."""
-    try:
-        from faster_whisper.vad import get_vad_model
-    except ImportError as error:
-        raise KitError('segmenting needs the VAD of faster-whisper: pip install "tts-kit[audio]"') from error
-    return get_vad_model()

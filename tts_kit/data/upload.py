@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path, PureWindowsPath
 
-from tts_kit import colab, html
+from tts_kit import html
 from tts_kit.data.sources import AUDIO_SUFFIXES, TABLE_SUFFIXES
 from tts_kit.errors import KitError
 from tts_kit.io import explain_os_errors
@@ -22,20 +22,27 @@ SUFFIXES = (*AUDIO_SUFFIXES, *TABLE_SUFFIXES, ".lab")
 class Upload:
     """A running upload server: display `show()`, then `wait()` until the person has pressed Done."""
 
-    def __init__(self, folder: str | Path, max_bytes: int = MAX_BYTES):
-        try:
-            from tts_kit import local_server
-        except ImportError as error:
-            raise KitError('the upload page needs uvicorn and starlette: pip install "tts-kit[audio]"') from error
-        self.folder, self.max_bytes, self.is_done = Path(folder), max_bytes, False
-        self.token = secrets.token_urlsafe(24)
-        self.server = local_server.LocalServer(self._app(), local_server.listen(local_server.LOCALHOST, 0),
-                                               timeout_graceful_shutdown=2)
-        self.server.start()
+    def __init__(self, folder: str | Path):
+        from starlette.responses import JSONResponse
+        from starlette.routing import Route
+
+        from tts_kit import local_server
+
+        async def receive(request):
+            return JSONResponse({"name": await self.save(request.query_params.get("name", ""), request)})
+
+        async def done(request):
+            self.is_done = True
+            return JSONResponse({})
+
+        self.folder, self.is_done = Path(folder), False
+        page = html.page(__file__, "Your files", ["upload.js"], csp=("connect-src 'self'",), accept=",".join(SUFFIXES))
+        routes = [Route("/file", receive, methods=["POST"]), Route("/done", done, methods=["POST"])]
+        self.server = local_server.PageServer(page, routes, secrets.token_urlsafe(24))
 
     def show(self, height: int = 260):
         """The page inside a notebook."""
-        return colab.embed_iframe(self.server.port, f"/?token={self.token}", height)
+        return self.server.show(height)
 
     def wait(self) -> Path:
         """Wait for Done and return the folder."""
@@ -59,45 +66,15 @@ class Upload:
                 with os.fdopen(handle, "wb") as file:
                     async for chunk in request.stream():
                         file.write(chunk)
-                        if file.tell() > self.max_bytes:
-                            raise KitError(f"{name[:80]} is larger than {self.max_bytes / 2 ** 20:.0f} MB. Cut it, or copy "
-                                           "it to this machine in another way and give its path.")
+                        if file.tell() > MAX_BYTES:
+                            raise KitError(f"{name[:80]} is larger than {MAX_BYTES / 2 ** 20:.0f} MB. Cut it, or copy it to "
+                                           "this machine in another way and give its path.")
                 target = free_path(self.folder, name)  # another upload may have taken the first
                 target.open("xb").close()
                 os.replace(staging, target)
             finally:
                 Path(staging).unlink(missing_ok=True)
         return target.name
-
-    def _app(self):
-        from starlette.applications import Starlette
-        from starlette.responses import JSONResponse
-        from starlette.routing import Route
-
-        from tts_kit import local_server
-
-        def check_token(given: str | None) -> None:
-            if not secrets.compare_digest((given or "").encode(), self.token.encode()):
-                raise KitError("wrong token: use the page in the notebook.")
-
-        async def index(request):
-            check_token(request.query_params.get("token"))
-            content, policy = html.page(__file__, "Your files", ["upload.js"], csp=("connect-src 'self'",),
-                                        accept=",".join(SUFFIXES))
-            return local_server.page_response(content, policy)
-
-        async def receive(request):
-            check_token(request.headers.get("x-token"))
-            return JSONResponse({"name": await self.save(request.query_params.get("name", ""), request)})
-
-        async def done(request):
-            check_token(request.headers.get("x-token"))
-            self.is_done = True
-            return JSONResponse({})
-
-        return Starlette(routes=[Route("/", index), Route("/file", receive, methods=["POST"]),
-                                 Route("/done", done, methods=["POST"])],
-                         exception_handlers={KitError: lambda _, error: JSONResponse({"error": str(error)}, 400)})
 
 
 def free_path(folder: Path, name: str) -> Path:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-CSM = ("sesame/csm-1b", "unsloth/csm-1b")
-LICENSES = dict.fromkeys(CSM, "apache-2.0")
+CSM, CSM_LICENSE = ("sesame/csm-1b", "unsloth/csm-1b"), "apache-2.0"
 CSM_PROHIBITED_USES = """CSM's makers provide it for research and educational purposes, and forbid its use for:
 
 - impersonation or fraud: speech that mimics a person without their explicit consent;
@@ -22,8 +21,8 @@ USE_POLICY = ("Use this voice only as the person it belongs to has allowed. Wher
 def license_of(base: str, folder: str) -> str:
     """Return the licence of a base by its name, or from the card in its folder; empty where neither says."""
     card = Path(folder) / "README.md"
-    if base in LICENSES or not card.is_file():
-        return LICENSES.get(base, "")
+    if base in CSM or not card.is_file():
+        return CSM_LICENSE if base in CSM else ""
     # the YAML header alone: the rest of a card may be anything
     header = re.match(r"---\n.*?\n---\n", card.read_text(encoding="utf-8"), re.DOTALL)
     return ModelCard(header.group() if header else "", ignore_metadata_errors=True).data.license or ""

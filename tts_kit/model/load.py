@@ -1,4 +1,4 @@
-"""Loading a base model: embedding tie repaired, codec in float32; offloading its text embeddings, compiling its layers."""
+"""Loading a base model: embedding tie repaired, codec in float32, its layers compiled where that pays."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,6 @@ from tts_kit.config import Config
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.model import attention, embed, loss
-from tts_kit.pretrained import ModelSpec
 from tts_kit.tokens import codec
 from tts_kit.tokens.prompt import PromptBuilder, Turn
 
@@ -33,7 +32,7 @@ class Base:
     model: CsmForConditionalGeneration
     codec: codec.Codec
     prompt_builder: PromptBuilder
-    spec: ModelSpec
+    spec: pretrained.ModelSpec
     device_config: DeviceConfig
     name: str
     revision: str
@@ -46,7 +45,7 @@ def load_base(name: str, device_config: DeviceConfig, revision: str = "", backen
     """Load a CSM, frozen, with its codec in float32 on the same device or on `codec_device`; options are PromptBuilder's."""
     config = pretrained.config(name, revision)
     model = (_load_with_unsloth if backend == "unsloth" else _load_with_transformers)(name, revision, device_config)
-    spec = ModelSpec.of(config)
+    spec = pretrained.ModelSpec.of(config)
     # the codec is loaded on its own, so that no training mode, cast or adapter of the model reaches it
     model.codec_model = None
     model.requires_grad_(False).eval()
@@ -168,28 +167,6 @@ def _load_with_unsloth(name: str, revision: str, device_config: DeviceConfig) ->
         weight.data = weight.data.to(device_config.dtype)
     attention.install(model)  # packed clips without a mask of the row's length squared
     return model
-
-
-class OffloadedEmbedding(torch.nn.Module):
-    """An embedding whose table stays in main memory; only the rows that are looked up go to the device."""
-
-    def __init__(self, embedding: torch.nn.Embedding):
-        super().__init__()
-        self._embedding = (embedding.cpu(),)  # in a tuple, so that `.to(device)` does not find it
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self._embedding[0](ids.cpu()).to(ids.device)
-
-
-def offload_text_embeddings(model: CsmForConditionalGeneration) -> None:
-    """Keep the text embeddings, half a gigabyte of CSM-1B, in main memory."""
-    model.embed_text_tokens = OffloadedEmbedding(model.embed_text_tokens)
-
-
-def prefetch_text(model: CsmForConditionalGeneration, batch: dict) -> dict:
-    """Return a batch on the CPU with the embeddings of its text, if those are offloaded, so that no step waits for them."""
-    embedding = model.embed_text_tokens
-    return batch | {"text": embedding(batch["input_ids"])} if isinstance(embedding, OffloadedEmbedding) else batch
 
 
 def should_compile(config: Config, device_config: DeviceConfig) -> tuple[bool, str]:

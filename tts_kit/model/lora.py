@@ -59,32 +59,16 @@ class FusedLoraLinear(peft_layer.Linear):
         return torch.addmm(out.flatten(0, -2), down, lora_b.to(down.dtype).T, alpha=self.scaling[name]).view_as(out)
 
 
-class CastWeights(torch.autograd.Function):
-    """Copies float32 weights to another dtype, and their gradients back: two operations instead of two a weight."""
-
-    @staticmethod
-    def forward(context, dtype, *weights):
-        context.set_materialize_grads(False)
-        copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
-        torch._foreach_copy_(copies, weights)
-        return tuple(copies)
-
-    @staticmethod
-    def backward(context, *gradients):
-        sources = {index: gradient for index, gradient in enumerate(gradients) if gradient is not None}
-        copies = [torch.empty_like(gradient, dtype=torch.float32) for gradient in sources.values()]
-        torch._foreach_copy_(copies, list(sources.values()))
-        copies = dict(zip(sources, copies))
-        return None, *(copies.get(index) for index in range(len(gradients)))
-
-
 @contextlib.contextmanager
 def cast_once(layers: Sequence[FusedLoraLinear], dtype: torch.dtype) -> Iterator[None]:
-    """Compute with copies of these layers' adapter in `dtype`, made now, instead of a cast in every layer.
+    """Compute with copies of these layers' adapter in `dtype`, cast now and all at once, instead of in every layer.
 
     Gradients reach the float32 weights. What gradient checkpointing computes again later casts by itself."""
     weights = [part[DEFAULT_ADAPTER].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
-    copies = CastWeights.apply(dtype, *weights) if weights and dtype != torch.float32 else ()
+    copies = []
+    if weights and dtype != torch.float32:
+        flat = torch.cat([weight.flatten() for weight in weights]).to(dtype)
+        copies = [copy.view_as(weight) for copy, weight in zip(flat.split([*map(torch.numel, weights)]), weights)]
     for layer, *pair in zip(layers, copies[::2], copies[1::2]):
         layer.cast_weights = tuple(pair)
     try:
@@ -136,11 +120,9 @@ def unwrap(model: torch.nn.Module) -> CsmForConditionalGeneration:
 def count_parameters(model: torch.nn.Module) -> dict[str, dict[str, int]]:
     """Return the number of adapted modules, trainable parameters and base parameters of each part."""
     counts = {part: {"modules": 0, "trainable": 0, "parameters": 0} for part in PARTS}
-    for name, module in unwrap(model).named_modules():
-        if isinstance(module, LoraLayer) and (part := _part(name)):
-            counts[part]["modules"] += 1
     for name, weight in unwrap(model).named_parameters():
         if part := _part(name):
+            counts[part]["modules"] += ".lora_A." in name
             counts[part]["trainable"] += weight.numel() if weight.requires_grad else 0
             counts[part]["parameters"] += weight.numel() if ".lora_" not in name else 0
     return counts
@@ -155,9 +137,9 @@ def untrained_parts(model: torch.nn.Module) -> list[str]:
     return [part for part, has_learned in learned.items() if not has_learned]
 
 
-def fingerprint(model: PeftModel | Path, adapter: str = DEFAULT_ADAPTER) -> str:
-    """Return a digest of the weights of one of a model's adapters, or of the one in a folder."""
-    weights = _weights(model, adapter) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS_FILE)
+def fingerprint(model: PeftModel | Path) -> str:
+    """Return a digest of the weights of a model's first adapter, or of the one in a folder."""
+    weights = _weights(model) if isinstance(model, PeftModel) else load_file(Path(model) / WEIGHTS_FILE)
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(name.encode())

@@ -63,8 +63,8 @@ class ChunkedDepthLoss(torch.autograd.Function):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(with_gradient):
                 chunk_states = states[chunk].detach().requires_grad_(with_gradient)
-                chunk_sums = CodebookCrossEntropy.apply(depth_hidden(model, chunk_states, codes[chunk]), head,
-                                                        codes[chunk, 1:].T, model.depth_decoder.config.vocab_size)
+                chunk_sums = codebook_cross_entropy(depth_hidden(model, chunk_states, codes[chunk]), head,
+                                                    codes[chunk, 1:].T, model.depth_decoder.config.vocab_size)
                 scaled_sum = chunk_sums.sum() * scale
             by_codebook += chunk_sums.detach()
             if with_gradient:
@@ -81,30 +81,11 @@ class ChunkedDepthLoss(torch.autograd.Function):
         return (None, None, None, None, *(stored * factor for stored in context.gradients))
 
 
-class CodebookCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropies (codebooks,) in float32, from hidden states (codebooks, N, H), a head of each codebook, of
-    which columns from `vocab_size` on are padding, and codes (codebooks, N).
-
-    The probabilities become the gradient in place, as logits take most of the memory."""
-
-    @staticmethod
-    def forward(context, hidden, head, codes, vocab_size):
-        logits = torch.bmm(hidden, head).float()
-        logits[..., vocab_size:] = -torch.inf
-        log_probs = logits.log_softmax(dim=2)
-        sums = -log_probs.gather(2, codes[..., None]).sum((1, 2))
-        needs_hidden, needs_head, *_ = context.needs_input_grad
-        if needs_hidden or needs_head:
-            logit_gradient = log_probs.exp_().scatter_add_(2, codes[..., None], log_probs.new_full((*codes.shape, 1), -1.0))
-            logit_gradient = logit_gradient.to(hidden.dtype)
-            context.hidden_gradient = torch.bmm(logit_gradient, head.transpose(1, 2)) if needs_hidden else None
-            context.head_gradient = torch.bmm(hidden.transpose(1, 2), logit_gradient) if needs_head else None
-        return sums
-
-    @staticmethod
-    def backward(context, gradient):
-        stored = (context.hidden_gradient, context.head_gradient)
-        return (*(None if tensor is None else tensor * gradient[:, None, None] for tensor in stored), None, None)
+def codebook_cross_entropy(hidden: torch.Tensor, head: torch.Tensor, codes: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Return summed cross-entropies (codebooks,) in float32, from hidden states (codebooks, N, H), a head of each codebook,
+    of which columns from `vocab_size` on are padding, and codes (codebooks, N)."""
+    logits = torch.bmm(hidden, head)[..., :vocab_size].float()
+    return cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
 
 
 def depth_hidden(model: CsmForConditionalGeneration, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -11,14 +11,12 @@ from safetensors.torch import save
 
 from tts_kit.config import Config, save_config
 from tts_kit.data import manifest
-from tts_kit.data.manifest import Utterance
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import read_rows, write_bytes, write_rows
 from tts_kit.progress import tqdm
 from tts_kit.run import Run, changed_inputs, read_inputs, write_inputs
 from tts_kit.tokens import codec as codecs
-from tts_kit.tokens.codec import Codec
 
 INDEX = "index.jsonl"
 SECONDS_PER_BATCH = 120.0
@@ -34,10 +32,6 @@ class EncodedClip:
     session: str
     split: str
     codes: torch.Tensor  # (frames, codebooks) int16
-
-
-class CorruptEntry(Exception):
-    """A cache entry that is not what its name says."""
 
 
 def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str, int]:
@@ -57,7 +51,7 @@ def tokenize(config: Config, run: Run, device_config: DeviceConfig) -> dict[str,
     return counts
 
 
-def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) -> dict[str, int]:
+def encode_missing(utterances: Sequence[manifest.Utterance], folder: Path, codec: codecs.Codec) -> dict[str, int]:
     """Write the entries that are missing or corrupt and touch nothing else; returns the counts of `tokenize`."""
     from tts_kit import audio  # training reads codes on machines without an audio library
 
@@ -68,7 +62,7 @@ def encode_missing(utterances: Sequence[Utterance], folder: Path, codec: Codec) 
         try:
             open_entry(entry_path(folder, key))
             counts["cached"] += 1
-        except CorruptEntry:
+        except KitError:
             counts["encoded"] += 1
             counts["corrupt"] += entry_path(folder, key).exists()
             missing.append((utterance, key))
@@ -98,7 +92,7 @@ def read(folder: Path) -> list[EncodedClip]:
         path = entry_path(folder, row.pop("key"))
         try:
             clips.append(EncodedClip(**row, codes=open_entry(path)))
-        except CorruptEntry as error:
+        except KitError as error:
             raise KitError(f"{path} (clip {row['id']}) {error}. Run `tts-kit tokenize --run {folder.parent.name}` again: it "
                            "encodes only what is missing or corrupt.") from error
     return clips
@@ -127,7 +121,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()[:16]
 
 
-def cache_key(utterance: Utterance, codec_fingerprint: str) -> str:
+def cache_key(utterance: manifest.Utterance, codec_fingerprint: str) -> str:
     """Return the name of the codes of this clip by this codec."""
     return hashlib.sha256(f"{codec_fingerprint} {utterance.sha256}".encode()).hexdigest()[:32]
 
@@ -137,15 +131,15 @@ def entry_path(folder: Path, key: str) -> Path:
 
 
 def open_entry(path: Path) -> torch.Tensor:
-    """Return the codes (frames, codebooks) of an entry; raises CorruptEntry if they are not what its name stands for."""
+    """Return the codes (frames, codebooks) of an entry; a KitError says what is wrong, if anything is."""
     try:
         with safe_open(path, "pt") as file:
             # a copy, because safetensors returns a view of the mapped file, which does not outlive it
             key, codes = (file.metadata() or {}).get("key"), file.get_tensor("codes").clone()
     except FileNotFoundError as error:
-        raise CorruptEntry("is missing") from error
+        raise KitError("is missing") from error
     except (SafetensorError, OSError) as error:
-        raise CorruptEntry(f"cannot be read ({error})") from error
+        raise KitError(f"cannot be read ({error})") from error
     if key != path.stem or codes.dtype != torch.int16 or codes.dim() != 2:
-        raise CorruptEntry("holds something else than its name says")
+        raise KitError("holds something else than its name says")
     return codes

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import MimiModel
 
 from tts_kit import device as devices
@@ -52,9 +53,7 @@ class Codec:
         frames = [len(clip) for clip in codes]
         if not max(frames, default=0):
             return [np.zeros(0, dtype=np.float32) for _ in codes]
-        batch = torch.zeros(len(codes), max(frames), self.spec.num_codebooks, dtype=torch.long)
-        for row, clip in zip(batch, codes):
-            row[:len(clip)] = clip
+        batch = pad_sequence([clip.long() for clip in codes], batch_first=True)
         batch = batch[..., :num_codebooks].transpose(1, 2).to(self.device)
         with devices.full_float32():
             waves = self.model.decode(batch).audio_values[:, 0].cpu().numpy()

@@ -14,8 +14,7 @@ from tts_kit.pretrained import ModelSpec
 from tts_kit.spoken_text import to_spoken
 
 IGNORE_INDEX = -100
-PROMPT_OPTIONS = ("prefix_space", "spoken_text", "lexicon")
-"""Fields of Config that say how a text is put into a prompt."""
+PROMPT_OPTIONS = ("prefix_space", "spoken_text", "lexicon")  # fields of Config that say how a text becomes a prompt
 LLAMA_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
 
 

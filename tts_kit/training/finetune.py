@@ -11,12 +11,11 @@ from transformers import PrinterCallback, TrainerCallback
 
 from tts_kit import device, pretrained
 from tts_kit.config import CONFIG_FILE, EPOCHS, MAX_STEPS, MIN_STEPS, RESUME_MAY_CHANGE, Config, save_config
-from tts_kit.data import consent
-from tts_kit.data.manifest import MIN_MINUTES
+from tts_kit.data import consent, manifest
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import write_text
-from tts_kit.model import license, load, lora
+from tts_kit.model import embed, license, load, lora
 from tts_kit.pretrained import ModelSpec
 from tts_kit.run import INPUTS, Run, changed_inputs, lock, read_inputs, write_inputs
 from tts_kit.tokens import cache
@@ -112,9 +111,9 @@ def fill_defaults(config: Config, clips: Sequence[EncodedClip]) -> Config:
 def warnings(config: Config, epochs: float, minutes: float) -> list[str]:
     """Sentences about settings and data that make a good voice unlikely."""
     texts, low_high = [], [round(config.rank * factor, 1) for factor in ALPHA_PER_RANK]
-    if minutes < MIN_MINUTES:
-        texts.append(f"Little data: {minutes:.1f} minutes to train on; {MIN_MINUTES} are the minimum for a recognisable "
-                     "voice, and cloning from one clip may do as well.")
+    if minutes < manifest.MIN_MINUTES:
+        texts.append(f"Little data: {minutes:.1f} minutes to train on; {manifest.MIN_MINUTES} are the minimum for a "
+                     "recognisable voice, and cloning from one clip may do as well.")
     if epochs > MAX_EPOCHS:
         texts.append(f"Many passes: {config.steps} steps are {epochs:.0f} passes over the clips; 5 to 10 are usual, more "
                      "learn the clips by heart. Use more data or fewer --steps.")
@@ -153,7 +152,7 @@ def prepare(config: Config, run: Run, clips: Sequence[EncodedClip], device_confi
         print(f"{part}: {count['modules']} adapted modules, {count['trainable']:,} trainable parameters, "
               f"{count['parameters']:,} of the base.")
     if config.offload_text_embeddings or device_config.low_memory:
-        load.offload_text_embeddings(base.model)
+        embed.offload_text_embeddings(base.model)
         print(f"Text embeddings stay in main memory ({'as set' if config.offload_text_embeddings else 'small GPU'}).")
     compiled, reason = load.should_compile(config, device_config)
     print(f"Layers are {'compiled' if compiled else 'not compiled'} ({reason}).")

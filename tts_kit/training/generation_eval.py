@@ -1,7 +1,6 @@
 """Generation evaluation: SIM and WER of synthesized sentences during training, early stopping, checkpoint selection."""
 
 import functools
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +11,14 @@ from transformers import Trainer, TrainerCallback
 
 from tts_kit import audio
 from tts_kit.config import Config
-from tts_kit.data import manifest
+from tts_kit.data import manifest, quality_flags
 from tts_kit.evaluation import metrics, scoring, stats
-from tts_kit.evaluation.metrics import MetricModels
-from tts_kit.evaluation.stats import SentenceSums
 from tts_kit.io import atomic_folder, read_rows, write_rows
 from tts_kit.model import lora
 from tts_kit.model.load import Base
 from tts_kit.progress import tqdm
 from tts_kit.run import Run
 from tts_kit.tokens import cache
-from tts_kit.tokens.cache import EncodedClip
 from tts_kit.training import callbacks, distributed
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
@@ -45,8 +41,8 @@ class SelectedCheckpoint:
 @dataclass(frozen=True)
 class StepScores:
     """Scores of one step by sentence."""
-    sim: SentenceSums
-    wer: SentenceSums
+    sim: stats.SentenceSums
+    wer: stats.SentenceSums
 
     @property
     def worth(self) -> float:
@@ -60,8 +56,8 @@ class StepScores:
 class GenerationEvalCallback(TrainerCallback):
     """Scores the base model and the adapter every `generation_eval_steps` steps, and keeps the adapter of each."""
 
-    def __init__(self, base: Base, config: Config, run: Run, clips: Sequence[EncodedClip],
-                 metric_models: MetricModels | None):
+    def __init__(self, base: Base, config: Config, run: Run, clips: Sequence[cache.EncodedClip],
+                 metric_models: metrics.MetricModels | None):
         self.base, self.config, self.run, self.metric_models = base, config, run, metric_models
         self.train_clips = [clip for clip in clips if clip.split == "train"]
         self.sentences = read_sentences(clips)
@@ -146,7 +142,7 @@ class GenerationEvalCallback(TrainerCallback):
                 if not metrics.unusable_reason(wave, rate)}
 
 
-def build(base: Base, config: Config, run: Run, clips: Sequence[EncodedClip]) -> GenerationEvalCallback | None:
+def build(base: Base, config: Config, run: Run, clips: Sequence[cache.EncodedClip]) -> GenerationEvalCallback | None:
     """The callback, if the config asks for it and metric models and sentences are there; else print what is missing."""
     if not config.generation_eval_steps:
         return None
@@ -180,10 +176,10 @@ def remove_results(run: Run) -> None:
         (run.training / name).unlink(missing_ok=True)
 
 
-def read_sentences(clips: Sequence[EncodedClip]) -> list[str]:
+def read_sentences(clips: Sequence[cache.EncodedClip]) -> list[str]:
     """The kit's sentences except those in the data: a memorized one says nothing, a held-out one is for the comparison."""
-    in_data = {_words(clip.text) for clip in clips}
-    return [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if _words(line) not in in_data]
+    in_data = {quality_flags.words(clip.text) for clip in clips}
+    return [line for line in SENTENCES.read_text(encoding="utf-8").splitlines() if quality_flags.words(line) not in in_data]
 
 
 def step_scores(rows: Sequence[dict], field: str = "step") -> dict[object, StepScores]:
@@ -217,9 +213,10 @@ def select(rows: Sequence[dict], steps: int) -> SelectedCheckpoint:
               f"{scoring.MARGINS['sim']} SIM weigh as much as {100 * scoring.MARGINS['wer']:.0f} points of WER)")
     if BASE_MODEL in scores:
         base = scores[BASE_MODEL]
-        sim_is_higher = stats.paired_bootstrap_diff(scores[selected].sim, base.sim).low > 0
-        reason += (f"; base model: {base}{', SIM not significantly lower' * (not sim_is_higher)}"
-                   f"{', WER significantly lower' * _wer_is_worse(scores[selected], base)}")
+        sim = stats.paired_bootstrap_diff(scores[selected].sim, base.sim)
+        wer = stats.paired_bootstrap_diff(scores[selected].wer, base.wer)
+        reason += (f"; base model: {base}{', SIM not significantly lower' * (not sim.low > 0)}"
+                   f"{', WER significantly lower' * (wer.low > 0 and wer.value > scoring.MARGINS['wer'])}")
     return SelectedCheckpoint(selected, f"{reason}.")
 
 
@@ -229,7 +226,7 @@ def should_stop_early(rows: Sequence[dict], patience: int) -> bool:
     return 0 < patience < len(trained) and _best(step_scores(rows)) not in trained[-patience:]
 
 
-def _value(sums: SentenceSums) -> float:
+def _value(sums: stats.SentenceSums) -> float:
     return stats.bootstrap_ratio(sums).value
 
 
@@ -241,12 +238,3 @@ def _best(scores: dict[int, StepScores]) -> int:
 def _is_as_good(step: StepScores, best: StepScores) -> bool:
     sim, wer = stats.paired_bootstrap_diff(step.sim, best.sim), stats.paired_bootstrap_diff(step.wer, best.wer)
     return sim.value >= -sim.standard_error and wer.value <= wer.standard_error
-
-
-def _wer_is_worse(step: StepScores, other: StepScores) -> bool:
-    difference = stats.paired_bootstrap_diff(step.wer, other.wer)
-    return difference.low > 0 and difference.value > scoring.MARGINS["wer"]
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))

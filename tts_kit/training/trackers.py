@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import uuid
-from types import ModuleType
 
 import torch
 from transformers import TrainerCallback
@@ -48,8 +47,13 @@ class TrackerCallback(TrainerCallback):
             else:
                 self.modules[name] = importlib.import_module(name)
                 self.trackers += [tracker() for tracker in get_reporting_integration_callbacks(name)]
-        if wandb := self.modules.get("wandb"):
-            _start_wandb(wandb, run)
+        if wandb := self.modules.get("wandb"):  # its run is the one that Trainer's callback then uses
+            id_file = run.training / WANDB_ID
+            if not id_file.exists():
+                write_text(id_file, uuid.uuid4().hex[:8])
+            wandb.finish()  # what an interrupted training left open
+            wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), name=run.name,
+                       id=id_file.read_text(encoding="utf-8"), resume="allow")
 
     def on_train_begin(self, args, state, control, **_):
         if state.global_step == 0:
@@ -78,13 +82,3 @@ class TrackerCallback(TrainerCallback):
                 wave = torch.from_numpy(audio.read(path, self.sample_rate))
                 self.writer.add_audio(name, wave[None], step, self.sample_rate)
             self.writer.flush()
-
-
-def _start_wandb(wandb: ModuleType, run: Run) -> None:
-    """Start or continue the run of Weights & Biases, which Trainer's callback then uses."""
-    file = run.training / WANDB_ID
-    if not file.exists():
-        write_text(file, uuid.uuid4().hex[:8])
-    wandb.finish()  # what an interrupted training left open
-    wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), name=run.name, id=file.read_text(encoding="utf-8"),
-               resume="allow")

@@ -16,7 +16,7 @@ from tts_kit.config import Config
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.io import explain_os_errors, write_text
-from tts_kit.model import load, lora, loss
+from tts_kit.model import embed, lora, loss
 from tts_kit.run import Run
 from tts_kit.training import dataset, distributed
 
@@ -199,4 +199,4 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 def _single_item(model: torch.nn.Module, items: list[dict]) -> dict:
     """Data collator: the dataset's items are micro-batches already, and come one at a time."""
     micro_batch, = items
-    return load.prefetch_text(model, micro_batch)
+    return embed.prefetch_text(model, micro_batch)
