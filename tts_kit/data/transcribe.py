@@ -121,7 +121,7 @@ def run_whisper(model, samples: np.ndarray, language: str, max_new_tokens: int |
     return " ".join(part.text.strip() for part in segments), float(np.exp(logprob))
 
 
-@explain_inference_errors
+@explain_inference_errors()
 def text_probabilities(model, clips: Sequence[np.ndarray], text: str) -> list[float]:
     """Return for each clip (samples,) at 16 kHz the mean probability that a WhisperModel gives the tokens of an English
     `text`, each after those before it."""
