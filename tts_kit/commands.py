@@ -12,7 +12,7 @@ from tts_kit import text
 from tts_kit.config import Config, load_config
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
-from tts_kit.run import share
+from tts_kit.run import TINY_CSM, share
 from tts_kit.status import describe_runs, next_command
 
 # what imports torch or transformers is imported inside the commands, so that --help is fast
@@ -29,7 +29,7 @@ def demo(args: argparse.Namespace) -> None:
 
     changes = config_changes(args)
     if not args.run.codes.exists() and not args.base:
-        changes = pipeline.TINY_PRESET | changes
+        changes = {"base": str(TINY_CSM), **pipeline.TINY_PRESET} | changes
     config = load_config(args.run, **changes)
     pipeline.run_all(args.source, config, args.run, _device_config(args), args.sentences, args.seeds)
 

@@ -12,8 +12,8 @@ from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
 from tts_kit.training import finetune
 
-TINY_PRESET = dict(base=str(TINY_CSM), rank=16, alpha=32.0, steps=60, learning_rate=8e-4, tokens_per_batch=700,
-                   depth_frame_fraction=1 / 2, eval_steps=20, save_steps=20, sample_steps=20, generation_eval_steps=20)
+TINY_PRESET = dict(rank=16, alpha=32.0, steps=60, learning_rate=8e-4, tokens_per_batch=700, depth_frame_fraction=1 / 2,
+                   eval_steps=20, save_steps=20, sample_steps=20, generation_eval_steps=20)
 """Config for fine-tuning the bundled model."""
 
 
