@@ -46,7 +46,7 @@ def test_words_come_before_similarity_and_similarity_before_the_ending(tmp_path)
     voice, other, near = [1.0, 0.0], [0.0, 1.0], [0.98, 0.2]
     target = tmp_path / "clip.wav"
     audio.write(target, take(0.1), RATE)
-    models = chooser(3, [[0.7, 0.802, 0.798]], [voice, voice, other, near], [target])
+    models = chooser(3, [[0.7, 0.802, 0.798]], [voice, other, near], [target])
     assert choose(models, [True] * 3) == "take 3 of 3: words 80 % probable, SIM 0.98"
     assert choose(chooser(2, [[0.5, 0.5]], []), [False, True]) == "take 2 of 2: words 50 % probable"
     assert choose(chooser(2, [[0.5, 0.5]], []), [True, True]) == "take 1 of 2: words 50 % probable"

@@ -35,7 +35,7 @@ DEFAULT_MODEL = {"cuda": "large-v3-turbo", "cpu": "small"}
 SMALLER_MODEL = {"large-v3-turbo": "small", "large-v3": "small", "medium": "small", "small": "base", "base": "tiny",
                  BUNDLED: BUNDLED_TINY}  # the model of the second pass
 SAVE_EVERY = 10
-MIN_FRAMES, MAX_FRAMES = 1000, 3000  # 10 s, below which Whisper's probabilities suffer, and 30 s, which it can take
+MIN_FRAMES, MAX_FRAMES = 600, 3000  # 6 s, below which Whisper's probabilities suffer, and 30 s, which it can take
 MAX_TOKENS = 440  # of a transcript; with those that begin it Whisper can take 448
 LANGUAGE_CLIPS = 8  # clips from which the language is detected
 

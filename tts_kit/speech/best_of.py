@@ -1,7 +1,7 @@
 """Best of several takes: each sentence is generated with several seeds, and models choose the take that is kept.
 
 The Whisper that chooses is a smaller one than that of the metrics, so that no model grades its own choice. It transcribes
-nothing: it says how probable the sentence is as the transcript of a take, which costs a fifth."""
+nothing: it says how probable the sentence is as the transcript of a take, which costs less."""
 
 import dataclasses
 import functools
@@ -49,13 +49,13 @@ class TakeChooser:
         if usable:
             takes = [metrics.normalized(samples[number], rate) for number in usable]
             probabilities[usable] = self.models.text_probabilities(takes, text)
-        # percents: what differs by less is equal in words
-        ranks = [(round(100 * probability), self.similarity(take, rate), generation.is_complete, -number)
-                 for number, (generation, take, probability) in enumerate(zip(generations, samples, probabilities))]
-        percent, similarity, _, best = max(ranks)
-        reason = f"take {1 - best} of {self.takes}: words {percent} % probable"
-        reason += f", SIM {similarity:.2f}" if self.target is not None else ""
-        return dataclasses.replace(generations[-best], attempts=self.takes, choice=reason)
+        percents = np.round(100 * probabilities)  # takes that differ by less are equal in words
+        tied = np.flatnonzero(percents == max(percents))
+        similarities = {number: self.similarity(samples[number], rate) for number in tied}
+        best = max(similarities, key=lambda number: (similarities[number], generations[number].is_complete, -number))
+        reason = f"take {best + 1} of {self.takes}: words {percents[best]:.0f} % probable"
+        reason += f", SIM {similarities[best]:.2f}" if self.target is not None else ""
+        return dataclasses.replace(generations[best], attempts=self.takes, choice=reason)
 
     def similarity(self, samples: np.ndarray, rate: int) -> float:
         """Return the cosine to the mean embedding of the voice; 0 where either is missing."""
