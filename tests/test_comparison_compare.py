@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import sample_clips
 import soundfile
 from test_speech_voice import change
 
@@ -24,7 +25,7 @@ from tts_kit.export import card, release
 from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows, write_rows
 from tts_kit.model import lora
-from tts_kit.run import SAMPLE_DATA, SAMPLE_VOICE, Run, lock
+from tts_kit.run import SAMPLE_DATA, Run, lock
 from tts_kit.speech import best_of
 from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
@@ -48,12 +49,7 @@ def finished(spread_toy, tmp_path_factory):
     """All stages run once on fifteen clips of the bundled voice, with a toy model whose output depends on its input."""
     root = tmp_path_factory.mktemp("runs")
     source = root / "source"
-    source.mkdir()
-    rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    clip_rows = [*rows[1:7], *rows[8:14], *rows[15:18]]  # of three recordings, the last the shortest
-    for row in clip_rows:
-        shutil.copy(SAMPLE_VOICE / row.split(",")[0], source)
-    (source / "metadata.csv").write_text("\n".join([rows[0], *clip_rows]) + "\n", encoding="utf-8")
+    sample_clips.copy(source, [*range(1, 7), *range(8, 14), *range(15, 18)])  # of three recordings, the last the shortest
     config = Config(base=spread_toy, rank=4, alpha=8, steps=3, warmup_steps=0, learning_rate=0.01, tokens_per_batch=400,
                     eval_steps=3, save_steps=3, sample_steps=0)
     run = Run("finished", root)

@@ -11,12 +11,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import sample_clips
 from test_house import ROOT, tracked
 
 from tts_kit import audio, cli, device
 from tts_kit.config import Config
 from tts_kit.data import manifest, prepare
-from tts_kit.run import SAMPLE_VOICE, Run
+from tts_kit.run import Run
 from tts_kit.server import app
 from tts_kit.speech.voice import load_voices
 from tts_kit.tokens import cache
@@ -129,13 +130,9 @@ def test_every_documented_command_is_run_or_parsed():
 def documents_folder(spread_toy, tmp_path_factory):
     """The folder that the documents assume: clips, other clips, and a run named anna, the toy model trained for 40 steps."""
     root = tmp_path_factory.mktemp("docs")
-    rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    for folder, folder_rows in (("my_clips", [*rows[1:5], *rows[8:12], *rows[15:17]]), ("other_clips", rows[22:24])):
-        (root / folder).mkdir()
-        for row in folder_rows:
-            shutil.copy(SAMPLE_VOICE / row.split(",")[0], root / folder)
-        (root / folder / "metadata.csv").write_text("\n".join([rows[0], *folder_rows]) + "\n", encoding="utf-8")
-    audio.write(root / "ben.wav", audio.read(root / "other_clips" / rows[22].split(",")[0], 24_000), 24_000)
+    sample_clips.copy(root / "my_clips", [*range(1, 5), *range(8, 12), *range(15, 17)])
+    other, _ = sample_clips.copy(root / "other_clips", [22, 23])
+    audio.write(root / "ben.wav", audio.read(root / "other_clips" / other, 24_000), 24_000)
     (root / "ben.txt").write_text("These are its words.", encoding="utf-8")
     (root / "dialogue.txt").write_text("[anna] Hello, Ben.\n[ben] Hi.\n", encoding="utf-8")
     run, cpu = Run("anna", root / "runs"), device.choose("cpu")
