@@ -184,6 +184,10 @@ def test_a_mistyped_run_lists_similar_ones(tmp_path, monkeypatch, capsys):
     assert "There is no run" not in capsys.readouterr().err
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt  # what Python makes of Ctrl-C
+
+
 def test_status_names_the_next_command(tmp_path, toy, monkeypatch, capsys):
     """Mistake: nobody knows which runs there are, how far they are, and what comes next."""
     monkeypatch.chdir(tmp_path)
@@ -197,7 +201,7 @@ def test_status_names_the_next_command(tmp_path, toy, monkeypatch, capsys):
     assert following == "Next: tts-kit tokenize --run emma"
     assert re.match(r"0\.\d minutes in 8 clips: little\. .*The room .* tts-kit report --run emma", advice), advice
     with monkeypatch.context() as patches:
-        patches.setattr(cache, "encode_missing", lambda *_: signal.raise_signal(signal.SIGINT))
+        patches.setattr(cache, "encode_missing", interrupt)
         assert cli.main(["tokenize", "--run", "emma", "--base", toy]) == 130
     assert capsys.readouterr().err == "Interrupted. The same command continues from here.\n"
     assert cli.main(["tokenize", "--run", "emma"]) == 0, "with the base that was given before"
