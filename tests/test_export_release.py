@@ -12,10 +12,12 @@ from pathlib import Path
 
 import hub
 import pytest
+import sample_clips
 import soundfile
 import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from safetensors.torch import save_file
 from test_generation_engine import GREEDY
 from test_speech_voice import change, codes, make_adapter
 
@@ -29,7 +31,7 @@ from tts_kit.export import card, release
 from tts_kit.hub import RELEASE_FILE
 from tts_kit.io import read_json, read_rows, write_json, write_rows
 from tts_kit.model import license, load, lora
-from tts_kit.run import SAMPLE_VOICE, TINY_CSM, Run
+from tts_kit.run import TINY_CSM, Run
 from tts_kit.speech import speak
 from tts_kit.speech.voice import load_voice
 
@@ -42,12 +44,7 @@ def exported_run(spread_toy, tmp_path_factory):
     """A complete run: data, codes, an adapter, a comparison without metric models, and consent."""
     root = tmp_path_factory.mktemp("release") / "runs"
     source = root / "source"
-    source.mkdir(parents=True)
-    rows = (SAMPLE_VOICE / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    clip_rows = [*rows[1:7], *rows[8:11]]
-    for row in clip_rows:
-        shutil.copy(SAMPLE_VOICE / row.split(",")[0], source)
-    (source / "metadata.csv").write_text("\n".join([rows[0], *clip_rows]) + "\n", encoding="utf-8")
+    sample_clips.copy(source, [*range(1, 7), *range(8, 11)])
     config = Config(base=spread_toy, rank=4, alpha=8, steps=2, warmup_steps=0, learning_rate=0.05, tokens_per_batch=400,
                     eval_steps=2, save_steps=2, sample_steps=0)
     run = Run("emma", root)
@@ -482,3 +479,12 @@ def test_a_push_that_fails_says_what_to_do(exported_run, tmp_path, token, is_ref
         server.server_close()
         with pytest.raises(KitError, match="could not be pushed.*the network"):
             release.push(exported_run, folder, "me/voice")
+
+
+def test_weights_without_one_of_the_two_embedding_tables_are_refused(tmp_path):
+    """Mistake: a transformers that saves equal tables once only, so that the other one is random where it is loaded."""
+    save_file({load.BACKBONE_TABLE: torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(KitError, match=f"does not save {load.DEPTH_TABLE}"):
+        release.check_embeddings_saved(tmp_path)
+    save_file({load.DEPTH_TABLE: torch.zeros(2, 2)}, tmp_path / "model-2.safetensors")
+    release.check_embeddings_saved(tmp_path)

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import CsmForConditionalGeneration
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
@@ -104,6 +105,7 @@ def write_merged(adapter: Path, folder: Path, base: str, revision: str = "", str
         model.set_attn_implementation("sdpa")  # others do not know the kit's own attention
         with pretrained.quiet():
             load.untie(model).save_pretrained(folder)
+        check_embeddings_saved(folder)
     write_json(folder / GENERATION_CONFIG_NAME, _generation_config(model, sampling))
     source = pretrained.tokenizer_source(base, revision)
     for path in filter(None, (pretrained.file(source[0], name, source[1]) for name in PROCESSOR_FILES)):
@@ -112,6 +114,17 @@ def write_merged(adapter: Path, folder: Path, base: str, revision: str = "", str
         path.chmod(0o644)  # safetensors writes files that only their owner may read
     write_json(folder / SPEECH_FILE, {"speaker": metadata["speaker"], "strength": strength,
                                       **prompt_options(config), **asdict(sampling)})
+
+
+def check_embeddings_saved(folder: Path) -> None:
+    """Both audio embedding tables must be saved, though equal: transformers 5.0 to 5.20 initialize a missing one."""
+    names = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            names |= set(file.keys())
+    if missing := {load.BACKBONE_TABLE, load.DEPTH_TABLE} - names:
+        raise KitError(f"this version of transformers does not save {missing.pop()}, so that it would be loaded at "
+                       "random. Export with the versions in constraints.txt.")
 
 
 def write_original(model: CsmForConditionalGeneration, folder: Path) -> None:
