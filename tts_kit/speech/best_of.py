@@ -64,11 +64,11 @@ class TakeChooser:
 
 
 @functools.cache
-def load_models(threads: int = 2) -> ChoiceModels:
+def load_models() -> ChoiceModels:
     """Load the models that choose: Whisper tiny.en and Resemblyzer, from wheels, on the CPU."""
     if missing := backends.missing_packages():
         raise KitError(f"choosing among takes needs the metric models, and {', '.join(missing)} are not installed. Install "
                        f"them: {metrics.INSTALL}; or leave best-of out.")
-    whisper = transcribe.load_whisper(transcribe.BUNDLED_TINY, cpu_threads=threads)
+    whisper = transcribe.load_whisper(transcribe.BUNDLED_TINY, cpu_threads=2)
     speaker = MetricModels(NAMES, None, backends.load_resemblyzer(), predict_mos=None)
     return ChoiceModels(functools.partial(transcribe.text_probabilities, whisper), speaker.embed)

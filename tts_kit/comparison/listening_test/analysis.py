@@ -159,7 +159,7 @@ def analyze(paths: Sequence[Path], folder: Path) -> dict:
             estimates.append(result)
             comparisons.append({"type": test_type, "arms": list(pair), "answers": values.size, **facts})
         if test_type == "smos":
-            smos_of_arms = {arm: _as_json(estimate(smos(counted, key, arm), ROUNDING_VARIANCE))
+            smos_of_arms = {arm: as_json(estimate(smos(counted, key, arm), ROUNDING_VARIANCE))
                             for arm in (*dict.fromkeys(arm for pair in key["pairs"] for arm in pair), *ANCHORS)}
     for comparison, result, p_holm in zip(comparisons, estimates, stats.holm([one["p_value"] for one in comparisons])):
         null, limits = (0.5, (0, 1)) if comparison["type"] == "ab" else (0.0, (None, None))
@@ -167,7 +167,7 @@ def analyze(paths: Sequence[Path], folder: Path) -> dict:
             low, high = result.interval(ALPHA * result.p_value(null) / p_holm)
             result = replace(result, low=min(result.low, low), high=max(result.high, high))
         outcome = TIE if p_holm >= ALPHA else WINS if result.value > null else LOSES
-        comparison |= _as_json(result, limits) | {"p_holm": p_holm, "outcome": outcome}
+        comparison |= as_json(result, limits) | {"p_holm": p_holm, "outcome": outcome}
     return {"test": key["test"], "listeners": len(counted), "answers": sum(len(response.answers) for response in counted),
             "headphones": sum(response.listener.get("headphones") == "yes" for response in counted),
             "comparisons": comparisons, "smos": smos_of_arms,
@@ -176,7 +176,8 @@ def analyze(paths: Sequence[Path], folder: Path) -> dict:
             "rejected": rejected}
 
 
-def _as_json(result: Estimate, limits: tuple[float | None, float | None] = (None, None)) -> dict:
+def as_json(result: Estimate, limits: tuple[float | None, float | None] = (None, None)) -> dict:
+    """Return an estimate with its interval, which is cut at the limits; None for one that was not estimated."""
     bounds = np.clip((result.low, result.high), *limits).tolist() if np.isfinite(result.low) else (None, None)
     return {"value": result.value, "low": bounds[0], "high": bounds[1]}
 
