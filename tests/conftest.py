@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+# the user's list of fonts is shared by all environments: one that is deleted while it runs leaves a list without fonts
+os.environ["MPLCONFIGDIR"] = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "matplotlib")
 
 import dataclasses
 import shutil

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib.font_manager  # noqa: F401  its list of fonts is made here, not in a kernel that warns of it
 import nbformat
 import pytest
 from nbclient import NotebookClient
