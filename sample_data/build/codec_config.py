@@ -22,14 +22,18 @@ class CodecConfig:
     """Optimizer steps; if 0, `minutes` decides. Two trainings are equal to the bit only with a number of steps."""
     minutes: float = 40.0
     """Duration of the training when `steps` is 0; time before an interruption counts."""
+    processes: int = 1
+    """Processes that share a step, each with one thread; two are faster than two threads."""
     batch_size: int = 8
-    """Crops in one step."""
+    """Crops in one step of one process."""
     crop_seconds: float = 1.28
     """Length of a crop."""
     speed_perturbation: float = 0.1
     """Half of the crops are resampled to play up to this much faster or slower, which adds voices."""
     learning_rate: float = 1e-3
-    """Peak learning rate; it decays to a twentieth by a cosine."""
+    """Peak learning rate."""
+    decay_start: float = 0.67
+    """Share of the training after which the learning rate decays linearly, to 3 % of its peak."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     unquantized_steps: int = 300
@@ -38,10 +42,14 @@ class CodecConfig:
     """Speech whose latents initialize the codebooks, by k-means."""
     ema_decay: float = 0.99
     """Decay of the moving averages that are the codes."""
-    all_codebooks: float = 0.5
+    weight_ema_decay: float = 0.999
+    """Decay of the moving average of the weights, which is exported."""
+    all_codebooks: float = 0.8
     """Probability that a crop is decoded from all codebooks; the others use a random number of them."""
     commitment_weight: float = 0.25
     """Weight of the distance between latents and their codes."""
+    anchor_weight: float = 0.1
+    """Weight of the penalty for latents that wander, grow or lie in few dimensions."""
     waveform_weight: float = 1.0
     """Weight of the absolute difference of the samples."""
     teacher_weight: float = 2.0
@@ -52,12 +60,12 @@ class CodecConfig:
     """Width of the discriminators."""
     discriminator_seconds: float = 0.64
     """Length of the part of each crop that the discriminators get."""
-    discriminator_learning_rate: float = 5e-4
-    """Peak learning rate of the discriminators."""
-    adversarial_weight: float = 0.1
-    """Weight of the adversarial loss."""
-    feature_matching_weight: float = 0.3
-    """Weight of the distance between the discriminators' features of decoded and of real speech."""
+    discriminator_learning_rate: float = 8e-4
+    """Learning rate of the discriminators."""
+    adversarial_weight: float = 0.7
+    """Norm of the adversarial loss's gradient at the waves, as a multiple of that of the reconstruction losses."""
+    feature_matching_weight: float = 1.0
+    """The same for the distance between the discriminators' features of decoded and of real speech."""
     save_steps: int = 500
     """Steps between checkpoints."""
     eval_steps: int = 2000
@@ -65,13 +73,13 @@ class CodecConfig:
 
     def __post_init__(self):
         positive = ("minutes", "batch_size", "crop_seconds", "learning_rate", "kmeans_seconds", "save_steps", "eval_steps",
-                    "discriminator_channels", "discriminator_seconds", "discriminator_learning_rate")
+                    "discriminator_channels", "discriminator_seconds", "discriminator_learning_rate", "processes")
         for name in positive:
             self._require(getattr(self, name) > 0, name, "above 0")
-        for name in ("steps", "warmup_steps", "unquantized_steps", "commitment_weight", "waveform_weight", "teacher_weight",
-                     "adversarial_weight", "feature_matching_weight"):
+        for name in ("steps", "warmup_steps", "unquantized_steps", "commitment_weight", "anchor_weight", "waveform_weight",
+                     "teacher_weight", "adversarial_weight", "feature_matching_weight"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("ema_decay", "all_codebooks", "discriminator_start"):
+        for name in ("ema_decay", "weight_ema_decay", "all_codebooks", "discriminator_start", "decay_start"):
             self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         self._require(not self.decoder_only or self.init_from, "decoder_only", "given together with init_from")
         self._require(0 <= self.speed_perturbation < 0.5, "speed_perturbation", "at least 0 and below 0.5")

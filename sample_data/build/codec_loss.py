@@ -61,17 +61,19 @@ class Discriminator(nn.Module):
     def __init__(self, window: int, channels: int):
         super().__init__()
         self.register_buffer("window", torch.hann_window(window), persistent=False)
-        # (dilation in time, stride in frequency): the receptive field grows with each layer
-        inner = [_convolution(channels, channels, (3, 7), stride=(1, 2), dilation=(dilation, 1)) for dilation in (1, 2, 4)]
-        self.layers = nn.ModuleList([_convolution(2, channels, (3, 7), stride=(1, 2)), *inner,
-                                     _convolution(channels, channels, (3, 3))])
-        self.last = _convolution(channels, 1, (3, 3))
+        width = 2 * channels
+        self.layers = nn.ModuleList([
+            _convolution(2, channels, (3, 9), stride=(1, 4)),  # the spectra shrink early, which makes it cheap
+            _convolution(channels, width, (3, 5), stride=(2, 2)),
+            _convolution(width, width, (3, 5), stride=(1, 2)),
+            _convolution(width, width, (3, 3))])
+        self.last = _convolution(width, 1, (3, 3))
 
     def forward(self, waves: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return a score for each patch of waves (batch, samples), above 0 for real, and the features of all layers."""
         spectrum = stft(waves.float(), self.window).transpose(1, 2)
-        # the square root of the magnitudes, so that quiet partials count beside loud ones
-        scale = (spectrum.real.square() + spectrum.imag.square() + FLOOR ** 2) ** -0.25
+        # the square root of the magnitudes, so that quiet partials count beside loud ones, and near 1, or nothing is learned
+        scale = 10 * (spectrum.real.square() + spectrum.imag.square() + FLOOR ** 2) ** -0.25
         hidden, features = torch.stack([spectrum.real * scale, spectrum.imag * scale], 1), []
         for layer in self.layers:
             hidden = F.leaky_relu(layer(hidden), 0.2)
@@ -79,10 +81,9 @@ class Discriminator(nn.Module):
         return self.last(hidden), features
 
 
-def _convolution(in_channels: int, out_channels: int, kernel: tuple[int, int], stride=(1, 1),
-                 dilation=(1, 1)) -> nn.Module:
-    padding = tuple((size - 1) * factor // 2 for size, factor in zip(kernel, dilation))
-    return nn.utils.parametrizations.weight_norm(nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation))
+def _convolution(in_channels: int, out_channels: int, kernel: tuple[int, int], stride=(1, 1)) -> nn.Module:
+    padding = tuple(size // 2 for size in kernel)
+    return nn.utils.parametrizations.weight_norm(nn.Conv2d(in_channels, out_channels, kernel, stride, padding))
 
 
 class Discriminators(nn.Module):
@@ -92,19 +93,15 @@ class Discriminators(nn.Module):
         super().__init__()
         self.scales = nn.ModuleList([Discriminator(window, channels) for window in windows])
 
-    def discriminator_loss(self, decoded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Return the discriminators' own loss: scores of real waves above 1, of decoded ones below -1."""
-        losses = [F.relu(1 - scale(real)[0]).mean() + F.relu(1 + scale(decoded.detach())[0]).mean() for scale in self.scales]
-        return torch.stack(losses).mean()
-
-    def codec_losses(self, decoded: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the codec's adversarial loss and its feature matching loss."""
-        adversarial, feature_matching = [], []
+    def losses(self, decoded: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the discriminators' own loss (scores of real waves above 1, of decoded ones below -1), and the codec's
+        adversarial loss and feature matching loss."""
+        own, adversarial, feature_matching = [], [], []
         for scale in self.scales:
-            score, decoded_features = scale(decoded)
-            with torch.no_grad():
-                _, real_features = scale(real)
-            adversarial.append(F.relu(1 - score).mean())
-            feature_matching += [(decoded_layer - real_layer).abs().mean() / real_layer.abs().mean().clamp(min=1e-5)
-                                 for decoded_layer, real_layer in zip(decoded_features, real_features)]
-        return torch.stack(adversarial).mean(), torch.stack(feature_matching).mean()
+            (real_score, real_features), (score, features) = scale(real), scale(decoded)
+            own.append(F.relu(1 - real_score).mean() + F.relu(1 + score).mean())
+            adversarial.append(-score.mean())
+            targets = [layer.detach() for layer in real_features]
+            feature_matching += [(layer - target).abs().mean() / target.abs().mean().clamp(min=1e-5)
+                                 for layer, target in zip(features, targets)]
+        return torch.stack(own).mean(), torch.stack(adversarial).mean(), torch.stack(feature_matching).mean()

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import MimiModel
 
-from sample_data.build import model_shapes, quantizer
+from sample_data.build import distributed, model_shapes, quantizer
 from sample_data.build.codec_config import CodecConfig
 from sample_data.build.codec_loss import Discriminators, SpectralLoss
 from sample_data.build.crops import CropSampler
@@ -22,10 +23,12 @@ from tts_kit.pretrained import ModelSpec
 
 COLLAPSED = 0.02  # share of the latents' energy that varies from frame to frame, below which they have collapsed
 CHECK_EVERY = 50
+MIN_LEARNING_RATE = 0.03  # share of the peak that the learning rate decays to
+ADVERSARIAL_WARMUP_STEPS = 300  # steps in which the discriminators learn before they have their full weight
 
 
 class CodecTrainer:
-    """The codec, its discriminators and their optimizers; `step` updates all of them once."""
+    """The codec, the average of its weights, its discriminators and their optimizers; `step` updates all of them once."""
 
     def __init__(self, waves: Sequence[np.ndarray], config: CodecConfig, device_config: DeviceConfig,
                  features: Sequence[np.ndarray] | None = None):
@@ -39,7 +42,9 @@ class CodecTrainer:
             quantizer.init_projections(self.codec, config.seed)
             _rescale_initial_weights(self.codec)
         width = 1 if features is None else features[0].shape[1]
-        self.modules = {"codec": self.codec, "discriminators": Discriminators(channels=config.discriminator_channels),
+        self.averaged = AveragedModel(self.codec, multi_avg_fn=get_ema_multi_avg_fn(config.weight_ema_decay))
+        self.modules = {"codec": self.codec, "averaged": self.averaged,
+                        "discriminators": Discriminators(channels=config.discriminator_channels),
                         "teacher_head": nn.Linear(csm_config.codec_config.codebook_dim, width)}
         if config.decoder_only:
             _freeze_encoder(self.codec)
@@ -48,11 +53,11 @@ class CodecTrainer:
         for module in self.modules.values():
             module.to(self.device).train()
         self.spectral_loss = SpectralLoss(self.spec.sample_rate).to(self.device)
-        self.crops = CropSampler(waves, self.spec, config, features)
+        self.crops = CropSampler(waves, self.spec, config, features, distributed.rank())
         self.optimizers = {
             "codec_optimizer": self._optimizer(config.learning_rate, "codec", "teacher_head"),
             "discriminator_optimizer": self._optimizer(config.discriminator_learning_rate, "discriminators")}
-        self.steps, self.seconds, self.variance_ratios = 0, 0.0, []
+        self.steps, self.seconds, self.adversarial_steps, self.variance_ratios = 0, 0.0, 0, []
 
     def _optimizer(self, learning_rate: float, *names: str) -> torch.optim.AdamW:
         weights = [weight for name in names for weight in self.modules[name].parameters() if weight.requires_grad]
@@ -69,9 +74,15 @@ class CodecTrainer:
         """Whether the codebooks are initialized."""
         return bool(self.config.init_from) or self.steps > self.config.unquantized_steps
 
-    def resume(self, steps: int, seconds: float, variance_ratios: Sequence[float]) -> None:
+    def counters(self) -> dict:
+        """Return what `resume` needs."""
+        return {"step": self.steps, "seconds": self.seconds, "adversarial_steps": self.adversarial_steps,
+                "variance_ratios": self.variance_ratios}
+
+    def resume(self, counters: dict) -> None:
         """Restore the counters of a checkpoint of this training; `checkpoint.load` restores its tensors."""
-        self.steps, self.seconds, self.variance_ratios = steps, seconds, list(variance_ratios)
+        self.steps, self.seconds, self.adversarial_steps, self.variance_ratios = (
+            counters[name] for name in self.counters())
         for codebook in quantizer.codebooks(self.codec):
             codebook._embed = None
 
@@ -80,26 +91,31 @@ class CodecTrainer:
         start_time, config = time.monotonic(), self.config
         if self.steps == config.unquantized_steps and not config.init_from:
             self._init_codebooks()
-        self._set_learning_rates()
+        self._set_learning_rate()
         batch = {name: value.to(self.device) for name, value in self.crops.batch(self.steps).items()}
         real = batch["waves"]
         latents = self._encode(real)
         decoded, branches, losses = self._decode(latents, batch)
-        losses |= {"spectral": self.spectral_loss(decoded, real),
-                   "waveform": config.waveform_weight * (decoded - real).abs().mean()}
-        if self.progress >= config.discriminator_start:
-            losses |= self._train_discriminators(decoded, real)
-        total = sum(losses.values())
         self.optimizers["codec_optimizer"].zero_grad()
-        total.backward()
-        nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
+        gradient, wave_losses = self._wave_gradient(decoded.detach().requires_grad_(), real)
+        code_losses = [loss for loss in losses.values() if loss.requires_grad]  # none if only the decoder is trained
+        torch.autograd.backward([decoded, *code_losses], [gradient, *[None] * len(code_losses)])
+        losses |= wave_losses
+        total = sum(losses.values())
+        trained = [weight for weight in (*self.codec.parameters(), *self.modules["teacher_head"].parameters())
+                   if weight.grad is not None]
+        distributed.mean_([weight.grad for weight in trained])
+        nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimizers["codec_optimizer"].step()
         if branches and not config.decoder_only:
             quantizer.update_codebooks(self.codec, branches, config.ema_decay,
                                        np.random.default_rng([config.seed, self.steps, 1]))
+        self.averaged.update_parameters(self.codec)
         self._check_health(latents, total)
         self.steps += 1
-        self.seconds += time.monotonic() - start_time
+        elapsed = torch.tensor([time.monotonic() - start_time])
+        distributed.mean_([elapsed])  # all processes must see the same progress
+        self.seconds += elapsed.item()
         return {name: value.detach() for name, value in losses.items()}
 
     def _encode(self, waves: torch.Tensor) -> torch.Tensor:
@@ -116,11 +132,13 @@ class CodecTrainer:
         losses, branches = {}, []
         if self.steps < self.config.unquantized_steps and not self.config.init_from:
             quantized = quantizer.bypass(self.codec, latents)
-            first_output = quantizer.branches(self.codec)[0].input_proj(latents)
+            inputs = [branch.input_proj(latents) for branch in quantizer.branches(self.codec)]
+            anchors, first_output = map(quantizer.anchor, inputs), inputs[0]
         else:
             quantized, branches = quantizer.quantize(self.codec, latents, batch["levels"])
             losses["commitment"] = self.config.commitment_weight * sum(branch.commitment for branch in branches)
-            first_output = branches[0].output
+            anchors, first_output = (branch.anchor for branch in branches), branches[0].output
+        losses["anchor"] = self.config.anchor_weight * sum(anchors)
         if "features" in batch:
             predicted = self.modules["teacher_head"](first_output.transpose(1, 2))
             losses["teacher"] = self.config.teacher_weight * (
@@ -131,23 +149,41 @@ class CodecTrainer:
             waves = _run_decoder(self.codec, hidden)
         return waves.float(), branches, losses
 
-    def _train_discriminators(self, decoded: torch.Tensor, real: torch.Tensor) -> dict:
-        """Train the discriminators on a part of each crop; returns the codec's losses by them."""
-        discriminators, optimizer = self.modules["discriminators"], self.optimizers["discriminator_optimizer"]
-        length = min(decoded.shape[1], round(self.config.discriminator_seconds * self.spec.sample_rate))
-        start = int(np.random.default_rng([self.config.seed, self.steps, 2]).integers(decoded.shape[1] - length + 1))
-        decoded, real = decoded[:, start:start + length], real[:, start:start + length]
-        optimizer.zero_grad()
+    def _wave_gradient(self, decoded: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the gradient at the decoded waves of all losses that compare them with the real ones, and the losses.
+
+        The gradients of the discriminators' losses get a norm relative to that of the others, as in EnCodec, because the
+        losses themselves are of no common scale."""
+        losses = {"spectral": self.spectral_loss(decoded, real),
+                  "waveform": self.config.waveform_weight * (decoded - real).abs().mean()}
+        [gradient] = torch.autograd.grad(sum(losses.values()), decoded)
+        if self.progress >= self.config.discriminator_start:
+            length = min(decoded.shape[1], round(self.config.discriminator_seconds * self.spec.sample_rate))
+            rng = np.random.default_rng([self.config.seed, self.steps, 2])
+            part = slice(start := int(rng.integers(decoded.shape[1] - length + 1)), start + length)
+            gradients, losses["discriminators"] = self._train_discriminators(decoded[:, part], real[:, part])
+            self.adversarial_steps += 1
+            ramp = min(1.0, self.adversarial_steps / ADVERSARIAL_WARMUP_STEPS)
+            weights = self.config.adversarial_weight, self.config.feature_matching_weight
+            norm = gradient.norm()
+            for weight, addition in zip(weights, gradients):
+                gradient[:, part] += ramp * weight * norm / addition.norm().clamp(min=1e-9) * addition
+        return gradient, losses
+
+    def _train_discriminators(self, decoded: torch.Tensor,
+                              real: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Update the discriminators; returns the gradients of the codec's two losses by them, and their own loss."""
+        decoded = decoded.detach().requires_grad_()
+        discriminators = self.modules["discriminators"]
         with self._autocast():
-            discriminator_loss = discriminators.discriminator_loss(decoded, real)
-        discriminator_loss.backward()
-        optimizer.step()
-        discriminators.requires_grad_(False)
-        with self._autocast():
-            adversarial, feature_matching = discriminators.codec_losses(decoded, real)
-        discriminators.requires_grad_(True)
-        return {"adversarial": self.config.adversarial_weight * adversarial,
-                "feature_matching": self.config.feature_matching_weight * feature_matching}
+            loss, *codec_losses = discriminators.losses(decoded, real)
+        weights = list(discriminators.parameters())
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, retain_graph=True)):
+            weight.grad = gradient
+        gradients = tuple(torch.autograd.grad(codec_loss, decoded, retain_graph=True)[0] for codec_loss in codec_losses)
+        distributed.mean_([weight.grad for weight in weights])
+        self.optimizers["discriminator_optimizer"].step()
+        return gradients, loss.detach()
 
     @torch.no_grad()
     def _init_codebooks(self) -> None:
@@ -157,15 +193,17 @@ class CodecTrainer:
         pool = [self._encode(self.crops.sample(10 ** 9 + index)["waves"].to(self.device)) for index in range(count)]
         vectors = torch.cat([latents.transpose(1, 2).flatten(0, 1) for latents in pool])
         quantizer.init_codebooks(self.codec, vectors, np.random.default_rng([self.config.seed, 3]))
+        for codebook in quantizer.codebooks(self.codec):  # all processes take those of the first
+            values = [codebook.cluster_usage, codebook.embed_sum]
+            distributed.sum_([value.mul_(distributed.rank() == 0) for value in values])
+            codebook._embed = None
 
-    def _set_learning_rates(self) -> None:
-        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
-        factor = cosine * min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
-        peaks = {"codec_optimizer": self.config.learning_rate,
-                 "discriminator_optimizer": self.config.discriminator_learning_rate}
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = peaks[name] * factor
+    def _set_learning_rate(self) -> None:
+        config = self.config
+        decay = (min(1.0, self.progress) - config.decay_start) / max(1e-9, 1 - config.decay_start)
+        factor = min(1.0, (self.steps + 1) / max(1, config.warmup_steps), 1 - (1 - MIN_LEARNING_RATE) * decay)
+        for group in self.optimizers["codec_optimizer"].param_groups:
+            group["lr"] = config.learning_rate * factor
 
     def _check_health(self, latents: torch.Tensor, total: torch.Tensor) -> None:
         """Raise an error if the loss is not finite or the latents have collapsed, instead of training to the end."""

@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,16 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from sample_data.build import checkpoint, codec_config, codec_evaluation, corpus, model_shapes, quantizer, teacher
+from sample_data.build import (
+    checkpoint,
+    codec_config,
+    codec_evaluation,
+    corpus,
+    distributed,
+    model_shapes,
+    quantizer,
+    teacher,
+)
 from sample_data.build.codec_config import CodecConfig
 from sample_data.build.codec_trainer import CodecTrainer
 from tts_kit import audio, device
@@ -24,6 +34,7 @@ from tts_kit.errors import KitError, report_errors
 from tts_kit.io import check_replaceable, write_rows
 from tts_kit.pretrained import ModelSpec
 
+MAX_JOINED_SECONDS = 28  # clips are joined up to this length, because Whisper's encoder takes 30 s at once
 Teacher = Callable[[np.ndarray], np.ndarray]
 """A wave at the codec's rate -> features (frames, width) that the first codebook is trained to predict."""
 LOG_EVERY = 50
@@ -42,20 +53,23 @@ def train(waves: Sequence[np.ndarray], held_out: Sequence[np.ndarray], out: Path
         config.check_same(finished["recipe"], out)
         print(f"{out} is already trained with these settings. To train again, choose another --out.")
         return out
-    features = None if teach is None else teacher_features(teach, waves, work / "teacher.safetensors")
+    is_first = distributed.rank() == 0
+    with distributed.first_process_first():
+        features = None if teach is None else teacher_features(teach, waves, work / "teacher.safetensors")
     trainer = CodecTrainer(waves, config, device_config, features)
     rows = _resume(trainer, work, waves)
     stride = max(1, len(held_out) // EVALUATION_CLIPS)
     with _progress_bar(trainer) as bar:
         while trainer.progress < 1:
             _step(trainer, rows, bar)
-            if trainer.steps % config.save_steps == 0:
+            if is_first and trainer.steps % config.save_steps == 0:
                 _save(trainer, work, waves, rows)
-            if trainer.steps % config.eval_steps == 0 and trainer.progress < 1:
+            if is_first and trainer.steps % config.eval_steps == 0 and trainer.progress < 1:
                 _export(trainer, out, held_out[::stride])
-    _save(trainer, work, waves, rows)
-    evaluation = _export(trainer, out, held_out[::stride])
-    print(f"Spectral loss on held-out speech, by number of codebooks: {evaluation['spectral_loss']}. Codec: {out}")
+    if is_first:
+        _save(trainer, work, waves, rows)
+        evaluation = _export(trainer, out, held_out[::stride])
+        print(f"Spectral loss on held-out speech, by number of codebooks: {evaluation['spectral_loss']}. Codec: {out}")
     return out
 
 
@@ -97,6 +111,16 @@ def split(rows: Iterable[tuple[str, str, np.ndarray]], share: float) -> tuple[li
     return train_waves, held_out
 
 
+def join(waves: Iterable[np.ndarray], samples: int) -> list[np.ndarray]:
+    """Join consecutive waves to longer ones of at most `samples`."""
+    joined: list[list[np.ndarray]] = [[]]
+    for wave in waves:
+        if joined[-1] and sum(map(len, joined[-1])) + len(wave) > samples:
+            joined.append([])
+        joined[-1].append(wave)
+    return [np.concatenate(parts) for parts in joined if parts]
+
+
 def _resume(trainer: CodecTrainer, work: Path, waves: Sequence[np.ndarray]) -> list[dict]:
     """Load the newest checkpoint into `trainer`; returns the rows logged so far."""
     folders = checkpoint.list_folders(work)
@@ -108,7 +132,7 @@ def _resume(trainer: CodecTrainer, work: Path, waves: Sequence[np.ndarray]) -> l
         raise KitError(f"{folders[-1]} was trained on {metadata['speech']}, the corpus now is {_corpus_size(waves)} (clips "
                       "and samples). Give the same corpus, or choose another --out.")
     checkpoint.load(folders[-1], trainer.modules, trainer.optimizers)
-    trainer.resume(metadata["step"], metadata["seconds"], metadata["variance_ratios"])
+    trainer.resume(metadata)
     print(f"Resuming from {folders[-1].name}.")
     return metadata["rows"]
 
@@ -117,7 +141,8 @@ def _step(trainer: CodecTrainer, rows: list[dict], bar: tqdm) -> None:
     """Train one step, log it, and update the progress bar."""
     losses = trainer.step()
     if trainer.steps % LOG_EVERY == 0:
-        speech = trainer.steps * trainer.config.batch_size * trainer.crops.samples / trainer.spec.sample_rate
+        crops = trainer.steps * trainer.config.batch_size * trainer.config.processes
+        speech = crops * trainer.crops.samples / trainer.spec.sample_rate
         rows.append({"step": trainer.steps, "seconds": round(trainer.seconds, 1),
                      **{name: round(value.item(), 4) for name, value in losses.items()},
                      "codebook_use": round(quantizer.codebook_usage(trainer.codec), 4), "speech_seconds": round(speech, 1)})
@@ -130,12 +155,13 @@ def _step(trainer: CodecTrainer, rows: list[dict], bar: tqdm) -> None:
 def _progress_bar(trainer: CodecTrainer) -> tqdm:
     total = trainer.config.steps or 60 * trainer.config.minutes
     return tqdm(total=total, initial=trainer.progress * total, desc="codec", unit="step" if trainer.config.steps else "s",
-                bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]")
+                bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]",
+                disable=distributed.rank() > 0)
 
 
 def _save(trainer: CodecTrainer, work: Path, waves: Sequence[np.ndarray], rows: list[dict]) -> None:
-    metadata = {"recipe": dataclasses.asdict(trainer.config), "speech": _corpus_size(waves), "seconds": trainer.seconds,
-                "variance_ratios": trainer.variance_ratios, "rows": rows}
+    metadata = {"recipe": dataclasses.asdict(trainer.config), "speech": _corpus_size(waves), **trainer.counters(),
+                "rows": rows}
     checkpoint.save(work, trainer.steps, trainer.modules, trainer.optimizers, metadata)
     write_rows(work / "log.jsonl", rows)
 
@@ -144,7 +170,7 @@ def _export(trainer: CodecTrainer, out: Path, held_out: Sequence[np.ndarray]) ->
     facts = {"finished": trainer.progress >= 1, "steps": trainer.steps, "train_seconds": round(trainer.seconds, 1),
              "speech_seconds": round(trainer.crops.ends[-1] / trainer.spec.sample_rate),
              "machine": device.machine(), "versions": device.versions()}
-    return codec_evaluation.export(trainer.codec, out, held_out, trainer.config, facts)
+    return codec_evaluation.export(trainer.averaged.module, out, held_out, trainer.config, facts)
 
 
 def _corpus_size(waves: Sequence[np.ndarray]) -> list[int]:
@@ -158,22 +184,28 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    distributed.run(_train_on_corpus, options.processes, options)
+
+
+def _train_on_corpus(options: argparse.Namespace) -> None:
     config = CodecConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(CodecConfig)})
     device_config = device.choose(options.device, options.dtype)
     rate = ModelSpec.of(model_shapes.config(config.shape)).sample_rate
-    train_waves, held_out = split(_first_hours(corpus.read(options.corpus), options.hours), options.held_out)
+    rows = itertools.chain.from_iterable(map(corpus.read, options.corpus))
+    train_waves, held_out = split(_first_hours(rows, options.hours), options.held_out)
     train_waves, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves]
                              for waves in (train_waves, held_out))
-    print(f"{device_config.reason} {len(train_waves)} clips to train on ({sum(map(len, train_waves)) / rate / 3600:.2f} "
-          f"hours), {len(held_out)} of other speakers held out.")
-    train(train_waves, held_out, options.out, config, device_config,
+    if distributed.rank() == 0:
+        print(f"{device_config.reason} {len(train_waves)} clips to train on ({sum(map(len, train_waves)) / rate / 3600:.2f} "
+                  f"hours), {len(held_out)} of other speakers held out.")
+    train(join(train_waves, MAX_JOINED_SECONDS * rate), held_out, options.out, config, device_config,
           teacher.load(options.teacher, rate) if options.teacher else None)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; each field of CodecConfig is an option."""
     top = argparse.ArgumentParser(prog="python -m sample_data.build.codec_training", description=__doc__.split("\n")[0])
-    top.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder that {corpus.__name__} wrote")
+    top.add_argument("--corpus", type=Path, nargs="+", default=[corpus.OUT], help=f"folders that {corpus.__name__} wrote")
     top.add_argument("--out", type=Path, default=corpus.OUT.with_name("codec"), help="folder for the codec")
     top.add_argument("--hours", type=float, default=0.0, help="use only the first hours of the corpus; 0 for all")
     top.add_argument("--held-out", type=float, default=0.02, help="share of the clips that is held out, by whole speakers")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from sample_data.build import kokoro, sentences, voices
+from sample_data.build import kokoro, open_text, sentences, voices
 from tts_kit import audio, io
 from tts_kit.errors import KitError, report_errors
 
@@ -40,11 +40,12 @@ def make(folder: str | Path, hours: float, seed: int = 0, workers: int = 1,
          voices_folder: str | Path = voices.CACHE) -> Path:
     """Synthesize about `hours` of Kokoro's speech into `folder`; complete shards are kept."""
     count = shard_count(hours, workers)
-    kokoro.import_packages()[0].model_path()  # assembles the model file, which several workers must not do at once
+    kokoro.split_model()  # once, before several workers need it
     voice_styles = voices.load_styles(voices_folder)
     styles_digest = hashlib.sha256(b"".join(voice_styles[name].tobytes() for name in voices.NAMES)).hexdigest()[:16]
     synthesize = functools.partial(synthesize_kokoro, voices_folder=str(voices_folder))
-    return make_shards(folder, count, synthesize, seed, workers, f"kokoro {styles_digest}")
+    return make_shards(folder, count, synthesize, seed, workers, f"kokoro {styles_digest}",
+                       sentence_source=open_text.generate)
 
 
 def shard_count(hours: float, workers: int) -> int:

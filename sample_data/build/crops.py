@@ -18,10 +18,10 @@ class CropSampler:
     """Samples all times of the speech with equal probability; prepares the next batch in a background thread."""
 
     def __init__(self, waves: Sequence[np.ndarray], spec: ModelSpec, config: CodecConfig,
-                 features: Sequence[np.ndarray] | None = None):
+                 features: Sequence[np.ndarray] | None = None, rank: int = 0):
         if not any(len(wave) for wave in waves):
             raise KitError("there is no speech to train the codec on. Give a corpus that is not empty.")
-        self.waves, self.spec, self.config, self.features = waves, spec, config, features
+        self.waves, self.spec, self.config, self.features, self.rank = waves, spec, config, features, rank
         self.ends = np.cumsum([len(wave) for wave in waves])
         self.frames = max(1, round(config.crop_seconds * spec.frame_rate))
         self.samples = self.frames * spec.samples_per_frame
@@ -38,7 +38,7 @@ class CropSampler:
 
     def sample(self, step: int) -> dict[str, torch.Tensor]:
         """Sample the batch of a step in this thread."""
-        rng = np.random.default_rng([self.config.seed, step])
+        rng = np.random.default_rng([self.config.seed, step, self.rank])
         crops = [self._crop(rng) for _ in range(self.config.batch_size)]
         num_codebooks = self.spec.num_codebooks
         levels = np.where(rng.random(len(crops)) < self.config.all_codebooks, num_codebooks,

@@ -23,7 +23,7 @@ class Kokoro:
         runtime = openvino.Core()
         settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "CPU_RUNTIME_CACHE_CAPACITY": 0,
                     "ENABLE_CPU_PINNING": False}
-        paths = kokoro_graph.split_model(core.model_path(), cache)
+        paths = split_model(cache)
         # bf16 is a hint: a CPU without it computes in float32
         self.graphs = [runtime.compile_model(path, "CPU", {**settings, "INFERENCE_PRECISION_HINT": precision})
                        for path, precision in zip(paths, ("f32", "bf16", "f32"))]
@@ -41,6 +41,11 @@ class Kokoro:
         excitation, hidden = before((np.array([[0, *ids, 0]], np.int64), style, np.array([speed], np.float32))).values()
         spectrum = vocoder((excitation, hidden, style))[0]
         return np.array(after((spectrum,))[0], np.float32).ravel()
+
+
+def split_model(cache: Path = CACHE) -> list[Path]:
+    """Return the three graphs of the model; writes them, and the model's own file, if they do not exist yet."""
+    return kokoro_graph.split_model(import_packages()[0].model_path(), cache)
 
 
 @functools.cache

@@ -48,6 +48,18 @@ SHAPES = {
                    num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
                    upsampling_ratios=[20, 32], sliding_window=100),
     ),
+    # the same with a codec of three stages, for trainings of hours
+    "tiny-hours": dict(
+        merges=512,
+        num_codebooks=8, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
+        depth=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+                   num_key_value_heads=4, head_dim=48),
+        codec=dict(sampling_rate=16000, num_filters=32, hidden_size=256, codebook_dim=64, codebook_size=512,
+                   vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
+                   num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
+                   upsampling_ratios=[4, 5, 32], sliding_window=100, layer_scale_initial_scale=0.1),
+    ),
     # the real codec with its 32 codebooks and a small network, for speed measurements on a CPU
     "small": dict(
         hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import MimiModel
 
+from sample_data.build import distributed
 from tts_kit.errors import KitError
 
 DEAD_BELOW = 0.1  # share of the mean usage below which a code is dead
@@ -19,6 +20,7 @@ class Branch:
 
     output: torch.Tensor
     """(batch, width, frames) in the space of the codebooks; gradients pass straight through to the encoder."""
+    anchor: torch.Tensor  # see `anchor`
     commitment: torch.Tensor
     """Mean square distance of the latents to the sum of the codes of all levels. With fewer levels it would train the
     encoder to leave no residual for the later levels."""
@@ -84,7 +86,18 @@ def _quantize_residual(vectors: torch.Tensor, layers: Sequence, levels: torch.Te
         quantized = quantized + decoded
         output = output + (decoded if levels is None else decoded * (levels > level)[:, None, None])
     is_used = torch.ones_like(vectors[:, :1, :1]) if levels is None else (levels > 0)[:, None, None]
-    return Branch(output + (vectors - target) * is_used, F.mse_loss(vectors, quantized), residuals, torch.stack(codes))
+    return Branch(output + (vectors - target) * is_used, anchor(vectors), F.mse_loss(vectors, quantized), residuals,
+                  torch.stack(codes))
+
+
+def anchor(vectors: torch.Tensor) -> torch.Tensor:
+    """Penalize latents (batch, width, frames) whose mean wanders, whose energy is not 1, or that lie in few dimensions.
+
+    Straight-through gradients move the latents wherever the decoder wants them, and no other loss moves them back."""
+    flat = vectors.transpose(1, 2).reshape(-1, vectors.shape[1])
+    covariance = torch.cov(flat.T, correction=0)
+    concentration = covariance.square().sum() / covariance.trace().square().clamp(min=1e-12)  # 1 / effective dimensions
+    return flat.mean(0).square().mean() + (flat.square().mean() - 1).square() + concentration
 
 
 @torch.no_grad()
@@ -95,23 +108,27 @@ def update_codebooks(model: MimiModel, outputs: Sequence[Branch], decay: float, 
     replaced = torch.zeros((), dtype=torch.long, device=outputs[0].output.device)
     residuals = [residual for branch in outputs for residual in branch.residuals]
     codes = [level_codes for branch in outputs for level_codes in branch.codes]
+    statistics = []
     for codebook, vectors, level_codes in zip(codebooks(model), residuals, codes):
         # a product, because index_add is not deterministic on GPUs
         one_hot = F.one_hot(level_codes.flatten(), codebook.codebook_size).to(vectors.dtype)
-        codebook.cluster_usage.lerp_(one_hot.sum(0), 1 - decay)
-        codebook.embed_sum.lerp_(one_hot.T @ vectors, 1 - decay)
-        replaced += _replace_dead_codes(codebook, vectors, rng)
+        # always drawn, so that the state of `rng` does not depend on which codes are dead; only the first process's are used
+        indices = torch.from_numpy(rng.integers(len(vectors), size=codebook.codebook_size)).to(vectors.device)
+        statistics += [one_hot.sum(0), one_hot.T @ vectors, vectors[indices] * (distributed.rank() == 0)]
+    distributed.sum_(statistics)
+    for codebook, usage, embed_sum, candidates in zip(codebooks(model), *(statistics[index::3] for index in range(3))):
+        codebook.cluster_usage.lerp_(usage, 1 - decay)
+        codebook.embed_sum.lerp_(embed_sum, 1 - decay)
+        replaced += _replace_dead_codes(codebook, candidates)
         codebook._embed = None  # transformers caches the quotient
     return replaced
 
 
-def _replace_dead_codes(codebook, vectors: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _replace_dead_codes(codebook, candidates: torch.Tensor) -> torch.Tensor:
     mean_usage = codebook.cluster_usage.mean()
     is_dead = codebook.cluster_usage < DEAD_BELOW * mean_usage
-    # always drawn, so that the state of `rng` does not depend on which codes are dead
-    indices = torch.from_numpy(rng.integers(len(vectors), size=codebook.codebook_size)).to(vectors.device)
     codebook.cluster_usage.copy_(torch.where(is_dead, mean_usage, codebook.cluster_usage))
-    codebook.embed_sum.copy_(torch.where(is_dead[:, None], vectors[indices] * mean_usage, codebook.embed_sum))
+    codebook.embed_sum.copy_(torch.where(is_dead[:, None], candidates * mean_usage, codebook.embed_sum))
     return is_dead.sum()
 
 

@@ -28,6 +28,7 @@ class Grammar:
 @dataclass(frozen=True)
 class EvaluationSet:
     sentences: tuple[str, ...]  # new combinations of words of the vocabulary; never synthesized for training
+    open_sentences: tuple[str, ...]  # plain sentences of common words, none from the grammar; never synthesized for training
     bundled: tuple[str, ...]  # sentences of the bundled voice; excluded from training as well
     voices: tuple[str, ...]  # Kokoro voices that are not used in training, neither alone nor in a mixture
     seeds: tuple[int, ...]  # seeds with which a model speaks each sentence

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import MimiModel
 
-from sample_data.build import checkpoint, codec_evaluation, codec_training, corpus, model_shapes, quantizer
+from sample_data.build import checkpoint, codec_evaluation, codec_training, corpus, distributed, model_shapes, quantizer
 from sample_data.build.codec_config import CodecConfig
 from sample_data.build.codec_loss import Discriminators, SpectralLoss
 from sample_data.build.codec_trainer import CodecTrainer
@@ -350,16 +350,89 @@ def test_discriminators_learn_and_have_gradients():
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = discriminators.discriminator_loss(noise, real)
-        loss.backward()
+        own, adversarial, feature_matching = discriminators.losses(noise, real)
+        own.backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0] and noise.grad is None
-    adversarial, feature_matching = discriminators.codec_losses(noise, real)
+        losses.append(own.item())
+    assert losses[-1] < 0.5 * losses[0]
+    noise.grad = None
+    _, adversarial, feature_matching = discriminators.losses(noise, real)
     (adversarial + feature_matching).backward()
     assert noise.grad.abs().sum() > 0
-    real_losses = discriminators.codec_losses(real, real)
-    assert real_losses[1].item() == pytest.approx(0, abs=1e-6) and real_losses[0] < adversarial
+    _, real_adversarial, real_matching = discriminators.losses(real, real)
+    assert real_matching.item() == pytest.approx(0, abs=1e-6) and real_adversarial < adversarial
+
+
+def test_discriminators_have_their_share_of_the_gradient(waves):
+    """Mistake: the losses of the discriminators are added as they are, and their gradient drowns or is drowned."""
+    config = SMALL.replace(discriminator_start=0.0, adversarial_weight=0.7, feature_matching_weight=0.0)
+    training = CodecTrainer(waves, config, CPU)
+    training.adversarial_steps = 10 ** 6  # past the warm-up
+    real = training.crops.sample(0)["waves"]
+    decoded = real + 0.05 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+    with_discriminators, losses = training._wave_gradient(decoded.clone().requires_grad_(), real)
+    assert set(losses) == {"spectral", "waveform", "discriminators"}
+    training.config = config.replace(discriminator_start=1.0)
+    without, _ = training._wave_gradient(decoded.clone().requires_grad_(), real)
+    assert (with_discriminators - without).norm().item() == pytest.approx(0.7 * without.norm().item(), rel=1e-3)
+
+
+def test_the_exported_weights_are_the_average(waves, tmp_path):
+    """Mistake: the last weights are exported, whose noise the average does not have."""
+    training = CodecTrainer(waves, SMALL.replace(weight_ema_decay=0.5), CPU)
+    history = []
+    for _ in range(3):
+        training.step()
+        history.append(training.codec.encoder.layers[0].conv.weight.detach().clone())
+    # the first update copies the weights
+    expected = (history[0] * 0.5 + history[1] * 0.5) * 0.5 + history[2] * 0.5
+    codec_training._export(training, tmp_path / "codec", waves[:1])
+    exported = MimiModel.from_pretrained(tmp_path / "codec")
+    torch.testing.assert_close(exported.encoder.layers[0].conv.weight, expected)
+    for codebook, trained_codebook in zip(quantizer.codebooks(exported), quantizer.codebooks(training.codec)):
+        torch.testing.assert_close(codebook.embed, trained_codebook.embed)
+
+
+def test_latents_are_anchored():
+    """Mistake: latents that wander off, grow, or use one dimension cost nothing."""
+    generator = torch.Generator().manual_seed(0)
+    good = torch.randn(4, 8, 100, generator=generator)
+    direction = torch.randn(1, 8, 1, generator=generator)
+    flat = direction * 8 ** 0.5 / direction.norm() * torch.randn(4, 1, 100, generator=generator)
+    costs = [quantizer.anchor(latents).item() for latents in (good, good + 2, 2 * good, flat)]
+    assert costs[0] < 0.2 and all(cost > 0.9 for cost in costs[1:])
+
+
+def _train_two(folder):
+    training = CodecTrainer([vowels(seed) for seed in range(8)], SMALL.replace(processes=2, batch_size=2), CPU)
+    for _ in range(4):
+        training.step()
+    torch.save(all_weights(training), folder / f"{distributed.rank()}.pt")
+
+
+def test_processes_stay_equal(tmp_path):
+    """Mistake: gradients or codebooks of the processes are not combined, and each trains a codec of its own."""
+    distributed.run(_train_two, 2, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def _fail():
+    raise KitError("the corpus is empty.")
+
+
+def test_an_error_of_a_process_is_reported():
+    """Mistake: a traceback of torch's launcher in place of the sentence that says what to do."""
+    with pytest.raises(KitError, match="^the corpus is empty.$"):
+        distributed.run(_fail, 2)
+
+
+def test_clips_are_joined_to_the_length_of_the_teacher():
+    """Mistake: the teacher pads each short clip to 30 s, or samples are lost."""
+    waves = [np.full(size, index, np.float32) for index, size in enumerate((5, 3, 4, 20, 1))]
+    joined = codec_training.join(waves, 10)
+    assert [len(wave) for wave in joined] == [8, 4, 20, 1]
+    assert np.array_equal(np.concatenate(joined), np.concatenate(waves))
 
 
 def test_held_out_speakers_are_not_trained_on():
