@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import MimiModel
 
-from sample_data.build import distributed, model_shapes, quantizer
+from sample_data.build import model_shapes, processes, quantizer
 from sample_data.build.codec_config import CodecConfig
 from sample_data.build.codec_loss import Discriminators, SpectralLoss
 from sample_data.build.crops import CropSampler
@@ -20,6 +21,7 @@ from tts_kit import pretrained
 from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError
 from tts_kit.pretrained import ModelSpec
+from tts_kit.training import distributed
 
 COLLAPSED = 0.02  # share of the latents' energy that varies from frame to frame, below which they have collapsed
 CHECK_EVERY = 50
@@ -53,7 +55,7 @@ class CodecTrainer:
         for module in self.modules.values():
             module.to(self.device).train()
         self.spectral_loss = SpectralLoss(self.spec.sample_rate).to(self.device)
-        self.crops = CropSampler(waves, self.spec, config, features, distributed.rank())
+        self.crops = CropSampler(waves, self.spec, config, features, int(os.environ.get("RANK", "0")))
         self.optimizers = {
             "codec_optimizer": self._optimizer(config.learning_rate, "codec", "teacher_head"),
             "discriminator_optimizer": self._optimizer(config.discriminator_learning_rate, "discriminators")}
@@ -104,7 +106,7 @@ class CodecTrainer:
         total = sum(losses.values())
         trained = [weight for weight in (*self.codec.parameters(), *self.modules["teacher_head"].parameters())
                    if weight.grad is not None]
-        distributed.mean_([weight.grad for weight in trained])
+        processes.mean_([weight.grad for weight in trained])
         nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimizers["codec_optimizer"].step()
         if branches and not config.decoder_only:
@@ -114,7 +116,7 @@ class CodecTrainer:
         self._check_health(latents, total)
         self.steps += 1
         elapsed = torch.tensor([time.monotonic() - start_time])
-        distributed.mean_([elapsed])  # all processes must see the same progress
+        processes.mean_([elapsed])  # all processes must see the same progress
         self.seconds += elapsed.item()
         return {name: value.detach() for name, value in losses.items()}
 
@@ -181,7 +183,7 @@ class CodecTrainer:
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, retain_graph=True)):
             weight.grad = gradient
         gradients = tuple(torch.autograd.grad(codec_loss, decoded, retain_graph=True)[0] for codec_loss in codec_losses)
-        distributed.mean_([weight.grad for weight in weights])
+        processes.mean_([weight.grad for weight in weights])
         self.optimizers["discriminator_optimizer"].step()
         return gradients, loss.detach()
 
@@ -195,7 +197,7 @@ class CodecTrainer:
         quantizer.init_codebooks(self.codec, vectors, np.random.default_rng([self.config.seed, 3]))
         for codebook in quantizer.codebooks(self.codec):  # all processes take those of the first
             values = [codebook.cluster_usage, codebook.embed_sum]
-            distributed.sum_([value.mul_(distributed.rank() == 0) for value in values])
+            distributed.all_reduce_sum([value.mul_(distributed.is_rank_zero()) for value in values])
             codebook._embed = None
 
     def _set_learning_rate(self) -> None:

@@ -16,16 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from sample_data.build import (
-    checkpoint,
-    codec_config,
-    codec_evaluation,
-    corpus,
-    distributed,
-    model_shapes,
-    quantizer,
-    teacher,
-)
+from sample_data.build import checkpoint, codec_config, codec_evaluation, corpus, model_shapes, processes, quantizer, teacher
 from sample_data.build.codec_config import CodecConfig
 from sample_data.build.codec_trainer import CodecTrainer
 from tts_kit import audio, device
@@ -33,6 +24,7 @@ from tts_kit.device import DeviceConfig
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import check_replaceable, write_rows
 from tts_kit.pretrained import ModelSpec
+from tts_kit.training import distributed
 
 MAX_JOINED_SECONDS = 28  # clips are joined up to this length, because Whisper's encoder takes 30 s at once
 Teacher = Callable[[np.ndarray], np.ndarray]
@@ -53,8 +45,8 @@ def train(waves: Sequence[np.ndarray], held_out: Sequence[np.ndarray], out: Path
         config.check_same(finished["recipe"], out)
         print(f"{out} is already trained with these settings. To train again, choose another --out.")
         return out
-    is_first = distributed.rank() == 0
-    with distributed.first_process_first():
+    is_first = distributed.is_rank_zero()
+    with processes.first_process_first():
         features = None if teach is None else teacher_features(teach, waves, work / "teacher.safetensors")
     trainer = CodecTrainer(waves, config, device_config, features)
     rows = _resume(trainer, work, waves)
@@ -156,7 +148,7 @@ def _progress_bar(trainer: CodecTrainer) -> tqdm:
     total = trainer.config.steps or 60 * trainer.config.minutes
     return tqdm(total=total, initial=trainer.progress * total, desc="codec", unit="step" if trainer.config.steps else "s",
                 bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]",
-                disable=distributed.rank() > 0)
+                disable=not distributed.is_rank_zero())
 
 
 def _save(trainer: CodecTrainer, work: Path, waves: Sequence[np.ndarray], rows: list[dict]) -> None:
@@ -184,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    distributed.run(_train_on_corpus, options.processes, options)
+    processes.run(_train_on_corpus, options.processes, options)
 
 
 def _train_on_corpus(options: argparse.Namespace) -> None:
@@ -195,7 +187,7 @@ def _train_on_corpus(options: argparse.Namespace) -> None:
     train_waves, held_out = split(_first_hours(rows, options.hours), options.held_out)
     train_waves, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves]
                              for waves in (train_waves, held_out))
-    if distributed.rank() == 0:
+    if distributed.is_rank_zero():
         print(f"{device_config.reason} {len(train_waves)} clips to train on ({sum(map(len, train_waves)) / rate / 3600:.2f} "
                   f"hours), {len(held_out)} of other speakers held out.")
     train(join(train_waves, MAX_JOINED_SECONDS * rate), held_out, options.out, config, device_config,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers import MimiModel
 
-from sample_data.build import distributed
 from tts_kit.errors import KitError
+from tts_kit.training import distributed
 
 DEAD_BELOW = 0.1  # share of the mean usage below which a code is dead
 
@@ -114,8 +114,8 @@ def update_codebooks(model: MimiModel, outputs: Sequence[Branch], decay: float, 
         one_hot = F.one_hot(level_codes.flatten(), codebook.codebook_size).to(vectors.dtype)
         # always drawn, so that the state of `rng` does not depend on which codes are dead; only the first process's are used
         indices = torch.from_numpy(rng.integers(len(vectors), size=codebook.codebook_size)).to(vectors.device)
-        statistics += [one_hot.sum(0), one_hot.T @ vectors, vectors[indices] * (distributed.rank() == 0)]
-    distributed.sum_(statistics)
+        statistics += [one_hot.sum(0), one_hot.T @ vectors, vectors[indices] * distributed.is_rank_zero()]
+    distributed.all_reduce_sum(statistics)
     for codebook, usage, embed_sum, candidates in zip(codebooks(model), *(statistics[index::3] for index in range(3))):
         codebook.cluster_usage.lerp_(usage, 1 - decay)
         codebook.embed_sum.lerp_(embed_sum, 1 - decay)

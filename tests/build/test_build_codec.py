@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import MimiModel
 
-from sample_data.build import checkpoint, codec_evaluation, codec_training, corpus, distributed, model_shapes, quantizer
+from sample_data.build import checkpoint, codec_evaluation, codec_training, corpus, model_shapes, processes, quantizer
 from sample_data.build.codec_config import CodecConfig
 from sample_data.build.codec_loss import Discriminators, SpectralLoss
 from sample_data.build.codec_trainer import CodecTrainer
@@ -407,12 +408,12 @@ def _train_two(folder):
     training = CodecTrainer([vowels(seed) for seed in range(8)], SMALL.replace(processes=2, batch_size=2), CPU)
     for _ in range(4):
         training.step()
-    torch.save(all_weights(training), folder / f"{distributed.rank()}.pt")
+    torch.save(all_weights(training), folder / f"{os.environ['RANK']}.pt")
 
 
 def test_processes_stay_equal(tmp_path):
     """Mistake: gradients or codebooks of the processes are not combined, and each trains a codec of its own."""
-    distributed.run(_train_two, 2, tmp_path)
+    processes.run(_train_two, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -424,7 +425,7 @@ def _fail():
 def test_an_error_of_a_process_is_reported():
     """Mistake: a traceback of torch's launcher in place of the sentence that says what to do."""
     with pytest.raises(KitError, match="^the corpus is empty.$"):
-        distributed.run(_fail, 2)
+        processes.run(_fail, 2)
 
 
 def test_clips_are_joined_to_the_length_of_the_teacher():
