@@ -9,18 +9,19 @@ predicted from the first, so the model learns to clone. The first sentence is pr
 import argparse
 import dataclasses
 import itertools
+import math
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
-from transformers import CsmForConditionalGeneration, MimiModel, PrinterCallback
+from transformers import CsmForConditionalGeneration, MimiModel, PrinterCallback, TrainerCallback
 
-from sample_data.build import codec_evaluation, corpus, model_shapes
+from sample_data.build import codec_evaluation, corpus, model_shapes, processes, pronunciation, round_trip
 from sample_data.build.muon import MuonAdamW
 from tts_kit import audio, device, pretrained
 from tts_kit.config import Config
@@ -33,12 +34,15 @@ from tts_kit.run import Run
 from tts_kit.tokens.cache import EncodedClip
 from tts_kit.tokens.codec import Codec
 from tts_kit.tokens.prompt import Example, PromptBuilder
-from tts_kit.training import callbacks, dataset, trainer
+from tts_kit.training import callbacks, dataset, distributed, trainer
 
 CONFIG = Config(steps=12_000, learning_rate=1.5e-3, warmup_steps=300, weight_decay=0.1, tokens_per_batch=1_800,
-                packing=False, context_probability=1.0, depth_frame_fraction=1 / 8, eval_steps=500, save_steps=500,
-                sample_steps=0)
-"""Default settings; the bundled model was trained with them."""
+                packing=False, context_probability=1.0, condition_dropout=0.1, depth_frame_fraction=1 / 8, eval_steps=500,
+                save_steps=500, sample_steps=0)
+"""Default settings. Without its text a tenth of the clips teach the unconditional prediction that guidance needs; without
+context it learns from the first sentence of each pair."""
+LETTERS = 0.1
+"""Share of the words of the pronouncing dictionary that stay letters, so that the model learns to speak unknown words."""
 SPEAKER_ID = "0"
 VARIANTS = 6
 """Versions of each sentence of the corpus: the original, and others that are resampled to be slower and lower or faster and
@@ -53,11 +57,40 @@ ENCODING_BATCH_SIZE = {"cpu": 1}
 """Device -> sentences in one call of the codec; one fits into a CPU's cache, and other devices get 32."""
 
 
+class BestWeightsCallback(TrainerCallback):
+    """Keeps the weights with the lowest held-out loss: the model memorizes the training sentences long before the last step.
+
+    Trainer's own record of the best checkpoint waits for processes that do not save."""
+
+    def __init__(self, folder: Path):
+        self.weights, self.facts = folder / "best.safetensors", folder / "best.json"
+
+    def read(self) -> dict:
+        """Return `step` and `eval_loss` of the best weights so far."""
+        return read_json(self.facts, "Train again.") if self.facts.exists() else {"step": None, "eval_loss": math.inf}
+
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **_):
+        if metrics["eval_loss"] < self.read()["eval_loss"]:
+            write_bytes(self.weights, save({name: weight.contiguous() for name, weight in _trained_weights(model).items()}))
+            write_json(self.facts, {"step": state.global_step, "eval_loss": metrics["eval_loss"]})
+
+    def load(self, model: CsmForConditionalGeneration) -> None:
+        """Load the best weights into the model."""
+        best = load_file(self.weights)
+        for name, weight in _trained_weights(model).items():
+            weight.data.copy_(best[name])
+
+
+def _trained_weights(model: CsmForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """Return the weights by name, the tied table once."""
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
 class NoisyDataset(dataset.MicroBatchDataset):
     """The kit's batches with a loss on both sentences, and with noise in the input codes."""
 
     def __init__(self, clips: Sequence[EncodedClip], prompt_builder: PromptBuilder, config: Config, noise: float = NOISE):
-        super().__init__(clips, prompt_builder, config)
+        super().__init__(clips, prompt_builder, config, distributed.world_size())
         self.noise, self.codebook_size = noise, prompt_builder.spec.codebook_size
 
     def example(self, item: dataset.Item, with_text: bool = True) -> Example:
@@ -107,8 +140,10 @@ def _speed_variants(utterances: Iterable[tuple[str, str, np.ndarray]], variants:
             yield f"{speaker}@{speed:.3f}", text, np.pad(resampled, (silence, 0))
 
 
-def load_clips(folder: Path, auxiliary: Path | None = None, held_out_every: int = 20) -> list[EncodedClip]:
-    """Load the corpus as clips; every 20th speaker is held out, to evaluate cloning of new voices.
+def load_clips(folder: Path, auxiliary: Path | None = None, unused_voices: Collection[str] = (),
+               held_out_every: int = 20) -> list[EncodedClip]:
+    """Load the corpus as clips, without those of `unused_voices`; every 20th speaker is held out, to evaluate cloning of new
+    voices.
 
     The clips of the auxiliary corpus are all used for training."""
     corpus_rows = read_rows(folder / INDEX_FILE)
@@ -119,7 +154,8 @@ def load_clips(folder: Path, auxiliary: Path | None = None, held_out_every: int 
         clips += [EncodedClip(f"{clip_folder.name}{index}", row["text"], SPEAKER_ID, row["speaker"], row["speaker"],
                               "held_out" if _without_speed(row["speaker"]) in held_out else "train",
                               codes[row["start"]:row["end"]].clone())
-                  for index, row in enumerate(read_rows(clip_folder / INDEX_FILE))]
+                  for index, row in enumerate(read_rows(clip_folder / INDEX_FILE))
+                  if round_trip.voice_name(_without_speed(row["speaker"])) not in unused_voices]
     return clips
 
 
@@ -146,7 +182,9 @@ def train(clips: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Run, d
     if compile_layers:
         load.compile_layers(model)
     spec = ModelSpec.of(model.config)
-    prompt_builder = PromptBuilder(model_shapes.tokenizer(shape), spec)
+    prompt_builder = PromptBuilder(model_shapes.tokenizer(shape, with_dictionary=False), spec)
+    if model_shapes.SHAPES[shape].get("pronunciations"):
+        clips = [pronounced(clip) for clip in clips]
     train_set = NoisyDataset([clip for clip in clips if clip.split == "train"], prompt_builder, config)
     held_out = _with_context([clip for clip in clips if clip.split == "held_out"][:eval_clips], prompt_builder)
     csm_trainer = trainer.CsmTrainer(model, _training_arguments(config, run, device_config), train_set,
@@ -155,20 +193,29 @@ def train(clips: Sequence[EncodedClip], codec: MimiModel, out: Path, run: Run, d
                                                                callbacks.LossPlotCallback(run)],
                                      optimizers=(MuonAdamW(model, config.learning_rate, config.weight_decay), None))
     csm_trainer.remove_callback(PrinterCallback)
+    csm_trainer.add_callback(best := BestWeightsCallback(run.training))
     checkpoint = trainer.last_complete_checkpoint(run.training)
     with pretrained.quiet():
         csm_trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     progress.close()
-    model.to("cpu").codec_model = codec
-    model_shapes.save(load.untie(model.half()), out, shape)
-    write_json(out / TRAINING_FILE, {
-        "sentences": len(train_set.examples), "hours": _hours(clips, spec),
-        "hours of auxiliary speech": _hours([clip for clip in clips if clip.id.startswith(AUXILIARY)], spec),
-        "steps": config.steps, "best step": _step_number(csm_trainer.state.best_model_checkpoint),
-        "held-out loss": csm_trainer.state.best_metric,
-        "recipe": dataclasses.asdict(config), "machine": device.machine(), "versions": device.versions(),
-        "codec": codec_facts, "initialized from": read_training(Path(init_from)) if init_from else None})
+    with processes.first_process_first():
+        if distributed.is_rank_zero():
+            best.load(model)
+            model.to("cpu").codec_model = codec
+            model_shapes.save(load.untie(model.half()), out, shape)
+            write_json(out / TRAINING_FILE, {
+                "sentences": len(train_set.examples), "hours": _hours(clips, spec),
+                "hours of auxiliary speech": _hours([clip for clip in clips if clip.id.startswith(AUXILIARY)], spec),
+                "steps": config.steps, "best step": best.read()["step"], "held-out loss": best.read()["eval_loss"],
+                "recipe": dataclasses.asdict(config), "machine": device.machine(), "versions": device.versions(),
+                "codec": codec_facts, "initialized from": read_training(Path(init_from)) if init_from else None})
     return out
+
+
+def pronounced(clip: EncodedClip) -> EncodedClip:
+    """Return a clip whose text is in the symbols of the pronouncing dictionary; some words of a training clip are not."""
+    letters = LETTERS if clip.split == "train" else 0.0
+    return dataclasses.replace(clip, text=pronunciation.to_symbols(clip.text, random.Random(clip.id), letters))
 
 
 def read_training(folder: Path) -> dict:
@@ -192,11 +239,6 @@ def _hours(clips: Sequence[EncodedClip], spec: ModelSpec) -> float:
     return round(sum(len(clip.codes) for clip in clips) / spec.frame_rate / 3600, 2)
 
 
-def _step_number(folder: str | None) -> int | None:
-    """Return the step of a checkpoint, by the name of its folder."""
-    return int(folder.rpartition("-")[2]) if folder else None
-
-
 def _with_context(clips: Sequence[EncodedClip], prompt_builder: PromptBuilder) -> list:
     """Build held-out examples as in cloning: after another sentence of the same speaker, if there is one."""
     examples, previous = [], {}
@@ -212,8 +254,6 @@ def _training_arguments(config: Config, run: Run, device_config: DeviceConfig):
     """Return the kit's training arguments with the changes that training from scratch needs."""
     arguments = trainer.training_arguments(config, run, device_config)
     arguments.lr_scheduler_type, arguments.eval_on_start = "cosine", False
-    # the best checkpoint is kept, because the model starts to memorize the training sentences long before the last step
-    arguments.load_best_model_at_end, arguments.metric_for_best_model, arguments.greater_is_better = True, "eval_loss", False
     return arguments
 
 
@@ -223,17 +263,26 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    processes.run(_train_on_corpus, options.processes, options)
+
+
+def _train_on_corpus(options: argparse.Namespace) -> None:
     run, device_config = Run(options.run), device.choose(options.device, options.dtype)
     # float16, as the codec is bundled: rounding its weights later could change the codes
     model, _ = pretrained.weights(MimiModel, str(options.codec), dtype=torch.float16)
     model_shapes.check_codec(model, options.shape)
     spec = ModelSpec.of(model_shapes.config(options.shape))
     codec = Codec(model.to(device_config.device), spec)
-    codes = encode(options.corpus, codec, run.codes / CORPUS)
-    auxiliary = options.auxiliary_corpus and encode(options.auxiliary_corpus, codec, run.codes / AUXILIARY, variants=1)
-    train(load_clips(codes, auxiliary), model.to("cpu"), options.out, run, device_config,
+    with processes.first_process_first():
+        codes = encode(options.corpus, codec, run.codes / CORPUS)
+        auxiliary = options.auxiliary_corpus and encode(options.auxiliary_corpus, codec, run.codes / AUXILIARY, variants=1)
+    measured = (read_json(options.round_trip, "Make it with python -m sample_data.build.round_trip.")
+                if options.round_trip else {})
+    unused_voices = [voice for voice, values in measured.get("voices", {}).items() if not values["used"]]
+    train(load_clips(codes, auxiliary, unused_voices), model.to("cpu"), options.out, run, device_config,
           CONFIG.replace(steps=options.steps, tokens_per_batch=options.tokens_per_batch), options.shape,
-          init_from=options.init_from, compile_layers=options.compile, codec_facts=codec_evaluation.read(options.codec))
+          init_from=options.init_from, compile_layers=options.compile,
+          codec_facts=codec_evaluation.read(options.codec) | {"round trip": measured})
     print(f"Model: {options.out}")
 
 
@@ -243,6 +292,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--corpus", type=Path, default=corpus.OUT, help=f"folder of speech (default {corpus.OUT})")
     top.add_argument("--auxiliary-corpus", type=Path, help="folder of more speech, all of it to train on")
     top.add_argument("--codec", type=Path, required=True, help="folder of the trained codec")
+    top.add_argument("--round-trip", type=Path, help="what the codec loses, by python -m sample_data.build.round_trip; "
+                     "voices that it makes unintelligible are left out")
+    top.add_argument("--processes", type=int, default=1, help="processes that share a step, one thread each (default 1)")
     top.add_argument("--run", default="pretrain", help="name of the run that holds codes and checkpoints")
     top.add_argument("--out", type=Path, default=Path("runs/pretrain/tiny-csm"), help="folder for the trained model")
     top.add_argument("--shape", default="tiny", choices=model_shapes.SHAPES, help="shape of the model (default tiny)")

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from sample_data.build import sentences
+from sample_data.build import pronunciation, sentences
 from tts_kit import pretrained
 from tts_kit.errors import KitError
 from tts_kit.io import atomic_folder, read_json, write_json
@@ -48,18 +48,6 @@ SHAPES = {
                    num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
                    upsampling_ratios=[20, 32], sliding_window=100),
     ),
-    # the same with a codec of three stages, for trainings of hours
-    "tiny-hours": dict(
-        merges=512,
-        num_codebooks=8, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
-        depth=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-                   num_key_value_heads=4, head_dim=48),
-        codec=dict(sampling_rate=16000, num_filters=32, hidden_size=256, codebook_dim=64, codebook_size=512,
-                   vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
-                   num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
-                   upsampling_ratios=[4, 5, 32], sliding_window=100, layer_scale_initial_scale=0.1),
-    ),
     # the real codec with its 32 codebooks and a small network, for speed measurements on a CPU
     "small": dict(
         hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
@@ -71,6 +59,18 @@ SHAPES = {
     # the sizes of the real model, with random weights
     "csm-1b": dict(text_vocab_size=128256, depth={}, codec={}),
 }
+TRAINED_FOR_HOURS = dict(
+    num_codebooks=8, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
+    depth=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+               num_key_value_heads=4, head_dim=48),
+    codec=dict(sampling_rate=16000, num_filters=32, hidden_size=256, codebook_dim=64, codebook_size=512,
+               vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
+               num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
+               upsampling_ratios=[4, 5, 32], sliding_window=100, layer_scale_initial_scale=0.1))
+"""A codec of three stages, which is better than that of "tiny" after an hour; its language model can read in three ways."""
+SHAPES |= {"tiny-merges": TRAINED_FOR_HOURS | {"merges": 512}, "tiny-letters": TRAINED_FOR_HOURS,
+           "tiny-phonemes": TRAINED_FOR_HOURS | {"pronunciations": True}}
 DEFAULT_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.15, 0.1)}
 """Sampling temperatures of backbone and depth decoder; a small model needs low ones."""
 TOKENIZER_SENTENCES = 5000  # sentences of the grammar that the tokenizer learns its merges from
@@ -78,8 +78,9 @@ TOKENIZER_SENTENCES = 5000  # sentences of the grammar that the tokenizer learns
 
 def config(shape: str) -> CsmConfig:
     """Return the configuration of a shape, with the ids of its tokenizer."""
-    sizes = {"text_vocab_size": 0, "merges": 0, **SHAPES[shape]}
+    sizes = {"text_vocab_size": 0, "merges": 0, "pronunciations": False, **SHAPES[shape]}
     first_special_id = 256 + sizes.pop("merges")
+    del sizes["pronunciations"]
     sizes["text_vocab_size"] = sizes["text_vocab_size"] or first_special_id + len(SPECIAL_TOKENS)
     depth, codec = sizes.pop("depth"), {"model_type": "mimi", **sizes.pop("codec")}
     codec.setdefault("codebook_size", 2048)
@@ -112,12 +113,15 @@ def untrained(shape: str, seed: int = 0) -> CsmForConditionalGeneration:
 
 
 @functools.cache
-def tokenizer(shape: str) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer with the merges of the shape, learned from the grammar, and CSM's special tokens."""
+def tokenizer(shape: str, with_dictionary: bool = True) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer with the merges of the shape, learned from the grammar, its pronouncing dictionary,
+    and CSM's special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    if with_dictionary and SHAPES[shape].get("pronunciations"):
+        bpe.normalizer = pronunciation.normalizer()
     if merges := SHAPES[shape].get("merges"):
         trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False)
         bpe.train_from_iterator(itertools.islice(sentences.generate(0), TOKENIZER_SENTENCES), trainer)

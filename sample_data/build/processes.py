@@ -49,9 +49,9 @@ def mean_(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def _work(rank: int, count: int, rendezvous: str, task: Callable[..., Any], arguments: tuple) -> None:
-    # names that transformers' Trainer and accelerate read
+    # accelerate reads them; it asks for an address, although the processes have met
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1",
-                   "ACCELERATE_TORCH_DEVICE": "cpu"}
+                   "MASTER_ADDR": "127.0.0.1", "ACCELERATE_TORCH_DEVICE": "cpu"}
     torch.set_num_threads(1)
     init_process_group("gloo", rendezvous, rank=rank, world_size=count, timeout=distributed.TIMEOUT)
     try:

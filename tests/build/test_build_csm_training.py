@@ -14,7 +14,7 @@ from conftest import make_clip
 from safetensors.torch import load_file
 from transformers import CsmForConditionalGeneration
 
-from sample_data.build import csm_training, model_shapes, sentences
+from sample_data.build import csm_training, model_shapes, processes, sentences
 from tts_kit import device
 from tts_kit.config import Config
 from tts_kit.errors import KitError
@@ -184,6 +184,32 @@ def test_the_corpus_is_encoded_with_speed_variants(tmp_path, codec, monkeypatch)
     splits = {split: {clip.speaker.split("@")[0] for clip in encoded if clip.split == split}
               for split in ("train", "held_out")}
     assert len(splits["held_out"]) == 2 and not splits["train"] & splits["held_out"]
+
+
+def _train_two(folder):
+    for steps in (4, 8):  # the second training resumes the first in both processes
+        csm_training.train(make_clips(), model_shapes.untrained("toy").codec_model, folder / f"model-{steps}",
+                           Run("two", folder), CPU, CONFIG.replace(steps=steps, eval_steps=4, save_steps=4), "toy")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    """Mistake: each process trains on all clips, or on its own weights; or only the first one resumes."""
+    processes.run(_train_two, 2, tmp_path)
+    _train_two(tmp_path / "one")
+    one, two = (csm_training.read_training(folder / "model-8") for folder in (tmp_path / "one", tmp_path))
+    # not equal, because each micro-batch has noise of its own
+    assert two["held-out loss"] == pytest.approx(one["held-out loss"], rel=0.02) and two["best step"] == 8
+
+
+def test_voices_that_the_codec_garbles_are_left_out(tmp_path, codec, monkeypatch):
+    """Mistake: two thirds of the speech cannot be understood, and the model learns from it."""
+    speakers = ("af_bella", "af_bella-bm_lewis-40", "am_adam", "flite-slt-170-104", "flite-rms-90-100")
+    monkeypatch.setattr(csm_training.corpus, "read", lambda folder: iter(
+        [(speaker, "One.", np.ones(2000, np.float32)) for speaker in speakers]))
+    folder = csm_training.encode(tmp_path, Codec(codec, ModelSpec.of(model_shapes.config("toy"))), tmp_path / "codes", 2)
+    clips = csm_training.load_clips(folder, unused_voices=("af_bella", "flite-slt"))
+    assert {clip.speaker.split("@")[0] for clip in clips} == {"am_adam", "flite-rms-90-100"}
 
 
 def test_codes_of_another_codec_are_refused(tmp_path, codec, monkeypatch):
