@@ -56,8 +56,7 @@ class Segment:
 def make(folder: str | Path, synthesize: Synthesize) -> None:
     """Write the clips, the clips of other voices, and the recording with its table to `folder`."""
     folder, texts = Path(folder), sentences.evaluation_set().bundled
-    _write_clips(folder / "voice", "session", texts[:TRAINING_CLIPS], synthesize)
-    _write_clips(folder / "held_out", "later", texts[TRAINING_CLIPS:TRAINING_CLIPS + HELD_OUT_CLIPS], synthesize)
+    write_clips(folder, VOICE, synthesize)
     _write_other_voices(folder / "strangers", texts, synthesize)
     samples, segments = make_recording(texts[TRAINING_CLIPS + HELD_OUT_CLIPS:], synthesize)
     audio.write(folder / "recording.flac", samples, RATE)
@@ -67,8 +66,8 @@ def make(folder: str | Path, synthesize: Synthesize) -> None:
 
 
 def synthesize_kokoro(text: str, voice: str, speed: float, folder: str | Path = voices.CACHE) -> np.ndarray:
-    """Synthesize a sentence in one of Kokoro's British voices; returns (samples,) at 24 kHz."""
-    return kokoro.engine().synthesize(text, _styles(str(folder))[voice], voices.ACCENTS["b"], speed)
+    """Synthesize a sentence in one of Kokoro's voices; returns (samples,) at 24 kHz."""
+    return kokoro.engine().synthesize(text, _styles(str(folder))[voice], voices.accent(voice), speed)
 
 
 def make_recording(texts: Sequence[str], synthesize: Synthesize) -> tuple[np.ndarray, list[Segment]]:
@@ -130,16 +129,24 @@ def _recording_parts(texts: Sequence[str], interruptions: Sequence[str], synthes
         yield _trim_and_fade(synthesize(text, VOICE, rng.uniform(0.86, 0.95)), -20.0), NAMES[VOICE], text, "sentence"
 
 
-def _write_clips(folder: Path, prefix: str, texts: Sequence[str], synthesize: Synthesize) -> None:
+def write_clips(folder: Path, voice: str, synthesize: Synthesize) -> None:
+    """Write the clips of a voice to train on, and its held-out clips."""
+    texts = sentences.evaluation_set().bundled
+    _write_clips(folder / "voice", "session", texts[:TRAINING_CLIPS], voice, synthesize)
+    _write_clips(folder / "held_out", "later", texts[TRAINING_CLIPS:TRAINING_CLIPS + HELD_OUT_CLIPS], voice, synthesize)
+
+
+def _write_clips(folder: Path, prefix: str, texts: Sequence[str], voice: str, synthesize: Synthesize) -> None:
     """Write clips and metadata.csv; `prefix` starts the names of their recordings."""
     rows, seconds = [], 0.0
     with io.atomic_folder(folder) as staging:
         for index, text in enumerate(tqdm(texts, desc=folder.name, unit="clip")):
             recording_index, clip_index = divmod(index, CLIPS_PER_RECORDING[prefix])
-            samples = _trim_and_fade(synthesize(text, VOICE, SPEEDS[recording_index]), LOUDNESS[recording_index],
+            samples = _trim_and_fade(synthesize(text, voice, SPEEDS[recording_index]), LOUDNESS[recording_index],
                                      lead=0.1, tail=0.25)
             recording = f"{prefix}{recording_index + 1:02d}"
-            rows.append(dict(zip(COLUMNS, (f"{recording}_{clip_index + 1:02d}.flac", text, NAMES[VOICE], recording))))
+            values = f"{recording}_{clip_index + 1:02d}.flac", text, NAMES.get(voice, voice), recording
+            rows.append(dict(zip(COLUMNS, values)))
             audio.write(staging / rows[-1]["file_name"], samples, RATE)
             seconds += len(samples) / RATE
         _write_table(staging / "metadata.csv", COLUMNS, rows)

