@@ -183,8 +183,9 @@ def _train_on_corpus(options: argparse.Namespace) -> None:
     config = CodecConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(CodecConfig)})
     device_config = device.choose(options.device, options.dtype)
     rate = ModelSpec.of(model_shapes.config(config.shape)).sample_rate
-    rows = itertools.chain.from_iterable(map(corpus.read, options.corpus))
-    train_waves, held_out = split(_first_hours(rows, options.hours), options.held_out)
+    rows = [_first_hours(corpus.read(folder), hours)
+            for folder, hours in itertools.zip_longest(options.corpus, options.hours[:len(options.corpus)], fillvalue=0.0)]
+    train_waves, held_out = split(itertools.chain.from_iterable(rows), options.held_out)
     train_waves, held_out = ([audio.resample(wave, corpus.RATE, rate) for wave in waves]
                              for waves in (train_waves, held_out))
     if distributed.is_rank_zero():
@@ -199,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m sample_data.build.codec_training", description=__doc__.split("\n")[0])
     top.add_argument("--corpus", type=Path, nargs="+", default=[corpus.OUT], help=f"folders that {corpus.__name__} wrote")
     top.add_argument("--out", type=Path, default=corpus.OUT.with_name("codec"), help="folder for the codec")
-    top.add_argument("--hours", type=float, default=0.0, help="use only the first hours of the corpus; 0 for all")
+    top.add_argument("--hours", type=float, nargs="+", default=[], help="use only the first hours of each corpus; 0 for all")
     top.add_argument("--held-out", type=float, default=0.02, help="share of the clips that is held out, by whole speakers")
     top.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     top.add_argument("--dtype", default="auto", choices=device.DTYPES, help="bfloat16 is faster on CPUs with bfloat16 units")

@@ -7,12 +7,15 @@ predicted from the first, so the model learns to clone. The first sentence is pr
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
+import multiprocessing
 import random
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +56,6 @@ NOISE = 0.2
 CODES_FILE, INDEX_FILE, SETTINGS_FILE = "codes.safetensors", "index.jsonl", "codec.json"
 CORPUS, AUXILIARY = "corpus", "auxiliary"
 TRAINING_FILE = "training.json"  # file in the model's folder: what it was trained with
-ENCODING_BATCH_SIZE = {"cpu": 1}
-"""Device -> sentences in one call of the codec; one fits into a CPU's cache, and other devices get 32."""
 
 
 class BestWeightsCallback(TrainerCallback):
@@ -106,7 +107,7 @@ class NoisyDataset(dataset.MicroBatchDataset):
         return batch | {"codes": torch.where(is_replaced, random_codes, batch["codes"])}
 
 
-def encode(corpus_folder: Path, codec: Codec, out: Path, variants: int = VARIANTS) -> Path:
+def encode(corpus_folder: Path, codec: Codec, out: Path, variants: int = VARIANTS, workers: int = 1) -> Path:
     """Encode a corpus to one tensor of frames and a table of speakers, texts and positions; returns their folder."""
     settings = {"codec": codec.fingerprint(), "variants": variants}
     if (out / INDEX_FILE).exists():
@@ -116,28 +117,43 @@ def encode(corpus_folder: Path, codec: Codec, out: Path, variants: int = VARIANT
         return out
     write_json(out / SETTINGS_FILE, settings)
     rows, clip_codes, frames = [], [], 0
-    utterances = iter(tqdm(_speed_variants(corpus.read(corpus_folder), variants, codec.spec.frame_rate), desc="encoding",
-                           unit="sentence"))
-    batch_size = ENCODING_BATCH_SIZE.get(codec.device.type, 32)
-    while batch := list(itertools.islice(utterances, batch_size)):
-        for (speaker, text, _), codes in zip(batch, codec.encode([samples for *_, samples in batch])):
+    with _parallel_map(functools.partial(_encode_variants, codec, variants), enumerate(corpus.read(corpus_folder)),
+                       workers) as encoded:
+        for speaker, text, codes in itertools.chain.from_iterable(tqdm(encoded, desc="encoding", unit="sentence")):
             rows.append({"speaker": speaker, "text": text, "start": frames, "end": frames + len(codes)})
-            clip_codes.append(codes)
+            clip_codes.append(torch.from_numpy(codes))
             frames += len(codes)
     write_bytes(out / CODES_FILE, save({"codes": torch.cat(clip_codes)}))
     write_rows(out / INDEX_FILE, rows)
     return out
 
 
-def _speed_variants(utterances: Iterable[tuple[str, str, np.ndarray]], variants: int,
+@contextlib.contextmanager
+def _parallel_map(function: Callable, items: Iterable, workers: int) -> Iterator[Iterator]:
+    """Map over items in order, in `workers` processes of one thread; in this process if it is one."""
+    if workers == 1:
+        yield map(function, items)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+        yield pool.imap(function, items, chunksize=8)
+
+
+def _encode_variants(codec: Codec, variants: int, item: tuple) -> list[tuple[str, str, np.ndarray]]:
+    """Return (speaker, text, codes) of each variant of an utterance (index, (speaker, text, samples))."""
+    versions = list(_speed_variants(*item, variants, codec.spec.frame_rate))
+    codes = codec.encode([samples for *_, samples in versions])
+    return [(speaker, text, clip.numpy()) for (speaker, text, _), clip in zip(versions, codes)]
+
+
+def _speed_variants(index: int, utterance: tuple[str, str, np.ndarray], variants: int,
                     frame_rate: float) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield each utterance `variants` times; another speed counts as another speaker."""
-    for index, (speaker, text, samples) in enumerate(utterances):
-        for variant in range(variants):
-            speed = 1.0 if variant == 0 else random.Random(f"{speaker} {variant}").uniform(MIN_SPEED, MAX_SPEED)
-            resampled = samples if speed == 1 else audio.resample(samples, round(corpus.RATE * speed), corpus.RATE)
-            silence = random.Random(f"{index} {variant}").randrange(round(corpus.RATE / frame_rate))
-            yield f"{speaker}@{speed:.3f}", text, np.pad(resampled, (silence, 0))
+    """Yield an utterance `variants` times; another speed counts as another speaker."""
+    speaker, text, samples = utterance
+    for variant in range(variants):
+        speed = 1.0 if variant == 0 else random.Random(f"{speaker} {variant}").uniform(MIN_SPEED, MAX_SPEED)
+        resampled = samples if speed == 1 else audio.resample(samples, round(corpus.RATE * speed), corpus.RATE)
+        silence = random.Random(f"{index} {variant}").randrange(round(corpus.RATE / frame_rate))
+        yield f"{speaker}@{speed:.3f}", text, np.pad(resampled, (silence, 0))
 
 
 def load_clips(folder: Path, auxiliary: Path | None = None, unused_voices: Collection[str] = (),
@@ -263,27 +279,26 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    processes.run(_train_on_corpus, options.processes, options)
-
-
-def _train_on_corpus(options: argparse.Namespace) -> None:
     run, device_config = Run(options.run), device.choose(options.device, options.dtype)
     # float16, as the codec is bundled: rounding its weights later could change the codes
     model, _ = pretrained.weights(MimiModel, str(options.codec), dtype=torch.float16)
     model_shapes.check_codec(model, options.shape)
-    spec = ModelSpec.of(model_shapes.config(options.shape))
-    codec = Codec(model.to(device_config.device), spec)
-    with processes.first_process_first():
-        codes = encode(options.corpus, codec, run.codes / CORPUS)
-        auxiliary = options.auxiliary_corpus and encode(options.auxiliary_corpus, codec, run.codes / AUXILIARY, variants=1)
+    codec = Codec(model.to(device_config.device), ModelSpec.of(model_shapes.config(options.shape)))
+    codes = encode(options.corpus, codec, run.codes / CORPUS, options.variants, options.processes)
+    auxiliary = options.auxiliary_corpus and encode(options.auxiliary_corpus, codec, run.codes / AUXILIARY, 1,
+                                                    options.processes)
+    processes.run(_train_on_codes, options.processes, options, run, model.to("cpu"), codes, auxiliary)
+    print(f"Model: {options.out}")
+
+
+def _train_on_codes(options: argparse.Namespace, run: Run, codec: MimiModel, codes: Path, auxiliary: Path | None) -> None:
     measured = (read_json(options.round_trip, "Make it with python -m sample_data.build.round_trip.")
                 if options.round_trip else {})
     unused_voices = [voice for voice, values in measured.get("voices", {}).items() if not values["used"]]
-    train(load_clips(codes, auxiliary, unused_voices), model.to("cpu"), options.out, run, device_config,
+    train(load_clips(codes, auxiliary, unused_voices), codec, options.out, run, device.choose(options.device, options.dtype),
           CONFIG.replace(steps=options.steps, tokens_per_batch=options.tokens_per_batch), options.shape,
           init_from=options.init_from, compile_layers=options.compile,
           codec_facts=codec_evaluation.read(options.codec) | {"round trip": measured})
-    print(f"Model: {options.out}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -294,7 +309,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--codec", type=Path, required=True, help="folder of the trained codec")
     top.add_argument("--round-trip", type=Path, help="what the codec loses, by python -m sample_data.build.round_trip; "
                      "voices that it makes unintelligible are left out")
-    top.add_argument("--processes", type=int, default=1, help="processes that share a step, one thread each (default 1)")
+    top.add_argument("--variants", type=int, default=VARIANTS, help="versions of each sentence, at other speeds (default "
+                     f"{VARIANTS})")
+    top.add_argument("--processes", type=int, default=1, help="processes that encode and that share a step, of one thread "
+                     "(default 1)")
     top.add_argument("--run", default="pretrain", help="name of the run that holds codes and checkpoints")
     top.add_argument("--out", type=Path, default=Path("runs/pretrain/tiny-csm"), help="folder for the trained model")
     top.add_argument("--shape", default="tiny", choices=model_shapes.SHAPES, help="shape of the model (default tiny)")

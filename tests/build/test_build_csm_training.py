@@ -168,7 +168,8 @@ def test_the_corpus_is_encoded_with_speed_variants(tmp_path, codec, monkeypatch)
     codec = Codec(codec, ModelSpec.of(model_shapes.config("toy")))
     folder = csm_training.encode(tmp_path, codec, tmp_path / "codes", variants=2)
     encoded = csm_training.load_clips(folder)
-    variants = list(csm_training._speed_variants(utterances, 2, codec.spec.frame_rate))
+    variants = [variant for item in enumerate(utterances)
+                for variant in csm_training._speed_variants(*item, 2, codec.spec.frame_rate)]
     for clip, (speaker, text, samples) in zip(encoded, variants, strict=True):
         assert (clip.speaker, clip.text) == (speaker, text)
         assert torch.equal(clip.codes, codec.encode([samples])[0])

@@ -4,7 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PrinterCallback, TrainerCallback
@@ -29,8 +29,9 @@ from tts_kit.training.trainer import CsmTrainer, last_complete_checkpoint, train
 MAX_EPOCHS, ALPHA_PER_RANK = 20, (0.5, 2)  # passes, and range of alpha / rank, beyond which there is a warning
 
 
-def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
-    """Train the adapter of a run, or resume; returns the adapter folder.
+def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: Sequence[TrainerCallback] = (),
+             customize: Callable[[load.Base, CsmTrainer], None] | None = None) -> Path:
+    """Train the adapter of a run, or resume; returns the adapter folder. `customize` may change the new trainer.
 
     Processes started by a launcher share every step, which stays the same; only rank 0 evaluates and writes."""
     with distributed.explain_peer_errors():
@@ -39,7 +40,7 @@ def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: S
             clips = cache.load_run(run)
             if distributed.is_rank_zero():
                 stack.enter_context(lock(run.training))
-            adapter = _finetune(config, run, clips, device_config, callbacks)
+            adapter = _finetune(config, run, clips, device_config, callbacks, customize)
         if distributed.is_rank_zero():
             consent.attach(run, adapter)
         distributed.broadcast_bool(lambda: True)  # the others wait until rank 0 has written
@@ -47,7 +48,7 @@ def finetune(config: Config, run: Run, device_config: DeviceConfig, callbacks: S
 
 
 def _finetune(config: Config, run: Run, clips: Sequence[EncodedClip], device_config: DeviceConfig,
-              callbacks: Sequence[TrainerCallback]) -> Path:
+              callbacks: Sequence[TrainerCallback], customize: Callable[[load.Base, CsmTrainer], None] | None) -> Path:
     trackers.check_installed(config)
     if distributed.is_rank_zero():
         print(license.license_notice(config.base))
@@ -65,6 +66,8 @@ def _finetune(config: Config, run: Run, clips: Sequence[EncodedClip], device_con
         return run.adapter
     progress = training_callbacks.ProgressCallback()
     base, trainer = prepare(config, run, clips, device_config, [*[progress] * distributed.is_rank_zero(), *callbacks])
+    if customize:
+        customize(base, trainer)
     inputs["base_fingerprint"] = base.fingerprint
     check_inputs(run, inputs)
     evaluation = generation_eval.build(base, config, run, clips)
