@@ -620,7 +620,7 @@ def section_scoring() -> dict:
              (str(SCRATCH / "silent.flac"), texts[0])]
     rows = [{"arm": "base", "sentence": number, "text": transcript, "seed": 1, "file": file}
             for number, (file, transcript) in enumerate(files)]
-    rows, scale = kit_score_rows(rows, SCRATCH, recordings, sorted((SAMPLES / "strangers").glob("*.flac"))[:2])
+    rows, scale = kit_score_rows(rows, SCRATCH, recordings, sorted((SAMPLES / "other_speakers").glob("*.flac"))[:2])
     pairs = (("The train leaves at 3:30 o'clock.", "the train leaves at three thirty"), ("One, two.", "1 2 3"),
              ("Don’t go (now)!", "do not go"), ("Okay.", ""))
     training_texts = ["The dog ran away from the house.", "Who is that girl?"]

@@ -138,11 +138,11 @@ def test_the_parts_are_small_and_share_no_sentence():
 
 def test_the_other_speakers_are_distinct(created_samples):
     """Mistake: the voice itself, or the same clip twice, among the other speakers that define the lower bound of SIM."""
-    names = {path.stem for path in (created_samples / "strangers").iterdir()}
-    assert names == {path.stem for path in (SAMPLES / "strangers").iterdir()} == {
+    names = {path.stem for path in (created_samples / "other_speakers").iterdir()}
+    assert names == {path.stem for path in (SAMPLES / "other_speakers").iterdir()} == {
         voice.split("_")[1] for voice in bundled_voice.OTHER_VOICES}
     assert not names & set(bundled_voice.NAMES.values())
-    assert len(set(read_files(SAMPLES / "strangers").values())) == len(names) == 6
+    assert len(set(read_files(SAMPLES / "other_speakers").values())) == len(names) == 6
 
 
 def test_the_bundled_voices_are_not_in_the_training_set():

@@ -77,7 +77,7 @@ def test_other_speakers_have_a_lower_sim_than_the_voice(metric_models, clips, tm
     """Mistake: a clip of the voice among the other speakers, a missing file that stops everything, a range that is upside
     down."""
     references = {text: metric_models.measure_reference(wave, RATE, text) for text, wave in [*clips.items()][:4]}
-    paths = sorted((SAMPLE_VOICE.parent / "strangers").glob("*.flac"))
+    paths = sorted((SAMPLE_VOICE.parent / "other_speakers").glob("*.flac"))
     other_speakers = scoring.other_speakers([*paths, tmp_path / "gone.flac"], metric_models)
     floor, ceiling = scoring.similarity_range(references, other_speakers)
     assert len(other_speakers) == len(paths) >= 3 and floor < 0.8 < 0.85 < ceiling

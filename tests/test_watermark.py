@@ -46,7 +46,7 @@ def high_frequencies(wave: np.ndarray) -> np.ndarray:
 
 def test_the_watermark_is_detected_in_marked_speech_only(speech, marked):
     """Mistake: a detector that detects a watermark everywhere, or nowhere."""
-    other_speakers = [audio.read(path, RATE) for path in sorted((SAMPLE_DATA / "strangers").glob("*.flac"))]
+    other_speakers = [audio.read(path, RATE) for path in sorted((SAMPLE_DATA / "other_speakers").glob("*.flac"))]
     assert watermark.detect(marked, RATE) > 0.9
     assert max(watermark.detect(wave, RATE) for wave in [speech, *other_speakers]) < 0.1
     assert min(watermark.detect(watermark.apply(wave, RATE), RATE) for wave in other_speakers) > 0.9

@@ -100,11 +100,11 @@ def measure_codebooks(codec: Codec, clips: Sequence[EncodedClip], recordings: Ma
     speaker. `recordings` of the voice, by text, are what SIM compares with; the clips' own are among them."""
     rate, count = codec.spec.sample_rate, codec.spec.num_codebooks
     models = replace(models, predict_mos=None, predict_noise_mos=None, embed_speaker_2=None, predict_mos_2=None)
-    strangers = codec.encode([audio.read(path, rate) for path in sorted(OTHER_SPEAKERS.glob("*.flac"))])
+    others = codec.encode([audio.read(path, rate) for path in sorted(OTHER_SPEAKERS.glob("*.flac"))])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for index, clip in enumerate(clips):
-            other = strangers[index % len(strangers)]
+            other = others[index % len(others)]
             other = other.repeat(-(-len(clip.codes) // len(other)), 1)  # to no shorter than the clip
             waves = {RECORDING: audio.read(recordings[clip.text], rate)}
             for number in sorted({1, 2, count // 2, count}):

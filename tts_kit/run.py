@@ -21,7 +21,7 @@ SAMPLE_DATA = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "samp
 SAMPLE_VOICE, SAMPLE_HELD_OUT = SAMPLE_DATA / "voice", SAMPLE_DATA / "held_out"
 SAMPLE_RECORDING = SAMPLE_DATA / "recording.flac"
 TINY_CSM = SAMPLE_DATA / "tiny-csm"
-OTHER_SPEAKERS = SAMPLE_DATA / "strangers"
+OTHER_SPEAKERS = SAMPLE_DATA / "other_speakers"
 
 CONSENT = "consent.json"  # file in a run folder and its adapter: whose voice it is
 

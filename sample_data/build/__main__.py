@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
                           "--workers", options.workers]),
         "codec_training": (codec_training, [
             "--corpus", kokoro_corpus, flite_corpus, "--hours", 0, budget * FLITE_HOURS_OF_CODEC, "--out", codec,
-            "--minutes", budget * options.codec_minutes, "--teacher", options.teacher, "--unquantized-steps", round(250 * min(1.0, 10 * budget)),
-            "--discriminator-start", 0.62, "--decay-start", 0.62, *sizes]),
+            "--minutes", budget * options.codec_minutes, "--teacher", options.teacher,
+            "--unquantized-steps", round(250 * min(1.0, 10 * budget)), "--discriminator-start", 0.62,
+            "--decay-start", 0.62, *sizes]),
         "round_trip": (round_trip, ["--codec", codec, "--shape", options.shape, "--corpus", kokoro_corpus, flite_corpus,
                                     "--out", losses, "--work", out / "evaluate"]),
         "csm_training": (csm_training, [

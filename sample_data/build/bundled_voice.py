@@ -57,7 +57,7 @@ def make(folder: str | Path, synthesize: Synthesize) -> None:
     """Write the clips, the clips of other voices, and the recording with its table to `folder`."""
     folder, texts = Path(folder), sentences.evaluation_set().bundled
     write_clips(folder, VOICE, synthesize)
-    _write_other_voices(folder / "strangers", texts, synthesize)
+    _write_other_voices(folder / "other_speakers", texts, synthesize)
     samples, segments = make_recording(texts[TRAINING_CLIPS + HELD_OUT_CLIPS:], synthesize)
     audio.write(folder / "recording.flac", samples, RATE)
     rows = ({**asdict(segment), "start": f"{segment.start:.3f}", "end": f"{segment.end:.3f}"} for segment in segments)

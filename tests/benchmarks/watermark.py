@@ -99,7 +99,7 @@ def load_clips(base: load.Base) -> tuple[list[Clip], float]:
     clips = [("emma", f"{first[0]} {second[0]}", np.concatenate([first[1], second[1]]))
              for first, second in zip(utterances[::2], utterances[1::2])]
     clips += [("strangers", "", audio.read(path, RATE))
-              for path in sorted((SAMPLE_DATA / "strangers").glob("*.flac"))]
+              for path in sorted((SAMPLE_DATA / "other_speakers").glob("*.flac"))]
     voice = Voice(base, base.model, sampling=Sampling.from_generation_config(base.generation_config))
     start = time.process_time()
     spoken = [("tiny-csm", text, speak.speak(text, voice, seed=seed).samples)
@@ -208,7 +208,7 @@ def detect(waves: Sequence[np.ndarray], rate: int = RATE) -> tuple[list[float], 
 def false_alarms() -> dict:
     """Return the false alarms in unmarked recordings, synthetic voices and noise, by whole file and by second."""
     paths = [*(SAMPLE_DATA / "voice").glob("*.flac"), *(SAMPLE_DATA / "held_out").glob("*.flac"),
-             *(SAMPLE_DATA / "strangers").glob("*.flac"), SAMPLE_DATA / "recording.flac"]
+             *(SAMPLE_DATA / "other_speakers").glob("*.flac"), SAMPLE_DATA / "recording.flac"]
     synthetic = [audio.read(path, RATE) for path in sorted(paths)]
     noise = [np.random.default_rng(seed).normal(0, 0.05, 3 * RATE).astype(np.float32) for seed in range(20)]
     results = {}
