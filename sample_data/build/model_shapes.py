@@ -68,9 +68,10 @@ TRAINED_FOR_HOURS = dict(
                vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
                num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
                upsampling_ratios=[4, 5, 32], sliding_window=100, layer_scale_initial_scale=0.1))
-"""A codec of three stages, which is better than that of "tiny" after an hour; its language model can read in three ways."""
+"""A codec of three stages, which is better than that of "tiny" after an hour; its language model can read in four ways."""
 SHAPES |= {"tiny-merges": TRAINED_FOR_HOURS | {"merges": 512}, "tiny-letters": TRAINED_FOR_HOURS,
-           "tiny-phonemes": TRAINED_FOR_HOURS | {"pronunciations": True}}
+           "tiny-phonemes": TRAINED_FOR_HOURS | {"pronunciations": True},
+           "tiny-merged-phonemes": TRAINED_FOR_HOURS | {"pronunciations": True, "merges": 256}}
 DEFAULT_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.15, 0.1)}
 """Sampling temperatures of backbone and depth decoder; a small model needs low ones."""
 TOKENIZER_SENTENCES = 5000  # sentences of the grammar that the tokenizer learns its merges from
@@ -120,11 +121,18 @@ def tokenizer(shape: str, with_dictionary: bool = True) -> PreTrainedTokenizerFa
     bpe = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    if with_dictionary and SHAPES[shape].get("pronunciations"):
-        bpe.normalizer = pronunciation.normalizer()
+    texts = itertools.islice(sentences.generate(0), TOKENIZER_SENTENCES)
+    if SHAPES[shape].get("pronunciations"):
+        # ByteLevel's own expression would split words between the letters and digits of the symbols
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "merged_with_next"),
+                                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        texts = itertools.chain(map(pronunciation.to_symbols, texts), (f" {symbols}" for symbols in
+                                                                       pronunciation.table().values()))
+        if with_dictionary:
+            bpe.normalizer = pronunciation.normalizer()
     if merges := SHAPES[shape].get("merges"):
         trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False)
-        bpe.train_from_iterator(itertools.islice(sentences.generate(0), TOKENIZER_SENTENCES), trainer)
+        bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens(list(SPECIAL_TOKENS))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=SPECIAL_TOKENS[0], eos_token=SPECIAL_TOKENS[1],
                                    pad_token=SPECIAL_TOKENS[1])
