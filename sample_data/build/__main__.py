@@ -18,7 +18,7 @@ from tts_kit.data import transcribe
 from tts_kit.errors import report_errors
 
 STAGES = ("corpus", "flite", "codec_training", "round_trip", "csm_training", "evaluate", "ship")
-SHAPE = "tiny-phonemes"
+SHAPE = "tiny-merged-phonemes"
 FLITE_HOURS_OF_CODEC = 0.45  # of flite's speech that the codec hears, because the language model learns to read from it
 
 

@@ -50,6 +50,7 @@ SPEAKER_ID = "0"
 VARIANTS = 6
 """Versions of each sentence of the corpus: the original, and others that are resampled to be slower and lower or faster and
 higher, which adds voices. Each starts at another time within a frame, which gives other codes."""
+HELD_OUT_EVERY = 20  # of the speakers
 MIN_SPEED, MAX_SPEED = 0.86, 1.16
 NOISE = 0.2
 """Share of the input codes that are replaced by random ones, so that the model relies more on the text than on the codes."""
@@ -156,14 +157,17 @@ def _speed_variants(index: int, utterance: tuple[str, str, np.ndarray], variants
         yield f"{speaker}@{speed:.3f}", text, np.pad(resampled, (silence, 0))
 
 
-def load_clips(folder: Path, auxiliary: Path | None = None, unused_voices: Collection[str] = (),
-               held_out_every: int = 20) -> list[EncodedClip]:
-    """Load the corpus as clips, without those of `unused_voices`; every 20th speaker is held out, to evaluate cloning of new
-    voices.
+def held_out_speakers(speakers: Iterable[str]) -> set[str]:
+    """Return the speakers of a corpus that are held out, to evaluate cloning of new voices."""
+    return set(sorted(speakers)[::HELD_OUT_EVERY])
+
+
+def load_clips(folder: Path, auxiliary: Path | None = None, unused_voices: Collection[str] = ()) -> list[EncodedClip]:
+    """Load the corpus as clips, without those of `unused_voices`.
 
     The clips of the auxiliary corpus are all used for training."""
     corpus_rows = read_rows(folder / INDEX_FILE)
-    held_out = set(sorted({_without_speed(row["speaker"]) for row in corpus_rows})[::held_out_every])
+    held_out = held_out_speakers({_without_speed(row["speaker"]) for row in corpus_rows})
     clips = []
     for clip_folder in filter(None, (folder, auxiliary)):
         codes = load_file(clip_folder / CODES_FILE)["codes"]

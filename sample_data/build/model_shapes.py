@@ -128,11 +128,11 @@ def tokenizer(shape: str, with_dictionary: bool = True) -> PreTrainedTokenizerFa
                                                      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         texts = itertools.chain(map(pronunciation.to_symbols, texts), (f" {symbols}" for symbols in
                                                                        pronunciation.table().values()))
-        if with_dictionary:
-            bpe.normalizer = pronunciation.normalizer()
     if merges := SHAPES[shape].get("merges"):
         trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False)
         bpe.train_from_iterator(texts, trainer)
+    if with_dictionary and SHAPES[shape].get("pronunciations"):
+        bpe.normalizer = pronunciation.normalizer()
     bpe.add_special_tokens(list(SPECIAL_TOKENS))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=SPECIAL_TOKENS[0], eos_token=SPECIAL_TOKENS[1],
                                    pad_token=SPECIAL_TOKENS[1])

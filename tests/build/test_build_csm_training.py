@@ -252,7 +252,7 @@ def test_both_sentences_have_a_loss_and_noise_is_only_in_the_input(codec):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["toy", "tiny"])
+@pytest.mark.parametrize("shape", ["toy", "tiny", "tiny-merged-phonemes"])
 def test_the_tokenizer_matches_the_model_and_encodes_each_text(shape):
     """Mistake: ids without an embedding, merges that differ between processes, or an unknown letter."""
     tokenizer, config = model_shapes.tokenizer(shape), model_shapes.config(shape)
@@ -260,9 +260,10 @@ def test_the_tokenizer_matches_the_model_and_encodes_each_text(shape):
     assert tokenizer.convert_tokens_to_ids(list(model_shapes.SPECIAL_TOKENS[:4])) == [
         config.bos_token_id, config.pad_token_id, config.audio_token_id, config.audio_eos_token_id]
     text = "Wann? «Morgen» um 7 in Zürich, 東京 \N{GRINNING FACE}!"
-    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    if not model_shapes.SHAPES[shape].get("pronunciations"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     evaluated = " ".join(sentences.evaluation_set().sentences)
-    assert len(tokenizer.encode(evaluated)) < (0.45 if shape == "tiny" else 1.01) * len(evaluated)
+    assert len(tokenizer.encode(evaluated)) < (1.01 if shape == "toy" else 0.45) * len(evaluated)
     script = ("from sample_data.build import model_shapes\n"
               f"print(sorted(model_shapes.tokenizer({shape!r}).get_vocab().items()))")
     vocabulary = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,

@@ -21,7 +21,7 @@ def test_training_and_tokenizer_agree():
     normalizer = pronunciation.normalizer()
     texts = corpus_sentences(300)
     assert [pronunciation.to_symbols(text) for text in texts] == [normalizer.normalize_str(text) for text in texts]
-    plain, with_dictionary = (model_shapes.tokenizer("tiny-phonemes", with_dictionary) for with_dictionary in (False, True))
+    plain, with_dictionary = (model_shapes.tokenizer("tiny-merged-phonemes", with_dictionary) for with_dictionary in (False, True))
     for text in texts[-5:]:
         assert plain.encode(pronunciation.to_symbols(text)) == with_dictionary.encode(text) != plain.encode(text)
 
@@ -59,7 +59,7 @@ def test_common_words_are_known():
 
 def test_plain_transformers_reads_the_dictionary(tmp_path):
     """Mistake: the dictionary is only in the kit, and not in tokenizer.json."""
-    tokenizer = model_shapes.tokenizer("tiny-phonemes")
+    tokenizer = model_shapes.tokenizer("tiny-merged-phonemes")
     tokenizer.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     text = "Two brown birds and a zyxgarden."
