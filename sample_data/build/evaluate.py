@@ -24,8 +24,9 @@ from tts_kit.io import write_json, write_rows
 from tts_kit.model import lora
 from tts_kit.speech.voice import Voice, load_voice
 
-ARMS = tuple(arms.ARMS)
-UNSEEN, FINETUNED = "unseen voices", "bundled voice"
+ARMS = (*arms.ARMS, evaluation_clips.FIRST_CODEBOOK)
+UNSEEN, OPEN, FINETUNED = "unseen voices", "open vocabulary", "bundled voice"
+GOALS = {UNSEEN: goals.UNSEEN, OPEN: goals.OPEN, FINETUNED: goals.FINETUNED}
 HELD_OUT = Path(__file__).parents[2] / "sample_data" / "held_out"
 
 
@@ -52,9 +53,14 @@ def evaluate(config: EvaluationConfig, synthesize: Synthesize = corpus.synthesiz
     folder = config.work / evaluation_clips.model_digest(config.model, voice)
     references = _measure_references(clips, metric_models)
     evaluated = clips[:config.sentences]
-    base_arms = [arm for arm in config.arms if arm in (*arms.GIVEN_ARMS, "base", "clone")]
+    base_arms = [arm for arm in config.arms if arm in (*arms.GIVEN_ARMS, evaluation_clips.FIRST_CODEBOOK, "base", "clone")]
     planned = evaluation_clips.plan_rows(evaluated, reference_clips, config.seeds, base_arms)
     groups = {UNSEEN: _make_group(planned, folder / "unseen", voice, metric_models, references, references)}
+    open_clips = evaluation_clips.ground_truth(config.work / "originals", synthesize,
+                                               sentences.evaluation_set().open_sentences[:config.sentences])
+    planned = evaluation_clips.plan_rows(open_clips, reference_clips, config.seeds,
+                                         [arm for arm in base_arms if arm in ("ground_truth", "base", "clone")])
+    groups[OPEN] = _make_group(planned, folder / "open", voice, metric_models, references, references)
     if config.adapter is not None:
         recorded = evaluation_clips.recorded_clips(config.held_out, bundled_voice.VOICE)
         planned = evaluation_clips.plan_rows(evaluated, reference_clips, config.seeds, config.arms, bundled_voice.VOICE,
@@ -110,7 +116,7 @@ def _results(config: EvaluationConfig, voice: Voice, metric_models: MetricModels
         group_results[FINETUNED]["verdict"] = "\n".join(
             verdict.decide(groups[FINETUNED].rows, verdict.PRIMARY_COMPARISONS).details)
     checked = [goal for name, group in groups.items()
-               for goal in goals.check(goals.FINETUNED if name == FINETUNED else goals.UNSEEN, group, group_results[name])]
+               for goal in goals.check(GOALS[name], group, group_results[name])]
     return {"model": config.model.name, "weights": voice.base.fingerprint,
             "model digest": evaluation_clips.model_digest(config.model, voice),
             "adapter": lora.fingerprint(voice.model) if voice.is_finetuned else None, "seeds": list(config.seeds),

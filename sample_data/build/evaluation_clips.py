@@ -19,6 +19,8 @@ from tts_kit.speech import speak
 from tts_kit.speech.speak import Request
 from tts_kit.speech.voice import Reference, Voice
 
+FIRST_CODEBOOK = "first codebook"
+DECODED_CODEBOOKS = {"codec": None, FIRST_CODEBOOK: 1}  # arm -> codebooks that recordings are decoded from; None: all
 REFERENCE_WORDS = range(4, 8)  # allowed numbers of words in a reference clip
 FIRST_RECORDED_NUMBER = 1001
 """Number of the first recording of a voice that has recordings of other sentences than the evaluated ones."""
@@ -33,11 +35,12 @@ class GroundTruth:
     path: Path
 
 
-def ground_truth(folder: Path, synthesize: Synthesize = corpus.synthesize_kokoro) -> list[GroundTruth]:
-    """Return a clip of each sentence of the evaluation set, the voices in turn; synthesizes missing ones."""
-    speakers = voices.held_out_speakers()
+def ground_truth(folder: Path, synthesize: Synthesize = corpus.synthesize_kokoro,
+                 texts: Sequence[str] = ()) -> list[GroundTruth]:
+    """Return a clip of each sentence, by default of the evaluation set, the voices in turn; synthesizes missing ones."""
+    speakers, texts = voices.held_out_speakers(), texts or sentences.evaluation_set().sentences
     planned = [(text, speakers[index % len(speakers)], clip_path(folder, text, speakers[index % len(speakers)].name))
-               for index, text in enumerate(sentences.evaluation_set().sentences)]
+               for index, text in enumerate(texts)]
     return _synthesize_missing(planned, synthesize, "ground truth")
 
 
@@ -66,7 +69,7 @@ def plan_rows(clips: Sequence[GroundTruth], references: dict[str, Reference], se
     real_clips = ([(FIRST_RECORDED_NUMBER + index, clip) for index, clip in enumerate(recorded)]
                   or list(enumerate(clips, 1)))
     for arm in arm_names:
-        if arm in arms.GIVEN_ARMS:
+        if arm in (*arms.GIVEN_ARMS, FIRST_CODEBOOK):
             rows += [_row(arm, number, clip.text, None, clip.speaker, clip.path) for number, clip in real_clips]
             continue
         info = arms.ARMS[arm]
@@ -132,8 +135,9 @@ def _generate(rows: Sequence[dict], folder: Path, voice: Voice) -> Iterator[dict
     rate = voice.base.spec.sample_rate
     for row in (row for row in rows if row["path"]):
         samples = audio.read(row["path"], rate)
-        if row["arm"] == "codec":
-            samples = voice.base.codec.decode(voice.base.codec.encode([samples]))[0][:len(samples)]
+        if row["arm"] in DECODED_CODEBOOKS:
+            codes = voice.base.codec.encode([samples])
+            samples = voice.base.codec.decode(codes, DECODED_CODEBOOKS[row["arm"]])[0][:len(samples)]
         yield _write_clip(row, folder, samples, rate)
     requested = [row for row in rows if "request" in row]
     for index, speech in speak.speak_requests([row["request"] for row in requested], voice):

@@ -37,16 +37,21 @@ class Goal:
 
 UNSEEN = (
     Goal("ground truth: WER below 5 %", "ground_truth", "wer", 0.05, True, is_strict=True),
-    Goal("codec: WER at most 10 %", "codec", "wer", 0.10, True),
-    Goal("codec: SIM norm. at least 0.7", "codec", "sim_norm", 0.7),
-    Goal("clone: WER at most 20 %", "clone", "wer", 0.20, True),
+    Goal("codec: WER at most 8 %", "codec", "wer", 0.08, True),
+    Goal("codec: SIM at least 0.84", "codec", "sim", 0.84),
+    Goal("codec: MOS at least 2.0", "codec", "mos", 2.0),
+    Goal("first codebook alone: WER at most 50 %", "first codebook", "wer", 0.50, True),
+    Goal("clone: WER at most 15 %", "clone", "wer", 0.15, True),
+    Goal("clone: SIM at least 0.80", "clone", "sim", 0.80),
     Goal("clone: EOS at least 97 %", "clone", "ended_with_eos", 0.97),
     Goal("clone: SIM significantly above base", "clone", "sim", 0.0, other_arm="base", whole_interval=True),
-    Goal("generation: faster than real time", "clone", "rtf", 1.0, True, is_strict=True),
+    Goal("generation: RTF at most 0.3", "clone", "rtf", 0.3, True),
 )
+OPEN = (Goal("open vocabulary, clone: WER at most 25 %", "clone", "wer", 0.25, True),)
 FINETUNED = (
     Goal("finetuned: SIM significantly above base", "finetuned", "sim", 0.0, other_arm="base", whole_interval=True),
-    Goal("finetuned: WER at most 3 points above base", "finetuned", "wer", 0.03, True, other_arm="base"),
+    Goal("finetuned: SIM significantly above clone", "finetuned", "sim", 0.0, other_arm="clone", whole_interval=True),
+    Goal("finetuned: WER at most 3 points above clone", "finetuned", "wer", 0.03, True, other_arm="clone"),
     Goal("finetuned+clone: SIM at least that of clone", "finetuned+clone", "sim", 0.0, other_arm="clone"),
 )
 

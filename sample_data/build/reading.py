@@ -1,9 +1,9 @@
-"""Measure how well models read: WER of sentences of training words and of sentences with a word that no training clip has.
+"""Measure how well models read: WER of sentences of training words, and of sentences with a word that is new to them.
 
     python -m sample_data.build.reading --model runs/letters runs/phonemes --corpus runs/pretrain/corpus --out reading.json
 
-The voices are the held-out speakers of the corpus, by one reference clip each. Neither these sentences nor these voices score
-the final model, so tokenizers and sampling temperatures may be chosen by them."""
+The voices are the held-out speakers of the corpus, by one reference clip each. Neither these sentences nor these voices
+score the final model, so tokenizers and sampling temperatures may be chosen by them."""
 
 import argparse
 import datetime

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers.utils import CONFIG_NAME
 
-from sample_data.build import csm_training, goals, sentences, voices
+from sample_data.build import csm_training, evaluate, goals, sentences, voices
 from tts_kit import device, pretrained
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_text
@@ -23,7 +23,7 @@ from tts_kit.pretrained import ModelSpec
 OUT = Path("sample_data/tiny-csm")
 RESULTS = "results.json"
 """File of all results in the bundled folder; the scores of the clips are in the .jsonl of the same name."""
-MAX_BYTES = 40_000_000
+MAX_BYTES = 45_000_000
 CARD = """---
 license: apache-2.0
 language: en
@@ -36,14 +36,15 @@ A small Conversational Speech Model with the classes and file formats of `sesame
 machines without a model hub: `CsmForConditionalGeneration.from_pretrained("sample_data/tiny-csm")`.
 
 Backbone of {backbone:.1f} million parameters, depth decoder of {depth:.1f}, Mimi codec of {codec:.1f}: {codebooks} codebooks
-of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It was trained to read short English sentences
-made of {words} words, and to clone the voice of a reference; how well it does both is measured below.
+of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It was trained to read English and to clone the
+voice of a reference; how well it does both is measured below. {reading}
 
 ## Data
 {hours} hours of synthetic speech, no person's, its slower and faster copies counted:
 [Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in {speakers} voices and mixtures of two, and
 {auxiliary} hours of [flite](http://cmuflite.org) (under its own free licence) as additional speech to learn reading from.
-The sentences come from a grammar written for this project. The voices {held_out}
+Half of the sentences come from a grammar written for this project, half are usage examples of
+[WordNet](https://wordnet.princeton.edu) (WordNet License). The voices {held_out}
 and the evaluation sentences were never trained on.
 
 ## Training
@@ -56,15 +57,15 @@ Metrics: {metrics}. On {count} unseen sentences, each generated with {seeds} see
 
 {figures}
 
-{goals}
+{open_figures}{goals}
 
 WER is the word error rate; SIM the speaker similarity (cosine), normalised between other speakers (0) and the voice itself
 (1); MOS a predicted opinion of 1 to 5; EOS the share of clips that the model ended itself; RTF the seconds of computation
 for a second of speech. All figures with their 95 % intervals and the command that made them: `{results}`.
 
 ## Limits
-Words that are not in the grammar come out garbled, and so do long sentences. The audio quality is that of a bad telephone
-line: the model is meant for learning and testing. Do not use it where people would take it for a real voice.
+Rare names and words come out garbled, and so do long sentences. It is meant for learning and testing. Do not use it where
+people would take it for a real voice.
 """
 
 
@@ -97,13 +98,14 @@ def card(model: Path, results: dict) -> str:
     unseen = results["groups"][next(iter(results["groups"]))]
     return CARD.format(
         **_parameter_counts(model), codebooks=spec.num_codebooks, size=spec.codebook_size, frames=spec.frame_rate,
-        rate=spec.sample_rate, words=len(sentences.vocabulary()),
+        rate=spec.sample_rate, reading=_reading(Path(model)),
         hours=training["hours"], auxiliary=training["hours of auxiliary speech"],
         speakers=len(voices.training_speakers()), held_out=", ".join(sentences.evaluation_set().voices),
         steps=" + ".join(_step_counts(training)),
         best=training["best step"], machine=training["machine"], metrics=results["metrics"], count=unseen["sentences"],
         seeds=len(results["seeds"]), date=results["date"], evaluated_on=results["machine"],
-        figures=markdown_table(goals.arm_table(unseen)), goals=markdown_table(goals.goal_table(results["goals"])),
+        figures=markdown_table(goals.arm_table(unseen)), open_figures=_open_figures(results["groups"]),
+        goals=markdown_table(goals.goal_table(results["goals"])),
         results=RESULTS)
 
 
@@ -111,6 +113,24 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of text, headings first, as a Markdown table."""
     headings, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *body))
+
+
+def _reading(model: Path) -> str:
+    """Say what the tokenizer knows."""
+    normalizer = read_json(model / "tokenizer.json", "Save the model again.").get("normalizer")
+    if not normalizer:
+        return "It reads letters."
+    return (f"The pronunciation of {len(normalizer['normalizers']) - 1:,} words is in `tokenizer.json`, where they become "
+            "phonemes; other words are read by their letters.")
+
+
+def _open_figures(groups: dict) -> str:
+    """Return the table of the sentences that are not of the grammar, if they were evaluated."""
+    if evaluate.OPEN not in groups:
+        return ""
+    group = groups[evaluate.OPEN]
+    return (f"On {group['sentences']} plain sentences that are not of the grammar:\n\n"
+            f"{markdown_table(goals.arm_table(group))}\n\n")
 
 
 def _step_counts(training: dict | None) -> list[str]:

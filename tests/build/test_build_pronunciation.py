@@ -21,7 +21,7 @@ def test_training_and_tokenizer_agree():
     normalizer = pronunciation.normalizer()
     texts = corpus_sentences(300)
     assert [pronunciation.to_symbols(text) for text in texts] == [normalizer.normalize_str(text) for text in texts]
-    plain, with_dictionary = (model_shapes.tokenizer("tiny-merged-phonemes", with_dictionary) for with_dictionary in (False, True))
+    plain, with_dictionary = (model_shapes.tokenizer("tiny-merged-phonemes", known) for known in (False, True))
     for text in texts[-5:]:
         assert plain.encode(pronunciation.to_symbols(text)) == with_dictionary.encode(text) != plain.encode(text)
 
