@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers.utils import CONFIG_NAME
 
-from sample_data.build import csm_training, evaluate, goals, sentences, voices
+from sample_data.build import csm_training, evaluate, goals, pronunciation, sentences, voices
 from tts_kit import device, pretrained
 from tts_kit.errors import KitError, report_errors
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_text
@@ -36,15 +36,13 @@ A small Conversational Speech Model with the classes and file formats of `sesame
 machines without a model hub: `CsmForConditionalGeneration.from_pretrained("sample_data/tiny-csm")`.
 
 Backbone of {backbone:.1f} million parameters, depth decoder of {depth:.1f}, Mimi codec of {codec:.1f}: {codebooks} codebooks
-of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. It was trained to read English and to clone the
-voice of a reference; how well it does both is measured below. {reading}
+of {size} codes, {frames:g} frames a second, {rate} Hz. Weights are float16. {reading}
 
 ## Data
 {hours} hours of synthetic speech, no person's, its slower and faster copies counted:
 [Kokoro-82M](https://huggingface.co/hexgrad/Kokoro-82M) (Apache-2.0) in {speakers} voices and mixtures of two, and
 {auxiliary} hours of [flite](http://cmuflite.org) (under its own free licence) as additional speech to learn reading from.
-Half of the sentences come from a grammar written for this project, half are usage examples of
-[WordNet](https://wordnet.princeton.edu) (WordNet License). The voices {held_out}
+{sentences} The voices {held_out}
 and the evaluation sentences were never trained on.
 
 ## Training
@@ -64,9 +62,26 @@ WER is the word error rate; SIM the speaker similarity (cosine), normalised betw
 for a second of speech. All figures with their 95 % intervals and the command that made them: `{results}`.
 
 ## Limits
-Rare names and words come out garbled, and so do long sentences. It is meant for learning and testing. Do not use it where
-people would take it for a real voice.
+{limits}
 """
+
+
+GRAMMAR_TEXTS = {
+    "reading": "It was trained to read short English sentences\nmade of {words} words, and to clone the voice of a "
+               "reference; how well it does both is measured below.",
+    "sentences": "The sentences come from a grammar written for this project.",
+    "limits": "Words that are not in the grammar come out garbled, and so do long sentences. The audio quality is that of a "
+              "bad telephone\nline: the model is meant for learning and testing. Do not use it where people would take it "
+              "for a real voice."}
+"""What the card says of a model that was evaluated on sentences of the grammar alone."""
+OPEN_TEXTS = {
+    "reading": "It was trained to read English and\nto clone the voice of a reference; how well it does both is measured "
+               "below. The pronunciation of {words:,} words is in\n`tokenizer.json`, where they become phonemes; other "
+               "words are read by their letters.",
+    "sentences": "Half of the sentences come from a grammar written for this project, half are usage examples of\n"
+                 "[WordNet](https://wordnet.princeton.edu) (WordNet License).",
+    "limits": "Rare names and words come out garbled, and so do long sentences. The model is meant for learning and "
+              "testing. Do not\nuse it where people would take it for a real voice."}
 
 
 def ship(model: Path, results: Path, out: Path = OUT) -> Path:
@@ -96,9 +111,12 @@ def card(model: Path, results: dict) -> str:
     training = csm_training.read_training(model)
     spec = ModelSpec.of(pretrained.config(str(model)))
     unseen = results["groups"][next(iter(results["groups"]))]
+    is_open = evaluate.OPEN in results["groups"]
+    words = len(pronunciation.table() if is_open else sentences.vocabulary())
+    texts = {name: text.format(words=words) for name, text in (OPEN_TEXTS if is_open else GRAMMAR_TEXTS).items()}
     return CARD.format(
         **_parameter_counts(model), codebooks=spec.num_codebooks, size=spec.codebook_size, frames=spec.frame_rate,
-        rate=spec.sample_rate, reading=_reading(Path(model)),
+        rate=spec.sample_rate, **texts,
         hours=training["hours"], auxiliary=training["hours of auxiliary speech"],
         speakers=len(voices.training_speakers()), held_out=", ".join(sentences.evaluation_set().voices),
         steps=" + ".join(_step_counts(training)),
@@ -113,15 +131,6 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of text, headings first, as a Markdown table."""
     headings, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *body))
-
-
-def _reading(model: Path) -> str:
-    """Say what the tokenizer knows."""
-    normalizer = read_json(model / "tokenizer.json", "Save the model again.").get("normalizer")
-    if not normalizer:
-        return "It reads letters."
-    return (f"The pronunciation of {len(normalizer['normalizers']) - 1:,} words is in `tokenizer.json`, where they become "
-            "phonemes; other words are read by their letters.")
 
 
 def _open_figures(groups: dict) -> str:
