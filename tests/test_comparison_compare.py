@@ -12,7 +12,8 @@ import sample_clips
 import soundfile
 from test_speech_voice import change
 
-from tests.benchmarks import recommend as recommend_benchmark
+from sample_data.build.sentences import evaluation_set
+from tests.benchmarks import finetuning
 from tts_kit import cli, device, pipeline
 from tts_kit.comparison import arms, compare, listening_test, recommend, synthesis, verdict
 from tts_kit.comparison.synthesis import SCORES
@@ -267,22 +268,25 @@ def test_the_best_settings_are_kept_with_the_adapter(finished, tmp_path, monkeyp
 
 
 @needs_metrics
-def test_recommended_settings_are_measured_on_held_out_sentences(finished, tmp_path, monkeypatch):
-    """Mistake: the report is of sentences that chose the settings, or compares the recommended ones with themselves."""
+def test_the_benchmark_speaks_sentences_that_chose_nothing(finished, tmp_path, monkeypatch):
+    """Mistake: the benchmark is of sentences that chose the settings, or compares the recommended ones with themselves."""
     use_toy_metrics(monkeypatch)
     run, _, _, _ = finished
     copy = Run("copy", tmp_path)
     for stage in ("data", "codes", "adapter"):
         shutil.copytree(getattr(run, stage), getattr(copy, stage))
-    voice = load_voice(CPU, copy.adapter)
-    voice.apply({"guidance": 3.0})
+    clip = next(one.audio for one in manifest.read(run.data))
+    monkeypatch.setattr(finetuning.voice_runs, "make", lambda *_: copy)
+    monkeypatch.setattr(finetuning.voice_runs, "recordings", lambda run, voice, texts: [
+        synthesis.Sentence(text, clip) for text in texts])
+    monkeypatch.setattr(finetuning.finetune, "finetune", lambda *_: copy.adapter)
     monkeypatch.setattr(recommend, "recommend", lambda *_: recommend.Recommendation({"guidance": 3.0}, "", tmp_path))
-    row = recommend_benchmark.measure(copy, voice, 2, [1])
-    rows = read_rows(copy.folder / recommend_benchmark.FOLDER / SCORES)
-    assert {row["text"] for row in rows} <= {one.text for one in manifest.read(run.data) if one.split == "held_out"}
-    assert row["outcome"] in ("better", "worse") and row["difference"]["wer"][0] == 0
-    assert {row["arm"] for row in rows} >= {"finetuned", "finetuned:guidance=3"}
-    assert len({(copy.folder / recommend_benchmark.FOLDER / row["file"]).read_bytes() for row in rows}) == len(rows)
+    rows, recommendation = finetuning.speak_all(tmp_path, "copy", 2, [1])
+    assert {row["text"] for row in rows} == {*evaluation_set().sentences[:2]}
+    files = {arm: {row["file"] for row in rows if row["arm"] == arm} for arm in {row["arm"] for row in rows}}
+    assert files["recommended"] == files["finetuned:guidance=3"] and not files["recommended"] & files["finetuned"]
+    assert set(files) == {"ground_truth", "codec", *finetuning.ARMS, "finetuned:guidance=3", "recommended"}
+    assert recommendation["settings"] == {"guidance": 3.0} and set(recommendation["worth"]) == {"finetuned", "recommended"}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

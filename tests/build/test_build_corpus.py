@@ -1,6 +1,7 @@
 """Sentences, speakers and shards of the synthetic speech; the synthesizer itself if it is installed."""
 
 import csv
+import dataclasses
 import hashlib
 import importlib.util
 import itertools
@@ -55,7 +56,7 @@ def test_excluded_sentences_are_skipped(generated, monkeypatch):
     """Mistake: the list of excluded sentences is read but not used."""
     evaluation_set = sentences.evaluation_set()
     excluded = (*evaluation_set.sentences, generated[0], generated[5].upper())
-    with_generated = sentences.EvaluationSet(excluded, evaluation_set.bundled, (), ())
+    with_generated = dataclasses.replace(evaluation_set, sentences=excluded)
     monkeypatch.setattr(sentences, "evaluation_set", lambda: with_generated)
     assert list(itertools.islice(sentences.generate(1), 8)) == [*generated[1:5], *generated[6:10]]
 
@@ -225,6 +226,9 @@ def test_errors_say_how_to_install_what_is_missing(tmp_path, monkeypatch, capsys
     with pytest.raises(KitError, match="npm is missing"):
         voices.load_styles(tmp_path / "none")
     (tmp_path / "bf_emma.bin").write_bytes(b"1234")
+    with pytest.raises(KitError, match="npm is missing"):
+        voices.load_styles(tmp_path)
+    monkeypatch.setattr(voices, "download", lambda folder: [])
     with pytest.raises(KitError, match="lacks the voices af_alloy"):
         voices.load_styles(tmp_path)
     with pytest.raises(KitError, match="more than 0"):

@@ -187,6 +187,19 @@ def test_the_corpus_is_encoded_with_speed_variants(tmp_path, codec, monkeypatch)
     assert len(splits["held_out"]) == 2 and not splits["train"] & splits["held_out"]
 
 
+@pytest.mark.slow
+def test_workers_encode_the_same(tmp_path, codec, monkeypatch):
+    """Mistake: sentences change their order, or a worker gives the variants of another one."""
+    utterances = [(f"s{index}", f"Sentence {index}.", np.random.default_rng(index).normal(0, 0.1, 3000).astype(np.float32))
+                  for index in range(20)]
+    monkeypatch.setattr(csm_training.corpus, "read", lambda folder: iter(utterances))
+    codec = Codec(codec, ModelSpec.of(model_shapes.config("toy")))
+    one, two = (csm_training.load_clips(csm_training.encode(tmp_path, codec, tmp_path / str(workers), 2, workers))
+                for workers in (1, 2))
+    assert [(clip.text, clip.speaker, clip.split) for clip in one] == [(clip.text, clip.speaker, clip.split) for clip in two]
+    assert all(torch.equal(clip.codes, other.codes) for clip, other in zip(one, two, strict=True))
+
+
 def _train_two(folder):
     for steps in (4, 8):  # the second training resumes the first in both processes
         csm_training.train(make_clips(), model_shapes.untrained("toy").codec_model, folder / f"model-{steps}",

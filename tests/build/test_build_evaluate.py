@@ -122,7 +122,7 @@ def test_the_command_writes_json_and_rows(config, work, evaluated, monkeypatch, 
     results = json.loads(out.read_text(encoding="utf-8"))
     assert results["command"].startswith("python -m sample_data.build.evaluate --model")
     assert results["machine"] and results["versions"]["torch"] and results["metrics"] and results["date"]
-    assert len(read_rows(out.with_suffix(".jsonl"))) == 8
+    assert len(read_rows(out.with_suffix(".jsonl"))) == 16
     assert "goal" in capsys.readouterr().out
     assert evaluate.main(["--model", str(config.model), "--out", "toy.txt"]) == 1
 
