@@ -25,6 +25,15 @@ SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_
 CHAT_TEMPLATE = ("{% for turn in messages %}<|begin_of_text|>[{{ turn.role }}]{{ turn.content[0].text }}<|end_of_text|>"
                  "{% if turn.content | length > 1 %}<|AUDIO|><|audio_eos|>{% endif %}{% endfor %}")
 
+TINY = dict(
+    num_codebooks=8, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
+    depth=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+               num_key_value_heads=4, head_dim=48),
+    codec=dict(sampling_rate=16000, num_filters=32, hidden_size=256, codebook_dim=64, codebook_size=512,
+               vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
+               num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
+               upsampling_ratios=[20, 32], sliding_window=100))
 SHAPES = {
     # two layers of everything, for tests
     "toy": dict(
@@ -37,17 +46,7 @@ SHAPES = {
                    num_key_value_heads=2, head_dim=8, intermediate_size=32, upsample_groups=16),
     ),
     # trained from scratch on a laptop; BPE merges make its sentences a third as long
-    "tiny": dict(
-        merges=512,
-        num_codebooks=8, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
-        depth=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-                   num_key_value_heads=4, head_dim=48),
-        codec=dict(sampling_rate=16000, num_filters=32, hidden_size=256, codebook_dim=64, codebook_size=512,
-                   vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
-                   num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
-                   upsampling_ratios=[20, 32], sliding_window=100),
-    ),
+    "tiny": TINY | {"merges": 512},
     # the real codec with its 32 codebooks and a small network, for speed measurements on a CPU
     "small": dict(
         hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
@@ -59,20 +58,13 @@ SHAPES = {
     # the sizes of the real model, with random weights
     "csm-1b": dict(text_vocab_size=128256, depth={}, codec={}),
 }
-TRAINED_FOR_HOURS = dict(
-    num_codebooks=8, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
-    num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
-    depth=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-               num_key_value_heads=4, head_dim=48),
-    codec=dict(sampling_rate=16000, num_filters=32, hidden_size=256, codebook_dim=64, codebook_size=512,
-               vector_quantization_hidden_dimension=64, num_hidden_layers=3, num_attention_heads=4,
-               num_key_value_heads=4, head_dim=64, intermediate_size=768, upsample_groups=256,
-               upsampling_ratios=[4, 5, 32], sliding_window=100, layer_scale_initial_scale=0.1))
+TRAINED_FOR_HOURS = TINY | {"codec": TINY["codec"] | dict(upsampling_ratios=[4, 5, 32], layer_scale_initial_scale=0.1)}
 """A codec of three stages, which is better than that of "tiny" after an hour; its language model can read in four ways."""
 SHAPES |= {"tiny-merges": TRAINED_FOR_HOURS | {"merges": 512}, "tiny-letters": TRAINED_FOR_HOURS,
            "tiny-phonemes": TRAINED_FOR_HOURS | {"pronunciations": True},
            "tiny-merged-phonemes": TRAINED_FOR_HOURS | {"pronunciations": True, "merges": 256}}
-DEFAULT_TEMPERATURES, TEMPERATURES = (0.9, 0.9), {"tiny": (0.15, 0.1)}
+DEFAULT_TEMPERATURES = (0.9, 0.9)
+TEMPERATURES = {shape: (0.15, 0.1) for shape in SHAPES if shape.startswith("tiny")}
 """Sampling temperatures of backbone and depth decoder; a small model needs low ones."""
 TOKENIZER_SENTENCES = 5000  # sentences of the grammar that the tokenizer learns its merges from
 
