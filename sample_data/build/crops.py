@@ -41,8 +41,9 @@ class CropSampler:
         rng = np.random.default_rng([self.config.seed, step, self.rank])
         crops = [self._crop(rng) for _ in range(self.config.batch_size)]
         num_codebooks = self.spec.num_codebooks
-        levels = np.where(rng.random(len(crops)) < self.config.all_codebooks, num_codebooks,
-                          rng.integers(1, num_codebooks + 1, len(crops)))
+        # squared, so that a good share of the crops with fewer codebooks has only the first
+        few = 1 + (num_codebooks * rng.random(len(crops)) ** 2).astype(np.int64)
+        levels = np.where(rng.random(len(crops)) < self.config.all_codebooks, num_codebooks, few)
         batch = {"waves": torch.from_numpy(np.stack([wave for wave, _ in crops])), "levels": torch.from_numpy(levels)}
         if self.features is not None:
             batch["features"] = torch.from_numpy(np.stack([features for _, features in crops]))

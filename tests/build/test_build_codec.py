@@ -288,6 +288,16 @@ def test_crops_cover_clips_to_their_ends_and_short_clips_are_padded():
     assert min(ratios) == pytest.approx(0.9 / (0.9 - 0.8 / 3), rel=0.01) and max(ratios) > 2.5
 
 
+def test_many_of_the_crops_with_fewer_codebooks_have_only_the_first():
+    """Mistake: the first codebook alone is hardly ever decoded, although its words are a goal; or no crop has them all."""
+    config = SMALL.replace(batch_size=2000, all_codebooks=0.5)
+    crops = CropSampler([np.ones(40 * FRAME, np.float32)], ModelSpec.of(model_shapes.config("toy")), config)
+    levels = crops.sample(0)["levels"].numpy()
+    assert set(levels) == {1, 2, 3, 4}
+    assert (levels == 4).mean() == pytest.approx(0.5 + 0.5 * (1 - 0.75 ** 0.5), abs=0.04)
+    assert (levels == 1).mean() == pytest.approx(0.5 * 0.25 ** 0.5, abs=0.04)
+
+
 def test_features_of_a_crop_are_those_of_its_time():
     """Mistake: the teacher's features are of another time than the crop, or ignore its speed."""
     wave = np.ones(40 * FRAME, np.float32)
