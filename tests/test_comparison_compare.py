@@ -1,6 +1,7 @@
 """The comparison of all arms: complete, resumable, on one page; and the whole pipeline by commands."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from tts_kit.generation.sampling import Sampling
 from tts_kit.io import read_rows, write_rows
 from tts_kit.model import lora
 from tts_kit.run import SAMPLE_DATA, Run, lock
-from tts_kit.speech import best_of
+from tts_kit.speech import best_of, speak
 from tts_kit.speech.voice import load_voice
 from tts_kit.tokens import cache
 from tts_kit.training import generation_eval
@@ -217,6 +218,15 @@ def test_a_sweep_uses_other_sentences_than_the_comparison(finished, monkeypatch,
     assert "50 sentences were asked for; there are 2" in capsys.readouterr().out
 
 
+def codes(speech):
+    return [generation.codes.tolist() for generation in speech.generations]
+
+
+def scores_if_best(better, rows, key, step_scores=generation_eval.step_scores):
+    """Score rows as if one arm had no word error and the others many."""
+    return step_scores([row | {"word_errors": 5 * (row[key] != better), "sim": 0.5} for row in rows], key)
+
+
 def set_errors(folder, arm, is_new, word_errors):
     """Change the word errors of an arm's takes that chose the settings, or of its new ones."""
     rows = read_rows(folder / SCORES)
@@ -265,6 +275,38 @@ def test_the_best_settings_are_kept_with_the_adapter(finished, tmp_path, monkeyp
     assert f"{copy.comparison} was made with other settings" in capsys.readouterr().out
     with pytest.raises(KitError, match="a comparison with another guidance. Move"):
         compare.compare(copy, voice)
+
+
+@needs_metrics
+def test_a_reference_that_helps_is_kept_with_the_adapter(finished, tmp_path, monkeypatch):
+    """Mistake: a recommended clip does not reach who speaks, or an export; it reaches the base, or arms without one; or it
+    stays when it is not recommended any more."""
+    use_toy_metrics(monkeypatch)
+    run, _, _, _ = finished
+    copy = Run("copy", tmp_path)
+    for stage in ("data", "codes", "adapter"):
+        shutil.copytree(getattr(run, stage), getattr(copy, stage))
+    voice, folder, arm = load_voice(CPU, copy.adapter), copy.folder / "recommend", "finetuned+clone"
+    plain, of_base = (codes(speak.speak("One.", voice, finetuned=finetuned)) for finetuned in (True, False))
+    monkeypatch.setattr(recommend, "GRID", {"reference": (1.0,)})
+    for better in (arm, "finetuned"):
+        monkeypatch.setattr(generation_eval, "step_scores", functools.partial(scores_if_best, better))
+        result = recommend.recommend(copy, voice, 3, (1,))
+        if better == arm:
+            assert result.settings == {"reference": 1.0} and result.reason.startswith("a reference clip: ")
+            [clip] = synthesis.pick_references(manifest.read(copy.data))
+            expected = codes(speak.speak("One.", voice, clip))
+            assert expected != plain
+            merged = release.export(copy, tmp_path / "merged", merge=True, watermarked=False)
+            for source in (copy.adapter, release.export(copy, tmp_path / "out", watermarked=False), merged):
+                other = load_voice(CPU, source, "" if source == merged else voice.base.name)
+                assert codes(speak.speak("One.", other)) == expected
+                assert source == merged or codes(speak.speak("One.", other, finetuned=False)) == of_base
+            with synthesis.apply_settings(arms.parse("finetuned"), voice, copy) as adjusted:
+                assert codes(speak.speak("One.", adjusted)) == plain
+    assert result.settings == {} and not list(copy.adapter.glob("reference*"))
+    assert codes(speak.speak("One.", voice)) == codes(speak.speak("One.", load_voice(CPU, copy.adapter))) == plain
+    assert {row["arm"] for row in read_rows(folder / SCORES)} == {"finetuned", arm}
 
 
 @needs_metrics

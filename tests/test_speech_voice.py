@@ -211,6 +211,15 @@ def test_recommended_settings_from_elsewhere_are_checked(adapters, tmp_path, rec
         load_voice(CPU, folder)
 
 
+@pytest.mark.parametrize("reference", [5, ["x"], "A clip that is not there."], ids=str)
+def test_a_recommended_reference_from_elsewhere_is_checked(adapters, tmp_path, reference):
+    """Mistake: an adapter from the hub without its clip, or with another type of transcript, ends in a traceback."""
+    folder = shutil.copytree(adapters[0] / "a", tmp_path / "a")
+    change(folder, lora.METADATA_FILE, recommended={"settings": {}, "reference": reference})
+    with pytest.raises(KitError, match="the reference"):
+        load_voice(CPU, folder)
+
+
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_strength_must_be_finite(adapters, strength):
     """Mistake: a voice of NaN weights is merged and exported."""

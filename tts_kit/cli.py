@@ -238,7 +238,8 @@ command(commands.speak, "text -> speech",
         option("--no-adapter", group="voice", action="store_true", help="use the base model alone"),
         option("--strength", group="voice", type=float, help="scale of the adapter; 0: the base model, 1: as trained "
                "(default: 1, or what compare --recommend has kept)"),
-        option("--reference", group="voice", metavar="FILE", help="clip to clone"),
+        option("--reference", group="voice", metavar="FILE", help="clip to clone (default: none, or what compare --recommend "
+               "has kept)"),
         option("--reference-text", group="voice", metavar="TEXT", help="transcript of that clip"),
         config=("text", "base model", "sampling"))
 
@@ -257,9 +258,9 @@ command(commands.compare, "held-out sentences in every arm -> a verdict and a pa
                "checkpoint, references, reference_seconds ...) instead of arms, on sentences that are not held out; may be "
                "repeated"),
         option("--sweep-arm", group="sweep", choices=GENERATED_ARMS, default="finetuned", help="arm that is swept"),
-        option("--recommend", group="sweep", action="store_true", help="find the guidance, strength and temperature with "
-               "the best SIM and WER, on sentences that are not held out, and keep them with the adapter as its defaults; "
-               "options such as --guidance win over them"),
+        option("--recommend", group="sweep", action="store_true", help="find the guidance, strength and temperature, with a "
+               "reference clip or without, that have the best SIM and WER, on sentences that are not held out, and keep "
+               "them with the adapter as its defaults; options such as --guidance win over them"),
         config=("text", "base model", "sampling"))
 
 command(commands.serve, "voices behind OpenAI's speech API, and a page to try them",

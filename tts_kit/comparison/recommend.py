@@ -1,4 +1,5 @@
-"""Find the guidance, strength and temperature that suit a voice, and keep them with its adapter as its defaults.
+"""Find the settings that suit a voice: with a reference clip or without, guidance, strength and temperature; keep them with
+its adapter as its defaults.
 
 One setting after the other is tried on the kit's own sentences, against recordings of training clips; what is chosen is
 measured against the defaults once more, with takes that did not choose it."""
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tts_kit import audio
 from tts_kit import config as kit_config
-from tts_kit.comparison import arms, compare, verdict
+from tts_kit.comparison import arms, compare, synthesis, verdict
 from tts_kit.comparison.verdict import plural
 from tts_kit.data import manifest
 from tts_kit.errors import KitError
@@ -19,19 +21,22 @@ from tts_kit.evaluation import metrics, stats
 from tts_kit.evaluation.stats import Estimate
 from tts_kit.model import lora
 from tts_kit.run import Run
-from tts_kit.speech.voice import RECOMMENDED, Voice, default_sampling
+from tts_kit.speech.voice import RECOMMENDED, REFERENCE_FILE, Voice, default_sampling, recommended_context
+from tts_kit.tokens.prompt import Turn
 from tts_kit.training import generation_eval
 from tts_kit.training.generation_eval import StepScores
 
 FOLDER = "recommend"  # of a run
-GRID = {"guidance": (1.5, 2.0, 3.0), "strength": (0.75, 1.25), "temperature": (0.6, 1.4)}
-"""Factors of the voice's own values that are tried, in this order, each with the best of the settings before it."""
+REFERENCE = "reference"
+GRID = {REFERENCE: (1.0,), "guidance": (1.5, 2.0, 3.0), "strength": (0.5, 0.75, 1.25), "temperature": (0.6, 1.4)}
+"""Factors of the voice's own values that are tried, in this order, each with the best of the settings before it; 1 for a
+reference clip, which the voice has not by itself."""
 NEW_TAKES = 1000  # added to the seeds for the takes that measure the choice
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    settings: dict[str, float]  # those that differ from the voice's own
+    settings: dict[str, float]  # those that differ from the voice's own; `reference` is 1 if a clip precedes each sentence
     reason: str
     page: Path
 
@@ -54,11 +59,12 @@ def recommend(run: Run, voice: Voice, sentences: int = 12, seeds: Sequence[int] 
         voice.apply(own)
         chosen: dict[str, float] = {}
         for name, factors in GRID.items():
-            values = dict.fromkeys(round(min(factor * own[name], RECOMMENDED[name]), 3) for factor in factors)
-            candidates = [chosen, *({**chosen, name: value} for value in values if value != own[name])]
+            values = dict.fromkeys(round(min(factor * own.get(name, 1.0), RECOMMENDED.get(name, 1.0)), 3)
+                                   for factor in factors)
+            candidates = [chosen, *({**chosen, name: value} for value in values if value != own.get(name))]
             scores = search.scores(candidates, seeds)
             chosen = max(candidates, key=lambda settings: scores[arm_name(settings)].worth)  # the first if equal
-            print("\n".join([f"{name}:", *(f"  {settings.get(name, own[name]):g}: {scores[arm_name(settings)]}"
+            print("\n".join([f"{name}:", *(f"  {settings.get(name, own.get(name, 0)):g}: {scores[arm_name(settings)]}"
                                            for settings in candidates)]))
         reason = "No other settings were better than the voice's own."
         if chosen:
@@ -68,13 +74,13 @@ def recommend(run: Run, voice: Voice, sentences: int = 12, seeds: Sequence[int] 
             is_confirmed = best.worth > default.worth
             reason = _describe(chosen, best, default, is_confirmed)
             chosen = chosen if is_confirmed else {}
-        lora.add_metadata(run.adapter, recommended={"settings": chosen, "reason": reason} if chosen else {})
-        before = own | chosen
+        voice.context = _keep(run, voice, chosen, reason)
+        before = own | _without_reference(chosen)
     finally:
         voice.apply(before)
     page = search.show()
     print(reason, f"Kept in {run.adapter} as the voice's defaults; options of a command win over them." if chosen else "")
-    if chosen and run.comparison.exists():
+    if _without_reference(chosen) and run.comparison.exists():
         print(f"{run.comparison} was made with other settings: move it away to compare again with these.")
     return Recommendation(chosen, reason, page)
 
@@ -105,6 +111,26 @@ class _Search:
         return compare.show(self.plan, self.judged, decision, self.inputs, f"tts_kit: settings for {self.run.name}").page
 
 
+def _keep(run: Run, voice: Voice, chosen: dict[str, float], reason: str) -> list[Turn]:
+    """Keep settings in the adapter's folder, and the reference clip if they have one; returns the voice's new context."""
+    kept, clip = {}, run.adapter / REFERENCE_FILE
+    if chosen:
+        kept = {"settings": _without_reference(chosen), "reason": reason}
+    if REFERENCE in chosen:
+        [reference] = synthesis.pick_references(manifest.read(run.data))
+        rate = audio.probe(reference.path)[0]
+        audio.write(clip, audio.read(reference.path, rate), rate)
+        kept[REFERENCE] = reference.text
+    lora.add_metadata(run.adapter, recommended=kept)
+    if REFERENCE not in chosen:
+        clip.unlink(missing_ok=True)
+    return recommended_context(voice, clip, kept)
+
+
+def _without_reference(settings: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in settings.items() if name != REFERENCE}
+
+
 def own_settings(run: Run, voice: Voice) -> dict[str, float]:
     """Return the settings of a voice without what is recommended for it."""
     config = kit_config.read_config(run.adapter / kit_config.CONFIG_FILE)
@@ -113,13 +139,14 @@ def own_settings(run: Run, voice: Voice) -> dict[str, float]:
 
 def arm_name(settings: Mapping[str, float]) -> str:
     """Return the name of the arm with these settings."""
-    return arms.parse("finetuned:" + ",".join(f"{name}={value:g}" for name, value in settings.items())).name
+    kind = "finetuned+clone:" if settings.get(REFERENCE) else "finetuned:"
+    return arms.parse(kind + ",".join(f"{name}={value:g}" for name, value in _without_reference(settings).items())).name
 
 
 def _describe(settings: Mapping[str, float], best: StepScores, default: StepScores, is_confirmed: bool) -> str:
     """Say what was measured of the chosen settings against the defaults."""
     sim, wer = (stats.paired_bootstrap_diff(getattr(best, name), getattr(default, name)) for name in ("sim", "wer"))
-    names = ", ".join(f"{name} {value:g}" for name, value in settings.items())
+    names = ", ".join("a reference clip" if name == REFERENCE else f"{name} {value:g}" for name, value in settings.items())
     return (f"{names}: {best}; the voice's own settings: {default}. Difference of SIM {_interval(sim, 1, 3)}, of WER "
             f"{_interval(wer, 100, 0)} points, on new takes of {plural(len(best.sim), 'sentence')}."
             + " They did not confirm the choice, and the voice keeps its own settings." * (not is_confirmed))

@@ -115,7 +115,8 @@ def references(arm: Arm, utterances: Sequence[Utterance]) -> tuple[Reference, ..
 
 @contextlib.contextmanager
 def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
-    """Give the voice with the settings of an arm, and undo them at the end of the block."""
+    """Give the voice with the settings of an arm, and undo them at the end of the block; only arms with a reference get one,
+    even if one is recommended."""
     settings, strength = dict(arm.settings), voice.strength
     changes = {field.name: settings[field.name] for field in fields(voice.sampling) if field.name in settings}
     try:
@@ -123,7 +124,7 @@ def apply_settings(arm: Arm, voice: Voice, run: Run) -> Iterator[Voice]:
             voice.load_weights(_checkpoint(run, int(settings["checkpoint"])))
         if "strength" in settings:
             voice.set_strength(settings["strength"])
-        yield replace(voice, sampling=replace(voice.sampling, **changes))
+        yield replace(voice, sampling=replace(voice.sampling, **changes), context=[])
     finally:
         if "strength" in settings:
             voice.set_strength(strength)

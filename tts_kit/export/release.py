@@ -19,7 +19,7 @@ from tts_kit.generation.sampling import Sampling
 from tts_kit.io import atomic_folder, check_replaceable, read_json, write_json, write_text
 from tts_kit.model import license, load, lora
 from tts_kit.run import Run
-from tts_kit.speech.voice import SPEECH_FILE, default_sampling, recommended_settings
+from tts_kit.speech.voice import REFERENCE_FILE, SPEECH_FILE, default_sampling, recommended_settings
 from tts_kit.tokens.prompt import prompt_options
 
 DATA_FILE = "data.json"  # how much data the adapter was trained on, and its source
@@ -77,10 +77,20 @@ def copy_adapter(adapter: Path, folder: Path, summary: card.RunSummary, revision
     """Copy the adapter's files; they name the base model as others find it, and no folder of this machine."""
     revision_field = {"revision": revision} if revision else {}
     shutil.copyfile(adapter / lora.WEIGHTS_FILE, folder / lora.WEIGHTS_FILE)
+    copy_reference(adapter, folder)
     write_json(folder / lora.METADATA_FILE, summary.metadata | {"base": summary.base} | revision_field)
     peft_config = read_json(adapter / lora.CONFIG_FILE, lora.RESTORE)
     write_json(folder / lora.CONFIG_FILE, peft_config | {"base_model_name_or_path": summary.base} | revision_field)
     write_text(folder / CONFIG_FILE, summary.config.replace(base=summary.base).to_json())
+
+
+def copy_reference(adapter: Path, folder: Path) -> dict[str, str]:
+    """Copy the reference clip that is recommended for an adapter, if there is one; returns its transcript."""
+    recommended = lora.read_metadata(adapter).get("recommended") or {}
+    if not recommended.get("reference"):
+        return {}
+    shutil.copyfile(adapter / REFERENCE_FILE, folder / REFERENCE_FILE)
+    return {"reference": recommended["reference"]}
 
 
 def write_merged(adapter: Path, folder: Path, base: str, revision: str = "", strength: float = 1.0, dtype: str = "auto",
@@ -112,8 +122,8 @@ def write_merged(adapter: Path, folder: Path, base: str, revision: str = "", str
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes files that only their owner may read
-    write_json(folder / SPEECH_FILE, {"speaker": metadata["speaker"], "strength": strength,
-                                      **prompt_options(config), **asdict(sampling)})
+    write_json(folder / SPEECH_FILE, {"speaker": metadata["speaker"], "strength": strength, **prompt_options(config),
+                                      **asdict(sampling), **copy_reference(adapter, folder)})
 
 
 def check_embeddings_saved(folder: Path) -> None:

@@ -85,7 +85,7 @@ def speak(text: str, voice: Voice, references: References = None, finetuned: boo
 
     Without a reference, the first sentence becomes the context of the others, so that the voice stays the same."""
     requests = split_requests(text, references, finetuned, seed)
-    return to_speech(voice, generate_turn(voice, requests, context_turns(voice, references), retries, chooser))
+    return to_speech(voice, generate_turn(voice, requests, context_turns(voice, references, finetuned), retries, chooser))
 
 
 def generate_turn(voice: Voice, requests: Sequence[Request], context: list[Turn], retries: int = 0,
@@ -106,7 +106,8 @@ def speak_requests(requests: Sequence[Request], voice: Voice, label: str = "spea
     the model gave them."""
     voice = replace(voice, normalize_loudness=False)
     requests = [replace(request, text=normalize(request.text)) for request in requests]
-    contexts = {references: context_turns(voice, references) for references in {request.references for request in requests}}
+    contexts = {key: context_turns(voice, *key)
+                for key in {(request.references, request.finetuned) for request in requests}}
     with tqdm(total=len(requests), desc=label, unit="clip", disable=len(requests) < 4) as bar:
         for finetuned in (False, True):
             # sentences of similar length share a batch, which takes as long as its longest
@@ -115,7 +116,7 @@ def speak_requests(requests: Sequence[Request], voice: Voice, label: str = "spea
             for start in range(0, len(order), BATCH_SIZE):
                 indices = order[start:start + BATCH_SIZE]
                 batch = [requests[index] for index in indices]
-                batch_contexts = [contexts[request.references] for request in batch]
+                batch_contexts = [contexts[request.references, request.finetuned] for request in batch]
                 generations = generate_batch(voice, batch, batch_contexts, 0, chooser)
                 yield from ((index, to_speech(voice, [generation])) for index, generation in zip(indices, generations))
                 bar.update(len(batch))
@@ -127,9 +128,9 @@ def split_requests(text: str, references: References = None, finetuned: bool = T
             for number, sentence in enumerate(split_sentences(normalize(text)))]
 
 
-def context_turns(voice: Voice, references: References) -> list[Turn]:
-    """Return the turns before the sentence: the references, or else the voice's own."""
-    return encode_references(voice, references) if references else voice.context
+def context_turns(voice: Voice, references: References, finetuned: bool = True) -> list[Turn]:
+    """Return the turns before the sentence: the references, or else the voice's own, which the base does not have."""
+    return encode_references(voice, references) if references else voice.context if finetuned else []
 
 
 def context_after_first(voice: Voice, requests: Sequence[Request], context: list[Turn], first: Generation) -> list[Turn]:
@@ -223,7 +224,8 @@ def stream_speech(text: str, voice: Voice, references: References = None, finetu
     """Yield what `speak` speaks, without retries, in chunks (samples,) float32; `close` it to stop early.
 
     A voice generates one thing at a time: exhaust or close the stream before asking the voice for something else."""
-    requests, context = split_requests(text, references, finetuned, seed), context_turns(voice, references)
+    requests = split_requests(text, references, finetuned, seed)
+    context = context_turns(voice, references, finetuned)
     rate = voice.base.spec.sample_rate
     leveler, generations = audio.Leveler(rate), []
     for number, request in enumerate(requests):

@@ -26,6 +26,8 @@ BASE = "base"
 """In place of the path of a voice: the model of the other voices, without an adapter."""
 CLIP = re.compile(r"(.+?\.(?:wav|flac|mp3|ogg|opus))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 SPEECH_FILE = "speech.json"  # stored with merged weights: the speaker, and how the voice is prompted and sampled
+REFERENCE_FILE = "reference.flac"  # stored with an adapter or merged weights: the clip that is recommended as a reference
+MAX_REFERENCE_SECONDS = 60
 RECOMMENDED = {"strength": 10.0, "guidance": kit_config.MAX_GUIDANCE, "temperature": 10.0}
 """Settings that an adapter's metadata may recommend, with their largest value; the smallest is 0."""
 
@@ -189,7 +191,7 @@ def encode_references(voice: Voice, references: References) -> list[Turn]:
             raise KitError(f"the reference {reference.path} is no file. Give a clip of the voice, 3 to 10 seconds long, and "
                            "its exact words.")
         rate = voice.base.spec.sample_rate
-        wave = audio.close_ending(audio.read(reference.path, rate), rate)
+        wave = audio.close_ending(audio.read(reference.path, rate, MAX_REFERENCE_SECONDS), rate)
         context.append(Turn(normalize(reference.text), voice.speaker, voice.base.codec.encode([wave])[0], in_loss=False))
     return context
 
@@ -208,7 +210,7 @@ def find_adapter(source: str | Path) -> Path | None:
     if not folder.exists() and isinstance(source, str) and hub.is_repo_id(source):
         with pretrained.explain_load_errors(source):
             # of a complete model only the small files
-            folder = Path(snapshot_download(source, allow_patterns=(lora.WEIGHTS_FILE, "*.json")))
+            folder = Path(snapshot_download(source, allow_patterns=(lora.WEIGHTS_FILE, REFERENCE_FILE, "*.json")))
             if (folder / lora.CONFIG_FILE).is_file() and not (folder / lora.WEIGHTS_FILE).is_file():
                 pretrained.check_no_pickles(source, HfApi().list_repo_files(source))
     if (folder / "adapter" / lora.CONFIG_FILE).is_file():  # of a run
@@ -223,11 +225,12 @@ def find_adapter(source: str | Path) -> Path | None:
 def _voice_of_adapter(base: load.Base, model: PeftModel, folder: Path, adapter: str = lora.DEFAULT_ADAPTER,
                       engine: InferenceEngine | None = None) -> Voice:
     """Return the voice of an adapter: sampled as the base recommends, as the training's config sets, and as was measured
-    to be best; prompted as trained."""
+    to be best; prompted as trained, and with a reference clip if that was measured to be best."""
     config, metadata = kit_config.read_config(folder / kit_config.CONFIG_FILE), lora.read_metadata(folder)
     voice = Voice(base, model, metadata["speaker"], default_sampling(base, config), adapter, engine, is_trained=True)
     voice.set_prompt_options(**prompt_options(config))
     voice.apply(recommended_settings(metadata))
+    voice.context = recommended_context(voice, folder / REFERENCE_FILE, metadata.get("recommended", {}))
     return voice
 
 
@@ -248,6 +251,15 @@ def recommended_settings(metadata: dict) -> dict[str, float]:
     return settings
 
 
+def recommended_context(voice: Voice, clip: Path | None, saved: Mapping) -> list[Turn]:
+    """Return the context of a voice with which it is recommended to use a reference clip: `saved` has its transcript."""
+    text = saved.get("reference", "")
+    if not isinstance(text, str) or (text and not clip):
+        raise KitError(f"the reference clip that is recommended for the voice is {clip}, its transcript {str(text)[:80]!r}; "
+                       f"wanted {REFERENCE_FILE} beside the weights, and a text. Export the voice again.")
+    return encode_references(voice, Reference(clip, text)) if text else []
+
+
 def _voice_of_base(base: load.Base, engine: InferenceEngine | None = None) -> Voice:
     """Return the voice of a complete model; merged weights have a file that says as whom they speak, and how."""
     saved = pretrained.optional_json(base.name, SPEECH_FILE, base.revision)
@@ -256,4 +268,7 @@ def _voice_of_base(base: load.Base, engine: InferenceEngine | None = None) -> Vo
     voice = Voice(base, base.model, str(saved.get("speaker", "0")), sampling, engine=engine, is_trained="speaker" in saved)
     voice.set_prompt_options(**prompt_options(kit_config.Config()) | {name: saved[name] for name in PROMPT_OPTIONS
                                                                       if name in saved})
+    if saved.get("reference"):
+        clip = pretrained.file(base.name, REFERENCE_FILE, base.revision)
+        voice.context = recommended_context(voice, clip, saved)
     return voice
