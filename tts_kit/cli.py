@@ -238,8 +238,8 @@ command(commands.speak, "text -> speech",
         option("--no-adapter", group="voice", action="store_true", help="use the base model alone"),
         option("--strength", group="voice", type=float, help="scale of the adapter; 0: the base model, 1: as trained "
                "(default: 1, or what compare --recommend has kept)"),
-        option("--reference", group="voice", metavar="FILE", help="clip to clone (default: none, or what compare --recommend "
-               "has kept)"),
+        option("--reference", group="voice", metavar="FILE", help="clip to clone (default: none, or what compare "
+               "--recommend has kept)"),
         option("--reference-text", group="voice", metavar="TEXT", help="transcript of that clip"),
         config=("text", "base model", "sampling"))
 

@@ -3,8 +3,9 @@
     python -m sample_data.build.lora_recipe --model runs/pretrain/tiny-csm --codes runs/pretrain/codes/corpus
 
 One setting after the other is tried, with the best of those before it. A value is kept if it is better in the mean over the
-voices and worse in none but one; better is a higher SIM - 0.67 WER, by which the kit selects checkpoints too. What exists in
-the folder is used again.
+voices and worse in none but one; better is a higher SIM - 0.67 WER, by which the kit selects checkpoints too, of the arm in
+which it is higher: with a reference clip or without, as `compare --recommend` decides. What exists in the folder is used
+again.
 """
 
 import argparse
@@ -34,11 +35,12 @@ from tts_kit.tokens.cache import EncodedClip
 from tts_kit.training import finetune, generation_eval
 from tts_kit.training.trainer import CsmTrainer
 
-GRID = {"steps": (30, 120, 240), "learning_rate": (2e-4, 4e-4, 1.6e-3), "lora_targets": ("backbone", "depth"),
-        "rank": (8, 32), "context_probability": (0.5, 1.0), "condition_dropout": (0.1, 0.2),
-        "rehearsal": (0.1, 0.3), "kl": (0.1, 0.5), "generation_eval_steps": (0,)}
+GRID = {"context_probability": (0.5, 1.0), "learning_rate": (2e-4, 4e-4), "steps": (30, 120),
+        "lora_targets": ("backbone", "depth"), "rank": (8, 32), "condition_dropout": (0.1, 0.2), "rehearsal": (0.1, 0.3),
+        "kl": (0.1, 0.5), "generation_eval_steps": (0,)}
 """Settings of the kit's config in the order in which they are tried, and the two regularizers."""
 REGULARIZERS = {"rehearsal": 0.0, "kl": 0.0}
+ARMS = ("finetuned", "finetuned+clone")
 DEVELOPMENT_SEED, DEVELOPMENT_SENTENCES, SEEDS = 70_001, 20, (1, 2)
 KL_SENTENCES = 24
 Clips = Callable[[], list[EncodedClip]]  # other speakers' clips, for rehearsal
@@ -94,14 +96,15 @@ def _measure(model: Path, out: Path, clips: Clips, settings: Mapping, voice_name
     adapter = finetune.finetune(config, trial, device.choose("cpu"), customize=customize)
     texts = _development_sentences()[:DEVELOPMENT_SENTENCES]
     plan_sentences = voice_runs.recordings(first, voice_name, texts)
-    plan = Plan(trial, trial.folder / "development", plan_sentences, SEEDS, [arms.parse("finetuned")],
+    plan = Plan(trial, trial.folder / "development", plan_sentences, SEEDS, [arms.parse(name) for name in ARMS],
                 manifest.read(trial.data))
     rows, _, _ = compare.scored_clips(plan, load_voice(device.choose("cpu"), adapter),
                                       {sentence.text: sentence.recording for sentence in plan_sentences},
                                       load_models=metrics.load_for_selection)
-    scores = generation_eval.step_scores([row for row in rows if row["arm"] == "finetuned"], "arm")["finetuned"]
-    write_json(result, {"settings": dict(settings), "scores": str(scores), "worth": round(scores.worth, 4)})
-    return round(scores.worth, 4)
+    scores = generation_eval.step_scores([row for row in rows if row["arm"] in ARMS], "arm")
+    worth = round(max(score.worth for score in scores.values()), 4)
+    write_json(result, {"settings": dict(settings), "scores": {name: str(scores[name]) for name in ARMS}, "worth": worth})
+    return worth
 
 
 @functools.cache
