@@ -180,6 +180,7 @@ def delay(one: np.ndarray, other: np.ndarray) -> int:
 def test_the_server_normalizes_loudness(tiny, stream_whole):
     """Mistake: the server's speech is not leveled, whole or streamed, or not by the voice's setting."""
     voice = tiny.worker.voices["tiny"]
+    wait_for(lambda: not voice.engine._lock.locked())  # what the test before this one cancelled ends at its next frame
     raw = audio.loudness(speak.speak(LONG, voice).samples, 16_000)
     voice.normalize_loudness = True
     try:
