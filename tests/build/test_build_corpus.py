@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sample_data.build import corpus, kokoro, sentences, voices
+from sample_data.build import corpus, kokoro, kokoro_graph, sentences, voices
 from tts_kit import audio, io, text
 from tts_kit.comparison.external_runner import kokoro_phonemes
 from tts_kit.errors import KitError
@@ -249,3 +249,27 @@ def test_kokoro_speaks():
     kokoro.engine.cache_clear()
     assert np.array_equal(clip, corpus.synthesize_kokoro(sentence, speaker))
     assert kokoro_phonemes("Nine hundred buttons.", "en-us") == "nˈaɪn hˈʌndɹɪd bˈʌtnz."
+
+
+def test_the_vocoder_gets_an_equal_sine():
+    """Mistake: the polynomial is wrong beyond the first period, or replaces a sine whose sign matters."""
+    if importlib.util.find_spec("onnx") is None:
+        pytest.skip('onnx not installed; pip install "tts-kit[build]" installs it')
+    import onnx.parser
+    import onnx.reference
+
+    def vocoder(last_operator):
+        return onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 20]>
+            vocoder (float[n] x) => (float[n] y) {{
+                two = Constant <value_float = 2.0> ()
+                s = Sin (x)
+                y = {last_operator} (s, two)
+            }}""")
+
+    x = np.linspace(-40, 40, 999, dtype=np.float32)
+    approximate = kokoro_graph._approximate_sines(vocoder("Pow"))
+    assert "Sin" not in {node.op_type for node in approximate.graph.node}
+    [squares] = onnx.reference.ReferenceEvaluator(approximate).run(None, {"x": x})
+    np.testing.assert_allclose(squares, np.sin(x) ** 2, atol=1e-3)
+    with pytest.raises(KitError, match="not squared"):
+        kokoro_graph._approximate_sines(vocoder("Mul"))
